@@ -1,0 +1,1 @@
+"""What is reported of machines that have ended: APEL records."""

@@ -1,0 +1,1 @@
+"""The commands `vac` and `check-vacd`."""

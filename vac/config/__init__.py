@@ -1,0 +1,1 @@
+"""Configuration: files and the table of options become frozen Settings and Machinetypes."""

@@ -1,0 +1,29 @@
+"""What can be wrong with a configuration, in words that name the place."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One thing that is wrong, or (as a warning) that somebody should look at."""
+
+    file: str
+    section: str
+    option: str
+    text: str
+    """What was found and what would be right."""
+
+    def __str__(self) -> str:
+        where = f"[{self.section}] {self.option}".strip() if self.section else self.option
+        return ": ".join(part for part in (self.file, where, self.text) if part)
+
+
+class ConfigurationError(Exception):
+    """The configuration can't be used."""
+
+    def __init__(self, problems: Sequence[Problem]) -> None:
+        super().__init__("; ".join(str(problem) for problem in problems))
+        self.problems = tuple(problems)

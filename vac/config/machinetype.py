@@ -1,0 +1,113 @@
+"""The options of [machinetype NAME]."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from vac.config.options import Kind, option
+
+VM_MODELS = ("cernvm3", "cernvm4", "vm-raw")
+MODELS = (*VM_MODELS, "docker", "singularity", "bubblewrap")
+CAPABILITIES = (
+    "CHOWN",
+    "DAC_OVERRIDE",
+    "FOWNER",
+    "FSETID",
+    "KILL",
+    "SETGID",
+    "SETUID",
+    "SETPCAP",
+    "SYS_CHROOT",
+)
+
+
+@dataclass(frozen=True)
+class Machinetype:
+    """[machinetype NAME], with every default worked out. Units as the names say."""
+
+    name: str
+    target_share: float = option(Kind.NUMBER, 0.0, "wanted share of the space; 0: none are created", least=0, pipe=True)
+    machine_model: str = option(
+        Kind.CHOICE, "cernvm3", "how a machine is made", choices=MODELS, old=("vm_model",), pipe=True, ending=True
+    )
+    root_image: str | None = option(
+        Kind.TEXT, None, "boot image or container image: path, URL, docker://…, /cvmfs/…", pipe=True
+    )
+    user_data: str | None = option(Kind.TEXT, None, "path or URL of the contextualization template", pipe=True)
+    backoff_seconds: int = option(Kind.INTEGER, 10, "pause after an abort", least=0, pipe=True)
+    fizzle_seconds: int = option(
+        Kind.INTEGER, 600, "a shorter life without a shutdown message is an abort", least=0, pipe=True, ending=True
+    )
+    max_wallclock_seconds: int = option(
+        Kind.INTEGER, 86400, "a machine is destroyed after it", least=1, pipe=True, ending=True
+    )
+    min_wallclock_seconds: int = option(
+        Kind.INTEGER,
+        0,
+        "least remaining time that is worth a machine",
+        least=0,
+        pipe=True,
+        default_doc="max_wallclock_seconds",
+    )
+    min_processors: int = option(Kind.INTEGER, 1, "fewest processors of a machine", least=1, pipe=True)
+    max_processors: int = option(Kind.INTEGER, 1, "most processors of a machine", least=1, pipe=True)
+    machines_dir_days: float = option(
+        Kind.NUMBER,
+        3.0,
+        "finished machines' directories are kept so long; 0: for ever",
+        least=0,
+        old=("machineoutputs_days",),
+    )
+    accounting_fqan: str | None = option(Kind.TEXT, None, "FQAN in accounting records", pipe=True, ending=True)
+    machinegroup: str = option(
+        Kind.NAME, "", "shares are compared by group first", default_doc="accounting_fqan, else NAME"
+    )
+    heartbeat_file: str | None = option(
+        Kind.NAME, None, "file that a machine must make in its joboutputs within fizzle_seconds", pipe=True, ending=True
+    )
+    heartbeat_seconds: int = option(
+        Kind.INTEGER, 0, "and renew this often; 0: need not", least=0, pipe=True, ending=True
+    )
+    idle_cpu_percent: float | None = option(
+        Kind.NUMBER, None, "a machine whose CPU use stays below this is destroyed", least=0, ending=True
+    )
+    idle_seconds: int = option(Kind.INTEGER, 3600, "after this time", least=1, ending=True)
+    cvmfs_repositories: tuple[str, ...] = option(
+        Kind.LIST, (), "CernVM-FS repositories that containers need; they get /cvmfs", pipe=True
+    )
+    tmp_binds: tuple[str, ...] = option(
+        Kind.PATHS, (), "fresh writable directories in a container", pipe=True
+    )
+    container_command: str = option(Kind.PATH, "/user_data", "program that a container runs", pipe=True)
+    container_user: str | None = option(
+        Kind.NAME, None, "user or uid inside Docker containers", default_doc="the image's"
+    )
+    container_capabilities: tuple[str, ...] = option(
+        Kind.CAPABILITIES, CAPABILITIES, "capabilities that a Docker container keeps; none: and no new privileges"
+    )
+    container_network: str = option(
+        Kind.CHOICE, "bridge", "network of Docker containers", choices=("bridge", "host", "none")
+    )
+    container_dns: tuple[str, ...] = option(Kind.ADDRESSES, (), "resolvers of Docker containers")
+    container_nested: bool = option(
+        Kind.BOOLEAN, False, "allow what unprivileged containers inside the container need"
+    )
+    token_dir: Path | None = option(Kind.PATH, None, "directory bound read-only at /etc/vac-tokens in containers")
+    image_signing_dn: str | None = option(
+        Kind.REGEX, None, "DN that must have signed the root image", old=("cernvm_signing_dn",), pipe=True
+    )
+    root_device: str = option(Kind.NAME, "vda", "VM's disk for its root", pipe=True)
+    scratch_device: str = option(Kind.NAME, "vdb", "VM's disk for scratch", pipe=True)
+    disk_gb_per_processor: int | None = option(
+        Kind.INTEGER, None, "may lower the value of [settings]", least=0, pipe=True, ending=True
+    )
+    user_data_proxy: bool = option(Kind.BOOLEAN, False, "make a limited X.509 proxy for each machine", pipe=True)
+    legacy_proxy: bool = option(Kind.BOOLEAN, False, "Globus legacy proxy instead of RFC 3820", pipe=True)
+    user_data_options: Mapping[str, str] = field(default_factory=dict)
+    """user_data_option_XXX by XXX, those of [settings] included."""
+    user_data_files: Mapping[str, str] = field(default_factory=dict)
+    """user_data_file_XXX by XXX: paths, those of [settings] included."""
+    pipe: str | None = None
+    """Prefix of the Vacuum Pipe that it comes from; its files are in that prefix's directory."""

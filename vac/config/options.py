@@ -1,0 +1,69 @@
+"""How an option is declared: once, as a field of Settings or Machinetype.
+
+A field's name is the option's name; its metadata holds the Option, from which come the parser, `vac config
+options`, the man page and the sample configuration.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+from dataclasses import dataclass
+from typing import Any
+
+
+class Kind(enum.Enum):
+    """The type of an option's value, as people write it."""
+
+    TEXT = "text"
+    NAME = "name"
+    PATH = "path"
+    REGEX = "regex"
+    INTEGER = "integer"
+    NUMBER = "number"
+    TIME = "Unix seconds"
+    BOOLEAN = "yes/no"
+    COUNT_OR_BOOLEAN = "number or yes/no"
+    LIST = "list"
+    HOSTS = "list of host names"
+    NETWORKS = "list of networks"
+    ADDRESSES = "list of IP addresses"
+    PATHS = "list of absolute paths"
+    HOST_PORT = "HOST:PORT"
+    HOST_PORTS = "list of HOST:PORT"
+    CHOICE = "one of"
+    CAPABILITIES = "list of capabilities, or none"
+
+
+@dataclass(frozen=True)
+class Option:
+    """One option of the reference."""
+
+    kind: Kind
+    doc: str
+    choices: tuple[str, ...] = ()
+    least: float | None = None
+    """Smallest allowed number, inclusive."""
+    most: float | None = None
+    old: tuple[str, ...] = ()
+    """Deprecated spellings, still accepted with a warning."""
+    required: bool = False
+    pipe: bool = False
+    """May a Vacuum Pipe set it? Never for what widens a machine's access to the host."""
+    secret: bool = False
+    """Left out of `vac config show`."""
+    default_doc: str = ""
+    """The default in words, where it is worked out when the configuration is read."""
+    ending: bool = False
+    """Kept with each machine, because its watching and accounting need it until it has ended."""
+
+
+def option(kind: Kind, default: Any, doc: str, **details: Any) -> Any:
+    """A dataclass field that is an option; details are Option's other fields."""
+    return dataclasses.field(default=default, metadata={"option": Option(kind, doc, **details)})
+
+
+def declared(section: type) -> dict[str, Option]:
+    """The options that Settings or Machinetype declares, by name, in order."""
+    fields = dataclasses.fields(section)
+    return {field.name: field.metadata["option"] for field in fields if "option" in field.metadata}

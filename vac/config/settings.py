@@ -1,0 +1,153 @@
+"""The options of [settings]."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from ipaddress import IPv4Network, IPv6Network
+from pathlib import Path
+from typing import Union
+
+from vac.config.options import Kind, option
+
+Network = Union[IPv4Network, IPv6Network]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """[settings], with every default worked out. Units as the names say; GB are 1000³ bytes, MB are MiB."""
+
+    vac_space: str = option(
+        Kind.NAME, "", "name of the space, like a host name; also the virtual CE's name", required=True
+    )
+    description: str = option(Kind.TEXT, "", "short description for monitoring")
+    factories: tuple[str, ...] = option(
+        Kind.HOSTS,
+        (),
+        "all factories of the space; '.' is this host, a bare name gets this host's domain",
+        default_doc="this factory",
+    )
+    factory_name: str = option(
+        Kind.NAME,
+        "",
+        "name of this factory, fully qualified; lets several share one host",
+        default_doc="the kernel's host name",
+    )
+    state_dir: Path = option(Kind.PATH, Path("/var/lib/vac"), "directory of everything that Vac writes")
+    udp_timeout_seconds: float = option(
+        Kind.NUMBER, 10.0, "longest that asking all factories may take", least=0.1, most=3600
+    )
+    vacquery_port: int = option(Kind.INTEGER, 995, "UDP port of VacQuery", least=1, most=65535)
+    vacquery_allow: tuple[Network, ...] = option(
+        Kind.NETWORKS,
+        (),
+        "networks that may query besides the factories and this host",
+        default_doc="directly connected networks",
+    )
+    vacquery_key_file: Path | None = option(
+        Kind.PATH, None, "file with the secret of the space: messages are signed, unsigned ones refused"
+    )
+    mb_per_processor: int = option(
+        Kind.INTEGER, 2048, "memory of a machine per processor, MiB", least=1, old=("mb_per_cpu",)
+    )
+    hs06_per_processor: float | None = option(
+        Kind.NUMBER, None, "HS06 of one processor", least=0.001, old=("hs06_per_cpu",)
+    )
+    hepscore23_per_processor: float | None = option(
+        Kind.NUMBER, None, "HEPscore23 of one processor; then used for accounting", least=0.001
+    )
+    processors_per_superslot: int = option(
+        Kind.INTEGER,
+        1,
+        "processors of a superslot; 1 makes single-processor machines only",
+        least=1,
+        old=("cpu_per_machine", "vcpu_per_machine"),
+    )
+    total_processors: int = option(
+        Kind.INTEGER,
+        0,
+        "how many processors Vac may allocate",
+        least=1,
+        old=("cpu_total",),
+        default_doc="all logical processors",
+    )
+    overload_per_processor: float = option(
+        Kind.NUMBER,
+        1.25,
+        "nothing is created while the load is above this × processors",
+        least=0,
+        old=("overload_per_cpu",),
+    )
+    disk_gb_per_processor: int | None = option(
+        Kind.INTEGER,
+        None,
+        "disk of a machine per processor, GB; 0 as if unset",
+        least=0,
+        old=("disk_gb_per_cpu", "scratch_gb"),
+    )
+    memory_limit_factor: float = option(
+        Kind.NUMBER, 2.0, "hard memory limit of containers as a multiple of their memory; 0 is no limit", least=0
+    )
+    pids_per_processor: int = option(Kind.INTEGER, 4096, "limit of tasks of a container per processor", least=16)
+    volume_group: str | None = option(
+        Kind.NAME,
+        None,
+        "LVM volume group for machines' disks",
+        default_doc="vac_volume_group if there is one",
+    )
+    shutdown_time: int | None = option(Kind.TIME, None, "no machine may run past it", least=0)
+    grace_secs: int = option(
+        Kind.INTEGER, 0, "a machine's end is never moved closer than this, seconds", least=0
+    )
+    draining: bool = option(Kind.BOOLEAN, False, "create nothing, let the rest finish")
+    machines_per_cycle: int = option(
+        Kind.INTEGER, 0, "machines created per cycle; 0: doubling, at 15 s steps", least=0
+    )
+    share_policy: str = option(
+        Kind.CHOICE, "deficit", "how the next machinetype is chosen", choices=("deficit", "classic")
+    )
+    health_command: str | None = option(
+        Kind.TEXT, None, "program that is run every five minutes; unless it succeeds nothing is created"
+    )
+    singularity_user: str | None = option(
+        Kind.NAME, None, "unprivileged account that Singularity and bubblewrap machines run as"
+    )
+    singularity_path: Path | None = option(
+        Kind.PATH, None, "the program to run", default_doc="apptainer or singularity, as found"
+    )
+    docker_host: str = option(Kind.TEXT, "unix:///run/docker.sock", "URL of the Docker or Podman API socket")
+    libvirt_uri: str = option(Kind.TEXT, "qemu:///system", "URI of the hypervisor")
+    vm_domain_type: str = option(
+        Kind.CHOICE, "auto", "how VMs are run; auto: kvm if it's there", choices=("auto", "kvm", "qemu")
+    )
+    fix_networking: bool = option(Kind.BOOLEAN, True, "may Vac repair the VMs' NAT network")
+    forward_dev: str | None = option(Kind.NAME, None, "outgoing interface of the VMs' NAT network")
+    root_public_key: Path = option(Kind.PATH, Path("/root/.ssh/id_rsa.pub"), "ssh key offered to VMs")
+    gocdb_sitename: str | None = option(Kind.NAME, None, "site's name in GOCDB, for accounting")
+    gocdb_cert_file: Path | None = option(Kind.PATH, None, "certificate for publishing capacity to GOCDB")
+    gocdb_key_file: Path | None = option(Kind.PATH, None, "its key")
+    gocdb_url: str = option(Kind.TEXT, "https://goc.egi.eu", "base of the GOCDB API")
+    version_logger: int = option(Kind.COUNT_OR_BOOLEAN, 0, "factory messages a day to version_logger_hostport")
+    version_logger_hostport: str | None = option(Kind.HOST_PORT, None, "where these go")
+    vacmon_hostport: tuple[str, ...] = option(Kind.HOST_PORTS, (), "VacMon services that get status messages")
+    metrics_listen: str | None = option(
+        Kind.HOST_PORT, None, "address of Prometheus metrics and of the status page"
+    )
+    machinefeatures_options: Mapping[str, str] = field(default_factory=dict)
+    """machinefeatures_option_XXX by XXX: extra keys of $MACHINEFEATURES."""
+    user_data_options: Mapping[str, str] = field(default_factory=dict)
+    """user_data_option_XXX by XXX."""
+    user_data_files: Mapping[str, str] = field(default_factory=dict)
+    """user_data_file_XXX by XXX: paths."""
+    host_processors: int = 1
+    """Logical processors of this host (or VAC_ASSUME_PROCESSORS): the number of slots."""
+
+    @property
+    def hs06(self) -> float:
+        """HS06 of one processor for shares and VacQuery: HEPscore23 stands in for it, then 1.0."""
+        return self.hs06_per_processor or self.hepscore23_per_processor or 1.0
+
+    @property
+    def site(self) -> str:
+        """The site's name: gocdb_sitename, else the domain of the space's name."""
+        return self.gocdb_sitename or self.vac_space.partition(".")[2] or self.vac_space

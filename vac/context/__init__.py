@@ -1,0 +1,1 @@
+"""What a machine is given to contextualize itself: user_data and what goes into it."""

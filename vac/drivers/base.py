@@ -1,0 +1,106 @@
+"""The contract between the factory and whatever makes machines.
+
+A driver creates, lists, measures and destroys machines of one engine; it knows nothing of shares or of
+slots' history. One driver object is used from three threads at once (observing, acting, listening for
+events): a driver whose connection isn't safe for that keeps one per thread.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+from vac.config.machinetype import Machinetype
+from vac.config.settings import Settings
+
+
+class EngineUnavailable(Exception):
+    """The engine can't be asked just now. Nothing may be concluded about its machines."""
+
+
+class CreationFailed(Exception):
+    """The engine refused or failed to make this machine; the text is the reason that people are shown."""
+
+
+class EngineState(enum.Enum):
+    """What an engine says of a machine that it knows. A machine that it doesn't list has ended."""
+
+    RUNNING = "running"
+    PAUSED = "paused"
+    ENDED = "ended"
+    """It doesn't run any more, but the engine still holds remains of it, so that its usage can be read."""
+
+
+@dataclass(frozen=True)
+class Usage:
+    """What a machine has used since its start. None: the engine doesn't tell."""
+
+    cpu_seconds: float | None = None
+    memory_bytes: int | None = None
+    peak_memory_bytes: int | None = None
+    network_received_bytes: int | None = None
+    network_sent_bytes: int | None = None
+
+
+@dataclass(frozen=True)
+class Observed:
+    """One machine of this factory, as its engine lists it."""
+
+    name: str
+    """The machine's host name, such as factory1-00.example.com."""
+    uuid: str
+    state: EngineState
+    usage: Usage = field(default_factory=Usage)
+
+
+@dataclass(frozen=True)
+class MachineSpec:
+    """Everything that a driver needs to make a machine. Its directory is complete on disk."""
+
+    name: str
+    """Host name of the machine; unique on this host among machines that have not been destroyed."""
+    uuid: str
+    machinetype: Machinetype
+    settings: Settings
+    processors: int
+    memory_bytes: int
+    """mb_per_processor × processors, in bytes."""
+    directory: Path
+    """The machine's directory, which holds user_data, machinefeatures/, jobfeatures/, joboutputs/, mnt/."""
+    files: Path
+    """The machinetype's files/ directory, to which a relative root_image refers."""
+
+
+class Driver(Protocol):
+    """What every engine offers. All calls may block, and may take for ever when the engine hangs.
+
+    Each raises EngineUnavailable when the engine can't be reached.
+    """
+
+    def list(self) -> Sequence[Observed]:
+        """All machines of this factory, in one call; strangers' are not in it. Usage may be left out."""
+
+    def usage(self) -> Mapping[str, Usage]:
+        """Usage by uuid of all machines that list() names, in one pass."""
+
+    def create(self, spec: MachineSpec) -> None:
+        """Make and start the machine. Returns when it runs; raises CreationFailed with a reason.
+
+        A failed creation leaves nothing behind, or something that list() shows.
+        """
+
+    def destroy(self, name: str, uuid: str) -> None:
+        """End the machine with this name and uuid if it runs, and release everything that the engine holds of it.
+
+        Returns when that is done; no error if there is no such machine. A machine of the same name with
+        another uuid is left alone.
+        """
+
+    def events(self) -> Iterator[str]:
+        """Block until something has changed, then yield the machine's name, or "" if it isn't known; and so on."""
+
+    def close(self) -> None:
+        """Let go of connections and wake events(). Machines go on running."""
