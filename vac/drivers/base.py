@@ -92,8 +92,15 @@ class Driver(Protocol):
         A failed creation leaves nothing behind, or something that list() shows.
         """
 
+    def stop(self, name: str, uuid: str) -> None:
+        """End the machine, by force, but keep what tells its final usage until destroy().
+
+        Returns when nothing of it runs any more; then list() shows it as ENDED, or not at all where the engine
+        keeps no remains. No error if there is no such machine.
+        """
+
     def destroy(self, name: str, uuid: str) -> None:
-        """End the machine with this name and uuid if it runs, and release everything that the engine holds of it.
+        """Release everything that the engine holds of the machine; if it still runs, it is ended first.
 
         Returns when that is done; no error if there is no such machine. A machine of the same name with
         another uuid is left alone.
