@@ -1,0 +1,60 @@
+# `make help` lists the targets. Each installs the Debian packages it lacks (as root) and makes .venv,
+# which is made anew when setup.py has changed.
+
+PYTHON ?= python3
+BIN := .venv/bin
+TYPED := $(wildcard vac tests bench examples tools/each_python.py setup.py)
+
+export PYTHON
+export PIP_DISABLE_PIP_VERSION_CHECK = 1
+
+.PHONY: help demo test test-all lint format bench venv clean packages-run packages-test
+.DEFAULT_GOAL := help
+
+help:  ## list the targets
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile
+
+demo: .venv/run-stamp  ## a factory with three machinetypes on this host
+	$(BIN)/python examples/demo/demo.py
+
+test: lint  ## lint, unit tests on every Python found, tests with real engines
+	$(BIN)/python tools/each_python.py
+	$(BIN)/python -m pytest
+
+test-all: lint  ## the same with the tests that take minutes
+	$(BIN)/python tools/each_python.py
+	$(BIN)/python -m pytest -m ""
+
+lint: .venv/dev-stamp  ## style, types, and who may import whom
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy $(TYPED)
+	$(BIN)/lint-imports
+
+format: .venv/dev-stamp  ## what ruff can put right by itself
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+bench: .venv/run-stamp  ## time and memory of the factory
+	$(BIN)/python -m bench
+
+venv: .venv/dev-stamp  ## only make .venv
+
+clean:  ## remove what the other targets made
+	rm -rf .venv build dist *.egg-info .hypothesis .*_cache
+	find . -name __pycache__ -prune -exec rm -rf {} +
+
+packages-run:
+	@tools/bootstrap run
+
+packages-test:
+	@tools/bootstrap test
+
+.venv/run-stamp: setup.py | packages-run
+	$(PYTHON) -m venv --clear .venv
+	$(BIN)/pip install -qq -e .
+	@touch $@
+
+.venv/dev-stamp: .venv/run-stamp | packages-test
+	$(BIN)/pip install -qq -e '.[dev]'
+	@touch $@

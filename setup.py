@@ -1,0 +1,54 @@
+"""Distribution metadata: what gets installed, its commands and what it depends on."""
+
+import re
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+HERE = Path(__file__).resolve().parent
+VERSION = re.findall(r'^__version__ = "(.+)"$', (HERE / "vac" / "__init__.py").read_text(), re.MULTILINE)[0]
+
+DOCKER = ["docker>=6,<8"]
+LIBVIRT = ["libvirt-python>=7"]
+TEST = ["hypothesis>=6.100,<7", "pytest>=8.2,<9", "pytest-timeout>=2.3,<3"]  # pytest 9 is not for 3.9
+LINT = [
+    "import-linter>=2.1,<3",
+    "mypy>=1.15,<2",  # 2 can't check for Python 3.9
+    "ruff>=0.17,<0.18",  # each minor version may format differently
+    "types-docker>=7,<8",
+    "types-setuptools>=69",
+]
+
+setup(
+    name="vac-factory",
+    version=VERSION,
+    description="Machine factory daemon: fills a node with virtual machines and containers",
+    long_description=(HERE / "README.md").read_text(),
+    long_description_content_type="text/markdown",
+    author="The Vac developers",
+    license="BSD-2-Clause",
+    classifiers=[
+        "Environment :: No Input/Output (Daemon)",
+        "Intended Audience :: System Administrators",
+        "Operating System :: POSIX :: Linux",
+        *(f"Programming Language :: Python :: 3.{minor}" for minor in range(9, 14)),
+        "Topic :: System :: Distributed Computing",
+    ],
+    packages=find_packages(include=["vac", "vac.*"]),
+    package_data={"vac": ["py.typed"]},
+    python_requires=">=3.9",
+    install_requires=["python-daemon>=2.3,<4", "setproctitle>=1.2,<2"],
+    extras_require={
+        "docker": DOCKER,
+        "libvirt": LIBVIRT,
+        "test": TEST,
+        "dev": [*TEST, *LINT, *DOCKER],
+    },
+    entry_points={
+        "console_scripts": [
+            "vac = vac.cli.main:main",
+            "vacd = vac.daemon:main",
+            "check-vacd = vac.cli.check_vacd:main",
+        ],
+    },
+)

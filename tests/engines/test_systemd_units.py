@@ -1,0 +1,30 @@
+"""The systemd units, read by systemd itself."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import require_tool
+
+SYSTEMD = Path(__file__).resolve().parents[2] / "systemd"
+NEEDED_TARGETS = ("sysinit", "basic", "shutdown", "network-online", "multi-user")
+
+
+@pytest.mark.engine
+def test_systemd_finds_no_fault_with_our_units(tmp_path: Path) -> None:
+    analyze = require_tool("systemd-analyze")
+    units = tmp_path / "etc" / "systemd" / "system"
+    shutil.copytree(SYSTEMD, units)
+    for name in NEEDED_TARGETS:
+        (units / f"{name}.target").write_text("[Unit]\nDescription=A stand-in\n")
+    for path in ("usr/bin/vacd", "usr/bin/sleep", "bin/sh", "bin/kill"):
+        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / path).touch(mode=0o755)
+    names = sorted(path.name for path in SYSTEMD.iterdir())
+    command = [analyze, "verify", "--man=no", f"--root={tmp_path}", *names]
+    done = subprocess.run(command, text=True, capture_output=True, check=False)
+    assert (done.stdout + done.stderr, done.returncode) == ("", 0)

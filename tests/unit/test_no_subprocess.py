@@ -1,0 +1,33 @@
+"""The guard that keeps unit tests from starting processes."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import subprocess
+from typing import Callable
+
+import pytest
+
+WAYS: dict[str, Callable[[], object]] = {
+    "subprocess.run": lambda: subprocess.run(["true"], check=True),
+    "subprocess.Popen": lambda: subprocess.Popen("true"),
+    "os.system": lambda: os.system("true"),  # noqa: S605
+    "os.posix_spawn": lambda: os.posix_spawn("/bin/true", ["true"], {}),
+    "os.spawnv": lambda: os.spawnv(os.P_WAIT, "/bin/true", ["true"]),
+    "os.fork": os.fork,
+    "os.forkpty": os.forkpty,
+    "os.execv": lambda: os.execv("/bin/true", ["true"]),
+    "multiprocessing": lambda: multiprocessing.get_context("fork").Process(target=print).start(),
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_a_unit_test_that_starts_a_process_fails(way: str) -> None:
+    with pytest.raises(pytest.fail.Exception, match="allow_subprocess"):
+        WAYS[way]()
+
+
+@pytest.mark.allow_subprocess
+def test_a_marked_unit_test_may_start_processes() -> None:
+    assert subprocess.run(["true"], check=False).returncode == 0

@@ -1,0 +1,111 @@
+"""What gets installed, the launchers, the systemd units, and limits that no linter keeps."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import re
+import runpy
+import shutil
+import stat
+import subprocess
+import sys
+import types
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import vac
+
+CHECKOUT = Path(__file__).resolve().parents[2]
+COMMANDS = {"vac": "vac.cli.main", "vacd": "vac.daemon", "check-vacd": "vac.cli.check_vacd"}
+UNITS = sorted((CHECKOUT / "systemd").glob("*.service"))
+
+
+@pytest.fixture
+def setup_arguments(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """What setup.py hands to setuptools, which need not be installed for this."""
+    arguments: dict[str, Any] = {}
+    setuptools: Any = types.ModuleType("setuptools")
+    setuptools.setup = arguments.update
+    setuptools.find_packages = lambda include: include
+    monkeypatch.setitem(sys.modules, "setuptools", setuptools)
+    runpy.run_path(str(CHECKOUT / "setup.py"))
+    return arguments
+
+
+def test_the_distribution_has_the_version_of_the_package(setup_arguments: dict[str, Any]) -> None:
+    assert (setup_arguments["name"], setup_arguments["version"]) == ("vac-factory", vac.__version__)
+
+
+def test_the_version_is_written_in_one_place_and_has_a_change_note() -> None:
+    sources = [CHECKOUT / "setup.py", CHECKOUT / "pyproject.toml", *CHECKOUT.glob("vac/**/*.py")]
+    holders = [path for path in sources if vac.__version__ in path.read_text()]
+    assert holders == [CHECKOUT / "vac" / "__init__.py"]
+    assert re.search(rf"^## {re.escape(vac.__version__)} ", (CHECKOUT / "CHANGELOG.md").read_text(), re.M)
+
+
+def test_every_directory_with_modules_is_a_package_that_gets_installed() -> None:
+    directories = {path.parent for path in CHECKOUT.glob("vac/**/*.py")}
+    assert [path for path in directories if not (path / "__init__.py").exists()] == []
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_command_leads_to_a_callable_main(command: str, setup_arguments: dict[str, Any]) -> None:
+    scripts = dict(line.split(" = ") for line in setup_arguments["entry_points"]["console_scripts"])
+    assert scripts[command] == f"{COMMANDS[command]}:main"
+    if not CHECKOUT.joinpath(*COMMANDS[command].split(".")).with_suffix(".py").exists():
+        pytest.skip(f"{COMMANDS[command]} is not written yet")
+    assert callable(importlib.import_module(COMMANDS[command]).main)
+
+
+@pytest.mark.allow_subprocess
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_launcher_finds_its_checkout_from_anywhere_and_through_links(command: str, tmp_path: Path) -> None:
+    checkout = tmp_path / "a check out"
+    installed = checkout / ".venv" / "bin" / command
+    installed.parent.mkdir(parents=True)
+    installed.write_text('#!/bin/sh\necho "$(basename "$0") in $PWD: $#, $3"\nexit 7\n')
+    installed.chmod(0o755)
+    shutil.copytree(CHECKOUT / "bin", checkout / "bin")
+    (tmp_path / "link").symlink_to("again")
+    (tmp_path / "again").symlink_to(checkout / "bin" / command)
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    for launcher in (checkout / "bin" / command, tmp_path / "link", Path("../link")):
+        done = subprocess.run(
+            [launcher, "--json", "machine", "two words"],
+            cwd=elsewhere,
+            text=True,
+            capture_output=True,
+            check=False,
+        )
+        expected = (f"{command} in {elsewhere}: 3, two words\n", "", 7)
+        assert (done.stdout, done.stderr, done.returncode) == expected
+
+
+def test_launchers_are_three_lines_and_executable() -> None:
+    for path in (CHECKOUT / "bin").iterdir():
+        assert len(path.read_text().splitlines()) == 3, path
+        assert path.stat().st_mode & stat.S_IXOTH, path
+    assert {path.name for path in (CHECKOUT / "bin").iterdir()} == set(COMMANDS)
+
+
+@pytest.mark.parametrize("unit", UNITS, ids=lambda path: path.name)
+def test_units_name_commands_that_exist(unit: Path) -> None:
+    lines = re.findall(r"^Exec\w+=(\S+)", unit.read_text(), re.MULTILINE)
+    assert lines
+    base_system = {"/bin/sh", "/bin/kill", "/usr/bin/sleep"}
+    assert set(lines) <= {f"/usr/bin/{command}" for command in COMMANDS} | base_system
+
+
+def test_units_name_units_that_exist() -> None:
+    names = {path.name for path in (CHECKOUT / "systemd").iterdir()}
+    for unit in UNITS:
+        assert set(re.findall(r"\bvac[\w.-]*\.(?:service|slice)\b", unit.read_text())) <= names, unit
+
+
+def test_no_module_is_longer_than_400_lines() -> None:
+    lengths = {path: len(path.read_text().splitlines()) for path in CHECKOUT.glob("vac/**/*.py")}
+    assert {os.fspath(path): length for path, length in lengths.items() if length > 400} == {}

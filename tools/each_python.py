@@ -1,0 +1,89 @@
+"""Runs the unit tests on every other supported Python of this host; those that aren't there are left out.
+
+Looks in pyenv's versions and on PATH. Each interpreter gets an environment below .venv with only what unit
+tests need, so `make` renews it together with .venv when setup.py changes. Prints one line per interpreter,
+all of a failing one's output, and exits with 1 if any failed.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from importlib import metadata
+from pathlib import Path
+
+CHECKOUT = Path(__file__).resolve().parent.parent
+SUPPORTED = ("3.9", "3.10", "3.11", "3.12", "3.13")
+PYTEST = ["-m", "pytest", "-q", "-p", "no:cacheprovider", "--hypothesis-profile=brief", "tests/unit"]
+
+
+def candidates(version: str) -> Iterator[Path]:
+    """Where an interpreter of this version may be; a pyenv shim among them may turn out not to work."""
+    pyenv_root = Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv"))
+    yield from sorted(pyenv_root.glob(f"versions/{version}.*/bin/python{version}"), reverse=True)
+    on_path = shutil.which(f"python{version}")
+    if on_path:
+        yield Path(on_path)
+
+
+def works(python: Path) -> bool:
+    """Whether the interpreter starts and can make environments."""
+    check = subprocess.run([python, "-c", "import ensurepip, venv"], capture_output=True, check=False)
+    return check.returncode == 0
+
+
+def requirements() -> list[str]:
+    """What the installed distribution requires for running and for unit tests, as setup.py has it."""
+    lines = metadata.requires("vac-factory") or []
+    return [line.split(";")[0] for line in lines if "extra ==" not in line or 'extra == "test"' in line]
+
+
+def environment(version: str, python: Path) -> Path:
+    """The version's own environment's interpreter; made and filled if it isn't there yet."""
+    home = CHECKOUT / ".venv" / "pythons" / version
+    stamp = home / "complete"
+    if not stamp.exists():
+        run([python, "-m", "venv", "--clear", home])
+        run([home / "bin" / "python", "-m", "pip", "install", "-qq", *requirements()])
+        stamp.touch()
+    return home / "bin" / "python"
+
+
+def run(arguments: list[str | Path]) -> str:
+    """Standard output and error of a command; CalledProcessError carries them if it fails."""
+    done = subprocess.run(
+        arguments, cwd=CHECKOUT, check=True, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    )
+    return done.stdout
+
+
+def unit_tests(version: str, python: Path) -> bool:
+    """Runs them and reports; true if they passed."""
+    try:
+        output = run([environment(version, python), *PYTEST])
+    except subprocess.CalledProcessError as error:
+        print(f"unit tests on Python {version} ({python}) FAILED:\n{error.output}", flush=True)
+        return False
+    print(f"unit tests on Python {version}: {output.strip().splitlines()[-1]}", flush=True)
+    return True
+
+
+def main() -> int:
+    """One interpreter per processor at a time."""
+    running = "{}.{}".format(*sys.version_info[:2])
+    found = {}
+    for version in SUPPORTED:
+        python = next(filter(works, candidates(version)), None)
+        if python and version != running:
+            found[version] = python
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        passed = list(pool.map(unit_tests, found, found.values()))
+    return 0 if all(passed) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
