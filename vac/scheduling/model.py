@@ -8,6 +8,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+MOST_YOUNG = 16
+"""For how many machines before fizzle one factory counts at most in TypeTotals."""
+
 
 @dataclass(frozen=True)
 class Occupied:
@@ -16,7 +19,8 @@ class Occupied:
     machinetype: str
     processors: int
     created_time: float
-    started: bool
+    started_time: float | None
+    """None: it is still starting."""
     shutdown_time: float
     """When it must end."""
 
@@ -56,22 +60,30 @@ class TypeTotals:
     running_hs06: float = 0.0
     running_machines: int = 0
     before_fizzle: int = 0
-    newest_abort_time: float | None = None
-    second_abort_time: float | None = None
-    """Second-newest of the factories' abort times, that is of another factory than the newest."""
+    """Machines that are starting or younger than fizzle_seconds; no factory counts for more than MOST_YOUNG."""
+    outlived_factories: int = 0
+    """How many factories run machines of it that have outlived fizzle_seconds."""
+    aborts: tuple[tuple[float, str], ...] = ()
+    """Abort times with their factories, newest first."""
     aborted_factories: frozenset[str] = frozenset()
-    """Factories whose own last outcome is an abort."""
+    """Factories whose own last outcome is an abort: those of `aborts`."""
 
 
 @dataclass(frozen=True)
 class SpaceView:
     """The space as it is known at one moment."""
 
+    factory: str
+    """This factory's name."""
     factories: tuple[str, ...]
     """Names of all configured factories, this one included."""
     capacity_hs06: float
     """Sum of the factories' max_hs06."""
     types: Mapping[str, TypeTotals] = field(default_factory=dict)
+    own: Mapping[str, TypeReport] = field(default_factory=dict)
+    """What this factory contributed to `types`: a decision puts the present in its place."""
+    failing: frozenset[str] = frozenset()
+    """Factories on which everything fails while most others do well: what they report of aborts is their own."""
     silent: tuple[str, ...] = ()
     """Factories that have not answered, whose last answers (if any are young enough) stand in."""
 
@@ -95,6 +107,7 @@ class Create:
     machinetype: str
     processors: int
     shutdown_time: float
+    """When it must end; whole seconds, so that superslots' ends stay equal when written down."""
     reason: str
 
 
@@ -105,11 +118,15 @@ class Decision:
     creates: tuple[Create, ...] = ()
     guard: str | None = None
     """In words, why nothing at all can be created now; None if something could."""
+    guard_name: str | None = None
+    """The guard in one word that doesn't change with its numbers: for logging on change, and for metrics."""
     passed_over: Mapping[str, str] = field(default_factory=dict)
     """In words, by machinetype, why none (or no more) of this type was created."""
     held_here: Mapping[str, float] = field(default_factory=dict)
     """Types held back because of this factory's own aborts, and until when."""
     held_in_space: Mapping[str, float] = field(default_factory=dict)
     """Types held back because of aborts in the space, and until when this factory may not probe."""
+    notes: tuple[str, ...] = ()
+    """What else is worth a line in the log, such as processors that no superslot waits for any longer."""
     next_time: float | None = None
     """When time alone may change the decision (a pause or hold-back is over); None: only an event can."""

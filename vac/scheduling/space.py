@@ -1,0 +1,110 @@
+"""From what each factory says of itself to what is known of the space.
+
+Reports come in validated field by field (types, not NaN, not negative). What may still be wrong in one of them,
+such as times in the future or absurd numbers, is kept from doing harm beyond that factory here.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+
+from vac.scheduling.model import MOST_YOUNG, SpaceView, TypeReport, TypeTotals
+
+Reports = Mapping[str, TypeReport]
+"""What one factory says, by machinetype."""
+
+CLOCK_SKEW_SECONDS = 60
+"""An abort time that is further in the future is not believed."""
+MOST_CAPACITY = 100
+"""A factory that claims more than this times the median capacity is taken for one of median capacity."""
+FAILING_PART = 4
+"""Factories on which everything fails are left out of the aborts if they are at most one in so many."""
+
+
+def view(
+    factory: str,
+    factories: Sequence[str],
+    reports: Mapping[str, Reports],
+    capacities: Mapping[str, float],
+    now: float,
+    silent: Iterable[str] = (),
+) -> SpaceView:
+    """Add up the space: done once per poll, so that decisions cost the same in a space of any size.
+
+    Reports are by factory, this one's own included; capacities are max_hs06 by factory, as far as known: what a
+    factory without one runs stands in. Factories that aren't configured are left out.
+    """
+    names = tuple(dict.fromkeys((*factories, factory)))
+    believed = {
+        name: _believed(reports[name], capacities.get(name), now) for name in names if name in reports
+    }
+    failing = _failing(believed)
+    types = {machinetype for said in believed.values() for machinetype in said}
+    return SpaceView(
+        factory=factory,
+        factories=names,
+        capacity_hs06=_capacity(names, believed, capacities),
+        types={machinetype: _totals(machinetype, believed) for machinetype in sorted(types)},
+        own=believed.get(factory, {}),
+        failing=failing,
+        silent=tuple(silent),
+    )
+
+
+def _believed(said: Reports, capacity: float | None, now: float) -> dict[str, TypeReport]:
+    """One factory's reports, with no abort in the future, and not running more than it can."""
+    running = sum(report.running_hs06 for report in said.values())
+    scale = capacity / running if capacity is not None and running > capacity else 1.0
+    return {
+        machinetype: TypeReport(
+            running_machines=report.running_machines,
+            running_processors=report.running_processors,
+            running_hs06=report.running_hs06 * scale,
+            before_fizzle=report.before_fizzle,
+            abort_time=_past(report.abort_time, now),
+        )
+        for machinetype, report in said.items()
+    }
+
+
+def _past(time: float | None, now: float) -> float | None:
+    return None if time is None or time > now + CLOCK_SKEW_SECONDS else min(time, now)
+
+
+def _failing(believed: Mapping[str, Reports]) -> frozenset[str]:
+    """Factories with aborts that run nothing which has outlived fizzle_seconds, if they are few."""
+    failing = frozenset(
+        name
+        for name, said in believed.items()
+        if any(report.abort_time is not None for report in said.values())
+        and not any(report.running_machines > report.before_fizzle for report in said.values())
+    )
+    return failing if len(failing) * FAILING_PART <= len(believed) else frozenset()
+
+
+def _totals(machinetype: str, believed: Mapping[str, Reports]) -> TypeTotals:
+    said = [(name, reports[machinetype]) for name, reports in believed.items() if machinetype in reports]
+    aborts = [(report.abort_time, name) for name, report in said if report.abort_time is not None]
+    return TypeTotals(
+        running_processors=sum(report.running_processors for _, report in said),
+        running_hs06=sum(report.running_hs06 for _, report in said),
+        running_machines=sum(report.running_machines for _, report in said),
+        before_fizzle=sum(min(report.before_fizzle, MOST_YOUNG) for _, report in said),
+        outlived_factories=sum(report.running_machines > report.before_fizzle for _, report in said),
+        aborts=tuple(sorted(aborts, reverse=True)),
+        aborted_factories=frozenset(name for _, name in aborts),
+    )
+
+
+def _capacity(
+    names: Sequence[str], believed: Mapping[str, Reports], capacities: Mapping[str, float]
+) -> float:
+    known = {name: capacities[name] for name in names if name in capacities}
+    median = statistics.median(known.values()) if known else 0.0
+    most = MOST_CAPACITY * median if median else float("inf")
+    total = sum(median if capacity > most else capacity for capacity in known.values())
+    for name, said in believed.items():
+        if name not in known:
+            total += sum(report.running_hs06 for report in said.values())
+    return total
