@@ -1,7 +1,7 @@
 """The layout of state_dir: the one module that knows where a file is and what it is called.
 
-Paths and names are the classic Vac's, which site scripts, Nagios and machines that run during an upgrade depend
-on. Only the standard library is imported, so that check-vacd starts fast.
+Paths and names are the classic Vac's, which site scripts, Nagios and machines that run during an upgrade
+depend on. Only the standard library is imported, so that check-vacd starts fast.
 """
 
 from __future__ import annotations
@@ -9,12 +9,15 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import logging
 import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 from vac.machines import files
+
+log = logging.getLogger(__name__)
 
 RESERVE_BYTES = 4 * 1024 * 1024
 _PUBLIC_DIRECTORIES = (
@@ -29,8 +32,8 @@ _PUBLIC_DIRECTORIES = (
     "space-census",
     "tmp",
 )
-_SERVICE_ADDRESSES_FROM = 253
-"""169.254.169.253 and .254 are the factory's own; slots from this number on have 169.254.170.0 onwards."""
+_FIRST_SERVICE_ADDRESS = 253
+"""169.254.169.253 and .254 are the factory's own."""
 
 
 class StateDirBusy(Exception):
@@ -73,9 +76,9 @@ def slot_number(factory_name: str, name: str) -> int | None:
 
 def slot_address(number: int) -> str:
     """The address of a slot's VM: 169.254.169.N up to 252, then 169.254.170.0 onwards."""
-    if number < _SERVICE_ADDRESSES_FROM:
+    if number < _FIRST_SERVICE_ADDRESS:
         return f"169.254.169.{number}"
-    third, fourth = divmod(number - _SERVICE_ADDRESSES_FROM, 256)
+    third, fourth = divmod(number - _FIRST_SERVICE_ADDRESS, 256)
     return f"169.254.{170 + third}.{fourth}"
 
 
@@ -140,7 +143,10 @@ class StateDir:
             files.make_directory(self.root / name, exist_ok=True)
         files.make_directory(self.requests, mode=0o700, exist_ok=True)
         for leftover in sorted(self.tmp.iterdir()):
-            files.remove_tree(leftover)
+            try:
+                files.remove_tree(leftover)
+            except OSError as error:
+                log.warning("%s can't be removed: %s", leftover, error)
         self.keep_reserve()
 
     def keep_reserve(self) -> bool:
@@ -169,11 +175,14 @@ class StateDir:
 
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:
-        """Hold the lock that makes this the only factory process of the state_dir; factory.pid has its number.
+        """Hold the lock that makes this the only factory process of the state_dir; factory.pid has its
+        number.
 
         Raises StateDirBusy if another process holds it.
         """
-        descriptor = os.open(self.pid("factory"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
+        descriptor = os.open(
+            self.pid("factory"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644
+        )
         try:
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -182,8 +191,9 @@ class StateDir:
                     raise
                 holder = os.read(descriptor, 32).decode("ascii", "replace").strip() or "unknown"
                 raise StateDirBusy(
-                    f"{self.root}: the factory process {holder} works on it; stop that one, or use another state_dir"
+                    f"{self.root}: factory process {holder} works on it; stop that, or use another state_dir"
                 ) from error
+            os.fchmod(descriptor, 0o644)
             os.ftruncate(descriptor, 0)
             os.pwrite(descriptor, b"%d\n" % os.getpid(), 0)
             yield
