@@ -1,0 +1,84 @@
+"""The end of a machine on disk: final heartbeat, record, `finished`, finishes/TYPE, in this order.
+
+Each step can be the last one before a crash: repeating them all gives the same files with the same content.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from vac.accounting import records
+from vac.drivers.base import Usage
+from vac.machines import files
+from vac.machines.layout import StateDir
+from vac.machines.machine import Machine, end_time, write_final_heartbeat
+from vac.machines.messages import keep_shutdown_message
+from vac.machines.slots import note_finish
+
+
+class FinishFailed(Exception):
+    """The end can't be written now (the reason is the text); try again: nothing is lost, nothing doubled."""
+
+
+@dataclass(frozen=True)
+class Finished:
+    """What was written."""
+
+    ended_time: float
+    message: str | None
+    """Shutdown message of the machine, or of the factory that destroyed it."""
+    record: Path | None
+    """Its accounting record in apel-archive; None if it never started or lived less than fizzle_seconds."""
+    outgoing: Path | None
+    """The same in apel-outgoing, if the site reports to APEL."""
+
+
+def finish(state: StateDir, machine: Machine, usage: Usage | None, now: float, *, live: bool) -> Finished:
+    """Write the machine's end.
+
+    usage is the engine's last word, if it has one. live: this process has itself seen the machine alive
+    within its last observations, so that it has ended now; else the time of the stored heartbeat is its end.
+    On a full disk the reserve is given up. Raises FinishFailed.
+    """
+    if machine.started_time is not None and not machine.options.vac_space:
+        raise FinishFailed(
+            f"{machine.name}: its accounting needs vac_space, and there is no configuration yet"
+        )
+    try:
+        try:
+            return _finish(state, machine, usage or Usage(), now, live)
+        except OSError as error:
+            if error.errno not in files.NO_SPACE or not state.release_reserve():
+                raise
+        return _finish(state, machine, usage or Usage(), now, live)
+    except OSError as error:
+        raise FinishFailed(f"{machine.name}: its end can't be written: {error}") from error
+
+
+def _finish(state: StateDir, machine: Machine, usage: Usage, now: float, live: bool) -> Finished:
+    record, outgoing, message = None, None, None
+    if machine.started_time is not None:
+        write_final_heartbeat(
+            state,
+            machine,
+            now,
+            live=live,
+            cpu_seconds=usage.cpu_seconds,
+            peak_memory_bytes=usage.peak_memory_bytes,
+        )
+        message = keep_shutdown_message(state, machine, now)
+        if end_time(machine) - machine.started_time >= machine.options.fizzle_seconds:
+            record = records.archive(state, records.job_record(machine))
+            outgoing = _send(state, machine, record)
+    files.write_atomic(machine.directory / "finished", b"", tmp=state.tmp)
+    machine.finished = True
+    note_finish(state, machine)
+    return Finished(end_time(machine), message, record, outgoing)
+
+
+def _send(state: StateDir, machine: Machine, record: Path) -> Path | None:
+    options = machine.options
+    if not options.gocdb_sitename or not (options.hs06_per_processor or options.hepscore23_per_processor):
+        return None
+    return records.send(state, record.parent.name, record.name, record.read_text(encoding="ascii"))

@@ -1,0 +1,171 @@
+"""APEL job records: their text, their names, and how they get into apel-archive and apel-outgoing.
+
+Format: APEL individual job message v0.3. Names: the queue library of the standard sender, ssmsend, takes
+files of exactly 14 lower-case hex digits in directories of 8, and nothing else may be there.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import re
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from vac.machines import files
+from vac.machines.features import decimal
+from vac.machines.layout import StateDir
+from vac.machines.machine import Machine, end_time
+
+log = logging.getLogger(__name__)
+
+JOB_HEADER = "APEL-individual-job-message: v0.3"
+_END = "%%"
+_LONGEST_QUEUE = 100
+_KIB = 1024
+_ATTEMPTS = 5
+FILE_NAME = re.compile(r"[0-9a-f]{14}")
+DAY_NAME = re.compile(r"[0-9]{8}")
+
+
+@dataclass(frozen=True)
+class JobRecord:
+    """One machine's work. Durations in seconds, times in Unix seconds, memory in KiB."""
+
+    site: str
+    submit_host: str
+    local_job_id: str
+    local_user_id: str
+    queue: str
+    global_user_name: str
+    fqan: str | None
+    wall_duration: int
+    cpu_duration: int
+    processors: int
+    start_time: int
+    end_time: int
+    memory_real: int
+    memory_virtual: int
+    service_level_type: str
+    service_level: str
+
+
+def job_record(machine: Machine) -> JobRecord:
+    """The record of a machine that started and has ended, from what is stored with it alone."""
+    assert machine.started_time is not None
+    options = machine.options
+    start, end = int(machine.started_time), int(end_time(machine))
+    allocated_kib = options.mb_per_processor * machine.processors * _KIB
+    peak_bytes = machine.peak_memory_bytes
+    real_kib = allocated_kib if peak_bytes is None else peak_bytes // _KIB
+    hepscore, hs06 = options.hepscore23_per_processor, options.hs06_per_processor
+    return JobRecord(
+        site=options.site,
+        submit_host=f"{options.vac_space}/vac-{options.factory_name}",
+        local_job_id=machine.uuid or machine.directory.name,
+        local_user_id=options.factory_name,
+        queue=machine.machinetype[:_LONGEST_QUEUE],
+        global_user_name="".join(f"/DC={part}" for part in reversed(options.vac_space.split("."))),
+        fqan=machine.fqan,
+        wall_duration=end - start,
+        cpu_duration=int(machine.cpu_seconds),
+        processors=machine.processors,
+        start_time=start,
+        end_time=end,
+        memory_real=real_kib,
+        memory_virtual=max(allocated_kib, real_kib),
+        service_level_type="HEPscore23" if hepscore else "HEPSPEC",
+        service_level=decimal(hepscore or hs06 or 1.0),
+    )
+
+
+def job_text(record: JobRecord) -> str:
+    """The record as APEL wants it: ASCII, one `key: value` a line, ended by %%."""
+    lines = [
+        JOB_HEADER,
+        f"Site: {record.site}",
+        f"SubmitHost: {record.submit_host}",
+        f"LocalJobId: {record.local_job_id}",
+        f"LocalUserId: {record.local_user_id}",
+        f"Queue: {record.queue}",
+        f"GlobalUserName: {record.global_user_name}",
+        *([f"FQAN: {record.fqan}"] if record.fqan else []),
+        f"WallDuration: {record.wall_duration}",
+        f"CpuDuration: {record.cpu_duration}",
+        f"Processors: {record.processors}",
+        "NodeCount: 1",
+        "InfrastructureDescription: APEL-VAC",
+        "InfrastructureType: grid",
+        f"StartTime: {record.start_time}",
+        f"EndTime: {record.end_time}",
+        f"MemoryReal: {record.memory_real}",
+        f"MemoryVirtual: {record.memory_virtual}",
+        f"ServiceLevelType: {record.service_level_type}",
+        f"ServiceLevel: {record.service_level}",
+        _END,
+    ]
+    return message_text(lines)
+
+
+def message_text(lines: list[str]) -> str:
+    """Lines as one message; what isn't printable ASCII becomes `?`, as one such byte would block the
+    queue."""
+    clean = ("".join(letter if " " <= letter <= "~" else "?" for letter in line) for line in lines)
+    return "".join(f"{line}\n" for line in clean)
+
+
+def message_fields(text: str) -> dict[str, str]:
+    """The `key: value` lines of a message; what else there is, is left out."""
+    pairs = (line.partition(":") for line in text.splitlines())
+    return {key.strip(): value.strip() for key, colon, value in pairs if colon}
+
+
+def with_site(text: str, site: str) -> str:
+    """The same message with another Site."""
+    lines = [f"Site: {site}" if line.startswith("Site:") else line for line in text.splitlines()]
+    return message_text(lines)
+
+
+def day_name(moment: float) -> str:
+    """YYYYMMDD of a time in Unix seconds, in UTC."""
+    return time.strftime("%Y%m%d", time.gmtime(moment))
+
+
+def file_name(moment: float, identity: str) -> str:
+    """HHMMSS of a time in Unix seconds, in UTC, and 8 hex digits that stand for what the message is about."""
+    return time.strftime("%H%M%S", time.gmtime(moment)) + hashlib.sha256(identity.encode()).hexdigest()[:8]
+
+
+def archive(state: StateDir, record: JobRecord) -> Path:
+    """Put the record into the archive, durably. One that is already there stays as it is."""
+    path = state.apel_archive / day_name(record.end_time) / file_name(record.end_time, record.local_job_id)
+    if not path.exists():
+        _put(state, path, job_text(record), owner=None)
+    return path
+
+
+def send(state: StateDir, day: str, name: str, text: str) -> Path:
+    """Put a message into apel-outgoing, owned by whoever owns that directory: the sender must be able to
+    remove it."""
+    found = state.apel_outgoing.stat()
+    path = state.apel_outgoing / day / name
+    _put(state, path, text, owner=(found.st_uid, found.st_gid))
+    return path
+
+
+def _put(state: StateDir, path: Path, text: str, owner: files.Owner | None) -> None:
+    """Write outside the queue and rename in; a day's directory that the sender removes meanwhile is made
+    again."""
+    attempts_left = _ATTEMPTS
+    while True:
+        files.make_directory(path.parent, owner=owner, exist_ok=True)
+        files.sync_directory(path.parent.parent)
+        try:
+            files.write_atomic(path, text.encode("ascii"), tmp=state.tmp, owner=owner)
+            return
+        except FileNotFoundError:
+            attempts_left -= 1
+            if not attempts_left:
+                raise
+            log.info("%s has vanished and is made again", path.parent)

@@ -1,0 +1,125 @@
+"""APEL sync records, by which the receiver checks that it has everything, and job records sent once more.
+
+Both count by EndTime in UTC, as the receiver does, over the whole archive: a classic factory's archive has
+records in directories of the day on which they were written.
+"""
+
+from __future__ import annotations
+
+import calendar
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from vac.accounting import records
+from vac.machines.layout import StateDir
+
+SYNC_HEADER = "APEL-sync-message: v0.1"
+_DAY_SECONDS = 86400
+
+
+class Archived(NamedTuple):
+    """A job record found in the archive."""
+
+    path: Path
+    text: str
+    site: str
+    submit_host: str
+    local_job_id: str
+    end_time: int
+
+
+def month_bounds(month: str) -> tuple[int, int]:
+    """The first second of a month YYYYMM and of the one after, in UTC. Raises ValueError."""
+    if len(month) != 6 or not (month.isascii() and month.isdigit()):
+        raise ValueError(f"{month!r} is no month; YYYYMM is wanted, such as 202611")
+    year, number = int(month[:4]), int(month[4:])
+    if not 1 <= number <= 12 or year < 1970:
+        raise ValueError(f"{month!r} is no month; YYYYMM is wanted, such as 202611")
+    following = (year + 1, 1) if number == 12 else (year, number + 1)
+    return calendar.timegm((year, number, 1, 0, 0, 0)), calendar.timegm((*following, 1, 0, 0, 0))
+
+
+def default_month(now: float) -> str:
+    """The month of 24 hours ago, YYYYMM in UTC."""
+    return time.strftime("%Y%m", time.gmtime(now - _DAY_SECONDS))
+
+
+def archived(state: StateDir, month: str) -> Iterator[Archived]:
+    """The archive's job records whose EndTime is in the month (YYYYMM)."""
+    first, following = month_bounds(month)
+    earliest_day = records.day_name(first - _DAY_SECONDS)
+    for directory in sorted(state.apel_archive.iterdir()):
+        if not records.DAY_NAME.fullmatch(directory.name) or directory.name < earliest_day:
+            continue
+        for path in sorted(directory.iterdir()):
+            found = _read(path)
+            if found is not None and first <= found.end_time < following:
+                yield found
+
+
+def _read(path: Path) -> Archived | None:
+    text = path.read_text(encoding="ascii", errors="replace")
+    fields = records.message_fields(text)
+    try:
+        return Archived(
+            path, text, fields["Site"], fields["SubmitHost"], fields["LocalJobId"], int(fields["EndTime"])
+        )
+    except (KeyError, ValueError):
+        return None
+
+
+def sync(state: StateDir, months: Sequence[str], now: float) -> list[str]:
+    """Write sync records of these months (YYYYMM; none: that of 24 hours ago) to apel-outgoing.
+
+    Returns what was done, one line a record or empty month. Raises ValueError for what is no month, OSError.
+    """
+    done = []
+    for month in months or [default_month(now)]:
+        jobs: dict[tuple[str, str], set[tuple[str, int]]] = {}
+        for found in archived(state, month):
+            jobs.setdefault((found.site, found.submit_host), set()).add((found.local_job_id, found.end_time))
+        if not jobs:
+            done.append(f"{month}: no records in {state.apel_archive}, so there is nothing to send")
+        for (site, submit_host), distinct in sorted(jobs.items()):
+            name = records.file_name(now, f"sync {month} {site} {submit_host}")
+            path = records.send(
+                state, records.day_name(now), name, sync_text(month, site, submit_host, len(distinct))
+            )
+            done.append(f"{month}: {len(distinct)} jobs of {site} {submit_host} in {path}")
+    return done
+
+
+def sync_text(month: str, site: str, submit_host: str, number_of_jobs: int) -> str:
+    """A sync message."""
+    return records.message_text(
+        [
+            SYNC_HEADER,
+            f"Site: {site}",
+            f"SubmitHost: {submit_host}",
+            f"NumberOfJobs: {number_of_jobs}",
+            f"Month: {int(month[4:])}",
+            f"Year: {int(month[:4])}",
+            "%%",
+        ]
+    )
+
+
+def republish(state: StateDir, months: Sequence[str], site: str | None = None) -> list[Path]:
+    """Copy the archive's records of these months (YYYYMM) to apel-outgoing, as those of another site if
+    given.
+
+    Raises ValueError for what is no month, OSError.
+    """
+    sent = []
+    for month in months:
+        for found in archived(state, month):
+            name = found.path.name
+            if not records.FILE_NAME.fullmatch(name):
+                name = records.file_name(found.end_time, found.local_job_id)
+            text = (
+                records.with_site(found.text, site) if site else records.message_text(found.text.splitlines())
+            )
+            sent.append(records.send(state, records.day_name(found.end_time), name, text))
+    return sent

@@ -1,0 +1,90 @@
+"""`check-vacd`: a Nagios check that needs no configuration and no rights, and starts fast.
+
+It imports the standard library and the layout of state_dir, nothing else.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from vac.machines.layout import StateDir
+
+OK, WARNING, CRITICAL = 0, 1, 2
+DEFAULT_SECONDS = 600
+DEFAULT_STATE_DIR = Path("/var/lib/vac")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Print one line; returns the exit status that Nagios wants: 0 ok, 1 warning, 2 critical."""
+    parser = argparse.ArgumentParser(
+        prog="check-vacd",
+        description="Nagios check: are vacd's factory and responder at work, without errors?",
+    )
+    parser.add_argument(
+        "seconds",
+        nargs="?",
+        type=float,
+        default=DEFAULT_SECONDS,
+        metavar="SECONDS",
+        help=f"how old a heartbeat may be (default {DEFAULT_SECONDS})",
+    )
+    parser.add_argument(
+        "--state-dir", type=Path, default=DEFAULT_STATE_DIR, help=f"default {DEFAULT_STATE_DIR}"
+    )
+    arguments = parser.parse_args(argv)
+    status, line = check(StateDir(arguments.state_dir), arguments.seconds, time.time())
+    print(line)
+    return status
+
+
+def check(state: StateDir, seconds: float, now: float) -> tuple[int, str]:
+    """Exit status and line. Heartbeats may be `seconds` old at the time now (Unix seconds)."""
+    status, text = CRITICAL, _problem(state, seconds, now)
+    if text is None:
+        status, text = WARNING, _warning(state)
+    if text is None:
+        status, text = OK, "Factory + responder ok"
+    return status, text.replace("|", "/") + _counts(state)
+
+
+def _problem(state: StateDir, seconds: float, now: float) -> str | None:
+    for role in ("factory", "responder"):
+        try:
+            age = now - state.heartbeat(role).stat().st_mtime
+        except OSError:
+            return f"No vacd {role} heartbeat file"
+        if age > seconds:
+            return f"No vacd {role} heartbeat in {age / 3600:.2f} hours"
+    return _first_line(state.factory_error)
+
+
+def _warning(state: StateDir) -> str | None:
+    """The first of status.json's warnings, such as a machinetype that fails on this factory alone."""
+    try:
+        status = json.loads(state.status.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    warnings = status.get("warnings") if isinstance(status, dict) else None
+    return str(warnings[0]) if isinstance(warnings, list) and warnings else None
+
+
+def _counts(state: StateDir) -> str:
+    """Machines and processors in words and as performance data; nothing if there are no counts."""
+    words = (_first_line(state.counts) or "").split()
+    if len(words) != 5:
+        return ""
+    running, slots, processors, total, hs06 = words
+    performance = f"machines={running};;;0;{slots} processors={processors};;;0;{total} hs06={hs06};;;0"
+    return f" ({running}/{slots} {processors}/{total}) | {performance}"
+
+
+def _first_line(path: Path) -> str | None:
+    try:
+        with path.open(encoding="utf-8", errors="replace") as opened:
+            return opened.readline(4096).strip() or None
+    except OSError:
+        return None

@@ -1,0 +1,138 @@
+"""Making a machine's directory: complete in tmp/, then renamed into machines/, then named by its slot."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from vac.config.machinetype import VM_MODELS, Machinetype
+from vac.config.settings import Settings
+from vac.machines import ending, features, files
+from vac.machines.layout import DirectoryName, StateDir
+from vac.machines.machine import Machine
+from vac.machines.slots import write_slot
+
+
+@dataclass(frozen=True)
+class Access:
+    """Who may use a machine's user_data, joboutputs and mnt."""
+
+    uid: int = 0
+    gid: int = 0
+    """The container's user: root for VMs and most Docker images, singularity_user (or nobody) for process
+    containers."""
+    any_user: bool = False
+    """Which user it will be is known inside the image alone: these three are for everybody then, and the
+    machine's directory is closed to this host's users instead."""
+    reader_gid: int | None = None
+    """Group that may enter a closed directory all the same: that of user `vac`, as which the responder
+    runs."""
+
+    @property
+    def owner(self) -> files.Owner | None:
+        """What files are chowned to; None where that changes nothing."""
+        return None if (self.uid, self.gid) == (os.geteuid(), os.getegid()) else (self.uid, self.gid)
+
+
+ROOT = Access()
+
+
+def create(
+    state: StateDir,
+    machinetype: Machinetype,
+    settings: Settings,
+    *,
+    name: str,
+    uuid: str,
+    processors: int,
+    shutdown_time: int,
+    now: float,
+    user_data: bytes,
+    access: Access = ROOT,
+    ip: str | None = None,
+    root_public_key: bytes | None = None,
+) -> Machine:
+    """Make the directory and slot file of a machine that an engine is to create next.
+
+    name is the slot's host name, ip a VM's address; times in Unix seconds. Raises OSError, having left
+    nothing.
+    """
+    directory = DirectoryName(int(now), machinetype.name, name)
+    while state.machine(directory).exists():
+        directory = directory._replace(created_time=directory.created_time + 1)
+    machine = Machine(
+        directory=state.machine(directory),
+        created_time=directory.created_time,
+        machinetype=machinetype.name,
+        name=name,
+        uuid=uuid,
+        processors=processors,
+        options=ending.ending_options(machinetype, settings),
+        shutdown_time=shutdown_time,
+        fqan=machinetype.accounting_fqan,
+    )
+    building = files.temporary_path(state.tmp)
+    try:
+        _fill(building, machine, settings, user_data, access)
+        for extra, content in (("ip", ip and ip.encode("ascii")), ("root_public_key", root_public_key)):
+            if content:
+                files.write_new(building / extra, content)
+        _open_to_readers(building, access)
+        files.sync_directory(building)
+        files.rename(building, machine.directory, sync=True)
+        write_slot(state, machine)
+    except OSError:
+        files.remove_tree(building)
+        files.remove_tree(machine.directory)
+        raise
+    return machine
+
+
+def _fill(building: Path, machine: Machine, settings: Settings, user_data: bytes, access: Access) -> None:
+    """Everything in a machine's directory; nobody but root can enter it yet."""
+    files.make_directory(building, mode=0o700)
+    writable = 0o1777 if access.any_user else 0o755
+    for own in ("joboutputs", "mnt"):
+        files.make_directory(building / own, mode=writable, owner=access.owner)
+    _write_features(
+        building / "machinefeatures",
+        features.machinefeatures(settings, machine.processors, machine.shutdown_time),
+    )
+    _write_features(
+        building / "jobfeatures",
+        features.jobfeatures(
+            settings,
+            machine.processors,
+            uuid=machine.uuid,
+            start_time=machine.created_time,
+            shutdown_time=machine.shutdown_time,
+        ),
+    )
+    runs_it = 0o555 if access.any_user else 0o500
+    files.write_new(
+        building / "user_data",
+        user_data,
+        mode=0o600 if machine.model in VM_MODELS else runs_it,
+        owner=access.owner,
+    )
+    files.write_new(building / "machinetype.json", ending.to_json(machine.options), sync=True)
+    if machine.fqan:
+        files.write_new(building / "accounting_fqan", machine.fqan.encode(), sync=True)
+
+
+def _write_features(directory: Path, keys: dict[str, str]) -> None:
+    files.make_directory(directory)
+    for key, value in keys.items():
+        files.write_new(directory / key, value.encode(), sync=key == "job_id")
+    files.sync_directory(directory)
+
+
+def _open_to_readers(building: Path, access: Access) -> None:
+    """Let in everybody, or where joboutputs is writable for everybody, its readers only."""
+    if not access.any_user:
+        building.chmod(0o755)
+        return
+    if access.reader_gid is not None:
+        os.chown(building, -1, access.reader_gid)
+    building.chmod(0o750 if access.reader_gid is not None else 0o700)

@@ -1,0 +1,284 @@
+"""Every change to the disk that a machine's life makes, and reading of what machines write.
+
+Files appear whole: written under another name in tmp/, renamed. Each function that changes something calls
+`checkpoint` before each of its steps and once after the last: it does nothing, but a test that puts its own
+function there can end the process at any of them. What machines write is read without following links,
+without blocking, and only up to a limit.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import itertools
+import os
+import secrets
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Callable
+
+NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
+_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+_MOST_PASSES = 100_000
+_numbers = itertools.count()
+
+Owner = tuple[int, int]
+"""uid and gid."""
+
+
+def _nothing(step: str, path: Path) -> None:
+    """Production does nothing at a checkpoint."""
+
+
+checkpoint: Callable[[str, Path], None] = _nothing
+
+
+class Unreadable(Exception):
+    """What a machine has put there is no regular file of reasonable size."""
+
+
+def sync_directory(path: Path) -> None:
+    """Make the names in a directory durable."""
+    descriptor = os.open(path, _DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_new(
+    path: Path,
+    content: bytes,
+    *,
+    mode: int = 0o644,
+    owner: Owner | None = None,
+    sync: bool = False,
+    mtime: float | None = None,
+) -> None:
+    """Make a file that isn't there yet. Nobody but its owner can open it before it is complete."""
+    checkpoint("write", path)
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    try:
+        rest = memoryview(content)
+        while rest:
+            rest = rest[os.write(descriptor, rest) :]
+        if owner is not None:
+            os.fchown(descriptor, *owner)
+        os.fchmod(descriptor, mode)
+        if mtime is not None:
+            os.utime(descriptor, (mtime, mtime))
+        if sync:
+            os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+    checkpoint("written", path)
+
+
+def write_atomic(
+    target: Path,
+    content: bytes,
+    *,
+    tmp: Path,
+    mode: int = 0o644,
+    owner: Owner | None = None,
+    sync: bool = True,
+    mtime: float | None = None,
+) -> None:
+    """Write target as a whole, through a temporary file in tmp, which is on the same file system.
+
+    With sync, file and name are durable when it returns. Raises OSError, having changed nothing.
+    """
+    temporary = temporary_path(tmp)
+    try:
+        write_new(temporary, content, mode=mode, owner=owner, sync=sync, mtime=mtime)
+        rename(temporary, target, sync=sync)
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def temporary_path(tmp: Path) -> Path:
+    """A name in tmp that nobody else uses."""
+    return tmp / f"{os.getpid()}-{next(_numbers)}-{secrets.token_hex(4)}"
+
+
+def make_directory(
+    path: Path, *, mode: int = 0o755, owner: Owner | None = None, exist_ok: bool = False
+) -> None:
+    """Make a directory; what is already there keeps its mode and owner."""
+    checkpoint("mkdir", path)
+    try:
+        path.mkdir(mode)
+    except FileExistsError:
+        if exist_ok and path.is_dir():
+            return
+        raise
+    if owner is not None:
+        os.chown(path, *owner)
+    path.chmod(mode)
+    checkpoint("made", path)
+
+
+def rename(source: Path, target: Path, *, sync: bool = False) -> None:
+    """Give source the name target, in place of what had it."""
+    checkpoint("rename", target)
+    source.rename(target)
+    if sync:
+        sync_directory(target.parent)
+    checkpoint("renamed", target)
+
+
+def remove(path: Path) -> None:
+    """Remove a file; no error if it isn't there."""
+    checkpoint("remove", path)
+    path.unlink(missing_ok=True)
+    checkpoint("removed", path)
+
+
+def set_mtime(path: Path, mtime: float) -> None:
+    """Set a file's time of modification, making an empty world-readable file if there is none."""
+    checkpoint("set mtime", path)
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o644)
+    try:
+        os.fchmod(descriptor, 0o644)
+        os.utime(descriptor, (mtime, mtime))
+    finally:
+        os.close(descriptor)
+    checkpoint("mtime set", path)
+
+
+def discard(path: Path, *, tmp: Path) -> None:
+    """Remove a directory so that it vanishes at once from where it is."""
+    grave = temporary_path(tmp)
+    rename(path, grave)
+    remove_tree(grave)
+
+
+def remove_tree(path: Path) -> None:
+    """Remove a file or a directory with all that a machine has put into it.
+
+    Links are removed, never followed; a mounted file system below path is left alone (OSError, EBUSY). No
+    depth of nesting exhausts descriptors or the stack: directories found inside are moved up to the top
+    before they are emptied. Raises OSError if something can't be removed.
+    """
+    checkpoint("remove tree", path)
+    try:
+        top = os.open(path, _DIRECTORY)
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        if error.errno not in (errno.ENOTDIR, errno.ELOOP):
+            raise
+        path.unlink(missing_ok=True)
+        return
+    try:
+        flattened: set[str] = set()
+        for _ in range(_MOST_PASSES):
+            if not _flatten(top, flattened):
+                break
+    finally:
+        os.close(top)
+    path.rmdir()
+    checkpoint("tree removed", path)
+
+
+def _flatten(top: int, flattened: set[str]) -> bool:
+    """Remove the files at the top and one level below, move deeper directories up. False: it was empty."""
+    names = os.listdir(top)
+    for name in names:
+        if _unlinked(name, top):
+            continue
+        own = name if name in flattened else _moved_up(name, top, top, flattened)
+        inside = os.open(own, _DIRECTORY, dir_fd=top)
+        try:
+            for child in os.listdir(inside):  # noqa: PTH208
+                if not _unlinked(child, inside):
+                    _moved_up(child, inside, top, flattened)
+        finally:
+            os.close(inside)
+        with contextlib.suppress(FileNotFoundError):
+            os.rmdir(own, dir_fd=top)
+            flattened.discard(own)
+    return bool(names)
+
+
+def _unlinked(name: str, directory: int) -> bool:
+    """Remove whatever has this name unless it is a directory."""
+    try:
+        os.unlink(name, dir_fd=directory)
+    except IsADirectoryError:
+        return False
+    except FileNotFoundError:
+        pass
+    return True
+
+
+def _moved_up(name: str, directory: int, top: int, flattened: set[str]) -> str:
+    """Move a directory to the top, which the kernel refuses (EBUSY) for one that something is mounted on."""
+    if os.geteuid() != 0:
+        _open_up(name, directory)
+    fresh = f".{secrets.token_hex(8)}"
+    os.rename(name, fresh, src_dir_fd=directory, dst_dir_fd=top)
+    flattened.add(fresh)
+    return fresh
+
+
+def _open_up(name: str, directory: int) -> None:
+    """Allow ourselves, not being root, to change a directory of our own, whatever its mode."""
+    handle = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=directory)
+    try:
+        Path(f"/proc/self/fd/{handle}").chmod(0o700)
+    finally:
+        os.close(handle)
+
+
+def read_untrusted(directory: Path, name: str, limit_bytes: int) -> bytes:
+    """The content of a file that a machine may have written.
+
+    Raises FileNotFoundError if there is none, and Unreadable if it is anything but a regular file of at most
+    limit_bytes, or can't be read.
+    """
+    with _untrusted(directory, name) as (descriptor, found):
+        if found.st_size > limit_bytes:
+            raise Unreadable(f"{name}: {found.st_size} bytes are more than {limit_bytes}")
+        content = b""
+        while len(content) <= limit_bytes:
+            piece = os.read(descriptor, limit_bytes + 1 - len(content))
+            if not piece:
+                return content
+            content += piece
+        raise Unreadable(f"{name}: more than {limit_bytes} bytes")
+
+
+def untrusted_mtime(directory: Path, name: str) -> float:
+    """When a regular file that a machine may have written was last modified. Errors as for read_untrusted."""
+    with _untrusted(directory, name) as (_, found):
+        return found.st_mtime
+
+
+@contextlib.contextmanager
+def _untrusted(directory: Path, name: str) -> Iterator[tuple[int, os.stat_result]]:
+    if not name or "/" in name or "\0" in name or name in (".", ".."):
+        raise Unreadable(f"{name!r} is no name of a file")
+    holder: int | None = None
+    descriptor: int | None = None
+    try:
+        holder = os.open(directory, _DIRECTORY)
+        if not stat.S_ISREG(os.stat(name, dir_fd=holder, follow_symlinks=False).st_mode):
+            raise Unreadable(f"{name}: not a regular file")
+        descriptor = os.open(
+            name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC, dir_fd=holder
+        )
+        found = os.fstat(descriptor)
+        if not stat.S_ISREG(found.st_mode):
+            raise Unreadable(f"{name}: not a regular file")
+        yield descriptor, found
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise Unreadable(f"{name}: {error.strerror}") from error
+    finally:
+        for opened in (descriptor, holder):
+            if opened is not None:
+                os.close(opened)

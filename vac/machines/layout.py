@@ -1,0 +1,201 @@
+"""The layout of state_dir: the one module that knows where a file is and what it is called.
+
+Paths and names are the classic Vac's, which site scripts, Nagios and machines that run during an upgrade
+depend on. Only the standard library is imported, so that check-vacd starts fast.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import logging
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from vac.machines import files
+
+log = logging.getLogger(__name__)
+
+RESERVE_BYTES = 4 * 1024 * 1024
+_PUBLIC_DIRECTORIES = (
+    "slots",
+    "machines",
+    "finishes",
+    "machinetypes",
+    "imagecache",
+    "pipescache",
+    "apel-archive",
+    "apel-outgoing",
+    "space-census",
+    "tmp",
+)
+_FIRST_SERVICE_ADDRESS = 253
+"""169.254.169.253 and .254 are the factory's own."""
+
+
+class StateDirBusy(Exception):
+    """Another factory process works on this state_dir."""
+
+
+class DirectoryName(NamedTuple):
+    """What the name of a machine's directory says."""
+
+    created_time: int
+    machinetype: str
+    name: str
+
+    def __str__(self) -> str:
+        return f"{self.created_time}_{self.machinetype}_{self.name}"
+
+
+def parse_directory_name(text: str) -> DirectoryName | None:
+    """CREATED_MACHINETYPE_HOST taken apart, or None if text isn't such a name."""
+    parts = text.split("_", 2)
+    if len(parts) != 3 or not parts[0].isascii() or not parts[0].isdigit() or not parts[1] or not parts[2]:
+        return None
+    return DirectoryName(int(parts[0]), parts[1], parts[2])
+
+
+def slot_name(factory_name: str, number: int) -> str:
+    """The host name of a slot's machines: slot 0 of factory1.example.com has factory1-00.example.com."""
+    host, dot, domain = factory_name.partition(".")
+    return f"{host}-{number:02d}{dot}{domain}"
+
+
+def slot_number(factory_name: str, name: str) -> int | None:
+    """The number of the slot whose machines have this name, or None if it is no slot of this factory."""
+    digits = name.partition(".")[0].rpartition("-")[2]
+    if not (digits.isascii() and digits.isdigit()):
+        return None
+    number = int(digits)
+    return number if slot_name(factory_name, number) == name else None
+
+
+def slot_address(number: int) -> str:
+    """The address of a slot's VM: 169.254.169.N up to 252, then 169.254.170.0 onwards."""
+    if number < _FIRST_SERVICE_ADDRESS:
+        return f"169.254.169.{number}"
+    third, fourth = divmod(number - _FIRST_SERVICE_ADDRESS, 256)
+    return f"169.254.{170 + third}.{fourth}"
+
+
+class StateDir:
+    """The paths below one state_dir."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.slots = root / "slots"
+        self.machines = root / "machines"
+        self.finishes = root / "finishes"
+        self.machinetypes = root / "machinetypes"
+        self.imagecache = root / "imagecache"
+        self.pipescache = root / "pipescache"
+        self.apel_archive = root / "apel-archive"
+        self.apel_outgoing = root / "apel-outgoing"
+        self.space_census = root / "space-census"
+        self.requests = root / "requests"
+        self.tmp = root / "tmp"
+        self.counts = root / "counts"
+        self.factory_error = root / "factory-error"
+        self.version = root / "VERSION"
+        self.status = root / "status.json"
+        self.census_updated = root / "census-updated"
+        self.gocdb_updated = root / "gocdb-updated"
+        self.space_catalogue = root / "space-catalogue.json"
+        self.factory_version_logged = root / "factory-version-logged"
+        self.reserve = root / "reserve"
+
+    def slot(self, name: str) -> Path:
+        """slots/HOST."""
+        return self.slots / name
+
+    def machine(self, directory: DirectoryName) -> Path:
+        """machines/CREATED_MACHINETYPE_HOST."""
+        return self.machines / str(directory)
+
+    def finish(self, machinetype: str) -> Path:
+        """finishes/MACHINETYPE."""
+        return self.finishes / machinetype
+
+    def machinetype(self, name: str) -> Path:
+        """machinetypes/NAME, where a site keeps x509cert.pem and x509key.pem; NAME may be a pipe's prefix."""
+        return self.machinetypes / name
+
+    def machinetype_files(self, name: str) -> Path:
+        """machinetypes/NAME/files, to which relative paths of a machinetype's options refer."""
+        return self.machinetypes / name / "files"
+
+    def heartbeat(self, role: str) -> Path:
+        """ROLE-heartbeat of factory, responder, mjf or metadata."""
+        return self.root / f"{role}-heartbeat"
+
+    def pid(self, role: str) -> Path:
+        """ROLE.pid of factory, responder, mjf or metadata. factory.pid is written by lock() alone."""
+        return self.root / f"{role}.pid"
+
+    def prepare(self) -> None:
+        """Make what directories are missing, empty tmp/ of leftovers, and set the reserve aside."""
+        self.root.mkdir(mode=0o755, parents=True, exist_ok=True)
+        for name in _PUBLIC_DIRECTORIES:
+            files.make_directory(self.root / name, exist_ok=True)
+        files.make_directory(self.requests, mode=0o700, exist_ok=True)
+        for leftover in sorted(self.tmp.iterdir()):
+            try:
+                files.remove_tree(leftover)
+            except OSError as error:
+                log.warning("%s can't be removed: %s", leftover, error)
+        self.keep_reserve()
+
+    def keep_reserve(self) -> bool:
+        """See to it that the reserve file is there; False if the file system has no room for it."""
+        if self.reserve.exists():
+            return True
+        try:
+            descriptor = os.open(self.reserve, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+            try:
+                os.posix_fallocate(descriptor, 0, RESERVE_BYTES)
+            finally:
+                os.close(descriptor)
+        except OSError as error:
+            self.reserve.unlink(missing_ok=True)
+            if error.errno in files.NO_SPACE:
+                return False
+            raise
+        return True
+
+    def release_reserve(self) -> bool:
+        """Give the reserved space up, so that accounting can be written; False if there was none left."""
+        if not self.reserve.exists():
+            return False
+        files.remove(self.reserve)
+        return True
+
+    @contextlib.contextmanager
+    def lock(self) -> Iterator[None]:
+        """Hold the lock that makes this the only factory process of the state_dir; factory.pid has its
+        number.
+
+        Raises StateDirBusy if another process holds it.
+        """
+        descriptor = os.open(
+            self.pid("factory"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644
+        )
+        try:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                if error.errno not in (errno.EAGAIN, errno.EACCES):
+                    raise
+                holder = os.read(descriptor, 32).decode("ascii", "replace").strip() or "unknown"
+                raise StateDirBusy(
+                    f"{self.root}: factory process {holder} works on it; stop that, or use another state_dir"
+                ) from error
+            os.fchmod(descriptor, 0o644)
+            os.ftruncate(descriptor, 0)
+            os.pwrite(descriptor, b"%d\n" % os.getpid(), 0)
+            yield
+        finally:
+            os.close(descriptor)

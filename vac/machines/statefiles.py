@@ -1,0 +1,71 @@
+"""The small files in state_dir that Nagios, site scripts and our other processes read."""
+
+from __future__ import annotations
+
+import enum
+import json
+from collections.abc import Mapping
+
+from vac.machines import files
+from vac.machines.layout import StateDir
+
+
+class ErrorKind(enum.Enum):
+    """What a factory-error is about, and so what ends it."""
+
+    CREATION = "creation"
+    CONFIGURATION = "configuration"
+
+
+def _write(state: StateDir, name: str, text: str) -> None:
+    files.write_atomic(state.root / name, text.encode("utf-8", "replace"), tmp=state.tmp, sync=False)
+
+
+def touch_heartbeat(state: StateDir, role: str, now: float) -> None:
+    """Show that a process (factory, responder, mjf, metadata) is at work."""
+    files.set_mtime(state.heartbeat(role), now)
+
+
+def write_pid(state: StateDir, role: str, pid: int) -> None:
+    """Write ROLE.pid of responder, mjf or metadata; the factory's is written with its lock."""
+    _write(state, state.pid(role).name, f"{pid}\n")
+
+
+def write_version(state: StateDir, version: str) -> None:
+    """Write VERSION, which tools read as VERSION=…."""
+    _write(state, state.version.name, f"VERSION={version}\n")
+
+
+def write_counts(
+    state: StateDir,
+    running: int,
+    slots: int,
+    running_processors: int,
+    total_processors: int,
+    running_hs06: float,
+) -> None:
+    """Write counts: RUNNING SLOTS RUNNING_PROCESSORS TOTAL_PROCESSORS RUNNING_HS06."""
+    text = f"{running} {slots} {running_processors} {total_processors} {running_hs06:.2f}\n"
+    _write(state, state.counts.name, text)
+
+
+def write_status(state: StateDir, status: Mapping[str, object]) -> None:
+    """Write status.json, which `vac why`, metrics and the status page show; everybody can read it."""
+    _write(state, state.status.name, json.dumps(status, indent=1, sort_keys=True) + "\n")
+
+
+def set_error(state: StateDir, kind: ErrorKind, text: str) -> None:
+    """Keep the last error in factory-error: its first line, which check-vacd shows, and what it is about."""
+    first = next((line.strip() for line in text.splitlines() if line.strip()), "unknown error")
+    _write(state, state.factory_error.name, f"{first}\n{kind.value}\n")
+
+
+def clear_error(state: StateDir, kind: ErrorKind) -> None:
+    """Remove factory-error if it is about this (or was left by a classic factory, which doesn't say)."""
+    try:
+        lines = state.factory_error.read_text(encoding="utf-8", errors="replace").splitlines()
+    except FileNotFoundError:
+        return
+    about = lines[1] if len(lines) > 1 else ""
+    if about == kind.value or about not in {known.value for known in ErrorKind}:
+        files.remove(state.factory_error)
