@@ -41,6 +41,8 @@ class Settings:
         "",
         "name of this factory, fully qualified; lets several share one host",
         default_doc="the kernel's host name",
+        pattern=r"[A-Za-z0-9.-]+",
+        pattern_doc="a fully qualified host name such as vac-01.example.org",
         sample="vac-01.example.org",
     )
     state_dir: Path = option(Kind.PATH, Path("/var/lib/vac"), "directory of everything that Vac writes")
