@@ -22,8 +22,9 @@ class Problem:
 
 
 class ConfigurationError(Exception):
-    """The configuration can't be used."""
+    """The configuration can't be used: every problem, and the warnings that there would be besides."""
 
-    def __init__(self, problems: Sequence[Problem]) -> None:
+    def __init__(self, problems: Sequence[Problem], warnings: Sequence[Problem] = ()) -> None:
         super().__init__("; ".join(str(problem) for problem in problems))
         self.problems = tuple(problems)
+        self.warnings = tuple(warnings)

@@ -28,17 +28,37 @@ class Machinetype:
     """[machinetype NAME], with every default worked out. Units as the names say."""
 
     name: str
-    target_share: float = option(Kind.NUMBER, 0.0, "wanted share of the space; 0: none are created", least=0, pipe=True)
+    target_share: float = option(
+        Kind.NUMBER, 0.0, "wanted share of the space; 0: none are created", least=0, pipe=True, sample="1"
+    )
     machine_model: str = option(
-        Kind.CHOICE, "cernvm3", "how a machine is made", choices=MODELS, old=("vm_model",), pipe=True, ending=True
+        Kind.CHOICE,
+        "cernvm3",
+        "how a machine is made",
+        choices=MODELS,
+        old=("vm_model",),
+        pipe=True,
+        ending=True,
+        sample="docker",
     )
     root_image: str | None = option(
-        Kind.TEXT, None, "boot image or container image: path, URL, docker://…, /cvmfs/…", pipe=True
+        Kind.TEXT,
+        None,
+        "boot image or container image: path, URL, docker://…, /cvmfs/…",
+        pipe=True,
+        sample="docker://example/pilot:el9",
     )
-    user_data: str | None = option(Kind.TEXT, None, "path or URL of the contextualization template", pipe=True)
+    user_data: str | None = option(
+        Kind.TEXT, None, "path or URL of the contextualization template", pipe=True, sample="user_data"
+    )
     backoff_seconds: int = option(Kind.INTEGER, 10, "pause after an abort", least=0, pipe=True)
     fizzle_seconds: int = option(
-        Kind.INTEGER, 600, "a shorter life without a shutdown message is an abort", least=0, pipe=True, ending=True
+        Kind.INTEGER,
+        600,
+        "a shorter life without a shutdown message is an abort",
+        least=0,
+        pipe=True,
+        ending=True,
     )
     max_wallclock_seconds: int = option(
         Kind.INTEGER, 86400, "a machine is destroyed after it", least=1, pipe=True, ending=True
@@ -50,6 +70,7 @@ class Machinetype:
         least=0,
         pipe=True,
         default_doc="max_wallclock_seconds",
+        sample="43200",
     )
     min_processors: int = option(Kind.INTEGER, 1, "fewest processors of a machine", least=1, pipe=True)
     max_processors: int = option(Kind.INTEGER, 1, "most processors of a machine", least=1, pipe=True)
@@ -60,52 +81,131 @@ class Machinetype:
         least=0,
         old=("machineoutputs_days",),
     )
-    accounting_fqan: str | None = option(Kind.TEXT, None, "FQAN in accounting records", pipe=True, ending=True)
+    accounting_fqan: str | None = option(
+        Kind.TEXT,
+        None,
+        "FQAN in accounting records",
+        pipe=True,
+        ending=True,
+        sample="/vo.example.org/Role=NULL/Capability=NULL",
+    )
     machinegroup: str = option(
-        Kind.NAME, "", "shares are compared by group first", default_doc="accounting_fqan, else NAME"
+        Kind.NAME,
+        "",
+        "shares are compared by group first",
+        default_doc="accounting_fqan, else NAME",
+        sample="vo.example.org",
     )
     heartbeat_file: str | None = option(
-        Kind.NAME, None, "file that a machine must make in its joboutputs within fizzle_seconds", pipe=True, ending=True
+        Kind.NAME,
+        None,
+        "file that a machine must make in its joboutputs within fizzle_seconds",
+        pipe=True,
+        ending=True,
+        pattern=r"(?!\.{1,2}$)[^\s/]+",
+        pattern_doc="a file's name without directory",
+        sample="vm-heartbeat",
     )
     heartbeat_seconds: int = option(
         Kind.INTEGER, 0, "and renew this often; 0: need not", least=0, pipe=True, ending=True
     )
     idle_cpu_percent: float | None = option(
-        Kind.NUMBER, None, "a machine whose CPU use stays below this is destroyed", least=0, ending=True
+        Kind.NUMBER,
+        None,
+        "a machine whose CPU use stays below this is destroyed",
+        least=0,
+        ending=True,
+        sample="2",
     )
     idle_seconds: int = option(Kind.INTEGER, 3600, "after this time", least=1, ending=True)
     cvmfs_repositories: tuple[str, ...] = option(
-        Kind.LIST, (), "CernVM-FS repositories that containers need; they get /cvmfs", pipe=True
+        Kind.LIST,
+        (),
+        "CernVM-FS repositories that containers need; they get /cvmfs",
+        pipe=True,
+        pattern=r"[A-Za-z0-9_][A-Za-z0-9._-]*(/[A-Za-z0-9_][A-Za-z0-9._-]*)*",
+        pattern_doc="a repository's name, such as grid.cern.ch",
+        sample="grid.cern.ch vo.example.org",
     )
     tmp_binds: tuple[str, ...] = option(
-        Kind.PATHS, (), "fresh writable directories in a container", pipe=True
+        Kind.PATHS,
+        (),
+        "fresh writable directories in a container",
+        pipe=True,
+        sample="/scratch /var/spool/pilot",
     )
-    container_command: str = option(Kind.PATH, "/user_data", "program that a container runs", pipe=True)
+    container_command: str = option(
+        Kind.INNER_PATH, "/user_data", "program that a container runs, without arguments", pipe=True
+    )
     container_user: str | None = option(
-        Kind.NAME, None, "user or uid inside Docker containers", default_doc="the image's"
+        Kind.NAME,
+        None,
+        "user or uid inside Docker containers",
+        default_doc="the image's",
+        pattern=r"[A-Za-z0-9_.][A-Za-z0-9_.-]*(:[A-Za-z0-9_.][A-Za-z0-9_.-]*)?",
+        pattern_doc="a user or uid, perhaps with ':' and a group",
+        sample="1000",
     )
     container_capabilities: tuple[str, ...] = option(
-        Kind.CAPABILITIES, CAPABILITIES, "capabilities that a Docker container keeps; none: and no new privileges"
+        Kind.CAPABILITIES,
+        CAPABILITIES,
+        "capabilities that a Docker container keeps; none: and no new privileges",
+        sample="none",
     )
     container_network: str = option(
         Kind.CHOICE, "bridge", "network of Docker containers", choices=("bridge", "host", "none")
     )
-    container_dns: tuple[str, ...] = option(Kind.ADDRESSES, (), "resolvers of Docker containers")
+    container_dns: tuple[str, ...] = option(
+        Kind.ADDRESSES, (), "resolvers of Docker containers", sample="192.0.2.53"
+    )
     container_nested: bool = option(
         Kind.BOOLEAN, False, "allow what unprivileged containers inside the container need"
     )
-    token_dir: Path | None = option(Kind.PATH, None, "directory bound read-only at /etc/vac-tokens in containers")
+    token_dir: Path | None = option(
+        Kind.PATH,
+        None,
+        "directory bound read-only at /etc/vac-tokens in containers",
+        sample="/var/lib/vac-tokens",
+    )
     image_signing_dn: str | None = option(
-        Kind.REGEX, None, "DN that must have signed the root image", old=("cernvm_signing_dn",), pipe=True
+        Kind.REGEX,
+        None,
+        "DN that must have signed the root image",
+        old=("cernvm_signing_dn",),
+        pipe=True,
+        sample="/CN=cvm-sign01\\.cern\\.ch$",
     )
-    root_device: str = option(Kind.NAME, "vda", "VM's disk for its root", pipe=True)
-    scratch_device: str = option(Kind.NAME, "vdb", "VM's disk for scratch", pipe=True)
+    root_device: str = option(
+        Kind.NAME,
+        "vda",
+        "VM's disk for its root",
+        pipe=True,
+        pattern=r"[a-z0-9]+",
+        pattern_doc="a name of a-z and 0-9",
+    )
+    scratch_device: str = option(
+        Kind.NAME,
+        "vdb",
+        "VM's disk for scratch",
+        pipe=True,
+        pattern=r"[a-z0-9]+",
+        pattern_doc="a name of a-z and 0-9",
+    )
     disk_gb_per_processor: int | None = option(
-        Kind.INTEGER, None, "may lower the value of [settings]", least=0, pipe=True, ending=True
+        Kind.INTEGER,
+        None,
+        "disk of a machine per processor, GB; not above the value of [settings]",
+        least=0,
+        pipe=True,
+        ending=True,
+        default_doc="that of [settings]",
+        sample="10",
     )
-    user_data_proxy: bool = option(Kind.BOOLEAN, False, "make a limited X.509 proxy for each machine", pipe=True)
+    user_data_proxy: bool = option(
+        Kind.BOOLEAN, False, "make a limited X.509 proxy for each machine", pipe=True
+    )
     legacy_proxy: bool = option(Kind.BOOLEAN, False, "Globus legacy proxy instead of RFC 3820", pipe=True)
-    user_data_options: Mapping[str, str] = field(default_factory=dict)
+    user_data_options: Mapping[str, str] = field(default_factory=dict, repr=False)
     """user_data_option_XXX by XXX, those of [settings] included."""
     user_data_files: Mapping[str, str] = field(default_factory=dict)
     """user_data_file_XXX by XXX: paths, those of [settings] included."""

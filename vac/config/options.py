@@ -18,6 +18,8 @@ class Kind(enum.Enum):
     TEXT = "text"
     NAME = "name"
     PATH = "path"
+    INNER_PATH = "path inside the machine"
+    URL = "URL"
     REGEX = "regex"
     INTEGER = "integer"
     NUMBER = "number"
@@ -47,6 +49,12 @@ class Option:
     most: float | None = None
     old: tuple[str, ...] = ()
     """Deprecated spellings, still accepted with a warning."""
+    pattern: str = ""
+    """What a name or each entry of a list must match, in full."""
+    pattern_doc: str = ""
+    """The pattern in words."""
+    sample: str = ""
+    """What the sample configuration shows, where the default says too little."""
     required: bool = False
     pipe: bool = False
     """May a Vacuum Pipe set it? Never for what widens a machine's access to the host."""

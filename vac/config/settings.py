@@ -18,20 +18,32 @@ class Settings:
     """[settings], with every default worked out. Units as the names say; GB are 1000³ bytes, MB are MiB."""
 
     vac_space: str = option(
-        Kind.NAME, "", "name of the space, like a host name; also the virtual CE's name", required=True
+        Kind.NAME,
+        "",
+        "name of the space, like a host name; also the virtual CE's name",
+        required=True,
+        pattern=r"[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?",
+        pattern_doc="a name of letters, digits, '.', '-' and '_', such as vac01.example.org",
+        sample="vac01.example.org",
     )
-    description: str = option(Kind.TEXT, "", "short description for monitoring")
+    description: str = option(
+        Kind.TEXT, "", "short description for monitoring", sample="Worker nodes in the basement"
+    )
     factories: tuple[str, ...] = option(
         Kind.HOSTS,
         (),
         "all factories of the space; '.' is this host, a bare name gets this host's domain",
         default_doc="this factory",
+        sample="vac-01.example.org vac-02.example.org",
     )
     factory_name: str = option(
         Kind.NAME,
         "",
         "name of this factory, fully qualified; lets several share one host",
         default_doc="the kernel's host name",
+        pattern=r"[A-Za-z0-9.-]+",
+        pattern_doc="a fully qualified host name such as vac-01.example.org",
+        sample="vac-01.example.org",
     )
     state_dir: Path = option(Kind.PATH, Path("/var/lib/vac"), "directory of everything that Vac writes")
     udp_timeout_seconds: float = option(
@@ -43,18 +55,22 @@ class Settings:
         (),
         "networks that may query besides the factories and this host",
         default_doc="directly connected networks",
+        sample="192.0.2.0/24",
     )
     vacquery_key_file: Path | None = option(
-        Kind.PATH, None, "file with the secret of the space: messages are signed, unsigned ones refused"
+        Kind.PATH,
+        None,
+        "file with the secret of the space: messages are signed, unsigned ones refused",
+        sample="/etc/vac-space.key",
     )
     mb_per_processor: int = option(
         Kind.INTEGER, 2048, "memory of a machine per processor, MiB", least=1, old=("mb_per_cpu",)
     )
     hs06_per_processor: float | None = option(
-        Kind.NUMBER, None, "HS06 of one processor", least=0.001, old=("hs06_per_cpu",)
+        Kind.NUMBER, None, "HS06 of one processor", least=0.001, old=("hs06_per_cpu",), sample="10.5"
     )
     hepscore23_per_processor: float | None = option(
-        Kind.NUMBER, None, "HEPscore23 of one processor; then used for accounting", least=0.001
+        Kind.NUMBER, None, "HEPscore23 of one processor; then used for accounting", least=0.001, sample="10.5"
     )
     processors_per_superslot: int = option(
         Kind.INTEGER,
@@ -69,6 +85,7 @@ class Settings:
         "how many processors Vac may allocate",
         least=1,
         old=("cpu_total",),
+        sample="16",
         default_doc="all logical processors",
     )
     overload_per_processor: float = option(
@@ -84,18 +101,29 @@ class Settings:
         "disk of a machine per processor, GB; 0 as if unset",
         least=0,
         old=("disk_gb_per_cpu", "scratch_gb"),
+        sample="20",
     )
     memory_limit_factor: float = option(
-        Kind.NUMBER, 2.0, "hard memory limit of containers as a multiple of their memory; 0 is no limit", least=0
+        Kind.NUMBER,
+        2.0,
+        "hard memory limit of containers as a multiple of their memory; 0 is no limit",
+        least=0,
     )
-    pids_per_processor: int = option(Kind.INTEGER, 4096, "limit of tasks of a container per processor", least=16)
+    pids_per_processor: int = option(
+        Kind.INTEGER, 4096, "limit of tasks of a container per processor", least=16
+    )
     volume_group: str | None = option(
         Kind.NAME,
         None,
         "LVM volume group for machines' disks",
         default_doc="vac_volume_group if there is one",
+        pattern=r"(?!\.{1,2}$)[A-Za-z0-9+_.][A-Za-z0-9+_.-]*",
+        pattern_doc="a name of letters, digits, '+', '_', '.' and '-'",
+        sample="vac_volume_group",
     )
-    shutdown_time: int | None = option(Kind.TIME, None, "no machine may run past it", least=0)
+    shutdown_time: int | None = option(
+        Kind.TIME, None, "no machine may run past it; 0 as if unset", least=0, sample="1924988400"
+    )
     grace_secs: int = option(
         Kind.INTEGER, 0, "a machine's end is never moved closer than this, seconds", least=0
     )
@@ -106,36 +134,74 @@ class Settings:
     share_policy: str = option(
         Kind.CHOICE, "deficit", "how the next machinetype is chosen", choices=("deficit", "classic")
     )
-    health_command: str | None = option(
-        Kind.TEXT, None, "program that is run every five minutes; unless it succeeds nothing is created"
+    health_command: Path | None = option(
+        Kind.PATH,
+        None,
+        "program that is run every five minutes; unless it succeeds nothing is created",
+        sample="/usr/local/sbin/node-health",
     )
     singularity_user: str | None = option(
-        Kind.NAME, None, "unprivileged account that Singularity and bubblewrap machines run as"
+        Kind.NAME,
+        None,
+        "unprivileged account that Singularity machines run as, and bubblewrap's instead of nobody",
+        pattern=r"[^\s:/-][^\s:/]*",
+        pattern_doc="a user's name",
+        sample="vacuser",
     )
     singularity_path: Path | None = option(
-        Kind.PATH, None, "the program to run", default_doc="apptainer or singularity, as found"
+        Kind.PATH,
+        None,
+        "the program to run",
+        default_doc="apptainer or singularity, as found",
+        sample="/usr/bin/apptainer",
     )
-    docker_host: str = option(Kind.TEXT, "unix:///run/docker.sock", "URL of the Docker or Podman API socket")
-    libvirt_uri: str = option(Kind.TEXT, "qemu:///system", "URI of the hypervisor")
+    docker_host: str = option(Kind.URL, "unix:///run/docker.sock", "URL of the Docker or Podman API socket")
+    libvirt_uri: str = option(Kind.URL, "qemu:///system", "URI of the hypervisor")
     vm_domain_type: str = option(
         Kind.CHOICE, "auto", "how VMs are run; auto: kvm if it's there", choices=("auto", "kvm", "qemu")
     )
     fix_networking: bool = option(Kind.BOOLEAN, True, "may Vac repair the VMs' NAT network")
-    forward_dev: str | None = option(Kind.NAME, None, "outgoing interface of the VMs' NAT network")
+    forward_dev: str | None = option(
+        Kind.NAME,
+        None,
+        "outgoing interface of the VMs' NAT network",
+        pattern=r"[^\s/]{1,15}",
+        pattern_doc="a network interface's name",
+        sample="eth0",
+    )
     root_public_key: Path = option(Kind.PATH, Path("/root/.ssh/id_rsa.pub"), "ssh key offered to VMs")
-    gocdb_sitename: str | None = option(Kind.NAME, None, "site's name in GOCDB, for accounting")
-    gocdb_cert_file: Path | None = option(Kind.PATH, None, "certificate for publishing capacity to GOCDB")
-    gocdb_key_file: Path | None = option(Kind.PATH, None, "its key")
-    gocdb_url: str = option(Kind.TEXT, "https://goc.egi.eu", "base of the GOCDB API")
-    version_logger: int = option(Kind.COUNT_OR_BOOLEAN, 0, "factory messages a day to version_logger_hostport")
-    version_logger_hostport: str | None = option(Kind.HOST_PORT, None, "where these go")
-    vacmon_hostport: tuple[str, ...] = option(Kind.HOST_PORTS, (), "VacMon services that get status messages")
+    gocdb_sitename: str | None = option(
+        Kind.NAME, None, "site's name in GOCDB, for accounting", sample="EXAMPLE-SITE"
+    )
+    gocdb_cert_file: Path | None = option(
+        Kind.PATH,
+        None,
+        "certificate for publishing capacity to GOCDB",
+        sample="/etc/grid-security/hostcert.pem",
+    )
+    gocdb_key_file: Path | None = option(Kind.PATH, None, "its key", sample="/etc/grid-security/hostkey.pem")
+    gocdb_url: str = option(
+        Kind.URL,
+        "https://goc.egi.eu",
+        "base of the GOCDB API",
+        pattern=r"https?://[^\s]+",
+        pattern_doc="an http:// or https:// URL",
+    )
+    version_logger: int = option(
+        Kind.COUNT_OR_BOOLEAN, 0, "factory messages a day to version_logger_hostport"
+    )
+    version_logger_hostport: str | None = option(
+        Kind.HOST_PORT, None, "where these go", sample="versions.example.org:8884"
+    )
+    vacmon_hostport: tuple[str, ...] = option(
+        Kind.HOST_PORTS, (), "VacMon services that get status messages", sample="vacmon.example.org:8884"
+    )
     metrics_listen: str | None = option(
-        Kind.HOST_PORT, None, "address of Prometheus metrics and of the status page"
+        Kind.HOST_PORT, None, "address of Prometheus metrics and of the status page", sample="0.0.0.0:9995"
     )
     machinefeatures_options: Mapping[str, str] = field(default_factory=dict)
     """machinefeatures_option_XXX by XXX: extra keys of $MACHINEFEATURES."""
-    user_data_options: Mapping[str, str] = field(default_factory=dict)
+    user_data_options: Mapping[str, str] = field(default_factory=dict, repr=False)
     """user_data_option_XXX by XXX."""
     user_data_files: Mapping[str, str] = field(default_factory=dict)
     """user_data_file_XXX by XXX: paths."""

@@ -1,0 +1,115 @@
+"""Rules that concern several options, or an option and this host (sources: the reference's own words)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from vac.config.machinetype import Machinetype
+from vac.config.sections import Parsed, Report
+from vac.config.settings import Settings
+from vac.config.values import host_name, quoted
+from vac.host.facts import HostFacts
+
+CONTAINER_MODELS = ("docker", "singularity", "bubblewrap")
+
+
+def check_settings(settings: Settings, parsed: Parsed, host: HostFacts, report: Report) -> None:
+    """Everything about [settings] that isn't one option's own format."""
+    if "." not in settings.factory_name or not host_name(settings.factory_name):
+        source = "" if "factory_name" in parsed.values else " (the kernel's host name; set factory_name)"
+        text = f"{quoted(settings.factory_name)}{source} is not a fully qualified host name such as vac-01.example.org"
+        report.error(*parsed.where("factory_name"), text)
+    if settings.total_processors > host.processors:
+        text = (
+            f"{settings.total_processors} is more than the {host.processors} logical processors "
+            f"{'that VAC_ASSUME_PROCESSORS says' if host.assumed else 'of this host'}"
+        )
+        report.error(*parsed.where("total_processors"), text)
+    _check_user(settings, parsed, host, report)
+    if "volume_group" in parsed.values and not host.volume_group_exists(settings.volume_group or ""):
+        text = (
+            f"there is no LVM volume group {quoted(settings.volume_group or '')}; leave it out to use files"
+        )
+        report.error(*parsed.where("volume_group"), text)
+    pair = ("gocdb_cert_file", "gocdb_key_file")
+    missing = [name for name in pair if name not in parsed.values]
+    if len(missing) == 1:
+        present = pair[1 - pair.index(missing[0])]
+        report.error(*parsed.where(present), f"is set without {missing[0]}: set both or none")
+    if settings.version_logger > 0 and settings.version_logger_hostport is None:
+        text = "nothing is sent, since version_logger_hostport is not set; set that or version_logger = 0"
+        report.warn(*parsed.where("version_logger"), text)
+
+
+def _check_user(settings: Settings, parsed: Parsed, host: HostFacts, report: Report) -> None:
+    user = settings.singularity_user
+    if user is None:
+        return
+    uid = host.user_id(user)
+    if uid is None:
+        report.error(*parsed.where("singularity_user"), f"there is no account {quoted(user)} on this host")
+    elif uid == 0:
+        text = f"{quoted(user)} is root; it has to be an unprivileged account"
+        report.error(*parsed.where("singularity_user"), text)
+
+
+def check_machinetype(machinetype: Machinetype, settings: Settings, parsed: Parsed, report: Report) -> None:
+    """Everything about one [machinetype NAME] that isn't one option's own format."""
+    _check_sizes(machinetype, settings, parsed, report)
+    least, most = machinetype.min_wallclock_seconds, machinetype.max_wallclock_seconds
+    if least > most:
+        text = f"{least} is more than max_wallclock_seconds ({most}): no machine can live so long"
+        report.warn(*parsed.where("min_wallclock_seconds"), text)
+    elif settings.processors_per_superslot > 1 and least == most:
+        text = (
+            f"equals max_wallclock_seconds ({most}), which is its default: no machine of this type can ever join "
+            f"a superslot that has begun; set a smaller one"
+        )
+        report.warn(*parsed.where("min_wallclock_seconds"), text)
+    if machinetype.heartbeat_seconds and not machinetype.heartbeat_file:
+        report.warn(*parsed.where("heartbeat_seconds"), "means nothing without heartbeat_file")
+    if machinetype.idle_cpu_percent is None and "idle_seconds" in parsed.values:
+        report.warn(*parsed.where("idle_seconds"), "means nothing without idle_cpu_percent")
+    if machinetype.legacy_proxy and not machinetype.user_data_proxy:
+        report.warn(*parsed.where("legacy_proxy"), "means nothing without user_data_proxy = yes")
+
+
+def _check_sizes(machinetype: Machinetype, settings: Settings, parsed: Parsed, report: Report) -> None:
+    least, most = machinetype.min_processors, machinetype.max_processors
+    if most < least:
+        default = "" if "max_processors" in parsed.values else ", its default,"
+        which = "max_processors" if "max_processors" in parsed.values else "min_processors"
+        report.error(
+            *parsed.where(which), f"max_processors ({most}){default} is below min_processors ({least})"
+        )
+    elif least > settings.processors_per_superslot:
+        text = (
+            f"{least} is more than processors_per_superslot ({settings.processors_per_superslot}): "
+            f"no machine of this type is ever created"
+        )
+        report.warn(*parsed.where("min_processors"), text)
+    disk, limit = machinetype.disk_gb_per_processor, settings.disk_gb_per_processor
+    if limit is not None and disk is not None and disk > limit:
+        text = f"{disk} is more than the {limit} of [settings], which it may lower only"
+        report.error(*parsed.where("disk_gb_per_processor"), text)
+
+
+def unusable(machinetype: Machinetype, settings: Settings) -> str | None:
+    """In words, why no machine of this type can be made as it is configured; None if one can."""
+    if machinetype.machine_model == "singularity" and settings.singularity_user is None:
+        return "machine_model = singularity needs singularity_user in [settings], an unprivileged account"
+    if not machinetype.root_image:
+        return f"machine_model = {machinetype.machine_model} needs a root_image"
+    own_program = machinetype.container_command != "/user_data"
+    if machinetype.machine_model in CONTAINER_MODELS and not machinetype.user_data and not own_program:
+        return "container_command is /user_data, and there is no user_data"
+    return None
+
+
+def check_shares(
+    machinetypes: Mapping[str, Machinetype], shares_of_pipes: float, file: str, report: Report
+) -> None:
+    """Warn when nothing would ever be created."""
+    if shares_of_pipes <= 0 and not any(kind.target_share > 0 for kind in machinetypes.values()):
+        which = "no machinetype has" if machinetypes else "there is no machinetype with"
+        report.warn(file, "", "target_share", f"{which} a target_share above 0: nothing will be created")

@@ -1,0 +1,219 @@
+"""load(): the files, the table of options and what is known of the host become one Configuration."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from vac.config.checks import check_machinetype, check_settings, check_shares, unusable
+from vac.config.errors import ConfigurationError, Problem
+from vac.config.files import COMMON, DEFAULT_PATHS, Contents, Value, read
+from vac.config.machinetype import Machinetype
+from vac.config.options import declared
+from vac.config.pipe import VacuumPipe
+from vac.config.sections import (
+    MACHINEFEATURES_OPTION,
+    MACHINETYPE,
+    PIPE,
+    SCHEMAS,
+    SETTINGS,
+    USER_DATA_FILE,
+    USER_DATA_OPTION,
+    Parsed,
+    Report,
+    check_common,
+    nearest,
+    parse_section,
+)
+from vac.config.settings import Settings
+from vac.config.values import quoted
+from vac.host.facts import ASSUME_PROCESSORS, HostFacts
+
+Raw = Mapping[str, Value]
+
+
+@dataclass(frozen=True)
+class Configuration:
+    """Everything that a site has configured, every default worked out. Mappings are not to be changed."""
+
+    settings: Settings
+    machinetypes: Mapping[str, Machinetype]
+    """By name, in alphabetical order."""
+    pipes: Mapping[str, VacuumPipe]
+    """By prefix."""
+    unusable: Mapping[str, str]
+    """Machinetypes that no machine can be made of as they are configured, and why, in words."""
+    warnings: tuple[Problem, ...]
+    digest: str
+    """Another one whenever an option's value, written or worked out, is another one."""
+
+
+def load(paths: Sequence[Path] | None, host: HostFacts) -> Configuration:
+    """Read and check everything; paths are files and directories, None the default places.
+
+    Raises ConfigurationError with every problem there is.
+    """
+    report = Report()
+    contents = read(paths)
+    report.errors += contents.problems
+    if host.problem:
+        report.error("environment", "", ASSUME_PROCESSORS, host.problem)
+    common = contents.sections.get(COMMON, {})
+    check_common(common, report)
+    sections = _sort_out(contents, report)
+    settings = _settings(sections, common, _place(contents, paths), bool(contents.problems), host, report)
+    machinetypes: dict[str, Machinetype] = {}
+    pipes: dict[str, VacuumPipe] = {}
+    reasons: dict[str, str] = {}
+    for (kind, name), raw in sorted(sections.items()):
+        if kind == "machinetype":
+            parsed = parse_section(f"machinetype {name}", MACHINETYPE, raw, common, report)
+            machinetype = machinetypes[name] = make_machinetype(name, parsed, settings)
+            check_machinetype(machinetype, settings, parsed, report)
+            reason = unusable(machinetype, settings)
+            if reason:
+                reasons[name] = reason
+                report.warn(parsed.file, parsed.name, "", f"{reason}; until then none is created")
+        elif kind == "vacuum_pipe":
+            pipes[name] = _pipe(name, parse_section(f"vacuum_pipe {name}", PIPE, raw, common, report), report)
+    check_shares(
+        machinetypes, sum(pipe.target_share for pipe in pipes.values()), _place(contents, paths), report
+    )
+    if report.errors:
+        raise ConfigurationError(report.errors, report.warnings)
+    digest = _digest(sections, common, host)
+    return Configuration(settings, machinetypes, pipes, reasons, tuple(report.warnings), digest)
+
+
+def make_machinetype(name: str, parsed: Parsed, settings: Settings) -> Machinetype:
+    """A machinetype with its defaults worked out, of which some come from [settings]."""
+    values: dict[str, Any] = dict(parsed.values)
+    values.setdefault(
+        "min_wallclock_seconds", values.get("max_wallclock_seconds", Machinetype.max_wallclock_seconds)
+    )
+    values.setdefault("machinegroup", values.get("accounting_fqan", name))
+    values["disk_gb_per_processor"] = values.get("disk_gb_per_processor") or settings.disk_gb_per_processor
+    files = parsed.free[USER_DATA_FILE]
+    inherited = {key: text for key, text in settings.user_data_options.items() if key not in files}
+    return Machinetype(
+        name=name,
+        **values,
+        user_data_options={**inherited, **parsed.free[USER_DATA_OPTION]},
+        user_data_files={**settings.user_data_files, **files},
+    )
+
+
+def _place(contents: Contents, paths: Sequence[Path] | None) -> str:
+    """Where to look, for messages about what isn't there."""
+    return ", ".join(contents.files or [str(path) for path in (DEFAULT_PATHS if paths is None else paths)])
+
+
+def _sort_out(contents: Contents, report: Report) -> dict[tuple[str, str], dict[str, Value]]:
+    """Sections by kind and name (empty for settings); strangers are reported. [vmtype] is an older machinetype."""
+    sections: dict[tuple[str, str], dict[str, Value]] = {}
+    older: list[tuple[tuple[str, str], Raw]] = []
+    for title, raw in contents.sections.items():
+        kind, _, name = title.partition(" ")
+        file = next((value.file for value in raw.values()), "")
+        if title == COMMON:
+            continue
+        if title == "settings":
+            sections["settings", ""] = dict(raw)
+        elif kind not in ("machinetype", "vmtype", "vacuum_pipe"):
+            titles = [schema.title for schema in SCHEMAS]
+            report.warn(
+                file,
+                title,
+                "",
+                f"is not a section that Vac knows{_nearest_title(title, titles)}; it is ignored",
+            )
+        elif not re.fullmatch("[a-z0-9-]{1,100}", name):
+            report.error(
+                file, title, "", f"{quoted(name)} is not a name of 1 to 100 characters of a-z, 0-9 and -"
+            )
+        elif kind == "vmtype":
+            report.warn(file, title, "", f"is deprecated; write [machinetype {name}]")
+            older.append((("machinetype", name), raw))
+        else:
+            sections[kind, name] = dict(raw)
+    for key, raw in older:
+        sections[key] = {**raw, **sections.get(key, {})}
+    return sections
+
+
+def _nearest_title(title: str, titles: Sequence[str]) -> str:
+    kinds = {known.partition(" ")[0]: known for known in titles}
+    hint = nearest(title.partition(" ")[0], kinds)
+    word = hint.rpartition(" ")[2]
+    return hint.replace(word, f"[{kinds[word]}]") if hint else ""
+
+
+def _settings(
+    sections: Mapping[tuple[str, str], Raw],
+    common: Raw,
+    place: str,
+    partial: bool,
+    host: HostFacts,
+    report: Report,
+) -> Settings:
+    """[settings]; partial: files are broken, so what is missing may be in them and isn't complained about."""
+    raw = sections.get(("settings", ""))
+    parsed = parse_section("settings", SETTINGS, raw or {}, common, report)
+    if raw is None and not partial:
+        report.error(place, "settings", "", "there is no such section")
+    elif "vac_space" not in {**common, **(raw or {})} and not partial:
+        allowed = declared(Settings)["vac_space"].pattern_doc
+        report.error(parsed.file, "settings", "vac_space", f"is missing; it has to be set to {allowed}")
+    values: dict[str, Any] = dict(parsed.values)
+    values["factory_name"] = str(values.get("factory_name", host.name)).lower()
+    values["factories"] = _factories(values.get("factories", ()), values["factory_name"])
+    values.setdefault("total_processors", host.processors)
+    values["disk_gb_per_processor"] = values.get("disk_gb_per_processor") or None
+    values["shutdown_time"] = values.get("shutdown_time") or None
+    settings = Settings(
+        **values,
+        machinefeatures_options=parsed.free[MACHINEFEATURES_OPTION],
+        user_data_options=parsed.free[USER_DATA_OPTION],
+        user_data_files=parsed.free[USER_DATA_FILE],
+        host_processors=host.processors,
+    )
+    check_settings(settings, parsed, host, report)
+    return settings
+
+
+def _factories(names: Sequence[str], own: str) -> tuple[str, ...]:
+    """All factories' full names, each once, in the order of the list; this one is always among them."""
+    _, _, domain = own.partition(".")
+    full = [
+        own if name == "." else name if "." in name or not domain else f"{name}.{domain}" for name in names
+    ]
+    return tuple(dict.fromkeys([*full, own]))
+
+
+def _pipe(name: str, parsed: Parsed, report: Report) -> VacuumPipe:
+    own = declared(VacuumPipe)
+    if "vacuum_pipe_url" not in parsed.values:
+        allowed = own["vacuum_pipe_url"].pattern_doc
+        report.error(*parsed.where("vacuum_pipe_url"), f"is missing; it has to be set to {allowed}")
+    return VacuumPipe(
+        name=name,
+        **{key: value for key, value in parsed.values.items() if key in own},
+        overrides={key: value for key, value in parsed.values.items() if key not in own},
+        user_data_options=parsed.free[USER_DATA_OPTION],
+        user_data_files=parsed.free[USER_DATA_FILE],
+    )
+
+
+def _digest(sections: Mapping[tuple[str, str], Raw], common: Raw, host: HostFacts) -> str:
+    def texts() -> Iterator[tuple[str, str, str, str]]:
+        for (kind, name), raw in {**sections, ("", ""): common}.items():
+            for option, value in raw.items():
+                yield kind, name, option, value.text
+
+    content = json.dumps([host.name, host.processors, *sorted(texts())])
+    return hashlib.sha256(content.encode("ascii")).hexdigest()

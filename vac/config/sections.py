@@ -1,0 +1,192 @@
+"""From a section's texts to values: spellings, unknown and removed options, parsing; nothing across options."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from vac.config.errors import Problem
+from vac.config.files import Value
+from vac.config.machinetype import Machinetype
+from vac.config.options import Option, declared
+from vac.config.pipe import VacuumPipe
+from vac.config.settings import Settings
+from vac.config.values import BadValue, parse, quoted
+
+USER_DATA_OPTION = "user_data_option_"
+USER_DATA_FILE = "user_data_file_"
+MACHINEFEATURES_OPTION = "machinefeatures_option_"
+REMOVED = {
+    "domain_type": "vm_domain_type chooses between kvm and qemu",
+    "total_machines": "total_processors limits what Vac may allocate",
+    "delete_old_files": "machines_dir_days says how long directories are kept",
+    "log_machineoutputs": "machines' directories stay for machines_dir_days",
+    "user_data_proxy_cert": "the certificate is x509cert.pem in the machinetype's directory",
+    "user_data_proxy_key": "the key is x509key.pem in the machinetype's directory",
+}
+REMOVED_IN_MACHINETYPES = {
+    name: "root_public_key of [settings] counts for all machinetypes"
+    for name in ("rootpublickey", "root_public_key")
+}
+
+
+@dataclass
+class Report:
+    """Collects what is wrong, so that people learn all of it at once."""
+
+    errors: list[Problem] = field(default_factory=list)
+    warnings: list[Problem] = field(default_factory=list)
+
+    def error(self, file: str, section: str, option: str, text: str) -> None:
+        """Note what makes the configuration unusable."""
+        self.errors.append(Problem(file, section, option, text))
+
+    def warn(self, file: str, section: str, option: str, text: str) -> None:
+        """Note what somebody should look at."""
+        self.warnings.append(Problem(file, section, option, text))
+
+
+@dataclass(frozen=True)
+class Schema:
+    """What one kind of section may hold."""
+
+    title: str
+    """The section as the reference calls it."""
+    options: Mapping[str, Option]
+    prefixes: tuple[str, ...]
+    """Beginnings of options whose names end as people like (a-z 0-9 _)."""
+    removed: Mapping[str, str]
+    """Options of the classic that mean nothing any more, and what takes their place."""
+
+
+@dataclass(frozen=True)
+class Parsed:
+    """A section's values, as far as they are right."""
+
+    name: str
+    """The section as messages call it."""
+    values: Mapping[str, Any]
+    """By option name; only what is set."""
+    free: Mapping[str, Mapping[str, str]]
+    """By prefix, then by XXX."""
+    files: Mapping[str, str]
+    """Which file an option is set in."""
+    file: str
+    """A file that the section stands in."""
+
+    def where(self, option: str) -> tuple[str, str, str]:
+        """File, section and option for a Problem."""
+        return self.files.get(option, self.file), self.name, option
+
+
+SETTINGS = Schema(
+    "settings", declared(Settings), (USER_DATA_OPTION, USER_DATA_FILE, MACHINEFEATURES_OPTION), REMOVED
+)
+MACHINETYPE = Schema(
+    "machinetype NAME",
+    declared(Machinetype),
+    (USER_DATA_OPTION, USER_DATA_FILE),
+    {**REMOVED, **REMOVED_IN_MACHINETYPES},
+)
+PIPE = Schema(
+    "vacuum_pipe PREFIX",
+    {**declared(Machinetype), **declared(VacuumPipe)},
+    MACHINETYPE.prefixes,
+    MACHINETYPE.removed,
+)
+SCHEMAS = (SETTINGS, MACHINETYPE, PIPE)
+
+
+def parse_section(
+    name: str, schema: Schema, raw: Mapping[str, Value], common: Mapping[str, Value], report: Report
+) -> Parsed:
+    """Parse one section; common are [DEFAULT]'s values, which count where the section has none of its own."""
+    spellings = {old: new for new, option in schema.options.items() for old in option.old}
+    _report_strangers(name, schema, spellings, raw, report)
+    every = {**common, **raw}
+    values: dict[str, Any] = {}
+    files: dict[str, str] = {}
+    for option_name, option in schema.options.items():
+        found = [spelling for spelling in (option_name, *option.old) if spelling in every]
+        for spelling in found:
+            if spelling != option_name:
+                ignored = " and is ignored, since that is there too" if spelling != found[0] else ""
+                text = f"is deprecated{ignored}; its name is now {option_name}"
+                report.warn(every[spelling].file, name, spelling, text)
+        if found:
+            given = every[found[0]]
+            value = _parse_value(name, found[0], option, given, report)
+            if value is not None:
+                values[option_name], files[option_name] = value, given.file
+    free: dict[str, dict[str, str]] = {prefix: {} for prefix in schema.prefixes}
+    for key, given in every.items():
+        prefix = _prefix(schema, key)
+        if prefix and _free_name(name, prefix, key, given, report):
+            free[prefix][key[len(prefix) :]] = given.text
+    first = next(iter({**raw, **common}.values()), Value("", ""))
+    return Parsed(name, values, free, files, first.file)
+
+
+def check_common(common: Mapping[str, Value], report: Report) -> None:
+    """Warn about options of [DEFAULT] that no section knows."""
+    names = {name for schema in SCHEMAS for name in _names(schema)}
+    for key, given in common.items():
+        if key not in names and not any(_prefix(schema, key) for schema in SCHEMAS):
+            report.warn(
+                given.file, "DEFAULT", key, f"no section has this option{nearest(key, names)}; it is ignored"
+            )
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """Words that name the known one that is most like name; empty if none is."""
+    matches = difflib.get_close_matches(name, sorted(known), n=1)
+    return f", the nearest is {matches[0]}" if matches else ""
+
+
+def _parse_value(section: str, spelling: str, option: Option, given: Value, report: Report) -> Any:
+    try:
+        return parse(option, given.text)
+    except BadValue as error:
+        report.error(given.file, section, spelling, str(error) if not option.secret else "has a wrong value")
+        return None
+
+
+def _report_strangers(
+    name: str, schema: Schema, spellings: Mapping[str, str], raw: Mapping[str, Value], report: Report
+) -> None:
+    for key, given in raw.items():
+        if key in schema.options or key in spellings or _prefix(schema, key):
+            continue
+        if key in schema.removed:
+            report.warn(
+                given.file, name, key, f"no longer means anything and is ignored: {schema.removed[key]}"
+            )
+            continue
+        elsewhere = [other.title for other in SCHEMAS if key in _names(other) - set(other.removed)]
+        hint = f", it belongs in [{elsewhere[0]}]" if elsewhere else nearest(key, _names(schema))
+        report.warn(given.file, name, key, f"is not an option of [{schema.title}]{hint}; it is ignored")
+
+
+def _names(schema: Schema) -> set[str]:
+    old = {spelling for option in schema.options.values() for spelling in option.old}
+    return set(schema.options) | old | set(schema.removed)
+
+
+def _prefix(schema: Schema, key: str) -> str | None:
+    return next((prefix for prefix in schema.prefixes if key.startswith(prefix)), None)
+
+
+def _free_name(section: str, prefix: str, key: str, given: Value, report: Report) -> bool:
+    """Is what follows the prefix a name? And for files, is the value a path?"""
+    if not re.fullmatch("[a-z0-9_]+", key[len(prefix) :]):
+        report.error(
+            given.file, section, key, f"what follows {prefix} may hold only a-z, 0-9 and _, at least one"
+        )
+        return False
+    if prefix == USER_DATA_FILE and not re.fullmatch(r"[^\x00-\x1f\x7f]+", given.text):
+        report.error(given.file, section, key, f"{quoted(given.text)} is not a path")
+        return False
+    return True
