@@ -1,0 +1,228 @@
+"""The command line of a bubblewrap machine. Options are bubblewrap 0.4.1's (EL9) and later; see bwrap(1).
+
+This module is also imported by vac.drivers.launch, which is why it imports so little: pathlib alone would add
+5 ms to each machine's start.
+
+bwrap can't make a mount point inside a read-only bind. Therefore the machine's root is a fresh file system
+into which the image's top-level entries are bound one by one; a directory below in which a mount point is
+missing is composed from its entries in the same way.
+"""
+
+# ruff: noqa: PTH110, PTH112, PTH113, PTH114, PTH115, PTH118, PTH120, PTH121
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from vac.drivers.base import MachineSpec
+
+PROGRAM = "bwrap"
+PACKAGE = "bubblewrap"
+HIDDEN = ("/run", "/home", "/root", "/etc/vac.d")
+"""What of the host's own tree no machine sees, besides state_dir."""
+RESOLVER_FILES = ("/etc/resolv.conf", "/etc/hosts")
+"""The host's, since the machine shares the host's network."""
+MOST_LINKS = 40
+
+
+def plan(spec: MachineSpec, program: str) -> dict[str, Any]:
+    """What command_line() needs, for JSON. Directories below mnt are as vac.drivers.processes makes them.
+
+    Raises ValueError with a reason if the machinetype can't be run like this.
+    """
+    kind, directory = spec.machinetype, spec.directory
+    if not kind.root_image:
+        raise ValueError("root_image is not set; bubblewrap takes / or the path of a directory tree")
+    if "://" in kind.root_image:
+        raise ValueError(f"root_image {kind.root_image} is a URL; bubblewrap takes / or a directory tree")
+    root = os.path.normpath(spec.files / kind.root_image)
+    state_dir = str(spec.settings.state_dir)
+    mounts = [("rw", str(directory / "mnt" / source), dest) for source, dest in scratch(spec)]
+    mounts += [("dev", "", "/dev"), ("proc", "", "/proc")]
+    mounts += [("blank", "", path) for path in (*HIDDEN, state_dir, os.path.realpath(state_dir))]
+    mounts += [("try", path, path) for path in RESOLVER_FILES]
+    mounts += [("ro", str(directory / name), f"/tmp/{name}") for name in ("machinefeatures", "jobfeatures")]
+    mounts.append(("rw", str(directory / "joboutputs"), "/tmp/joboutputs"))
+    mounts.append(("ro", str(directory / "user_data"), "/user_data"))
+    if kind.cvmfs_repositories:
+        mounts.append(("ro", "/cvmfs", "/cvmfs"))
+    if kind.token_dir is not None:
+        mounts.append(("ro", str(kind.token_dir), "/etc/vac-tokens"))
+    return {
+        "program": program,
+        "hostname": spec.name,
+        "root": root,
+        "mounts": mounts,
+        "command": kind.container_command,
+    }
+
+
+def scratch(spec: MachineSpec) -> list[tuple[str, str]]:
+    """The machine's fresh writable directories: name below mnt, and place inside."""
+    paths = [os.path.normpath(path) for path in spec.machinetype.tmp_binds]
+    binds = [(f"bind{number}", path) for number, path in enumerate(paths)]
+    for path in paths:
+        if path in ("/", "/dev", "/proc", "/user_data"):
+            raise ValueError(f"tmp_binds: {path} can't be a fresh directory")
+    return [("tmp", "/tmp"), ("var_tmp", "/var/tmp"), *binds]
+
+
+def running(status: str, first: bytes, others: list[bytes]) -> bool:
+    """Has bwrap executed the machine's command?
+
+    status is what bwrap has written to its json-status-fd; first is the command line of bwrap itself, others
+    are those of the machine's other processes. A process that bwrap has forked keeps bwrap's command line
+    until it executes something.
+    """
+    return '"child-pid"' in status and any(other not in (first, b"") for other in others)
+
+
+def has_run(status: str) -> bool:
+    """Now that bwrap has ended: had it executed the machine's command? It tells an exit code only then."""
+    return '"exit-code"' in status
+
+
+def command_line(plan: dict[str, Any]) -> list[str]:
+    """bwrap with all its arguments. Called in the launcher's process, as the machine's user.
+
+    Raises OSError or ValueError with a reason if image or command are not there.
+    """
+    root, command = os.path.realpath(plan["root"]), plan["command"]
+    if not os.path.isdir(root):
+        what = "is a file" if os.path.exists(root) else "can't be found"
+        raise ValueError(f"root_image {root} {what}; bubblewrap takes / or the path of a directory tree")
+    points = mount_points(root, plan["mounts"])
+    check_command(root, command, points)
+    return [
+        plan["program"],
+        *("--unshare-user", "--unshare-pid", "--unshare-ipc", "--unshare-uts", "--unshare-cgroup-try"),
+        *("--hostname", plan["hostname"], "--new-session", "--json-status-fd", "3"),
+        *compose(root, points),
+        *("--chdir", "/tmp", "--", command),
+    ]
+
+
+def check_command(root: str, command: str, points: dict[str, tuple[str, str]]) -> None:
+    """Raise ValueError if the command isn't there or may not be executed, as far as that can be told now."""
+    place = resolve(root, command, points)
+    kind, file = points.get(place, ("", os.path.join(root, place[1:])))
+    if not kind and inside(place, points):
+        return
+    if not os.path.lexists(file):
+        raise ValueError(f"container_command {command} does not exist in root_image {root}")
+    if os.path.isdir(file) or not os.access(file, os.X_OK):
+        raise ValueError(f"container_command {command} is not a file that user {os.getuid()} may execute")
+
+
+def mount_points(root: str, mounts: list[tuple[str, str, str]]) -> dict[str, tuple[str, str]]:
+    """What is mounted where, symbolic links resolved; of two at one place the later counts."""
+    points: dict[str, tuple[str, str]] = {}
+    for kind, source, dest in mounts:
+        if kind == "blank":
+            below = os.path.relpath(dest, root)
+            if below == ".":
+                raise ValueError(f"root_image {root} is a directory that machines must not see")
+            place = resolve(root, "/" + below, points)
+            if not below.startswith("..") and os.path.isdir(dest) and not inside(place, points):
+                points.setdefault(place, (kind, source))
+            continue
+        place = resolve(root, dest, points)
+        if kind != "try":
+            points[place] = (kind, source)
+        elif wanted(os.path.join(root, place[1:]), source, inside(place, points)):
+            points[place] = ("ro", source)
+    return points
+
+
+def wanted(own: str, source: str, hidden: bool) -> bool:
+    """Is the host's file to be bound over the image's own, or where that is hidden by another mount?
+
+    If they are the same one, no: its directory on the host shows the file's successors, too.
+    """
+    if hidden or not os.path.isfile(own):
+        return hidden and os.path.isfile(source)
+    return os.path.isfile(source) and not os.path.samefile(own, source)
+
+
+def resolve(root: str, path: str, points: dict[str, tuple[str, str]]) -> str:
+    """The path with the image's symbolic links followed; below mount points there are none."""
+    done, todo, links = "/", path.split("/"), 0
+    while todo:
+        part = todo.pop(0)
+        if part in ("", "."):
+            continue
+        if part == "..":
+            done = os.path.dirname(done)
+            continue
+        place = os.path.join(done, part)
+        image_path = os.path.join(root, place[1:])
+        if done in points or inside(done, points) or not os.path.islink(image_path):
+            done = place
+            continue
+        links += 1
+        if links > MOST_LINKS:
+            raise ValueError(f"too many symbolic links in {path} of root_image {root}")
+        target = os.readlink(image_path)
+        done = "/" if target.startswith("/") else done
+        todo = target.split("/") + todo
+    return done
+
+
+def inside(path: str, points: dict[str, tuple[str, str]]) -> bool:
+    """Is the path below one of the mount points?"""
+    return any(path.startswith(point + "/") for point in points)
+
+
+def compose(root: str, points: dict[str, tuple[str, str]]) -> list[str]:
+    """The arguments that make the machine's file system: image, mounts, and writable only what must be."""
+    arguments = lay(root, "/", points, directories_to_open(root, points))
+    blanks = []
+    for place, (kind, source) in sorted(points.items(), key=lambda point: point[0].split("/")):
+        if kind == "blank":
+            arguments += ["--tmpfs", place]
+            blanks.append(place)
+        elif kind in ("dev", "proc"):
+            arguments += [f"--{kind}", place]
+        else:
+            arguments += ["--bind" if kind == "rw" else "--ro-bind", source, place]
+    for place in (*blanks, "/"):
+        arguments += ["--remount-ro", place]
+    return arguments
+
+
+def directories_to_open(root: str, points: dict[str, tuple[str, str]]) -> set[str]:
+    """Directories of the image that have to be composed because a mount point is missing in them."""
+    opened = {"/"}
+    for place, (kind, source) in points.items():
+        if inside(place, points):
+            continue
+        directory, parts = "/", place.split("/")[1:]
+        while len(parts) > 1 and os.path.isdir(os.path.join(root, directory[1:], parts[0])):
+            directory = os.path.join(directory, parts.pop(0))
+        there = os.path.join(root, directory[1:], parts[0])
+        wants_directory = kind not in ("ro", "rw") or os.path.isdir(source)
+        suits = os.path.isdir(there) if wants_directory else os.path.isfile(there)
+        if len(parts) > 1 or not suits:
+            while directory not in opened:
+                opened.add(directory)
+                directory = os.path.dirname(directory)
+    return opened
+
+
+def lay(root: str, directory: str, points: dict[str, tuple[str, str]], opened: set[str]) -> list[str]:
+    """Arguments that bring the entries of a directory of the image into the machine."""
+    arguments = []
+    with os.scandir(os.path.join(root, directory[1:])) as entries:
+        for entry in sorted(entries, key=lambda each: each.name):
+            place = os.path.join(directory, entry.name)
+            if place in points:
+                continue
+            if entry.is_symlink():
+                arguments += ["--symlink", os.readlink(entry.path), place]
+            elif place in opened:
+                arguments += ["--dir", place, *lay(root, place, points, opened)]
+            elif entry.is_dir() or entry.is_file():
+                arguments += ["--ro-bind", entry.path, place]
+    return arguments

@@ -1,0 +1,49 @@
+"""Which engine makes which machine model, and its driver, loaded only when a machinetype needs it."""
+
+from __future__ import annotations
+
+import importlib
+from typing import cast
+
+from vac.config.settings import Settings
+from vac.drivers.base import Driver, EngineUnavailable
+
+ENGINES = {
+    "cernvm3": "libvirt",
+    "cernvm4": "libvirt",
+    "vm-raw": "libvirt",
+    "docker": "docker",
+    "singularity": "processes",
+    "bubblewrap": "processes",
+}
+"""By machine model. Singularity and bubblewrap share one, as their machines share one tree of cgroups."""
+MODULES = {
+    "libvirt": "vac.drivers.libvirt_engine",
+    "docker": "vac.drivers.docker_engine",
+    "processes": "vac.drivers.processes",
+}
+"""By engine; each has a function open_driver(settings)."""
+PACKAGES = {"libvirt": "python3-libvirt", "docker": "python3-docker"}
+"""What has to be installed for an engine's Python library, by the name that Debian and EL9 share."""
+
+
+def engine_name(machine_model: str) -> str:
+    """The engine that makes machines of this model."""
+    return ENGINES[machine_model]
+
+
+def driver_for(machine_model: str, settings: Settings) -> Driver:
+    """A new driver for the engine of this machine model.
+
+    Raises EngineUnavailable, also if the engine's library is not installed.
+    """
+    engine = engine_name(machine_model)
+    try:
+        module = importlib.import_module(MODULES[engine])
+    except ImportError as error:
+        if error.name == MODULES[engine]:
+            reason = f"machine_model {machine_model} is not available in this version"
+        else:
+            reason = f"{error}; install {PACKAGES.get(engine, 'it')}"
+        raise EngineUnavailable(reason) from error
+    return cast(Driver, module.open_driver(settings))
