@@ -62,16 +62,15 @@ def note_finish(state: StateDir, machine: Machine) -> None:
         files.write_atomic(path, content, tmp=state.tmp)
 
 
-def load_slots(
-    state: StateDir, machinetypes: Mapping[str, Machinetype], settings: Settings | None
+def read_slots(
+    state: StateDir, machinetypes: Mapping[str, Machinetype] | None = None, settings: Settings | None = None
 ) -> dict[str, Machine]:
     """The present or last machine of every slot, by name, also of slots above the present number.
 
-    What a crash left undone is undone or completed: half-created directories are removed, a running machine
-    whose slot file was lost gets it back, a finished one is named in finishes/.
+    Changes nothing: for those who look while a factory is at work.
     """
     slots: dict[str, Machine] = {}
-    for path in sorted(state.slots.iterdir()):
+    for path in sorted(state.slots.iterdir()) if state.slots.is_dir() else ():
         slot = read_slot(path)
         if slot is None:
             continue
@@ -80,8 +79,21 @@ def load_slots(
         )
         if machine is not None:
             slots[machine.name] = machine
-            if machine.finished:
-                note_finish(state, machine)
+    return slots
+
+
+def load_slots(
+    state: StateDir, machinetypes: Mapping[str, Machinetype], settings: Settings | None
+) -> dict[str, Machine]:
+    """As read_slots, for the factory at its start.
+
+    What a crash left undone is undone or completed: half-created directories are removed, a running machine
+    whose slot file was lost gets it back, a finished one is named in finishes/.
+    """
+    slots = read_slots(state, machinetypes, settings)
+    for machine in slots.values():
+        if machine.finished:
+            note_finish(state, machine)
     known = {machine.directory for machine in slots.values()}
     for directory in reversed(_directories(state)):
         if directory in known or (directory / "finished").exists():
@@ -96,6 +108,12 @@ def load_slots(
             write_slot(state, machine)
             slots[machine.name] = machine
     return slots
+
+
+def discard(state: StateDir, machine: Machine) -> None:
+    """Remove a machine that never started, as if it had not been begun. Its slot file goes first."""
+    files.remove(state.slot(machine.name))
+    files.discard(machine.directory, tmp=state.tmp)
 
 
 def strays(

@@ -1,0 +1,70 @@
+"""`vac why [MACHINETYPE]`: in words, why nothing, or nothing of this type, is being created now."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Iterator
+
+from vac.cli import common
+from vac.machines.layout import StateDir
+from vac.machines.statefiles import read_status
+from vac.machines.status import Status, TypeFacts
+
+STALE_SECONDS = 180.0
+
+
+def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add the command."""
+    command = commands.add_parser("why", help="why nothing, or nothing of a machinetype, is being created now")
+    command.add_argument("machinetype", nargs="?", metavar="MACHINETYPE")
+    command.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Print the reasons; 1 if the factory has never said any, or the machinetype isn't configured."""
+    state = StateDir(common.settings(arguments).state_dir)
+    status = read_status(state)
+    if status is None:
+        print(f"vac why: no factory has run with {state.root} (no {state.status.name} there)", file=sys.stderr)
+        return 1
+    if arguments.machinetype and status.machinetype(arguments.machinetype) is None:
+        known = " ".join(facts.name for facts in status.machinetypes) or "none"
+        print(f"vac why: no machinetype {arguments.machinetype} is configured; there are: {known}", file=sys.stderr)
+        return 1
+    for line in reasons(status, arguments.machinetype, time.time()):
+        print(line)
+    return 0
+
+
+def reasons(status: Status, machinetype: str | None, now: float) -> Iterator[str]:
+    """Lines for people: first what concerns everything, then type by type."""
+    age = now - status.time
+    if age > STALE_SECONDS:
+        yield f"The factory has not reported for {age / 60:.0f} minutes: is vacd running? What it said last:"
+    for problem in status.problems:
+        yield f"Configuration: {problem}"
+    if status.guard:
+        yield f"Nothing is created: {status.guard}."
+    for engine, problem_of in status.engines.items():
+        if problem_of:
+            yield f"Engine {engine}: {problem_of}."
+    if status.silent:
+        yield f"No answer from {len(status.silent)} of {len(status.factories)} factories: {', '.join(status.silent)}."
+    for facts in status.machinetypes:
+        if machinetype in (None, facts.name):
+            yield from _of_type(status, facts, now)
+
+
+def _of_type(status: Status, facts: TypeFacts, now: float) -> Iterator[str]:
+    failed = status.failed.get(facts.name)
+    reason = status.passed_over.get(facts.name)
+    if reason is None and status.guard is None:
+        reason = "can be created"
+    if reason is not None:
+        yield f"{facts.name}: {reason}"
+    if failed is not None:
+        yield f"{facts.name}: the last creation failed {now - failed.time:.0f} s ago: {failed.reason}"
+    if facts.name in status.warnings:
+        yield f"{facts.name}: {status.warnings[facts.name]}"

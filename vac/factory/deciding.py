@@ -1,0 +1,119 @@
+"""When to decide, on what, and carrying the decision out."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import os
+from collections.abc import Mapping
+
+from vac.config.machinetype import Machinetype
+from vac.factory.creation import Creation
+from vac.factory.floor import Floor
+from vac.factory.orders import Orders
+from vac.factory.space import Space
+from vac.scheduling.decide import Situation, decide
+from vac.scheduling.model import Decision, Host, Occupied
+from vac.scheduling.own import own_reports
+from vac.scheduling.ramp import RampState
+
+log = logging.getLogger(__name__)
+
+ASK_AGAIN_SECONDS = 60.0
+"""A decision is made at least this often, since load and disk change without an event."""
+
+
+class Deciding:
+    """Asks the scheduler whenever something has changed, or time alone may have changed the answer."""
+
+    def __init__(self, floor: Floor, creation: Creation, orders: Orders, space: Space) -> None:
+        self.floor = floor
+        self.creation = creation
+        self.orders = orders
+        self.space = space
+        self.ramp = RampState()
+        self.health_problem: str | None = None
+        self.decision = Decision()
+        self.decision_time: float | None = None
+        self.next_time: float | None = None
+
+    def decide_if_due(self) -> None:
+        """Decide if something has changed or the time has come, and the space is known well enough."""
+        now = self.floor.clock()
+        if not self.floor.changed and (self.next_time is None or now < self.next_time):
+            return
+        if not self.space.fresh(self.floor.settings):
+            self.next_time = None
+            return
+        self.floor.changed = False
+        self.decide(now)
+
+    def decide(self, now: float) -> None:
+        """Make one decision and begin what it says."""
+        occupied = self.occupied()
+        machinetypes, unusable = self._usable()
+        settings = self.floor.settings
+        reports = own_reports(machinetypes, occupied, self.floor.history, settings.hs06, now)
+        situation = Situation(
+            settings=settings,
+            machinetypes=machinetypes,
+            occupied=occupied,
+            history=self.floor.history,
+            space=self.space.view(settings, reports, now),
+            host=self._host(),
+            engines=self._engines(machinetypes, now),
+            now=now,
+            config_problem=self.floor.configuration_problem,
+            drain=self.orders.drain and (self.orders.drain.reason or "as asked by `vac drain`"),
+        )
+        decision, self.ramp = decide(situation, self.ramp, self.floor.rng)
+        self._tell(decision)
+        self.decision = dataclasses.replace(decision, passed_over={**decision.passed_over, **unusable})
+        self.decision_time = now
+        times = (decision.next_time, now + ASK_AGAIN_SECONDS)
+        self.next_time = min(time for time in times if time is not None)
+        for order in decision.creates:
+            self.creation.begin(order)
+        self.floor.reported = False
+
+    def occupied(self) -> list[Occupied]:
+        """The slots that aren't free, in the scheduler's terms."""
+        return [
+            Occupied(m.machinetype, m.processors, m.created_time, m.started_time, m.shutdown_time)
+            for m in (slot.machine for slot in self.floor.slots if slot.occupied)
+            if m is not None
+        ]
+
+    def _usable(self) -> tuple[dict[str, Machinetype], dict[str, str]]:
+        """Machinetypes of which machines could be made, and the others with the reason."""
+        reasons = dict(self.floor.configuration.unusable)
+        return {
+            name: one for name, one in self.floor.configuration.machinetypes.items() if name not in reasons
+        }, reasons
+
+    def _engines(self, machinetypes: Mapping[str, Machinetype], now: float) -> dict[str, str | None]:
+        """By machine model, why its engine can't be used now; None if it can."""
+        problems: dict[str, str | None] = {}
+        for one in machinetypes.values():
+            if one.target_share > 0:
+                engine = self.floor.engine_of(one.machine_model)
+                waiting = None if engine.name in self.floor.observed else "it has not answered yet"
+                problems[one.machine_model] = engine.problem(now) or waiting
+        return problems
+
+    def _host(self) -> Host:
+        free = os.statvfs(self.floor.state.root)
+        return Host(
+            load=os.getloadavg(),
+            state_dir_free_bytes=free.f_bavail * free.f_frsize,
+            processors=self.floor.settings.host_processors,
+            health_problem=self.health_problem,
+        )
+
+    def _tell(self, decision: Decision) -> None:
+        if decision.guard_name is None or decision.guard is None:
+            self.floor.changes.clear("guard")
+        elif self.decision.guard_name != decision.guard_name:
+            self.floor.changes.say("guard", f"nothing is created: {decision.guard}")
+        for note in decision.notes:
+            self.floor.changes.say(("note", note), note)

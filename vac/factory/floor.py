@@ -1,0 +1,154 @@
+"""What the parts of a factory share: its configuration, state, slots, engines and what it remembers."""
+
+from __future__ import annotations
+
+import logging
+import random
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from vac.config.errors import ConfigurationError
+from vac.config.load import Configuration
+from vac.config.settings import Settings
+from vac.drivers.engine import InlineEngine
+from vac.drivers.registry import engine_name
+from vac.factory.slots import Slot, Slots
+from vac.logs import OnChange
+from vac.machines import statefiles
+from vac.machines.layout import StateDir, slot_name
+from vac.machines.machine import Machine
+from vac.machines.status import Creation
+from vac.scheduling.backoff import History
+from vac.scheduling.model import Outcome
+
+REMEMBERED_CREATIONS = 10
+
+log = logging.getLogger(__name__)
+
+OpenEngine = Callable[[str, Settings], InlineEngine]
+"""Opens the engine that makes machines of this machine model."""
+
+
+@dataclass
+class Floor:
+    """One factory's working state. Only the loop's thread touches it."""
+
+    state: StateDir
+    configuration: Configuration
+    slots: Slots
+    clock: Callable[[], float]
+    """Unix seconds."""
+    rng: random.Random
+    open_engine: OpenEngine
+    started_time: float
+    """When this process began: a restart must not punish machines for what it didn't see."""
+    changes: OnChange
+    history: History
+    engines: dict[str, InlineEngine] = field(default_factory=dict)
+    created: deque[Creation] = field(default_factory=lambda: deque(maxlen=REMEMBERED_CREATIONS))
+    """The last creations, newest first."""
+    failed: dict[str, Creation] = field(default_factory=dict)
+    """By machinetype, its last creation that failed, until one succeeds."""
+    configuration_problem: str | None = None
+    """Why the configuration on disk can't be used; then the last good one is in force."""
+    problems: tuple[str, ...] = ()
+    """All that is wrong with it."""
+    observed: set[str] = field(default_factory=set)
+    """Engines that have been seen to answer; nothing is created before."""
+    changed: bool = True
+    """Something has happened that a decision should take into account."""
+    reported: bool = False
+    """What people are shown is up to date."""
+
+    @property
+    def settings(self) -> Settings:
+        """[settings] in force."""
+        return self.configuration.settings
+
+    def engine_of(self, machine_model: str) -> InlineEngine:
+        """The engine that makes machines of this model, opened when it is needed first."""
+        name = engine_name(machine_model)
+        if name not in self.engines:
+            self.engines[name] = self.open_engine(machine_model, self.settings)
+        return self.engines[name]
+
+    def answered(self, engine: str) -> None:
+        """This engine has been seen to answer."""
+        if engine not in self.observed:
+            self.observed.add(engine)
+            self.changed = True
+
+    def slots_of(self, engine: str) -> list[Slot]:
+        """Slots whose machine is, or was, that engine's."""
+        return [slot for slot in self.slots if slot.machine and engine_name(slot.machine.model) == engine]
+
+    def configure(self, configuration: Configuration) -> None:
+        """Put a configuration into force."""
+        self.configuration_problem, self.problems = None, ()
+        self.changes.clear("configuration")
+        statefiles.clear_error(self.state, statefiles.ErrorKind.CONFIGURATION)
+        if configuration is self.configuration:
+            return
+        before, self.configuration = self.settings, configuration
+        for problem in configuration.warnings:
+            log.warning("%s", problem)
+        log.info("configuration: machinetypes %s", " ".join(configuration.machinetypes) or "none")
+        self.slots.resize(slot_names(self.settings))
+        if _connections(before) != _connections(self.settings):
+            self._close_engines()
+        self.changed = True
+
+    def configuration_broken(self, error: ConfigurationError) -> None:
+        """The configuration on disk can't be used: nothing is created, all else goes on by the last good one."""
+        self.problems = tuple(str(problem) for problem in error.problems)
+        first = self.problems[0] if self.problems else str(error)
+        if first != self.configuration_problem:
+            self.changed = True
+        self.configuration_problem = first
+        self.changes.say("configuration", f"the configuration can't be used: {error}", logging.ERROR)
+        statefiles.set_error(self.state, statefiles.ErrorKind.CONFIGURATION, first)
+
+    def _close_engines(self) -> None:
+        now = self.clock()
+        for engine in self.engines.values():
+            engine.close()
+        self.engines.clear()
+        self.observed.clear()
+        for slot in self.slots:
+            slot.creating = slot.stopping = False
+            slot.known_since = now
+
+    def remember(self, outcome: Outcome, fizzle_seconds: float) -> None:
+        """A machine has ended like this."""
+        self.history = self.history.add(outcome, fizzle_seconds)
+        self.changed = True
+
+    def creation_failed(self, machinetype: str, reason: str) -> None:
+        """One of this type could not be made."""
+        now = self.clock()
+        self.history = self.history.add(Outcome(machinetype, now, None, now, None), 0.0)
+        self.failed[machinetype] = Creation(now, machinetype, reason=reason)
+        self.changes.say(f"create {machinetype}", f"{machinetype}: not created: {reason}", logging.WARNING)
+        statefiles.set_error(self.state, statefiles.ErrorKind.CREATION, f"{machinetype}: {reason}")
+        self.changed = True
+
+    def creation_succeeded(self, machine: Machine) -> None:
+        """One of this type has been made."""
+        self.failed.pop(machine.machinetype, None)
+        self.changes.clear(f"create {machine.machinetype}")
+        statefiles.clear_error(self.state, statefiles.ErrorKind.CREATION)
+        self.created.appendleft(
+            Creation(machine.created_time, machine.machinetype, machine.name, machine.processors)
+        )
+        self.changed = True
+
+
+def slot_names(settings: Settings) -> list[str]:
+    """The host names of all slots: as many as this host has logical processors."""
+    return [slot_name(settings.factory_name, number) for number in range(settings.host_processors)]
+
+
+def _connections(settings: Settings) -> tuple[object, ...]:
+    """The settings by which drivers reach their engines."""
+    return settings.docker_host, settings.libvirt_uri, settings.vm_domain_type

@@ -1,0 +1,212 @@
+"""The factory's loop: messages from engines and people, timers, a cycle a minute, decisions when they are due."""
+
+from __future__ import annotations
+
+import logging
+import queue
+from collections.abc import Callable
+from typing import Union
+
+from vac.config.errors import ConfigurationError
+from vac.config.loader import Loader
+from vac.drivers import engine as engines
+from vac.factory.creation import Creation
+from vac.factory.deciding import Deciding
+from vac.factory.ending import Ending
+from vac.factory.floor import Floor
+from vac.factory.orders import Orders
+from vac.factory.reporting import Reporting
+from vac.factory.rules import Rules
+from vac.factory.space import Answers, Ask, Space
+from vac.factory.watching import Watcher
+
+log = logging.getLogger(__name__)
+
+CYCLE_SECONDS = 60.0
+"""From the end of one cycle to the next."""
+LATEST_SECONDS = 5.0
+"""The loop goes round at least this often, to notice engines that don't answer."""
+STUCK_SECONDS = 600.0
+"""An engine's thread that hangs so long past its deadline is beyond help: this process has to be replaced."""
+
+
+class Wake:
+    """Look at requests and configuration now."""
+
+
+class Stop:
+    """Leave. Machines go on running."""
+
+
+class Stuck(Exception):
+    """A thread of an engine never returned; only a new process helps."""
+
+
+Message = Union[engines.Message, Answers, Wake, Stop]
+
+
+class Factory:
+    """One factory. All its methods are for one thread; others put messages into its inbox."""
+
+    def __init__(self, floor: Floor, loader: Loader, inbox: queue.SimpleQueue[Message], ask: Ask) -> None:
+        self.floor = floor
+        self.inbox = inbox
+        self.ending = Ending(floor)
+        self.creation = Creation(floor, self.ending)
+        self.watcher = Watcher(floor, self.ending)
+        self.rules = Rules(floor, self.ending)
+        self.orders = Orders(floor, self.ending)
+        self.space = Space(ask, inbox.put, floor.clock)
+        self.deciding = Deciding(floor, self.creation, self.orders, self.space)
+        self.reporting = Reporting(floor, self.deciding)
+        self.loader = loader
+        self.next_cycle_time = floor.clock()
+        self.stopping = False
+        self._handlers: dict[type, Callable[..., None]] = {
+            engines.Observation: self._observed,
+            engines.ObservationFailed: self._unseen,
+            engines.Created: self._created,
+            engines.CreationRefused: self._refused,
+            engines.Stopped: self._stopped,
+            engines.StopFailed: self._stop_failed,
+            engines.Destroyed: self._destroyed,
+            engines.DestructionFailed: self._destruction_failed,
+            engines.Changed: self._changed,
+            Answers: self._answered,
+            Wake: self._woken,
+            Stop: self._stop,
+        }
+
+    def run(self, alive: Callable[[], None], ready: Callable[[], None]) -> None:
+        """Go round until a Stop comes. alive is called each time, ready once all has been done once. Raises Stuck."""
+        self.turn(0.0)
+        ready()
+        while not self.stopping:
+            alive()
+            self.turn(self._wait_seconds())
+
+    def turn(self, wait_seconds: float) -> None:
+        """Wait for messages, at most so long; handle them, then what time has brought; then decide if it is due."""
+        for message in self._receive(wait_seconds):
+            self._handlers[type(message)](message)
+        now = self.floor.clock()
+        if now >= self.next_cycle_time:
+            self._cycle()
+        self._check_engines(now)
+        self.rules.check(now)
+        self.deciding.decide_if_due()
+        self.reporting.report_if_due()
+
+    def _receive(self, wait_seconds: float) -> list[Message]:
+        received: list[Message] = []
+        try:
+            received.append(self.inbox.get(timeout=max(0.0, wait_seconds)))
+            while True:
+                received.append(self.inbox.get_nowait())
+        except queue.Empty:
+            return received
+
+    def _wait_seconds(self) -> float:
+        now = self.floor.clock()
+        times = (
+            self.next_cycle_time,
+            self.rules.next_time,
+            self.deciding.next_time,
+            self.reporting.next_time,
+            now + LATEST_SECONDS,
+        )
+        return min(time for time in times if time is not None) - now
+
+    def _cycle(self) -> None:
+        self._reload()
+        self.orders.look()
+        self.orders.obey_shutdown_time()
+        for slot in self.floor.slots:
+            if slot.machine and slot.occupied:
+                self.floor.engine_of(slot.machine.model)
+            if slot.removing_since is not None:
+                self.ending.retry_release(slot)
+        for engine in self.floor.engines.values():
+            engine.request_observation()
+        self.reporting.cycle()
+        self.next_cycle_time = self.floor.clock() + CYCLE_SECONDS
+
+    def _reload(self) -> None:
+        """Take up a changed configuration; a broken one leaves the last good one in force for what runs."""
+        try:
+            configuration = self.loader.load(self.floor.clock())
+        except ConfigurationError as error:
+            self.floor.configuration_broken(error)
+            return
+        settings = configuration.settings
+        if settings.state_dir != self.floor.state.root or settings.factory_name != self.floor.settings.factory_name:
+            log.warning("state_dir or factory_name has changed: starting anew with them")
+            self.stopping = True
+            return
+        self.floor.configure(configuration)
+
+    def _check_engines(self, now: float) -> None:
+        for name, engine in self.floor.engines.items():
+            problem = engine.problem(now)
+            if problem is None:
+                self.floor.changes.clear(f"engine {name}")
+            else:
+                self.floor.changes.say(f"engine {name}", f"{name}: {problem}", logging.WARNING)
+            if engine.stuck_seconds(now) > STUCK_SECONDS:
+                raise Stuck(f"{name}: {problem}")
+
+    def _observed(self, message: engines.Observation) -> None:
+        self.floor.answered(message.engine)
+        self.watcher.observed(message)
+
+    def _answered(self, message: Answers) -> None:
+        self.space.answered(message)
+        self.floor.changed = True
+
+    def _unseen(self, message: engines.ObservationFailed) -> None:
+        """Nothing is concluded from not seeing."""
+
+    def _created(self, message: engines.Created) -> None:
+        self.floor.engines[message.engine].settle(message)
+        slot = self.floor.slots.get(message.name)
+        if slot is not None:
+            self.creation.created(slot, message)
+
+    def _refused(self, message: engines.CreationRefused) -> None:
+        self.floor.engines[message.engine].settle(message)
+        slot = self.floor.slots.get(message.name)
+        if slot is not None:
+            self.creation.refused(slot, message)
+
+    def _stopped(self, message: engines.Stopped) -> None:
+        self.floor.engines[message.engine].settle(message)
+        self.floor.engines[message.engine].request_observation()
+
+    def _stop_failed(self, message: engines.StopFailed) -> None:
+        """It is tried again when the rules are next asked, once the engine answers."""
+        self.floor.engines[message.engine].settle(message)
+        slot = self.floor.slots.get(message.name)
+        if slot is not None and slot.machine is not None and slot.machine.uuid == message.uuid:
+            slot.stopping = False
+        self.floor.changes.say(f"stop {message.uuid}", f"{message.name}: not stopped: {message.reason}", logging.WARNING)
+
+    def _destroyed(self, message: engines.Destroyed) -> None:
+        self.floor.engines[message.engine].settle(message)
+        self.floor.changes.clear(f"destroy {message.uuid}")
+        slot = self.floor.slots.get(message.name)
+        if slot is not None and slot.machine is not None and slot.machine.uuid == message.uuid:
+            self.ending.released(slot)
+
+    def _destruction_failed(self, message: engines.DestructionFailed) -> None:
+        self.floor.engines[message.engine].settle(message)
+        text = f"{message.name}: not removed: {message.reason}"
+        self.floor.changes.say(f"destroy {message.uuid}", text, logging.WARNING)
+
+    def _changed(self, message: engines.Changed) -> None:
+        self.floor.engines[message.engine].request_observation()
+
+    def _woken(self, message: Wake) -> None:
+        self.next_cycle_time = self.floor.clock()
+
+    def _stop(self, message: Stop) -> None:
+        self.stopping = True

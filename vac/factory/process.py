@@ -1,0 +1,117 @@
+"""The process vacd-factory: one factory, from its configuration and its state directory."""
+
+from __future__ import annotations
+
+import logging
+import os
+import queue
+import random
+import time
+from collections.abc import Callable
+
+import vac
+from vac.config.errors import ConfigurationError
+from vac.config.load import Configuration
+from vac.config.loader import Loader
+from vac.config.settings import Settings
+from vac.drivers.engine import Engine, InlineEngine
+from vac.drivers.late import LateDriver
+from vac.drivers.registry import driver_for, engine_name
+from vac.factory.floor import Floor, slot_names
+from vac.factory.loop import Factory, Message, Stop, Stuck, Wake
+from vac.factory.slots import Slots
+from vac.factory.space import Ask, ask_nobody
+from vac.host import facts
+from vac.logs import OnChange
+from vac.machines import statefiles
+from vac.machines.layout import StateDir, StateDirBusy
+from vac.machines.slots import finished_machines, load_slots
+from vac.roles import RoleOptions
+from vac.scheduling.backoff import History, reported_message
+
+log = logging.getLogger(__name__)
+
+EXIT_STUCK = 70
+"""An engine's thread hangs for good: the supervisor starts the process anew."""
+RETRY_SECONDS = 10.0
+"""Until the configuration is read again if it doesn't even tell where the state directory is."""
+
+
+def main(options: RoleOptions) -> int:
+    """Run the factory until it is told to stop; returns the exit status."""
+    inbox: queue.SimpleQueue[Message] = queue.SimpleQueue()
+    options.listen(stop=lambda: inbox.put(Stop()), wake=lambda: inbox.put(Wake()))
+    loader = Loader(options.configs or None, facts.read)
+    configuration, error = _first_configuration(loader, inbox)
+    if configuration is None:
+        return 1 if error else 0
+    if loader.host.assumed:
+        log.warning("VAC_ASSUME_PROCESSORS: assuming %d processors", loader.host.processors)
+    state = StateDir(configuration.settings.state_dir)
+    state.prepare()
+    try:
+        with state.lock():
+            factory = open_factory(state, configuration, loader, inbox)
+            if error is not None:
+                factory.floor.configuration_broken(error)
+            factory.run(alive=options.alive, ready=options.ready)
+    except StateDirBusy as busy:
+        log.error("%s", busy)
+        return 1
+    except Stuck as stuck:
+        log.critical("leaving, to be started anew: %s", stuck)
+        logging.shutdown()
+        os._exit(EXIT_STUCK)
+    return 0
+
+
+def _first_configuration(
+    loader: Loader, inbox: queue.SimpleQueue[Message]
+) -> tuple[Configuration | None, ConfigurationError | None]:
+    """The configuration to begin with; of a broken one, what suffices to watch the machines that there are."""
+    try:
+        return loader.load(time.time()), None
+    except ConfigurationError as error:
+        for problem in error.problems:
+            log.error("%s", problem)
+        if error.settings is None:
+            return None, error
+        return Configuration(error.settings, {}, {}, {}, (), ""), error
+
+
+def open_factory(
+    state: StateDir,
+    configuration: Configuration,
+    loader: Loader,
+    inbox: queue.SimpleQueue[Message],
+    *,
+    clock: Callable[[], float] = time.time,
+    rng: random.Random | None = None,
+    open_engine: Callable[[str, Settings], InlineEngine] | None = None,
+    ask: Ask = ask_nobody,
+) -> Factory:
+    """A factory with its slots as they are on disk. The keyword arguments are for tests."""
+    settings = configuration.settings
+
+    def engine(machine_model: str, settings: Settings) -> InlineEngine:
+        driver = LateDriver(lambda: driver_for(machine_model, settings))
+        return Engine(engine_name(machine_model), driver, inbox.put, clock)
+
+    statefiles.write_version(state, vac.__version__)
+    machines = load_slots(state, configuration.machinetypes, settings)
+    outcomes = finished_machines(state, configuration.machinetypes, settings, reported_message)
+    fizzles = {name: one.fizzle_seconds for name, one in configuration.machinetypes.items()}
+    floor = Floor(
+        state=state,
+        configuration=configuration,
+        slots=Slots(slot_names(settings), machines),
+        clock=clock,
+        rng=rng or random.Random(),
+        open_engine=open_engine or engine,
+        started_time=clock(),
+        changes=OnChange(log),
+        history=History.of(outcomes, fizzles),
+    )
+    running = sum(1 for slot in floor.slots if slot.occupied)
+    log.info("%s: %d machines found in %d slots", settings.factory_name, running, len(floor.slots))
+    return Factory(floor, loader, inbox, ask)

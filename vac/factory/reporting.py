@@ -1,0 +1,127 @@
+"""What the factory tells others: status.json, counts, heartbeat, and the upkeep of its state directory."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+
+import vac
+from vac.drivers.base import EngineState
+from vac.factory.deciding import Deciding
+from vac.factory.floor import Floor
+from vac.factory.slots import Slot
+from vac.machines import statefiles
+from vac.machines.expiry import Expiry, remove_orphaned_slots
+from vac.machines.status import Drain, Status, TypeFacts, to_json
+from vac.scheduling.backoff import reported_message
+
+log = logging.getLogger(__name__)
+
+REPORT_SECONDS = 1.0
+"""status.json is written at most this often."""
+
+
+class Reporting:
+    """Writes what the responder, `vac`, Nagios and people's eyes read."""
+
+    def __init__(self, floor: Floor, deciding: Deciding) -> None:
+        self.floor = floor
+        self.deciding = deciding
+        self.expiry = Expiry(floor.state, reported_message)
+        self._report_time = 0.0
+
+    @property
+    def next_time(self) -> float | None:
+        """When status.json may be written again, if it has to be."""
+        return None if self.floor.reported else self._report_time + REPORT_SECONDS
+
+    def cycle(self) -> None:
+        """Once a cycle: show that the factory lives, and remove what is old."""
+        now, state, settings = self.floor.clock(), self.floor.state, self.floor.settings
+        statefiles.touch_heartbeat(state, "factory", now)
+        state.keep_reserve()
+        occupied = [slot for slot in self.floor.slots if slot.occupied]
+        remove_orphaned_slots(
+            state, settings.factory_name, settings.host_processors, [slot.name for slot in occupied]
+        )
+        if self.floor.configuration_problem is None:
+            directories = [slot.machine.directory for slot in self.floor.slots if slot.machine]
+            self.expiry.run(self.floor.configuration.machinetypes, directories, now)
+        self.floor.reported = False
+
+    def report_if_due(self) -> None:
+        """Write status.json and counts if something has changed, but not more than once a second."""
+        now = self.floor.clock()
+        if self.floor.reported or 0 <= now - self._report_time < REPORT_SECONDS:
+            return
+        self._report_time = now
+        self.floor.reported = True
+        self._counts()
+        statefiles.write_status(self.floor.state, to_json(self.status(now)))
+
+    def _counts(self) -> None:
+        settings = self.floor.settings
+        running = [slot.machine for slot in self.floor.slots if slot.running and slot.machine]
+        processors = sum(machine.processors for machine in running)
+        statefiles.write_counts(
+            self.floor.state,
+            len(running),
+            settings.host_processors,
+            processors,
+            settings.total_processors,
+            processors * settings.hs06,
+        )
+
+    def status(self, now: float) -> Status:
+        """Everything that others want to know and that isn't in the machines' directories."""
+        floor, settings, decision = self.floor, self.floor.settings, self.deciding.decision
+        order = self.deciding.orders.drain
+        return Status(
+            time=now,
+            space=settings.vac_space,
+            site=settings.site,
+            factory=settings.factory_name,
+            version=vac.__version__,
+            factories=settings.factories,
+            vacquery_allow=tuple(str(network) for network in settings.vacquery_allow),
+            slots=settings.host_processors,
+            total_processors=settings.total_processors,
+            mb_per_processor=settings.mb_per_processor,
+            hs06_per_processor=settings.hs06,
+            machinetypes=tuple(self._facts()),
+            engines={name: engine.problem(now) for name, engine in floor.engines.items()},
+            problems=floor.problems,
+            drain=Drain(order.reason, order.since, order.until) if order else None,
+            shutdown_time=settings.shutdown_time,
+            decision_time=self.deciding.decision_time,
+            next_time=self.deciding.next_time,
+            guard=decision.guard,
+            passed_over=decision.passed_over,
+            held_here=decision.held_here,
+            held_in_space=decision.held_in_space,
+            silent=self.deciding.space.silent(settings),
+            created=tuple(floor.created),
+            failed=dict(floor.failed),
+            slot_states=self._slot_states(now),
+        )
+
+    def _facts(self) -> list[TypeFacts]:
+        names = [field.name for field in dataclasses.fields(TypeFacts) if field.name != "fqan"]
+        return [
+            TypeFacts(fqan=one.accounting_fqan, **{name: getattr(one, name) for name in names})
+            for one in self.floor.configuration.machinetypes.values()
+        ]
+
+    def _slot_states(self, now: float) -> dict[str, str]:
+        found = {slot.name: self._slot_state(slot, now) for slot in self.floor.slots}
+        return {name: state for name, state in found.items() if state}
+
+    def _slot_state(self, slot: Slot, now: float) -> str | None:
+        """What only the engine knows; None if the machine's directory tells all."""
+        if slot.zombie:
+            return "Zombie"
+        if slot.machine is None or slot.machine.finished:
+            return None
+        if slot.running and self.floor.engine_of(slot.machine.model).problem(now):
+            return "Unknown"
+        return "Paused" if slot.engine_state is EngineState.PAUSED else None

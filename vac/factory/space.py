@@ -1,0 +1,113 @@
+"""What the factory knows of its space: its peers' last answers, asked for when a decision needs them."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+from vac.config.settings import Settings
+from vac.scheduling.model import SpaceView, TypeReport
+from vac.scheduling.space import view
+
+log = logging.getLogger(__name__)
+
+FRESH_SECONDS = 30.0
+"""A view of the space no older than this is used again."""
+SILENT_SECONDS = 300.0
+"""A silent peer's last answer counts for so long."""
+CAPACITY_SECONDS = 600.0
+"""Capacities are asked for this often."""
+REMEMBERED_CAPACITY_SECONDS = 3600.0
+"""A silent factory's capacity counts for so long."""
+
+
+@dataclass(frozen=True)
+class Answers:
+    """What a poll has brought, by factory."""
+
+    time: float
+    reports: Mapping[str, Mapping[str, TypeReport]] = field(default_factory=dict)
+    capacities: Mapping[str, float] | None = None
+    """max_hs06; None: not asked for this time."""
+
+
+Ask = Callable[[Settings, bool], Answers]
+"""Asks all peers, and for their capacities too if the flag says so. It blocks, in a thread of its own."""
+
+
+class Space:
+    """Remembers what peers said, and asks them again in the background."""
+
+    def __init__(self, ask: Ask, post: Callable[[Answers], object], clock: Callable[[], float]) -> None:
+        self._ask = ask
+        self._post = post
+        self._clock = clock
+        self._asking = False
+        self._last_poll: float | None = None
+        self._capacity_poll: float | None = None
+        self._reports: dict[str, tuple[float, Mapping[str, TypeReport]]] = {}
+        self._capacities: dict[str, tuple[float, float]] = {}
+
+    def fresh(self, settings: Settings) -> bool:
+        """Whether the space is known well enough to decide on; if not, peers are being asked from now on."""
+        if len(settings.factories) < 2:
+            return True
+        now = self._clock()
+        if self._last_poll is not None and 0 <= now - self._last_poll < FRESH_SECONDS:
+            return True
+        if not self._asking:
+            self._asking = True
+            due = self._capacity_poll is None or not 0 <= now - self._capacity_poll < CAPACITY_SECONDS
+            threading.Thread(target=self._poll, args=(settings, due), name="poll", daemon=True).start()
+        return False
+
+    def _poll(self, settings: Settings, capacities: bool) -> None:
+        answers = Answers(self._clock())
+        try:
+            answers = self._ask(settings, capacities)
+        except OSError as error:
+            log.warning("peers can't be asked: %s", error)
+        finally:
+            self._post(answers)
+
+    def answered(self, answers: Answers) -> None:
+        """Take in what a poll has brought."""
+        self._asking = False
+        self._last_poll = answers.time
+        for factory, reports in answers.reports.items():
+            self._reports[factory] = (answers.time, reports)
+        if answers.capacities is not None:
+            self._capacity_poll = answers.time
+            for factory, capacity in answers.capacities.items():
+                self._capacities[factory] = (answers.time, capacity)
+
+    def silent(self, settings: Settings) -> dict[str, float | None]:
+        """Peers that did not answer the last poll, with the time of their last answer."""
+        peers = [name for name in settings.factories if name != settings.factory_name]
+        if self._last_poll is None:
+            return {}
+        heard = {name: self._reports[name][0] if name in self._reports else None for name in peers}
+        return {name: time for name, time in heard.items() if time is None or time < self._last_poll}
+
+    def view(self, settings: Settings, own: Mapping[str, TypeReport], now: float) -> SpaceView:
+        """The space as it is known now; own is what this factory says of itself."""
+        reports = {
+            name: said for name, (time, said) in self._reports.items() if 0 <= now - time < SILENT_SECONDS
+        }
+        capacities = {
+            name: capacity
+            for name, (time, capacity) in self._capacities.items()
+            if 0 <= now - time < REMEMBERED_CAPACITY_SECONDS
+        }
+        reports[settings.factory_name] = own
+        capacities[settings.factory_name] = settings.total_processors * settings.hs06
+        return view(
+            settings.factory_name, settings.factories, reports, capacities, now, self.silent(settings)
+        )
+
+
+def ask_nobody(settings: Settings, capacities: bool) -> Answers:
+    """For a factory that is alone."""
+    return Answers(0.0)

@@ -1,0 +1,97 @@
+"""What an engine's listing means for the machines in the slots, and for those that are in none."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+
+from vac.drivers.base import EngineState, Observed, Usage
+from vac.drivers.engine import Observation
+from vac.factory.ending import Ending
+from vac.factory.floor import Floor
+from vac.factory.slots import Slot
+from vac.machines import machine as machines
+
+log = logging.getLogger(__name__)
+
+RENEW_SECONDS = 30.0
+"""Heartbeat files are written at most this often, however often events make the factory look."""
+
+
+class Watcher:
+    """Draws conclusions from listings; it acts through Ending."""
+
+    def __init__(self, floor: Floor, ending: Ending) -> None:
+        self.floor = floor
+        self.ending = ending
+        self._strangers: dict[str, set[str]] = {}
+
+    def observed(self, seen: Observation) -> None:
+        """Take in one listing of one engine."""
+        listed = {machine.uuid: machine for machine in seen.machines}
+        for slot in self.floor.slots_of(seen.engine):
+            found = listed.pop(slot.machine.uuid, None) if slot.machine else None
+            usage = seen.usage.get(found.uuid, found.usage) if found else Usage()
+            self._slot(slot, found, usage, seen.asked_time)
+        self._remove_zombies(seen.engine, listed)
+
+    def _slot(self, slot: Slot, found: Observed | None, usage: Usage, asked_time: float) -> None:
+        machine = slot.machine
+        if machine is None or slot.creating or asked_time < slot.known_since:
+            return
+        if machine.finished:
+            self._remains(slot, found)
+        elif machine.started_time is None and (found is None or found.state is EngineState.HALF_MADE):
+            self.ending.discard(slot, "its creation was cut short")
+        else:
+            self._started(slot, found, usage)
+
+    def _started(self, slot: Slot, found: Observed | None, usage: Usage) -> None:
+        machine = slot.machine
+        assert machine is not None
+        if machine.started_time is None:
+            log.info("%s (%s): found started", machine.name, machine.machinetype)
+            machines.mark_started(self.floor.state, machine, machine.created_time)
+            self.floor.creation_succeeded(machine)
+        state = found.state if found else None
+        if state is not slot.engine_state:
+            slot.engine_state = state
+            self.floor.changed = True
+        if state is EngineState.RUNNING or state is EngineState.PAUSED:
+            self._alive(slot, usage)
+        else:
+            self.ending.ended(slot, usage)
+
+    def _remains(self, slot: Slot, found: Observed | None) -> None:
+        """A machine that has been accounted for: see that the engine lets go of it."""
+        if found is None and slot.removing_since is not None:
+            self.ending.released(slot)
+        elif found is not None:
+            if slot.removing_since is None:
+                slot.removing_since = self.floor.clock()
+            self.ending.retry_release(slot)
+
+    def _alive(self, slot: Slot, usage: Usage) -> None:
+        machine, now = slot.machine, self.floor.clock()
+        assert machine is not None
+        slot.seen_alive_time = now
+        slot.usage = usage
+        if machine.heartbeat_time is None or now - machine.heartbeat_time >= RENEW_SECONDS:
+            machines.renew_heartbeat(
+                self.floor.state,
+                machine,
+                now,
+                cpu_seconds=usage.cpu_seconds,
+                peak_memory_bytes=usage.peak_memory_bytes,
+            )
+
+    def _remove_zombies(self, engine: str, listed: Mapping[str, Observed]) -> None:
+        """What is this factory's but in no slot is removed once two observations have shown it."""
+        before = self._strangers.get(engine, set())
+        self._strangers[engine] = set(listed)
+        for uuid in before & set(listed):
+            name = listed[uuid].name
+            self.floor.changes.say(f"zombie {uuid}", f"{name} ({uuid}) is in no slot: removing it", logging.WARNING)
+            self.floor.engines[engine].destroy(name, uuid)
+        for uuid in before - set(listed):
+            self.floor.changes.clear(f"zombie {uuid}")

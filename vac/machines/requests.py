@@ -1,0 +1,111 @@
+"""What people ask of a factory: small files under requests/, which only root can write.
+
+A command writes a file and wakes the factory; it never calls an engine itself. Draining stays in force, also over
+a reboot, until its file is removed or its time is over; the other requests are removed once they are carried out.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import re
+import signal
+from dataclasses import dataclass
+
+from vac.machines import files
+from vac.machines.layout import StateDir
+
+_ACTION = re.compile(r"(finish|destroy)-([a-z0-9.-]+)")
+
+
+@dataclass(frozen=True)
+class Request:
+    """Something to be done with one machine."""
+
+    action: str
+    """`finish`: its shutdown time is lowered to now + grace_secs; `destroy`: it is ended at once."""
+    machine: str
+    """Host name of the machine, which is its slot's."""
+    uuid: str
+    """Of the machine that is meant: by the time the factory looks, another may be in the slot."""
+
+
+@dataclass(frozen=True)
+class Drain:
+    """Nothing is created while this is in force."""
+
+    since: float
+    until: float | None = None
+    """Unix seconds; None: until it is undone by hand."""
+    reason: str = ""
+
+
+def ask(state: StateDir, request: Request) -> None:
+    """Leave a request for the factory. OSError if that isn't allowed."""
+    target = state.requests / f"{request.action}-{request.machine}"
+    files.write_atomic(target, request.uuid.encode(), tmp=state.tmp, mode=0o600)
+
+
+def pending(state: StateDir) -> list[Request]:
+    """Requests that have not been carried out, by name; other files are not looked at."""
+    found: list[Request] = []
+    with contextlib.suppress(FileNotFoundError):
+        for path in sorted(state.requests.iterdir()):
+            match = _ACTION.fullmatch(path.name)
+            if match:
+                found.append(Request(match[1], match[2], path.read_text(encoding="ascii", errors="replace").strip()))
+    return found
+
+
+def done(state: StateDir, request: Request) -> None:
+    """Forget a request that has been carried out, or can't be."""
+    files.remove(state.requests / f"{request.action}-{request.machine}")
+
+
+def drain(state: StateDir, order: Drain) -> None:
+    """Leave the order to drain."""
+    content = json.dumps({"since": order.since, "until": order.until, "reason": order.reason})
+    files.write_atomic(state.requests / "drain", content.encode(), tmp=state.tmp, mode=0o600)
+
+
+def undrain(state: StateDir) -> bool:
+    """Take the order to drain back; False if there was none."""
+    with contextlib.suppress(FileNotFoundError):
+        (state.requests / "drain").unlink()
+        return True
+    return False
+
+
+def draining(state: StateDir, now: float) -> Drain | None:
+    """The order to drain that is in force now, if any. A file that can't be understood is an order, too."""
+    try:
+        content = json.loads((state.requests / "drain").read_bytes())
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as problem:
+        return Drain(now, None, f"the file requests/drain can't be read: {problem}")
+    if not isinstance(content, dict):
+        return Drain(now)
+    since, until = content.get("since"), content.get("until")
+    order = Drain(
+        float(since) if isinstance(since, (int, float)) else now,
+        float(until) if isinstance(until, (int, float)) else None,
+        str(content.get("reason") or ""),
+    )
+    return order if order.until is None or now < order.until else None
+
+
+def wake(state: StateDir) -> bool:
+    """Make the factory of this state directory look at its requests now; False if none runs."""
+    try:
+        with state.pid("factory").open() as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                os.kill(int(lock.read()), signal.SIGUSR1)
+                return True
+    except (FileNotFoundError, ProcessLookupError, ValueError):
+        pass
+    return False

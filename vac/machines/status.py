@@ -1,0 +1,240 @@
+"""What the factory knows that isn't in the machines' directories: `status.json` in the state directory.
+
+The factory writes it each cycle; the responder, `vac why`, metrics and the status page read it, so that none
+of them needs the configuration or an engine. Reading is tolerant: what is missing or of a wrong type (in an
+older or newer factory's file) has its default.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+from vac.machines.layout import StateDir
+from vac.machines.statefiles import write_status
+
+FORMAT = 1
+_T = TypeVar("_T")
+
+
+@dataclass(frozen=True)
+class TypeFacts:
+    """What others need to know of a configured machinetype; units as in the configuration."""
+
+    name: str = ""
+    fqan: str | None = None
+    machinegroup: str = ""
+    target_share: float = 0.0
+    machine_model: str = ""
+    min_processors: int = 1
+    max_processors: int = 1
+    min_wallclock_seconds: int = 0
+    max_wallclock_seconds: int = 0
+    fizzle_seconds: int = 0
+    backoff_seconds: int = 0
+
+
+@dataclass(frozen=True)
+class Creation:
+    """A machine that was created, or a type of which one could not be, and why."""
+
+    time: float = 0.0
+    machinetype: str = ""
+    machine: str = ""
+    processors: int = 0
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class Drain:
+    """Nothing is created because people want it so."""
+
+    reason: str = ""
+    since: float | None = None
+    until: float | None = None
+    """None: until undrained."""
+
+
+@dataclass(frozen=True)
+class Status:
+    """The factory at the end of its last cycle. Times are Unix seconds."""
+
+    time: float = 0.0
+    space: str = ""
+    site: str = ""
+    factory: str = ""
+    version: str = ""
+    factories: tuple[str, ...] = ()
+    """All factories of the space, this one included; they may query."""
+    vacquery_allow: tuple[str, ...] = ()
+    """Networks that may query too; none given: the directly connected ones."""
+    slots: int = 0
+    total_processors: int = 0
+    mb_per_processor: int = 0
+    hs06_per_processor: float = 1.0
+    machinetypes: tuple[TypeFacts, ...] = ()
+    engines: Mapping[str, str | None] = field(default_factory=dict)
+    """By engine in use: its problem, None if it is well."""
+    problems: tuple[str, ...] = ()
+    """What is wrong with the configuration, which is then the last good one."""
+    drain: Drain | None = None
+    shutdown_time: float | None = None
+    """No machine may run past it."""
+    decision_time: float | None = None
+    next_time: float | None = None
+    """When time alone may change the decision."""
+    guard: str | None = None
+    """Why nothing at all can be created now."""
+    passed_over: Mapping[str, str] = field(default_factory=dict)
+    """By machinetype, why none (or no more) of it was created."""
+    held_here: Mapping[str, float] = field(default_factory=dict)
+    """By machinetype, until when this factory's own aborts hold it back."""
+    held_in_space: Mapping[str, float] = field(default_factory=dict)
+    """By machinetype, until when aborts in the space hold it back here."""
+    silent: Mapping[str, float | None] = field(default_factory=dict)
+    """By factory that doesn't answer: when it last did."""
+    created: tuple[Creation, ...] = ()
+    """The last creations, newest first."""
+    failed: Mapping[str, Creation] = field(default_factory=dict)
+    """By machinetype: its last creation that failed, until one succeeds."""
+    slot_states: Mapping[str, str] = field(default_factory=dict)
+    """By machine name, what only the engine knows: Paused, Zombie or Unknown."""
+
+    def machinetype(self, name: str) -> TypeFacts | None:
+        """The facts of this machinetype; None if it isn't configured (any more)."""
+        return next((facts for facts in self.machinetypes if facts.name == name), None)
+
+
+def to_dict(status: Status) -> dict[str, object]:
+    """The content of status.json."""
+    return {"format": FORMAT, **dataclasses.asdict(status)}
+
+
+def write(state: StateDir, status: Status) -> None:
+    """Put the status where the other processes look for it; the file appears whole."""
+    write_status(state, to_dict(status))
+
+
+def read(state: StateDir) -> Status | None:
+    """What the factory has last written; None if there is nothing readable."""
+    try:
+        return from_json(state.status.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+
+
+def from_json(content: str) -> Status:
+    """A Status from the content of status.json; ValueError if it isn't a JSON object."""
+    found = json.loads(content)
+    if not isinstance(found, dict):
+        raise ValueError("status.json holds no JSON object")
+    return _status(found)
+
+
+def _status(found: Mapping[str, Any]) -> Status:
+    values: dict[str, Any] = {}
+    for name, read in _READERS.items():
+        value = read(found.get(name))
+        if value is not None:
+            values[name] = value
+    return Status(**values)
+
+
+def _facts(found: object) -> TypeFacts | None:
+    return _plain(TypeFacts, found)
+
+
+def _creation(found: object) -> Creation | None:
+    return _plain(Creation, found)
+
+
+def _drain(found: object) -> Drain | None:
+    return _plain(Drain, found)
+
+
+def _plain(cls: Callable[..., _T], found: object) -> _T | None:
+    """A dataclass of texts and numbers, by the types of its annotations."""
+    if not isinstance(found, Mapping):
+        return None
+    values: dict[str, Any] = {}
+    for declared in dataclasses.fields(cls):  # type: ignore[arg-type]
+        value = _SCALARS[str(declared.type).replace(" | None", "")](found.get(declared.name))
+        if value is not None:
+            values[declared.name] = value
+    return cls(**values)
+
+
+def _text(found: object) -> str | None:
+    return found if isinstance(found, str) else None
+
+
+def _number(found: object) -> float | None:
+    if isinstance(found, bool) or not isinstance(found, (int, float)) or not abs(found) < math.inf:
+        return None
+    return found
+
+
+def _whole(found: object) -> int | None:
+    value = _number(found)
+    return None if value is None else int(value)
+
+
+def _many(read: Callable[[object], _T | None]) -> Callable[[object], tuple[_T, ...] | None]:
+    def reader(found: object) -> tuple[_T, ...] | None:
+        if not isinstance(found, list):
+            return None
+        return tuple(value for value in map(read, found) if value is not None)
+
+    return reader
+
+
+def _by_name(read: Callable[[object], _T | None]) -> Callable[[object], dict[str, _T] | None]:
+    def reader(found: object) -> dict[str, _T] | None:
+        if not isinstance(found, dict):
+            return None
+        values = {name: read(value) for name, value in found.items()}
+        return {name: value for name, value in values.items() if value is not None}
+
+    return reader
+
+
+def _by_name_or_none(read: Callable[[object], _T | None]) -> Callable[[object], dict[str, _T | None] | None]:
+    def reader(found: object) -> dict[str, _T | None] | None:
+        return {name: read(value) for name, value in found.items()} if isinstance(found, dict) else None
+
+    return reader
+
+
+_SCALARS: dict[str, Callable[[object], Any]] = {"str": _text, "int": _whole, "float": _number}
+_READERS: dict[str, Callable[[object], Any]] = {
+    "time": _number,
+    "space": _text,
+    "site": _text,
+    "factory": _text,
+    "version": _text,
+    "factories": _many(_text),
+    "vacquery_allow": _many(_text),
+    "slots": _whole,
+    "total_processors": _whole,
+    "mb_per_processor": _whole,
+    "hs06_per_processor": _number,
+    "machinetypes": _many(_facts),
+    "engines": _by_name_or_none(_text),
+    "problems": _many(_text),
+    "drain": _drain,
+    "shutdown_time": _number,
+    "decision_time": _number,
+    "next_time": _number,
+    "guard": _text,
+    "passed_over": _by_name(_text),
+    "held_here": _by_name(_number),
+    "held_in_space": _by_name(_number),
+    "silent": _by_name_or_none(_number),
+    "created": _many(_creation),
+    "failed": _by_name(_creation),
+    "slot_states": _by_name(_text),
+}
