@@ -1,0 +1,183 @@
+"""The parts of vacd that need no process."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import socket
+from pathlib import Path
+
+import pytest
+
+from vac.daemon import link as messages
+from vac.daemon import sdnotify
+from vac.daemon.child import Child, Post, Timing, describe_end, next_pause
+from vac.daemon.command import command_for, main, make_parser
+from vac.roles import ROLES, Role
+
+
+def test_pauses_double_up_to_the_longest() -> None:
+    pause: float | None = None
+    pauses = []
+    for _ in range(8):
+        pause = next_pause(pause, 3.0, Timing())
+        pauses.append(pause)
+    assert pauses == [1, 2, 4, 8, 16, 32, 60, 60]
+
+
+@pytest.mark.parametrize(("ran_seconds", "pause"), [(0.0, 60), (119.9, 60), (120.0, 1), (1e6, 1)])
+def test_a_process_that_ran_well_is_started_again_at_once(ran_seconds: float, pause: float) -> None:
+    assert next_pause(60, ran_seconds, Timing()) == pause
+
+
+@pytest.mark.parametrize(
+    ("wait_status", "text"),
+    [
+        (0, "ended with exit status 0"),
+        (3 << 8, "ended with exit status 3"),
+        (signal.SIGKILL, "ended by SIGKILL"),
+        (signal.SIGSEGV | 0x80, "ended by SIGSEGV"),
+        (45, "ended by signal 45"),
+    ],
+)
+def test_an_end_is_told_in_words(wait_status: int, text: str) -> None:
+    assert describe_end(wait_status) == text
+
+
+@pytest.mark.parametrize(
+    ("environ", "address", "seconds"),
+    [
+        ({}, None, None),
+        ({"NOTIFY_SOCKET": ""}, None, None),
+        ({"NOTIFY_SOCKET": "/run/x"}, "/run/x", None),
+        ({"NOTIFY_SOCKET": "/run/x", "WATCHDOG_USEC": "120000000"}, "/run/x", 120.0),
+        ({"NOTIFY_SOCKET": "/run/x", "WATCHDOG_USEC": "500000", "WATCHDOG_PID": "7"}, "/run/x", 0.5),
+        ({"NOTIFY_SOCKET": "/run/x", "WATCHDOG_USEC": "500000", "WATCHDOG_PID": "8"}, "/run/x", None),
+        ({"NOTIFY_SOCKET": "/run/x", "WATCHDOG_USEC": "0"}, "/run/x", None),
+        ({"NOTIFY_SOCKET": "/run/x", "WATCHDOG_USEC": "soon"}, "/run/x", None),
+    ],
+)
+def test_the_manager_is_found_in_the_environment(
+    environ: dict[str, str], address: str | None, seconds: float | None
+) -> None:
+    assert sdnotify.from_environment(environ, pid=7) == sdnotify.Notifier(address, seconds)
+
+
+@pytest.mark.parametrize("abstract", [False, True])
+def test_the_manager_gets_assignments_in_one_datagram(tmp_path: Path, abstract: bool) -> None:
+    address = f"@vac-test-{os.getpid()}" if abstract else str(tmp_path / "notify")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+        manager.bind(address.replace("@", "\0") if abstract else address)
+        manager.settimeout(10)
+        sdnotify.Notifier(address).send("READY=1", "STATUS=all is well")
+        assert manager.recv(1000) == b"READY=1\nSTATUS=all is well"
+
+
+def test_a_manager_that_is_gone_is_logged_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    notifier = sdnotify.Notifier(str(tmp_path / "nobody"))
+    with caplog.at_level(logging.INFO, logger="vac"):
+        notifier.send("READY=1")
+        notifier.send("WATCHDOG=1")
+    assert len(caplog.records) == 1
+    assert "nobody" in caplog.text
+
+
+def test_without_a_manager_nothing_is_sent_or_logged(caplog: pytest.LogCaptureFixture) -> None:
+    sdnotify.Notifier().send("READY=1")
+    assert not caplog.records
+
+
+def test_the_link_carries_messages_and_a_file_and_tells_of_the_end(tmp_path: Path) -> None:
+    ours, theirs = messages.pair()
+    with ours, theirs:
+        messages.send(theirs, messages.READY)
+        messages.send(theirs, messages.ALIVE)
+        received = [messages.receive(ours) for _ in range(3)]
+        assert received == [(messages.READY, None), (messages.ALIVE, None), (messages.GONE, None)]
+
+        with (tmp_path / "log").open("w") as log:
+            messages.send(ours, messages.RELOAD, log.fileno())
+        message, descriptor = messages.receive(theirs)
+        assert message == messages.RELOAD
+        assert descriptor is not None
+        os.write(descriptor, b"new file")
+        assert not os.get_inheritable(descriptor)
+        os.close(descriptor)
+        assert (tmp_path / "log").read_text() == "new file"
+
+        ours.close()
+        assert messages.receive(theirs) == (messages.GONE, None)
+        messages.send(theirs, messages.ALIVE)
+
+
+def test_a_reader_that_lags_behind_never_blocks_the_sender() -> None:
+    ours, theirs = messages.pair()
+    with ours, theirs:
+        for _ in range(5000):
+            messages.send(theirs, messages.ALIVE)
+        assert messages.receive(ours) == (messages.ALIVE, None)
+
+
+def test_a_role_takes_its_link_out_of_the_environment() -> None:
+    ours, theirs = messages.pair()
+    with ours:
+        theirs.set_inheritable(True)
+        environ = {messages.VARIABLE: str(theirs.detach()), "PATH": "/bin"}
+        link = messages.inherited(environ)
+        assert link is not None
+        with link:
+            assert environ == {"PATH": "/bin"}
+            assert not link.get_inheritable()
+            messages.send(link, messages.READY)
+        assert messages.receive(ours) == (messages.READY, None)
+    assert messages.inherited({}) is None
+
+
+@pytest.mark.parametrize(("stuck_seconds", "hopeless_time"), [(600.0, 1300.0), (None, float("inf"))])
+def test_a_role_that_killing_does_not_help_is_hopeless(
+    stuck_seconds: float | None, hopeless_time: float
+) -> None:
+    post = Post(Role("factory", "m", stuck_seconds=stuck_seconds), Timing())
+    assert post.hopeless_time() == float("inf")
+    ours, theirs = messages.pair()
+    with ours, theirs:
+        post.child = Child(pid=1, link=ours, start_time=5.0, alive_time=100.0)
+        assert post.hopeless_time() == hopeless_time
+        messages.send(theirs, messages.ALIVE)
+        assert post.hear(now=1000.0)
+        assert post.hopeless_time() == hopeless_time + 900
+
+
+def test_roles_are_started_with_the_options_that_vacd_got() -> None:
+    arguments = make_parser(ROLES).parse_args(
+        ["--config", "/etc/a", "--config", "b", "--log-level", "debug", "--log-dir", "/var/log"]
+    )
+    command = command_for(ROLES[0], arguments)
+    alone = make_parser(ROLES).parse_args(command[command.index("--role") :])
+    assert alone.role == "factory"
+    assert alone.config == [Path("/etc/a"), Path.cwd() / "b"]
+    assert alone.log_level == "debug"
+    assert alone.log_dir is None
+
+
+@pytest.mark.parametrize(
+    ("argv", "error"),
+    [
+        (
+            ["--log-dir", "/nonexistent"],
+            "--log-dir: can't write /nonexistent/vacd: No such file or directory",
+        ),
+        (["--role", "responder", "--log-dir", "/nonexistent"], "/nonexistent/vacd-responder: No such file"),
+        (["--pid-file", "/nonexistent/pid"], "--pid-file: can't write /nonexistent/pid: No such file"),
+        (["--detach", "--role", "factory"], "leave out --detach"),
+        (["--role", "cook"], "invalid choice: 'cook'"),
+    ],
+)
+def test_wrong_options_are_refused_with_a_reason(
+    argv: list[str], error: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(argv)
+    assert caught.value.code == 2
+    assert error in capsys.readouterr().err

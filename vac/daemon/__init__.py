@@ -1,0 +1,7 @@
+"""vacd: the processes and their supervisor."""
+
+from __future__ import annotations
+
+from vac.daemon.command import main
+
+__all__ = ["main"]

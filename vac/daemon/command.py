@@ -1,0 +1,136 @@
+"""The command `vacd`: its options, and where it runs: in the foreground, detached, or as one role alone."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from setproctitle import setproctitle
+
+from vac import __version__, logs
+from vac.daemon import role as role_process
+from vac.daemon import sdnotify
+from vac.daemon.child import Timing
+from vac.daemon.supervisor import Supervisor
+from vac.roles import ROLES, Role
+
+UMASK = 0o022
+DETACHED_LOG_DIR = Path("/var/log")
+
+
+def _absolute(text: str) -> Path:
+    return Path(text).absolute()
+
+
+def make_parser(roles: Sequence[Role]) -> argparse.ArgumentParser:
+    """All options; --role is one of the roles."""
+    parser = argparse.ArgumentParser(
+        prog="vacd",
+        description="Fill this host's processors with logical machines. SIGTERM ends it and leaves machines "
+        "running; SIGHUP makes it read its configuration and open its log files again.",
+        epilog="Configuration: vac config options. Machines: vac machines.",
+    )
+    parser.add_argument(
+        "--config",
+        metavar="PATH",
+        type=_absolute,
+        action="append",
+        default=[],
+        help="configuration file or directory, in place of the default ones; may be given again",
+    )
+    parser.add_argument("--detach", action="store_true", help="run in the background, away from the terminal")
+    parser.add_argument("--role", choices=[role.name for role in roles], help="run this one process alone")
+    parser.add_argument(
+        "--log-dir",
+        metavar="DIRECTORY",
+        type=_absolute,
+        help="log to files vacd, vacd-factory and so on in it, in place of standard error "
+        f"(default with --detach: {DETACHED_LOG_DIR})",
+    )
+    parser.add_argument("--log-level", choices=logs.LEVELS, default="info", help="default: info")
+    parser.add_argument("--pid-file", metavar="PATH", type=_absolute, help="write the process number to it")
+    parser.add_argument("--version", action="version", version=f"Vac {__version__}")
+    return parser
+
+
+def command_for(role: Role, arguments: argparse.Namespace) -> list[str]:
+    """What the supervisor executes for a role."""
+    configs = [part for path in arguments.config for part in ("--config", str(path))]
+    level = ["--log-level", arguments.log_level]
+    return [sys.executable, "-m", "vac.daemon", "--role", role.name, *configs, *level]
+
+
+def main(
+    argv: Sequence[str] | None = None,
+    roles: Sequence[Role] = ROLES,
+    command: Callable[[Role, argparse.Namespace], Sequence[str]] = command_for,
+    timing: Timing | None = None,
+) -> int:
+    """Run vacd, or one of its roles, until it is told to stop; the exit status."""
+    parser = make_parser(roles)
+    arguments = parser.parse_args(argv)
+    if arguments.role and arguments.detach:
+        parser.error("--role runs in the foreground: leave out --detach")
+    if arguments.detach and arguments.log_dir is None:
+        arguments.log_dir = DETACHED_LOG_DIR
+    title = f"vacd-{arguments.role}" if arguments.role else "vacd"
+    log_file = None if arguments.log_dir is None else arguments.log_dir / title
+    try:
+        log_descriptor = None if log_file is None else logs.open_file(log_file)
+    except OSError as error:
+        parser.error(f"--log-dir: can't write {log_file}: {error.strerror}")
+    try:
+        pid_descriptor = None if arguments.pid_file is None else _open_pid_file(arguments.pid_file)
+    except OSError as error:
+        parser.error(f"--pid-file: can't write {arguments.pid_file}: {error.strerror}")
+
+    if arguments.detach:
+        _detach([descriptor for descriptor in (log_descriptor, pid_descriptor) if descriptor is not None])
+    os.umask(UMASK)
+    os.chdir("/")
+    if log_descriptor is not None:
+        logs.write_to(log_descriptor)
+    if pid_descriptor is not None:
+        os.write(pid_descriptor, b"%d\n" % os.getpid())
+        os.close(pid_descriptor)
+    logs.set_up(title, arguments.log_level)
+    try:
+        if arguments.role:
+            role = next(role for role in roles if role.name == arguments.role)
+            return role_process.run(role, tuple(arguments.config), log_file)
+        return _supervise(arguments, roles, command, timing)
+    finally:
+        if arguments.pid_file is not None:
+            arguments.pid_file.unlink(missing_ok=True)
+
+
+def _supervise(
+    arguments: argparse.Namespace,
+    roles: Sequence[Role],
+    command: Callable[[Role, argparse.Namespace], Sequence[str]],
+    timing: Timing | None,
+) -> int:
+    setproctitle("vacd")
+    notifier = sdnotify.from_environment(os.environ, os.getpid())
+    return Supervisor(
+        roles, lambda role: command(role, arguments), notifier, arguments.log_dir, timing or Timing()
+    ).run()
+
+
+def _open_pid_file(path: Path) -> int:
+    return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644)
+
+
+def _detach(descriptors: Sequence[int]) -> None:
+    """Go on in a process of its own session, without a terminal; of the open files only these stay open.
+
+    SIGHUP comes when this process led the terminal's session (`ssh -t HOST vacd --detach`) and has ended.
+    """
+    from daemon import DaemonContext
+
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    DaemonContext(detach_process=True, umask=UMASK, files_preserve=descriptors, signal_map={}).open()

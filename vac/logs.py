@@ -1,0 +1,156 @@
+"""What the log looks like and where it goes: always to standard error, which may be a file of --log-dir.
+
+Under systemd standard error is the journal's stream; then lines carry sd-daemon(3)'s `<N>` priorities instead
+of times. With --log-dir the process that opens the file puts it in place of descriptors 1 and 2, so that
+tracebacks and what libraries print end up in it too, and a process without rights to the directory can be
+handed a new file when logs are rotated.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import threading
+import time
+from collections.abc import Hashable, Mapping
+from pathlib import Path
+from types import TracebackType
+
+LEVELS = ("debug", "info", "warning", "error")
+SYSLOG_PRIORITIES = {"DEBUG": 7, "INFO": 6, "WARNING": 4, "ERROR": 3, "CRITICAL": 2}
+
+logger = logging.getLogger(__name__)
+
+
+def escape(text: str) -> str:
+    """The text on one line: what can't be printed (line ends, terminal sequences) as `\\n` or `\\x1b`.
+
+    Names and messages come from machines and peers; none may forge a line of the log.
+    """
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
+
+
+class LineFormatter(logging.Formatter):
+    """`2026-01-31T12:00:00+0000 vacd-factory[123] INFO text`, or for the journal `<6>vacd-factory: text`.
+
+    Times are local with their offset. Each line of a traceback has the same beginning and is indented.
+    """
+
+    def __init__(self, name: str, *, journal: bool) -> None:
+        super().__init__()
+        self._name = name
+        self._journal = journal
+
+    def format(self, record: logging.LogRecord) -> str:
+        lines = [escape(record.getMessage())]
+        if record.exc_info:
+            trace = self.formatException(record.exc_info).split("\n")
+            lines += ["    " + escape(line) for line in trace]
+        beginning = self._beginning(record)
+        return "\n".join(beginning + line for line in lines)
+
+    def _beginning(self, record: logging.LogRecord) -> str:
+        if self._journal:
+            return f"<{SYSLOG_PRIORITIES.get(record.levelname, 6)}>{self._name}: "
+        moment = time.strftime("%Y-%m-%dT%H:%M:%S%z", time.localtime(record.created))
+        return f"{moment} {self._name}[{record.process}] {record.levelname} "
+
+
+def is_journal(descriptor: int, environ: Mapping[str, str]) -> bool:
+    """Whether this is the stream that JOURNAL_STREAM tells of (`DEVICE:INODE`, systemd.exec(5))."""
+    try:
+        status = os.fstat(descriptor)
+    except OSError:
+        return False
+    return environ.get("JOURNAL_STREAM") == f"{status.st_dev}:{status.st_ino}"
+
+
+def set_up(name: str, level: str) -> None:
+    """Log to standard error under this name; ours from the level of LEVELS on, libraries' warnings and worse.
+
+    Libraries say too much at lower levels, such as secrets in URLs. Uncaught exceptions are logged.
+    """
+    handler = logging.StreamHandler()
+    handler.setFormatter(LineFormatter(name, journal=is_journal(2, os.environ)))
+    root = logging.getLogger()
+    root.handlers[:] = [handler]
+    root.setLevel(logging.WARNING)
+    logging.getLogger("vac").setLevel(level.upper())
+    logging.captureWarnings(True)
+    sys.excepthook = _log_uncaught
+    threading.excepthook = _log_uncaught_in_thread
+
+
+def _log_uncaught(kind: type[BaseException], exception: BaseException, trace: TracebackType | None) -> None:
+    logger.critical("%s that nobody caught", kind.__name__, exc_info=(kind, exception, trace))
+
+
+def _log_uncaught_in_thread(args: threading.ExceptHookArgs) -> None:
+    if args.exc_type is SystemExit:
+        return
+    thread = args.thread.name if args.thread else "unknown"
+    exception = args.exc_value or args.exc_type()
+    logger.critical(
+        "%s that nobody caught, in thread %s",
+        args.exc_type.__name__,
+        thread,
+        exc_info=(args.exc_type, exception, args.exc_traceback),
+    )
+
+
+def open_file(path: Path) -> int:
+    """A descriptor that appends to this log file, which is made if need be. Raises OSError."""
+    return os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o644)
+
+
+def write_to(descriptor: int) -> None:
+    """Put this file in place of standard output and standard error, and close the descriptor itself."""
+    os.dup2(descriptor, 1)
+    os.dup2(descriptor, 2)
+    os.close(descriptor)
+
+
+def try_open(path: Path) -> int | None:
+    """The file that now has this name; None, and a line in the old one, if it can't be opened."""
+    try:
+        return open_file(path)
+    except OSError as error:
+        logger.error("can't reopen %s: %s; logging goes on in the old file", path, error.strerror)
+        return None
+
+
+def reopen(path: Path) -> None:
+    """Log to the file that now has this name; if it can't be opened, go on with the one there is."""
+    descriptor = try_open(path)
+    if descriptor is not None:
+        write_to(descriptor)
+
+
+class OnChange:
+    """Logs a state of affairs when it begins, changes and ends, however often it is reported."""
+
+    def __init__(self, log: logging.Logger) -> None:
+        self._log = log
+        self._texts: dict[Hashable, str] = {}
+
+    def say(self, key: Hashable, text: str, level: int = logging.INFO) -> None:
+        """Log the text unless it is what was last said under this key."""
+        if self._texts.get(key) != text:
+            self._texts[key] = text
+            self._log.log(level, "%s", text)
+
+    def clear(self, key: Hashable) -> None:
+        """What was said under this key, if anything, holds no longer."""
+        text = self._texts.pop(key, None)
+        if text is not None:
+            self._log.info("no longer: %s", text)
+
+    def only(self, texts: Mapping[Hashable, str], level: int = logging.INFO) -> None:
+        """Say all of these; whatever else was said holds no longer."""
+        for key in [key for key in self._texts if key not in texts]:
+            self.clear(key)
+        for key, text in texts.items():
+            self.say(key, text, level)

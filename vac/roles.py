@@ -1,0 +1,64 @@
+"""The processes that vacd consists of, and what each is given when it starts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+
+@dataclass(frozen=True)
+class Role:
+    """One process. Its module has `main(options: RoleOptions) -> int`, the exit status."""
+
+    name: str
+    module: str
+    must_be_ready: bool = False
+    """Is vacd as a whole ready only when this role has said that it is?"""
+    stuck_seconds: float | None = None
+    """Killed and started again when it has shown no life for so long. None: it shows none."""
+
+
+ROLES = (
+    Role("factory", "vac.factory", must_be_ready=True, stuck_seconds=600),
+    Role("responder", "vac.vacquery.responder"),
+)
+
+
+def _do_nothing() -> None:
+    """Stands in where nobody listens."""
+
+
+class Listen(Protocol):
+    """From now on `stop` is called, once, when the process has to end, and `wake` when there may be news."""
+
+    def __call__(self, stop: Callable[[], None], wake: Callable[[], None]) -> None:
+        """Both are called from a thread of their own, never in a signal handler: they may take locks.
+
+        stop: after SIGTERM, SIGINT or the supervisor's death, also when these came before this call. The
+        role's main is to return soon.
+        wake: after SIGUSR1 (there are requests) and SIGHUP (the configuration may be new).
+        """
+
+
+def _listen_to_nobody(stop: Callable[[], None], wake: Callable[[], None]) -> None:
+    """For a role without a process of its own, as in tests."""
+
+
+@dataclass(frozen=True)
+class RoleOptions:
+    """What a role needs to know and whom it reports to.
+
+    A role starts processes by subprocess, never by a bare fork: a forked process would share the pipe
+    through which signals arrive, and what ends it would end the role.
+    """
+
+    configs: tuple[Path, ...] = ()
+    """Files and directories of --config, absolute; none: the default ones."""
+    ready: Callable[[], None] = _do_nothing
+    """Say that the role does its work (the factory: its first cycle is over, whatever came of it)."""
+    alive: Callable[[], None] = _do_nothing
+    """Say that the role's loop goes round; to be called much more often than Role.stuck_seconds."""
+    listen: Listen = _listen_to_nobody
+    """Call it once, from the main thread or any other, when stop can be obeyed."""
