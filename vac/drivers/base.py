@@ -8,10 +8,10 @@ events): a driver whose connection isn't safe for that keeps one per thread.
 from __future__ import annotations
 
 import enum
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from vac.config.machinetype import Machinetype
 from vac.config.settings import Settings
@@ -32,6 +32,9 @@ class EngineState(enum.Enum):
     PAUSED = "paused"
     ENDED = "ended"
     """It doesn't run any more, but the engine still holds remains of it, so that its usage can be read."""
+    HALF_MADE = "half made"
+    """Its creation was cut short: it has never run, and only its removal is due. Not said of one that a create()
+    in progress is about to start."""
 
 
 @dataclass(frozen=True)
@@ -111,3 +114,38 @@ class Driver(Protocol):
 
     def close(self) -> None:
         """Let go of connections and wake events(). Machines go on running."""
+
+
+@runtime_checkable
+class Preparing(Protocol):
+    """A driver that needs something before it can create, which it gets in the background."""
+
+    def prepare(self, machinetype: Machinetype, settings: Settings, files: Path) -> str | None:
+        """None if a machine of this type can be created now; else why not yet, for people ("…: 45 %").
+
+        To be asked whenever a creation is considered: asking starts what is needed. It answers from memory, and
+        the first time within about a second, however the engine fares. events() yields "" when an answer
+        changes to None. files is the machinetype's files/ directory.
+        """
+
+
+@runtime_checkable
+class Detailing(Protocol):
+    """A driver that can tell more of a machine than usage."""
+
+    def details(self, uuid: str) -> Mapping[str, str]:
+        """What people and incident teams want to know of one machine, by name of the fact; empty if it is unknown.
+
+        May block, as the calls of Driver do.
+        """
+
+
+@runtime_checkable
+class Adopting(Protocol):
+    """A driver whose engine may hold machines made by an older Vac, without the marks that we go by."""
+
+    def adopt(self, uuids: Collection[str]) -> None:
+        """From now on these machines, known to the factory from its own records, count as its own if they exist.
+
+        Replaces what was said before. Doesn't block.
+        """
