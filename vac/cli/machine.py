@@ -12,7 +12,7 @@ from vac.cli import common
 from vac.machines.layout import StateDir
 from vac.machines.machine import Machine
 from vac.machines.messages import shutdown_message
-from vac.machines.statefiles import read_status
+from vac.machines import status as statuses
 from vac.machines.status import Status
 
 _OUTPUTS_LISTED = 50
@@ -35,7 +35,7 @@ def run(arguments: argparse.Namespace) -> int:
     if machine is None:
         print(f"vac machine: {settings.factory_name} has no machine {arguments.machine}; `vac machines` lists them", file=sys.stderr)
         return 1
-    facts = known_of(machine, read_status(state))
+    facts = known_of(machine, statuses.read(state))
     if arguments.json:
         print(json.dumps(facts, indent=1))
     else:
@@ -46,7 +46,6 @@ def run(arguments: argparse.Namespace) -> int:
 
 def known_of(machine: Machine, status: Status | None) -> dict[str, object]:
     """Facts by name, in the order in which people want them; what isn't known is left out."""
-    details = status.details.get(machine.name, {}) if status and not machine.finished else {}
     facts: dict[str, object] = {
         "machine": machine.name,
         "machinetype": machine.machinetype,
@@ -62,7 +61,6 @@ def known_of(machine: Machine, status: Status | None) -> dict[str, object]:
         "CPU seconds": machine.cpu_seconds,
         "CPU percent": machine.cpu_percent,
         "peak memory MiB": machine.peak_memory_bytes and machine.peak_memory_bytes >> 20,
-        **details,
         "accounting FQAN": machine.fqan,
         "directory": str(machine.directory),
         "machinefeatures": _features(machine, "machinefeatures"),

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 from vac.cli import common
 from vac.machines.layout import StateDir
-from vac.machines.statefiles import read_status
+from vac.machines import status as statuses
 from vac.machines.status import Status, TypeFacts
 
 STALE_SECONDS = 180.0
@@ -25,7 +25,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 def run(arguments: argparse.Namespace) -> int:
     """Print the reasons; 1 if the factory has never said any, or the machinetype isn't configured."""
     state = StateDir(common.settings(arguments).state_dir)
-    status = read_status(state)
+    status = statuses.read(state)
     if status is None:
         print(f"vac why: no factory has run with {state.root} (no {state.status.name} there)", file=sys.stderr)
         return 1
@@ -66,5 +66,3 @@ def _of_type(status: Status, facts: TypeFacts, now: float) -> Iterator[str]:
         yield f"{facts.name}: {reason}"
     if failed is not None:
         yield f"{facts.name}: the last creation failed {now - failed.time:.0f} s ago: {failed.reason}"
-    if facts.name in status.warnings:
-        yield f"{facts.name}: {status.warnings[facts.name]}"

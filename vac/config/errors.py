@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from vac.config.settings import Settings
+
 
 @dataclass(frozen=True)
 class Problem:
@@ -22,9 +24,19 @@ class Problem:
 
 
 class ConfigurationError(Exception):
-    """The configuration can't be used: every problem, and the warnings that there would be besides."""
+    """The configuration can't be used: every problem, and the warnings that there would be besides.
 
-    def __init__(self, problems: Sequence[Problem], warnings: Sequence[Problem] = ()) -> None:
+    settings are what could be understood of [settings], defaults standing in for the rest: not to create
+    machines by, but enough to go on watching those that there are.
+    """
+
+    def __init__(
+        self,
+        problems: Sequence[Problem],
+        warnings: Sequence[Problem] = (),
+        settings: Settings | None = None,
+    ) -> None:
         super().__init__("; ".join(str(problem) for problem in problems))
         self.problems = tuple(problems)
         self.warnings = tuple(warnings)
+        self.settings = settings

@@ -85,7 +85,7 @@ def load(paths: Sequence[Path] | None, host: HostFacts) -> Configuration:
         machinetypes, sum(pipe.target_share for pipe in pipes.values()), _place(contents, paths), report
     )
     if report.errors:
-        raise ConfigurationError(report.errors, report.warnings)
+        raise ConfigurationError(report.errors, report.warnings, settings)
     digest = _digest(sections, common, host)
     return Configuration(settings, machinetypes, pipes, reasons, tuple(report.warnings), digest)
 

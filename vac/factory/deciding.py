@@ -52,7 +52,7 @@ class Deciding:
         """Make one decision and begin what it says."""
         occupied = self.occupied()
         machinetypes, unusable = self._usable()
-        settings = self.floor.settings
+        settings, order = self.floor.settings, self.orders.drain
         reports = own_reports(machinetypes, occupied, self.floor.history, settings.hs06, now)
         situation = Situation(
             settings=settings,
@@ -64,7 +64,7 @@ class Deciding:
             engines=self._engines(machinetypes, now),
             now=now,
             config_problem=self.floor.configuration_problem,
-            drain=self.orders.drain and (self.orders.drain.reason or "as asked by `vac drain`"),
+            drain=order.reason or "as asked by `vac drain`" if order else None,
         )
         decision, self.ramp = decide(situation, self.ramp, self.floor.rng)
         self._tell(decision)

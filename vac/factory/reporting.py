@@ -12,7 +12,8 @@ from vac.factory.floor import Floor
 from vac.factory.slots import Slot
 from vac.machines import statefiles
 from vac.machines.expiry import Expiry, remove_orphaned_slots
-from vac.machines.status import Drain, Status, TypeFacts, to_json
+from vac.machines import status as statuses
+from vac.machines.status import Drain, Status, TypeFacts
 from vac.scheduling.backoff import reported_message
 
 log = logging.getLogger(__name__)
@@ -57,7 +58,7 @@ class Reporting:
         self._report_time = now
         self.floor.reported = True
         self._counts()
-        statefiles.write_status(self.floor.state, to_json(self.status(now)))
+        statuses.write(self.floor.state, self.status(now))
 
     def _counts(self) -> None:
         settings = self.floor.settings

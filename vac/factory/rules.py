@@ -2,7 +2,27 @@
 
 from __future__ import annotations
 
+import logging
+
 from vac.drivers.base import EngineState
 from vac.factory.ending import Ending
 from vac.factory.floor import Floor
 from vac.factory.slots import Slot
+from vac.machines import files
+from vac.scheduling.watching import End, Watched, judge
+
+log = logging.getLogger(__name__)
+
+GB = 1000**3
+
+
+class Rules:
+    """Ends machines that are late, stuck, idle or too large."""
+
+    def __init__(self, floor: Floor, ending: Ending) -> None:
+        self.floor = floor
+        self.ending = ending
+        self.next_time: float | None = None
+
+    def check(self, now: float) -> None:
+        """Ask the rules for every machine that is seen to run, if it is time to."""

@@ -102,11 +102,11 @@ def load_slots(
             log.warning("%s: removed, its creation was not completed", directory.name)
             files.discard(directory, tmp=state.tmp)
             continue
-        machine = load(directory, machinetypes=machinetypes, settings=settings)
-        if machine is not None and read_slot(state.slot(machine.name)) is None:
+        lost = load(directory, machinetypes=machinetypes, settings=settings)
+        if lost is not None and read_slot(state.slot(lost.name)) is None:
             log.warning("%s: its slot file was lost and is made again", directory.name)
-            write_slot(state, machine)
-            slots[machine.name] = machine
+            write_slot(state, lost)
+            slots[lost.name] = lost
     return slots
 
 
