@@ -18,8 +18,12 @@ _NAMED = 8
 def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add both commands."""
     drain = commands.add_parser("drain", help="create no machines; those that run finish by themselves")
-    drain.add_argument("--until", metavar="TIME", help="+2h, 2026-11-21T18:00 or Unix seconds; else until undrain")
-    drain.add_argument("--reason", metavar="TEXT", default="", help="shown to whoever asks why nothing is created")
+    drain.add_argument(
+        "--until", metavar="TIME", help="+2h, 2026-11-21T18:00 or Unix seconds; else until undrain"
+    )
+    drain.add_argument(
+        "--reason", metavar="TEXT", default="", help="shown to whoever asks why nothing is created"
+    )
     drain.add_argument("--wait", action="store_true", help="return when no machine is left")
     drain.set_defaults(run=run_drain)
     commands.add_parser("undrain", help="create machines again").set_defaults(run=run_undrain)

@@ -17,7 +17,9 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         ("destroy", "end a machine at once; what it did is accounted"),
     ):
         command = commands.add_parser(action, help=words)
-        command.add_argument("machine", metavar="NAME", help="host name of the machine; the short form will do")
+        command.add_argument(
+            "machine", metavar="NAME", help="host name of the machine; the short form will do"
+        )
         command.set_defaults(run=run, action=action)
 
 
@@ -28,7 +30,9 @@ def run(arguments: argparse.Namespace) -> int:
     machine = common.find_machine(state, arguments.machine)
     if machine is None or machine.finished:
         what = "has ended already" if machine else f"is no machine of {settings.factory_name}"
-        print(f"vac {arguments.action}: {arguments.machine} {what}; `vac machines` lists them", file=sys.stderr)
+        print(
+            f"vac {arguments.action}: {arguments.machine} {what}; `vac machines` lists them", file=sys.stderr
+        )
         return 1
     requests.ask(state, requests.Request(arguments.action, machine.name, machine.uuid))
     print(f"{machine.name}: asked to {arguments.action}{common.tell_factory(state)}")

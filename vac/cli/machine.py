@@ -33,7 +33,10 @@ def run(arguments: argparse.Namespace) -> int:
     state = StateDir(settings.state_dir)
     machine = common.find_machine(state, arguments.machine)
     if machine is None:
-        print(f"vac machine: {settings.factory_name} has no machine {arguments.machine}; `vac machines` lists them", file=sys.stderr)
+        print(
+            f"vac machine: {settings.factory_name} has no machine {arguments.machine}; `vac machines` lists them",
+            file=sys.stderr,
+        )
         return 1
     facts = known_of(machine, statuses.read(state))
     if arguments.json:

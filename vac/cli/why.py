@@ -17,7 +17,9 @@ STALE_SECONDS = 180.0
 
 def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add the command."""
-    command = commands.add_parser("why", help="why nothing, or nothing of a machinetype, is being created now")
+    command = commands.add_parser(
+        "why", help="why nothing, or nothing of a machinetype, is being created now"
+    )
     command.add_argument("machinetype", nargs="?", metavar="MACHINETYPE")
     command.set_defaults(run=run)
 
@@ -27,11 +29,16 @@ def run(arguments: argparse.Namespace) -> int:
     state = StateDir(common.settings(arguments).state_dir)
     status = statuses.read(state)
     if status is None:
-        print(f"vac why: no factory has run with {state.root} (no {state.status.name} there)", file=sys.stderr)
+        print(
+            f"vac why: no factory has run with {state.root} (no {state.status.name} there)", file=sys.stderr
+        )
         return 1
     if arguments.machinetype and status.machinetype(arguments.machinetype) is None:
         known = " ".join(facts.name for facts in status.machinetypes) or "none"
-        print(f"vac why: no machinetype {arguments.machinetype} is configured; there are: {known}", file=sys.stderr)
+        print(
+            f"vac why: no machinetype {arguments.machinetype} is configured; there are: {known}",
+            file=sys.stderr,
+        )
         return 1
     for line in reasons(status, arguments.machinetype, time.time()):
         print(line)

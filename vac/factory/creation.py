@@ -112,6 +112,8 @@ class Creation:
         slot.creating = False
         slot.known_since = self.floor.clock()
         if answer.unavailable:
-            log.warning("%s (%s): not known whether it was created: %s", slot.name, machine.machinetype, answer.reason)
+            log.warning(
+                "%s (%s): not known whether it was created: %s", slot.name, machine.machinetype, answer.reason
+            )
         else:
             self.ending.discard(slot, answer.reason)

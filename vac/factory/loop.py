@@ -139,7 +139,10 @@ class Factory:
             self.floor.configuration_broken(error)
             return
         settings = configuration.settings
-        if settings.state_dir != self.floor.state.root or settings.factory_name != self.floor.settings.factory_name:
+        if (
+            settings.state_dir != self.floor.state.root
+            or settings.factory_name != self.floor.settings.factory_name
+        ):
             log.warning("state_dir or factory_name has changed: starting anew with them")
             self.stopping = True
             return
@@ -188,7 +191,9 @@ class Factory:
         slot = self.floor.slots.get(message.name)
         if slot is not None and slot.machine is not None and slot.machine.uuid == message.uuid:
             slot.stopping = False
-        self.floor.changes.say(f"stop {message.uuid}", f"{message.name}: not stopped: {message.reason}", logging.WARNING)
+        self.floor.changes.say(
+            f"stop {message.uuid}", f"{message.name}: not stopped: {message.reason}", logging.WARNING
+        )
 
     def _destroyed(self, message: engines.Destroyed) -> None:
         self.floor.engines[message.engine].settle(message)

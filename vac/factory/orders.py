@@ -26,7 +26,9 @@ class Orders:
         """Read what is asked and do it. Each request is forgotten after it has been carried out."""
         before, self.drain = self.drain, requests.draining(self.floor.state, self.floor.clock())
         if before != self.drain:
-            log.info("%s", f"draining: {self.drain.reason or 'as asked'}" if self.drain else "no longer draining")
+            log.info(
+                "%s", f"draining: {self.drain.reason or 'as asked'}" if self.drain else "no longer draining"
+            )
             self.floor.changed = True
         for request in requests.pending(self.floor.state):
             if self._carry_out(request):

@@ -81,4 +81,7 @@ class Slots:
     def resize(self, names: Iterable[str]) -> None:
         """Have slots of these names; those that are no longer wanted go when they are empty."""
         kept = {name: self._slots.get(name) or Slot(name) for name in names}
-        self._slots = {**kept, **{slot.name: slot for slot in self if slot.occupied and slot.name not in kept}}
+        self._slots = {
+            **kept,
+            **{slot.name: slot for slot in self if slot.occupied and slot.name not in kept},
+        }

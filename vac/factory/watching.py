@@ -91,7 +91,9 @@ class Watcher:
         self._strangers[engine] = set(listed)
         for uuid in before & set(listed):
             name = listed[uuid].name
-            self.floor.changes.say(f"zombie {uuid}", f"{name} ({uuid}) is in no slot: removing it", logging.WARNING)
+            self.floor.changes.say(
+                f"zombie {uuid}", f"{name} ({uuid}) is in no slot: removing it", logging.WARNING
+            )
             self.floor.engines[engine].destroy(name, uuid)
         for uuid in before - set(listed):
             self.floor.changes.clear(f"zombie {uuid}")

@@ -55,7 +55,9 @@ def pending(state: StateDir) -> list[Request]:
         for path in sorted(state.requests.iterdir()):
             match = _ACTION.fullmatch(path.name)
             if match:
-                found.append(Request(match[1], match[2], path.read_text(encoding="ascii", errors="replace").strip()))
+                found.append(
+                    Request(match[1], match[2], path.read_text(encoding="ascii", errors="replace").strip())
+                )
     return found
 
 
