@@ -91,7 +91,7 @@ def read(paths: Sequence[Path] | None) -> Contents:
 
 
 def _parse(text: str) -> tuple[configparser.RawConfigParser, Iterable[tuple[int, str]]]:
-    """The parser with all that could be read of one file, and the numbers of the lines that could not, and why."""
+    """The parser with all that could be read of one file; the numbers of lines that could not, and why."""
     parser = _new_parser()
     lines = text.lstrip("\ufeff").replace("\r\n", "\n").replace("\r", "\n")
     try:

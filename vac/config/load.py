@@ -157,7 +157,7 @@ def _settings(
     host: HostFacts,
     report: Report,
 ) -> Settings:
-    """[settings] with its defaults worked out; place is where to look for it. Partial: as for parse_section()."""
+    """[settings] with its defaults worked out; place is where it would be. Partial as in parse_section()."""
     section = sections.get(("settings", ""))
     if section is None and not partial:
         report.error(place, "settings", "", "there is no such section")

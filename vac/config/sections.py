@@ -1,4 +1,4 @@
-"""From a section's texts to values: spellings, unknown and removed options, parsing; nothing across options."""
+"""From a section's texts to values: spellings, unknown and removed options, parsing, one option at a time."""
 
 from __future__ import annotations
 
@@ -27,10 +27,9 @@ REMOVED = {
     "user_data_proxy_cert": "the certificate is x509cert.pem in the machinetype's directory",
     "user_data_proxy_key": "the key is x509key.pem in the machinetype's directory",
 }
-REMOVED_IN_MACHINETYPES = {
-    name: "root_public_key of [settings] counts for all machinetypes"
-    for name in ("rootpublickey", "root_public_key")
-}
+REMOVED_IN_MACHINETYPES = dict.fromkeys(
+    ("rootpublickey", "root_public_key"), "root_public_key of [settings] counts for all machinetypes"
+)
 
 
 @dataclass

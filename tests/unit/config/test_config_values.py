@@ -193,6 +193,9 @@ def test_what_is_written_is_read_as_it_was(data: st.DataObject, option: Option) 
     assert parse(option, render(option, value)) == value
 
 
+@pytest.mark.filterwarnings(
+    "ignore:Possible (nested|set):FutureWarning", "ignore:Flags not:DeprecationWarning"
+)
 @given(st.sampled_from(sorted(OPTIONS)), st.text())
 def test_any_text_is_a_value_or_refused(name: str, text: str) -> None:
     option = OPTIONS[name]
