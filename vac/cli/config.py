@@ -20,7 +20,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser.set_defaults(run=run)
     actions = parser.add_subparsers(dest="action", metavar="check|show|options", required=True)
     helps = {
-        "check": "tell everything that is wrong, by file, section and option; exit status 1 if it can't be used",
+        "check": "tell all that is wrong, by file, section and option; exit status 1 if it can't be used",
         "show": "print the merged configuration, defaults included, secrets left out",
         "options": "print the reference of all options",
     }
@@ -68,9 +68,7 @@ def _check(
 ) -> str:
     lines = [f"error: {problem}" for problem in errors] + [f"warning: {problem}" for problem in warnings]
     if host.assumed:
-        lines.append(
-            f"note: {facts.ASSUME_PROCESSORS} makes Vac take this host for one of {host.processors} processors"
-        )
+        lines.append(f"note: {facts.ASSUME_PROCESSORS} makes this a host of {host.processors} processors")
     counts = f"{_count(len(errors), 'error')}, {_count(len(warnings), 'warning')}"
     if configuration is None:
         lines.append(f"The configuration can't be used: {counts}.")

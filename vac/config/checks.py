@@ -17,7 +17,8 @@ def check_settings(settings: Settings, parsed: Parsed, host: HostFacts, report: 
     """Everything about [settings] that isn't one option's own format."""
     if "." not in settings.factory_name or not host_name(settings.factory_name):
         source = "" if "factory_name" in parsed.values else " (the kernel's host name; set factory_name)"
-        text = f"{quoted(settings.factory_name)}{source} is not a fully qualified host name such as vac-01.example.org"
+        right = "a fully qualified host name such as vac-01.example.org"
+        text = f"{quoted(settings.factory_name)}{source} is not {right}"
         report.error(*parsed.where("factory_name"), text)
     if settings.total_processors > host.processors:
         text = (
@@ -62,8 +63,8 @@ def check_machinetype(machinetype: Machinetype, settings: Settings, parsed: Pars
         report.warn(*parsed.where("min_wallclock_seconds"), text)
     elif settings.processors_per_superslot > 1 and least == most:
         text = (
-            f"equals max_wallclock_seconds ({most}), which is its default: no machine of this type can ever join "
-            f"a superslot that has begun; set a smaller one"
+            f"equals max_wallclock_seconds ({most}), which is its default: no machine of this type can "
+            f"ever join a superslot that has begun; set a smaller one"
         )
         report.warn(*parsed.where("min_wallclock_seconds"), text)
     if machinetype.heartbeat_seconds and not machinetype.heartbeat_file:

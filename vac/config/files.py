@@ -29,11 +29,21 @@ class Value:
 
 
 @dataclass(frozen=True)
+class Section:
+    """All that files say under one name."""
+
+    values: Mapping[str, Value]
+    """By lower-cased option name."""
+    file: str
+    """The last file that has this section."""
+
+
+@dataclass(frozen=True)
 class Contents:
     """What the files say, later ones replacing earlier ones."""
 
-    sections: Mapping[str, Mapping[str, Value]]
-    """By section name, lower-cased with single blanks (DEFAULT as it is), then by lower-cased option name."""
+    sections: Mapping[str, Section]
+    """By section name, lower-cased with single blanks (DEFAULT as it is)."""
     files: tuple[str, ...]
     """The files that were read, in order."""
     problems: tuple[Problem, ...]
@@ -62,7 +72,7 @@ def find(paths: Sequence[Path] | None) -> tuple[list[Path], list[Problem]]:
 def read(paths: Sequence[Path] | None) -> Contents:
     """Read and merge all files. Never raises for what is in them or for what can't be read."""
     found, problems = find(paths)
-    sections: dict[str, dict[str, Value]] = {}
+    sections: dict[str, Section] = {}
     for path in found:
         try:
             text = path.read_bytes().decode("utf-8", "surrogateescape")
@@ -73,13 +83,15 @@ def read(paths: Sequence[Path] | None) -> Contents:
         problems += [Problem(str(path), "", f"line {line}", what) for line, what in broken]
         for title in parser.sections():
             name = " ".join(title.split())
-            section = sections.setdefault(name if name == COMMON else name.lower(), {})
-            section.update((key, Value(value, str(path))) for key, value in parser.items(title))
+            name = name if name == COMMON else name.lower()
+            earlier = sections[name].values if name in sections else {}
+            values = {key: Value(value, str(path)) for key, value in parser.items(title)}
+            sections[name] = Section({**earlier, **values}, str(path))
     return Contents(sections, tuple(str(path) for path in found), tuple(problems))
 
 
 def _parse(text: str) -> tuple[configparser.RawConfigParser, Iterable[tuple[int, str]]]:
-    """The parser with all that could be read of one file, and the numbers of the lines that could not, and why."""
+    """The parser with all that could be read of one file; the numbers of lines that could not, and why."""
     parser = _new_parser()
     lines = text.lstrip("\ufeff").replace("\r\n", "\n").replace("\r", "\n")
     try:

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import difflib
 import hashlib
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from vac.config.checks import check_machinetype, check_settings, check_shares, unusable
 from vac.config.errors import ConfigurationError, Problem
-from vac.config.files import COMMON, DEFAULT_PATHS, Contents, Value, read
+from vac.config.files import COMMON, DEFAULT_PATHS, Contents, Section, Value, read
 from vac.config.machinetype import Machinetype
 from vac.config.options import declared
 from vac.config.pipe import VacuumPipe
@@ -27,14 +28,14 @@ from vac.config.sections import (
     Parsed,
     Report,
     check_common,
-    nearest,
     parse_section,
 )
 from vac.config.settings import Settings
 from vac.config.values import quoted
 from vac.host.facts import ASSUME_PROCESSORS, HostFacts
 
-Raw = Mapping[str, Value]
+Sections = Mapping[tuple[str, str], Section]
+"""By kind (settings, machinetype, vacuum_pipe) and name, which is empty for settings."""
 
 
 @dataclass(frozen=True)
@@ -63,24 +64,25 @@ def load(paths: Sequence[Path] | None, host: HostFacts) -> Configuration:
     report.errors += contents.problems
     if host.problem:
         report.error("environment", "", ASSUME_PROCESSORS, host.problem)
-    common = contents.sections.get(COMMON, {})
+    common = contents.sections[COMMON].values if COMMON in contents.sections else {}
     check_common(common, report)
     sections = _sort_out(contents, report)
     settings = _settings(sections, common, _place(contents, paths), bool(contents.problems), host, report)
     machinetypes: dict[str, Machinetype] = {}
     pipes: dict[str, VacuumPipe] = {}
     reasons: dict[str, str] = {}
-    for (kind, name), raw in sorted(sections.items()):
+    for (kind, name), section in sorted(sections.items()):
         if kind == "machinetype":
-            parsed = parse_section(f"machinetype {name}", MACHINETYPE, raw, common, report)
+            parsed = parse_section(f"machinetype {name}", MACHINETYPE, section, common, report)
             machinetype = machinetypes[name] = make_machinetype(name, parsed, settings)
             check_machinetype(machinetype, settings, parsed, report)
             reason = unusable(machinetype, settings)
             if reason:
                 reasons[name] = reason
+            if reason and machinetype.target_share > 0:
                 report.warn(parsed.file, parsed.name, "", f"{reason}; until then none is created")
         elif kind == "vacuum_pipe":
-            pipes[name] = _pipe(name, parse_section(f"vacuum_pipe {name}", PIPE, raw, common, report), report)
+            pipes[name] = _pipe(name, parse_section(f"vacuum_pipe {name}", PIPE, section, common, report))
     check_shares(
         machinetypes, sum(pipe.target_share for pipe in pipes.values()), _place(contents, paths), report
     )
@@ -113,62 +115,54 @@ def _place(contents: Contents, paths: Sequence[Path] | None) -> str:
     return ", ".join(contents.files or [str(path) for path in (DEFAULT_PATHS if paths is None else paths)])
 
 
-def _sort_out(contents: Contents, report: Report) -> dict[tuple[str, str], dict[str, Value]]:
-    """Sections by kind and name (empty for settings); strangers are reported. [vmtype] is an older machinetype."""
-    sections: dict[tuple[str, str], dict[str, Value]] = {}
-    older: list[tuple[tuple[str, str], Raw]] = []
-    for title, raw in contents.sections.items():
+def _sort_out(contents: Contents, report: Report) -> Sections:
+    """The sections that Vac knows; strangers are reported. [vmtype NAME] is an older [machinetype NAME]."""
+    sections: dict[tuple[str, str], Section] = {}
+    older: list[tuple[str, Section]] = []
+    for title, section in contents.sections.items():
         kind, _, name = title.partition(" ")
-        file = next((value.file for value in raw.values()), "")
+        file = section.file
         if title == COMMON:
             continue
         if title == "settings":
-            sections["settings", ""] = dict(raw)
+            sections["settings", ""] = section
         elif kind not in ("machinetype", "vmtype", "vacuum_pipe"):
-            titles = [schema.title for schema in SCHEMAS]
-            report.warn(
-                file,
-                title,
-                "",
-                f"is not a section that Vac knows{_nearest_title(title, titles)}; it is ignored",
-            )
+            text = f"is not a section that Vac knows{_nearest_title(kind)}; it is ignored"
+            report.warn(file, title, "", text)
         elif not re.fullmatch("[a-z0-9-]{1,100}", name):
-            report.error(
-                file, title, "", f"{quoted(name)} is not a name of 1 to 100 characters of a-z, 0-9 and -"
-            )
+            text = f"{quoted(name)} is not a name of 1 to 100 characters of a-z, 0-9 and -"
+            report.error(file, title, "", text)
         elif kind == "vmtype":
             report.warn(file, title, "", f"is deprecated; write [machinetype {name}]")
-            older.append((("machinetype", name), raw))
+            older.append((name, section))
         else:
-            sections[kind, name] = dict(raw)
-    for key, raw in older:
-        sections[key] = {**raw, **sections.get(key, {})}
+            sections[kind, name] = section
+    for name, old in older:
+        new = sections.get(("machinetype", name), old)
+        sections["machinetype", name] = Section({**old.values, **new.values}, new.file)
     return sections
 
 
-def _nearest_title(title: str, titles: Sequence[str]) -> str:
-    kinds = {known.partition(" ")[0]: known for known in titles}
-    hint = nearest(title.partition(" ")[0], kinds)
-    word = hint.rpartition(" ")[2]
-    return hint.replace(word, f"[{kinds[word]}]") if hint else ""
+def _nearest_title(kind: str) -> str:
+    titles = {schema.title.partition(" ")[0]: f"[{schema.title}]" for schema in SCHEMAS}
+    known = difflib.get_close_matches(kind, titles, n=1)
+    return f", the nearest is {titles[known[0]]}" if known else ""
 
 
 def _settings(
-    sections: Mapping[tuple[str, str], Raw],
-    common: Raw,
+    sections: Sections,
+    common: Mapping[str, Value],
     place: str,
     partial: bool,
     host: HostFacts,
     report: Report,
 ) -> Settings:
-    """[settings]; partial: files are broken, so what is missing may be in them and isn't complained about."""
-    raw = sections.get(("settings", ""))
-    parsed = parse_section("settings", SETTINGS, raw or {}, common, report)
-    if raw is None and not partial:
+    """[settings] with its defaults worked out; place is where it would be. Partial as in parse_section()."""
+    section = sections.get(("settings", ""))
+    if section is None and not partial:
         report.error(place, "settings", "", "there is no such section")
-    elif "vac_space" not in {**common, **(raw or {})} and not partial:
-        allowed = declared(Settings)["vac_space"].pattern_doc
-        report.error(parsed.file, "settings", "vac_space", f"is missing; it has to be set to {allowed}")
+    partial = partial or section is None
+    parsed = parse_section("settings", SETTINGS, section or Section({}, place), common, report, partial)
     values: dict[str, Any] = dict(parsed.values)
     values["factory_name"] = str(values.get("factory_name", host.name)).lower()
     values["factories"] = _factories(values.get("factories", ()), values["factory_name"])
@@ -195,11 +189,8 @@ def _factories(names: Sequence[str], own: str) -> tuple[str, ...]:
     return tuple(dict.fromkeys([*full, own]))
 
 
-def _pipe(name: str, parsed: Parsed, report: Report) -> VacuumPipe:
+def _pipe(name: str, parsed: Parsed) -> VacuumPipe:
     own = declared(VacuumPipe)
-    if "vacuum_pipe_url" not in parsed.values:
-        allowed = own["vacuum_pipe_url"].pattern_doc
-        report.error(*parsed.where("vacuum_pipe_url"), f"is missing; it has to be set to {allowed}")
     return VacuumPipe(
         name=name,
         **{key: value for key, value in parsed.values.items() if key in own},
@@ -209,11 +200,10 @@ def _pipe(name: str, parsed: Parsed, report: Report) -> VacuumPipe:
     )
 
 
-def _digest(sections: Mapping[tuple[str, str], Raw], common: Raw, host: HostFacts) -> str:
-    def texts() -> Iterator[tuple[str, str, str, str]]:
-        for (kind, name), raw in {**sections, ("", ""): common}.items():
-            for option, value in raw.items():
-                yield kind, name, option, value.text
+def _digest(sections: Sections, common: Mapping[str, Value], host: HostFacts) -> str:
+    def texts(values: Mapping[str, Value]) -> list[tuple[str, str]]:
+        return sorted((option, value.text) for option, value in values.items())
 
-    content = json.dumps([host.name, host.processors, *sorted(texts())])
+    each = sorted((kind, name, texts(section.values)) for (kind, name), section in sections.items())
+    content = json.dumps([host.name, host.processors, texts(common), each])
     return hashlib.sha256(content.encode("ascii")).hexdigest()

@@ -90,7 +90,7 @@ class Machinetype:
         sample="/vo.example.org/Role=NULL/Capability=NULL",
     )
     machinegroup: str = option(
-        Kind.NAME,
+        Kind.TEXT,
         "",
         "shares are compared by group first",
         default_doc="accounting_fqan, else NAME",

@@ -1,4 +1,4 @@
-"""From a section's texts to values: spellings, unknown and removed options, parsing; nothing across options."""
+"""From a section's texts to values: spellings, unknown and removed options, parsing, one option at a time."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from vac.config.errors import Problem
-from vac.config.files import Value
+from vac.config.files import Section, Value
 from vac.config.machinetype import Machinetype
 from vac.config.options import Option, declared
 from vac.config.pipe import VacuumPipe
 from vac.config.settings import Settings
-from vac.config.values import BadValue, parse, quoted
+from vac.config.values import BadValue, allowed, parse, quoted
 
 USER_DATA_OPTION = "user_data_option_"
 USER_DATA_FILE = "user_data_file_"
@@ -27,10 +27,9 @@ REMOVED = {
     "user_data_proxy_cert": "the certificate is x509cert.pem in the machinetype's directory",
     "user_data_proxy_key": "the key is x509key.pem in the machinetype's directory",
 }
-REMOVED_IN_MACHINETYPES = {
-    name: "root_public_key of [settings] counts for all machinetypes"
-    for name in ("rootpublickey", "root_public_key")
-}
+REMOVED_IN_MACHINETYPES = dict.fromkeys(
+    ("rootpublickey", "root_public_key"), "root_public_key of [settings] counts for all machinetypes"
+)
 
 
 @dataclass
@@ -101,33 +100,37 @@ SCHEMAS = (SETTINGS, MACHINETYPE, PIPE)
 
 
 def parse_section(
-    name: str, schema: Schema, raw: Mapping[str, Value], common: Mapping[str, Value], report: Report
+    name: str,
+    schema: Schema,
+    section: Section,
+    common: Mapping[str, Value],
+    report: Report,
+    partial: bool = False,
 ) -> Parsed:
-    """Parse one section; common are [DEFAULT]'s values, which count where the section has none of its own."""
+    """Parse one section; common are [DEFAULT]'s values, which count where the section has none of its own.
+
+    Partial: files are broken, so what is missing may be in them and isn't complained about.
+    """
     spellings = {old: new for new, option in schema.options.items() for old in option.old}
-    _report_strangers(name, schema, spellings, raw, report)
-    every = {**common, **raw}
+    _report_strangers(name, schema, spellings, section.values, report)
+    every = {**common, **section.values}
     values: dict[str, Any] = {}
     files: dict[str, str] = {}
     for option_name, option in schema.options.items():
-        found = [spelling for spelling in (option_name, *option.old) if spelling in every]
-        for spelling in found:
-            if spelling != option_name:
-                ignored = " and is ignored, since that is there too" if spelling != found[0] else ""
-                text = f"is deprecated{ignored}; its name is now {option_name}"
-                report.warn(every[spelling].file, name, spelling, text)
-        if found:
-            given = every[found[0]]
-            value = _parse_value(name, found[0], option, given, report)
-            if value is not None:
-                values[option_name], files[option_name] = value, given.file
+        found = _spelled(name, option_name, option, every, report)
+        value, right = _parse_value(name, found, option, every, report) if found else (None, True)
+        if value is not None and found:
+            values[option_name], files[option_name] = value, every[found].file
+        elif option.required and right and not partial:
+            report.error(
+                section.file, name, option_name, f"is missing; it has to be set to {allowed(option)}"
+            )
     free: dict[str, dict[str, str]] = {prefix: {} for prefix in schema.prefixes}
     for key, given in every.items():
         prefix = _prefix(schema, key)
         if prefix and _free_name(name, prefix, key, given, report):
             free[prefix][key[len(prefix) :]] = given.text
-    first = next(iter({**raw, **common}.values()), Value("", ""))
-    return Parsed(name, values, free, files, first.file)
+    return Parsed(name, values, free, files, section.file)
 
 
 def check_common(common: Mapping[str, Value], report: Report) -> None:
@@ -146,12 +149,30 @@ def nearest(name: str, known: Iterable[str]) -> str:
     return f", the nearest is {matches[0]}" if matches else ""
 
 
-def _parse_value(section: str, spelling: str, option: Option, given: Value, report: Report) -> Any:
+def _spelled(
+    section: str, name: str, option: Option, every: Mapping[str, Value], report: Report
+) -> str | None:
+    """The spelling under which an option is there and counts; deprecated ones are reported."""
+    found = [spelling for spelling in (name, *option.old) if spelling in every]
+    for spelling in found:
+        if spelling != name:
+            ignored = f" and is ignored, since {found[0]} is there too" if spelling != found[0] else ""
+            report.warn(
+                every[spelling].file, section, spelling, f"is deprecated{ignored}; its name is now {name}"
+            )
+    return found[0] if found else None
+
+
+def _parse_value(
+    section: str, spelling: str, option: Option, every: Mapping[str, Value], report: Report
+) -> tuple[Any, bool]:
+    """The value, None if it is empty or wrong; and whether it is right. What is wrong is reported."""
+    given = every[spelling]
     try:
-        return parse(option, given.text)
+        return parse(option, given.text), True
     except BadValue as error:
         report.error(given.file, section, spelling, str(error) if not option.secret else "has a wrong value")
-        return None
+        return None, False
 
 
 def _report_strangers(

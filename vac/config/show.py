@@ -18,6 +18,10 @@ from vac.config.sections import MACHINEFEATURES_OPTION, USER_DATA_FILE, USER_DAT
 from vac.config.settings import Settings
 from vac.config.values import render, without_password
 
+SETTINGS = declared(Settings)
+MACHINETYPE = declared(Machinetype)
+PIPE = declared(VacuumPipe)
+
 
 def as_ini(configuration: Configuration) -> str:
     """Every option that has a value, set or by default, as INI text."""
@@ -49,20 +53,20 @@ def _line(option: tuple[str, str]) -> str:
 
 
 def _settings(settings: Settings) -> Iterator[tuple[str, str]]:
-    yield from _declared(declared(Settings), vars(settings))
+    yield from _declared(SETTINGS, vars(settings))
     for key, text in settings.machinefeatures_options.items():
         yield MACHINEFEATURES_OPTION + key, text
     yield from _user_data(settings)
 
 
 def _machinetype(machinetype: Machinetype) -> Iterator[tuple[str, str]]:
-    yield from _declared(declared(Machinetype), vars(machinetype))
+    yield from _declared(MACHINETYPE, vars(machinetype))
     yield from _user_data(machinetype)
 
 
 def _pipe(pipe: VacuumPipe) -> Iterator[tuple[str, str]]:
-    yield from _declared(declared(VacuumPipe), vars(pipe))
-    yield from _declared(declared(Machinetype), pipe.overrides)
+    yield from _declared(PIPE, vars(pipe))
+    yield from _declared(MACHINETYPE, pipe.overrides)
     yield from _user_data(pipe)
 
 

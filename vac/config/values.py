@@ -97,7 +97,7 @@ def parse(option: Option, text: str) -> Any:
     """
     if _CONTROL.search(text):
         raise BadValue(f"{quoted(text)} holds a control character")
-    if not text and option.kind not in EMPTY_IS_BAD:
+    if not text.strip() and option.kind not in EMPTY_IS_BAD:
         return None
     words = text.split() if option.kind in LISTS else [text]
     values = [_parse_one(option, word) for word in words]
@@ -211,7 +211,7 @@ def _choice(option: Option, text: str) -> str | None:
 
 
 def _text(text: str) -> str:
-    return " ".join(line.strip() for line in text.split("\n"))
+    return " ".join(line.strip() for line in text.split("\n")).strip()
 
 
 def _name(text: str) -> str | None:

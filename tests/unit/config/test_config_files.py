@@ -1,0 +1,137 @@
+"""Which files are read in which order, and what INI text means."""
+
+from __future__ import annotations
+
+import errno
+import os
+from pathlib import Path
+
+import pytest
+
+from vac.config import files
+from vac.config.files import read
+
+
+def texts(path: Path, section: str) -> dict[str, str]:
+    return {key: value.text for key, value in read([path]).sections[section].values.items()}
+
+
+def write(path: Path, text: str) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+    return path
+
+
+def test_default_places_are_read_in_order_and_may_be_missing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    places = (tmp_path / "etc/vac.d", tmp_path / "etc/vac.conf", tmp_path / "run/vac.conf")
+    monkeypatch.setattr(files, "DEFAULT_PATHS", places)
+    assert read(None).files == ()
+    assert read(None).problems == ()
+    names = ["etc/vac.d/10-a.conf", "etc/vac.d/9-b.conf", "etc/vac.d/b.conf", "etc/vac.conf", "run/vac.conf"]
+    for name in (*names, "etc/vac.d/site.conf.sample", "etc/vac.d/.#b.conf", "etc/vac.d/b.conf~"):
+        write(tmp_path / name, f"[settings]\nlast = {name}\n{Path(name).stem} = x\n")
+    contents = read(None)
+    assert contents.files == tuple(str(tmp_path / name) for name in names)
+    assert contents.sections["settings"].values["last"].text == "run/vac.conf"
+    assert contents.sections["settings"].values["9-b"].file == str(tmp_path / "etc/vac.d/9-b.conf")
+
+
+def test_the_default_places_are_the_classic_ones() -> None:
+    assert [str(path) for path in files.DEFAULT_PATHS] == ["/etc/vac.d", "/etc/vac.conf", "/run/vac.conf"]
+
+
+def test_named_paths_replace_the_default_places_and_have_to_be_there(tmp_path: Path) -> None:
+    first = write(tmp_path / "first.conf", "[settings]\na = 1\nb = 1\n")
+    write(tmp_path / "more/second.conf", "[Settings]\nB = 2\n")
+    contents = read([first, tmp_path / "more", tmp_path / "missing.conf"])
+    assert {key: value.text for key, value in contents.sections["settings"].values.items()} == {
+        "a": "1",
+        "b": "2",
+    }
+    assert [(problem.file, problem.text) for problem in contents.problems] == [
+        (str(tmp_path / "missing.conf"), "can't be read: No such file or directory")
+    ]
+
+
+def test_a_file_without_permission_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(path: Path) -> bytes:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+
+    path = write(tmp_path / "closed.conf", "[settings]\n")
+    monkeypatch.setattr(Path, "read_bytes", refuse)
+    (problem,) = read([tmp_path]).problems
+    assert (problem.file, problem.text) == (str(path), "can't be read: Permission denied")
+
+
+def test_a_directory_that_is_called_like_a_file_is_named(tmp_path: Path) -> None:
+    (tmp_path / "odd.conf").mkdir()
+    (problem,) = read([tmp_path]).problems
+    assert problem.file == str(tmp_path / "odd.conf")
+    assert "directory" in problem.text
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("a = 1 ; comment", {"a": "1"}),
+        ("a = 1;2", {"a": "1;2"}),
+        ("a = 1 # no comment", {"a": "1 # no comment"}),
+        ("a = 100%d %(b)s", {"a": "100%d %(b)s"}),
+        ("a: 1\nB=2", {"a": "1", "b": "2"}),
+        ("a = 1\na = 2", {"a": "2"}),
+        ("a = 1\n[machinetype x]\nb = 1\n[settings]\nc = 3", {"a": "1", "c": "3"}),
+        ("a = one\n two\n\tthree", {"a": "one\ntwo\nthree"}),
+        ("a = one\n; comment\n # comment\n two", {"a": "one\ntwo"}),
+        ("rem this = that\nREM\nRem\tx\na = 1", {"a": "1"}),
+        ("a = one\nrem in between\n two", {"a": "one\ntwo"}),
+        ("remark = 1\nrem=2", {"remark": "1", "rem": "2"}),
+        (" rem = 1", {"rem": "1"}),
+        ("a = one\n rem two", {"a": "one\nrem two"}),
+        ("a = 1\r\nb = 2\r\n", {"a": "1", "b": "2"}),
+        ("a =\nb = 2", {"a": "", "b": "2"}),
+    ],
+)
+def test_ini_text_means_what_the_classic_took_it_for(
+    tmp_path: Path, text: str, expected: dict[str, str]
+) -> None:
+    path = tmp_path / "x.conf"
+    path.write_bytes(b"[settings]\n" + text.encode())
+    assert texts(path, "settings") == expected
+
+
+def test_section_names_are_lower_cased_with_single_blanks(tmp_path: Path) -> None:
+    path = write(tmp_path / "x.conf", "[Machinetype   LHCb]\na = 1\n[machinetype lhcb]\nb = 2\n")
+    assert texts(path, "machinetype lhcb") == {"a": "1", "b": "2"}
+
+
+def test_bytes_that_are_not_utf8_survive(tmp_path: Path) -> None:
+    path = tmp_path / "x.conf"
+    path.write_bytes(b"\xef\xbb\xbf[settings]\na = Gen\xe8ve\nb = Z\xc3\xbcrich\n")
+    found = texts(path, "settings")
+    assert found["a"].encode("utf-8", "surrogateescape") == b"Gen\xe8ve"
+    assert found["b"] == "Zürich"
+
+
+@pytest.mark.parametrize(
+    ("text", "line", "words"),
+    [
+        ("[settings]\na = 1\nMIIEsecret\nb = 2\n", "line 3", "neither a [section] nor option = value"),
+        ("\n\na = secret\n[settings]\n", "line 3", "before the first [section]"),
+        ("[settings]\n= secret\n", "line 2", "neither"),
+    ],
+)
+def test_a_broken_line_is_named_by_file_and_number_but_not_quoted(
+    tmp_path: Path, text: str, line: str, words: str
+) -> None:
+    path = write(tmp_path / "x.conf", text)
+    (problem,) = read([path]).problems
+    assert (problem.file, problem.option) == (str(path), line)
+    assert words in problem.text
+    assert "secret" not in str(problem)
+
+
+def test_the_rest_of_a_broken_file_is_still_read(tmp_path: Path) -> None:
+    path = write(tmp_path / "x.conf", "[settings]\na = 1\nbroken\nb = 2\n")
+    assert texts(path, "settings") == {"a": "1", "b": "2"}
