@@ -72,8 +72,8 @@ class Deciding:
         self.decision_time = now
         times = (decision.next_time, now + ASK_AGAIN_SECONDS)
         self.next_time = min(time for time in times if time is not None)
-        for order in decision.creates:
-            self.creation.begin(order)
+        for create in decision.creates:
+            self.creation.begin(create)
         self.floor.reported = False
 
     def occupied(self) -> list[Occupied]:

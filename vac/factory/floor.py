@@ -71,6 +71,7 @@ class Floor:
         name = engine_name(machine_model)
         if name not in self.engines:
             self.engines[name] = self.open_engine(machine_model, self.settings)
+            self.engines[name].request_observation()
         return self.engines[name]
 
     def answered(self, engine: str) -> None:

@@ -2,18 +2,8 @@
 
 from __future__ import annotations
 
-import logging
-
-from vac.drivers.base import EngineState
 from vac.factory.ending import Ending
 from vac.factory.floor import Floor
-from vac.factory.slots import Slot
-from vac.machines import files
-from vac.scheduling.watching import End, Watched, judge
-
-log = logging.getLogger(__name__)
-
-GB = 1000**3
 
 
 class Rules:

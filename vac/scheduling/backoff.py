@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from vac.scheduling.model import Outcome
 
 SHORT_SECONDS = 60
-"""An end this soon after the start counts like an abort here, whatever its code."""
+"""An end this soon after the start (or within fizzle_seconds, if that is less) counts here, whatever its code."""
 LONGEST_HOLD_SECONDS = 3600
 FIRST_FAILURE_PAUSE_SECONDS = 10
 LONGEST_FAILURE_PAUSE_SECONDS = 600
@@ -115,7 +115,8 @@ class TypeHistory:
                 newest_created=outcome.created_time,
                 abort_time=outcome.ended_time if abort else None,
             )
-        if abort or lived < SHORT_SECONDS:
+        short = min(SHORT_SECONDS, fizzle_seconds) if fizzle_seconds else SHORT_SECONDS
+        if abort or lived < short:
             newest = outcome.ended_time >= self.last_end
             return dataclasses.replace(
                 changed,
