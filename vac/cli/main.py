@@ -13,14 +13,10 @@ import vac
 from vac.config.errors import ConfigurationError
 
 _MODULES = (
-    "machines",
-    "machinetypes",
-    "factories",
     "machine",
     "why",
     "drain",
     "ending",
-    "doctor",
     "config",
     "apel",
 )

@@ -21,6 +21,8 @@ log = logging.getLogger(__name__)
 
 ASK_AGAIN_SECONDS = 60.0
 """A decision is made at least this often, since load and disk change without an event."""
+_ORDINARY = ("full",)
+"""Guards that are no news."""
 
 
 class Deciding:
@@ -111,7 +113,7 @@ class Deciding:
         )
 
     def _tell(self, decision: Decision) -> None:
-        if decision.guard_name is None or decision.guard is None:
+        if decision.guard is None or decision.guard_name in _ORDINARY:
             self.floor.changes.clear("guard")
         elif self.decision.guard_name != decision.guard_name:
             self.floor.changes.say("guard", f"nothing is created: {decision.guard}")
