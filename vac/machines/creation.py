@@ -20,14 +20,13 @@ class Access:
 
     uid: int = 0
     gid: int = 0
-    """The container's user: root for VMs and most Docker images, singularity_user (or nobody) for process
-    containers."""
+    """The container's user, who alone can read and run user_data: root for VMs and most Docker images,
+    singularity_user (or nobody) for process containers."""
     any_user: bool = False
-    """Which user it will be is known inside the image alone: these three are for everybody then, and the
-    machine's directory is closed to this host's users instead."""
+    """Docker: inside the container other users may write joboutputs and mnt, too, as those of the image that
+    run payloads do. The machine's directory is closed to this host's users instead."""
     reader_gid: int | None = None
-    """Group that may enter a closed directory all the same: that of user `vac`, as which the responder
-    runs."""
+    """Group that may enter a closed directory all the same: that of user `vac`, as which the responder runs."""
 
     @property
     def owner(self) -> files.Owner | None:
@@ -109,11 +108,10 @@ def _fill(building: Path, machine: Machine, settings: Settings, user_data: bytes
             shutdown_time=machine.shutdown_time,
         ),
     )
-    runs_it = 0o555 if access.any_user else 0o500
     files.write_new(
         building / "user_data",
         user_data,
-        mode=0o600 if machine.model in VM_MODELS else runs_it,
+        mode=0o600 if machine.model in VM_MODELS else 0o500,
         owner=access.owner,
     )
     files.write_new(building / "machinetype.json", ending.to_json(machine.options), sync=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 from pathlib import Path
@@ -330,9 +331,6 @@ def test_killed_a_second_time_while_recovering_it_still_has_exactly_one_record(t
             life = Life(tmp_path / f"{first}-{second}")
             with checkpoints(killed_at(first)), pytest.raises(Killed):
                 life.live()
-            with checkpoints(killed_at(second)):
-                try:
-                    life.recover()
-                except Killed:
-                    pass
+            with checkpoints(killed_at(second)), contextlib.suppress(Killed):
+                life.recover()
             check_invariants(life, life.recover())

@@ -117,8 +117,8 @@ def test_numbers_are_plain_decimals(value: float, text: str) -> None:
         ("vm-raw", OURS, 0o600, 0o755, 0o755),
         ("bubblewrap", OURS, 0o500, 0o755, 0o755),
         ("docker", OURS, 0o500, 0o755, 0o755),
-        ("docker", Access(OURS.uid, OURS.gid, any_user=True), 0o555, 0o1777, 0o700),
-        ("docker", Access(OURS.uid, OURS.gid, any_user=True, reader_gid=OURS.gid), 0o555, 0o1777, 0o750),
+        ("docker", Access(OURS.uid, OURS.gid, any_user=True), 0o500, 0o1777, 0o700),
+        ("docker", Access(OURS.uid, OURS.gid, any_user=True, reader_gid=OURS.gid), 0o500, 0o1777, 0o750),
     ],
 )
 def test_modes_let_in_the_machines_user_and_nobody_to_secrets(
