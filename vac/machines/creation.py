@@ -23,10 +23,10 @@ class Access:
     """The container's user, who alone can read and run user_data: root for VMs and most Docker images,
     singularity_user (or nobody) for process containers."""
     any_user: bool = False
-    """Docker: inside the container other users may write joboutputs and mnt, too, as those of the image that
-    run payloads do. The machine's directory is closed to this host's users instead."""
+    """Docker: other users inside may write joboutputs and mnt, too, as those do that run payloads.
+    The machine's directory is closed to this host's users instead."""
     reader_gid: int | None = None
-    """Group that may enter a closed directory all the same: that of user `vac`, as which the responder runs."""
+    """Group that may enter a closed directory: that of user `vac`, as which the responder runs."""
 
     @property
     def owner(self) -> files.Owner | None:
@@ -116,14 +116,19 @@ def _fill(building: Path, machine: Machine, settings: Settings, user_data: bytes
     )
     files.write_new(building / "machinetype.json", ending.to_json(machine.options), sync=True)
     if machine.fqan:
-        files.write_new(building / "accounting_fqan", machine.fqan.encode(), sync=True)
+        files.write_new(building / "accounting_fqan", _bytes(machine.fqan), sync=True)
 
 
 def _write_features(directory: Path, keys: dict[str, str]) -> None:
     files.make_directory(directory)
     for key, value in keys.items():
-        files.write_new(directory / key, value.encode(), sync=key == "job_id")
+        files.write_new(directory / key, _bytes(value), sync=key == "job_id")
     files.sync_directory(directory)
+
+
+def _bytes(text: str) -> bytes:
+    """A configured text's own bytes, also of those that weren't UTF-8."""
+    return text.encode("utf-8", "surrogateescape")
 
 
 def _open_to_readers(building: Path, access: Access) -> None:

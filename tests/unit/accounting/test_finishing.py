@@ -184,6 +184,14 @@ def test_a_disk_that_stays_full_loses_nothing_and_moves_no_end(
     assert len(written(state.apel_archive)) == 1
 
 
+def test_a_machine_whose_directory_somebody_removed_is_accounted_all_the_same(tmp_path: Path) -> None:
+    state = new_state(tmp_path)
+    machine = running_machine(state)
+    files.remove_tree(machine.directory)
+    assert finish(state, machine, FINAL, ENDED, live=True).record is not None
+    assert load_slots(state, {}, None)[NAME].finished
+
+
 def test_without_any_configuration_a_classic_machine_waits_for_one(tmp_path: Path) -> None:
     state = classic_state(tmp_path)
     machine = load_slots(state, {}, None)["vac-85-00.example.org"]

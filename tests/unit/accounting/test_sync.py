@@ -102,6 +102,7 @@ def test_records_that_a_classic_factory_put_under_the_day_of_writing_are_counted
     (late / "1830-name-of-another-kind").write_text(original.read_text().replace("job-2", "job-99"))
     (late / "copy").write_text(original.read_text())
     (late / "not-a-record").write_bytes(b"\xff\xfe")
+    (late / "directory").mkdir()
     (state.apel_archive / "notes").write_text("x")
     sync(state, ["202611"], NOW)
     assert message_fields(sent(state)[0].read_text())["NumberOfJobs"] == "4"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 from pathlib import Path
@@ -123,6 +124,18 @@ def test_the_reserve_takes_real_space_and_is_given_up_once(tmp_path: Path) -> No
     assert not state.release_reserve()
     assert state.keep_reserve()
     assert state.reserve.stat().st_size == RESERVE_BYTES
+
+
+def test_a_full_disk_without_room_for_the_reserve_stops_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(descriptor: int, offset: int, length: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    state = new_state(tmp_path)
+    assert not state.reserve.exists()
+    assert not state.release_reserve()
 
 
 def test_one_factory_process_per_state_dir(tmp_path: Path) -> None:

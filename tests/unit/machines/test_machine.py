@@ -97,6 +97,19 @@ def test_a_new_machine_has_its_features_as_plain_decimal_text(tmp_path: Path) ->
     }
 
 
+def test_a_configuration_that_is_not_utf8_makes_machines_all_the_same(tmp_path: Path) -> None:
+    state = new_state(tmp_path)
+    text = b"caf\xe9".decode("utf-8", "surrogateescape")
+    machine = new_machine(
+        state,
+        machinetype_of(accounting_fqan=text),
+        settings_of(state, machinefeatures_options={"rack": text}),
+    )
+    assert (machine.directory / "machinefeatures" / "rack").read_bytes() == b"caf\xe9"
+    assert (machine.directory / "accounting_fqan").read_bytes() == b"caf\xe9"
+    assert reloaded(machine).options.accounting_fqan == text
+
+
 def test_benchmark_keys_are_missing_without_a_benchmark(tmp_path: Path) -> None:
     state = new_state(tmp_path)
     machine = new_machine(state, settings=settings_of(state, hs06_per_processor=None))
