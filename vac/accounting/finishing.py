@@ -39,7 +39,8 @@ def finish(state: StateDir, machine: Machine, usage: Usage | None, now: float, *
 
     usage is the engine's last word, if it has one. live: this process has itself seen the machine alive
     within its last observations, so that it has ended now; else the time of the stored heartbeat is its end.
-    On a full disk the reserve is given up. Raises FinishFailed.
+    On a full disk the reserve is given up. If somebody has removed the machine's directory, what is known of
+    it is accounted for all the same. Raises FinishFailed.
     """
     if machine.started_time is not None and not machine.options.vac_space:
         raise FinishFailed(
@@ -58,6 +59,7 @@ def finish(state: StateDir, machine: Machine, usage: Usage | None, now: float, *
 
 def _finish(state: StateDir, machine: Machine, usage: Usage, now: float, live: bool) -> Finished:
     record, outgoing, message = None, None, None
+    files.make_directory(machine.directory, exist_ok=True)
     if machine.started_time is not None:
         write_final_heartbeat(
             state,

@@ -134,7 +134,10 @@ def day_name(moment: float) -> str:
 
 def file_name(moment: float, identity: str) -> str:
     """HHMMSS of a time in Unix seconds, in UTC, and 8 hex digits that stand for what the message is about."""
-    return time.strftime("%H%M%S", time.gmtime(moment)) + hashlib.sha256(identity.encode()).hexdigest()[:8]
+    return (
+        time.strftime("%H%M%S", time.gmtime(moment))
+        + hashlib.sha256(identity.encode("utf-8", "replace")).hexdigest()[:8]
+    )
 
 
 def archive(state: StateDir, record: JobRecord) -> Path:

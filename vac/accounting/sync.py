@@ -60,6 +60,8 @@ def archived(state: StateDir, month: str) -> Iterator[Archived]:
 
 
 def _read(path: Path) -> Archived | None:
+    if not path.is_file():
+        return None
     text = path.read_text(encoding="ascii", errors="replace")
     fields = records.message_fields(text)
     try:

@@ -7,10 +7,8 @@ import sys
 import time
 
 from vac.accounting import sync
-from vac.config.errors import ConfigurationError
-from vac.config.load import load
+from vac.cli import common
 from vac.config.settings import Settings
-from vac.host import facts
 from vac.machines.layout import StateDir
 
 
@@ -36,14 +34,12 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Carry out one of the two; arguments.config are the paths or None. Returns the exit status."""
+    """Carry out one of the two; arguments.config are the paths or None. Returns the exit status.
+
+    Raises ConfigurationError if not even the state directory can be known.
+    """
     try:
-        settings = load(arguments.config, facts.read()).settings
-    except ConfigurationError as error:
-        print("\n".join(f"error: {problem}" for problem in error.problems), file=sys.stderr)
-        return 1
-    try:
-        print("\n".join(carry_out(arguments, settings, time.time())))
+        print("\n".join(carry_out(arguments, common.settings(arguments), time.time())))
     except OSError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

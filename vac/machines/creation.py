@@ -20,14 +20,13 @@ class Access:
 
     uid: int = 0
     gid: int = 0
-    """The container's user: root for VMs and most Docker images, singularity_user (or nobody) for process
-    containers."""
+    """The container's user, who alone can read and run user_data: root for VMs and most Docker images,
+    singularity_user (or nobody) for process containers."""
     any_user: bool = False
-    """Which user it will be is known inside the image alone: these three are for everybody then, and the
-    machine's directory is closed to this host's users instead."""
+    """Docker: other users inside may write joboutputs and mnt, too, as those do that run payloads.
+    The machine's directory is closed to this host's users instead."""
     reader_gid: int | None = None
-    """Group that may enter a closed directory all the same: that of user `vac`, as which the responder
-    runs."""
+    """Group that may enter a closed directory: that of user `vac`, as which the responder runs."""
 
     @property
     def owner(self) -> files.Owner | None:
@@ -109,23 +108,27 @@ def _fill(building: Path, machine: Machine, settings: Settings, user_data: bytes
             shutdown_time=machine.shutdown_time,
         ),
     )
-    runs_it = 0o555 if access.any_user else 0o500
     files.write_new(
         building / "user_data",
         user_data,
-        mode=0o600 if machine.model in VM_MODELS else runs_it,
+        mode=0o600 if machine.model in VM_MODELS else 0o500,
         owner=access.owner,
     )
     files.write_new(building / "machinetype.json", ending.to_json(machine.options), sync=True)
     if machine.fqan:
-        files.write_new(building / "accounting_fqan", machine.fqan.encode(), sync=True)
+        files.write_new(building / "accounting_fqan", _bytes(machine.fqan), sync=True)
 
 
 def _write_features(directory: Path, keys: dict[str, str]) -> None:
     files.make_directory(directory)
     for key, value in keys.items():
-        files.write_new(directory / key, value.encode(), sync=key == "job_id")
+        files.write_new(directory / key, _bytes(value), sync=key == "job_id")
     files.sync_directory(directory)
+
+
+def _bytes(text: str) -> bytes:
+    """A configured text's own bytes, also of those that weren't UTF-8."""
+    return text.encode("utf-8", "surrogateescape")
 
 
 def _open_to_readers(building: Path, access: Access) -> None:

@@ -13,6 +13,7 @@ from vac.machines import files
 from vac.machines.layout import StateDir, parse_directory_name, slot_number
 from vac.machines.machine import load
 from vac.machines.slots import Report, outcome
+from vac.scheduling.backoff import is_abort
 
 log = logging.getLogger(__name__)
 
@@ -66,7 +67,7 @@ class Expiry:
 
     def _look(self, occupied: Collection[Path], limit: int) -> None:
         """Forget what has vanished, read what is new."""
-        present = set(self._state.machines.iterdir())
+        present = {path for path in self._state.machines.iterdir() if parse_directory_name(path.name)}
         self._ended = {path: ended for path, ended in self._ended.items() if path in present}
         new = sorted(present - self._ended.keys() - set(occupied))
         for path in new[:limit]:
@@ -81,8 +82,7 @@ class Expiry:
             return None
         finished = path / "finished"
         ended_time = finished.stat().st_mtime if machine.finished else float(name.created_time)
-        message = outcome(machine, self._report).message or ""
-        aborted = machine.started_time is None or (message[:3].isdigit() and int(message[:3]) >= 300)
+        aborted = machine.started_time is None or is_abort(outcome(machine, self._report).message)
         return _Ended(name.created_time, name.machinetype, ended_time, aborted)
 
     def _expired(self, machinetypes: Mapping[str, Machinetype], now: float) -> list[Path]:

@@ -150,7 +150,7 @@ class StateDir:
         self.keep_reserve()
 
     def keep_reserve(self) -> bool:
-        """See to it that the reserve file is there; False if the file system has no room for it."""
+        """See to it that the reserve file is there; False if the file system won't give that space."""
         if self.reserve.exists():
             return True
         try:
@@ -160,10 +160,9 @@ class StateDir:
             finally:
                 os.close(descriptor)
         except OSError as error:
+            log.warning("%s: no space can be set aside for accounting: %s", self.root, error)
             self.reserve.unlink(missing_ok=True)
-            if error.errno in files.NO_SPACE:
-                return False
-            raise
+            return False
         return True
 
     def release_reserve(self) -> bool:

@@ -39,7 +39,7 @@ def set_shutdown_message(state: StateDir, machine: Machine, text: str) -> None:
     """Keep why the factory destroys the machine, such as `700 Idle`, unless the machine has said so
     itself."""
     if shutdown_message(machine) in (None, UNREADABLE):
-        files.write_atomic(machine.directory / _NAME, text.encode() + b"\n", tmp=state.tmp)
+        files.write_atomic(machine.directory / _NAME, text.encode("utf-8", "replace") + b"\n", tmp=state.tmp)
 
 
 def keep_shutdown_message(state: StateDir, machine: Machine, now: float) -> str | None:

@@ -1,0 +1,344 @@
+"""The end of a machine: what is written, in which order, and that a crash at any step changes nothing."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.unit.state_dirs import (
+    CREATED,
+    ENDED,
+    NAME,
+    STARTED,
+    UUID,
+    Killed,
+    checkpoints,
+    classic_state,
+    contents,
+    machinetype_of,
+    new_machine,
+    new_state,
+    running_machine,
+    settings_of,
+)
+from vac.accounting.finishing import FinishFailed, finish
+from vac.accounting.records import message_fields
+from vac.drivers.base import Usage
+from vac.machines import files
+from vac.machines.layout import StateDir
+from vac.machines.machine import Machine, lower_shutdown_time, mark_started, renew_heartbeat
+from vac.machines.slots import load_slots
+
+FINAL = Usage(cpu_seconds=35000.0, peak_memory_bytes=1024**3)
+RESTARTED = ENDED + 7200
+
+
+def written(root: Path) -> dict[str, bytes]:
+    """All records below apel-archive or apel-outgoing."""
+    return contents(root)
+
+
+def test_the_end_is_written_in_an_order_from_which_every_crash_recovers(tmp_path: Path) -> None:
+    state = new_state(tmp_path)
+    machine = running_machine(state)
+    (machine.directory / "joboutputs" / "shutdown_message").write_bytes(b"200 Success")
+    order = []
+    with checkpoints(lambda step, path: order.append(path.name) if step == "renamed" else None):
+        done = finish(state, machine, FINAL, ENDED + 30, live=True)
+    assert done.record is not None
+    assert order == [
+        "usage.json",
+        "heartbeat",
+        "shutdown_message",
+        done.record.name,
+        done.record.name,
+        "finished",
+        "lhcb-prod",
+    ]
+    assert (done.ended_time, done.message) == (ENDED + 30, "200 Success")
+    assert done.outgoing is not None
+    assert done.outgoing.read_bytes() == done.record.read_bytes()
+    fields = message_fields(done.record.read_text())
+    assert (fields["EndTime"], fields["CpuDuration"], fields["MemoryReal"]) == (
+        str(ENDED + 30),
+        "35000",
+        "1048576",
+    )
+
+
+def test_a_record_is_durable_before_the_machine_counts_as_finished(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    state = new_state(tmp_path)
+    machine = running_machine(state)
+    durable: list[str] = []
+    fsync = os.fsync
+
+    def watching(descriptor: int) -> None:
+        durable.append(str(Path(f"/proc/self/fd/{descriptor}").readlink()))
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", watching)
+    done = finish(state, machine, FINAL, ENDED, live=False)
+    assert done.record is not None
+    archive_day, machine_directory = str(done.record.parent), str(machine.directory)
+    last_of_machine = len(durable) - 1 - durable[::-1].index(machine_directory)
+    assert durable.index(archive_day) < last_of_machine
+    assert str(state.apel_archive) in durable
+    assert durable[durable.index(archive_day) - 1].startswith(str(state.tmp))
+
+
+@pytest.mark.parametrize(
+    ("settings", "sent"),
+    [
+        ({}, True),
+        ({"gocdb_sitename": None}, False),
+        ({"hs06_per_processor": None}, False),
+        ({"hs06_per_processor": None, "hepscore23_per_processor": 11.0}, True),
+    ],
+)
+def test_only_sites_with_name_and_benchmark_report_to_apel(
+    tmp_path: Path, settings: dict[str, Any], sent: bool
+) -> None:
+    state = new_state(tmp_path)
+    machine = running_machine(state, settings=settings_of(state, **settings))
+    done = finish(state, machine, None, ENDED, live=False)
+    assert len(written(state.apel_archive)) == 1
+    assert (done.outgoing is not None, len(written(state.apel_outgoing))) == (sent, int(sent))
+
+
+@pytest.mark.parametrize(
+    ("fizzle", "lived", "recorded"), [(600, 599, False), (600, 600, True), (0, 0, True), (0, 3, True)]
+)
+def test_a_machine_that_fizzled_has_no_record(
+    tmp_path: Path, fizzle: int, lived: int, recorded: bool
+) -> None:
+    state = new_state(tmp_path)
+    machine = running_machine(state, machinetype=machinetype_of(fizzle_seconds=fizzle), seen=STARTED + lived)
+    done = finish(state, machine, None, STARTED + 5000, live=False)
+    assert (done.record is not None, len(written(state.apel_archive))) == (recorded, int(recorded))
+    assert (machine.directory / "finished").exists()
+    assert state.finish("lhcb-prod").exists()
+
+
+def test_a_machine_that_never_started_has_no_record_and_says_nothing_of_its_type(tmp_path: Path) -> None:
+    state = new_state(tmp_path)
+    machine = new_machine(state)
+    done = finish(state, machine, None, CREATED + 5000, live=False)
+    assert (done.record, done.ended_time) == (None, CREATED)
+    assert machine.finished
+    assert (machine.directory / "finished").exists()
+    assert not state.finish("lhcb-prod").exists()
+    assert not written(state.apel_archive)
+
+
+def test_finishing_twice_changes_nothing_even_if_the_clock_and_the_usage_went_on(tmp_path: Path) -> None:
+    state = new_state(tmp_path)
+    machine = running_machine(state)
+    finish(state, machine, FINAL, ENDED + 30, live=True)
+    before = contents(state.root)
+    finish(state, machine, Usage(cpu_seconds=99999.0), ENDED + 900, live=True)
+    again = load_slots(state, {}, None)[NAME]
+    finish(state, again, FINAL, ENDED + 9000, live=False)
+    assert contents(state.root) == before
+
+
+def test_the_reserve_is_given_up_so_that_accounting_can_be_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    state = new_state(tmp_path)
+    machine = running_machine(state)
+    write_new = files.write_new
+
+    def full_while_reserved(path: Path, content: bytes, **details: Any) -> None:
+        if state.reserve.exists():
+            raise OSError(errno.ENOSPC, "No space left on device")
+        write_new(path, content, **details)
+
+    monkeypatch.setattr(files, "write_new", full_while_reserved)
+    assert finish(state, machine, FINAL, ENDED, live=True).record is not None
+    assert machine.finished
+    assert not state.reserve.exists()
+
+
+def test_a_disk_that_stays_full_loses_nothing_and_moves_no_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    state = new_state(tmp_path)
+    machine = running_machine(state)
+
+    def full(step: str, path: Path) -> None:
+        if step == "rename" and path.parent.parent == state.apel_archive:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    with checkpoints(full), pytest.raises(FinishFailed, match="No space"):
+        finish(state, machine, FINAL, ENDED + 30, live=True)
+    assert not (machine.directory / "finished").exists()
+    done = finish(state, machine, FINAL, ENDED + 5000, live=True)
+    assert done.ended_time == ENDED + 30
+    assert len(written(state.apel_archive)) == 1
+
+
+def test_a_machine_whose_directory_somebody_removed_is_accounted_all_the_same(tmp_path: Path) -> None:
+    state = new_state(tmp_path)
+    machine = running_machine(state)
+    files.remove_tree(machine.directory)
+    assert finish(state, machine, FINAL, ENDED, live=True).record is not None
+    assert load_slots(state, {}, None)[NAME].finished
+
+
+def test_without_any_configuration_a_classic_machine_waits_for_one(tmp_path: Path) -> None:
+    state = classic_state(tmp_path)
+    machine = load_slots(state, {}, None)["vac-85-00.example.org"]
+    with pytest.raises(FinishFailed, match="configuration"):
+        finish(state, machine, None, RESTARTED, live=False)
+    assert not written(state.apel_archive)
+
+
+def test_the_machines_of_a_classic_factory_are_accounted(tmp_path: Path) -> None:
+    state = classic_state(tmp_path)
+    settings = settings_of(
+        state, vac_space="vac01.example.org", factory_name="vac-85.example.org", hs06_per_processor=99.0
+    )
+    slots = load_slots(state, {}, settings)
+    for machine in slots.values():
+        if not machine.finished:
+            finish(state, machine, None, RESTARTED, live=False)
+    found = [message_fields(text.decode()) for text in written(state.apel_archive).values()]
+    assert written(state.apel_outgoing) == written(state.apel_archive)
+    assert sorted(fields["Queue"] for fields in found) == [f"type-{number:02d}" for number in range(5)]
+    first = next(fields for fields in found if fields["Queue"] == "type-00")
+    assert first == {
+        "APEL-individual-job-message": "v0.3",
+        "Site": "UKI-TEST-SITE",
+        "SubmitHost": "vac01.example.org/vac-vac-85.example.org",
+        "LocalJobId": "0a3160d197f3256733a5b6647a96a50b7566394d12740be97b5b4ec41164cc08",
+        "LocalUserId": "vac-85.example.org",
+        "Queue": "type-00",
+        "GlobalUserName": "/DC=org/DC=example/DC=vac01",
+        "FQAN": "/vo0.example.org/Role=NULL/Capability=NULL",
+        "WallDuration": "3603",
+        "CpuDuration": "2",
+        "Processors": "1",
+        "NodeCount": "1",
+        "InfrastructureDescription": "APEL-VAC",
+        "InfrastructureType": "grid",
+        "StartTime": "1795227155",
+        "EndTime": "1795230758",
+        "MemoryReal": "2097152",
+        "MemoryVirtual": "2097152",
+        "ServiceLevelType": "HEPSPEC",
+        "ServiceLevel": "12.5",
+    }
+
+
+class Life:
+    """One machine from creation to end, on an engine that survives the factory's death."""
+
+    def __init__(self, path: Path) -> None:
+        self.state: StateDir = new_state(path)
+        self.runs: set[str] = set()
+        self.has_run = False
+
+    def live(self) -> None:
+        """As it goes when nothing happens."""
+        machine = new_machine(self.state)
+        self.runs.add(machine.uuid)
+        self.has_run = True
+        mark_started(self.state, machine, STARTED)
+        renew_heartbeat(self.state, machine, ENDED, cpu_seconds=34100.0, peak_memory_bytes=5)
+        lower_shutdown_time(self.state, machine, ENDED + 100)
+        (machine.directory / "joboutputs" / "shutdown_message").write_bytes(b"200 Success")
+        self.runs.clear()
+        finish(self.state, machine, FINAL, ENDED + 30, live=True)
+
+    def recover(self) -> Machine | None:
+        """What a factory does that is started again later."""
+        self.state.prepare()
+        machine = load_slots(self.state, {}, None).get(NAME)
+        if machine is None or machine.finished:
+            return machine
+        if machine.uuid in self.runs:
+            if machine.started_time is None:
+                mark_started(self.state, machine, RESTARTED)
+            renew_heartbeat(self.state, machine, RESTARTED + 3600, cpu_seconds=35000.0)
+            self.runs.clear()
+            finish(self.state, machine, FINAL, RESTARTED + 3630, live=True)
+        else:
+            finish(self.state, machine, FINAL if machine.started_time else None, RESTARTED, live=False)
+        return machine
+
+
+def steps_of_a_life(path: Path) -> int:
+    steps: list[str] = []
+    life = Life(path)
+    with checkpoints(lambda step, path: steps.append(step)):
+        life.live()
+    return len(steps)
+
+
+def killed_at(step: int) -> Any:
+    left = [step]
+
+    def kill(name: str, path: Path) -> None:
+        left[0] -= 1
+        if left[0] == -1:
+            raise Killed
+
+    return kill
+
+
+def check_invariants(life: Life, machine: Machine | None) -> None:
+    state = life.state
+    archive, outgoing = written(state.apel_archive), written(state.apel_outgoing)
+    assert not list(state.tmp.iterdir())
+    if machine is None:
+        assert not life.has_run
+        assert not list(state.machines.iterdir())
+    else:
+        assert (machine.directory / "finished").exists()
+        assert state.finish("lhcb-prod").exists() is life.has_run
+    assert len(archive) == (1 if life.has_run else 0)
+    assert outgoing == archive
+    for text in archive.values():
+        assert machine is not None
+        fields = message_fields(text.decode())
+        assert fields["LocalJobId"] == UUID
+        assert int(fields["EndTime"]) == int((machine.directory / "heartbeat").stat().st_mtime)
+        assert int(fields["WallDuration"]) >= 3600
+        assert int(fields["CpuDuration"]) >= 34100
+
+
+def test_killed_at_any_write_of_its_life_a_machine_has_exactly_one_record_or_never_ran(
+    tmp_path: Path,
+) -> None:
+    steps = steps_of_a_life(tmp_path / "whole")
+    assert steps > 100
+    for step in range(steps):
+        life = Life(tmp_path / str(step))
+        with checkpoints(killed_at(step)), pytest.raises(Killed):
+            life.live()
+        before = written(life.state.apel_archive)
+        machine = life.recover()
+        check_invariants(life, machine)
+        assert before.items() <= written(life.state.apel_archive).items()
+        settled = contents(life.state.root)
+        life.recover()
+        assert contents(life.state.root) == settled
+
+
+def test_killed_a_second_time_while_recovering_it_still_has_exactly_one_record(tmp_path: Path) -> None:
+    steps = steps_of_a_life(tmp_path / "whole")
+    for first in range(steps - 30, steps, 3):
+        for second in range(0, 30, 4):
+            life = Life(tmp_path / f"{first}-{second}")
+            with checkpoints(killed_at(first)), pytest.raises(Killed):
+                life.live()
+            with checkpoints(killed_at(second)), contextlib.suppress(Killed):
+                life.recover()
+            check_invariants(life, life.recover())

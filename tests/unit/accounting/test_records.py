@@ -1,0 +1,214 @@
+"""APEL job records: exact text, names, and the queue that a sender empties meanwhile."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.unit.state_dirs import (
+    CREATED,
+    checkpoints,
+    machinetype_of,
+    new_state,
+    running_machine,
+    settings_of,
+)
+from vac.accounting import records
+from vac.accounting.records import JobRecord, file_name, job_record, job_text, message_fields
+from vac.machines.machine import Machine
+
+EXAMPLE = """\
+APEL-individual-job-message: v0.3
+Site: UKI-TEST-SITE
+SubmitHost: vac01.example.org/vac-node1.example.org
+LocalJobId: 4b0a5e86-6d0f-4a7a-8a3c-9f3f0f1d2c3b
+LocalUserId: node1.example.org
+Queue: lhcb-prod
+GlobalUserName: /DC=org/DC=example/DC=vac01
+FQAN: /lhcb/Role=NULL/Capability=NULL
+WallDuration: 36000
+CpuDuration: 34100
+Processors: 1
+NodeCount: 1
+InfrastructureDescription: APEL-VAC
+InfrastructureType: grid
+StartTime: 1795189461
+EndTime: 1795225461
+MemoryReal: 2097152
+MemoryVirtual: 2097152
+ServiceLevelType: HEPSPEC
+ServiceLevel: 10.0
+%%
+"""
+
+
+def fields_of(tmp_path: Path, settings: dict[str, Any] | None = None, **changes: Any) -> dict[str, str]:
+    state = new_state(tmp_path)
+    machine = running_machine(state, settings=settings_of(state, **(settings or {})), **changes)
+    return message_fields(job_text(job_record(machine)))
+
+
+def test_a_record_is_exactly_what_apel_wants(tmp_path: Path) -> None:
+    assert job_text(job_record(running_machine(new_state(tmp_path)))) == EXAMPLE
+
+
+@pytest.mark.parametrize(
+    ("settings", "level"),
+    [
+        ({"hs06_per_processor": 11.25}, ("HEPSPEC", "11.25")),
+        ({"hs06_per_processor": 11.25, "hepscore23_per_processor": 12.0}, ("HEPscore23", "12.0")),
+        ({"hs06_per_processor": None, "hepscore23_per_processor": 12.0}, ("HEPscore23", "12.0")),
+        ({"hs06_per_processor": None}, ("HEPSPEC", "1.0")),
+    ],
+)
+def test_the_service_level_is_that_of_one_processor(
+    tmp_path: Path, settings: dict[str, Any], level: tuple[str, str]
+) -> None:
+    fields = fields_of(tmp_path, settings, processors=8)
+    assert (fields["ServiceLevelType"], fields["ServiceLevel"]) == level
+    assert fields["Processors"] == "8"
+    assert fields["MemoryReal"] == str(8 * 2048 * 1024)
+
+
+def test_without_a_gocdb_sitename_the_spaces_domain_is_the_site(tmp_path: Path) -> None:
+    assert fields_of(tmp_path, {"gocdb_sitename": None})["Site"] == "example.org"
+
+
+def test_a_type_without_fqan_has_no_fqan_line(tmp_path: Path) -> None:
+    assert "FQAN" not in fields_of(tmp_path, machinetype=machinetype_of(accounting_fqan=None))
+
+
+def test_fractions_of_seconds_are_cut_so_that_the_numbers_add_up(tmp_path: Path) -> None:
+    fields = fields_of(tmp_path, seen=CREATED + 5000.9, cpu_seconds=99.9)
+    assert int(fields["EndTime"]) - int(fields["StartTime"]) == int(fields["WallDuration"])
+    assert fields["CpuDuration"] == "99"
+
+
+def test_measured_peak_memory_is_reported(tmp_path: Path) -> None:
+    machine = running_machine(new_state(tmp_path))
+    machine.peak_memory_bytes = 3 * 1024**3
+    fields = message_fields(job_text(job_record(machine)))
+    assert (fields["MemoryReal"], fields["MemoryVirtual"]) == ("3145728", "3145728")
+    machine.peak_memory_bytes = 1024**3
+    fields = message_fields(job_text(job_record(machine)))
+    assert (fields["MemoryReal"], fields["MemoryVirtual"]) == ("1048576", "2097152")
+
+
+def test_a_long_machinetype_name_fits_the_receivers_column(tmp_path: Path) -> None:
+    assert fields_of(tmp_path, machinetype=machinetype_of(name="a" * 120))["Queue"] == "a" * 100
+
+
+def test_a_machine_whose_job_id_was_lost_has_an_identity_all_the_same(tmp_path: Path) -> None:
+    machine = running_machine(new_state(tmp_path))
+    machine.uuid = ""
+    assert job_record(machine).local_job_id == machine.directory.name
+
+
+TEXTS = st.text(st.characters(min_codepoint=32, max_codepoint=126), max_size=30).map(str.strip)
+NUMBERS = st.integers(0, 2**40)
+
+
+@given(st.builds(JobRecord, *[TEXTS] * 6, st.none() | TEXTS, *[NUMBERS] * 7, TEXTS, TEXTS))
+def test_a_record_can_be_read_back(record: JobRecord) -> None:
+    fields = message_fields(job_text(record))
+    assert (fields["Site"], fields["SubmitHost"], fields["LocalJobId"], fields["Queue"]) == (
+        record.site,
+        record.submit_host,
+        record.local_job_id,
+        record.queue,
+    )
+    assert fields.get("FQAN") == (record.fqan or None)
+    assert int(fields["EndTime"]) == record.end_time
+    assert fields["ServiceLevel"] == record.service_level
+
+
+@given(
+    st.builds(
+        JobRecord, *[st.text(max_size=20)] * 6, st.none() | st.text(), *[NUMBERS] * 7, st.text(), st.text()
+    )
+)
+def test_whatever_is_in_it_a_record_is_ascii_and_has_its_lines(record: JobRecord) -> None:
+    text = job_text(record)
+    assert text.isascii()
+    lines = text.split("\n")
+    assert len(lines) == (22 if record.fqan else 21)
+    assert lines[-2:] == ["%%", ""]
+
+
+@given(st.integers(0, 2**33), st.text())
+def test_names_are_fourteen_hex_digits(moment: int, identity: str) -> None:
+    assert re.fullmatch("[0-9a-f]{14}", file_name(moment, identity))
+
+
+def test_names_and_days_are_those_of_the_end_in_utc(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TZ", "Pacific/Kiritimati")
+    state = new_state(tmp_path)
+    path = records.archive(state, job_record(running_machine(state)))
+    assert (path.parent.name, path.name[:6]) == ("20261121", "014421")
+    assert path.read_text() == EXAMPLE
+
+
+def other(machine: Machine, uuid: str) -> JobRecord:
+    machine.uuid = uuid
+    return job_record(machine)
+
+
+def test_different_machines_that_end_together_have_different_names(tmp_path: Path) -> None:
+    state = new_state(tmp_path)
+    machine = running_machine(state)
+    paths = {records.archive(state, other(machine, f"uuid-{number}")) for number in range(20)}
+    assert len(paths) == 20
+
+
+def test_an_archived_record_is_never_rewritten(tmp_path: Path) -> None:
+    state = new_state(tmp_path)
+    machine = running_machine(state)
+    path = records.archive(state, job_record(machine))
+    machine.cpu_seconds += 1000
+    assert records.archive(state, job_record(machine)) == path
+    assert path.read_text() == EXAMPLE
+
+
+def test_the_queue_never_holds_anything_but_days_and_whole_messages(tmp_path: Path) -> None:
+    state = new_state(tmp_path)
+
+    def look(step: str, path: Path) -> None:
+        for found in state.apel_outgoing.rglob("*"):
+            assert re.fullmatch("[0-9]{8}(/[0-9a-f]{14})?", str(found.relative_to(state.apel_outgoing)))
+            assert found.is_dir() or found.read_text() == EXAMPLE
+
+    with checkpoints(look):
+        records.send(state, "20261121", "00" * 7, EXAMPLE)
+    assert [path.name for path in state.apel_outgoing.iterdir()] == ["20261121"]
+
+
+@pytest.mark.parametrize("times", [1, 3])
+def test_a_day_that_the_sender_has_removed_meanwhile_is_made_again(tmp_path: Path, times: int) -> None:
+    state = new_state(tmp_path)
+    left = [times]
+
+    def sender(step: str, path: Path) -> None:
+        if step == "rename" and left[0]:
+            left[0] -= 1
+            shutil.rmtree(path.parent)
+
+    with checkpoints(sender):
+        path = records.send(state, "20261121", "00" * 7, EXAMPLE)
+    assert path.read_text() == EXAMPLE
+    assert not list(state.tmp.iterdir())
+
+
+def test_messages_belong_to_the_owner_of_the_queue(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    state = new_state(tmp_path)
+    owners = []
+    monkeypatch.setattr("os.chown", lambda path, uid, gid: owners.append((uid, gid)))
+    monkeypatch.setattr("os.fchown", lambda descriptor, uid, gid: owners.append((uid, gid)))
+    records.send(state, "20261121", "00" * 7, EXAMPLE)
+    found = state.apel_outgoing.stat()
+    assert owners == [(found.st_uid, found.st_gid)] * 2

@@ -1,0 +1,103 @@
+"""The Nagios check."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.unit.state_dirs import new_state
+from vac.cli.check_vacd import check, main
+from vac.machines import statefiles
+from vac.machines.layout import StateDir
+from vac.machines.statefiles import ErrorKind
+
+NOW = 1_000_000.0
+
+
+@pytest.fixture
+def state(tmp_path: Path) -> StateDir:
+    made = new_state(tmp_path)
+    for role in ("factory", "responder"):
+        statefiles.touch_heartbeat(made, role, NOW - 60)
+    statefiles.write_counts(made, 5, 8, 6, 16, 62.5)
+    return made
+
+
+COUNTS = " (5/8 6/16) | machines=5;;;0;8 processors=6;;;0;16 hs06=62.50;;;0"
+
+
+def test_all_is_well(state: StateDir) -> None:
+    assert check(state, 600, NOW) == (0, "Factory + responder ok" + COUNTS)
+
+
+@pytest.mark.parametrize("role", ["factory", "responder"])
+def test_a_heartbeat_that_is_missing_or_old_is_critical(state: StateDir, role: str) -> None:
+    statefiles.touch_heartbeat(state, role, NOW - 5400)
+    assert check(state, 600, NOW) == (2, f"No vacd {role} heartbeat in 1.50 hours" + COUNTS)
+    assert check(state, 7200, NOW)[0] == 0
+    state.heartbeat(role).unlink()
+    assert check(state, 7200, NOW) == (2, f"No vacd {role} heartbeat file" + COUNTS)
+
+
+def test_an_error_of_the_factory_is_critical_and_breaks_no_performance_data(state: StateDir) -> None:
+    statefiles.set_error(state, ErrorKind.CREATION, "it | failed\nat length")
+    assert check(state, 600, NOW) == (2, "it / failed" + COUNTS)
+
+
+def test_a_warning_of_the_factory_is_a_warning(state: StateDir) -> None:
+    statefiles.write_status(state, {"warnings": ["lhcb-prod fails here alone"]})
+    assert check(state, 600, NOW) == (1, "lhcb-prod fails here alone" + COUNTS)
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{", '{"warnings": []}', '{"warnings": 5}'])
+def test_a_status_without_warnings_is_none(state: StateDir, content: str) -> None:
+    state.status.write_text(content)
+    assert check(state, 600, NOW)[0] == 0
+
+
+@pytest.mark.parametrize("content", [None, "", "1 2 3"])
+def test_without_counts_there_are_no_numbers(state: StateDir, content: str | None) -> None:
+    state.counts.unlink()
+    if content is not None:
+        state.counts.write_text(content)
+    assert check(state, 600, NOW) == (0, "Factory + responder ok")
+
+
+def test_it_prints_one_line_and_exits_as_nagios_wants(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["60", "--state-dir", str(tmp_path)]) == 2
+    assert capsys.readouterr().out == "No vacd factory heartbeat file\n"
+
+
+@pytest.mark.allow_subprocess
+def test_it_imports_nothing_but_the_standard_library(tmp_path: Path) -> None:
+    script = (
+        "import sys, vac.cli.check_vacd\n"
+        "print(*sorted({name.partition('.')[0] for name in sys.modules} - set(sys.argv[1].split())))\n"
+        "print(*sorted(name for name in sys.modules if name.startswith('vac.')))\n"
+    )
+    names = " ".join(
+        {name.partition(".")[0] for name in sys.modules} - {"vac"}
+        if sys.version_info < (3, 10)
+        else sys.stdlib_module_names
+    )
+    result = subprocess.run(
+        [sys.executable, "-S", "-c", script, names],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=Path.cwd(),
+    )
+    others, ours = result.stdout.splitlines()
+    assert set(others.split()) <= {"__main__", "vac", "__mp_main__"}
+    assert set(ours.split()) == {
+        "vac.cli",
+        "vac.cli.check_vacd",
+        "vac.machines",
+        "vac.machines.files",
+        "vac.machines.layout",
+    }

@@ -1,0 +1,229 @@
+"""Atomic files, and what machines plant for root to stumble over."""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from pathlib import Path
+from typing import Callable
+
+import pytest
+
+from tests.unit.state_dirs import Killed, checkpoints
+from vac.machines import files
+
+
+def temporary(tmp_path: Path) -> Path:
+    tmp = tmp_path / "tmp"
+    tmp.mkdir()
+    return tmp
+
+
+def test_a_file_appears_whole_or_not_at_all(tmp_path: Path) -> None:
+    tmp, target = temporary(tmp_path), tmp_path / "target"
+    target.write_bytes(b"before")
+    seen = []
+
+    def look(step: str, path: Path) -> None:
+        seen.append((step, target.read_bytes()))
+
+    with checkpoints(look):
+        files.write_atomic(target, b"after", tmp=tmp)
+    assert seen == [
+        ("write", b"before"),
+        ("written", b"before"),
+        ("rename", b"before"),
+        ("renamed", b"after"),
+    ]
+    assert not list(tmp.iterdir())
+
+
+def test_a_file_has_the_mode_and_time_asked_for_whatever_the_umask(tmp_path: Path) -> None:
+    tmp, target = temporary(tmp_path), tmp_path / "target"
+    umask = os.umask(0o077)
+    try:
+        files.write_atomic(target, b"", tmp=tmp, mode=0o644, mtime=1000.0)
+    finally:
+        os.umask(umask)
+    assert stat.S_IMODE(target.stat().st_mode) == 0o644
+    assert target.stat().st_mtime == 1000.0
+
+
+def test_a_secret_is_never_readable_while_it_is_written(tmp_path: Path) -> None:
+    modes = []
+    umask = os.umask(0)
+    try:
+        descriptors: list[int] = []
+        original = os.write
+
+        def watching(descriptor: int, content: bytes) -> int:
+            modes.append(stat.S_IMODE(os.fstat(descriptor).st_mode))
+            descriptors.append(descriptor)
+            return original(descriptor, content)
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(os, "write", watching)
+            files.write_new(tmp_path / "secret", b"key", mode=0o500)
+    finally:
+        os.umask(umask)
+    assert modes == [0o600]
+
+
+def test_a_write_that_fails_leaves_the_old_file_and_no_rubbish(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tmp, target = temporary(tmp_path), tmp_path / "target"
+    target.write_bytes(b"before")
+
+    def full(descriptor: int, content: bytes) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "write", full)
+    with pytest.raises(OSError, match="No space"):
+        files.write_atomic(target, b"after", tmp=tmp)
+    assert target.read_bytes() == b"before"
+    assert not list(tmp.iterdir())
+
+
+def plant_link(directory: Path) -> None:
+    (directory / "x").symlink_to("/etc/shadow")
+
+
+def plant_fifo(directory: Path) -> None:
+    os.mkfifo(directory / "x")
+
+
+def plant_directory(directory: Path) -> None:
+    (directory / "x").mkdir()
+
+
+def plant_gigabyte(directory: Path) -> None:
+    with (directory / "x").open("wb") as opened:
+        opened.truncate(1 << 30)
+
+
+def plant_device(directory: Path) -> None:
+    os.mknod(directory / "x", stat.S_IFCHR | 0o666, os.makedev(1, 5))
+
+
+def plant_loop(directory: Path) -> None:
+    (directory / "x").symlink_to("x")
+
+
+PLANTED = [plant_link, plant_fifo, plant_directory, plant_gigabyte, plant_loop]
+if os.geteuid() == 0:
+    PLANTED.append(plant_device)
+
+
+@pytest.mark.parametrize("plant", PLANTED)
+def test_what_is_no_small_regular_file_is_unreadable(tmp_path: Path, plant: Callable[[Path], None]) -> None:
+    plant(tmp_path)
+    with pytest.raises(files.Unreadable):
+        files.read_untrusted(tmp_path, "x", 4096)
+
+
+@pytest.mark.parametrize("name", ["", ".", "..", "../x", "a/b", "a\0b"])
+def test_a_name_with_a_path_in_it_is_unreadable(tmp_path: Path, name: str) -> None:
+    with pytest.raises(files.Unreadable):
+        files.read_untrusted(tmp_path, name, 4096)
+
+
+def test_a_directory_that_is_a_link_is_not_followed(tmp_path: Path) -> None:
+    (tmp_path / "real").mkdir()
+    (tmp_path / "real" / "x").write_bytes(b"secret")
+    (tmp_path / "joboutputs").symlink_to("real")
+    with pytest.raises(files.Unreadable):
+        files.read_untrusted(tmp_path / "joboutputs", "x", 4096)
+
+
+def test_small_files_of_any_name_are_read_up_to_the_limit(tmp_path: Path) -> None:
+    (tmp_path / "odd\nname").write_bytes(b"12345")
+    assert files.read_untrusted(tmp_path, "odd\nname", 5) == b"12345"
+    with pytest.raises(files.Unreadable):
+        files.read_untrusted(tmp_path, "odd\nname", 4)
+    with pytest.raises(FileNotFoundError):
+        files.read_untrusted(tmp_path, "other", 5)
+
+
+def test_the_time_of_a_planted_link_is_not_that_of_its_target(tmp_path: Path) -> None:
+    (tmp_path / "heartbeat").symlink_to("/etc/passwd")
+    with pytest.raises(files.Unreadable):
+        files.untrusted_mtime(tmp_path, "heartbeat")
+
+
+def test_removal_follows_no_links(tmp_path: Path) -> None:
+    (tmp_path / "precious").mkdir()
+    (tmp_path / "precious" / "file").write_bytes(b"")
+    doomed = tmp_path / "doomed"
+    (doomed / "joboutputs").mkdir(parents=True)
+    (doomed / "joboutputs" / "link").symlink_to(tmp_path / "precious")
+    (doomed / "direct").symlink_to(tmp_path / "precious")
+    files.remove_tree(doomed)
+    assert not doomed.exists()
+    assert (tmp_path / "precious" / "file").exists()
+
+
+def test_removal_of_a_link_in_place_of_the_directory_removes_the_link(tmp_path: Path) -> None:
+    (tmp_path / "precious").mkdir()
+    (tmp_path / "doomed").symlink_to("precious")
+    files.remove_tree(tmp_path / "doomed")
+    files.remove_tree(tmp_path / "doomed")
+    assert [path.name for path in tmp_path.iterdir()] == ["precious"]
+
+
+def test_removal_copes_with_odd_names_modes_and_kinds(tmp_path: Path) -> None:
+    doomed = tmp_path / "doomed"
+    for name in ("a\nb", "closed", "\udcff", "-rf"):
+        (doomed / "joboutputs" / name / "deeper" / "still").mkdir(parents=True)
+        (doomed / "joboutputs" / name / "deeper" / "file").write_bytes(b"")
+    os.mkfifo(doomed / "joboutputs" / "fifo")
+    (doomed / "joboutputs" / "closed" / "deeper").chmod(0)
+    (doomed / "joboutputs" / "closed").chmod(0)
+    (doomed / "joboutputs").chmod(0o500)
+    files.remove_tree(doomed)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_very_deep_tree_exhausts_neither_stack_nor_descriptors(tmp_path: Path) -> None:
+    top = tmp_path / "doomed"
+    top.mkdir()
+    descriptor = os.open(top, os.O_RDONLY)
+    for _ in range(3000):
+        os.mkdir("d", dir_fd=descriptor)
+        deeper = os.open("d", os.O_RDONLY, dir_fd=descriptor)
+        os.close(descriptor)
+        descriptor = deeper
+    os.close(descriptor)
+    files.remove_tree(top)
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_vanishes_during_removal_is_no_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    doomed = tmp_path / "doomed"
+    doomed.mkdir()
+    for number in range(3):
+        (doomed / str(number)).write_bytes(b"")
+    original = os.unlink
+
+    def twice(path: str, *, dir_fd: int | None = None) -> None:
+        original(path, dir_fd=dir_fd)
+        original(path, dir_fd=dir_fd)
+
+    monkeypatch.setattr(os, "unlink", twice)
+    files.remove_tree(doomed)
+    assert not doomed.exists()
+
+
+def test_a_discarded_directory_is_gone_from_its_place_before_it_is_emptied(tmp_path: Path) -> None:
+    tmp, doomed = temporary(tmp_path), tmp_path / "doomed"
+    (doomed / "sub").mkdir(parents=True)
+
+    def kill(step: str, path: Path) -> None:
+        if step == "remove tree":
+            raise Killed
+
+    with checkpoints(kill), pytest.raises(Killed):
+        files.discard(doomed, tmp=tmp)
+    assert not doomed.exists()
+    assert len(list(tmp.iterdir())) == 1

@@ -1,0 +1,406 @@
+"""A machine's directory: what creation puts there and what life changes."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import stat
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.unit.state_dirs import (
+    CREATED,
+    ENDED,
+    FQAN,
+    NAME,
+    OURS,
+    STARTED,
+    UUID,
+    Killed,
+    checkpoints,
+    contents,
+    machinetype_of,
+    new_machine,
+    new_state,
+    running_machine,
+    settings_of,
+)
+from vac.config.machinetype import Machinetype
+from vac.config.options import declared
+from vac.config.settings import Settings
+from vac.machines import ending, files
+from vac.machines.creation import Access
+from vac.machines.ending import EndingOptions
+from vac.machines.features import decimal
+from vac.machines.machine import (
+    Machine,
+    end_time,
+    load,
+    lower_shutdown_time,
+    mark_started,
+    renew_heartbeat,
+    write_final_heartbeat,
+)
+
+
+def reloaded(machine: Machine) -> Machine:
+    found = load(machine.directory)
+    assert found is not None
+    return found
+
+
+def test_a_new_machine_has_its_features_as_plain_decimal_text(tmp_path: Path) -> None:
+    state = new_state(tmp_path)
+    settings = settings_of(
+        state,
+        hs06_per_processor=12.5,
+        hepscore23_per_processor=11.1,
+        grace_secs=300,
+        mb_per_processor=2000,
+        machinefeatures_options={"rack": "R7", "total_cpu": "99"},
+    )
+    machine = new_machine(state, settings=settings, processors=8, shutdown_time=CREATED + 1000)
+    found = contents(machine.directory)
+    features = {
+        name: content.decode()
+        for name, content in found.items()
+        if name.startswith(("machinefeat", "jobfeat"))
+    }
+    assert features == {
+        "machinefeatures/total_cpu": "8",
+        "machinefeatures/phys_cores": "8",
+        "machinefeatures/log_cores": "8",
+        "machinefeatures/jobslots": "1",
+        "machinefeatures/hs06": "100.0",
+        "machinefeatures/hepscore23": "88.8",
+        "machinefeatures/shutdowntime": str(CREATED + 1000),
+        "machinefeatures/grace_secs": "300",
+        "machinefeatures/rack": "R7",
+        "jobfeatures/job_id": UUID,
+        "jobfeatures/jobstart_secs": str(CREATED),
+        "jobfeatures/shutdowntime_job": str(CREATED + 1000),
+        "jobfeatures/grace_secs_job": "300",
+        "jobfeatures/allocated_cpu": "8",
+        "jobfeatures/cpu_limit_secs": "8000",
+        "jobfeatures/wall_limit_secs": "1000",
+        "jobfeatures/max_rss_bytes": str(16000 * 1048576),
+        "jobfeatures/hs06_job": "100.0",
+        "jobfeatures/hepscore23_job": "88.8",
+        "jobfeatures/allocated_CPU": "8",
+        "jobfeatures/cpufactor_lrms": "1.0",
+        "jobfeatures/cpu_limit_secs_lrms": "8000",
+        "jobfeatures/wall_limit_secs_lrms": "1000",
+        "jobfeatures/mem_limit_MB": "16777",
+    }
+
+
+def test_a_configuration_that_is_not_utf8_makes_machines_all_the_same(tmp_path: Path) -> None:
+    state = new_state(tmp_path)
+    text = b"caf\xe9".decode("utf-8", "surrogateescape")
+    machine = new_machine(
+        state,
+        machinetype_of(accounting_fqan=text),
+        settings_of(state, machinefeatures_options={"rack": text}),
+    )
+    assert (machine.directory / "machinefeatures" / "rack").read_bytes() == b"caf\xe9"
+    assert (machine.directory / "accounting_fqan").read_bytes() == b"caf\xe9"
+    assert reloaded(machine).options.accounting_fqan == text
+
+
+def test_benchmark_keys_are_missing_without_a_benchmark(tmp_path: Path) -> None:
+    state = new_state(tmp_path)
+    machine = new_machine(state, settings=settings_of(state, hs06_per_processor=None))
+    assert not [name for name in contents(machine.directory) if "hs06" in name or "hepscore" in name]
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(12.5, "12.5"), (10, "10.0"), (0.1 * 3, "0.3"), (1e7, "10000000.0"), (0.00001, "0.00001")],
+)
+def test_numbers_are_plain_decimals(value: float, text: str) -> None:
+    assert decimal(value) == text
+
+
+@pytest.mark.parametrize(
+    ("model", "access", "user_data", "joboutputs", "directory"),
+    [
+        ("vm-raw", OURS, 0o600, 0o755, 0o755),
+        ("bubblewrap", OURS, 0o500, 0o755, 0o755),
+        ("docker", OURS, 0o500, 0o755, 0o755),
+        ("docker", Access(OURS.uid, OURS.gid, any_user=True), 0o500, 0o1777, 0o700),
+        ("docker", Access(OURS.uid, OURS.gid, any_user=True, reader_gid=OURS.gid), 0o500, 0o1777, 0o750),
+    ],
+)
+def test_modes_let_in_the_machines_user_and_nobody_to_secrets(
+    tmp_path: Path, model: str, access: Access, user_data: int, joboutputs: int, directory: int
+) -> None:
+    umask = os.umask(0)
+    try:
+        machine = new_machine(new_state(tmp_path), machinetype_of(machine_model=model), access=access)
+    finally:
+        os.umask(umask)
+    modes = {
+        name: stat.S_IMODE((machine.directory / name).stat().st_mode)
+        for name in (
+            "user_data",
+            "joboutputs",
+            "mnt",
+            ".",
+            "jobfeatures",
+            "jobfeatures/job_id",
+            "machinetype.json",
+        )
+    }
+    assert modes == {
+        "user_data": user_data,
+        "joboutputs": joboutputs,
+        "mnt": joboutputs,
+        ".": directory,
+        "jobfeatures": 0o755,
+        "jobfeatures/job_id": 0o644,
+        "machinetype.json": 0o644,
+    }
+
+
+def test_the_containers_user_owns_what_it_may_use_and_nothing_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = []
+
+    def chown(path: int | Path, uid: int, gid: int) -> None:
+        name = path if isinstance(path, Path) else Path(f"/proc/self/fd/{path}").readlink()
+        given.append((Path(name).name, uid, gid))
+
+    monkeypatch.setattr(os, "chown", chown)
+    monkeypatch.setattr(os, "fchown", chown)
+    new_machine(new_state(tmp_path), access=Access(12345, 23456))
+    assert sorted(given) == [(name, 12345, 23456) for name in ("joboutputs", "mnt", "user_data")]
+
+
+def test_the_slot_names_the_machine_only_once_its_directory_is_complete(tmp_path: Path) -> None:
+    state = new_state(tmp_path)
+    order = []
+
+    def look(step: str, path: Path) -> None:
+        if step == "renamed":
+            order.append(str(path.relative_to(state.root)))
+            assert (state.machines / directory / "jobfeatures" / "job_id").read_text() == UUID
+            assert (state.machines / directory / "user_data").exists()
+
+    directory = f"{CREATED}_lhcb-prod_{NAME}"
+    with checkpoints(look):
+        machine = new_machine(state)
+    assert order == [f"machines/{directory}", f"slots/{NAME}"]
+    assert state.slot(NAME).read_text().split() == [str(CREATED), "lhcb-prod", "bubblewrap"]
+    assert (machine.directory / "accounting_fqan").read_text() == FQAN
+
+
+def test_a_second_machine_within_a_second_gets_a_directory_of_its_own(tmp_path: Path) -> None:
+    state = new_state(tmp_path)
+    first, second = new_machine(state), new_machine(state)
+    assert second.created_time == first.created_time + 1
+    assert first.directory != second.directory
+    assert state.slot(NAME).read_text().split()[0] == str(second.created_time)
+
+
+def test_a_creation_that_the_disk_refuses_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    state = new_state(tmp_path)
+    steps: list[str] = []
+    with checkpoints(lambda step, path: steps.append(step)):
+        new_machine(state, name="node1-01.example.org")
+    before = {
+        name: content for name, content in contents(state.root).items() if not name.startswith("slots/")
+    }
+    for refused in range(len(steps)):
+        left = [refused]
+
+        def refuse(step: str, path: Path, left: list[int] = left) -> None:
+            left[0] -= 1
+            if left[0] == -1:
+                raise OSError(errno.ENOSPC, "No space left on device")
+
+        with checkpoints(refuse), pytest.raises(OSError, match="No space"):
+            new_machine(state)
+        after = contents(state.root)
+        assert {name: after[name] for name in after if not name.startswith("slots/")} == before
+        assert not list(state.tmp.iterdir())
+
+
+def test_what_matters_to_the_end_is_kept_and_nothing_secret(tmp_path: Path) -> None:
+    state = new_state(tmp_path)
+    machinetype = machinetype_of(
+        fizzle_seconds=77, heartbeat_file="hb", user_data_options={"key": "SECRET"}, idle_cpu_percent=2.5
+    )
+    machine = new_machine(state, machinetype)
+    again = reloaded(machine)
+    assert again.options == machine.options
+    assert (again.options.fizzle_seconds, again.options.heartbeat_file) == (77, "hb")
+    assert b"SECRET" not in (machine.directory / "machinetype.json").read_bytes()
+    kept = set(json.loads((machine.directory / "machinetype.json").read_bytes()))
+    assert kept >= {name for name, option in declared(Machinetype).items() if option.ending}
+
+
+def test_a_changed_configuration_does_not_touch_a_running_machine(tmp_path: Path) -> None:
+    state = new_state(tmp_path)
+    machine = running_machine(state)
+    changed = machinetype_of(fizzle_seconds=1, accounting_fqan="/other")
+    found = load(
+        machine.directory,
+        model="docker",
+        machinetypes={"lhcb-prod": changed},
+        settings=settings_of(state, gocdb_sitename="OTHER", hs06_per_processor=99.0),
+    )
+    assert found is not None
+    assert found.options == machine.options
+    assert found.fqan == FQAN
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"\xff"])
+def test_a_torn_machinetype_json_is_replaced_by_the_configuration(tmp_path: Path, content: bytes) -> None:
+    state = new_state(tmp_path)
+    machine = new_machine(state)
+    (machine.directory / "machinetype.json").write_bytes(content)
+    found = load(
+        machine.directory,
+        model="bubblewrap",
+        machinetypes={"lhcb-prod": machinetype_of()},
+        settings=settings_of(state),
+    )
+    assert found is not None
+    assert found.options == machine.options
+
+
+def test_options_that_another_version_did_not_keep_come_from_the_configuration() -> None:
+    stand_in = ending.ending_options(machinetype_of(fizzle_seconds=5), Settings(vac_space="a.b"))
+    options = ending.from_json(b'{"heartbeat_file": "hb", "of_the_future": 1}', stand_in)
+    assert isinstance(options, EndingOptions)
+    assert (options.heartbeat_file, options.fizzle_seconds) == ("hb", 5)
+
+
+def test_a_machine_is_read_back_as_it_was(tmp_path: Path) -> None:
+    machine = running_machine(new_state(tmp_path), processors=4)
+    again = reloaded(machine)
+    fields = (
+        "uuid",
+        "processors",
+        "shutdown_time",
+        "started_time",
+        "heartbeat_time",
+        "cpu_seconds",
+        "hs06",
+        "model",
+    )
+    assert [getattr(again, field) for field in fields] == [getattr(machine, field) for field in fields]
+    assert (again.started_time, again.heartbeat_time, again.finished) == (STARTED, ENDED, False)
+    assert again.hs06 == 40.0
+
+
+def test_the_first_heartbeat_is_written_at_the_start(tmp_path: Path) -> None:
+    state = new_state(tmp_path)
+    machine = new_machine(state)
+    assert machine.started_time is None
+    mark_started(state, machine, STARTED + 0.7)
+    assert (machine.directory / "started").read_text().strip() == str(STARTED)
+    assert (machine.directory / "heartbeat").read_text().split() == ["0.0", "0.0"]
+    assert (machine.directory / "heartbeat").stat().st_mtime == pytest.approx(STARTED + 0.7)
+
+
+def test_recent_cpu_use_is_measured_over_half_a_minute_and_more(tmp_path: Path) -> None:
+    state = new_state(tmp_path)
+    machine = new_machine(state)
+    mark_started(state, machine, STARTED)
+    seen: list[Any] = []
+    for seconds, cpu in ((10, 9.0), (60, 30.0), (65, 35.0), (120, 150.0)):
+        renew_heartbeat(state, machine, STARTED + seconds, cpu_seconds=cpu)
+        seen.append(machine.cpu_percent)
+    assert seen == [None, 50.0, 50.0, 200.0]
+    assert (machine.directory / "heartbeat").read_text().split() == ["150.0", "200.0"]
+
+
+def test_an_engine_that_does_not_tell_renews_the_time_alone(tmp_path: Path) -> None:
+    state = new_state(tmp_path)
+    machine = running_machine(state, seen=STARTED + 600, cpu_seconds=500.0)
+    renew_heartbeat(state, machine, STARTED + 700)
+    renew_heartbeat(state, machine, STARTED + 800, cpu_seconds=3.0)
+    again = reloaded(machine)
+    assert (again.heartbeat_time, again.cpu_seconds) == (STARTED + 800, 500.0)
+
+
+def test_peak_memory_and_cpu_time_survive_a_heartbeat_lost_in_a_power_failure(tmp_path: Path) -> None:
+    state = new_state(tmp_path)
+    machine = new_machine(state)
+    mark_started(state, machine, STARTED)
+    renew_heartbeat(state, machine, STARTED + 700, cpu_seconds=650.0, peak_memory_bytes=123456)
+    (machine.directory / "heartbeat").write_bytes(b"")
+    again = reloaded(machine)
+    assert (again.cpu_seconds, again.peak_memory_bytes) == (650.0, 123456)
+
+
+def test_on_a_full_disk_the_time_last_seen_alive_still_moves(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    state = new_state(tmp_path)
+    machine = running_machine(state, seen=STARTED + 600)
+
+    def full(*args: object, **details: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(files, "write_new", full)
+    renew_heartbeat(state, machine, STARTED + 1300, cpu_seconds=1.0)
+    assert reloaded(machine).heartbeat_time == STARTED + 1300
+
+
+@pytest.mark.parametrize(("live", "ended"), [(True, ENDED + 500), (False, ENDED)])
+def test_the_end_is_now_only_for_who_saw_it_alive(tmp_path: Path, live: bool, ended: int) -> None:
+    state = new_state(tmp_path)
+    machine = running_machine(state)
+    write_final_heartbeat(state, machine, ENDED + 500, live=live, cpu_seconds=35000.0, peak_memory_bytes=7)
+    write_final_heartbeat(state, machine, ENDED + 900, live=True, cpu_seconds=99999.0)
+    renew_heartbeat(state, machine, ENDED + 950, cpu_seconds=99999.0)
+    again = reloaded(machine)
+    assert (end_time(again), again.cpu_seconds, again.peak_memory_bytes) == (ended, 35000.0, 7)
+
+
+def test_the_end_is_never_before_the_start(tmp_path: Path) -> None:
+    state = new_state(tmp_path)
+    machine = running_machine(state, seen=STARTED - 5000)
+    assert end_time(machine) == STARTED
+
+
+def test_a_shutdown_time_is_only_ever_lowered_and_in_place(tmp_path: Path) -> None:
+    state = new_state(tmp_path)
+    machine = new_machine(state)
+    inode = (machine.directory / "machinefeatures").stat().st_ino
+    assert lower_shutdown_time(state, machine, CREATED + 500)
+    assert not lower_shutdown_time(state, machine, CREATED + 600)
+    for key in ("machinefeatures/shutdowntime", "jobfeatures/shutdowntime_job"):
+        assert (machine.directory / key).read_text() == str(CREATED + 500)
+    assert (machine.directory / "machinefeatures").stat().st_ino == inode
+    assert reloaded(machine).shutdown_time == CREATED + 500
+
+
+def test_a_half_lowered_shutdown_time_is_lowered_again_after_a_crash(tmp_path: Path) -> None:
+    state = new_state(tmp_path)
+    machine = new_machine(state)
+
+    def kill(step: str, path: Path) -> None:
+        if (step, path.name) == ("renamed", "shutdowntime"):
+            raise Killed
+
+    with checkpoints(kill), pytest.raises(Killed):
+        lower_shutdown_time(state, machine, CREATED + 500)
+    again = reloaded(machine)
+    assert lower_shutdown_time(state, again, CREATED + 500)
+    assert (machine.directory / "jobfeatures" / "shutdowntime_job").read_text() == str(CREATED + 500)
+
+
+@pytest.mark.parametrize("name", ["1_a", "lost+found", "1_a_b"])
+def test_what_is_no_machines_directory_loads_as_nothing(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_bytes(b"")
+    assert load(tmp_path / name) is None
+    assert load(tmp_path / "1_a_missing") is None

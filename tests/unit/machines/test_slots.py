@@ -1,0 +1,179 @@
+"""Slots rebuilt from disk: our own, half-made ones, and those of a classic factory."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.unit.state_dirs import (
+    CREATED,
+    NAME,
+    STARTED,
+    classic_state,
+    contents,
+    machinetype_of,
+    new_machine,
+    new_state,
+    running_machine,
+    settings_of,
+)
+from vac.config.machinetype import Machinetype
+from vac.machines.layout import StateDir
+from vac.machines.machine import Machine, mark_started
+from vac.machines.slots import finished_machines, free_slot, load_slots, note_finish, read_slot, strays
+from vac.scheduling.model import Outcome
+
+
+def no_report(message: str | None, started: float, ended: float, fizzle_seconds: float) -> str | None:
+    return message
+
+
+def loaded(state: StateDir) -> dict[str, Machine]:
+    return load_slots(state, {"lhcb-prod": machinetype_of()}, settings_of(state))
+
+
+def finished(machine: Machine) -> Machine:
+    (machine.directory / "finished").write_bytes(b"")
+    return machine
+
+
+def test_a_running_machine_is_found_again(tmp_path: Path) -> None:
+    state = new_state(tmp_path)
+    machine = running_machine(state)
+    assert {name: found.uuid for name, found in loaded(state).items()} == {NAME: machine.uuid}
+    assert not strays(state, loaded(state).values(), {}, None)
+
+
+def test_a_directory_without_slot_was_half_created_and_goes(tmp_path: Path) -> None:
+    state = new_state(tmp_path)
+    machine = new_machine(state)
+    state.slot(NAME).unlink()
+    assert loaded(state) == {}
+    assert not machine.directory.exists()
+
+
+def test_a_slot_that_points_nowhere_is_empty(tmp_path: Path) -> None:
+    state = new_state(tmp_path)
+    state.slot(NAME).write_text(f"{CREATED} lhcb-prod bubblewrap\n")
+    assert loaded(state) == {}
+
+
+@pytest.mark.parametrize("content", ["", "x", "x y z", "1 2", "1 2 3 4"])
+def test_a_slot_file_that_says_nothing_is_no_slot(tmp_path: Path, content: str) -> None:
+    state = new_state(tmp_path)
+    state.slot(NAME).write_text(content)
+    assert read_slot(state.slot(NAME)) is None
+
+
+def test_a_running_machine_whose_slot_file_was_lost_gets_it_back(tmp_path: Path) -> None:
+    state = new_state(tmp_path)
+    machine = running_machine(state)
+    before = state.slot(NAME).read_bytes()
+    for lost in (b"", None):
+        state.slot(NAME).unlink()
+        if lost is not None:
+            state.slot(NAME).write_bytes(lost)
+        assert loaded(state)[NAME].directory == machine.directory
+        assert state.slot(NAME).read_bytes() == before
+
+
+def test_a_machine_that_lost_its_slot_to_a_later_one_is_still_to_be_accounted(tmp_path: Path) -> None:
+    state = new_state(tmp_path)
+    first = running_machine(state)
+    second = running_machine(state)
+    slots = loaded(state)
+    assert slots[NAME].directory == second.directory
+    assert [stray.directory for stray in strays(state, slots.values(), {}, None)] == [first.directory]
+
+
+def test_the_last_machine_of_a_slot_is_still_known(tmp_path: Path) -> None:
+    state = new_state(tmp_path)
+    machine = finished(running_machine(state))
+    assert loaded(state)[NAME].finished
+    assert state.finish("lhcb-prod").read_text().split() == [str(machine.created_time), "lhcb-prod", NAME]
+
+
+def test_finishes_names_the_most_recently_created_machine_that_started(tmp_path: Path) -> None:
+    state = new_state(tmp_path)
+    older, newer, never = new_machine(state), new_machine(state), new_machine(state)
+    for machine in (older, newer):
+        mark_started(state, machine, STARTED)
+    for machine in (newer, older, never):
+        note_finish(state, machine)
+    assert state.finish("lhcb-prod").read_text().split()[0] == str(newer.created_time)
+
+
+@pytest.mark.parametrize(
+    ("occupied", "name"),
+    [
+        ((), "f-00.example.org"),
+        (("f-00.example.org", "f-02.example.org"), "f-01.example.org"),
+        (("f-00.example.org", "f-01.example.org"), "f-02.example.org"),
+        (("f-00.example.org", "f-01.example.org", "f-02.example.org"), None),
+    ],
+)
+def test_a_machine_takes_the_lowest_free_slot(occupied: tuple[str, ...], name: str | None) -> None:
+    assert free_slot("f.example.org", 3, occupied) == name
+
+
+def test_outcomes_of_finished_machines_are_known_after_a_restart(tmp_path: Path) -> None:
+    state = new_state(tmp_path)
+    machine = finished(running_machine(state))
+    (machine.directory / "joboutputs" / "shutdown_message").write_bytes(b"300 Nothing\n")
+    failed = finished(new_machine(state))
+    new_machine(state)
+
+    def report(message: str | None, started: float, ended: float, fizzle_seconds: float) -> str | None:
+        return f"{message} {ended - started:.0f} {fizzle_seconds}"
+
+    assert finished_machines(state, {}, None, report) == [
+        Outcome("lhcb-prod", CREATED, STARTED, STARTED + 36000, "300 Nothing 36000 600"),
+        Outcome("lhcb-prod", failed.created_time, None, failed.created_time, None),
+    ]
+
+
+CLASSIC_TYPES = {
+    "type-00": machinetype_of(name="type-00", machine_model="docker", heartbeat_file="vm-heartbeat"),
+    "type-02": machinetype_of(name="type-02", machine_model="docker", fizzle_seconds=900),
+}
+
+
+def test_the_machines_of_a_classic_factory_are_taken_over(tmp_path: Path) -> None:
+    state = classic_state(tmp_path)
+    settings = settings_of(state, vac_space="vac01.example.org", factory_name="vac-85.example.org")
+    before = contents(state.machines)
+    slots = load_slots(state, CLASSIC_TYPES, settings)
+    assert contents(state.machines) == before
+    assert sorted(slots) == [f"vac-85-{number:02d}.example.org" for number in range(7)]
+    states = {
+        name[7:9]: (machine.model, machine.started_time is not None, machine.finished)
+        for name, machine in slots.items()
+    }
+    assert states == {
+        "00": ("docker", True, False),
+        "01": ("singularity", True, False),
+        "02": ("cernvm4", True, False),
+        "03": ("docker", True, False),
+        "04": ("singularity", True, False),
+        "05": ("cernvm4", False, False),
+        "06": ("docker", True, True),
+    }
+    machine = slots["vac-85-02.example.org"]
+    assert (machine.uuid, machine.processors, machine.shutdown_time) == (
+        "594f5e7d-c06b-d90f-3de1-7657a5dbb5c9",
+        1,
+        1795313497,
+    )
+    assert (machine.started_time, machine.cpu_seconds, machine.cpu_percent) == (1795227157.0, 4.0, 92.2)
+    assert (machine.fqan, machine.hs06) == ("/vo2.example.org/Role=NULL/Capability=NULL", 12.5)
+    assert machine.options.mb_per_processor == 2048
+    assert machine.options.fizzle_seconds == 900
+    assert slots["vac-85-00.example.org"].options.heartbeat_file == "vm-heartbeat"
+    assert slots["vac-85-01.example.org"].options.fizzle_seconds == Machinetype(name="x").fizzle_seconds
+
+
+def test_outcomes_of_a_classic_factorys_machines_are_known(tmp_path: Path) -> None:
+    outcomes = finished_machines(classic_state(tmp_path), {}, None, no_report)
+    assert len(outcomes) == 6
+    assert {outcome.message for outcome in outcomes} == {"300 No work available"}
