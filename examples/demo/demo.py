@@ -6,14 +6,10 @@ task queue of the third is empty. Everything is under a throw-away directory; /e
 
 from __future__ import annotations
 
-import argparse
 import contextlib
-import shutil
-import signal
 import socket
 import subprocess
 import sys
-import tempfile
 import time
 from collections import Counter
 from pathlib import Path
@@ -21,7 +17,6 @@ from pathlib import Path
 TOP = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(TOP))
 
-from vac.host import cgroups  # noqa: E402
 from vac.machines import machine as machines  # noqa: E402
 from vac.machines.layout import StateDir  # noqa: E402
 from vac.machines.status import read as read_status  # noqa: E402
@@ -104,7 +99,9 @@ class Demo:
             part = 100 * used / max(1.0, sum(self.processor_seconds.values()))
             ended = sum(1 for key in self.seen if f"_{name}_" in key)
             words = status.passed_over.get(name, "") if status else ""
-            lines.append(f"  {name:12} share {share:g}  {ended:3d} machines  {part:3.0f} % of the time  {words}")
+            lines.append(
+                f"  {name:12} share {share:g}  {ended:3d} machines  {part:3.0f} % of the time  {words}"
+            )
         return "\n".join(lines)
 
     @staticmethod
@@ -133,9 +130,13 @@ class Demo:
     def end(self, conf: Path) -> None:
         """Drain, and destroy what still runs."""
         command = [str(TOP / "bin/vac"), "--config", str(conf)]
-        subprocess.run([*command, "drain", "--reason", "the demo is over"], stdout=subprocess.DEVNULL, check=True)
+        subprocess.run(
+            [*command, "drain", "--reason", "the demo is over"], stdout=subprocess.DEVNULL, check=True
+        )
         for name, machine in machines.load_slots(self.state, FACTORY).items():
             if not machine.finished:
-                subprocess.run([*command, "destroy", name], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+                subprocess.run(
+                    [*command, "destroy", name], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+                )
         with contextlib.suppress(subprocess.TimeoutExpired):
             subprocess.run([*command, "drain", "--wait"], stdout=subprocess.DEVNULL, timeout=20)

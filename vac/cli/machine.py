@@ -9,10 +9,10 @@ import time
 from collections.abc import Mapping
 
 from vac.cli import common
+from vac.machines import status as statuses
 from vac.machines.layout import StateDir
 from vac.machines.machine import Machine
 from vac.machines.messages import shutdown_message
-from vac.machines import status as statuses
 from vac.machines.status import Status
 
 _OUTPUTS_LISTED = 50

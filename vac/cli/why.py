@@ -8,8 +8,8 @@ import time
 from collections.abc import Iterator
 
 from vac.cli import common
-from vac.machines.layout import StateDir
 from vac.machines import status as statuses
+from vac.machines.layout import StateDir
 from vac.machines.status import Status, TypeFacts
 
 STALE_SECONDS = 180.0

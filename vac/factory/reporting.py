@@ -11,8 +11,8 @@ from vac.factory.deciding import Deciding
 from vac.factory.floor import Floor
 from vac.factory.slots import Slot
 from vac.machines import statefiles
-from vac.machines.expiry import Expiry, remove_orphaned_slots
 from vac.machines import status as statuses
+from vac.machines.expiry import Expiry, remove_orphaned_slots
 from vac.machines.status import Drain, Status, TypeFacts
 from vac.scheduling.backoff import reported_message
 

@@ -8,10 +8,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
-from vac.config.machinetype import Machinetype
 from vac.drivers.base import EngineState, Usage
 from vac.machines.machine import Machine
-from vac.scheduling.model import Occupied, TypeReport
 
 
 @dataclass

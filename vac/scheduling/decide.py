@@ -162,7 +162,7 @@ def _fill(work: _Work) -> None:
             return
         _take(work, create)
     work.passed.update(
-        {name: "no processor is free any more: what was free has been given out" for name in work.candidates}
+        dict.fromkeys(work.candidates, "no processor is free any more: what was free has been given out")
     )
 
 
