@@ -61,6 +61,8 @@ class _Work:
     running: dict[str, float]
     """Running HS06 in the space by machinetype, this factory's as they are now."""
     capacity: float
+    alike: float
+    """How many factories probably do the same now: the space's free capacity, in units of what is free here."""
     creates: list[Create] = field(default_factory=list)
     passed: dict[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
@@ -134,6 +136,8 @@ def _start(
         elsewhere = totals.running_hs06 - space.own.get(name, _NO_REPORT).running_hs06
         running[name] = running.get(name, 0.0) + max(0.0, elsewhere)
     allowed = {name: one for name, one in standings.items() if one.reason is None}
+    capacity = max(space.capacity_hs06, total_processors(settings) * settings.hs06)
+    alike = (capacity - sum(running.values())) / (free * settings.hs06)
     return _Work(
         situation,
         ramp,
@@ -143,7 +147,8 @@ def _start(
         candidates={name: situation.machinetypes[name] for name in allowed},
         probes={name: one.one_only for name, one in allowed.items() if one.one_only is not None},
         running=running,
-        capacity=max(space.capacity_hs06, total_processors(settings) * settings.hs06),
+        capacity=capacity,
+        alike=max(1.0, min(alike, len(space.factories))),
     )
 
 
@@ -171,7 +176,8 @@ def _take(work: _Work, create: Create) -> None:
     work.creates.append(create)
     work.free -= create.processors
     work.occupied.append(Occupied(name, create.processors, now, None, create.shutdown_time))
-    work.running[name] += create.processors * work.situation.settings.hs06
+    alike = 1.0 if name in work.probes else work.alike
+    work.running[name] += create.processors * work.situation.settings.hs06 * alike
     work.ramp.take(name)
     if name in work.probes:
         work.passed[name] = work.probes[name]
@@ -215,7 +221,17 @@ def _order(work: _Work) -> Iterator[Turn]:
     ]
     others = sum(work.running.values()) - sum(one.running_hs06 for one in candidates)
     choose = ORDERS[work.situation.settings.share_policy]
-    return choose(candidates, max(0.0, work.capacity - others), work.rng)
+    return choose(candidates, max(0.0, _reached(work) - others), work.rng)
+
+
+def _reached(work: _Work) -> float:
+    """The part of the capacity that will be in use soon: after this step, if those alike do as this factory.
+
+    Shares of all of it would let types that are free to grow run ahead of those whose steps are small yet.
+    """
+    settings = work.situation.settings
+    growth = min(work.free, work.ramp.left() * settings.processors_per_superslot) * settings.hs06
+    return min(work.capacity, sum(work.running.values()) + growth * work.alike)
 
 
 def _create(work: _Work, turn: Turn, room: Room) -> Create:

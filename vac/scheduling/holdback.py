@@ -9,7 +9,7 @@ outlived fizzle_seconds. Where many young machines live it takes more aborting f
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import islice
@@ -154,3 +154,12 @@ def _young(totals: TypeTotals, own: Own, space: SpaceView, machinetype: str) -> 
     """Machines before fizzle in the space, this factory's as they are now."""
     before = min(space.own.get(machinetype, TypeReport()).before_fizzle, MOST_YOUNG)
     return totals.before_fizzle - before + min(own.report.before_fizzle, MOST_YOUNG)
+
+
+def broken_here(held_here: Iterable[str], space: SpaceView) -> dict[str, str]:
+    """Warnings by machinetype: it is held back by this factory's own aborts while other factories run it."""
+    return {
+        name: f"{name} keeps failing on this factory while others run it: this node is probably broken"
+        for name in held_here
+        if runs_elsewhere(name, space)
+    }

@@ -54,6 +54,12 @@ class Ramp:
         if due and machines_per_cycle:
             self._created = 0
 
+    def left(self) -> int:
+        """How many machines may be created now, of all types together."""
+        if self._per_cycle:
+            return max(0, self._per_cycle - self._created)
+        return len(self._vacated) + self._growth
+
     def exhausted(self) -> bool:
         """Whether no machine of any type may be created now."""
         if self._per_cycle:
