@@ -19,6 +19,7 @@ from vac.factory.reporting import Reporting
 from vac.factory.rules import Rules
 from vac.factory.space import Answers, Ask, Space
 from vac.factory.watching import Watcher
+from vac.host.disk import DiskMeasured, DiskMessage, DiskMeter, DiskNotMeasured
 
 log = logging.getLogger(__name__)
 
@@ -42,7 +43,7 @@ class Stuck(Exception):
     """A thread of an engine never returned; only a new process helps."""
 
 
-Message = Union[engines.Message, Answers, Wake, Stop]
+Message = Union[engines.Message, DiskMessage, Answers, Wake, Stop]
 
 
 class Factory:
@@ -54,7 +55,7 @@ class Factory:
         self.ending = Ending(floor)
         self.creation = Creation(floor, self.ending)
         self.watcher = Watcher(floor, self.ending)
-        self.rules = Rules(floor, self.ending)
+        self.rules = Rules(floor, self.ending, DiskMeter(inbox.put))
         self.orders = Orders(floor, self.ending)
         self.space = Space(ask, inbox.put, floor.clock)
         self.deciding = Deciding(floor, self.creation, self.orders, self.space)
@@ -72,6 +73,8 @@ class Factory:
             engines.Destroyed: self._destroyed,
             engines.DestructionFailed: self._destruction_failed,
             engines.Changed: self._changed,
+            DiskMeasured: self.rules.measured,
+            DiskNotMeasured: self.rules.not_measured,
             Answers: self._answered,
             Wake: self._woken,
             Stop: self._stop,
@@ -128,6 +131,7 @@ class Factory:
                 self.ending.retry_release(slot)
         for engine in self.floor.engines.values():
             engine.request_observation()
+        self.rules.measure()
         self.reporting.cycle()
         self.next_cycle_time = self.floor.clock() + CYCLE_SECONDS
 
@@ -161,6 +165,7 @@ class Factory:
     def _observed(self, message: engines.Observation) -> None:
         self.floor.answered(message.engine)
         self.watcher.observed(message)
+        self.rules.look_again()
 
     def _answered(self, message: Answers) -> None:
         self.space.answered(message)

@@ -32,7 +32,10 @@ class Slot:
     engine_state: EngineState | None = None
     usage: Usage = field(default_factory=Usage)
     disk_used_bytes: int | None = None
-    idle_since: float | None = None
+    measured_time: float | None = None
+    """When its disk use was last asked for."""
+    busy_time: float | None = None
+    """When its CPU use was last seen to be enough."""
     zombie: bool = False
     """What is left of the machine can't be removed."""
 
