@@ -35,7 +35,7 @@ class Orders:
                 requests.done(self.floor.state, request)
 
     def _carry_out(self, request: requests.Request) -> bool:
-        """Do one thing that was asked; True when it is done or can't be. A destruction is when the machine has ended."""
+        """Do one thing that was asked; True when it is done or can't be: a destruction, when the machine has ended."""
         slot = self.floor.slots.get(request.machine)
         if slot is None or slot.machine is None or slot.machine.uuid != request.uuid or slot.machine.finished:
             return True

@@ -119,7 +119,6 @@ def _heartbeat_file_time(machine: Machine) -> float | None:
 
 def _note_activity(slot: Slot, machine: Machine) -> None:
     """Recent CPU use that isn't below the limit counts until it was measured."""
-    limit = machine.options.idle_cpu_percent
-    if limit is not None and machine.cpu_percent is not None and machine.sample is not None:
-        if machine.cpu_percent >= limit:
-            slot.busy_time = machine.sample[0]
+    limit, percent = machine.options.idle_cpu_percent, machine.cpu_percent
+    if limit is not None and percent is not None and machine.sample is not None and percent >= limit:
+        slot.busy_time = machine.sample[0]
