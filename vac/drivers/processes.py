@@ -1,8 +1,7 @@
 """Machines that are processes of this host: one cgroup each, which holds all of them and tells their end.
 
-What differs between bubblewrap and Singularity is a Model: how the command line is made and when it has
-begun.
-The cgroup is the truth: a machine runs while its cgroup is populated, and outlives the factory in it.
+The cgroup is the truth: a machine runs while its cgroup is populated, and outlives the factory in it. What
+differs between bubblewrap and Singularity is a Model: how the command line is made and when it has begun.
 """
 
 from __future__ import annotations
@@ -155,8 +154,10 @@ class ProcessDriver:
         return [group for group in self._groups.names() if group not in starting]
 
     def _observed(self, group: str) -> Observed:
-        state = EngineState.RUNNING if self._groups.populated(group) else EngineState.ENDED
-        return Observed(*_identity(group), state)
+        if self._groups.populated(group):
+            return Observed(*_identity(group), EngineState.RUNNING)
+        has_run = bool(self._groups.usage(group).cpu_seconds)
+        return Observed(*_identity(group), EngineState.ENDED if has_run else EngineState.HALF_MADE)
 
     def _usage(self, group: str) -> Usage:
         used = self._groups.usage(group)
