@@ -188,8 +188,14 @@ def _next(work: _Work) -> Create | None:
     """The next machine, or None, with the reasons in work.passed."""
     situation = work.situation
     sharing = [one for one in situation.machinetypes.values() if one.target_share > 0]
-    per_superslot = situation.settings.processors_per_superslot
-    found = superslots.find_rooms(work.occupied, work.free, per_superslot, sharing, situation.now)
+    found = superslots.find_rooms(
+        work.occupied,
+        work.free,
+        total_processors(situation.settings),
+        situation.settings.processors_per_superslot,
+        sharing,
+        situation.now,
+    )
     work.notes = found.notes
     order = _order(work)
     turns: Iterable[Turn] = list(order) if len(found.rooms) > 1 else order

@@ -42,7 +42,7 @@ SpaceHold = Callable[[Machinetype, Own, SpaceView, float], "Hold | None"]
 
 def deficit_hold(machinetype: Machinetype, own: Own, space: SpaceView, now: float) -> Hold | None:
     """The hold-back with ordered probing; None: the type isn't held back."""
-    abort_time = last_abort(own, space, machinetype.name)
+    abort_time = last_abort(machinetype, own, space, now)
     if abort_time is None or proven_since(abort_time, machinetype, own, space, now):
         return None
     opens = abort_time + machinetype.backoff_seconds
@@ -91,16 +91,24 @@ def classic_hold(machinetype: Machinetype, own: Own, space: SpaceView, now: floa
     return Hold("being tried after an abort in the space", None, probing=True) if now < ends else None
 
 
-def last_abort(own: Own, space: SpaceView, machinetype: str) -> float | None:
-    """The abort time that counts for the deficit policy; None: there are too few aborts."""
-    totals = space.types.get(machinetype, TypeTotals())
-    needed = min(2, len(space.factories)) + _young(totals, own, space, machinetype) // YOUNG_PER_ABORT
+def last_abort(machinetype: Machinetype, own: Own, space: SpaceView, now: float) -> float | None:
+    """The abort time that counts for the deficit policy; None: there are too few aborts.
+
+    Where young machines live, more factories must have aborted lately, that is while those that are young now, or
+    whoever probed before them, were being tried.
+    """
+    totals = space.types.get(machinetype.name, TypeTotals())
+    believed = min(2, len(space.factories))
+    needed = believed + _young(totals, own, space, machinetype.name) // YOUNG_PER_ABORT
     elsewhere = (time for time, name in totals.aborts if name != space.factory and name not in space.failing)
     times = list(islice(elsewhere, needed))
     if own.report.abort_time is not None and space.factory not in space.failing:
         times.append(own.report.abort_time)
         times.sort(reverse=True)
-    return times[needed - 1] if len(times) >= needed else None
+    if len(times) < needed:
+        return None
+    lately = now - 2 * machinetype.backoff_seconds - machinetype.fizzle_seconds
+    return None if needed > believed and times[needed - 1] < lately else times[believed - 1]
 
 
 def proven_since(time: float, machinetype: Machinetype, own: Own, space: SpaceView, now: float) -> bool:

@@ -32,6 +32,7 @@ class Rooms:
 def find_rooms(
     occupied: Iterable[Occupied],
     free: int,
+    total_processors: int,
     processors_per_superslot: int,
     machinetypes: Iterable[Machinetype],
     now: float,
@@ -39,7 +40,9 @@ def find_rooms(
     """Divide the free processors: what incomplete superslots lack, from the earliest, then room for a new one.
 
     Machines with equal end form superslots; their processors modulo processors_per_superslot are the incomplete
-    one. What it lacks is reserved as long as one of the machinetypes (all that have a share) still fits.
+    one. What it lacks is reserved as long as one of the machinetypes (all that have a share) still fits. Where
+    total_processors isn't a multiple, one superslot (the last to end) can only ever have the remainder, and lacks
+    nothing with that: else it would take apart each superslot that ends, and leave no room for a large machine.
     """
     if free <= 0:
         return Rooms(())
@@ -51,6 +54,10 @@ def find_rooms(
         ends[end] = ends.get(end, 0) + one.processors
     rooms, notes = [], []
     types = list(machinetypes)
+    remainder = total_processors % processors_per_superslot
+    smaller = [end for end in ends if remainder and ends[end] % processors_per_superslot == remainder]
+    if smaller:
+        del ends[max(smaller)]
     for end in sorted(ends):
         lacking = -ends[end] % processors_per_superslot
         room = Room(min(lacking, free), end)

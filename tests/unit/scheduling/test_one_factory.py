@@ -1,0 +1,202 @@
+"""What one factory does over time, as a site would see it."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+
+from tests.unit.scheduling.one_factory import START, End, OneFactory, machinetype, settings
+from vac.scheduling.backoff import History
+from vac.scheduling.model import Create
+
+DAY = End(86400.0)
+
+
+def works(create: Create, rng: random.Random) -> End:
+    return DAY
+
+
+def steps(factory: OneFactory) -> list[float]:
+    return sorted({time - START for time, _ in factory.created})
+
+
+def test_one_type_fills_64_processors_by_doubling() -> None:
+    factory = OneFactory(settings(), [machinetype("a")], works)
+    factory.run(89)
+    assert len(factory.occupied) == 32
+    factory.run(2)
+    assert len(factory.occupied) == 64
+    assert steps(factory) == [0, 15, 30, 45, 60, 75, 90]
+
+
+@pytest.mark.parametrize("seed", range(10))
+@pytest.mark.parametrize(
+    "shares", [{"a": 3, "b": 1}, {"a": 1, "b": 1}, {"a": 5, "b": 3, "c": 1, "d": 1}, {"a": 9, "b": 1}]
+)
+def test_several_types_fill_64_processors_in_two_minutes_and_have_their_shares(
+    shares: dict[str, float], seed: int
+) -> None:
+    factory = OneFactory(settings(), [machinetype(name, share) for name, share in shares.items()], works, seed)
+    factory.run(121)
+    assert len(factory.occupied) == 64
+    for name, share in shares.items():
+        assert factory.count(name) == pytest.approx(64 * share / sum(shares.values()), abs=2)
+
+
+@pytest.mark.parametrize("machines_per_cycle", [1, 4])
+def test_machines_per_cycle_is_the_classic_pace(machines_per_cycle: int) -> None:
+    factory = OneFactory(settings(machines_per_cycle=machines_per_cycle), [machinetype("a")], works)
+    factory.run(301)
+    assert len(factory.occupied) == 6 * machines_per_cycle
+
+
+def test_shares_hold_in_the_mean_over_generations() -> None:
+    def random_lifetime(create: Create, rng: random.Random) -> End:
+        return End(rng.uniform(3600, 10800))
+
+    factory = OneFactory(settings(), [machinetype("a", 3), machinetype("b", 1)], random_lifetime)
+    factory.run(600)
+    assert abs(factory.count("a") - 48) <= 2
+    factory.processor_seconds.clear()
+    factory.run(3 * 7200)
+    assert factory.processor_seconds["a"] / (3 * 7200) == pytest.approx(48, abs=0.5)
+    assert factory.processor_seconds["b"] / (3 * 7200) == pytest.approx(16, abs=0.5)
+
+
+def test_a_full_node_whose_machines_all_end_at_once_is_full_again_at_once() -> None:
+    def until_then(create: Create, rng: random.Random) -> End:
+        return End(START + 3600 - factory.now) if factory.now < START + 3600 else DAY
+
+    factory = OneFactory(settings(), [machinetype("a")], until_then)
+    factory.run(3601)
+    assert len(factory.occupied) == 64
+    assert {one.created_time for one in factory.occupied} == {START + 3600}
+
+
+def test_another_type_takes_the_places_at_once_too() -> None:
+    def work(create: Create, rng: random.Random) -> End:
+        no_work = create.machinetype == "a"
+        return End(START + 3600 - factory.now, "300 No work") if no_work and factory.now < START + 3600 else DAY
+
+    factory = OneFactory(settings(), [machinetype("a", backoff_seconds=600)], work)
+    factory.run(3000)
+    factory.types["b"] = machinetype("b")
+    factory.run(601)
+    assert factory.count("b") == 64
+
+
+def test_a_type_without_work_is_tried_once_per_doubling_backoff_and_the_others_have_its_share() -> None:
+    def work(create: Create, rng: random.Random) -> End:
+        return End(20, "300 No work available") if create.machinetype == "empty" else DAY
+
+    types = [machinetype("a", 3), machinetype("empty", 4, backoff_seconds=60)]
+    factory = OneFactory(settings(65), types, work)
+    full_with_a = []
+
+    def note() -> None:
+        full_with_a.append(factory.count("a") >= 64)
+
+    factory.run(3 * 3600, note)
+    tries = [time - START for time, create in factory.created if create.machinetype == "empty"]
+    pauses = [later - earlier - 20 for earlier, later in zip(tries, tries[1:])]
+    assert factory.count("a") >= 64
+    for earlier, later in zip(pauses[2:], pauses[3:]):
+        assert later >= min(2 * earlier, 3600) - 1
+    assert len(tries) < 12
+
+
+def test_a_type_without_work_gets_one_machine_per_backoff() -> None:
+    factory = OneFactory(
+        settings(), [machinetype("a", backoff_seconds=60)], lambda create, rng: End(20, "300 No work")
+    )
+    factory.run(2000)
+    tries = [time - START for time, _ in factory.created if time > START + 35]
+    pauses = [later - earlier - 20 for earlier, later in zip(tries, tries[1:])]
+    assert pauses[-3:] == [240, 480, 960]
+
+
+@pytest.mark.parametrize("backoff_seconds", [0, 10])
+def test_a_payload_that_succeeds_after_a_second_is_not_respawned_for_ever(backoff_seconds: int) -> None:
+    short = machinetype("a", backoff_seconds=backoff_seconds)
+    factory = OneFactory(settings(), [short], lambda create, rng: End(1, "200 Success"))
+    factory.run(86400)
+    assert len(factory.created) < 24 + 20
+
+
+def test_machines_that_never_start_pause_the_type_and_nothing_else() -> None:
+    def work(create: Create, rng: random.Random) -> End:
+        return DAY if create.machinetype == "a" else End(0.5, None, starts=False)
+
+    factory = OneFactory(settings(), [machinetype("a"), machinetype("broken")], work)
+    factory.run(3600)
+    failures = sum(create.machinetype == "broken" for _, create in factory.created)
+    assert factory.count("a") >= 63
+    assert 3 < failures < 15
+    assert factory.history.get("broken").abort_time is None
+
+
+def test_a_creation_failure_is_forgotten_when_one_starts() -> None:
+    engine = {"works": False}
+    factory = OneFactory(
+        settings(), [machinetype("a")], lambda create, rng: DAY if engine["works"] else End(1, None, starts=False)
+    )
+    factory.run(3600)
+    assert not factory.count("a")
+    engine["works"] = True
+    factory.run(600 + 120)
+    assert factory.count("a") == 64
+
+
+def test_work_that_returns_fills_the_node_again() -> None:
+    def work(create: Create, rng: random.Random) -> End:
+        return End(30, "300 No work") if factory.now < START + 7200 else DAY
+
+    factory = OneFactory(settings(), [machinetype("a", backoff_seconds=60)], work)
+    factory.run(7200)
+    factory.run(3600 + 60 + 600 + 120)
+    assert len(factory.occupied) == 64
+
+
+def test_history_is_the_same_rebuilt_from_disk() -> None:
+    def work(create: Create, rng: random.Random) -> End:
+        message = rng.choice(["200 Success", "300 No work", "500 Broken", None])
+        return End(rng.choice([1, 100, 700, 3000]), message, starts=rng.random() < 0.9)
+
+    factory = OneFactory(settings(), [machinetype("a"), machinetype("b")], work)
+    factory.run(20000)
+    fizzle_seconds = {name: one.fizzle_seconds for name, one in factory.types.items()}
+    shuffled = sorted(factory.outcomes, key=lambda one: one.created_time)
+    rebuilt = History.of(shuffled, fizzle_seconds)
+    for name in factory.types:
+        assert rebuilt.get(name).abort_time == factory.history.get(name).abort_time
+        assert rebuilt.get(name).aborts == factory.history.get(name).aborts
+        assert rebuilt.get(name).last_end == factory.history.get(name).last_end
+
+
+@pytest.mark.parametrize("processors", [64, 61])
+def test_superslots_end_together_and_make_room_for_large_machines(processors: int) -> None:
+    def work(create: Create, rng: random.Random) -> End:
+        return End(rng.uniform(7000, 30000))
+
+    large = machinetype("large", 1, min_processors=8, max_processors=8, min_wallclock_seconds=3600)
+    small = machinetype("small", 1, min_wallclock_seconds=0)
+    factory = OneFactory(settings(processors, processors_per_superslot=8), [large, small], work)
+
+    def check() -> None:
+        ends: dict[float, int] = {}
+        for one in factory.occupied:
+            ends[one.shutdown_time] = ends.get(one.shutdown_time, 0) + one.processors
+        lacking = sum(-total % 8 for total in ends.values())
+        free = processors - sum(one.processors for one in factory.occupied)
+        assert free >= 0
+        if factory.now > START + 300 and not factory.decision.notes:
+            assert free <= lacking
+
+    factory.run(2 * 86400, check)
+    factory.processor_seconds.clear()
+    factory.run(3 * 86400, check)
+    share = factory.processor_seconds["large"] / sum(factory.processor_seconds.values())
+    assert share == pytest.approx(0.5, abs=0.15)
+    used = sum(factory.processor_seconds.values()) / (3 * 86400 * processors)
+    assert used > 0.9
