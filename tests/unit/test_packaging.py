@@ -55,8 +55,6 @@ def test_every_directory_with_modules_is_a_package_that_gets_installed() -> None
 def test_a_command_leads_to_a_callable_main(command: str, setup_arguments: dict[str, Any]) -> None:
     scripts = dict(line.split(" = ") for line in setup_arguments["entry_points"]["console_scripts"])
     assert scripts[command] == f"{COMMANDS[command]}:main"
-    if not CHECKOUT.joinpath(*COMMANDS[command].split(".")).with_suffix(".py").exists():
-        pytest.skip(f"{COMMANDS[command]} is not written yet")
     assert callable(importlib.import_module(COMMANDS[command]).main)
 
 

@@ -224,7 +224,8 @@ class InlineEngine:
             self._post(ObservationFailed(self.name, seen.reason, asked_time, now))
         else:
             self._observation_failure = None
-            self._post(Observation(self.name, *seen, asked_time=asked_time, time=now))
+            machines, usage, details = seen
+            self._post(Observation(self.name, machines, usage, asked_time, now, details))
 
     def _details(self, machines: tuple[Observed, ...]) -> Mapping[str, Mapping[str, str]]:
         driver: object = self._driver

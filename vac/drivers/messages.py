@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Union
 
 from vac.drivers.base import Observed, Usage
@@ -17,12 +17,12 @@ class Observation:
     machines: tuple[Observed, ...]
     usage: Mapping[str, Usage]
     """By uuid."""
-    details: Mapping[str, Mapping[str, str]]
-    """By uuid what else there is to know, of machines that run and weren't among an earlier observation's."""
     asked_time: float
     """When the engine was asked: of a machine that was created after it, the listing says nothing."""
     time: float
     """When it had answered."""
+    details: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    """By uuid what else there is to know, of machines that run and weren't among an earlier observation's."""
 
 
 @dataclass(frozen=True)
