@@ -13,6 +13,9 @@ import vac
 from vac.config.errors import ConfigurationError
 
 _MODULES = (
+    "machines",
+    "machinetypes",
+    "factories",
     "machine",
     "why",
     "drain",

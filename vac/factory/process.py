@@ -19,6 +19,7 @@ from vac.drivers.late import LateDriver
 from vac.drivers.registry import driver_for, engine_name
 from vac.factory.floor import Floor, slot_names
 from vac.factory.loop import Factory, Message, Stop, Stuck, Wake
+from vac.factory.peers import Peers
 from vac.factory.slots import Slots
 from vac.factory.space import Ask, ask_nobody
 from vac.host import facts
@@ -28,6 +29,7 @@ from vac.machines.layout import StateDir, StateDirBusy
 from vac.machines.slots import finished_machines, load_slots, strays
 from vac.roles import RoleOptions
 from vac.scheduling.backoff import History, reported_message
+from vac.vacquery.names import Resolver
 
 log = logging.getLogger(__name__)
 
@@ -51,7 +53,8 @@ def main(options: RoleOptions) -> int:
     state.prepare()
     try:
         with state.lock():
-            factory = open_factory(state, configuration, loader, inbox)
+            peers = Peers(Resolver(configuration.settings.factory_name), time.time)
+            factory = open_factory(state, configuration, loader, inbox, ask=peers.ask)
             if error is not None:
                 factory.floor.configuration_broken(error)
             factory.run(alive=options.alive, ready=options.ready)

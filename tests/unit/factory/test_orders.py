@@ -100,9 +100,7 @@ def test_a_stop_after_which_the_machine_still_runs_is_tried_again(world: World) 
     engine = world.factory.floor.engine_of("docker")
     stop, engine.stop = (
         engine.stop,
-        lambda name, uuid: world.inbox.put(
-            Stopped("docker", name, uuid, world.clock.now)
-        ),
+        lambda name, uuid: world.inbox.put(Stopped("docker", name, uuid, world.clock.now)),
     )
     world.ask("destroy", machine)
     world.wake()
