@@ -1,0 +1,61 @@
+"""What factories have answered, in the terms that decisions are made in.
+
+Bad data from one factory stays that factory's: a machinetype that isn't ours is left out, and an abort that
+is yet to come holds nothing back.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping
+
+from vac.scheduling.backoff import is_abort
+from vac.scheduling.model import TypeReport
+from vac.vacquery.messages import FactoryStatus, MachinetypeStatus, Received
+
+CLOCK_SECONDS = 300
+"""How far a factory's clock may be ahead of ours without its abort times being absurd."""
+
+
+def to_reports(
+    answers: Mapping[str, Iterable[Received]], machinetypes: Collection[str], now: float
+) -> tuple[dict[str, dict[str, TypeReport]], int]:
+    """Reports by factory and machinetype, and how many answers were about machinetypes that aren't ours.
+
+    answers: of a poll for machinetypes. machinetypes: the configured ones.
+    """
+    reports: dict[str, dict[str, TypeReport]] = {}
+    unknown = 0
+    for factory, received in answers.items():
+        mine = reports.setdefault(factory, {})
+        for answer in received:
+            status = answer.status
+            if isinstance(status, MachinetypeStatus) and status.machinetype in machinetypes:
+                mine[status.machinetype] = to_report(status, now)
+            else:
+                unknown += 1
+    return reports, unknown
+
+
+def to_report(status: MachinetypeStatus, now: float) -> TypeReport:
+    """One factory's report about one machinetype; an abort time is never later than now."""
+    aborted = status.shutdown_time if is_abort(status.shutdown_message) else None
+    if aborted is not None and aborted > now + CLOCK_SECONDS:
+        aborted = None
+    return TypeReport(
+        running_machines=status.running_machines,
+        running_processors=int(status.running_processors),
+        running_hs06=status.running_hs06,
+        before_fizzle=status.num_before_fizzle,
+        abort_time=None if aborted is None else min(float(aborted), now),
+    )
+
+
+def capacities(answers: Mapping[str, Iterable[Received]]) -> dict[str, float]:
+    """HS06 of each factory that has answered a poll for factories."""
+    statuses = {factory: [answer.status for answer in received] for factory, received in answers.items()}
+    return {
+        factory: status.max_hs06
+        for factory, received in statuses.items()
+        for status in received
+        if isinstance(status, FactoryStatus)
+    }

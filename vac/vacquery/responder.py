@@ -1,0 +1,320 @@
+"""vacd-responder: answers VacQuery queries as an unprivileged process, whatever the factory is doing.
+
+One thread answers, from datagrams that are ready in memory; another one makes them anew each second from
+state_dir, so that no query waits for a disk. Who may query comes from the factory's status.json.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import logging
+import os
+import pwd
+import selectors
+import socket
+import struct
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Protocol, cast
+
+from vac.config.errors import ConfigurationError
+from vac.config.load import load
+from vac.host import facts
+from vac.host.measures import connected_networks
+from vac.host.privileges import become, unprivileged_user
+from vac.machines import files
+from vac.machines.layout import StateDir
+from vac.machines.statefiles import touch_heartbeat, write_pid
+from vac.machines.status import Status
+from vac.vacquery.access import AccessList, parse_networks
+from vac.vacquery.answers import Answers
+from vac.vacquery.messages import QUERY_LIMIT, Dropped, Reason, decode_query
+from vac.vacquery.names import Names, Resolver
+from vac.vacquery.signing import canonical, read_key
+from vac.vacquery.snapshot import Snapshot, SnapshotBuilder
+from vac.vacquery.sockets import enlarge_buffer
+
+log = logging.getLogger(__name__)
+
+REFRESH_SECONDS = 1.0
+HEARTBEAT_SECONDS = 5.0
+BATCH = 64
+"""Queries taken from one socket before the other one has its turn."""
+MOST_LOGGED = 1000
+"""Refused sources that get a log line."""
+SEND_LIMIT = struct.pack("ll", 1, 0)
+"""A second, as the kernel's timeval."""
+NO_IPV6 = (errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL, errno.EPROTONOSUPPORT)
+
+
+class Responder:
+    """What a query is answered with, and the counts of what came. It has no sockets."""
+
+    def __init__(self, key: bytes | None = None) -> None:
+        self.answers: Answers | None = None
+        self.access = AccessList()
+        self.counts: Counter[str] = Counter()
+        self._key = key
+        self._refused: set[str] = set()
+
+    def handle(self, data: bytes, host: str, now: float) -> Sequence[bytes]:
+        """The datagrams that answer a datagram from this source address; none if it deserves no answer."""
+        if not self.access.allows(host):
+            self._refuse(host)
+            return ()
+        answers = self.answers
+        if answers is None:
+            return self._drop(Reason.NO_ANSWER)
+        query = decode_query(data, answers.snapshot.status.space, now, self._key)
+        if isinstance(query, Dropped):
+            return self._drop(query.reason)
+        datagrams = answers.datagrams(query.kind, canonical_cookie(query.cookie), now)
+        if not datagrams:
+            return self._drop(Reason.NO_ANSWER)
+        self.counts[query.kind.value] += 1
+        self.counts["answers"] += len(datagrams)
+        return datagrams
+
+    def count_failure(self) -> None:
+        """An answer could not be sent."""
+        self._drop(Reason.SENDING)
+
+    def _drop(self, reason: Reason) -> tuple[bytes, ...]:
+        self.counts["dropped: " + reason.value] += 1
+        return ()
+
+    def _refuse(self, host: str) -> None:
+        self._drop(Reason.SOURCE)
+        if host not in self._refused and len(self._refused) < MOST_LOGGED:
+            self._refused.add(host)
+            log.warning(
+                "A query from %s is not answered: it is no factory of this space, and in no network of "
+                "vacquery_allow (or, without that, directly connected)",
+                host,
+            )
+
+
+def canonical_cookie(cookie: object) -> bytes:
+    """The JSON text of whatever a client sent as its cookie."""
+    return (
+        b'"%b"' % cookie.encode()
+        if type(cookie) is str and cookie.isalnum() and cookie.isascii()
+        else (canonical({"": cookie})[len('{"":') : -1])
+    )
+
+
+class Refresher:
+    """Keeps a Responder's answers and access list, its heartbeat and its counters file up to date."""
+
+    def __init__(self, responder: Responder, state: StateDir, names: Names, key: bytes | None = None) -> None:
+        self._responder = responder
+        self._state = state
+        self._builder = SnapshotBuilder(state)
+        self._names = names
+        self._key = key
+        self._heartbeat_time = 0.0
+        self._written: dict[str, int] = {}
+        self._silent = False
+        self._blind = False
+
+    def refresh(self, now: float) -> None:
+        """Make the answers anew, and do what else is due at this time."""
+        snapshot = self._build(now)
+        if snapshot is not None:
+            self._responder.answers = Answers(snapshot, self._key, self._responder.answers)
+        if not 0 <= now - self._heartbeat_time < HEARTBEAT_SECONDS:
+            self._heartbeat_time = now
+            if snapshot is not None:
+                self._refresh_access(snapshot.status)
+            self._tell_alive()
+
+    def _build(self, now: float) -> Snapshot | None:
+        try:
+            snapshot = self._builder.build(now)
+        except OSError as error:
+            if not self._blind:
+                log.error("State can't be read, answers are as they were: %s", error)
+            self._blind = True
+            return None
+        self._blind = False
+        return snapshot
+
+    def _refresh_access(self, status: Status) -> None:
+        self._names.request(status.factories)
+        addresses = [address for factory in status.factories for address in self._names.known(factory)]
+        networks = parse_networks(status.vacquery_allow) if status.vacquery_allow else connected_networks()
+        access = AccessList(addresses, networks)
+        if not access.same(self._responder.access):
+            self._responder.access = access
+
+    def _tell_alive(self) -> None:
+        """Touch responder-heartbeat; write the counters where they have changed."""
+        counts = dict(self._responder.counts)
+        try:
+            os.utime(self._state.heartbeat("responder"))
+            if counts != self._written:
+                write_counters(counters_file(self._state), counts)
+                self._written = counts
+            self._silent = False
+        except OSError as error:
+            if not self._silent:
+                log.error("The responder's heartbeat and counters can't be written: %s", error)
+            self._silent = True
+
+
+def counters_file(state: StateDir) -> Path:
+    """Where the responder keeps its counts of queries, answers and dropped datagrams since its start."""
+    return state.root / "responder" / "counters.json"
+
+
+def read_counters(state: StateDir) -> dict[str, int]:
+    """The responder's counts; none if there are no readable ones. Its file is not to be trusted."""
+    try:
+        content = files.read_untrusted(counters_file(state).parent, counters_file(state).name, 65536)
+        found = json.loads(content)
+    except (OSError, ValueError, files.Unreadable):
+        return {}
+    counts = found.items() if isinstance(found, dict) else ()
+    return {name: count for name, count in counts if type(count) is int}
+
+
+def write_counters(path: Path, counts: Mapping[str, int]) -> None:
+    """Write the counts whole."""
+    files.write_atomic(
+        path, (json.dumps(counts, sort_keys=True) + "\n").encode(), tmp=path.parent, sync=False
+    )
+
+
+def serve(responder: Responder, sockets: Sequence[socket.socket], stops: Sequence[socket.socket]) -> None:
+    """Answer what comes to the sockets until one of stops is readable, or closed at its other end."""
+    with selectors.DefaultSelector() as selector:
+        for each in (*sockets, *stops):
+            selector.register(each, selectors.EVENT_READ)
+        while True:
+            for ready, _ in selector.select():
+                if ready.fileobj in stops:
+                    return
+                _answer(responder, cast(socket.socket, ready.fileobj))
+
+
+def _answer(responder: Responder, receiver: socket.socket) -> None:
+    """Take what has arrived at one socket, up to a batch."""
+    for _ in range(BATCH):
+        try:
+            data, source = receiver.recvfrom(QUERY_LIMIT + 1, socket.MSG_DONTWAIT)
+        except OSError:
+            return
+        for datagram in responder.handle(data, source[0], time.time()):
+            try:
+                receiver.sendto(datagram, source)
+            except OSError:
+                responder.count_failure()
+
+
+def listen(port: int, *, loopback_only: bool = False) -> list[socket.socket]:
+    """Bound sockets for IPv6 and IPv4, one for both where that can be. OSError if the port is taken."""
+    if loopback_only:
+        bound = [_bound(socket.AF_INET, "127.0.0.1", port)]
+        with contextlib.suppress(OSError):
+            bound.append(_bound(socket.AF_INET6, "::1", bound[0].getsockname()[1]))
+        return bound
+    try:
+        return [_bound(socket.AF_INET6, "::", port)]
+    except OSError as error:
+        if error.errno not in NO_IPV6:
+            raise
+    return [_bound(socket.AF_INET, "0.0.0.0", port)]
+
+
+def _bound(family: socket.AddressFamily, host: str, port: int) -> socket.socket:
+    bound = socket.socket(family, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC)
+    try:
+        if family == socket.AF_INET6:
+            bound.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, host != "::")
+        bound.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, SEND_LIMIT)
+        enlarge_buffer(bound)
+        bound.bind((host, port))
+    except OSError:
+        bound.close()
+        raise
+    return bound
+
+
+def prepare_state(state: StateDir, user: pwd.struct_passwd | None) -> None:
+    """Make, while still root, what the unprivileged process writes: heartbeat file and own directory."""
+    state.root.mkdir(mode=0o755, parents=True, exist_ok=True)
+    heartbeat, directory = state.heartbeat("responder"), counters_file(state).parent
+    touch_heartbeat(state, "responder", time.time())
+    files.make_directory(directory, exist_ok=True)
+    write_pid(state, "responder", os.getpid())
+    if user is not None:
+        for path in (heartbeat, directory):
+            os.chown(path, user.pw_uid, user.pw_gid, follow_symlinks=False)
+
+
+class Options(Protocol):
+    """What the responder needs of vac.daemon's RoleOptions."""
+
+    @property
+    def configs(self) -> tuple[Path, ...]:
+        """Files and directories of configuration; none: the default ones."""
+
+    @property
+    def ready(self) -> Callable[[], None]:
+        """To be called when queries are answered."""
+
+    @property
+    def listen(self) -> Callable[[Callable[[], None], Callable[[], None]], None]:
+        """Takes what is called when the process has to end, and what when there may be news."""
+
+
+def main(options: Options) -> int:
+    """The process of the role `responder`: 0 when told to end, 1 when it can't work as configured."""
+    try:
+        settings = load(options.configs or None, facts.read()).settings
+        key = read_key(settings.vacquery_key_file)
+        sockets = listen(settings.vacquery_port)
+    except (ConfigurationError, OSError, ValueError) as error:
+        log.error("The responder can't start: %s", error)
+        return 1
+    ending, stop = socket.socketpair()
+    options.listen(ending.close, lambda: None)
+    return run(StateDir(settings.state_dir), sockets, stop, key=key, ready=options.ready)
+
+
+def run(
+    state: StateDir,
+    sockets: Sequence[socket.socket],
+    stop: socket.socket,
+    *,
+    key: bytes | None = None,
+    names: Names | None = None,
+    ready: Callable[[], None] = lambda: None,
+) -> int:
+    """Answer at bound sockets, as an unprivileged user if this is root, until stop is readable or closed."""
+    user = unprivileged_user()
+    prepare_state(state, user)
+    become(user)
+    responder = Responder(key)
+    refresher = Refresher(responder, state, names or Resolver(), key)
+    refresher.refresh(time.time())
+    ended, failed = threading.Event(), socket.socketpair()
+
+    def keep_fresh() -> None:
+        with failed[0]:
+            while not ended.wait(REFRESH_SECONDS):
+                refresher.refresh(time.time())
+
+    thread = threading.Thread(target=keep_fresh, name="refresher", daemon=True)
+    thread.start()
+    ready()
+    serve(responder, sockets, (stop, failed[1]))
+    alive = thread.is_alive()
+    ended.set()
+    thread.join(REFRESH_SECONDS)
+    return 0 if alive else 1

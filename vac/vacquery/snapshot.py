@@ -1,0 +1,297 @@
+"""What a factory says of itself to whoever asks, at one moment.
+
+It is made of state_dir alone (machines' directories, status.json) and of the kernel's figures: the
+configuration isn't read and no engine is asked, so that any process may make one. What counts as running or
+starting is VacQuery's definition.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from vac import __version__
+from vac.host.measures import Measures, measure
+from vac.machines import machine as machines
+from vac.machines import messages as endings
+from vac.machines import status as statuses
+from vac.machines.layout import DirectoryName, StateDir, parse_directory_name, slot_name
+from vac.machines.machine import Machine
+from vac.machines.status import Status, TypeFacts
+from vac.scheduling.backoff import reported_message
+from vac.vacquery.messages import AnyStatus, FactoryStatus, Kind, MachineStatus, MachinetypeStatus
+
+LONGEST_SILENCE_SECONDS = 3600
+"""A machine last seen alive, or created without having started, longer ago doesn't count as running."""
+BYTES_PER_MB = 1024 * 1024
+
+
+@dataclass(frozen=True)
+class Slot:
+    """A slot with its present or last machine, and what that said at its end."""
+
+    name: str
+    machine: Machine | None = None
+    message: str | None = None
+    message_time: int | None = None
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """All answers that this factory gives, cookie and time apart."""
+
+    status: Status
+    factory: FactoryStatus
+    machinetypes: tuple[MachinetypeStatus, ...]
+    machines: tuple[MachineStatus, ...]
+
+    def answers(self, kind: Kind) -> Sequence[AnyStatus]:
+        """The answers to a query of this kind."""
+        if kind is Kind.FACTORIES:
+            return (self.factory,)
+        return self.machinetypes if kind is Kind.MACHINETYPES else self.machines
+
+
+def is_starting(machine: Machine, now: float) -> bool:
+    """Created under an hour ago and not started."""
+    young = now - machine.created_time < LONGEST_SILENCE_SECONDS
+    return machine.started_time is None and not machine.finished and young
+
+
+def is_running(machine: Machine, now: float) -> bool:
+    """Started, not finished, seen alive in the last hour."""
+    if machine.started_time is None or machine.finished:
+        return False
+    return now - (machine.heartbeat_time or machine.started_time) < LONGEST_SILENCE_SECONDS
+
+
+def is_before_fizzle(machine: Machine, now: float, fizzle_seconds: int) -> bool:
+    """Starting, or running and younger than fizzle_seconds."""
+    if machine.started_time is None:
+        return is_starting(machine, now)
+    return is_running(machine, now) and now - machine.started_time < fizzle_seconds
+
+
+def state_of(slot: Slot, status: Status) -> str:
+    """Shut down, Starting, Running; or what the engine says and the factory has written down."""
+    if slot.name in status.slot_states:
+        return status.slot_states[slot.name]
+    if slot.machine is None or slot.machine.finished:
+        return "Shut down"
+    return "Starting" if slot.machine.started_time is None else "Running"
+
+
+def machine_status(slot: Slot, status: Status, program: str) -> MachineStatus:
+    """The answer about one slot."""
+    machine = slot.machine
+    empty = MachineStatus(
+        space=status.space,
+        site=status.site,
+        factory=status.factory,
+        version=program,
+        machine=slot.name,
+        num_machines=status.slots,
+        state=state_of(slot, status),
+    )
+    if machine is None:
+        return empty
+    return replace(
+        empty,
+        machinetype=machine.machinetype,
+        machine_model=machine.model,
+        uuid=machine.uuid or None,
+        created_time=machine.created_time,
+        started_time=_whole(machine.started_time),
+        heartbeat_time=_whole(machine.heartbeat_time),
+        num_processors=machine.processors,
+        cpu_seconds=int(machine.cpu_seconds),
+        cpu_percentage=0 if machine.cpu_percent is None else machine.cpu_percent,
+        hs06=float(machine.hs06),
+        shutdown_message=slot.message,
+        shutdown_time=slot.message_time,
+        fqan=machine.fqan,
+    )
+
+
+def machinetype_status(
+    facts: TypeFacts, slots: Sequence[Slot], finish: Slot | None, status: Status, now: float, program: str
+) -> MachinetypeStatus:
+    """The answer about one machinetype. finish: its most recently created machine that has finished."""
+    mine = [slot.machine for slot in slots if slot.machine and slot.machine.machinetype == facts.name]
+    running = [machine for machine in mine if is_running(machine, now)]
+    counted = running + [machine for machine in mine if is_starting(machine, now)]
+    processors = sum(machine.processors for machine in counted)
+    return MachinetypeStatus(
+        space=status.space,
+        site=status.site,
+        factory=status.factory,
+        version=program,
+        machinetype=facts.name,
+        num_machinetypes=len(status.machinetypes),
+        running_machines=len(counted),
+        running_processors=float(processors) if running else processors,
+        running_hs06=float(sum(machine.hs06 for machine in counted)),
+        num_before_fizzle=sum(is_before_fizzle(machine, now, facts.fizzle_seconds) for machine in mine),
+        bytes_per_processor=status.mb_per_processor * BYTES_PER_MB,
+        shutdown_message=finish.message if finish else None,
+        shutdown_time=finish.message_time if finish else None,
+        shutdown_machine=finish.name if finish else None,
+        fqan=facts.fqan or None,
+        max_wallclock_seconds=facts.max_wallclock_seconds,
+        min_wallclock_seconds=facts.min_wallclock_seconds,
+        max_processors=facts.max_processors,
+        min_processors=facts.min_processors,
+    )
+
+
+def factory_status(
+    slots: Sequence[Slot],
+    status: Status,
+    host: Measures,
+    heartbeats: Mapping[str, int],
+    now: float,
+    program: str,
+) -> FactoryStatus:
+    """The answer about the factory as a whole. heartbeats: Unix seconds by role."""
+    counted = [
+        s.machine for s in slots if s.machine and (is_running(s.machine, now) or is_starting(s.machine, now))
+    ]
+    return FactoryStatus(
+        space=status.space,
+        site=status.site,
+        factory=status.factory,
+        version=program,
+        running_processors=sum(machine.processors for machine in counted),
+        running_machines=len(counted),
+        running_hs06=float(sum(machine.hs06 for machine in counted)),
+        max_processors=status.total_processors,
+        max_machines=status.total_processors,
+        max_hs06=float(status.total_processors * status.hs06_per_processor),
+        root_disk_avail_kb=host.root_avail_kb,
+        root_disk_avail_inodes=host.root_avail_inodes,
+        daemon_disk_avail_kb=host.state_avail_kb,
+        daemon_disk_avail_inodes=host.state_avail_inodes,
+        load_average=host.load_average,
+        kernel_version=host.kernel_version,
+        os_issue=host.os_issue,
+        boot_time=host.boot_time,
+        factory_heartbeat_time=heartbeats.get("factory", 0),
+        responder_heartbeat_time=heartbeats.get("responder", 0),
+        mjf_heartbeat_time=heartbeats.get("mjf", 0),
+        metadata_heartbeat_time=heartbeats.get("metadata", 0),
+        swap_used_kb=host.swap_used_kb,
+        swap_free_kb=host.swap_free_kb,
+        mem_used_kb=host.memory_used_kb,
+        mem_total_kb=host.memory_total_kb,
+    )
+
+
+class SnapshotBuilder:
+    """Makes snapshots of a state_dir; what hasn't changed since the last one isn't read again."""
+
+    def __init__(
+        self, state: StateDir, client: str = "vacd-responder", host: Callable[[Path], Measures] = measure
+    ) -> None:
+        self._state = state
+        self._program = f"Vac {__version__} {client}"
+        self._host = host
+        self._status: tuple[object, Status | None] = (None, None)
+        self._slots: dict[Path, tuple[object, Slot]] = {}
+
+    def build(self, now: float) -> Snapshot | None:
+        """The factory as its state_dir says; None if no factory has ever written its status there."""
+        status = self._read_status()
+        if status is None or not status.space or not status.factory:
+            return None
+        read = dict(self._slots)
+        self._slots = {}
+        slots = [self._slot(slot_name(status.factory, number), read) for number in range(status.slots)]
+        finishes = {facts.name: self._finish(facts.name, read) for facts in status.machinetypes}
+        heartbeats = {role: self._heartbeat(role) for role in ("factory", "responder", "mjf", "metadata")}
+        return Snapshot(
+            status,
+            factory_status(slots, status, self._host(self._state.root), heartbeats, now, self._program),
+            tuple(
+                machinetype_status(facts, slots, finishes[facts.name], status, now, self._program)
+                for facts in status.machinetypes
+            ),
+            tuple(machine_status(slot, status, self._program) for slot in slots),
+        )
+
+    def _read_status(self) -> Status | None:
+        stamp = _stamp(self._state.status)
+        if stamp != self._status[0] or stamp is None:
+            self._status = (stamp, statuses.read(self._state))
+        return self._status[1]
+
+    def _slot(self, name: str, read: Mapping[Path, tuple[object, Slot]]) -> Slot:
+        words = _words(self._state.slot(name))
+        if len(words) < 2 or not words[0].isdigit():
+            return Slot(name)
+        directory = DirectoryName(int(words[0]), words[1], name)
+        return self._ended_or_alive(directory, words[2] if len(words) > 2 else None, read) or Slot(name)
+
+    def _finish(self, machinetype: str, read: Mapping[Path, tuple[object, Slot]]) -> Slot | None:
+        words = _words(self._state.finish(machinetype))
+        directory = parse_directory_name("_".join(words)) if len(words) == 3 else None
+        return self._ended_or_alive(directory, None, read) if directory else None
+
+    def _ended_or_alive(
+        self, name: DirectoryName, model: str | None, read: Mapping[Path, tuple[object, Slot]]
+    ) -> Slot | None:
+        path = self._state.machine(name)
+        known = self._slots.get(path)
+        if known:
+            return known[1]
+        inside = ("", "started", "finished", "heartbeat", "shutdown_message", "joboutputs/shutdown_message")
+        stamp = (model, *(_stamp(path / part) for part in inside))
+        known = read.get(path)
+        if known is None or known[0] != stamp:
+            slot = self._load(path, name, model)
+            if slot is None:
+                return None
+            known = (stamp, slot)
+        self._slots[path] = known
+        return known[1]
+
+    def _load(self, path: Path, name: DirectoryName, model: str | None) -> Slot | None:
+        machine = machines.load(path, model=model)
+        if machine is None:
+            return None
+        if not machine.finished:
+            return Slot(name.name, machine)
+        written = endings.shutdown_message(machine)
+        started, ended = machine.started_time, machines.end_time(machine)
+        if started is None:
+            message = written
+        else:
+            message = reported_message(written, started, ended, machine.options.fizzle_seconds)
+        time = endings.shutdown_message_time(machine) if written else ended
+        return Slot(name.name, machine, message, _whole(time) if message else None)
+
+    def _heartbeat(self, role: str) -> int:
+        try:
+            return int(self._state.heartbeat(role).stat().st_mtime)
+        except OSError:
+            return 0
+
+
+def _whole(value: float | None) -> int | None:
+    return None if value is None else int(value)
+
+
+def _words(path: Path) -> list[str]:
+    try:
+        return path.read_text(encoding="utf-8", errors="replace").split()
+    except OSError:
+        return []
+
+
+def _stamp(path: Path) -> tuple[int, int, int] | None:
+    """What changes when a file does."""
+    try:
+        found = path.lstat()
+    except OSError:
+        return None
+    return found.st_mtime_ns, found.st_ino, found.st_size
