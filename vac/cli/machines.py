@@ -19,7 +19,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Carry out `vac machines`. Returns the exit status: 1 if none answered, 2 if none could be asked."""
+    """Carry out `vac machines`. Returns the exit status: 1 if no factory answered or could be asked."""
     return space.run(arguments, Kind.MACHINES, rows, lambda status: True)
 
 

@@ -11,10 +11,8 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TextIO
 
-from vac.config.errors import ConfigurationError
-from vac.config.load import load
+from vac.cli import common
 from vac.config.settings import Settings
-from vac.host import facts
 from vac.vacquery.messages import AnyStatus, Kind
 from vac.vacquery.names import Names, Resolver
 from vac.vacquery.poll import PollResult, poll
@@ -92,9 +90,11 @@ def run(arguments: argparse.Namespace, kind: Kind, rows: Rows, chosen: Callable[
     """Ask and print, once or again and again. chosen: which statuses are printed. Returns the exit status."""
     try:
         asking = prepare(arguments, kind)
-    except (ConfigurationError, OSError, ValueError) as error:
+    except PermissionError:
+        raise
+    except OSError as error:
         print(f"vac: {error}", file=sys.stderr)
-        return 2
+        return 1
     if not arguments.watch:
         return show(asking, asking.ask(), rows, chosen, as_json=arguments.json)
     try:
@@ -110,8 +110,8 @@ def run(arguments: argparse.Namespace, kind: Kind, rows: Rows, chosen: Callable[
 
 
 def prepare(arguments: argparse.Namespace, kind: Kind, names: Names | None = None) -> Asking:
-    """The question of these arguments. Raises ConfigurationError, OSError or ValueError (the key file)."""
-    settings = load(arguments.config, facts.read()).settings
+    """The question of these arguments. Raises ConfigurationError, or OSError for its key file."""
+    settings = common.settings(arguments)
     return Asking(
         kind,
         settings,
@@ -174,10 +174,11 @@ def problems(asking: Asking, result: PollResult) -> list[str]:
 def _likely_causes(asking: Asking) -> list[str]:
     port = asking.settings.vacquery_port
     signed = "" if asking.key is None else ", and only queries signed with the same vacquery_key_file"
-    return [
-        f"vac: A factory answers queries about its own space only ({asking.space} was asked for){signed};",
-        "vac: and it answers its space's factories, its own host and the networks of its vacquery_allow",
-        "vac: (without that, those directly connected to it). If this host is elsewhere, run vac on a factory,",
-        "vac: or have this host's network added to vacquery_allow. Otherwise see whether vacd runs there and",
-        f"vac: whether UDP port {port} is open.",
+    lines = [
+        f"A factory answers queries about its own space only ({asking.space} was asked for){signed};",
+        "and it answers its space's factories, its own host and the networks of its vacquery_allow",
+        "(without that, those directly connected to it). If this host is elsewhere, run vac on a factory,",
+        "or have this network added to vacquery_allow. Otherwise see whether vacd runs there, and whether",
+        f"UDP port {port} is open.",
     ]
+    return [f"vac: {line}" for line in lines]

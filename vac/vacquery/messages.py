@@ -9,14 +9,14 @@ from __future__ import annotations
 import dataclasses
 import enum
 import hashlib
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, NoReturn, Union
+from typing import Any, Union
 
 from vac import __version__
 from vac.vacquery import fields as f
 from vac.vacquery.fields import wired
+from vac.vacquery.parsing import parse_object
 from vac.vacquery.signing import canonical, is_fresh, is_signed, signature
 
 VACQUERY_VERSION = "VacQuery 01.03"
@@ -26,8 +26,6 @@ ANSWER_LIMIT = 1499 - 40 - 8
 """Most bytes of an answer, which stays under 1500 with IPv6 and UDP headers."""
 ANSWER_READ = 9000
 """Most bytes of an answer that a poll reads."""
-DEEPEST = 200
-"""Most brackets in a message: what is nested deeper could exhaust the stack."""
 MOST_HS06_PER_PROCESSOR = 1000
 
 
@@ -219,7 +217,6 @@ def _plan(status: type[AnyStatus]) -> tuple[_Read, ...]:
 
 
 _PLANS = {status: _plan(status) for status in _STATUSES.values()}
-_OLD_NAMES = frozenset(name for plan in _PLANS.values() for read in plan for name in read.names[1:])
 
 
 def part(status: AnyStatus) -> str:
@@ -348,17 +345,23 @@ def message_of(status: AnyStatus) -> dict[str, Any]:
 
 
 def shortened(message: Mapping[str, Any], limit: int) -> dict[str, Any] | None:
-    """The message with long texts cut, then old names left out, until it fits; None if it can't.
+    """The message with long texts cut, then old names and what isn't needed left out, until it fits.
 
-    limit: bytes of its canonical text.
+    limit: bytes of its canonical text. None if it can't be made to fit.
     """
     short = dict(message)
     for name in _SHORTENED:
         while short.get(name) and len(canonical(short)) > limit:
             kept = len(short[name]) - max(1, (len(canonical(short)) - limit) // 12)
             short[name] = short[name][: max(0, kept)]
-    if len(canonical(short)) > limit:
-        for name in _OLD_NAMES:
+    plan = _PLANS[_STATUSES[message["message_type"]]]
+    unneeded = [read.names[1:] for read in plan] + [
+        read.names for read in reversed(plan) if not read.required
+    ]
+    for names in unneeded:
+        if len(canonical(short)) <= limit:
+            return short
+        for name in names:
             short.pop(name, None)
     return short if len(canonical(short)) <= limit else None
 
@@ -366,27 +369,10 @@ def shortened(message: Mapping[str, Any], limit: int) -> dict[str, Any] | None:
 def _parse(data: bytes, limit: int) -> dict[str, Any] | Dropped:
     if len(data) > limit:
         return Dropped(Reason.LONG)
-    if data.count(b"[") + data.count(b"{") > DEEPEST:
-        return Dropped(Reason.JSON, "too many brackets")
     try:
-        message = _DECODER.decode(data.decode("utf-8"))
-    except ValueError:
-        return Dropped(Reason.JSON)
-    return message if type(message) is dict else Dropped(Reason.JSON, "not an object")
-
-
-def _finite(digits: str) -> float:
-    found = float(digits)
-    if found - found != 0:
-        raise ValueError("infinite")
-    return found
-
-
-def _refuse(constant: str) -> NoReturn:
-    raise ValueError(f"{constant} is not JSON")
-
-
-_DECODER = json.JSONDecoder(parse_float=_finite, parse_constant=_refuse)
+        return parse_object(data)
+    except ValueError as error:
+        return Dropped(Reason.JSON, str(error))
 
 
 def _signature_problem(message: Mapping[str, Any], now: float, key: bytes | None) -> Dropped | None:

@@ -12,7 +12,7 @@ import heapq
 import secrets
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -34,6 +34,8 @@ RETRY_SECONDS = (0.06, 0.1, 0.2, 0.4, 0.8)
 """Pauses after the last sign of life before a factory is asked again: the sixth query is the last one."""
 FULL_SCALE_SECONDS = 4.0
 """Polls with a shorter time limit make shorter pauses in proportion."""
+DOUBTFUL_SECONDS = 1.0
+"""Factories that are called doubtful are waited for this long."""
 BURST_SECONDS = 0.01
 """A burst that isn't fully answered holds up the next one for so long."""
 TYPICAL_ANSWERS = {Kind.MACHINETYPES: 8, Kind.MACHINES: 32, Kind.FACTORIES: 1}
@@ -92,19 +94,22 @@ def poll(
     timeout: float,
     key: bytes | None = None,
     client: str = "vacd-factory",
+    doubtful: Collection[str] = (),
     transport: Transport | None = None,
     clock: Clock = time.monotonic,
     now: Callable[[], float] = time.time,
 ) -> PollResult:
     """Ask these factories of the space.
 
-    It takes timeout seconds at most, and that long only if a factory doesn't answer in full. A key signs the
-    queries and is then required of the answers. clock and now tell monotonic and Unix seconds.
+    It takes timeout seconds at most, and that long only if a factory doesn't answer in full: one that isn't
+    doubtful, as those that were silent the last time may be called. A key signs the queries and is then
+    required of the answers. clock and now tell monotonic and Unix seconds.
     """
     with contextlib.ExitStack() as stack:
         if transport is None:
             transport = stack.enter_context(contextlib.closing(UdpTransport()))
         running = _Poll(tuple(dict.fromkeys(factories)), kind, space, names, port, timeout, key, client)
+        running.waited_for.difference_update(doubtful)
         return running.run(transport, clock, now)
 
 
@@ -137,6 +142,7 @@ class _Poll:
         self._burst: set[str] = set()
         self._burst_end = 0.0
         self._incomplete = len(factories)
+        self.waited_for = set(factories)
         self._dropped: Counter[Reason] = Counter()
 
     def run(self, transport: Transport, clock: Clock, now: Callable[[], float]) -> PollResult:
@@ -147,7 +153,7 @@ class _Poll:
         most = max(LEAST_BURST, min(MOST_BURST, most))
         backlog: deque[bytes] = deque()
         at = start
-        while self._incomplete and at < end:
+        while self._incomplete and at < (end if self.waited_for else min(end, start + DOUBTFUL_SECONDS)):
             self._resolve(at)
             self._send(transport, most, at)
             waiting = 0.0 if backlog else max(0.0, min(self._next_time(at), end) - at)
@@ -235,6 +241,7 @@ class _Poll:
             asked.complete = True
             self._incomplete -= 1
             self._burst.discard(asked.factory)
+            self.waited_for.discard(asked.factory)
 
     def _result(self, seconds: float) -> PollResult:
         answers = {

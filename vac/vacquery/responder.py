@@ -20,7 +20,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Protocol, cast
+from typing import cast
 
 from vac.config.errors import ConfigurationError
 from vac.config.load import load
@@ -31,6 +31,7 @@ from vac.machines import files
 from vac.machines.layout import StateDir
 from vac.machines.statefiles import touch_heartbeat, write_pid
 from vac.machines.status import Status
+from vac.roles import RoleOptions
 from vac.vacquery.access import AccessList, parse_networks
 from vac.vacquery.answers import Answers
 from vac.vacquery.messages import QUERY_LIMIT, Dropped, Reason, decode_query
@@ -257,29 +258,13 @@ def prepare_state(state: StateDir, user: pwd.struct_passwd | None) -> None:
             os.chown(path, user.pw_uid, user.pw_gid, follow_symlinks=False)
 
 
-class Options(Protocol):
-    """What the responder needs of vac.daemon's RoleOptions."""
-
-    @property
-    def configs(self) -> tuple[Path, ...]:
-        """Files and directories of configuration; none: the default ones."""
-
-    @property
-    def ready(self) -> Callable[[], None]:
-        """To be called when queries are answered."""
-
-    @property
-    def listen(self) -> Callable[[Callable[[], None], Callable[[], None]], None]:
-        """Takes what is called when the process has to end, and what when there may be news."""
-
-
-def main(options: Options) -> int:
+def main(options: RoleOptions) -> int:
     """The process of the role `responder`: 0 when told to end, 1 when it can't work as configured."""
     try:
         settings = load(options.configs or None, facts.read()).settings
         key = read_key(settings.vacquery_key_file)
         sockets = listen(settings.vacquery_port)
-    except (ConfigurationError, OSError, ValueError) as error:
+    except (ConfigurationError, OSError) as error:
         log.error("The responder can't start: %s", error)
         return 1
     ending, stop = socket.socketpair()
@@ -313,7 +298,8 @@ def run(
     thread = threading.Thread(target=keep_fresh, name="refresher", daemon=True)
     thread.start()
     ready()
-    serve(responder, sockets, (stop, failed[1]))
+    with stop, failed[1]:
+        serve(responder, sockets, (stop, failed[1]))
     alive = thread.is_alive()
     ended.set()
     thread.join(REFRESH_SECONDS)

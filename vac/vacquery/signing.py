@@ -6,6 +6,7 @@ must be within 300 seconds of the receiver's clock.
 
 from __future__ import annotations
 
+import errno
 import hmac
 import json
 from collections.abc import Mapping
@@ -20,13 +21,14 @@ LEAST_KEY_BYTES = 16
 def read_key(path: Path | None) -> bytes | None:
     """The key in this file, blanks around it removed; None if no file is configured.
 
-    Raises OSError if it can't be read and ValueError if it is too short to be a secret.
+    Raises OSError if it can't be read or is too short to be a secret.
     """
     if path is None:
         return None
     key = path.read_bytes().strip()
     if len(key) < LEAST_KEY_BYTES:
-        raise ValueError(f"{path} holds {len(key)} bytes: a key needs at least {LEAST_KEY_BYTES}")
+        reason = f"the key has {len(key)} bytes, it needs {LEAST_KEY_BYTES} at least"
+        raise OSError(errno.EINVAL, reason, str(path))
     return key
 
 

@@ -153,18 +153,19 @@ def factory_status(
     now: float,
     program: str,
 ) -> FactoryStatus:
-    """The answer about the factory as a whole. heartbeats: Unix seconds by role."""
-    counted = [
-        s.machine for s in slots if s.machine and (is_running(s.machine, now) or is_starting(s.machine, now))
-    ]
+    """The answer about the factory as a whole, which leaves out what is only starting.
+
+    heartbeats: Unix seconds by role.
+    """
+    running = [slot.machine for slot in slots if slot.machine and is_running(slot.machine, now)]
     return FactoryStatus(
         space=status.space,
         site=status.site,
         factory=status.factory,
         version=program,
-        running_processors=sum(machine.processors for machine in counted),
-        running_machines=len(counted),
-        running_hs06=float(sum(machine.hs06 for machine in counted)),
+        running_processors=sum(machine.processors for machine in running),
+        running_machines=len(running),
+        running_hs06=float(sum(machine.hs06 for machine in running)),
         max_processors=status.total_processors,
         max_machines=status.total_processors,
         max_hs06=float(status.total_processors * status.hs06_per_processor),

@@ -1,0 +1,1 @@
+"""VacQuery: wire format, responder, poll."""

@@ -1,0 +1,371 @@
+"""What the responder answers, to whom, and that nothing makes it stumble."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from ipaddress import ip_network
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.unit.vacquery.recorded import (
+    FACTORY,
+    NOW,
+    SPACE,
+    WIRE,
+    datagrams,
+    factory_status,
+    make_state,
+    messages,
+)
+from vac.machines import status as statuses
+from vac.machines.layout import StateDir
+from vac.machines.status import TypeFacts
+from vac.vacquery import responder as module
+from vac.vacquery.access import AccessList
+from vac.vacquery.answers import Answers
+from vac.vacquery.messages import Kind, Query, Received, decode_answer, encode_query
+from vac.vacquery.responder import (
+    Refresher,
+    Responder,
+    counters_file,
+    listen,
+    prepare_state,
+    read_counters,
+    serve,
+)
+from vac.vacquery.snapshot import SnapshotBuilder
+
+KEY = b"a secret of the space"
+PROBES = [json.loads(line) for line in (WIRE / "probes.jsonl").read_text().splitlines()]
+HOME = "127.0.0.1"
+
+
+@pytest.fixture(scope="module")
+def state(tmp_path_factory: pytest.TempPathFactory) -> StateDir:
+    return make_state(tmp_path_factory.mktemp("responder") / "state")
+
+
+def make_responder(state: StateDir, key: bytes | None = None) -> Responder:
+    snapshot = SnapshotBuilder(state).build(NOW)
+    assert snapshot is not None
+    responder = Responder(key)
+    responder.answers = Answers(snapshot, key)
+    return responder
+
+
+@pytest.fixture(scope="module")
+def responder(state: StateDir) -> Responder:
+    return make_responder(state)
+
+
+class NoNames:
+    """A DNS that knows a few."""
+
+    def __init__(self, known: dict[str, tuple[str, ...]] | None = None) -> None:
+        self.addresses = known or {}
+
+    def request(self, hosts: object) -> None:
+        pass
+
+    def known(self, host: str) -> tuple[str, ...]:
+        return self.addresses.get(host, ())
+
+    def looking(self, host: str) -> bool:
+        return False
+
+
+@pytest.mark.parametrize("kind", Kind)
+def test_every_recorded_query_is_answered_in_full(kind: Kind, responder: Responder) -> None:
+    for query in datagrams(kind, "query"):
+        answers = [json.loads(answer) for answer in responder.handle(query, HOME, NOW)]
+        assert len(answers) == len(messages(kind))
+        for answer in answers:
+            assert answer["cookie"] == json.loads(query)["cookie"]
+            assert answer["time_sent"] == int(NOW)
+            assert answer["daemon_version"] == answer["vac_version"] == "Vac 4.0.0 vacd-responder"
+
+
+@pytest.mark.parametrize("probe", PROBES, ids=[probe["probe"] for probe in PROBES])
+def test_odd_queries_get_as_many_answers_as_a_classic_factory_gave(
+    probe: dict[str, object], responder: Responder
+) -> None:
+    answers = responder.handle(str(probe["query"]).encode("latin-1"), HOME, NOW)
+    assert len(answers) == probe["responses"]
+    assert sorted({json.loads(answer)["message_type"] for answer in answers}) == probe["types"]
+    assert all(len(answer) + 48 < 1500 for answer in answers)
+
+
+def test_a_cookie_is_repeated_whatever_it_is(responder: Responder) -> None:
+    for cookie in ("é", 'a"b\\', "", None, 0, [1, {"a": 2.5}], "c" * 700):
+        query = encode_query(Query(Kind.FACTORIES, SPACE, cookie), NOW)
+        (answer,) = responder.handle(query, HOME, NOW)
+        assert json.loads(answer)["cookie"] == cookie
+
+
+def test_long_messages_of_machines_do_not_make_too_long_answers(tmp_path: Path) -> None:
+    state = make_state(tmp_path)
+    for message in tmp_path.glob("machines/*/joboutputs/shutdown_message"):
+        message.write_text("300 " + "é" * 3000)
+    facts = tuple(dataclasses.replace(one, fqan="/" + "x" * 1500) for one in factory_status().machinetypes)
+    statuses.write(state, dataclasses.replace(factory_status(), machinetypes=facts))
+    for key in (None, KEY):
+        responder = make_responder(state, key)
+        for kind in Kind:
+            answers = responder.handle(encode_query(Query(kind, SPACE, "c" * 64), NOW, key), HOME, NOW)
+            assert len(answers) == len(messages(kind))
+            assert all(len(answer) + 48 < 1500 for answer in answers)
+
+
+def test_a_machinetype_that_fits_no_datagram_is_left_out_and_named_once(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    state = make_state(tmp_path)
+    statuses.write(state, dataclasses.replace(factory_status(), machinetypes=(TypeFacts(name="x" * 2000),)))
+    responder = make_responder(state)
+    assert responder.handle(encode_query(Query(Kind.MACHINETYPES, SPACE, "c"), NOW), HOME, NOW) == ()
+    assert "too long" in caplog.text
+    assert responder.counts == {"dropped: nothing to answer from": 1}
+
+
+def test_with_a_key_answers_are_signed_and_unsigned_queries_get_none(state: StateDir) -> None:
+    responder = make_responder(state, KEY)
+    for kind in Kind:
+        query = Query(kind, SPACE, "c" * 64)
+        assert responder.handle(encode_query(query, NOW), HOME, NOW) == ()
+        answers = responder.handle(encode_query(query, NOW, KEY), HOME, NOW)
+        assert len(answers) == len(messages(kind))
+        for answer in answers:
+            assert isinstance(decode_answer(answer, kind, SPACE, {"c" * 64: FACTORY}, NOW, KEY), Received)
+
+
+@pytest.mark.parametrize(
+    ("source", "allowed"),
+    [
+        ("127.0.0.1", True),
+        ("127.9.9.9", True),
+        ("::1", True),
+        ("::ffff:127.0.0.1", True),
+        ("192.0.2.7", True),  # a factory
+        ("::ffff:192.0.2.7", True),
+        ("192.0.2.8", False),
+        ("::ffff:192.0.2.8", False),
+        ("10.1.2.3", True),  # in an allowed network
+        ("::ffff:10.1.2.3", True),
+        ("10.2.0.1", False),
+        ("2001:db8::5", True),
+        ("2001:db8:1::5", False),
+        ("fe80::1%eth0", False),
+        ("", False),
+        ("garbage", False),
+    ],
+)
+def test_only_the_space_this_host_and_allowed_networks_get_answers(
+    source: str, allowed: bool, state: StateDir
+) -> None:
+    responder = make_responder(state)
+    responder.access = AccessList(["192.0.2.7"], [ip_network("10.1.0.0/16"), ip_network("2001:db8::/48")])
+    for query in (*datagrams(Kind.MACHINES, "query"), b"junk"):
+        answers = responder.handle(query, source, NOW)
+        assert bool(answers) is (allowed and query != b"junk")
+
+
+def test_a_refused_source_is_logged_once_and_counted_each_time(
+    state: StateDir, caplog: pytest.LogCaptureFixture
+) -> None:
+    responder = make_responder(state)
+    for _ in range(3):
+        responder.handle(datagrams(Kind.MACHINES, "query")[0], "203.0.113.9", NOW)
+    assert caplog.text.count("203.0.113.9") == 1
+    assert responder.counts == {"dropped: source not allowed": 3}
+
+
+def test_a_flood_of_spoofed_sources_fills_neither_log_nor_memory(
+    state: StateDir, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "MOST_LOGGED", 10)
+    monkeypatch.setattr("vac.vacquery.access.MOST_REMEMBERED", 20)
+    responder = make_responder(state)
+    for number in range(200):
+        assert responder.handle(b"junk", f"203.0.113.{number}", NOW) == ()
+    assert len(caplog.records) == 10
+    assert len(responder.access._known) <= 20
+
+
+def test_what_is_dropped_is_counted_by_reason(state: StateDir) -> None:
+    responder = make_responder(state)
+    for data in (b"5", b"x" * 2000, b'{"message_type":"x"}', b'{"message_type":"factory_query","space":"x"}'):
+        responder.handle(data, HOME, NOW)
+    responder.handle(datagrams(Kind.MACHINES, "query")[0], HOME, NOW)
+    assert responder.counts == {
+        "dropped: not JSON": 1,
+        "dropped: too long": 1,
+        "dropped: unknown message type": 1,
+        "dropped: other space": 1,
+        "machines_query": 1,
+        "answers": 8,
+    }
+
+
+def test_before_the_factory_has_ever_run_nothing_is_answered() -> None:
+    responder = Responder()
+    assert responder.handle(datagrams(Kind.MACHINES, "query")[0], HOME, NOW) == ()
+    assert responder.counts == {"dropped: nothing to answer from": 1}
+
+
+@given(st.binary(max_size=1100), st.text(max_size=30))
+def test_no_datagram_from_anywhere_makes_it_raise(responder: Responder, data: bytes, source: str) -> None:
+    responder.handle(data, source, NOW)
+    responder.handle(data, HOME, NOW)
+
+
+def test_the_snapshot_follows_the_disk_and_who_may_ask_follows_the_factory(tmp_path: Path) -> None:
+    state = make_state(tmp_path)
+    prepare_state(state, None)
+    responder = Responder()
+    refresher = Refresher(responder, state, NoNames({"peer.example.org": ("198.51.100.9",)}))
+    refresher.refresh(NOW)
+    query = datagrams(Kind.MACHINES, "query")[0]
+    assert json.loads(responder.handle(query, HOME, NOW)[0])["machinetype"] == "type-00"
+    assert responder.handle(query, "198.51.100.9", NOW) == ()
+    state.slot("vac-85-00.example.org").unlink()
+    factories = (FACTORY, "peer.example.org")
+    statuses.write(state, dataclasses.replace(factory_status(), factories=factories))
+    refresher.refresh(NOW + 6)
+    assert json.loads(responder.handle(query, HOME, NOW)[0])["machinetype"] is None
+    assert len(responder.handle(query, "198.51.100.9", NOW)) == 8
+
+
+def test_answers_stay_as_they_were_while_the_status_is_missing(tmp_path: Path) -> None:
+    state = make_state(tmp_path)
+    responder = Responder()
+    refresher = Refresher(responder, state, NoNames())
+    refresher.refresh(NOW)
+    state.status.unlink()
+    refresher.refresh(NOW + 1)
+    assert len(responder.handle(datagrams(Kind.MACHINES, "query")[0], HOME, NOW)) == 8
+
+
+def test_heartbeat_and_counters_are_kept(tmp_path: Path) -> None:
+    state = make_state(tmp_path)
+    prepare_state(state, None)
+    responder = Responder()
+    refresher = Refresher(responder, state, NoNames())
+    responder.handle(b"junk", HOME, NOW)
+    before = time.time()
+    refresher.refresh(NOW)
+    assert state.heartbeat("responder").stat().st_mtime >= int(before)
+    assert read_counters(state) == {"dropped: nothing to answer from": 1}
+
+
+def test_what_can_not_be_written_is_logged_once_and_stops_nothing(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    state = make_state(tmp_path)
+    responder = Responder()
+    refresher = Refresher(responder, state, NoNames())
+    for seconds in (0, 10, 20):
+        refresher.refresh(NOW + seconds)
+    assert [record.levelno for record in caplog.records] == [logging.ERROR]
+    assert len(responder.handle(datagrams(Kind.MACHINES, "query")[0], HOME, NOW)) == 8
+
+
+@pytest.mark.parametrize("content", ["", "[]", '{"a": "b"}', '{"a": NaN}'])
+def test_bad_counters_count_for_nothing(tmp_path: Path, content: str) -> None:
+    state = StateDir(tmp_path)
+    counters_file(state).parent.mkdir()
+    counters_file(state).write_text(content)
+    assert read_counters(state) == {}
+
+
+@contextmanager
+def serving(responder: Responder) -> Iterator[int]:
+    """A responder at work on loopback; gives its port."""
+    sockets = listen(0, loopback_only=True)
+    stop, stopped = socket.socketpair()
+    thread = threading.Thread(target=serve, args=(responder, sockets, (stopped,)))
+    thread.start()
+    try:
+        yield sockets[0].getsockname()[1]
+    finally:
+        stop.close()
+        thread.join(10)
+        assert not thread.is_alive()
+        for each in (*sockets, stopped):
+            each.close()
+
+
+def ask(port: int, data: bytes, answers: int, host: str = "127.0.0.1") -> list[bytes]:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family, socket.SOCK_DGRAM) as client:
+        client.settimeout(10)
+        client.sendto(data, (host, port))
+        return [client.recv(9000) for _ in range(answers)]
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
+def test_it_answers_over_ipv4_and_ipv6(host: str, state: StateDir) -> None:
+    with serving(make_responder(state)) as port:
+        for kind in Kind:
+            assert len(ask(port, datagrams(kind, "query")[0], len(messages(kind)), host)) == len(
+                messages(kind)
+            )
+
+
+def test_one_socket_for_both_takes_ipv4_as_mapped_addresses(state: StateDir) -> None:
+    sockets = listen(0)
+    assert len(sockets) == 1
+    with sockets[0], socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client:
+        client.sendto(b"x", ("127.0.0.1", sockets[0].getsockname()[1]))
+        sockets[0].settimeout(10)
+        _, source = sockets[0].recvfrom(10)
+        assert AccessList().allows(source[0])
+
+
+def test_a_taken_port_is_an_error() -> None:
+    (first, *others) = listen(0, loopback_only=True)
+    with pytest.raises(OSError, match="in use"):
+        listen(first.getsockname()[1], loopback_only=True)
+    for each in (first, *others):
+        each.close()
+
+
+def test_it_answers_after_any_amount_of_garbage(state: StateDir) -> None:
+    responder = make_responder(state)
+    with serving(responder) as port, socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client:
+        for junk in (b"", b"5", b"[]", b"[" * 1024, b"\xff" * 5000, b'{"cookie": 1e999}'):
+            client.sendto(junk, ("127.0.0.1", port))
+        assert len(ask(port, datagrams(Kind.MACHINES, "query")[0], 8)) == 8
+    assert sum(count for reason, count in responder.counts.items() if reason.startswith("dropped")) == 6
+
+
+def test_the_process_ends_when_told_and_tells_that_it_is_ready(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    state = make_state(tmp_path)
+    monkeypatch.setattr(module, "unprivileged_user", lambda: None)
+    sockets = listen(0, loopback_only=True)
+    stop, stopped = socket.socketpair()
+    ready = threading.Event()
+    codes: list[int] = []
+    thread = threading.Thread(
+        target=lambda: codes.append(module.run(state, sockets, stopped, names=NoNames(), ready=ready.set))
+    )
+    thread.start()
+    assert ready.wait(10)
+    assert len(ask(sockets[0].getsockname()[1], datagrams(Kind.MACHINES, "query")[0], 8)) == 8
+    stop.close()
+    thread.join(10)
+    assert codes == [0]
+    assert state.pid("responder").exists()
+    for each in sockets:
+        each.close()
