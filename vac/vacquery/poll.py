@@ -153,10 +153,13 @@ class _Poll:
         most = max(LEAST_BURST, min(MOST_BURST, most))
         backlog: deque[bytes] = deque()
         at = start
-        while self._incomplete and at < (end if self.waited_for else min(end, start + DOUBTFUL_SECONDS)):
+        while self._incomplete:
+            last = end if self.waited_for else min(end, start + DOUBTFUL_SECONDS)
+            if at >= last:
+                break
             self._resolve(at)
             self._send(transport, most, at)
-            waiting = 0.0 if backlog else max(0.0, min(self._next_time(at), end) - at)
+            waiting = 0.0 if backlog else max(0.0, min(self._next_time(at), last) - at)
             if len(backlog) < MOST_BACKLOG:
                 backlog.extend(transport.receive(waiting))
             at = clock()

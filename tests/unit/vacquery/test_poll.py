@@ -1,0 +1,338 @@
+"""A poll ends when all have answered, asks again only who hasn't, and believes nobody."""
+
+from __future__ import annotations
+
+import heapq
+import json
+import random
+import socket
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterable
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from vac.vacquery.messages import Kind, MachinetypeStatus, Reason, Received, message_of
+from vac.vacquery.poll import PollResult, poll
+from vac.vacquery.signing import canonical, signature
+
+SPACE = "space.example.org"
+START = 1_800_000_000.0
+LATENCY = 0.002
+KEY = b"a secret of the space"
+Changes = Callable[[dict[str, object]], Iterable[bytes]]
+
+
+def factories(count: int) -> list[str]:
+    return [f"factory-{number}.example.org" for number in range(count)]
+
+
+def unchanged(message: dict[str, object]) -> Iterable[bytes]:
+    yield canonical(message)
+
+
+class World:
+    """A network in virtual time: it has a clock, names, and a transport that loses datagrams."""
+
+    capacity = 4096
+
+    def __init__(
+        self, loss: float = 0.0, types: int = 10, answers: Changes = unchanged, seed: int = 1
+    ) -> None:
+        self.seconds = 0.0
+        self.loss = loss
+        self.types = types
+        self.answers = answers
+        self.rng = random.Random(seed)
+        self.queries: Counter[str] = Counter()
+        self.sent: list[tuple[float, str]] = []
+        self.dead: set[str] = set()
+        self.unknown_until: dict[str, float] = {}
+        self.two_addresses: set[str] = set()
+        self._flying: list[tuple[float, int, bytes]] = []
+
+    def __call__(self) -> float:
+        self.seconds += 1e-6
+        return self.seconds
+
+    def now(self) -> float:
+        return START + self.seconds
+
+    def request(self, hosts: Iterable[str]) -> None:
+        pass
+
+    def looking(self, host: str) -> bool:
+        return False
+
+    def known(self, host: str) -> tuple[str, ...]:
+        if self.seconds < self.unknown_until.get(host, 0.0):
+            return ()
+        return (f"4 {host}", f"6 {host}") if host in self.two_addresses else (f"4 {host}",)
+
+    def send(self, datagram: bytes, address: str, port: int) -> None:
+        self.sent.append((self.seconds, address))
+        factory = address[2:]
+        self.queries[factory] += 1
+        if factory in self.dead or self.rng.random() < self.loss:
+            return
+        query = json.loads(datagram)
+        for number in range(self.types):
+            status = MachinetypeStatus(
+                space=SPACE,
+                site="example.org",
+                factory=factory,
+                machinetype=f"type-{number}",
+                num_machinetypes=self.types,
+                running_machines=1,
+                running_processors=1.0,
+                running_hs06=10.0,
+            )
+            message = {**message_of(status), "cookie": query["cookie"], "time_sent": int(self.now())}
+            for data in self.answers(message):
+                if self.rng.random() >= self.loss:
+                    self.put(data, LATENCY)
+
+    def put(self, data: bytes, after: float) -> None:
+        heapq.heappush(
+            self._flying, (self.seconds + after, len(self._flying) + self.rng.getrandbits(40), data)
+        )
+
+    def receive(self, seconds: float) -> list[bytes]:
+        end = self.seconds + max(0.0, seconds)
+        if self._flying:
+            end = min(end, max(self._flying[0][0], self.seconds))
+        self.seconds = end + 1e-6
+        arrived = []
+        while self._flying and self._flying[0][0] <= self.seconds:
+            arrived.append(heapq.heappop(self._flying)[2])
+        return arrived
+
+    def close(self) -> None:
+        pass
+
+    def poll(
+        self, count: int, timeout: float = 10.0, key: bytes | None = None, doubtful: Iterable[str] = ()
+    ) -> PollResult:
+        return poll(
+            factories(count),
+            Kind.MACHINETYPES,
+            SPACE,
+            names=self,
+            port=995,
+            timeout=timeout,
+            key=key,
+            doubtful=frozenset(doubtful),
+            transport=self,
+            clock=self,
+            now=self.now,
+        )
+
+
+@pytest.mark.parametrize("count", [1, 100, 1000])
+def test_it_has_done_when_all_have_answered(count: int) -> None:
+    world = World()
+    result = world.poll(count)
+    assert (len(result.complete), result.missing) == (count, ())
+    assert all(len(answers) == 10 for answers in result.answers.values())
+    assert result.seconds < 0.005 + count * 0.0002
+    assert set(world.queries.values()) == {1}
+
+
+def test_nobody_to_ask_is_answered_at_once() -> None:
+    result = World().poll(0)
+    assert (result.answers, result.missing) == ({}, ())
+    assert result.seconds < 0.001
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_lost_datagrams_cost_a_retry_of_those_concerned_only(seed: int) -> None:
+    world = World(loss=0.05, seed=seed)
+    result = world.poll(100)
+    assert result.missing == ()
+    assert result.seconds < 2.0
+    assert 1 in set(world.queries.values())
+    assert max(world.queries.values()) <= 6
+
+
+def test_a_factory_that_is_silent_is_asked_six_times_over_the_whole_time() -> None:
+    world = World()
+    world.dead = {factories(3)[1]}
+    result = world.poll(3)
+    assert result.missing == (factories(3)[1],)
+    assert len(result.complete) == 2
+    assert 10.0 <= result.seconds < 10.01
+    assert sorted(world.queries.values()) == [1, 1, 6]
+    times = [seconds for seconds, address in world.sent if address.endswith(factories(3)[1])]
+    assert times[1] < 0.1
+    assert 4.0 < times[-1] < 6.0
+
+
+@pytest.mark.parametrize("timeout", [0.1, 1.0, 60.0])
+def test_the_time_limit_holds_whatever_happens(timeout: float) -> None:
+    world = World()
+    world.dead = set(factories(1000))
+    result = world.poll(1000, timeout)
+    assert timeout <= result.seconds < timeout * 1.1 + 0.01
+    assert max(world.queries.values()) <= 6
+
+
+def test_a_doubtful_factory_is_asked_but_not_waited_for() -> None:
+    world = World()
+    world.dead = {factories(3)[1]}
+    result = world.poll(3, doubtful=[factories(3)[1]])
+    assert result.missing == (factories(3)[1],)
+    assert result.seconds < 1.01
+    world = World()
+    assert world.poll(3, doubtful=factories(3)).missing == ()
+    assert world.seconds < 0.01
+
+
+def test_what_has_arrived_of_an_incomplete_answer_is_kept() -> None:
+    def no_type_three(message: dict[str, object]) -> Iterable[bytes]:
+        if message["machinetype"] != "type-3":
+            yield canonical(message)
+
+    world = World(answers=no_type_three)
+    result = world.poll(1, timeout=5)
+    assert result.missing == tuple(factories(1))
+    assert len(result.answers[factories(1)[0]]) == 9
+    assert world.queries[factories(1)[0]] == 6
+
+
+def test_a_name_that_is_slow_to_resolve_holds_up_nobody_else() -> None:
+    world = World()
+    slow, never = factories(10)[4], factories(10)[5]
+    world.unknown_until = {slow: 3.0, never: 1e9}
+    result = world.poll(10)
+    assert result.missing == (never,)
+    assert result.unresolved == {never}
+    times = {address[2:]: seconds for seconds, address in world.sent}
+    assert max(seconds for factory, seconds in times.items() if factory != slow) < 0.1
+    assert 3.0 <= times[slow] < 3.1
+
+
+def test_ipv4_is_tried_before_ipv6() -> None:
+    world = World()
+    world.dead = set(factories(1))
+    world.two_addresses = set(factories(1))
+    world.poll(1)
+    assert [address[0] for _, address in world.sent] == ["4", "4", "6", "6", "4", "4"]
+
+
+def test_a_machinetype_added_or_removed_meanwhile_changes_what_is_complete() -> None:
+    world = World(types=3)
+
+    def shrinking(message: dict[str, object]) -> Iterable[bytes]:
+        yield canonical({**message, "num_machinetypes": 10 if message["machinetype"] == "type-0" else 3})
+
+    world.answers = shrinking
+    assert world.poll(1).missing == ()
+
+
+@pytest.mark.parametrize(
+    ("lie", "reason"),
+    [
+        ({"cookie": "0" * 64}, Reason.COOKIE),
+        ({"factory": "factory-0.example.org"}, Reason.FACTORY),
+        ({"space": "other.example.org"}, Reason.SPACE),
+        ({"running_processors": -1}, Reason.FIELD),
+        ({"running_hs06": 1e9}, Reason.FIELD),
+        ({"message_type": "factory_status"}, Reason.KIND),
+    ],
+)
+def test_a_liar_is_counted_and_costs_its_own_answer_only(lie: dict[str, object], reason: Reason) -> None:
+    def lying(message: dict[str, object]) -> Iterable[bytes]:
+        yield canonical({**message, **lie} if message["factory"] == factories(3)[2] else message)
+
+    result = World(answers=lying, types=4).poll(3, timeout=2)
+    assert result.missing == (factories(3)[2],)
+    assert set(result.answers) == set(factories(2))
+    assert set(result.dropped) == {reason}
+
+
+def test_with_a_key_only_signed_answers_count() -> None:
+    def signing(message: dict[str, object]) -> Iterable[bytes]:
+        signed = {**message, "hmac": signature(canonical(message), KEY)}
+        yield canonical(signed if message["factory"] == factories(2)[0] else message)
+
+    result = World(answers=signing).poll(2, timeout=2, key=KEY)
+    assert result.complete == set(factories(2)[:1])
+    assert set(result.dropped) == {Reason.SIGNATURE}
+
+
+@given(st.lists(st.binary(max_size=200), max_size=40), st.integers(0, 2**32))
+def test_garbage_from_anywhere_changes_nothing(garbage: list[bytes], seed: int) -> None:
+    world = World(seed=seed)
+    for data in garbage:
+        world.put(data, world.rng.random() * LATENCY)
+    result = world.poll(5)
+    assert result.missing == ()
+    assert all(len(answers) == 10 for answers in result.answers.values())
+
+
+@given(st.data())
+def test_mutated_answers_never_raise_and_never_give_wrong_numbers(data: st.DataObject) -> None:
+    def mutating(message: dict[str, object]) -> Iterable[bytes]:
+        text = bytearray(canonical(message))
+        for _ in range(data.draw(st.integers(0, 2))):
+            text[data.draw(st.integers(0, len(text) - 1))] = data.draw(st.integers(0, 255))
+        yield bytes(text[: data.draw(st.integers(0, len(text)))])
+
+    result = World(types=2, answers=mutating).poll(2, timeout=1)
+    for answers in result.answers.values():
+        assert all(isinstance(answer, Received) for answer in answers)
+
+
+def test_a_poll_over_real_sockets_gets_every_answer(udp_factory: Callable[[], int]) -> None:
+    port = udp_factory()
+    result = poll(
+        ["localhost.example.org"], Kind.MACHINETYPES, SPACE, names=Loopback(), port=port, timeout=10
+    )
+    assert result.missing == ()
+    assert result.seconds < 5
+
+
+class Loopback:
+    """Every factory is here."""
+
+    def request(self, hosts: Iterable[str]) -> None:
+        pass
+
+    def known(self, host: str) -> tuple[str, ...]:
+        return ("127.0.0.1",)
+
+    def looking(self, host: str) -> bool:
+        return False
+
+
+@pytest.fixture
+def udp_factory(request: pytest.FixtureRequest) -> Callable[[], int]:
+    """Starts a real factory of one type on loopback; its first answer to a query is lost."""
+
+    def start() -> int:
+        server = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        server.bind(("127.0.0.1", 0))
+        server.settimeout(10)
+
+        def serve() -> None:
+            server.recvfrom(1024)
+            query, source = server.recvfrom(1024)
+            status = MachinetypeStatus(
+                space=SPACE,
+                site="",
+                factory="localhost.example.org",
+                machinetype="t",
+                num_machinetypes=1,
+            )
+            message = {**message_of(status), "cookie": json.loads(query)["cookie"]}
+            server.sendto(canonical(message), source)
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        request.addfinalizer(server.close)
+        request.addfinalizer(thread.join)
+        return int(server.getsockname()[1])
+
+    return start

@@ -1,0 +1,276 @@
+"""What `vac` prints, character for character as the classic command did from the same answers."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import io
+import json
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.unit.vacquery.recorded import FACTORY, SPACE, WIRE
+from tests.unit.vacquery.test_responder import NoNames
+from vac.cli import factories, machines, machinetypes, space, tables
+from vac.config.settings import Settings
+from vac.vacquery.messages import (
+    ANSWERED_WITH,
+    Dropped,
+    FactoryStatus,
+    Kind,
+    MachineStatus,
+    MachinetypeStatus,
+    Received,
+    part,
+    read_status,
+)
+from vac.vacquery.poll import PollResult
+
+TEXT = WIRE / "text"
+SETTINGS = Settings(vac_space=SPACE, factory_name=FACTORY, factories=(FACTORY,))
+PARSERS = (machines, machinetypes, factories)
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.fixture(autouse=True)
+def utc(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setenv("TZ", "UTC")
+    time.tzset()
+    yield
+    monkeypatch.undo()
+    time.tzset()
+
+
+def answers(kind: Kind, source: Path) -> PollResult:
+    """What a poll brings when these messages, in a file or in the recorded datagrams, come."""
+    if source.suffix == ".jsonl":
+        lines = [json.loads(line) for line in source.read_text().splitlines()]
+        found = [json.loads(line["data"]) for line in lines if line["dir"] == "response"]
+    else:
+        found = json.loads(source.read_text())
+    received: list[Received] = []
+    for message in found:
+        status = read_status(message, ANSWERED_WITH[kind])
+        assert not isinstance(status, Dropped)
+        received.append(Received(status, message))
+    received.sort(key=lambda answer: part(answer.status))
+    return PollResult({FACTORY: tuple(received)}, frozenset([FACTORY]), (), frozenset(), {}, 0.1)
+
+
+def nothing(missing: str = FACTORY, unresolved: bool = False) -> PollResult:
+    return PollResult({}, frozenset(), (missing,), frozenset([missing] if unresolved else []), {}, 10.0)
+
+
+def run(
+    words: list[str],
+    result: PollResult,
+    monkeypatch: pytest.MonkeyPatch,
+    out: io.StringIO | None = None,
+    now: float = 0.0,
+) -> tuple[int, str, str]:
+    """Exit status, output and error output of `vac WORDS`, when a poll brings this result."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--config", action="append")
+    commands = parser.add_subparsers()
+    for module in PARSERS:
+        module.add_parser(commands)
+    out, errors = out or io.StringIO(), io.StringIO()
+    monkeypatch.setattr("sys.stdout", out)
+    monkeypatch.setattr("sys.stderr", errors)
+    monkeypatch.setattr("vac.cli.common.settings", lambda arguments: SETTINGS)
+    monkeypatch.setattr(space.Asking, "ask", lambda asking: result)
+    monkeypatch.setattr("vac.cli.machines.time.time", lambda: now)
+    arguments = parser.parse_args(words)
+    return arguments.run(arguments), out.getvalue(), errors.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("words", "kind", "source", "now", "expected"),
+    [
+        ("machines", Kind.MACHINES, "machines_query.jsonl", 1795227163.2, "machines.out"),
+        (
+            "machines vac-85.example.org",
+            Kind.MACHINES,
+            "machines_query.jsonl",
+            1795227188.2,
+            "machines_named.out",
+        ),
+        ("machines -J", Kind.MACHINES, "text/machines_json.out", 0.0, "machines_json.out"),
+        ("machines -H", Kind.MACHINES, "text/machines_json.out", 1795227163.2, "machines.out"),
+        (
+            "machinetype type-00",
+            Kind.MACHINETYPES,
+            "machinetypes_query.jsonl",
+            0.0,
+            "machinetype_type-00.out",
+        ),
+        (
+            "machinetypes type-01",
+            Kind.MACHINETYPES,
+            "machinetypes_query.jsonl",
+            0.0,
+            "machinetype_type-01.out",
+        ),
+        (
+            "machinetype type-06",
+            Kind.MACHINETYPES,
+            "machinetypes_query.jsonl",
+            0.0,
+            "machinetype_type-06.out",
+        ),
+        (
+            *("machinetype type-00 -J", Kind.MACHINETYPES),
+            *("text/machinetype_type-00_json.out", 0.0, "machinetype_type-00_json.out"),
+        ),
+        ("factories --json", Kind.FACTORIES, "text/factories_json.out", 0.0, "factories_json.out"),
+    ],
+)
+def test_the_recorded_output_comes_from_the_recorded_answers(
+    words: str, kind: Kind, source: str, now: float, expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    code, out, errors = run(words.split(), answers(kind, WIRE / source), monkeypatch, now=now)
+    assert out == (TEXT / expected).read_text()
+    assert (code, errors) == (0, "")
+
+
+def test_the_recorded_table_of_factories_comes_from_the_recorded_answer(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    _, out, _ = run(["factories"], answers(Kind.FACTORIES, WIRE / "factory_query.jsonl"), monkeypatch)
+    assert out == (TEXT / "factories.out").read_text()
+
+
+def slot(**fields: Any) -> MachineStatus:
+    return MachineStatus(space=SPACE, site="", factory=FACTORY, machine="vac-85-00.example.org", **fields)
+
+
+@pytest.mark.parametrize(
+    ("status", "row"),
+    [
+        (
+            slot(
+                state="Running",
+                machinetype="a-very-long-machinetype",
+                num_processors=64,
+                machine_model="bubblewrap",
+            ),
+            "vac-85-00       a-very-long-ma   Running    64 SC  0.00 hrs 0.0%         0.0%",
+        ),
+        (
+            slot(state="Paused", machinetype="t", num_processors=1, machine_model="vm-raw"),
+            "vac-85-00       t                Paused      1 VM                            ",
+        ),
+        (
+            slot(
+                state="Shut down",
+                machinetype="t\x1b[2J",
+                machine_model="new",
+                shutdown_message='300 "\n\u202e',
+            ),
+            'vac-85-00       t?[2J            Shut down   0 ?? "300 "??"                  ',
+        ),
+    ],
+)
+def test_rows_of_other_machines(status: MachineStatus, row: str) -> None:
+    status = dataclasses.replace(status, started_time=1000 if status.state == "Running" else None)
+    assert tables.machine_rows([status], 1000.0) == [row]
+
+
+def test_colours_are_for_terminals_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    result = answers(Kind.MACHINES, WIRE / "machines_query.jsonl")
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    _, out, _ = run(["machines"], result, monkeypatch, Terminal(), now=1795227163.2)
+    assert "\033[32m  Running  \033[0m" in out
+    assert "\033[31m  Shut down\033[0m" in out
+    for code in ("31", "32", "33", "0"):
+        out = out.replace(f"\033[{code}m", "")
+    assert out == (TEXT / "machines.out").read_text()
+    monkeypatch.setenv("NO_COLOR", "1")
+    _, out, _ = run(["machines"], result, monkeypatch, Terminal(), now=1795227163.2)
+    assert out == (TEXT / "machines.out").read_text()
+
+
+def test_without_a_name_machinetypes_shows_the_spaces_totals(monkeypatch: pytest.MonkeyPatch) -> None:
+    one = answers(Kind.MACHINETYPES, WIRE / "machinetypes_query.jsonl")
+    other = dict(one.answers)
+    other["vac-86.example.org"] = one.answers[FACTORY]
+    _, out, _ = run(["machinetypes"], dataclasses.replace(one, answers=other), monkeypatch)
+    lines = out.splitlines()
+    assert len(lines) == 11
+    assert lines[0].startswith("MACHINETYPE FACTORIES MACHINES PROCESSORS")
+    assert lines[1].split(maxsplit=6) == [
+        *("type-00", "2", "2", "2", "25.0", "2"),
+        '21 Nov 02:12:35 "300 No work available"',
+    ]
+
+
+def test_factories_of_different_names_line_up() -> None:
+    names = ("a.example.org", "factory-12.example.org")
+    rows = tables.factory_rows([FactoryStatus(space=SPACE, site="", factory=name) for name in names])
+    assert {row.index("0/0") for row in rows} == {12}
+    types = [MachinetypeStatus(space=SPACE, site="", factory=name) for name in names]
+    assert {row.index('- "-"') for row in tables.machinetype_rows(types)} == {20}
+
+
+def test_elsewhere_without_an_answer_the_likely_cause_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    code, out, errors = run(["machines"], nothing(), monkeypatch)
+    assert (code, out) == (1, "")
+    assert f"{FACTORY}" in errors
+    assert "no answer within 10 s" in errors
+    assert "vacquery_allow" in errors
+    code, out, errors = run(["machines", "-J", "-s", "other.example.org"], nothing(), monkeypatch)
+    assert (code, out) == (1, "[]\n")
+    assert "other.example.org was asked for" in errors
+
+
+def test_a_factory_that_has_no_address_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    _, _, errors = run(["factories"], nothing(unresolved=True), monkeypatch)
+    assert f"{FACTORY}: its address can't be found" in errors
+
+
+def test_who_did_not_answer_is_named_beside_those_who_did(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = answers(Kind.MACHINES, WIRE / "machines_query.jsonl")
+    part_only = dataclasses.replace(whole, missing=(FACTORY, "vac-86.example.org"), complete=frozenset())
+    code, out, errors = run(["machines"], part_only, monkeypatch, now=1795227163.2)
+    assert (code, out) == (0, (TEXT / "machines.out").read_text())
+    assert f"{FACTORY}: only a part of its answer arrived" in errors
+    assert "vac-86.example.org" in errors
+    assert "vacquery_allow" not in errors
+
+
+def test_watching_goes_on_until_interrupted(monkeypatch: pytest.MonkeyPatch) -> None:
+    pauses: list[float] = []
+
+    def sleep(seconds: float) -> None:
+        pauses.append(seconds)
+        if len(pauses) == 3:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr("vac.cli.space.time.sleep", sleep)
+    result = answers(Kind.FACTORIES, WIRE / "factory_query.jsonl")
+    code, out, _ = run(["factories", "--watch", "2"], result, monkeypatch)
+    assert (code, pauses) == (0, [2.0, 2.0, 2.0])
+    assert out == (TEXT / "factories.out").read_text() * 3
+
+
+def test_options_choose_whom_to_ask_and_for_how_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("vac.cli.common.settings", lambda arguments: SETTINGS)
+    parser = argparse.ArgumentParser()
+    space.add_options(parser)
+    asking = space.prepare(parser.parse_args([]), Kind.MACHINES, NoNames())
+    assert (asking.factories, asking.space, asking.timeout) == ((FACTORY,), SPACE, 10.0)
+    words = ["-s", "x.example.org", "-t", "2.5", "vac-86", ".", "Other.Example.com"]
+    asking = space.prepare(parser.parse_args(words), Kind.MACHINES, NoNames())
+    assert asking.factories == ("vac-86.example.org", FACTORY, "other.example.com")
+    assert (asking.space, asking.timeout) == ("x.example.org", 2.5)
+    for bad in ("0", "-1", "x", "nan", "1e9"):
+        with pytest.raises(SystemExit):
+            parser.parse_args(["-t", bad])
