@@ -24,12 +24,13 @@ from typing import cast
 
 from vac.config.errors import ConfigurationError
 from vac.config.load import load
+from vac.config.settings import Settings
 from vac.host import facts
 from vac.host.measures import connected_networks
 from vac.host.privileges import become, unprivileged_user
 from vac.machines import files
 from vac.machines.layout import StateDir
-from vac.machines.statefiles import touch_heartbeat, write_pid
+from vac.machines.statefiles import touch_heartbeat
 from vac.machines.status import Status
 from vac.roles import RoleOptions
 from vac.vacquery.access import AccessList, parse_networks
@@ -252,7 +253,7 @@ def prepare_state(state: StateDir, user: pwd.struct_passwd | None) -> None:
     heartbeat, directory = state.heartbeat("responder"), counters_file(state).parent
     touch_heartbeat(state, "responder", time.time())
     files.make_directory(directory, exist_ok=True)
-    write_pid(state, "responder", os.getpid())
+    files.write_atomic(state.pid("responder"), b"%d\n" % os.getpid(), tmp=state.root, sync=False)
     if user is not None:
         for path in (heartbeat, directory):
             os.chown(path, user.pw_uid, user.pw_gid, follow_symlinks=False)
@@ -260,16 +261,27 @@ def prepare_state(state: StateDir, user: pwd.struct_passwd | None) -> None:
 
 def main(options: RoleOptions) -> int:
     """The process of the role `responder`: 0 when told to end, 1 when it can't work as configured."""
+    settings = _settings(options)
+    if settings is None:
+        return 1
     try:
-        settings = load(options.configs or None, facts.read()).settings
         key = read_key(settings.vacquery_key_file)
         sockets = listen(settings.vacquery_port)
-    except (ConfigurationError, OSError) as error:
-        log.error("The responder can't start: %s", error)
+    except OSError as error:
+        log.error("The responder can't start: %s (UDP port %d)", error, settings.vacquery_port)
         return 1
     ending, stop = socket.socketpair()
     options.listen(ending.close, lambda: None)
     return run(StateDir(settings.state_dir), sockets, stop, key=key, ready=options.ready)
+
+
+def _settings(options: RoleOptions) -> Settings | None:
+    """[settings]; of a broken configuration what can be understood of it, None if that is nothing."""
+    try:
+        return load(options.configs or None, facts.read()).settings
+    except ConfigurationError as error:
+        log.error("The configuration is broken: %s", error)
+        return error.settings
 
 
 def run(
