@@ -76,7 +76,7 @@ def _serve(ready: Connection, types: int, loss: float) -> None:
 
 
 def _bodies(factory: str, types: int) -> list[bytes]:
-    common = {"space": SPACE, "site": "example.org", "factory": factory, "version": "Vac 4.0.0 stand-in"}
+    common = {"space": SPACE, "site": "example.org", "factory": factory, "version": "Vac stand-in"}
     names = [f"type-{number:02d}" for number in range(types)]
     return [canonical(_message(common, name, types))[1:] for name in names]
 

@@ -15,7 +15,6 @@ from typing import Union
 
 Network = Union[IPv4Network, IPv6Network]
 _ROUTE_UP, _ROUTE_GATEWAY, _ROUTE_REJECT = 0x1, 0x2, 0x200
-_LINK_LOCAL = (IPv4Network("169.254.0.0/16"), IPv6Network("fe80::/10"))
 
 
 @dataclass(frozen=True)
@@ -73,12 +72,7 @@ def os_issue(etc: Path = Path("/etc")) -> str:
 def connected_networks(net: Path = Path("/proc/net")) -> tuple[Network, ...]:
     """Networks that this host reaches without a gateway; link-local ones (also the VMs' own) are left out."""
     networks = [*_networks_v4(_text(net / "route")), *_networks_v6(_text(net / "ipv6_route"))]
-    inner = [network for network in networks if not any(_within(network, local) for local in _LINK_LOCAL)]
-    return tuple(dict.fromkeys(inner))
-
-
-def _within(network: Network, other: Network) -> bool:
-    return network.version == other.version and network.network_address in other
+    return tuple(dict.fromkeys(network for network in networks if not network.is_link_local))
 
 
 def _networks_v4(routes: str) -> list[Network]:

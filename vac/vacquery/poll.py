@@ -141,6 +141,7 @@ class _Poll:
         self._unresolved: dict[str, None] = {}
         self._burst: set[str] = set()
         self._burst_end = 0.0
+        self._resolve_time = 0.0
         self._incomplete = len(factories)
         self.waited_for = set(factories)
         self._dropped: Counter[Reason] = Counter()

@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.unit.vacquery.recorded import FACTORY, SPACE, cookies, datagrams, messages
+from vac import __version__
 from vac.vacquery.messages import (
     ANSWER_LIMIT,
     ANSWERED_WITH,
@@ -80,7 +81,7 @@ def test_every_recorded_answer_is_read_with_all_its_fields(kind: Kind) -> None:
 def test_our_queries_say_what_the_recorded_ones_say(kind: Kind) -> None:
     recorded = json.loads(datagrams(kind, "query")[0])
     ours = json.loads(encode_query(Query(kind, SPACE, recorded["cookie"]), NOW))
-    assert ours.pop("vac_version") == "Vac 4.0.0 vac-command"
+    assert ours.pop("vac_version") == f"Vac {__version__} vac-command"
     recorded.pop("vac_version")
     assert ours == recorded
 

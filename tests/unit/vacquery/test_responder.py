@@ -27,6 +27,7 @@ from tests.unit.vacquery.recorded import (
     make_state,
     messages,
 )
+from vac import __version__
 from vac.machines import status as statuses
 from vac.machines.layout import StateDir
 from vac.machines.status import TypeFacts
@@ -92,7 +93,7 @@ def test_every_recorded_query_is_answered_in_full(kind: Kind, responder: Respond
         for answer in answers:
             assert answer["cookie"] == json.loads(query)["cookie"]
             assert answer["time_sent"] == int(NOW)
-            assert answer["daemon_version"] == answer["vac_version"] == "Vac 4.0.0 vacd-responder"
+            assert answer["daemon_version"] == answer["vac_version"] == f"Vac {__version__} vacd-responder"
 
 
 @pytest.mark.parametrize("probe", PROBES, ids=[probe["probe"] for probe in PROBES])
