@@ -24,21 +24,21 @@ class EndWatcher:
         self._lock = threading.Lock()
         self._reader, self._writer = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         self._listening = False
-        self._closed = False
+        self._closed = threading.Event()
 
     def add(self, name: str) -> None:
         """Watch this group, which a process has entered, from now on."""
         self._added.append(name)
         with self._lock, contextlib.suppress(BlockingIOError):
-            if not self._closed:
+            if not self._closed.is_set():
                 os.write(self._writer, b"\0")
 
     def close(self) -> None:
         """Let ends() return."""
         with self._lock:
-            if self._closed:
+            if self._closed.is_set():
                 return
-            self._closed = True
+            self._closed.set()
             os.close(self._writer)
             if not self._listening:
                 os.close(self._reader)
@@ -46,7 +46,7 @@ class EndWatcher:
     def ends(self) -> Iterator[str]:
         """Groups that have become empty; also, at the start, those that are empty already."""
         with self._lock:
-            if self._closed:
+            if self._closed.is_set():
                 return
             self._listening = True
         watches: dict[int, str] = {}
@@ -57,14 +57,14 @@ class EndWatcher:
                 os.close(descriptor)
             with self._lock:
                 self._listening = False
-                if self._closed:
+                if self._closed.is_set():
                     os.close(self._reader)
 
     def _ends(self, watches: dict[int, str]) -> Iterator[str]:
         poller = select.poll()
         poller.register(self._reader, select.POLLIN)
         self._added.extend(self._groups.names())
-        while not self._closed:
+        while not self._closed.is_set():
             while self._added:
                 name = self._added.popleft()
                 watch = self._groups.watch(name)
