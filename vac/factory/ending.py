@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Collection
 
 from vac.accounting import finishing
 from vac.drivers.base import Usage
+from vac.drivers.registry import engine_name
 from vac.factory.floor import Floor
 from vac.factory.slots import Slot
 from vac.machines.messages import set_shutdown_message
@@ -58,6 +60,17 @@ class Ending:
         slot.removing_since = now
         self.release(slot)
         self.floor.changed = True
+
+    def account_for_strays(self, engine: str, listed: Collection[str]) -> None:
+        """Write the end of machines that are in no slot, once their engine doesn't list their uuids any more."""
+        for machine in list(self.floor.strays):
+            if engine_name(machine.model) == engine and machine.uuid not in listed:
+                self.floor.strays.remove(machine)
+                try:
+                    finishing.finish(self.floor.state, machine, None, self.floor.clock(), live=False)
+                    log.warning("%s: was in no slot; its end is written", machine.directory.name)
+                except finishing.FinishFailed as problem:
+                    log.error("%s: %s", machine.directory.name, problem)
 
     def release(self, slot: Slot) -> None:
         """Ask the engine to let go of what is left of a finished machine."""

@@ -54,6 +54,8 @@ class Floor:
     """Why the configuration on disk can't be used; then the last good one is in force."""
     problems: tuple[str, ...] = ()
     """All that is wrong with it."""
+    strays: list[Machine] = field(default_factory=list)
+    """Machines that started, are in no slot and have not been accounted for."""
     observed: set[str] = field(default_factory=set)
     """Engines that have been seen to answer; nothing is created before."""
     changed: bool = True

@@ -129,6 +129,8 @@ class Factory:
                 self.floor.engine_of(slot.machine.model)
             if slot.removing_since is not None:
                 self.ending.retry_release(slot)
+        for machine in self.floor.strays:
+            self.floor.engine_of(machine.model)
         for engine in self.floor.engines.values():
             engine.request_observation()
         self.rules.measure()

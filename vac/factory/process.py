@@ -25,7 +25,7 @@ from vac.host import facts
 from vac.logs import OnChange
 from vac.machines import statefiles
 from vac.machines.layout import StateDir, StateDirBusy
-from vac.machines.slots import finished_machines, load_slots
+from vac.machines.slots import finished_machines, load_slots, strays
 from vac.roles import RoleOptions
 from vac.scheduling.backoff import History, reported_message
 
@@ -111,6 +111,7 @@ def open_factory(
         started_time=clock(),
         changes=OnChange(log),
         history=History.of(outcomes, fizzles),
+        strays=strays(state, machines.values(), configuration.machinetypes, settings),
     )
     running = sum(1 for slot in floor.slots if slot.occupied)
     log.info("%s: %d machines found in %d slots", settings.factory_name, running, len(floor.slots))

@@ -33,6 +33,7 @@ class Watcher:
             found = listed.pop(slot.machine.uuid, None) if slot.machine else None
             usage = seen.usage.get(found.uuid, found.usage) if found else Usage()
             self._slot(slot, found, usage, seen.asked_time)
+        self.ending.account_for_strays(seen.engine, listed)
         self._remove_zombies(seen.engine, listed)
 
     def _slot(self, slot: Slot, found: Observed | None, usage: Usage, asked_time: float) -> None:
