@@ -14,9 +14,20 @@ import queue
 import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Callable, NamedTuple, TypeVar, Union
 
-from vac.drivers.base import CreationFailed, Driver, EngineUnavailable, MachineSpec, Observed, Usage
+from vac.config.machinetype import Machinetype
+from vac.config.settings import Settings
+from vac.drivers.base import (
+    CreationFailed,
+    Driver,
+    EngineUnavailable,
+    MachineSpec,
+    Observed,
+    Preparing,
+    Usage,
+)
 
 LONGEST_PAUSE_SECONDS = 60.0
 """Between attempts to listen for events again, after they broke off."""
@@ -219,6 +230,11 @@ class InlineEngine:
     def destroy(self, name: str, uuid: str) -> None:
         """Ask for the machine's end and removal: Destroyed or DestructionFailed will be posted."""
         self._ask(Action(ActionKind.DESTROY, name, uuid), lambda: self._driver.destroy(name, uuid))
+
+    def prepare(self, machinetype: Machinetype, settings: Settings, files: Path) -> str | None:
+        """Why no machine of this type can be made yet, such as an image that is being pulled; see Preparing."""
+        driver = self._driver
+        return driver.prepare(machinetype, settings, files) if isinstance(driver, Preparing) else None
 
     def settle(self, message: ActionResult) -> None:
         """Tell that this result has been received and acted upon: its action is pending no more."""

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from pathlib import Path
 
-from vac.drivers.base import Driver, MachineSpec, Observed, Usage
+from vac.config.machinetype import Machinetype
+from vac.config.settings import Settings
+from vac.drivers.base import Adopting, Detailing, Driver, MachineSpec, Observed, Preparing, Usage
 
 
 class LateDriver:
@@ -15,11 +18,6 @@ class LateDriver:
         self._opener = opener
         self._opened: Driver | None = None
         self._opening = threading.Lock()
-
-    @property
-    def driver(self) -> Driver | None:
-        """The driver itself, once it has been opened."""
-        return self._opened
 
     def _open(self) -> Driver:
         with self._opening:
@@ -46,6 +44,24 @@ class LateDriver:
     def destroy(self, name: str, uuid: str) -> None:
         """As Driver."""
         self._open().destroy(name, uuid)
+
+    def prepare(self, machinetype: Machinetype, settings: Settings, files: Path) -> str | None:
+        """As Preparing; a driver that isn't one, or isn't open yet, needs no preparation."""
+        return (
+            self._opened.prepare(machinetype, settings, files)
+            if isinstance(self._opened, Preparing)
+            else None
+        )
+
+    def details(self, uuid: str) -> Mapping[str, str]:
+        """As Detailing; a driver that isn't one has none."""
+        driver = self._open()
+        return driver.details(uuid) if isinstance(driver, Detailing) else {}
+
+    def adopt(self, uuids: Collection[str]) -> None:
+        """As Adopting, once the driver is open."""
+        if isinstance(self._opened, Adopting):
+            self._opened.adopt(uuids)
 
     def events(self) -> Iterator[str]:
         """As Driver."""

@@ -44,7 +44,7 @@ class Deciding:
         now = self.floor.clock()
         if not self.floor.changed and (self.next_time is None or now < self.next_time):
             return
-        if not self.space.fresh(self.floor.settings):
+        if not self.space.fresh(self.floor.configuration):
             self.next_time = None
             return
         self.floor.changed = False
@@ -87,11 +87,20 @@ class Deciding:
         ]
 
     def _usable(self) -> tuple[dict[str, Machinetype], dict[str, str]]:
-        """Machinetypes of which machines could be made, and the others with the reason."""
-        reasons = dict(self.floor.configuration.unusable)
-        return {
-            name: one for name, one in self.floor.configuration.machinetypes.items() if name not in reasons
-        }, reasons
+        """Machinetypes of which machines could be made now, and why not of the others."""
+        floor, usable, reasons = self.floor, {}, dict(self.floor.configuration.unusable)
+        for name, one in floor.configuration.machinetypes.items():
+            if name in reasons:
+                continue
+            unprepared = None
+            if one.target_share > 0:
+                files = floor.state.machinetype_files(one.pipe or name)
+                unprepared = floor.engine_of(one.machine_model).prepare(one, floor.settings, files)
+            if unprepared is None:
+                usable[name] = one
+            else:
+                reasons[name] = unprepared
+        return usable, reasons
 
     def _engines(self, machinetypes: Mapping[str, Machinetype], now: float) -> dict[str, str | None]:
         """By machine model, why its engine can't be used now; None if it can."""

@@ -7,6 +7,7 @@ import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
+from vac.config.load import Configuration
 from vac.config.settings import Settings
 from vac.scheduling.model import SpaceView, TypeReport
 from vac.scheduling.space import view
@@ -33,7 +34,7 @@ class Answers:
     """max_hs06; None: not asked for this time."""
 
 
-Ask = Callable[[Settings, bool], Answers]
+Ask = Callable[[Configuration, bool], Answers]
 """Asks all peers, and for their capacities too if the flag says so. It blocks, in a thread of its own."""
 
 
@@ -50,9 +51,9 @@ class Space:
         self._reports: dict[str, tuple[float, Mapping[str, TypeReport]]] = {}
         self._capacities: dict[str, tuple[float, float]] = {}
 
-    def fresh(self, settings: Settings) -> bool:
+    def fresh(self, configuration: Configuration) -> bool:
         """Whether the space is known well enough to decide on; if not, peers are being asked from now on."""
-        if len(settings.factories) < 2:
+        if len(configuration.settings.factories) < 2:
             return True
         now = self._clock()
         if self._last_poll is not None and 0 <= now - self._last_poll < FRESH_SECONDS:
@@ -60,13 +61,13 @@ class Space:
         if not self._asking:
             self._asking = True
             due = self._capacity_poll is None or not 0 <= now - self._capacity_poll < CAPACITY_SECONDS
-            threading.Thread(target=self._poll, args=(settings, due), name="poll", daemon=True).start()
+            threading.Thread(target=self._poll, args=(configuration, due), name="poll", daemon=True).start()
         return False
 
-    def _poll(self, settings: Settings, capacities: bool) -> None:
+    def _poll(self, configuration: Configuration, capacities: bool) -> None:
         answers = Answers(self._clock())
         try:
-            answers = self._ask(settings, capacities)
+            answers = self._ask(configuration, capacities)
         except OSError as error:
             log.warning("peers can't be asked: %s", error)
         finally:
@@ -108,6 +109,6 @@ class Space:
         )
 
 
-def ask_nobody(settings: Settings, capacities: bool) -> Answers:
+def ask_nobody(configuration: Configuration, capacities: bool) -> Answers:
     """For a factory that is alone."""
     return Answers(0.0)
