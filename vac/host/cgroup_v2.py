@@ -67,8 +67,8 @@ class GroupsV2(Groups):
         if self._top == self._base:
             self._vacate()
         for directory in dict.fromkeys((self._top, self._base, home)):
-            for controller in self.controllers:
-                (directory / "cgroup.subtree_control").write_text(f"+{controller}")
+            enabled = " ".join(f"+{controller}" for controller in self.controllers)
+            (directory / "cgroup.subtree_control").write_text(enabled)
             if "memory" in self.controllers and directory != self._top:
                 (directory / "memory.low").write_text("max")
 

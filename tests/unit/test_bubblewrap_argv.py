@@ -1,0 +1,220 @@
+"""The file system that a bubblewrap machine gets, as arguments of bwrap."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from vac.config.machinetype import Machinetype
+from vac.config.settings import Settings
+from vac.drivers import bubblewrap
+from vac.drivers.base import MachineSpec
+
+
+def make_spec(site: Path, **options: Any) -> MachineSpec:
+    """A machine whose directory and state_dir are below site."""
+    directory = site / "state/machines/1_t_f1-00.example.com"
+    for name in ("machinefeatures", "jobfeatures", "joboutputs", "mnt"):
+        (directory / name).mkdir(parents=True, exist_ok=True)
+    (directory / "user_data").touch()
+    (directory / "user_data").chmod(0o755)
+    machinetype = Machinetype("t", machine_model="bubblewrap", **{"root_image": "/", **options})
+    settings = Settings(state_dir=site / "state")
+    files = site / "state/machinetypes/t/files"
+    return MachineSpec("f1-00.example.com", "u0", machinetype, settings, 1, 2**31, directory, files)
+
+
+def make_tree(root: Path, *names: str) -> None:
+    """Directories (ending in /), links (NAME -> TARGET) and executable files."""
+    for name in names:
+        place, arrow, target = name.partition(" -> ")
+        path = root / place
+        if arrow:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.symlink_to(target)
+        elif name.endswith("/"):
+            path.mkdir(parents=True, exist_ok=True)
+        else:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text("#!/bin/sh\n")
+            path.chmod(0o755)
+
+
+def command_line(spec: MachineSpec) -> list[str]:
+    return bubblewrap.command_line(bubblewrap.plan(spec, "/usr/bin/bwrap"))
+
+
+def has(arguments: list[str], *wanted: str) -> bool:
+    """Do these arguments follow each other?"""
+    starts = range(len(arguments) - len(wanted) + 1)
+    return any(tuple(arguments[start : start + len(wanted)]) == wanted for start in starts)
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    make_tree(
+        tmp_path / "image",
+        "bin -> usr/bin",
+        "usr/bin/sh",
+        "dev/null",
+        "proc/",
+        "etc/passwd",
+        "etc/ssl/cert",
+        "tmp/",
+        "var/tmp/",
+        "var/lib/dpkg/",
+        "home/",
+    )
+    return tmp_path / "image"
+
+
+def test_namespaces_are_new_except_the_network(tmp_path: Path, root: Path) -> None:
+    arguments = command_line(make_spec(tmp_path, root_image=str(root)))
+    for kind in ("user", "pid", "ipc", "uts"):
+        assert f"--unshare-{kind}" in arguments
+    assert "--new-session" in arguments
+    assert has(arguments, "--hostname", "f1-00.example.com")
+    assert "--unshare-net" not in arguments
+    assert "--die-with-parent" not in arguments, "machines outlive the factory"
+
+
+def test_image_is_read_only_with_fresh_tmp_dev_and_proc(tmp_path: Path, root: Path) -> None:
+    spec = make_spec(tmp_path, root_image=str(root))
+    arguments = command_line(spec)
+    assert has(arguments, "--ro-bind", f"{root}/usr", "/usr")
+    assert has(arguments, "--symlink", "usr/bin", "/bin")
+    assert has(arguments, "--bind", f"{spec.directory}/mnt/tmp", "/tmp")
+    assert has(arguments, "--bind", f"{spec.directory}/mnt/var_tmp", "/var/tmp")
+    assert has(arguments, "--dev", "/dev", "--proc", "/proc")
+    for name in ("dev", "proc", "tmp"):
+        assert not has(arguments, f"{root}/{name}", f"/{name}")
+    assert has(arguments, "--remount-ro", "/", "--chdir", "/tmp", "--", "/user_data")
+    writable = [arguments[index + 2] for index, each in enumerate(arguments) if each == "--bind"]
+    assert sorted(writable) == ["/tmp", "/tmp/joboutputs", "/var/tmp"]
+
+
+def test_machine_finds_what_the_platform_promises(tmp_path: Path, root: Path) -> None:
+    spec = make_spec(
+        tmp_path, root_image=str(root), cvmfs_repositories=("a.cern.ch",), token_dir=Path("/etc/tokens")
+    )
+    arguments = command_line(spec)
+    assert has(arguments, "--ro-bind", f"{spec.directory}/user_data", "/user_data")
+    assert has(arguments, "--ro-bind", f"{spec.directory}/machinefeatures", "/tmp/machinefeatures")
+    assert has(arguments, "--ro-bind", f"{spec.directory}/jobfeatures", "/tmp/jobfeatures")
+    assert has(arguments, "--bind", f"{spec.directory}/joboutputs", "/tmp/joboutputs")
+    assert has(arguments, "--ro-bind", "/cvmfs", "/cvmfs")
+    assert has(arguments, "--ro-bind", "/etc/tokens", "/etc/vac-tokens")
+
+
+def test_only_directories_that_lack_a_mount_point_are_composed(tmp_path: Path, root: Path) -> None:
+    arguments = command_line(
+        make_spec(tmp_path, root_image=str(root), tmp_binds=("/scratch", "/var/lib/x/y"))
+    )
+    assert has(arguments, "--dir", "/var")
+    assert has(arguments, "--dir", "/var/lib", "--ro-bind", f"{root}/var/lib/dpkg", "/var/lib/dpkg")
+    assert has(arguments, "--ro-bind", f"{root}/etc", "/etc")
+    for place in ("/scratch", "/var/lib/x/y"):
+        assert place in arguments
+
+
+def test_links_in_the_image_do_not_lead_mounts_astray(tmp_path: Path) -> None:
+    root = tmp_path / "image"
+    make_tree(root, "tmp -> /var/tmp", "var/tmp/joboutputs -> /etc", "etc/passwd")
+    arguments = command_line(make_spec(tmp_path, root_image=str(root)))
+    spec = make_spec(tmp_path)
+    assert has(arguments, "--symlink", "/var/tmp", "/tmp")
+    assert has(arguments, "--bind", f"{spec.directory}/joboutputs", "/var/tmp/joboutputs")
+
+
+def test_circle_of_links_is_an_error(tmp_path: Path) -> None:
+    make_tree(tmp_path / "image", "tmp -> /var/tmp", "var/tmp -> /tmp")
+    with pytest.raises(ValueError, match="too many symbolic links in /tmp"):
+        command_line(make_spec(tmp_path, root_image=str(tmp_path / "image")))
+
+
+def test_host_tree_hides_what_machines_must_not_see(tmp_path: Path) -> None:
+    arguments = command_line(make_spec(tmp_path))
+    for place in ("/run", "/home", "/root"):
+        assert has(arguments, "--tmpfs", place)
+        assert has(arguments, "--remount-ro", place)
+    spec = make_spec(Path("/opt"))
+    plan = bubblewrap.plan(spec, "/usr/bin/bwrap")
+    assert ("blank", "", "/opt/state") in plan["mounts"]
+
+
+@pytest.mark.parametrize(
+    ("root_image", "binds", "hidden"),
+    [("site", (), True), ("site/state/machinetypes", (), False), ("site", ("/state",), False)],
+)
+def test_state_dir_is_hidden_wherever_the_image_shows_it(
+    tmp_path: Path, root_image: str, binds: tuple[str, ...], hidden: bool
+) -> None:
+    spec = make_spec(tmp_path / "site", root_image=str(tmp_path / root_image), tmp_binds=binds)
+    spec.files.mkdir(parents=True)
+    arguments = command_line(spec)
+    assert has(arguments, "--tmpfs", "/state") is hidden
+    assert has(arguments, "--ro-bind", str(tmp_path / "site/state"), "/state") is False
+
+
+def test_relative_root_image_is_below_the_types_files(tmp_path: Path) -> None:
+    spec = make_spec(tmp_path, root_image="tree")
+    make_tree(spec.files / "tree", "usr/bin/sh")
+    assert has(command_line(spec), "--ro-bind", f"{spec.files}/tree/usr", "/usr")
+
+
+def test_resolver_files_of_the_host_replace_the_images_own(tmp_path: Path, root: Path) -> None:
+    make_tree(root, "etc/resolv.conf")
+    arguments = command_line(make_spec(tmp_path, root_image=str(root)))
+    assert has(arguments, "--ro-bind", "/etc/resolv.conf", "/etc/resolv.conf")
+    assert "/etc/hosts" not in arguments, "where the image has none there is no place to mount it"
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        ({"root_image": None}, "root_image is not set"),
+        ({"root_image": "https://x/image.tar"}, "is a URL; bubblewrap takes / or a directory tree"),
+        ({"root_image": "/etc/passwd"}, "root_image /etc/passwd is a file; bubblewrap takes"),
+        ({"root_image": "/no/such"}, "root_image /no/such can't be found"),
+        ({"container_command": "/no/such"}, "container_command /no/such does not exist in root_image /"),
+        ({"container_command": "/etc"}, "container_command /etc is not a file that user"),
+        ({"tmp_binds": ("/x/..",)}, "tmp_binds: / can't be a fresh directory"),
+    ],
+)
+def test_what_cannot_work_has_one_clear_reason(tmp_path: Path, options: dict[str, Any], reason: str) -> None:
+    with pytest.raises(ValueError, match=reason):
+        command_line(make_spec(tmp_path, **options))
+
+
+def test_user_data_that_is_not_there_is_told(tmp_path: Path, root: Path) -> None:
+    spec = make_spec(tmp_path, root_image=str(root))
+    (spec.directory / "user_data").unlink()
+    with pytest.raises(ValueError, match="container_command /user_data does not exist"):
+        command_line(spec)
+
+
+def test_command_in_a_fresh_or_foreign_directory_is_left_to_bwrap(tmp_path: Path, root: Path) -> None:
+    spec = make_spec(tmp_path, root_image=str(root), cvmfs_repositories=("a",))
+    kind = dataclasses.replace(spec.machinetype, container_command="/cvmfs/a/run")
+    assert command_line(dataclasses.replace(spec, machinetype=kind))[-1] == "/cvmfs/a/run"
+
+
+OUTER = b"bwrap\0--unshare-user\0--\0/user_data\0"
+
+
+@pytest.mark.parametrize(
+    ("status", "others", "running"),
+    [
+        ("", [], False),
+        ("", [b"/bin/sh\0/user_data\0"], False),
+        ('{ "child-pid": 7 }\n', [OUTER, OUTER, b""], False),
+        ('{ "child-pid": 7 }\n', [OUTER, b"/bin/sh\0/user_data\0"], True),
+    ],
+)
+def test_machine_runs_once_something_else_than_bwrap_does(
+    status: str, others: list[bytes], running: bool
+) -> None:
+    assert bubblewrap.running(status, OUTER, others) is running

@@ -1,0 +1,41 @@
+"""Drivers are loaded when needed; what isn't there is told."""
+
+from __future__ import annotations
+
+import sys
+
+import pytest
+
+from vac.config.machinetype import MODELS
+from vac.config.settings import Settings
+from vac.drivers import registry
+from vac.drivers.base import EngineUnavailable
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_every_model_has_an_engine(model: str) -> None:
+    assert registry.engine_name(model) in registry.MODULES
+
+
+def test_singularity_and_bubblewrap_share_an_engine() -> None:
+    assert registry.engine_name("singularity") == registry.engine_name("bubblewrap") == "processes"
+
+
+@pytest.mark.parametrize(
+    ("missing", "reason"),
+    [
+        ("vac.drivers.docker_engine", "machine_model docker is not available in this version"),
+        ("docker", "install python3-docker"),
+    ],
+)
+def test_what_is_missing_is_told(monkeypatch: pytest.MonkeyPatch, missing: str, reason: str) -> None:
+    def import_module(name: str) -> object:
+        raise ModuleNotFoundError(f"No module named {missing!r}", name=missing)
+
+    monkeypatch.setattr("importlib.import_module", import_module)
+    with pytest.raises(EngineUnavailable, match=reason):
+        registry.driver_for("docker", Settings())
+
+
+def test_nothing_is_loaded_before_it_is_needed() -> None:
+    assert "libvirt" not in sys.modules
