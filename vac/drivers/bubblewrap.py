@@ -110,8 +110,13 @@ def check_command(root: str, command: str, points: dict[str, tuple[str, str]]) -
     kind, file = points.get(place, ("", os.path.join(root, place[1:])))
     if not kind and inside(place, points):
         return
-    if not os.path.lexists(file):
-        raise ValueError(f"container_command {command} does not exist in root_image {root}")
+    try:
+        os.lstat(file)
+    except PermissionError:
+        why = "every directory above it must be searchable by all"
+        raise ValueError(f"user {os.getuid()} can't reach {file}: {why}") from None
+    except FileNotFoundError:
+        raise ValueError(f"container_command {command} does not exist in root_image {root}") from None
     if os.path.isdir(file) or not os.access(file, os.X_OK):
         raise ValueError(f"container_command {command} is not a file that user {os.getuid()} may execute")
 

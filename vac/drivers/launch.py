@@ -59,7 +59,9 @@ def main() -> NoReturn:
         arguments = model.command_line(plan)
         os.set_inheritable(STATUS, True)
         os.execve(arguments[0], arguments, plan["environment"])
-    except (OSError, ValueError) as error:
+    except OSError as error:
+        fail(f"{error.filename or model.PROGRAM}: {error.strerror}")
+    except ValueError as error:
         fail(str(error))
 
 

@@ -31,7 +31,7 @@ MODELS = {"bubblewrap": "vac.drivers.bubblewrap"}
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 KILL_SECONDS = 60.0
 """Longest that processes may take to end after SIGKILL."""
-START_SECONDS = 240.0
+START_SECONDS = 200.0
 """Longest that a machine may take from its first process to its command; images can be on slow disks."""
 MOST_REASON_CHARACTERS = 300
 
@@ -113,7 +113,10 @@ class ProcessDriver:
             _prepare_directory(spec, model, plan["uid"], plan["gid"])
             self._start(spec, model, plan, group)
             self._watcher.add(group)
-        except (CgroupError, OSError) as error:
+        except OSError as error:
+            self._clear(group)
+            raise CreationFailed(f"{error.filename}: {error.strerror}") from error
+        except CgroupError as error:
             self._clear(group)
             raise CreationFailed(str(error)) from error
         except CreationFailed:

@@ -1,0 +1,133 @@
+"""A throw-away factory of process machines, and that nothing of it is left afterwards."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import queue
+import shutil
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Callable
+
+from vac.config.machinetype import Machinetype
+from vac.config.settings import Settings
+from vac.drivers.base import EngineState, MachineSpec, Observed
+from vac.drivers.processes import ProcessDriver
+from vac.host.cgroup_v1 import GroupsV1
+from vac.host.cgroup_v2 import GroupsV2
+from vac.host.cgroups import Groups, find_mounts
+
+MIB = 2**20
+PATIENCE = 20.0
+
+
+def group_makers() -> dict[str, Callable[[str], Groups]]:
+    """What cgroups this host has, v1, v2 or both (v2 perhaps without controllers): how to open them."""
+    mounts = find_mounts()
+    makers: dict[str, Callable[[str], Groups]] = {}
+    v2 = mounts.v2
+    if v2 is not None:
+        makers["v2"] = lambda factory: GroupsV2(v2, factory)
+    if "memory" in mounts.v1:
+        makers["v1"] = lambda factory: GroupsV1(mounts.v1, [], factory)
+    return makers
+
+
+def wait_for(condition: Callable[[], object], what: str) -> None:
+    """Wait until the condition holds."""
+    deadline = time.monotonic() + PATIENCE
+    while not condition():
+        assert time.monotonic() < deadline, f"not so after {PATIENCE} s: {what}"
+        time.sleep(0.005)
+
+
+class Site:
+    """A factory's state_dir and driver."""
+
+    def __init__(self, groups: Groups, state_dir: Path, factory: str) -> None:
+        self.groups = groups
+        self.driver = ProcessDriver(groups)
+        self.settings = Settings(factory_name=factory, state_dir=state_dir, memory_limit_factor=2.0)
+        self._ends: queue.SimpleQueue[tuple[str, float]] = queue.SimpleQueue()
+        self._listener = threading.Thread(target=self._listen, daemon=True)
+        self._listener.start()
+
+    def spec(self, number: int = 0, user_data: str = "exec sleep 600\n", **options: Any) -> MachineSpec:
+        """A machine whose directory is complete; options are the machinetype's."""
+        name = f"f1-{number:02}.example.com"
+        directory = self.settings.state_dir / f"machines/1_t_{name}"
+        for each in ("machinefeatures", "jobfeatures", "joboutputs"):
+            (directory / each).mkdir(parents=True)
+        (directory / "jobfeatures/job_id").write_text(f"uuid-{number}")
+        (directory / "user_data").write_text("#!/bin/sh\n" + user_data)
+        (directory / "user_data").chmod(0o600)
+        kind = Machinetype("t", machine_model="bubblewrap", **{"root_image": "/", **options})
+        files = self.settings.state_dir / "machinetypes/t/files"
+        return MachineSpec(name, f"uuid-{number}", kind, self.settings, 1, 64 * MIB, directory, files)
+
+    def create(self, spec: MachineSpec) -> MachineSpec:
+        """Make the machine."""
+        self.driver.create(spec)
+        return spec
+
+    def output(self, spec: MachineSpec, name: str) -> str:
+        """What the machine has written to its joboutputs."""
+        return (spec.directory / "joboutputs" / name).read_text()
+
+    def state(self, spec: MachineSpec) -> EngineState | None:
+        """How the driver lists the machine."""
+        listed: list[Observed] = [each for each in self.driver.list() if each.uuid == spec.uuid]
+        return listed[0].state if listed else None
+
+    def wait_for_end(self, spec: MachineSpec) -> float:
+        """Wait for the event of the machine's end; when it came, Unix seconds."""
+        while True:
+            name, now = self._ends.get(timeout=PATIENCE)
+            if name == spec.name and self.state(spec) is EngineState.ENDED:
+                return now
+
+    def close(self) -> None:
+        """Destroy all machines and see that nothing is left."""
+        for machine in self.driver.list():
+            self.driver.destroy(machine.name, machine.uuid)
+        self.driver.close()
+        self._listener.join(PATIENCE)
+        assert not self._listener.is_alive()
+        state_dir, factory = str(self.settings.state_dir), self.settings.factory_name
+        assert state_dir not in Path("/proc/self/mountinfo").read_text()
+        assert not list(Path("/sys/fs/cgroup").glob(f"**/{factory}"))
+        assert not processes_of(state_dir)
+
+    def _listen(self) -> None:
+        for name in self.driver.events():
+            self._ends.put((name, time.time()))
+
+
+def processes_of(state_dir: str) -> list[int]:
+    """Processes of this host, zombies left out, whose command line names the directory."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        with contextlib.suppress(OSError):
+            if entry.name.isdigit() and state_dir.encode() in (entry / "cmdline").read_bytes():
+                found.append(int(entry.name))
+    return found
+
+
+@contextlib.contextmanager
+def open_site(version: str) -> Iterator[Site]:
+    """A site with cgroups v1 or v2."""
+    state_dir = Path(tempfile.mkdtemp(prefix="vac-test-", dir="/var/tmp"))
+    state_dir.chmod(0o711)
+    factory = f"test-{os.getpid()}-{state_dir.name[-8:]}.example.com"
+    site = Site(group_makers()[version](factory), state_dir, factory)
+    try:
+        yield site
+    finally:
+        try:
+            site.close()
+        finally:
+            shutil.rmtree(state_dir)

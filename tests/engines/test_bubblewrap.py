@@ -1,0 +1,337 @@
+"""Machines made with bubblewrap on this host: what they see, may do, leave behind, and how they end."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.conftest import require_root, require_tool
+from tests.engines.process_site import MIB, Site, group_makers, open_site, processes_of, wait_for
+from vac.drivers.base import CreationFailed, EngineState
+from vac.drivers.processes import ProcessDriver
+
+pytestmark = pytest.mark.engine
+
+VERSIONS = sorted(group_makers())
+LIMITING = ["v1"] if "v1" in VERSIONS else VERSIONS
+"""Cgroups that have controllers here."""
+
+
+@pytest.fixture
+def site(request: pytest.FixtureRequest) -> Iterator[Site]:
+    require_root()
+    require_tool("bwrap")
+    with open_site(getattr(request, "param", LIMITING[0])) as site:
+        yield site
+
+
+def read_text(file: Path) -> str:
+    """A file's content, "" if it has just gone."""
+    with contextlib.suppress(OSError):
+        return file.read_text()
+    return ""
+
+
+both = pytest.mark.parametrize("site", VERSIONS, indirect=True)
+
+
+def test_machine_is_unprivileged_and_alone(site: Site) -> None:
+    script = """
+        cd $JOBOUTPUTS
+        cp /proc/self/status .
+        id -u >id
+        echo /proc/[0-9]* >processes
+        env >env
+    """
+    spec = site.create(site.spec(0, script))
+    site.wait_for_end(spec)
+    status = dict(line.split(":", 1) for line in site.output(spec, "status").splitlines())
+    assert status["CapEff"].strip() == status["CapPrm"].strip() == status["CapBnd"].strip() == "0" * 16
+    assert status["Groups"].strip() == ""
+    assert status["NoNewPrivs"].strip() == "1"
+    assert site.output(spec, "id").strip() != "0"
+    assert site.output(spec, "processes").split() == ["/proc/1", "/proc/2"], "bwrap's init, the script"
+    environment = dict(line.split("=", 1) for line in site.output(spec, "env").splitlines())
+    assert set(environment) - {"PWD", "SHLVL", "_", "OLDPWD"} == {
+        "PATH",
+        "HOME",
+        "MACHINEFEATURES",
+        "JOBFEATURES",
+        "JOBOUTPUTS",
+    }
+
+
+def test_machine_finds_its_own(site: Site) -> None:
+    script = """
+        cat "$JOBFEATURES/job_id" >$JOBOUTPUTS/job_id
+        hostname >$JOBOUTPUTS/hostname
+        ls /proc/self/fd >$JOBOUTPUTS/fds
+        for each in /tmp /var/tmp /scratch /var/spool/x; do
+            touch $each/x && echo $each
+        done >$JOBOUTPUTS/writable
+        cat /etc/vac-tokens/token >$JOBOUTPUTS/token
+        echo to the console
+    """
+    tokens = site.settings.state_dir / "tokens"
+    tokens.mkdir()
+    (tokens / "token").write_text("T0K3N")
+    spec = site.create(site.spec(0, script, tmp_binds=("/scratch", "/var/spool/x"), token_dir=tokens))
+    site.wait_for_end(spec)
+    assert site.output(spec, "job_id") == "uuid-0"
+    assert site.output(spec, "hostname").strip() == spec.name
+    assert site.output(spec, "fds").split() == ["0", "1", "2", "3"], "3 being ls's own"
+    assert site.output(spec, "writable").split() == ["/tmp", "/var/tmp", "/scratch", "/var/spool/x"]
+    assert site.output(spec, "token") == "T0K3N"
+    assert (spec.directory / "console.log").read_text() == "to the console\n"
+    scratch = {path.parent.name for path in (spec.directory / "mnt").glob("*/x")}
+    assert scratch == {"tmp", "var_tmp", "bind0", "bind1"}, "on the machine's own disk"
+    assert (spec.directory / "user_data").stat().st_mode & 0o777 == 0o500
+
+
+def test_machine_sees_and_changes_nothing_of_others(site: Site) -> None:
+    other = site.create(site.spec(1, "# SECRET\nexec sleep 600\n"))
+    state_dir = site.settings.state_dir
+    script = f"""
+        cat {other.directory}/user_data {state_dir}/machines/*/user_data && echo read
+        ls /root/* /home/* /run/* {state_dir}/* && echo seen
+        for each in /etc /usr /run /home / /dev/.. /sys $JOBFEATURES $MACHINEFEATURES; do
+            touch $each/x && echo changed $each
+        done
+        echo x >>/user_data && echo changed
+        kill -9 -1
+    """
+    spec = site.create(site.spec(0, script.replace("&& echo", "2>/dev/null && echo")))
+    site.wait_for_end(spec)
+    assert "SECRET" not in (spec.directory / "console.log").read_text()
+    console = (spec.directory / "console.log").read_text()
+    assert not any(word in console for word in ("read\n", "seen", "changed")), console
+    assert site.state(other) is EngineState.RUNNING
+
+
+@both
+def test_escaped_processes_belong_to_the_machine_and_end_with_it(site: Site) -> None:
+    script = "(setsid sh -c 'touch /tmp/joboutputs/escaped; sleep 600' &) ; exit 0\n"
+    spec = site.create(site.spec(0, script))
+    wait_for((spec.directory / "joboutputs/escaped").exists, "the escaped process runs")
+    assert site.state(spec) is EngineState.RUNNING, "its first process has ended, another lives"
+    site.driver.stop(spec.name, spec.uuid)
+    assert site.state(spec) is EngineState.ENDED
+    assert not processes_of(str(site.settings.state_dir))
+    site.driver.destroy(spec.name, spec.uuid)
+    assert site.state(spec) is None
+    site.driver.destroy(spec.name, spec.uuid)
+
+
+@both
+def test_end_is_an_event_within_moments(site: Site) -> None:
+    delays = []
+    for number in range(5):
+        spec = site.create(site.spec(number, "sleep 0.2; date +%s.%N >/tmp/joboutputs/end\n"))
+        delays.append(site.wait_for_end(spec) - float(site.output(spec, "end")))
+    print(f"event after {min(delays) * 1000:.1f} to {max(delays) * 1000:.1f} ms")
+    assert min(delays) < 0.05
+
+
+def test_stop_of_another_uuid_changes_nothing(site: Site) -> None:
+    spec = site.create(site.spec())
+    site.driver.stop(spec.name, "other")
+    site.driver.destroy(spec.name, "other")
+    assert site.state(spec) is EngineState.RUNNING
+
+
+def test_usage_is_measured_and_stays_after_the_end(site: Site) -> None:
+    script = "end=$(($(date +%s) + 2)); while [ $(date +%s) -lt $end ]; do :; done\n"
+    spec = site.create(site.spec(0, script))
+    site.wait_for_end(spec)
+    used = site.driver.usage()[spec.uuid]
+    assert used.cpu_seconds is not None
+    assert 0.3 < used.cpu_seconds < 5
+    assert used.peak_memory_bytes is not None
+    assert 0 < used.peak_memory_bytes < 128 * MIB
+
+
+def test_memory_eater_ends_at_its_own_limit_and_its_neighbour_lives(site: Site) -> None:
+    neighbour = site.create(site.spec(1))
+    eat = "tail /dev/zero; echo $? >/tmp/joboutputs/code\n"
+    spec = site.create(site.spec(0, eat))
+    site.wait_for_end(spec)
+    assert site.output(spec, "code") == "137\n", "killed, and only what was too big"
+    peak = site.driver.usage()[spec.uuid].peak_memory_bytes
+    assert peak is not None
+    assert 100 * MIB < peak <= 128 * MIB, "memory_limit_factor 2 × 64 MiB"
+    assert site.state(neighbour) is EngineState.RUNNING
+
+
+LAUNCH = """
+import sys
+from tests.engines.process_site import Site, group_makers
+from pathlib import Path
+state_dir, factory, version = sys.argv[1:]
+site = Site(group_makers()[version](factory), Path(state_dir), factory)
+site.create(site.spec(0, "while [ ! -e /tmp/joboutputs/go ]; do sleep 0.02; done\\n"))
+print("created", flush=True)
+sys.stdin.read()
+"""
+
+
+@both
+def test_machine_outlives_the_factory_and_its_successor_hears_of_its_end(site: Site) -> None:
+    version = "v2" if "V2" in type(site.groups).__name__ else "v1"
+    arguments = [str(site.settings.state_dir), site.settings.factory_name, version]
+    pipe = subprocess.PIPE
+    with subprocess.Popen([sys.executable, "-c", LAUNCH, *arguments], stdin=pipe, stdout=pipe) as first:
+        assert first.stdout is not None
+        assert first.stdout.readline() == b"created\n"
+        first.kill()
+    successor = ProcessDriver(site.groups)
+    listed = successor.list()
+    assert [(each.name, each.uuid, each.state) for each in listed] == [
+        ("f1-00.example.com", "uuid-0", EngineState.RUNNING)
+    ]
+    events = successor.events()
+    go = site.settings.state_dir / "machines/1_t_f1-00.example.com/joboutputs/go"
+    go.touch()
+    begun = time.monotonic()
+    assert next(events) == "f1-00.example.com"
+    assert time.monotonic() - begun < 10
+    assert [each.state for each in successor.list()] == [EngineState.ENDED]
+    assert successor.usage()["uuid-0"].cpu_seconds
+    successor.destroy("f1-00.example.com", "uuid-0")
+    assert not successor.list()
+    successor.close()
+
+
+@pytest.mark.parametrize(
+    ("user_data", "options", "reason"),
+    [
+        ("", {"root_image": "/no/such"}, "root_image /no/such can't be found; bubblewrap takes / or"),
+        ("", {"root_image": "image.sif"}, "can't be found"),
+        ("", {"root_image": "http://a/b"}, "is a URL"),
+        ("", {"container_command": "/no/such"}, "container_command /no/such does not exist"),
+        ("", {"container_command": "/etc/passwd"}, "/etc/passwd is not a file that user"),
+        ("", {"token_dir": Path("/no/such")}, "bwrap: Can't find source path /no/such"),
+        (None, {}, "container_command /user_data does not exist"),
+        ("#!/no/such/interpreter\n", {}, "bwrap: execvp /user_data: No such file or directory"),
+    ],
+)
+def test_failed_creation_has_one_reason_and_leaves_nothing(
+    site: Site, user_data: str | None, options: dict[str, Any], reason: str
+) -> None:
+    spec = site.spec(0, **options)
+    (spec.directory / "user_data").unlink()
+    if user_data is not None:
+        (spec.directory / "user_data").write_text(user_data)
+    with pytest.raises(CreationFailed) as failure:
+        site.driver.create(spec)
+    assert reason in str(failure.value)
+    assert len(str(failure.value).splitlines()) == 1
+    assert site.groups.names() == []
+    assert not processes_of(str(site.settings.state_dir))
+
+
+@pytest.mark.parametrize(
+    ("user", "reason"), [("nosuchuser", "there is no account nosuchuser"), ("root", "is root")]
+)
+def test_account_must_be_there_and_unprivileged(site: Site, user: str, reason: str) -> None:
+    settings = dataclasses.replace(site.settings, singularity_user=user)
+    with pytest.raises(CreationFailed, match=reason):
+        site.driver.create(dataclasses.replace(site.spec(), settings=settings))
+
+
+def test_unreachable_state_dir_is_told(site: Site) -> None:
+    spec = site.spec()
+    site.settings.state_dir.chmod(0o700)
+    with pytest.raises(CreationFailed, match=r"can't reach .*/user_data: every directory above"):
+        site.driver.create(spec)
+
+
+def test_command_that_ends_at_once_is_a_machine_that_has_run(site: Site) -> None:
+    spec = site.create(site.spec(0, container_command="/bin/true"))
+    site.wait_for_end(spec)
+
+
+def test_directory_tree_as_root_image(site: Site) -> None:
+    tree = site.settings.state_dir / "machinetypes/t/files/tree"
+    for name in ("bin", "etc", "tmp", "var"):
+        (tree / name).mkdir(parents=True)
+    shutil.copy(require_tool("busybox"), tree / "bin/busybox")
+    for name in ("sh", "ls", "cat"):
+        (tree / "bin" / name).symlink_to("busybox")
+    (tree / "etc/motd").write_text("the image")
+    spec = site.create(site.spec(0, "ls / >/tmp/joboutputs/ls; cat /etc/motd\n", root_image="tree"))
+    site.wait_for_end(spec)
+    listed = site.output(spec, "ls").split()
+    assert listed == ["bin", "dev", "etc", "proc", "tmp", "user_data", "var"]
+    assert (spec.directory / "console.log").read_text() == "the image"
+
+
+CVMFS = """
+import subprocess, sys
+from pathlib import Path
+from tests.engines.process_site import open_site
+def run(*command): subprocess.run(command, check=True)
+run("mount", "-t", "tmpfs", "none", "/cvmfs")
+run("mount", "--make-shared", "/cvmfs")
+Path("/cvmfs/a.cern.ch").mkdir()
+with open_site(sys.argv[1]) as site:
+    wait = "while [ ! -e /cvmfs/a.cern.ch/new ]; do sleep 0.02; done; touch /cvmfs/x || echo read-only"
+    spec = site.create(site.spec(0, wait + " >$JOBOUTPUTS/x\\n", cvmfs_repositories=("a.cern.ch",)))
+    run("mount", "-t", "tmpfs", "none", "/cvmfs/a.cern.ch")
+    Path("/cvmfs/a.cern.ch/new").touch()
+    site.wait_for_end(spec)
+    assert site.output(spec, "x") == "read-only\\n"
+"""
+
+
+def test_repository_that_is_mounted_later_appears_inside(site: Site) -> None:
+    cvmfs = Path("/cvmfs")
+    made = not cvmfs.exists()
+    cvmfs.mkdir(exist_ok=True)
+    private = ["unshare", "--mount", "--propagation", "private"]
+    try:
+        subprocess.run([*private, sys.executable, "-c", CVMFS, LIMITING[0]], check=True, timeout=50)
+    finally:
+        if made:
+            cvmfs.rmdir()
+
+
+def test_sixty_four_machines(site: Site) -> None:
+    begun = time.monotonic()
+    for number in range(64):
+        site.create(site.spec(number))
+    created = time.monotonic()
+    assert len(site.driver.list()) == 64
+    listed = time.monotonic()
+    assert len(site.driver.usage()) == 64
+    measured = time.monotonic()
+    for machine in site.driver.list():
+        site.driver.destroy(machine.name, machine.uuid)
+    destroyed = time.monotonic()
+    print(
+        f"64 machines: created in {created - begun:.2f} s, listed in {(listed - created) * 1000:.1f} ms, "
+        f"measured in {(measured - listed) * 1000:.1f} ms, destroyed in {destroyed - measured:.2f} s"
+    )
+    assert created - begun < 40
+    assert measured - created < 1
+
+
+def test_ended_machines_leave_no_zombies(site: Site) -> None:
+    for number in range(3):
+        site.wait_for_end(site.create(site.spec(number, "exit 0\n")))
+
+    def zombies() -> bool:
+        site.driver.list()
+        of_ours = f") Z {os.getpid()} "
+        return any(of_ours in stat for stat in map(read_text, Path("/proc").glob("[0-9]*/stat")))
+
+    wait_for(lambda: not zombies(), "bwrap's exit is a moment behind its machine's")

@@ -1,0 +1,132 @@
+"""Groups of processes in the cgroups that this host has; v2 also where it offers no controllers."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import require_root
+from tests.engines.process_site import group_makers, wait_for
+from vac.host.cgroup_watch import EndWatcher
+from vac.host.cgroups import CgroupError, Groups, Limits
+
+pytestmark = pytest.mark.engine
+
+LIMITS = Limits(processors=1, memory_bytes=64 * 2**20, memory_limit_bytes=128 * 2**20, pids=100)
+ESCAPE = """
+import os, sys, time
+for entrance in sys.argv[1:]:
+    with open(entrance, "w") as file:
+        file.write("0")
+if os.fork() == 0:
+    os.setsid()
+    if os.fork() == 0:
+        time.sleep(600)
+    os._exit(0)
+print("entered", flush=True)
+time.sleep(600)
+"""
+
+
+@pytest.fixture(params=sorted(group_makers()))
+def groups(request: pytest.FixtureRequest) -> Iterator[Groups]:
+    require_root()
+    factory = f"test-{os.getpid()}.example.com"
+    groups = group_makers()[request.param](factory)
+    yield groups
+    for name in groups.names():
+        groups.kill_all(name, 10)
+        groups.remove(name)
+    groups.tidy()
+    assert not list(Path("/sys/fs/cgroup").glob(f"**/{factory}"))
+
+
+@contextlib.contextmanager
+def entered(groups: Groups, name: str) -> Iterator[subprocess.Popen[bytes]]:
+    """A process in the group, with a grandchild that has left its session."""
+    arguments = [sys.executable, "-c", ESCAPE, *map(str, groups.entrances(name))]
+    with subprocess.Popen(arguments, stdout=subprocess.PIPE) as child:
+        try:
+            assert child.stdout is not None
+            assert child.stdout.readline() == b"entered\n"
+            wait_for(lambda: len(groups.processes(name)) == 2, "both processes are in the group")
+            yield child
+        finally:
+            groups.kill_all(name, 10)
+
+
+def test_everything_in_a_group_is_killed_and_its_usage_stays(groups: Groups) -> None:
+    groups.create("m_u", LIMITS)
+    assert not groups.populated("m_u")
+    with entered(groups, "m_u") as child:
+        groups.kill_all("m_u", 10)
+        assert not groups.populated("m_u")
+        assert child.wait(10) == -9
+    used = groups.usage("m_u").cpu_seconds
+    assert used is not None
+    assert used > 0
+    groups.remove("m_u")
+    assert groups.names() == []
+
+
+def test_kernels_without_cgroup_kill_have_everything_frozen_and_killed(
+    groups: Groups, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    exists = Path.exists
+    monkeypatch.setattr(Path, "exists", lambda path: path.name != "cgroup.kill" and exists(path))
+    groups.create("m_u", LIMITS)
+    with entered(groups, "m_u"):
+        groups.kill_all("m_u", 10)
+    assert not groups.populated("m_u")
+
+
+def test_groups_made_inside_are_emptied_and_removed(groups: Groups) -> None:
+    groups.create("m_u", LIMITS)
+    inner = groups.entrances("m_u")[0].parent / "inner"
+    inner.mkdir()
+    arguments = [sys.executable, "-c", ESCAPE, str(inner / "cgroup.procs")]
+    with subprocess.Popen(arguments, stdout=subprocess.DEVNULL):
+        wait_for(lambda: groups.populated("m_u"), "the group inside counts")
+        groups.kill_all("m_u", 10)
+    groups.remove("m_u")
+    assert not inner.exists()
+    assert groups.names() == []
+
+
+def test_populated_group_is_not_removed(groups: Groups) -> None:
+    groups.create("m_u", LIMITS)
+    with entered(groups, "m_u"):
+        with pytest.raises(CgroupError, match="m_u: Device or resource busy"):
+            groups.remove("m_u")
+        groups.kill_all("m_u", 10)
+
+
+def test_end_of_the_last_process_is_told_for_groups_found_and_added(groups: Groups) -> None:
+    groups.create("found_u", LIMITS)
+    ends: list[str] = []
+    watcher = EndWatcher(groups)
+    listener = threading.Thread(target=lambda: ends.extend(watcher.ends()))
+    with entered(groups, "found_u"):
+        watcher.add("none_u")
+        listener.start()
+        wait_for(lambda: ends == ["none_u"], "it is listening, and what isn't there has ended")
+        groups.create("added_u", LIMITS)
+        with entered(groups, "added_u"):
+            watcher.add("added_u")
+            os.kill(groups.processes("added_u")[0], 9)
+            assert not groups.wait_until_empty("added_u", 0.1)
+            assert ends == ["none_u"], "its other process lives"
+            groups.kill_all("added_u", 10)
+            wait_for(lambda: ends[1:] == ["added_u"], "its end is told")
+        groups.kill_all("found_u", 10)
+        wait_for(lambda: ends[1:] == ["added_u", "found_u"], "its end is told")
+    watcher.close()
+    listener.join(10)
+    assert not listener.is_alive()
