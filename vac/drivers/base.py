@@ -8,7 +8,7 @@ events): a driver whose connection isn't safe for that keeps one per thread.
 from __future__ import annotations
 
 import enum
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol, runtime_checkable
@@ -33,8 +33,8 @@ class EngineState(enum.Enum):
     ENDED = "ended"
     """It doesn't run any more, but the engine still holds remains of it, so that its usage can be read."""
     HALF_MADE = "half made"
-    """Its creation was cut short: it has never run, and only its removal is due. Not said of one that a create()
-    in progress is about to start."""
+    """Its creation was cut short: it has never run, and only its removal is due. Not said of one that a
+    create() in progress is about to start."""
 
 
 @dataclass(frozen=True)
@@ -98,8 +98,8 @@ class Driver(Protocol):
     def stop(self, name: str, uuid: str) -> None:
         """End the machine, by force, but keep what tells its final usage until destroy().
 
-        Returns when nothing of it runs any more; then list() shows it as ENDED, or not at all where the engine
-        keeps no remains. No error if there is no such machine.
+        Returns when nothing of it runs any more; then list() shows it as ENDED, or not at all where the
+        engine keeps no remains. No error if there is no such machine.
         """
 
     def destroy(self, name: str, uuid: str) -> None:
@@ -110,7 +110,7 @@ class Driver(Protocol):
         """
 
     def events(self) -> Iterator[str]:
-        """Block until something has changed, then yield the machine's name, or "" if it isn't known; and so on."""
+        """Block until something has changed, then yield the machine's name, "" if unknown; and so on."""
 
     def close(self) -> None:
         """Let go of connections and wake events(). Machines go on running."""
@@ -123,8 +123,8 @@ class Preparing(Protocol):
     def prepare(self, machinetype: Machinetype, settings: Settings, files: Path) -> str | None:
         """None if a machine of this type can be created now; else why not yet, for people ("…: 45 %").
 
-        To be asked whenever a creation is considered: asking starts what is needed. It answers from memory, and
-        the first time within about a second, however the engine fares. events() yields "" when an answer
+        To be asked whenever a creation is considered: asking starts what is needed. It answers from memory,
+        and the first time within about a second, however the engine fares. events() yields "" when an answer
         changes to None. files is the machinetype's files/ directory.
         """
 
@@ -134,7 +134,7 @@ class Detailing(Protocol):
     """A driver that can tell more of a machine than usage."""
 
     def details(self, uuid: str) -> Mapping[str, str]:
-        """What people and incident teams want to know of one machine, by name of the fact; empty if it is unknown.
+        """What people and incident teams want to know of one machine, by name of the fact; empty if unknown.
 
         May block, as the calls of Driver do.
         """
@@ -144,8 +144,9 @@ class Detailing(Protocol):
 class Adopting(Protocol):
     """A driver whose engine may hold machines made by an older Vac, without the marks that we go by."""
 
-    def adopt(self, uuids: Collection[str]) -> None:
-        """From now on these machines, known to the factory from its own records, count as its own if they exist.
+    def adopt(self, machines: Mapping[str, str]) -> None:
+        """From now on these machines, names by uuid, count as the factory's own if they exist.
 
-        Replaces what was said before. Doesn't block.
+        They come from the factory's own records; those that bear our marks may be among them. Replaces what
+        was said before. Doesn't block.
         """

@@ -21,6 +21,16 @@ CONTROLLERS = ("freezer", "memory", "cpu", "cpuacct", "pids")
 MOST_SHARES = 262144
 
 
+def read_usage(cpuacct: Path, memory: Path) -> GroupUsage:
+    """What the group with these directories has used."""
+    nanoseconds = read_number(cpuacct / "cpuacct.usage")
+    return GroupUsage(
+        None if nanoseconds is None else nanoseconds / 1e9,
+        read_number(memory / "memory.usage_in_bytes"),
+        read_number(memory / "memory.max_usage_in_bytes"),
+    )
+
+
 class GroupsV1(Groups):
     """One factory's groups."""
 
@@ -35,13 +45,7 @@ class GroupsV1(Groups):
 
     def usage(self, name: str) -> GroupUsage:
         """See Groups."""
-        memory = self._home["memory"] / name
-        nanoseconds = read_number(self._home["cpuacct"] / name / "cpuacct.usage")
-        return GroupUsage(
-            None if nanoseconds is None else nanoseconds / 1e9,
-            read_number(memory / "memory.usage_in_bytes"),
-            read_number(memory / "memory.max_usage_in_bytes"),
-        )
+        return read_usage(self._home["cpuacct"] / name, self._home["memory"] / name)
 
     def watch(self, name: str) -> Watch | None:
         """See Groups: v1 doesn't tell, so one process after the other is watched through its pidfd."""

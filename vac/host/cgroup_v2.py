@@ -20,6 +20,19 @@ LEAF = "init"
 """The leaf of vac-machines.service's own process: a group with processes can't have controllers below."""
 
 
+def read_usage(group: Path) -> GroupUsage:
+    """What the group with this directory has used."""
+    microseconds = None
+    with contextlib.suppress(FileNotFoundError):
+        words = (group / "cpu.stat").read_text().split()
+        microseconds = int(words[words.index("usage_usec") + 1])
+    return GroupUsage(
+        None if microseconds is None else microseconds / 1e6,
+        read_number(group / "memory.current"),
+        read_number(group / "memory.peak"),
+    )
+
+
 class GroupsV2(Groups):
     """One factory's groups."""
 
@@ -36,16 +49,7 @@ class GroupsV2(Groups):
 
     def usage(self, name: str) -> GroupUsage:
         """See Groups."""
-        group = self._home / name
-        microseconds = None
-        with contextlib.suppress(FileNotFoundError):
-            words = (group / "cpu.stat").read_text().split()
-            microseconds = int(words[words.index("usage_usec") + 1])
-        return GroupUsage(
-            None if microseconds is None else microseconds / 1e6,
-            read_number(group / "memory.current"),
-            read_number(group / "memory.peak"),
-        )
+        return read_usage(self._home / name)
 
     def watch(self, name: str) -> Watch | None:
         """See Groups: the kernel signals a change of cgroup.events, which covers groups inside."""

@@ -1,0 +1,123 @@
+"""Machines for tests of the Docker driver: directories and specifications, without the rest of a factory."""
+
+from __future__ import annotations
+
+import contextlib
+import queue
+import threading
+import uuid
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from tests.engines.docker_fixture import IMAGE, wait_for
+from vac.config.machinetype import Machinetype
+from vac.config.settings import Settings
+from vac.drivers.base import EngineState, EngineUnavailable, MachineSpec
+from vac.drivers.docker_engine import DockerDriver
+from vac.drivers.docker_progress import PullLimits
+
+FACTORY = "factory1.example.com"
+LIMITS = PullLimits(stall_seconds=2.0, first_pause_seconds=0.1)
+
+
+class Machines:
+    """A driver, and machines numbered from 00 whose directories are below a temporary one."""
+
+    def __init__(self, url: str, directory: Path, call_seconds: float = 30.0, **settings: Any) -> None:
+        self.settings = Settings(
+            vac_space="vac.example.com",
+            factory_name=FACTORY,
+            docker_host=url,
+            pids_per_processor=100,
+            **settings,
+        )
+        self._directory = directory
+        self._call_seconds = call_seconds
+        self._drivers: list[DockerDriver] = []
+        self._number = 0
+        self.driver = self.successor()
+
+    def successor(self) -> DockerDriver:
+        """Another driver of the same factory, as after a restart."""
+        driver = DockerDriver(self.settings, limits=LIMITS, call_seconds=self._call_seconds)
+        self._drivers.append(driver)
+        return driver
+
+    def spec(self, user_data: str, **options: Any) -> MachineSpec:
+        """The next machine, of two processors and 32 MiB, with its directory."""
+        number, self._number = self._number, self._number + 1
+        spec = MachineSpec(
+            name=f"factory1-{number:02}.example.com",
+            uuid=str(uuid.uuid4()),
+            machinetype=Machinetype(
+                "test", machine_model="docker", **{"root_image": f"docker://{IMAGE}", **options}
+            ),
+            settings=self.settings,
+            processors=2,
+            memory_bytes=32 * 1024 * 1024,
+            directory=self._directory / f"machine{number:02}",
+            files=self._directory / "files",
+        )
+        for name in ("machinefeatures", "jobfeatures", "joboutputs", "mnt"):
+            (spec.directory / name).mkdir(parents=True)
+        (spec.directory / "user_data").write_text(user_data)
+        (spec.directory / "user_data").chmod(0o600)
+        (spec.directory / "machinefeatures" / "total_cpu").write_text("2")
+        (spec.directory / "jobfeatures" / "job_id").write_text(spec.uuid)
+        return spec
+
+    def create(self, spec: MachineSpec) -> None:
+        """Create the machine as soon as its image is ready."""
+        wait_for(lambda: self.prepared(spec) is None, "the image is ready")
+        self.driver.create(spec)
+
+    def prepared(self, spec: MachineSpec) -> str | None:
+        """What prepare() says of the machine's type."""
+        return self.driver.prepare(spec.machinetype, self.settings, spec.files)
+
+    def state(self, spec: MachineSpec) -> EngineState | None:
+        """The machine's state as listed now; None if it isn't."""
+        return {each.uuid: each.state for each in self.driver.list()}.get(spec.uuid)
+
+    def wait_for_state(self, spec: MachineSpec, state: EngineState | None) -> None:
+        """Wait until the machine is listed so."""
+        wait_for(lambda: self.state(spec) is state, f"{spec.name} is {state}")
+
+    def wait_for_output(self, spec: MachineSpec, name: str) -> Path:
+        """Wait for a file in the machine's joboutputs, and give the directory."""
+        outputs = spec.directory / "joboutputs"
+        wait_for((outputs / name).exists, f"{name} exists in joboutputs, which has {list(outputs.iterdir())}")
+        return outputs
+
+    @contextlib.contextmanager
+    def listening(self) -> Iterator[queue.SimpleQueue[str | None]]:
+        """What the driver's events say from now on; a text with ! if they fail, None when they have ended."""
+        news: queue.SimpleQueue[str | None] = queue.SimpleQueue()
+
+        def listen() -> None:
+            try:
+                for name in self.driver.events():
+                    news.put(name)
+            except EngineUnavailable as error:
+                news.put(f"!{error}")
+            news.put(None)
+
+        thread = threading.Thread(target=listen)
+        thread.start()
+        try:
+            yield news
+        finally:
+            self.driver.close()
+            thread.join()
+
+    def close(self) -> None:
+        """Close all drivers."""
+        for driver in self._drivers:
+            driver.close()
+
+
+def with_image(spec: MachineSpec, root_image: str) -> MachineSpec:
+    """The same machine of a type with another image."""
+    return replace(spec, machinetype=replace(spec.machinetype, root_image=root_image))

@@ -1,0 +1,383 @@
+"""The Docker driver on a real dockerd: what machines see, how they end, and whose they are."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+import uuid
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Callable
+
+import docker
+import pytest
+
+from tests.engines.docker_fixture import IMAGE, PrivateDocker, wait_for
+from tests.engines.docker_machines import FACTORY, Machines
+from vac.config.machinetype import CAPABILITIES
+from vac.drivers.base import CreationFailed, EngineState
+
+pytestmark = pytest.mark.engine
+
+
+@pytest.fixture(scope="module")
+def engine() -> Iterator[PrivateDocker]:
+    engine = PrivateDocker()
+    yield engine
+    engine.close()
+
+
+@pytest.fixture
+def client(engine: PrivateDocker) -> Iterator[docker.APIClient]:
+    with contextlib.closing(engine.client()) as client:
+        yield client
+
+
+@pytest.fixture
+def machines(engine: PrivateDocker, tmp_path: Path) -> Iterator[Machines]:
+    with contextlib.closing(Machines(engine.url, tmp_path)) as machines:
+        yield machines
+    engine.remove_containers()
+
+
+LOOK = """#!/bin/sh
+cd /var/spool/joboutputs
+hostname > hostname
+cat /etc/hosts > hosts
+cat /etc/resolv.conf > resolv.conf
+cat /etc/machinefeatures/total_cpu /etc/jobfeatures/job_id > features
+env > env
+id -u > uid
+cat /proc/self/status > status
+cat /proc/1/cmdline > init
+cat /proc/self/mountinfo > mountinfo
+touch /etc/machinefeatures/x /etc/jobfeatures/x /user_data 2> refused
+touch /scratch/file /var/scratch/deep/file
+ls -a /run /var/run > run
+touch done
+exec sleep 600
+"""
+
+
+def test_a_machine_sees_its_files_name_and_resolvers(machines: Machines) -> None:
+    spec = machines.spec(
+        LOOK, container_dns=("192.0.2.1", "192.0.2.2"), tmp_binds=("/scratch", "/var/scratch/deep")
+    )
+    machines.create(spec)
+    outputs = machines.wait_for_output(spec, "done")
+    assert (outputs / "hostname").read_text().strip() == spec.name
+    assert f"{spec.name} {spec.name.partition('.')[0]}" in (outputs / "hosts").read_text()
+    resolvers = [line for line in (outputs / "resolv.conf").read_text().splitlines() if "nameserver" in line]
+    assert resolvers == ["nameserver 192.0.2.1", "nameserver 192.0.2.2"]
+    assert (outputs / "features").read_text() == f"2{spec.uuid}"
+    environment = (outputs / "env").read_text().splitlines()
+    assert {
+        "MACHINEFEATURES=/etc/machinefeatures",
+        "JOBFEATURES=/etc/jobfeatures",
+        "JOBOUTPUTS=/var/spool/joboutputs",
+    } <= set(environment)
+    assert (outputs / "refused").read_text().count("Read-only file system") == 3
+    assert "init" in (outputs / "init").read_text()
+    assert "docker.sock" not in (outputs / "run").read_text() + (outputs / "mountinfo").read_text()
+    assert sorted(path.name for path in (spec.directory / "mnt").rglob("file")) == ["file", "file"]
+    assert (spec.directory / "user_data").stat().st_mode & 0o777 == 0o500
+
+
+def test_tokens_and_cvmfs_that_are_mounted_later_appear_inside(
+    engine: PrivateDocker, machines: Machines, tmp_path: Path
+) -> None:
+    tokens = tmp_path / "tokens"
+    tokens.mkdir()
+    cvmfs = Path("/cvmfs")
+    made = not cvmfs.exists()
+    cvmfs.mkdir(exist_ok=True)
+    try:
+        engine.run("mount", "-t", "tmpfs", "vac-test", "/cvmfs")
+        engine.run("mkdir", "/cvmfs/repo.example.com")
+        script = (
+            "#!/bin/sh\ncd /var/spool/joboutputs\ntouch started\n"
+            "until cat /cvmfs/repo.example.com/file > seen 2> error; do sleep 0.1; done\n"
+            "touch /cvmfs/x /etc/vac-tokens/x 2> refused\ncat /etc/vac-tokens/token >> seen\n"
+            "touch done\nexec sleep 600\n"
+        )
+        spec = machines.spec(script, cvmfs_repositories=("repo.example.com",), token_dir=tokens)
+        with pytest.raises(CreationFailed, match="make /cvmfs shared"):
+            machines.create(spec)
+        engine.run("mount", "--make-shared", "/cvmfs")
+        spec = replace(machines.spec(script), machinetype=spec.machinetype)
+        machines.create(spec)
+        machines.wait_for_output(spec, "started")
+        (tokens / "token").write_text(" and a token")
+        engine.run("mount", "-t", "tmpfs", "vac-test", "/cvmfs/repo.example.com")
+        engine.run("sh", "-c", "printf 'a repository' > /cvmfs/repo.example.com/file")
+        outputs = machines.wait_for_output(spec, "done")
+        assert (outputs / "seen").read_text() == "a repository and a token"
+        assert (outputs / "refused").read_text().count("Read-only") == 2
+        machines.driver.destroy(spec.name, spec.uuid)
+        engine.run("umount", "--recursive", "/cvmfs")
+    finally:
+        if made:
+            cvmfs.rmdir()
+
+
+def status(outputs: Path) -> dict[str, str]:
+    lines = (outputs / "status").read_text().splitlines()
+    return {key: value.strip() for key, _, value in (line.partition(":") for line in lines)}
+
+
+def test_none_leaves_no_capability_and_no_way_to_new_ones(machines: Machines) -> None:
+    spec = machines.spec(LOOK, container_capabilities=())
+    machines.create(spec)
+    found = status(machines.wait_for_output(spec, "done"))
+    assert int(found["CapEff"], 16) == int(found["CapBnd"], 16) == 0
+    assert found["NoNewPrivs"] == "1"
+    assert found["Seccomp"] == "2"
+
+
+def test_only_the_listed_capabilities_are_kept(machines: Machines) -> None:
+    numbers = dict(zip(("CHOWN", "DAC_OVERRIDE", "FOWNER", "FSETID", "KILL"), (0, 1, 3, 4, 5)))
+    numbers.update(SETGID=6, SETUID=7, SETPCAP=8, SYS_CHROOT=18, NET_BIND_SERVICE=10)
+    for capabilities in (CAPABILITIES, ("CHOWN", "NET_BIND_SERVICE")):
+        spec = machines.spec(LOOK, container_capabilities=capabilities)
+        machines.create(spec)
+        found = status(machines.wait_for_output(spec, "done"))
+        assert int(found["CapBnd"], 16) == sum(1 << numbers[name] for name in capabilities)
+        assert found["NoNewPrivs"] == "0"
+
+
+@pytest.mark.parametrize(("user", "uid"), [("4321", 4321), ("pilot", 1234)])
+def test_container_user_runs_user_data_and_writes_joboutputs(machines: Machines, user: str, uid: int) -> None:
+    spec = machines.spec(LOOK, container_user=user, container_capabilities=(), tmp_binds=("/scratch",))
+    machines.create(spec)
+    outputs = machines.wait_for_output(spec, "done")
+    assert (outputs / "uid").read_text().strip() == str(uid)
+    assert int(status(outputs)["CapEff"], 16) == 0
+    user_data = (spec.directory / "user_data").stat()
+    assert (user_data.st_uid, user_data.st_mode & 0o777) == (uid, 0o500)
+
+
+def test_a_user_that_the_image_lacks_is_named(machines: Machines) -> None:
+    with pytest.raises(CreationFailed, match="no user nobody-knows"):
+        machines.create(machines.spec(LOOK, container_user="nobody-knows"))
+    assert machines.driver.list() == []
+
+
+def test_nested_machines_may_make_user_namespaces_and_others_may_not(machines: Machines) -> None:
+    script = (
+        "#!/bin/sh\ncd /var/spool/joboutputs\n"
+        "unshare -U -r -m -p -f sh -c 'mount -t proc x /proc && mount -t tmpfs x /mnt && id -u' &> nested\n"
+        "touch done\n"
+    )
+    for nested, result in ((True, "0\n"), (False, "unshare: unshare(0x30020000): Operation not permitted\n")):
+        spec = machines.spec(
+            script, container_nested=nested, container_user="pilot", container_capabilities=()
+        )
+        machines.create(spec)
+        assert (machines.wait_for_output(spec, "done") / "nested").read_text() == result
+
+
+def test_limits_are_those_of_the_machine(machines: Machines, client: docker.APIClient) -> None:
+    spec = machines.spec(LOOK)
+    machines.create(spec)
+    machines.wait_for_output(spec, "done")
+    pid = int(machines.driver.details(spec.uuid)["pid"])
+    paths = dict(line.split(":", 2)[1:] for line in Path(f"/proc/{pid}/cgroup").read_text().splitlines())
+
+    def read(controller: str, file: str) -> int:
+        return int(Path(f"/sys/fs/cgroup/{controller}{paths[controller]}/{file}").read_text())
+
+    assert read("cpu", "cpu.shares") == 2048
+    assert read("memory", "memory.limit_in_bytes") == 2 * spec.memory_bytes
+    assert read("memory", "memory.soft_limit_in_bytes") == spec.memory_bytes
+    assert read("pids", "pids.max") == 200
+    assert Path(f"/proc/{pid}/limits").exists()
+
+
+def test_a_memory_eater_dies_alone_and_its_peak_is_known(machines: Machines) -> None:
+    neighbour = machines.spec("#!/bin/sh\nexec sleep 600\n")
+    eater = machines.spec("#!/bin/sh\nread x\nexec dd if=/dev/zero of=/dev/null bs=200M\n")
+    machines.create(neighbour)
+    machines.create(eater)
+    machines.wait_for_state(eater, EngineState.ENDED)
+    assert machines.state(neighbour) is EngineState.RUNNING
+    usage = machines.driver.usage()[eater.uuid]
+    limit_bytes = 2 * eater.memory_bytes
+    assert usage.peak_memory_bytes is not None
+    assert limit_bytes * 0.9 <= usage.peak_memory_bytes <= limit_bytes
+    assert machines.driver.details(eater.uuid)["exit_code"] == "137"
+
+
+def test_usage_until_the_end_is_known_after_it(machines: Machines) -> None:
+    script = "#!/bin/sh\ni=0\nwhile [ $i -lt 300000 ]; do i=$((i+1)); done\n"
+    spec = machines.spec(script)
+    machines.create(spec)
+    machines.wait_for_state(spec, EngineState.ENDED)
+    usage = machines.driver.usage()[spec.uuid]
+    assert usage.cpu_seconds is not None and usage.cpu_seconds > 0.1
+    assert usage.peak_memory_bytes is not None and usage.peak_memory_bytes > 0
+    assert usage.network_received_bytes is not None or usage.network_sent_bytes is None
+
+
+@pytest.mark.parametrize(("network", "counted"), [("bridge", True), ("host", False), ("none", False)])
+def test_network_bytes_are_counted_where_the_network_is_the_machines_own(
+    machines: Machines, network: str, counted: bool
+) -> None:
+    spec = machines.spec(LOOK, container_network=network)
+    machines.create(spec)
+    outputs = machines.wait_for_output(spec, "done")
+    assert (outputs / "hostname").read_text().strip() == spec.name
+    usage = machines.driver.usage()[spec.uuid]
+    assert (usage.network_sent_bytes is not None) is counted
+    assert bool(machines.driver.details(spec.uuid).get("addresses")) is counted
+
+
+def test_what_people_do_to_a_container_is_seen(machines: Machines, client: docker.APIClient) -> None:
+    specs = [machines.spec("#!/bin/sh\nexec sleep 600\n") for _ in range(4)]
+    for spec in specs:
+        machines.create(spec)
+    removed, paused, stopped, renamed = specs
+    client.remove_container(removed.name, force=True)
+    client.pause(paused.name)
+    client.stop(stopped.name, timeout=0)
+    client.rename(renamed.name, "another-name")
+    states = {each.uuid: (each.name, each.state) for each in machines.driver.list()}
+    assert states == {
+        paused.uuid: (paused.name, EngineState.PAUSED),
+        stopped.uuid: (stopped.name, EngineState.ENDED),
+        renamed.uuid: (renamed.name, EngineState.RUNNING),
+    }
+    for spec in specs:
+        machines.driver.stop(spec.name, spec.uuid)
+    assert {each.state for each in machines.driver.list()} == {EngineState.ENDED}
+    for spec in specs:
+        machines.driver.destroy(spec.name, spec.uuid)
+    assert client.containers(all=True) == []
+
+
+def test_strangers_containers_are_left_alone(machines: Machines, client: docker.APIClient) -> None:
+    spec = machines.spec("#!/bin/sh\nexec sleep 600\n")
+    other = {"vac.factory": "other.example.com", "vac.uuid": spec.uuid, "vac.machine": spec.name}
+    kept = set()
+    for name, labels in ((spec.name, {}), ("factory1-01.example.com", other)):
+        made = client.create_container(IMAGE, ["/bin/sleep", "600"], name=name, labels=labels)
+        client.start(made["Id"])
+        kept.add(made["Id"])
+    assert machines.driver.list() == []
+    machines.driver.stop(spec.name, spec.uuid)
+    machines.driver.destroy(spec.name, spec.uuid)
+    assert {each["Id"] for each in client.containers()} == kept
+    machines.create(spec)
+    assert [(each.name, each.uuid) for each in machines.driver.list()] == [(spec.name, spec.uuid)]
+    machines.driver.destroy(spec.name, str(uuid.uuid4()))
+    assert machines.state(spec) is EngineState.RUNNING
+    machines.driver.destroy(spec.name, spec.uuid)
+    assert {each["Id"] for each in client.containers()} == kept
+
+
+def test_an_older_vacs_container_is_adopted_by_its_id_alone(
+    machines: Machines, client: docker.APIClient
+) -> None:
+    name = f"{FACTORY.partition('.')[0]}-07.example.com"
+    ours = client.create_container(IMAGE, ["/bin/sleep", "600"], name=name)["Id"]
+    client.create_container(IMAGE, ["/bin/sleep", "600"], name="factory1-08.example.com")
+    client.start(ours)
+    assert machines.driver.list() == []
+    machines.driver.adopt({ours: name, str(uuid.uuid4()): "factory1-08.example.com"})
+    assert [(each.name, each.uuid, each.state) for each in machines.driver.list()] == [
+        (name, ours, EngineState.RUNNING)
+    ]
+    assert machines.driver.usage()[ours].cpu_seconds is not None
+    machines.driver.stop(name, ours)
+    assert [each.state for each in machines.driver.list()] == [EngineState.ENDED]
+    machines.driver.destroy(name, ours)
+    assert machines.driver.list() == []
+    assert len(client.containers(all=True)) == 1
+
+
+def test_a_creation_that_was_cut_short_is_told_and_removed(
+    machines: Machines, client: docker.APIClient
+) -> None:
+    spec = machines.spec("#!/bin/sh\nexec sleep 600\n")
+    labels = {"vac.factory": FACTORY, "vac.uuid": spec.uuid, "vac.machine": spec.name}
+    client.create_container(IMAGE, ["/bin/sleep", "600"], name=spec.name, labels=labels)
+    assert machines.state(spec) is EngineState.HALF_MADE
+    machines.driver.stop(spec.name, spec.uuid)
+    machines.driver.destroy(spec.name, spec.uuid)
+    assert machines.driver.list() == []
+    machines.create(spec)
+    assert machines.state(spec) is EngineState.RUNNING
+
+
+def test_events_name_the_machine(machines: Machines, client: docker.APIClient) -> None:
+    spec = machines.spec("#!/bin/sh\nexec sleep 600\n")
+    with machines.listening() as news:
+        machines.create(spec)
+        changes: list[Callable[[], object]] = [
+            lambda: client.pause(spec.name),
+            lambda: client.unpause(spec.name),
+            lambda: client.rename(spec.name, "another"),
+            lambda: client.kill("another"),
+            lambda: client.remove_container("another"),
+        ]
+        for change in changes:
+            change()
+            assert news.get(timeout=10) == spec.name
+        stranger = client.create_container(IMAGE, ["/bin/sleep", "600"])["Id"]
+        client.start(stranger)
+        client.remove_container(stranger, force=True)
+        machines.driver.close()
+        assert news.get(timeout=10) is None
+
+
+def test_what_a_container_said_last_stays_with_its_machine(machines: Machines) -> None:
+    spec = machines.spec("#!/bin/sh\necho for standard output\necho for standard error >&2\n")
+    machines.create(spec)
+    machines.wait_for_state(spec, EngineState.ENDED)
+    machines.driver.destroy(spec.name, spec.uuid)
+    console = spec.directory / "console.log"
+    assert set(console.read_text().splitlines()) == {"for standard output", "for standard error"}
+    assert console.stat().st_mode & 0o777 == 0o600
+
+
+def test_details_tell_what_an_incident_team_asks_for(
+    engine: PrivateDocker, machines: Machines, client: docker.APIClient
+) -> None:
+    spec = machines.spec("#!/bin/sh\nexec sleep 600\n")
+    machines.create(spec)
+    details = machines.driver.details(spec.uuid)
+    assert details["container"] == client.inspect_container(spec.name)["Id"]
+    assert details["image"] == f"docker://{IMAGE}"
+    assert details["image_id"] == engine.image_id(IMAGE)
+    assert details["addresses"].startswith("172.")
+    assert int(details["pid"]) > 1
+    assert machines.driver.details(str(uuid.uuid4())) == {}
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        ({"container_command": "/no/such/program"}, "the image has no /no/such/program"),
+        ({"token_dir": Path("/no/such/directory")}, "/no/such/directory doesn't exist on this host"),
+    ],
+)
+def test_what_is_wrong_with_a_machinetype_is_the_reason(
+    machines: Machines, options: dict[str, object], reason: str
+) -> None:
+    with pytest.raises(CreationFailed, match=reason):
+        machines.create(machines.spec(LOOK, **options))
+    assert machines.driver.list() == []
+
+
+def test_twenty_machines_are_listed_and_measured(machines: Machines) -> None:
+    specs = [machines.spec("#!/bin/sh\nexec sleep 600\n") for _ in range(20)]
+    for spec in specs:
+        machines.create(spec)
+    started = time.perf_counter()
+    listed = machines.driver.list()
+    seen = time.perf_counter()
+    usage = machines.driver.usage()
+    print(f"20 containers: list {seen - started:.4f} s, usage {time.perf_counter() - seen:.4f} s")
+    assert {each.uuid for each in listed} == {spec.uuid for spec in specs} == set(usage)
+    assert all(each.cpu_seconds is not None and each.memory_bytes is not None for each in usage.values())
+    wait_for(lambda: machines.successor().list() == listed, "a new driver lists the same")

@@ -1,0 +1,147 @@
+"""Images of the Docker driver: from a registry, from an archive, and each reason why one isn't there."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.engines.docker_fixture import IMAGE, PrivateDocker, root_tar, wait_for
+from tests.engines.docker_machines import Machines, with_image
+from tests.engines.registry_fixture import Registry, incompressible
+from vac.drivers.base import CreationFailed, EngineState
+
+pytestmark = pytest.mark.engine
+
+SLEEP = "#!/bin/sh\nexec sleep 600\n"
+
+
+@pytest.fixture(scope="module")
+def engine() -> Iterator[PrivateDocker]:
+    engine = PrivateDocker()
+    yield engine
+    engine.close()
+
+
+@pytest.fixture
+def machines(engine: PrivateDocker, tmp_path: Path) -> Iterator[Machines]:
+    with contextlib.closing(Machines(engine.url, tmp_path)) as machines:
+        yield machines
+    engine.remove_containers()
+
+
+def test_an_image_is_pulled_in_the_background_and_its_digest_recorded(
+    engine: PrivateDocker, machines: Machines
+) -> None:
+    root = root_tar({"large": incompressible(4_000_000)})
+    with contextlib.closing(
+        Registry(engine.listening_socket(), "site/pilot", root, stalling=True)
+    ) as registry:
+        spec = machines.spec(SLEEP, root_image=f"docker://{registry.image}")
+        with machines.listening() as news:
+            with pytest.raises(CreationFailed, match="is being pulled"):
+                machines.driver.create(spec)
+            wait_for(lambda: "%" in (machines.prepared(spec) or ""), "progress is told")
+            other = machines.spec(SLEEP)
+            machines.create(other)
+            assert machines.state(other) is EngineState.RUNNING
+            registry.release()
+            assert news.get(timeout=20) == ""
+            assert machines.prepared(spec) is None
+            machines.driver.create(spec)
+            assert machines.driver.details(spec.uuid)["image_digest"] == registry.digest
+
+
+def test_a_pull_that_stalls_is_given_up_and_tried_again(engine: PrivateDocker, machines: Machines) -> None:
+    root = root_tar({"large": incompressible(4_000_001)})
+    with contextlib.closing(Registry(engine.listening_socket(), "slow", root, stalling=True)) as registry:
+        spec = machines.spec(SLEEP, root_image=f"docker://{registry.image}")
+        wait_for(lambda: "the registry stalls" in (machines.prepared(spec) or ""), "the stall is the reason")
+        registry.release()
+        wait_for(lambda: machines.prepared(spec) is None, "a later attempt succeeds", 30)
+        machines.driver.create(spec)
+
+
+@pytest.mark.parametrize(
+    ("image", "reason"),
+    [
+        ("docker://127.0.0.1:9/pilot:1", "the registry can't be reached: .*connection refused"),
+        ("docker://UPPER", "invalid reference format"),
+        ("https://example.com/image.tar", "archives of images can't be downloaded here"),
+        ("nothing.tar", "No such file or directory"),
+        (None, "no root_image is configured"),
+    ],
+)
+def test_why_an_image_cant_be_had_is_told(machines: Machines, image: str | None, reason: str) -> None:
+    spec = machines.spec(SLEEP, root_image=image)
+    wait_for(lambda: "being" not in (machines.prepared(spec) or ""), "it is settled")
+    with pytest.raises(CreationFailed, match=reason):
+        machines.driver.create(spec)
+    assert machines.driver.list() == []
+
+
+def test_an_image_that_the_registry_lacks_is_told(engine: PrivateDocker, machines: Machines) -> None:
+    with contextlib.closing(Registry(engine.listening_socket(), "pilot", root_tar())) as registry:
+        spec = machines.spec(SLEEP, root_image=f"docker://{registry.address}/absent:1")
+        reason = "the registry has no such image, or not for us"
+        wait_for(lambda: reason in (machines.prepared(spec) or ""), "the reason is told")
+
+
+def test_a_tag_that_has_moved_is_followed_and_the_old_image_removed(
+    engine: PrivateDocker, tmp_path: Path
+) -> None:
+    listener = engine.listening_socket()
+    first = Registry(listener, "moving", root_tar())
+    image = first.image
+    with (
+        contextlib.closing(engine.client()) as client,
+        contextlib.closing(Machines(engine.url, tmp_path)) as old,
+    ):
+        wait_for(
+            lambda: old.prepared(old.spec(SLEEP, root_image=f"docker://{image}")) is None, "it is pulled"
+        )
+        before = engine.image_id(image)
+        wait_for(lambda: first.asked.count("/v2/moving/manifests/1") > 0, "it was asked for")
+        first.replace(root_tar({"new": "content"}))
+        with contextlib.closing(Machines(engine.url, tmp_path / "new")) as new:
+            spec = new.spec(SLEEP, root_image=f"docker://{image}")
+            assert new.prepared(spec) is None, "the old one serves meanwhile"
+            wait_for(lambda: engine.image_id(image) != before, "the tag is followed")
+            wait_for(lambda: before not in client.images(quiet=True, all=True), "the old one is removed")
+            new.driver.create(spec)
+            assert new.driver.details(spec.uuid)["image_digest"] == first.digest
+    first.close()
+    engine.remove_containers()
+
+
+def test_an_archive_is_loaded_and_run(engine: PrivateDocker, machines: Machines) -> None:
+    spec = machines.spec(SLEEP, root_image="image.tar")
+    spec.files.mkdir()
+    archive = spec.files / "image.tar"
+    with contextlib.closing(engine.client()) as client:
+        archive.write_bytes(b"".join(client.get_image(IMAGE)))
+        machines.create(spec)
+        assert machines.driver.details(spec.uuid)["image_id"] == engine.image_id(IMAGE)
+    archive.write_bytes(b"no archive at all")
+    again = with_image(machines.spec(SLEEP), str(archive))
+    with contextlib.closing(machines.successor()) as driver:
+        wait_for(
+            lambda: (
+                "no image archive" in (driver.prepare(again.machinetype, again.settings, again.files) or "")
+            ),
+            "the reason is told",
+        )
+
+
+def test_an_image_that_was_removed_is_got_again(engine: PrivateDocker, machines: Machines) -> None:
+    with contextlib.closing(Registry(engine.listening_socket(), "vanishing", root_tar())) as registry:
+        spec = machines.spec(SLEEP, root_image=f"docker://{registry.image}")
+        wait_for(lambda: machines.prepared(spec) is None, "it is pulled")
+        with contextlib.closing(engine.client()) as client:
+            client.remove_image(registry.image)
+        with pytest.raises(CreationFailed, match="isn't there any more"):
+            machines.driver.create(spec)
+        machines.create(spec)
+        assert machines.state(spec) is EngineState.RUNNING

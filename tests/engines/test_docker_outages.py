@@ -1,0 +1,86 @@
+"""The Docker driver when its engine is killed, hangs, or comes back."""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.engines.docker_fixture import PrivateDocker
+from tests.engines.docker_machines import Machines
+from vac.drivers.base import EngineState, EngineUnavailable
+
+# The SDK leaves sockets that could not be connected to the garbage collector.
+pytestmark = [
+    pytest.mark.engine,
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
+]
+
+SLEEP = "#!/bin/sh\nexec sleep 600\n"
+
+
+@pytest.fixture(params=[True, False], ids=["live-restore", "plain"])
+def engine(request: pytest.FixtureRequest) -> Iterator[PrivateDocker]:
+    engine = PrivateDocker(live_restore=request.param)
+    yield engine
+    engine.close()
+    gc.collect()
+
+
+def test_nothing_is_concluded_while_the_engine_is_down_and_all_is_found_when_it_is_back(
+    engine: PrivateDocker, tmp_path: Path
+) -> None:
+    with contextlib.closing(Machines(engine.url, tmp_path)) as machines:
+        spec = machines.spec(SLEEP)
+        machines.create(spec)
+        before = machines.driver.usage()[spec.uuid]
+        with machines.listening() as news:
+            engine.kill()
+            assert (news.get(timeout=10) or "").startswith("!")
+            for call in (
+                machines.driver.list,
+                lambda: machines.driver.create(machines.spec(SLEEP)),
+                lambda: machines.driver.stop(spec.name, spec.uuid),
+                lambda: machines.driver.destroy(spec.name, spec.uuid),
+            ):
+                with pytest.raises(EngineUnavailable, match=r"is the engine (installed and )?running"):
+                    call()
+            engine.start()
+            kept = EngineState.RUNNING if engine.live_restore else EngineState.ENDED
+            assert machines.state(spec) is kept
+            after = machines.driver.usage()[spec.uuid]
+            assert (after.cpu_seconds or 0) >= (before.cpu_seconds or 0) > 0
+            another = machines.spec(SLEEP)
+            machines.create(another)
+            assert machines.state(another) is EngineState.RUNNING
+            assert machines.successor().usage().keys() == {spec.uuid, another.uuid}
+
+
+def test_an_engine_that_hangs_is_unavailable_in_time_and_goes_on_afterwards(tmp_path: Path) -> None:
+    with contextlib.closing(PrivateDocker()) as engine:
+        with contextlib.closing(Machines(engine.url, tmp_path, call_seconds=1.0)) as machines:
+            spec = machines.spec(SLEEP)
+            machines.create(spec)
+            with engine.hanging():
+                started = time.monotonic()
+                with pytest.raises(EngineUnavailable, match="no answer for 1 s"):
+                    machines.driver.list()
+                assert machines.prepared(spec) is None
+                fresh = machines.successor()
+                reason = fresh.prepare(spec.machinetype, spec.settings, spec.files)
+                assert reason is not None and "is being looked for" in reason
+                assert time.monotonic() - started < 5
+            assert machines.state(spec) is EngineState.RUNNING
+        gc.collect()
+
+
+def test_an_engine_that_isnt_installed_is_unavailable(tmp_path: Path) -> None:
+    with contextlib.closing(Machines(f"unix://{tmp_path}/none.sock", tmp_path)) as machines:
+        for call in (machines.driver.list, machines.driver.usage, lambda: list(machines.driver.events())):
+            with pytest.raises(EngineUnavailable, match=r"none\.sock: no such socket"):
+                call()
+    gc.collect()

@@ -1,0 +1,162 @@
+"""What the Docker driver asks the engine for: the body of the create call, for each option."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+
+from vac.config.machinetype import CAPABILITIES, Machinetype
+from vac.config.settings import Settings
+from vac.drivers.base import MachineSpec
+from vac.drivers.docker_create import (
+    Image,
+    container_config,
+    creation_failure,
+    hand_over,
+    make_tmp_binds,
+    tmp_bind_directory,
+)
+from vac.drivers.docker_nested import REFUSED
+
+GOLDEN = Path(__file__).parents[2] / "data" / "docker-create.json"
+IMAGE = Image("sha256:1234", "example.com/pilot@sha256:5678", "", entrypoint=False)
+UUID = "4b0a5e86-6d0f-4a7a-8a3c-9f3f0f1d2c3b"
+
+
+def make_spec(
+    directory: Path = Path("/var/lib/vac/machines/1"), processors: int = 2, **options: Any
+) -> MachineSpec:
+    settings = Settings(vac_space="vac.example.com", factory_name="factory1.example.com")
+    machinetype = Machinetype("pilot", machine_model="docker", root_image="docker://example.com/pilot")
+    own = {name: value for name, value in options.items() if hasattr(machinetype, name)}
+    rest = {name: value for name, value in options.items() if name not in own}
+    return MachineSpec(
+        name="factory1-00.example.com",
+        uuid=UUID,
+        machinetype=dataclasses.replace(machinetype, **own),
+        settings=dataclasses.replace(settings, **rest),
+        processors=processors,
+        memory_bytes=processors * 2048 * 1024 * 1024,
+        directory=directory,
+        files=Path("/var/lib/vac/machinetypes/pilot/files"),
+    )
+
+
+def host_config(spec: MachineSpec, cgroup_parent: str | None = None) -> dict[str, Any]:
+    return cast("dict[str, Any]", container_config(spec, IMAGE, cgroup_parent)["HostConfig"])
+
+
+def test_the_create_call_is_as_recorded() -> None:
+    spec = make_spec(
+        cvmfs_repositories=("lhcb.cern.ch",),
+        tmp_binds=("/scratch", "/var/tmp"),
+        token_dir=Path("/etc/grid-tokens"),
+        container_dns=("192.0.2.53",),
+    )
+    assert container_config(spec, IMAGE, "vac.slice") == json.loads(GOLDEN.read_text())
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({}, {"CapDrop": ["ALL"], "CapAdd": list(CAPABILITIES), "SecurityOpt": []}),
+        (
+            {"container_capabilities": ()},
+            {"CapDrop": ["ALL"], "CapAdd": [], "SecurityOpt": ["no-new-privileges:true"]},
+        ),
+        ({"container_capabilities": ("CHOWN",)}, {"CapDrop": ["ALL"], "CapAdd": ["CHOWN"]}),
+        ({"container_network": "host"}, {"NetworkMode": "host"}),
+        ({"container_network": "none"}, {"NetworkMode": "none"}),
+        ({"processors": 400}, {"CpuShares": 262144, "PidsLimit": 400 * 4096}),
+        ({"memory_limit_factor": 1.5}, {"Memory": 6442450944, "MemorySwap": 6442450944}),
+        ({"memory_limit_factor": 0.5}, {"Memory": 2147483648, "MemoryReservation": 2147483648}),
+        ({"pids_per_processor": 100}, {"PidsLimit": 200}),
+    ],
+)
+def test_each_option_has_its_effect(options: dict[str, Any], expected: dict[str, Any]) -> None:
+    found = host_config(make_spec(**options))
+    assert {name: found[name] for name in expected} == expected
+
+
+def test_without_a_factor_there_is_no_hard_limit_and_the_engine_places_the_cgroup() -> None:
+    found = host_config(make_spec(memory_limit_factor=0))
+    assert found["MemoryReservation"] == 4294967296
+    assert not {"Memory", "MemorySwap", "CgroupParent"} & found.keys()
+
+
+def test_nested_machines_get_a_profile_that_still_refuses_what_is_not_needed() -> None:
+    found = host_config(make_spec(container_nested=True, container_capabilities=()))
+    options = dict(option.split("=", 1) for option in found["SecurityOpt"] if "=" in option)
+    profile = json.loads(options["seccomp"])
+    assert profile["syscalls"][0]["names"] == sorted(set(REFUSED))
+    assert not {"unshare", "clone", "mount", "umount2", "pivot_root", "setns"} & set(REFUSED)
+    assert "no-new-privileges:true" in found["SecurityOpt"]
+    assert found["MaskedPaths"] == found["ReadonlyPaths"] == []
+
+
+@pytest.mark.parametrize(
+    ("name", "hostname", "domainname"),
+    [
+        ("factory1-00.example.com", "factory1-00.example.com", ""),
+        (f"factory1-00.{'x' * 60}.com", "factory1-00", f"{'x' * 60}.com"),
+    ],
+)
+def test_a_name_that_the_kernel_cant_hold_is_split(name: str, hostname: str, domainname: str) -> None:
+    config = container_config(dataclasses.replace(make_spec(), name=name), IMAGE, None)
+    assert (config["Hostname"], config["Domainname"]) == (hostname, domainname)
+
+
+def test_tmp_binds_are_fresh_and_never_share_a_directory(tmp_path: Path) -> None:
+    spec = make_spec(tmp_path, tmp_binds=("/a/b", "/a-b", "/a%2Fb"))
+    make_tmp_binds(spec)
+    directories = [tmp_bind_directory(spec, path) for path in spec.machinetype.tmp_binds]
+    assert len(set(directories)) == 3
+    assert all(directory.parent == tmp_path / "mnt" for directory in directories)
+    assert {directory.stat().st_mode & 0o7777 for directory in directories} == {0o1777}
+    with pytest.raises(FileExistsError):
+        make_tmp_binds(spec)
+
+
+def test_user_data_becomes_executable_for_its_user_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    owners: dict[str, int] = {}
+    monkeypatch.setattr("os.chown", lambda path, uid, gid: owners.update({Path(path).name: uid}))
+    (tmp_path / "user_data").touch(0o644)
+    hand_over(make_spec(tmp_path), 4321)
+    assert (tmp_path / "user_data").stat().st_mode & 0o777 == 0o500
+    assert owners == {"user_data": 4321, "joboutputs": 4321}
+
+
+@pytest.mark.parametrize(
+    ("said", "reason"),
+    [
+        (
+            'invalid mount config for type "bind": bind source path does not exist: /cvmfs',
+            "/cvmfs doesn't exist on this host, and the machinetype needs it bound into the container",
+        ),
+        (
+            "path /cvmfs is mounted on / but it is not a shared or slave mount",
+            "/cvmfs can't follow later mounts: make / shared (mount --make-rshared /)",
+        ),
+        (
+            'exec: "docker-init": executable file not found in $PATH',
+            "the engine lacks docker-init, which reaps zombies in containers: install it (Debian: tini)",
+        ),
+        (
+            "unable to find user pilot: no matching entries in passwd",
+            "the image has no user as its USER says: unable to find user pilot: no matching entries in passwd",
+        ),
+        (
+            'exec: "/init": stat /init: no such file or directory: unknown',
+            '/init can\'t be run in the image: exec: "/init": stat /init: no such file or directory: unknown',
+        ),
+        ("Minimum memory limit allowed is 6MB", "Minimum memory limit allowed is 6MB"),
+    ],
+)
+def test_what_the_engine_says_becomes_a_reason(said: str, reason: str) -> None:
+    assert creation_failure(said, make_spec()) == reason

@@ -1,0 +1,38 @@
+"""What there is to know of one container, for people and for those who trace an incident. Pure.
+
+The form is that of GET /containers/ID/json of the Docker Engine API.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from vac.drivers.docker_create import LABEL_DIGEST, LABEL_IMAGE
+
+
+def container_details(inspected: Mapping[str, Any]) -> dict[str, str]:
+    """The facts by name; those that aren't known are left out."""
+    config, state = inspected.get("Config") or {}, inspected.get("State") or {}
+    labels, network = config.get("Labels") or {}, inspected.get("NetworkSettings") or {}
+    attached = (network.get("Networks") or {}).values()
+    addresses = [each.get(kind) for each in attached for kind in ("IPAddress", "GlobalIPv6Address")]
+    error = str(state.get("Error") or "")
+    facts = {
+        "container": inspected.get("Id"),
+        "container_name": str(inspected.get("Name") or "").lstrip("/"),
+        "image": labels.get(LABEL_IMAGE) or config.get("Image"),
+        "image_id": inspected.get("Image"),
+        "image_digest": labels.get(LABEL_DIGEST),
+        "state": state.get("Status"),
+        "pid": state.get("Pid"),
+        "addresses": " ".join(address for address in addresses if address),
+        "user": config.get("User"),
+        "network": (inspected.get("HostConfig") or {}).get("NetworkMode"),
+        "exit_code": state.get("ExitCode") if state.get("Status") in ("exited", "dead", "stopped") else None,
+        "killed_for_memory": "yes" if state.get("OOMKilled") else "",
+        "error": " ".join(error.split()),
+    }
+    return {
+        name: str(value) for name, value in facts.items() if value is not None and value not in ("", 0)
+    } | ({"exit_code": "0"} if facts["exit_code"] == 0 else {})

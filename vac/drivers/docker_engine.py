@@ -1,0 +1,197 @@
+"""The driver of Docker containers, and of any engine with Docker's API, such as Podman.
+
+A container is this factory's if its labels say so, whatever its name has become; all others are left alone.
+The one exception are containers that an older Vac has made, which bear no labels: their uuid is the
+container's id, and the factory, which has it on record, names them to adopt(). Calls: Docker Engine API.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Callable
+
+import docker.errors
+
+from vac.config.machinetype import Machinetype
+from vac.config.settings import Settings
+from vac.drivers.base import CreationFailed, EngineState, MachineSpec, Observed, Usage
+from vac.drivers.docker_api import CALL_SECONDS, Client, Connection
+from vac.drivers.docker_create import LABEL_UUID, Image
+from vac.drivers.docker_details import container_details
+from vac.drivers.docker_events import EventReader
+from vac.drivers.docker_images import ImageKeeper
+from vac.drivers.docker_listing import Listed, Ownership, adoptable
+from vac.drivers.docker_make import ContainerMaker
+from vac.drivers.docker_progress import LIMITS, PullLimits
+from vac.drivers.docker_usage import UsageMeter
+
+CONSOLE_BYTES = 64 * 1024
+CONSOLE_LINES = 1000
+
+_log = logging.getLogger(__name__)
+
+
+class DockerDriver:
+    """A Driver that is also Preparing, Detailing and Adopting: see there for what the methods promise.
+
+    fetch: see ImageKeeper. call_seconds: how long the engine may be silent within a call.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        fetch: Callable[[str], Path] | None = None,
+        limits: PullLimits = LIMITS,
+        call_seconds: float = CALL_SECONDS,
+    ) -> None:
+        self._ownership = Ownership(settings.factory_name, {})
+        self._connection = Connection(settings.docker_host, call_seconds)
+        self._events = EventReader(self._connection, lambda: self._ownership)
+        self._images = ImageKeeper(self._connection, self._events.wake, fetch, limits)
+        self._maker = ContainerMaker()
+        self._meter = UsageMeter()
+        self._listed: Sequence[Listed] | None = None
+        self._creating: set[str] = set()
+
+    def prepare(self, machinetype: Machinetype, settings: Settings, files: Path) -> str | None:
+        """See Preparing: the image is what has to be there."""
+        return self._images.prepare(machinetype.root_image, files)
+
+    def adopt(self, machines: Mapping[str, str]) -> None:
+        """See Adopting."""
+        self._ownership = Ownership(self._ownership.factory, adoptable(machines))
+
+    def list(self) -> Sequence[Observed]:
+        """See Driver."""
+        with self._connection.client() as client:
+            self._listed = self._find(client)
+        return [Observed(each.name, each.uuid, each.state) for each in self._listed]
+
+    def usage(self) -> Mapping[str, Usage]:
+        """See Driver. The engine is asked only for containers that are measured for the first time."""
+        with self._connection.client() as client:
+            listed = self._find(client) if self._listed is None else self._listed
+            for each in listed:
+                if each.state in (EngineState.RUNNING, EngineState.PAUSED) and not self._meter.knows(each.id):
+                    self._measure(client, each.id, each.own_network)
+        used = self._meter.read(each.id for each in listed)
+        return {each.uuid: used.get(each.id, Usage()) for each in listed}
+
+    def create(self, spec: MachineSpec) -> None:
+        """See Driver."""
+        self._creating.add(spec.uuid)
+        try:
+            with self._connection.client() as client:
+                container_id = self._maker.make(client, spec, self._image(client, spec))
+                self._measure(client, container_id, spec.machinetype.container_network == "bridge")
+        finally:
+            self._creating.discard(spec.uuid)
+
+    def stop(self, name: str, uuid: str) -> None:
+        """See Driver."""
+        with self._connection.client() as client:
+            for each in self._find(client, name, uuid):
+                if each.state is EngineState.HALF_MADE:
+                    continue
+                with contextlib.suppress(docker.errors.NotFound):
+                    _kill(client, each.id)
+                    client.wait(each.id)
+
+    def destroy(self, name: str, uuid: str) -> None:
+        """See Driver. What the container has said last is kept in the machine's directory, as console.log."""
+        with self._connection.client() as client:
+            for each in self._find(client, name, uuid):
+                with contextlib.suppress(docker.errors.NotFound):
+                    _keep_console(client, each)
+                    _remove(client, each.id)
+
+    def details(self, uuid: str) -> Mapping[str, str]:
+        """See Detailing."""
+        with self._connection.client() as client:
+            for each in self._find(client, uuid=uuid):
+                with contextlib.suppress(docker.errors.NotFound):
+                    return container_details(client.inspect_container(each.id))
+        return {}
+
+    def events(self) -> Iterator[str]:
+        """See Driver."""
+        return self._events.listen()
+
+    def close(self) -> None:
+        """See Driver."""
+        self._events.close()
+        self._meter.close()
+        self._connection.forget()
+
+    def _find(self, client: Client, name: str | None = None, uuid: str | None = None) -> Sequence[Listed]:
+        """All machines of this factory, or the one; not those that create() is about to start."""
+        filters = self._ownership.filters
+        if uuid is not None and filters:
+            filters["label"].append(f"{LABEL_UUID}={uuid}")
+        found = map(self._ownership.recognize, client.containers(all=True, filters=filters))
+        return [
+            each
+            for each in found
+            if each is not None
+            and not (each.state is EngineState.HALF_MADE and each.uuid in self._creating)
+            and name in (None, each.name)
+            and uuid in (None, each.uuid)
+        ]
+
+    def _image(self, client: Client, spec: MachineSpec) -> Image:
+        """The machine's image as the engine has it now."""
+        machinetype = spec.machinetype
+        missing = self._images.prepare(machinetype.root_image, spec.files)
+        if missing is not None:
+            raise CreationFailed(missing)
+        image = self._images.find(client, machinetype.root_image or "", spec.files)
+        if image is None:
+            raise CreationFailed(f"image {machinetype.root_image} isn't there any more: to be got again")
+        return image
+
+    def _measure(self, client: Client, container_id: str, own_network: bool) -> None:
+        with contextlib.suppress(docker.errors.NotFound):
+            pid = client.inspect_container(container_id)["State"].get("Pid", 0)
+            if pid:
+                self._meter.add(container_id, pid, own_network)
+
+
+def open_driver(settings: Settings, fetch: Callable[[str], Path] | None = None) -> DockerDriver:
+    """The driver of the engine at docker_host. Doesn't ask anything of the engine yet."""
+    return DockerDriver(settings, fetch)
+
+
+def _kill(client: Client, container_id: str) -> None:
+    try:
+        client.kill(container_id)
+    except docker.errors.APIError as error:
+        if error.status_code != 409:  # that is: it doesn't run
+            raise
+
+
+def _remove(client: Client, container_id: str) -> None:
+    try:
+        client.remove_container(container_id, force=True, v=True)
+    except docker.errors.APIError as error:
+        if error.status_code != 409:  # that is: it is being removed already
+            raise
+        client.wait(container_id, condition="removed")
+
+
+def _keep_console(client: Client, machine: Listed) -> None:
+    """Write what the container has said last into its machine's directory, unless that is done."""
+    path = Path(machine.directory, "console.log")
+    if not machine.directory or machine.state is EngineState.HALF_MADE or path.exists():
+        return
+    try:
+        text = client.logs(machine.id, tail=CONSOLE_LINES)[-CONSOLE_BYTES:]
+        with open(path, "xb", opener=lambda name, flags: os.open(name, flags | os.O_NOFOLLOW, 0o600)) as file:
+            file.write(text)
+    except docker.errors.APIError as error:
+        _log.info("%s: its console can't be had: %s", machine.name, error)
+    except FileNotFoundError:
+        return

@@ -1,0 +1,130 @@
+"""Making one container: image, directories, the call itself, what its user must own, the start.
+
+Whatever fails after the engine has made the container, the container is removed again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import posixpath
+import tarfile
+from collections.abc import Iterable
+from typing import cast
+
+import docker.errors
+
+from vac.drivers.base import CreationFailed, MachineSpec
+from vac.drivers.docker_api import Client, explanation
+from vac.drivers.docker_create import (
+    Image,
+    container_config,
+    creation_failure,
+    hand_over,
+    make_tmp_binds,
+    mount_targets,
+)
+
+PASSWD = "/etc/passwd"
+LONGEST_PASSWD_BYTES = 1024 * 1024
+
+_log = logging.getLogger(__name__)
+
+
+class ContainerMaker:
+    """Makes containers, and remembers what it has found out about images."""
+
+    def __init__(self) -> None:
+        self._uids: dict[tuple[str, str], int] = {}
+        self._commands: set[tuple[str, str]] = set()
+        self._systemd: bool | None = None
+
+    def make(self, client: Client, spec: MachineSpec, image: Image) -> str:
+        """Make and start the machine's container, and give its id. Raises CreationFailed with a reason.
+
+        What the engine can't be reached for is raised as the SDK does.
+        """
+        try:
+            make_tmp_binds(spec)
+            container_id = self._create(client, spec, image)
+            try:
+                user = spec.machinetype.container_user or image.user
+                hand_over(spec, self._uid(client, container_id, image, user))
+                self._check_command(client, container_id, spec, image)
+                client.start(container_id)
+            except BaseException:
+                with contextlib.suppress(docker.errors.NotFound):
+                    client.remove_container(container_id, force=True, v=True)
+                raise
+        except docker.errors.APIError as error:
+            raise CreationFailed(creation_failure(explanation(error), spec)) from error
+        except OSError as error:
+            if isinstance(error, docker.errors.DockerException) or error.filename is None:
+                raise
+            raise CreationFailed(f"{error.filename}: {error.strerror}") from error
+        return container_id
+
+    def _create(self, client: Client, spec: MachineSpec, image: Image) -> str:
+        config = container_config(spec, image, self._cgroup_parent(client))
+        try:
+            return client.make_container(config, spec.name)
+        except docker.errors.APIError as error:
+            if error.status_code != 409 or "already in use" not in explanation(error):
+                raise
+            name = f"{spec.name}.{spec.uuid[:8]}"
+            _log.warning("%s: another container has this name; it is made as %s", spec.name, name)
+            return client.make_container(config, name)
+
+    def _cgroup_parent(self, client: Client) -> str | None:
+        """vac.slice where the engine leaves cgroups to systemd; elsewhere where the engine puts them."""
+        if self._systemd is None:
+            self._systemd = client.info().get("CgroupDriver") == "systemd"
+        return "vac.slice" if self._systemd else None
+
+    def _uid(self, client: Client, container_id: str, image: Image, user: str) -> int:
+        """The number of the user who runs inside; names are looked up in the image."""
+        name = user.partition(":")[0] or "0"
+        if name.isdigit():
+            return int(name)
+        known = self._uids.get((image.id, name))
+        if known is None:
+            known = self._uids[image.id, name] = _look_up(read_passwd(client, container_id), name)
+        return known
+
+    def _check_command(self, client: Client, container_id: str, spec: MachineSpec, image: Image) -> None:
+        """Is there a command to run? The init would only tell once the container runs."""
+        command = spec.machinetype.container_command
+        bound = any(posixpath.commonpath((command, target)) == target for target in mount_targets(spec))
+        if image.entrypoint or bound or (image.id, command) in self._commands:
+            return
+        try:
+            stream, _ = client.get_archive(container_id, command)
+            stream.close()
+        except docker.errors.NotFound as error:
+            raise CreationFailed(f"the image has no {command}, which is the container_command") from error
+        self._commands.add((image.id, command))
+
+
+def read_passwd(client: Client, container_id: str) -> str:
+    """/etc/passwd of a container that needn't run; "" if it has none, or none that can be read."""
+    try:
+        stream, found = client.get_archive(container_id, PASSWD)
+    except docker.errors.NotFound:
+        return ""
+    if found["size"] > LONGEST_PASSWD_BYTES:
+        return ""
+    with tarfile.open(fileobj=io.BytesIO(b"".join(cast("Iterable[bytes]", stream)))) as archive:
+        for member in archive.getmembers():
+            file = archive.extractfile(member) if member.isfile() else None
+            if file is not None:
+                return file.read().decode(errors="replace")
+    return ""
+
+
+def _look_up(passwd: str, name: str) -> int:
+    for line in passwd.splitlines():
+        fields = line.split(":")
+        if len(fields) > 2 and fields[0] == name and fields[2].isdigit():
+            return int(fields[2])
+    raise CreationFailed(f"the image's {PASSWD} has no user {name}: give its number")
