@@ -15,24 +15,20 @@ import pytest
 from vac.config.machinetype import Machinetype
 from vac.config.settings import Settings
 from vac.drivers.base import EngineState, EngineUnavailable, MachineSpec
-from vac.drivers.engine import (
-    Action,
-    ActionKind,
+from vac.drivers.engine import Action, ActionKind, Deadlines, Engine, InlineEngine
+from vac.drivers.fake import FakeDriver, FakeEngine, Script
+from vac.drivers.messages import (
     Changed,
     Created,
     CreationRefused,
-    Deadlines,
     Destroyed,
     DestructionFailed,
-    Engine,
-    InlineEngine,
     Message,
     Observation,
     ObservationFailed,
     StopFailed,
     Stopped,
 )
-from vac.drivers.fake import FakeDriver, FakeEngine, Script
 
 PATIENCE = 5.0
 

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from vac.cli import common
 from vac.machines import status as statuses
 from vac.machines.layout import StateDir
-from vac.machines.machine import Machine
+from vac.machines.machine import Machine, read_details
 from vac.machines.messages import shutdown_message
 from vac.machines.status import Status
 
@@ -64,6 +64,7 @@ def known_of(machine: Machine, status: Status | None) -> dict[str, object]:
         "CPU seconds": machine.cpu_seconds,
         "CPU percent": machine.cpu_percent,
         "peak memory MiB": machine.peak_memory_bytes and machine.peak_memory_bytes >> 20,
+        **read_details(machine),
         "accounting FQAN": machine.fqan,
         "directory": str(machine.directory),
         "machinefeatures": _features(machine, "machinefeatures"),

@@ -15,18 +15,34 @@ import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Callable, NamedTuple, TypeVar, Union
+from typing import Callable, NamedTuple, TypeVar
 
 from vac.config.machinetype import Machinetype
 from vac.config.settings import Settings
 from vac.drivers.base import (
+    Adopting,
     CreationFailed,
+    Detailing,
     Driver,
+    EngineState,
     EngineUnavailable,
     MachineSpec,
     Observed,
     Preparing,
     Usage,
+)
+from vac.drivers.messages import (
+    ActionResult,
+    Changed,
+    Created,
+    CreationRefused,
+    Destroyed,
+    DestructionFailed,
+    Message,
+    Observation,
+    ObservationFailed,
+    StopFailed,
+    Stopped,
 )
 
 LONGEST_PAUSE_SECONDS = 60.0
@@ -34,107 +50,6 @@ LONGEST_PAUSE_SECONDS = 60.0
 
 _log = logging.getLogger(__name__)
 _Result = TypeVar("_Result")
-
-
-@dataclass(frozen=True)
-class Observation:
-    """What the engine has and what it uses."""
-
-    engine: str
-    machines: tuple[Observed, ...]
-    usage: Mapping[str, Usage]
-    """By uuid."""
-    asked_time: float
-    """When the engine was asked: of a machine that was created after it, the listing says nothing."""
-    time: float
-    """When it had answered."""
-
-
-@dataclass(frozen=True)
-class ObservationFailed:
-    """The engine couldn't be asked: nothing may be concluded about its machines."""
-
-    engine: str
-    reason: str
-    asked_time: float
-    time: float
-
-
-@dataclass(frozen=True)
-class Created:
-    """The machine runs."""
-
-    engine: str
-    name: str
-    uuid: str
-    time: float
-
-
-@dataclass(frozen=True)
-class CreationRefused:
-    """The machine could not be made; what may be left of it is listed by the next observation."""
-
-    engine: str
-    name: str
-    uuid: str
-    reason: str
-    unavailable: bool
-    """The engine couldn't be reached: it is unknown whether the machine exists."""
-    time: float
-
-
-@dataclass(frozen=True)
-class Stopped:
-    """Nothing of the machine runs any more; its remains are still there to be measured."""
-
-    engine: str
-    name: str
-    uuid: str
-    time: float
-
-
-@dataclass(frozen=True)
-class StopFailed:
-    """The machine could not be ended, or it is unknown whether it was."""
-
-    engine: str
-    name: str
-    uuid: str
-    reason: str
-    time: float
-
-
-@dataclass(frozen=True)
-class Destroyed:
-    """The engine holds nothing of the machine any more."""
-
-    engine: str
-    name: str
-    uuid: str
-    time: float
-
-
-@dataclass(frozen=True)
-class DestructionFailed:
-    """The machine could not be removed, or it is unknown whether it was."""
-
-    engine: str
-    name: str
-    uuid: str
-    reason: str
-    time: float
-
-
-@dataclass(frozen=True)
-class Changed:
-    """Something has changed with the machine of this name, or with any if it is "": worth an observation."""
-
-    engine: str
-    name: str
-
-
-ActionResult = Union[Created, CreationRefused, Stopped, StopFailed, Destroyed, DestructionFailed]
-Message = Union[Observation, ObservationFailed, ActionResult, Changed]
 
 
 class ActionKind(enum.Enum):
@@ -214,6 +129,7 @@ class InlineEngine:
         self._calls: dict[int, _Call] = {}
         self._pending: set[Action] = set()
         self._observation_failure: str | None = None
+        self._detailed: set[str] = set()
 
     def request_observation(self) -> None:
         """Ask for an Observation. While one is being made, one more is remembered."""
@@ -233,8 +149,14 @@ class InlineEngine:
 
     def prepare(self, machinetype: Machinetype, settings: Settings, files: Path) -> str | None:
         """Why no machine of this type can be made yet, such as an image that is being pulled; see Preparing."""
-        driver = self._driver
+        driver: object = self._driver
         return driver.prepare(machinetype, settings, files) if isinstance(driver, Preparing) else None
+
+    def adopt(self, machines: Mapping[str, str]) -> None:
+        """Tell the driver which machines are the factory's whatever marks they bear; see Adopting."""
+        driver: object = self._driver
+        if isinstance(driver, Adopting):
+            driver.adopt(machines)
 
     def settle(self, message: ActionResult) -> None:
         """Tell that this result has been received and acted upon: its action is pending no more."""
@@ -290,8 +212,9 @@ class InlineEngine:
         self._act(action, call)
 
     def _observe(self) -> None:
-        def look() -> tuple[tuple[Observed, ...], Mapping[str, Usage]]:
-            return tuple(self._driver.list()), dict(self._driver.usage())
+        def look() -> tuple[tuple[Observed, ...], Mapping[str, Usage], Mapping[str, Mapping[str, str]]]:
+            machines = tuple(self._driver.list())
+            return machines, dict(self._driver.usage()), self._details(machines)
 
         asked_time = self._clock()
         seen = self._attempt("", self._deadlines.observation_seconds, look)
@@ -302,6 +225,15 @@ class InlineEngine:
         else:
             self._observation_failure = None
             self._post(Observation(self.name, *seen, asked_time=asked_time, time=now))
+
+    def _details(self, machines: tuple[Observed, ...]) -> Mapping[str, Mapping[str, str]]:
+        driver: object = self._driver
+        if not isinstance(driver, Detailing):
+            return {}
+        running = {machine.uuid for machine in machines if machine.state is EngineState.RUNNING}
+        found = {uuid: dict(driver.details(uuid)) for uuid in running - self._detailed}
+        self._detailed = running
+        return {uuid: details for uuid, details in found.items() if details}
 
     def _act(self, action: Action, call: Callable[[], None]) -> None:
         kind, name, uuid = action

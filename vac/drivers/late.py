@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from vac.config.machinetype import Machinetype
@@ -18,11 +18,13 @@ class LateDriver:
         self._opener = opener
         self._opened: Driver | None = None
         self._opening = threading.Lock()
+        self._adopted: Mapping[str, str] = {}
 
     def _open(self) -> Driver:
         with self._opening:
             if self._opened is None:
                 self._opened = self._opener()
+                self.adopt(self._adopted)
             return self._opened
 
     def list(self) -> Sequence[Observed]:
@@ -47,21 +49,20 @@ class LateDriver:
 
     def prepare(self, machinetype: Machinetype, settings: Settings, files: Path) -> str | None:
         """As Preparing; a driver that isn't one, or isn't open yet, needs no preparation."""
-        return (
-            self._opened.prepare(machinetype, settings, files)
-            if isinstance(self._opened, Preparing)
-            else None
-        )
+        driver: object = self._opened
+        return driver.prepare(machinetype, settings, files) if isinstance(driver, Preparing) else None
 
     def details(self, uuid: str) -> Mapping[str, str]:
         """As Detailing; a driver that isn't one has none."""
-        driver = self._open()
+        driver: object = self._open()
         return driver.details(uuid) if isinstance(driver, Detailing) else {}
 
-    def adopt(self, uuids: Collection[str]) -> None:
-        """As Adopting, once the driver is open."""
-        if isinstance(self._opened, Adopting):
-            self._opened.adopt(uuids)
+    def adopt(self, machines: Mapping[str, str]) -> None:
+        """As Adopting; what is said before the driver is open is told to it then."""
+        self._adopted = machines
+        driver: object = self._opened
+        if isinstance(driver, Adopting):
+            driver.adopt(machines)
 
     def events(self) -> Iterator[str]:
         """As Driver."""

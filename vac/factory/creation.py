@@ -9,7 +9,7 @@ import vac
 from vac.config.machinetype import VM_MODELS, Machinetype
 from vac.context import user_data
 from vac.drivers.base import CreationFailed, MachineSpec
-from vac.drivers.engine import Created, CreationRefused
+from vac.drivers.messages import Created, CreationRefused
 from vac.drivers.processes import account
 from vac.factory.ending import Ending
 from vac.factory.floor import Floor

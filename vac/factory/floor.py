@@ -72,8 +72,10 @@ class Floor:
         """The engine that makes machines of this model, opened when it is needed first."""
         name = engine_name(machine_model)
         if name not in self.engines:
-            self.engines[name] = self.open_engine(machine_model, self.settings)
-            self.engines[name].request_observation()
+            engine = self.engines[name] = self.open_engine(machine_model, self.settings)
+            machines = (slot.machine for slot in self.slots_of(name))
+            engine.adopt({machine.uuid: machine.name for machine in machines if machine})
+            engine.request_observation()
         return self.engines[name]
 
     def answered(self, engine: str) -> None:

@@ -9,7 +9,7 @@ from typing import Union
 
 from vac.config.errors import ConfigurationError
 from vac.config.loader import Loader
-from vac.drivers import engine as engines
+from vac.drivers import messages as engines
 from vac.factory.creation import Creation
 from vac.factory.deciding import Deciding
 from vac.factory.ending import Ending
@@ -216,6 +216,8 @@ class Factory:
 
     def _changed(self, message: engines.Changed) -> None:
         self.floor.engines[message.engine].request_observation()
+        if not message.name:
+            self.floor.changed = True
 
     def _woken(self, message: Wake) -> None:
         self.next_cycle_time = self.floor.clock()

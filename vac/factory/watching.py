@@ -6,7 +6,7 @@ import logging
 from collections.abc import Mapping
 
 from vac.drivers.base import EngineState, Observed, Usage
-from vac.drivers.engine import Observation
+from vac.drivers.messages import Observation
 from vac.factory.ending import Ending
 from vac.factory.floor import Floor
 from vac.factory.slots import Slot
@@ -30,6 +30,8 @@ class Watcher:
         """Take in one listing of one engine."""
         listed = {machine.uuid: machine for machine in seen.machines}
         for slot in self.floor.slots_of(seen.engine):
+            if slot.machine and slot.machine.uuid in seen.details:
+                machines.note_details(self.floor.state, slot.machine, seen.details[slot.machine.uuid])
             found = listed.pop(slot.machine.uuid, None) if slot.machine else None
             usage = seen.usage.get(found.uuid, found.usage) if found else Usage()
             self._slot(slot, found, usage, seen.asked_time)

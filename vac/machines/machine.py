@@ -220,6 +220,21 @@ def _write_usage(state: StateDir, machine: Machine) -> None:
     files.write_atomic(machine.directory / "usage.json", content, tmp=state.tmp)
 
 
+def note_details(state: StateDir, machine: Machine, details: Mapping[str, str]) -> None:
+    """Keep what the engine tells of a machine, such as its image's digest and its addresses."""
+    content = json.dumps(details, indent=1).encode("ascii") + b"\n"
+    files.write_atomic(machine.directory / "details.json", content, tmp=state.tmp, sync=False)
+
+
+def read_details(machine: Machine) -> dict[str, str]:
+    """What was kept by note_details; empty if nothing was."""
+    try:
+        found = json.loads(_content(machine.directory / "details.json") or b"{}")
+    except ValueError:
+        return {}
+    return {str(name): str(value) for name, value in found.items()} if isinstance(found, dict) else {}
+
+
 def lower_shutdown_time(state: StateDir, machine: Machine, shutdown_time: int) -> bool:
     """Move the machine's end closer, in its Machine/Job Features too; False if it ends no later anyway."""
     if shutdown_time >= machine.shutdown_time:
