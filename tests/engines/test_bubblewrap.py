@@ -19,6 +19,7 @@ from tests.conftest import require_root, require_tool
 from tests.engines.process_site import MIB, Site, group_makers, open_site, processes_of, wait_for
 from vac.drivers.base import CreationFailed, EngineState
 from vac.drivers.processes import ProcessDriver
+from vac.host.cgroups import Limits
 
 pytestmark = pytest.mark.engine
 
@@ -211,17 +212,26 @@ def test_machine_outlives_the_factory_and_its_successor_hears_of_its_end(site: S
     successor.close()
 
 
+@both
+def test_creation_cut_short_before_anything_ran_is_told_from_an_end(site: Site) -> None:
+    spec = site.spec()
+    site.groups.create(f"{spec.name}_{spec.uuid}", Limits(1, MIB, None, 100))
+    assert site.state(spec) is EngineState.HALF_MADE
+    site.driver.destroy(spec.name, spec.uuid)
+    assert site.state(spec) is None
+
+
 @pytest.mark.parametrize(
     ("user_data", "options", "reason"),
     [
-        ("", {"root_image": "/no/such"}, "root_image /no/such can't be found; bubblewrap takes / or"),
+        ("", {"root_image": "/not/there"}, "root_image /not/there can't be found; bubblewrap takes / or"),
         ("", {"root_image": "image.sif"}, "can't be found"),
         ("", {"root_image": "http://a/b"}, "is a URL"),
-        ("", {"container_command": "/no/such"}, "container_command /no/such does not exist"),
+        ("", {"container_command": "/not/there"}, "container_command /not/there does not exist"),
         ("", {"container_command": "/etc/passwd"}, "/etc/passwd is not a file that user"),
-        ("", {"token_dir": Path("/no/such")}, "bwrap: Can't find source path /no/such"),
+        ("", {"token_dir": Path("/not/there")}, "bwrap: Can't find source path /not/there"),
         (None, {}, "container_command /user_data does not exist"),
-        ("#!/no/such/interpreter\n", {}, "bwrap: execvp /user_data: No such file or directory"),
+        ("#!/not/there/interpreter\n", {}, "bwrap: execvp /user_data: No such file or directory"),
     ],
 )
 def test_failed_creation_has_one_reason_and_leaves_nothing(

@@ -42,7 +42,7 @@ def test_use_is_what_is_allocated(messages: queue.SimpleQueue[DiskMessage], tmp_
     [
         ((), "can't measure /nowhere: exit code 1"),
         ((sys.executable, "-c", "import time; time.sleep(60)"), "du of /nowhere took over 0 s"),
-        (("/no/such/program",), "can't start /no/such/program: No such file or directory"),
+        (("/not/there/program",), "can't start /not/there/program: No such file or directory"),
     ],
 )
 def test_failure_is_told(

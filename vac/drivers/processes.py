@@ -155,8 +155,10 @@ class ProcessDriver:
         return [group for group in self._groups.names() if group not in starting]
 
     def _observed(self, group: str) -> Observed:
-        state = EngineState.RUNNING if self._groups.populated(group) else EngineState.ENDED
-        return Observed(*_identity(group), state)
+        if self._groups.populated(group):
+            return Observed(*_identity(group), EngineState.RUNNING)
+        has_run = bool(self._groups.usage(group).cpu_seconds)
+        return Observed(*_identity(group), EngineState.ENDED if has_run else EngineState.HALF_MADE)
 
     def _usage(self, group: str) -> Usage:
         used = self._groups.usage(group)
