@@ -1,8 +1,7 @@
 """Machines that are processes of this host: one cgroup each, which holds all of them and tells their end.
 
-What differs between bubblewrap and Singularity is a Model: how the command line is made and when it has
-begun.
-The cgroup is the truth: a machine runs while its cgroup is populated, and outlives the factory in it.
+The cgroup is the truth: a machine runs while its cgroup is populated, and outlives the factory in it. What
+differs between bubblewrap and Singularity is a Model: how the command line is made and when it has begun.
 """
 
 from __future__ import annotations
