@@ -17,8 +17,8 @@ from vac.config.load import Configuration
 from vac.config.loader import Loader
 from vac.config.machinetype import Machinetype
 from vac.config.settings import Settings
-from vac.drivers.base import MachineSpec
-from vac.drivers.engine import Changed, InlineEngine
+from vac.drivers.base import Driver, MachineSpec
+from vac.drivers.engine import Action, Changed, InlineEngine
 from vac.drivers.fake import FakeEngine, FakeMachine, Script
 from vac.drivers.registry import engine_name
 from vac.factory.loop import Factory, Message, Wake
@@ -84,6 +84,20 @@ class Configured(Loader):
         return self._choose()
 
 
+class HoldingEngine(InlineEngine):
+    """Carries out at once what it is asked for, unless the world holds actions back: then release() does."""
+
+    def __init__(self, world: World, name: str, driver: Driver) -> None:
+        super().__init__(name, driver, world.inbox.put, world.clock)
+        self._world = world
+
+    def _submit(self, action: Action, call: Callable[[], None]) -> None:
+        if self._world.hold:
+            self._world.held.append(lambda: super(HoldingEngine, self)._submit(action, call))
+        else:
+            super()._submit(action, call)
+
+
 class World:
     """One state_dir, its engines, and the factory that works there at present.
 
@@ -114,6 +128,10 @@ class World:
         self.engines: dict[str, FakeEngine] = {}
         self.made: list[MachineSpec] = []
         """All machines that an engine was asked for and has not refused."""
+        self.hold = False
+        """Engines don't begin what they are asked for …"""
+        self.held: list[Callable[[], None]] = []
+        """… but keep it here."""
         self._heard: dict[str, int] = {}
         self._starts = 0
         self._configuration: Configuration | None = None
@@ -149,7 +167,7 @@ class World:
     def open_engine(self, machine_model: str, settings: Settings) -> InlineEngine:
         """See vac.factory.floor.OpenEngine."""
         name = engine_name(machine_model)
-        return InlineEngine(name, self.engine(name).driver(), self.inbox.put, self.clock)
+        return HoldingEngine(self, name, self.engine(name).driver())
 
     def start(self) -> Factory:
         """Start a factory, as the process does; the one before is no more."""
@@ -195,6 +213,19 @@ class World:
         self.inbox.put(Wake())
         self.turn()
 
+    def release(self) -> None:
+        """Engines do what was held back; the factory takes its turn."""
+        self.hold = False
+        held, self.held = self.held, []
+        for act in held:
+            act()
+        self.turn()
+
+    def fill(self) -> None:
+        """Start a factory and let it create what it can."""
+        self.start()
+        self.run(120.0)
+
     def _tell_changes(self) -> None:
         for name, engine in self.engines.items():
             engine.wake()
@@ -219,6 +250,13 @@ class World:
     def directories(self) -> list[Path]:
         """Machines' directories, oldest first."""
         return sorted(self.state.machines.iterdir())
+
+    def stranger(self, name: str, uuid: str, engine: str = "docker") -> None:
+        """Let an engine have a machine of this factory that the factory doesn't know of."""
+        directory = self.state.root / "nowhere"
+        kind = one_type("lost", machine_model={"docker": "docker", "libvirt": "vm-raw"}[engine])
+        spec = MachineSpec(name, uuid, kind, self.settings, 1, 2**31, directory, directory)
+        self.engine(engine).machines[uuid] = FakeMachine(spec, Script(), self.clock.now)
 
     def engine_machines(self) -> list[FakeMachine]:
         """What all engines hold."""
