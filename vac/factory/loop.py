@@ -205,6 +205,7 @@ class Factory:
     def _destroyed(self, message: engines.Destroyed) -> None:
         self.floor.engines[message.engine].settle(message)
         self.floor.changes.clear(f"destroy {message.uuid}")
+        self.watcher.gone(message.engine, message.uuid)
         slot = self.floor.slots.get(message.name)
         if slot is not None and slot.machine is not None and slot.machine.uuid == message.uuid:
             self.ending.released(slot)

@@ -38,6 +38,8 @@ class Slot:
     """When its CPU use was last seen to be enough."""
     zombie: bool = False
     """What is left of the machine can't be removed."""
+    stranger_since: float | None = None
+    """Since when an engine has shown another machine of this name, which is being removed."""
 
     @property
     def occupied(self) -> bool:
@@ -77,7 +79,7 @@ class Slots:
 
     def lowest_free(self) -> Slot | None:
         """Where the next machine goes."""
-        return next((slot for slot in self if not slot.occupied), None)
+        return next((slot for slot in self if not slot.occupied and slot.stranger_since is None), None)
 
     def resize(self, names: Iterable[str]) -> None:
         """Have slots of these names; those that are no longer wanted go when they are empty."""
