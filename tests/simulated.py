@@ -21,9 +21,11 @@ from vac.drivers.base import Driver, MachineSpec
 from vac.drivers.engine import Action, Changed, InlineEngine
 from vac.drivers.fake import FakeEngine, FakeMachine, Script
 from vac.drivers.registry import engine_name
+from vac.factory import loop
 from vac.factory.loop import Factory, Message, Wake
 from vac.factory.process import open_factory
 from vac.factory.slots import Slot
+from vac.host.disk import DiskMessage
 from vac.machines import layout, requests
 from vac.machines.layout import StateDir
 from vac.machines.machine import Machine
@@ -43,8 +45,20 @@ class VirtualClock:
         return self.now
 
 
-def without_root(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Neither owners, durability nor a large reserve matter here: tests run faster, and without root."""
+class Meter:
+    """In place of vac.host.disk.DiskMeter: keeps what it is asked for; tests post what they like."""
+
+    def __init__(self, post: Callable[[DiskMessage], object]) -> None:
+        self.post = post
+        self.asked: list[str] = []
+
+    def start(self, key: str, directory: Path) -> None:
+        """See DiskMeter."""
+        self.asked.append(key)
+
+
+def simulate_host(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tests run faster, without root and without processes: no owners, no fsync, no du, little reserve."""
 
     def nothing(*arguments: object, **keywords: object) -> None:
         """In place of a system call."""
@@ -52,6 +66,7 @@ def without_root(monkeypatch: pytest.MonkeyPatch) -> None:
     for call in ("chown", "fchown", "fsync"):
         monkeypatch.setattr(os, call, nothing)
     monkeypatch.setattr(layout, "RESERVE_BYTES", 4096)
+    monkeypatch.setattr(loop, "DiskMeter", Meter)
 
 
 def one_type(name: str = "t", **options: Any) -> Machinetype:

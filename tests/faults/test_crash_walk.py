@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.simulated import World, one_type, without_root
+from tests.simulated import World, one_type, simulate_host
 from vac.accounting.records import day_name
 from vac.config.machinetype import Machinetype
 from vac.drivers.base import MachineSpec
@@ -263,7 +263,7 @@ class Walk:
 @pytest.fixture
 def killer(monkeypatch: pytest.MonkeyPatch) -> Killer:
     killer = Killer()
-    without_root(monkeypatch)
+    simulate_host(monkeypatch)
     monkeypatch.setattr(files, "checkpoint", killer.step)
     return killer
 

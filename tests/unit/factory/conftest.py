@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.simulated import World, without_root
+from tests.simulated import World, simulate_host
 
 MakeWorld = Callable[..., World]
 
@@ -15,7 +15,7 @@ MakeWorld = Callable[..., World]
 @pytest.fixture
 def make_world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> MakeWorld:
     """World() with a place for its state."""
-    without_root(monkeypatch)
+    simulate_host(monkeypatch)
     return lambda *types, **settings: World(tmp_path / "state", *types, **settings)
 
 

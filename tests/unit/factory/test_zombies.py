@@ -84,7 +84,7 @@ def test_remains_that_cannot_be_removed_keep_their_slot_and_the_cycle_goes_on(wo
     assert len(world.records()) == 1
 
     world.hook = lambda call, moment: None
-    world.run(60)
+    world.run(65)
     assert len(world.made) == 3
     assert world.status().slot_states == {}
     world.run(300)
