@@ -24,7 +24,9 @@ class Slot:
     creating: bool = False
     """The engine has been told to make it and hasn't answered."""
     stopping: bool = False
-    """The engine has been told to end it and hasn't answered."""
+    """The engine has been told to end it, and hasn't been seen to fail."""
+    stopped_time: float | None = None
+    """When the engine said that it had ended it."""
     removing_since: float | None = None
     """Since when the engine has been asked to release what is left of the finished machine."""
     seen_alive_time: float | None = None

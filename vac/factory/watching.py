@@ -43,6 +43,8 @@ class Watcher:
         machine = slot.machine
         if machine is None or slot.creating or asked_time < slot.known_since:
             return
+        if slot.stopped_time is not None and asked_time >= slot.stopped_time:
+            slot.stopping, slot.stopped_time = False, None
         if machine.finished:
             self._remains(slot, found)
         elif machine.started_time is None and (found is None or found.state is EngineState.HALF_MADE):
