@@ -17,6 +17,7 @@ _MODULES = (
     "why",
     "drain",
     "ending",
+    "simulate",
     "config",
     "apel",
 )
