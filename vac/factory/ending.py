@@ -104,7 +104,7 @@ class Ending:
         self.release(slot)
         discard(self.floor.state, machine)
         slot.clear(None)
-        self.floor.creation_failed(machine.machinetype, f"{machine.name}: {reason}")
+        self.floor.creation_failed(machine.machinetype, f"{machine.name}: {reason}", machine.created_time)
 
 
 def _epitaph(outcome: Outcome) -> str:

@@ -129,10 +129,11 @@ class Floor:
         self.history = self.history.add(outcome, fizzle_seconds)
         self.changed = True
 
-    def creation_failed(self, machinetype: str, reason: str) -> None:
-        """One of this type could not be made."""
+    def creation_failed(self, machinetype: str, reason: str, created_time: float | None = None) -> None:
+        """One of this type could not be made, whose creation was begun at that time, if not now."""
         now = self.clock()
-        self.history = self.history.add(Outcome(machinetype, now, None, now, None), 0.0)
+        begun = now if created_time is None else created_time
+        self.history = self.history.add(Outcome(machinetype, begun, None, now, None), 0.0)
         self.failed[machinetype] = Creation(now, machinetype, reason=reason)
         self.changes.say(f"create {machinetype}", f"{machinetype}: not created: {reason}", logging.WARNING)
         statefiles.set_error(self.state, statefiles.ErrorKind.CREATION, f"{machinetype}: {reason}")

@@ -189,7 +189,12 @@ class Factory:
             self.creation.refused(slot, message)
 
     def _stopped(self, message: engines.Stopped) -> None:
+        """The next observation shows it as ended; if not, it can be asked for again."""
         self.floor.engines[message.engine].settle(message)
+        self.floor.changes.clear(f"stop {message.uuid}")
+        slot = self.floor.slots.get(message.name)
+        if slot is not None and slot.machine is not None and slot.machine.uuid == message.uuid:
+            slot.stopped_time = self.floor.clock()
         self.floor.engines[message.engine].request_observation()
 
     def _stop_failed(self, message: engines.StopFailed) -> None:
@@ -205,6 +210,7 @@ class Factory:
     def _destroyed(self, message: engines.Destroyed) -> None:
         self.floor.engines[message.engine].settle(message)
         self.floor.changes.clear(f"destroy {message.uuid}")
+        self.watcher.gone(message.engine, message.uuid)
         slot = self.floor.slots.get(message.name)
         if slot is not None and slot.machine is not None and slot.machine.uuid == message.uuid:
             self.ending.released(slot)

@@ -8,6 +8,7 @@ import logging
 import vac
 from vac.drivers.base import EngineState
 from vac.factory.deciding import Deciding
+from vac.factory.ending import ZOMBIE_SECONDS
 from vac.factory.floor import Floor
 from vac.factory.slots import Slot
 from vac.machines import statefiles
@@ -119,7 +120,8 @@ class Reporting:
 
     def _slot_state(self, slot: Slot, now: float) -> str | None:
         """What only the engine knows; None if the machine's directory tells all."""
-        if slot.zombie:
+        stranger = slot.stranger_since is not None and now - slot.stranger_since > ZOMBIE_SECONDS
+        if slot.zombie or (stranger and not slot.occupied):
             return "Zombie"
         if slot.machine is None or slot.machine.finished:
             return None

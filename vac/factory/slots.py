@@ -24,7 +24,9 @@ class Slot:
     creating: bool = False
     """The engine has been told to make it and hasn't answered."""
     stopping: bool = False
-    """The engine has been told to end it and hasn't answered."""
+    """The engine has been told to end it, and hasn't been seen to fail."""
+    stopped_time: float | None = None
+    """When the engine said that it had ended it."""
     removing_since: float | None = None
     """Since when the engine has been asked to release what is left of the finished machine."""
     seen_alive_time: float | None = None
@@ -38,6 +40,8 @@ class Slot:
     """When its CPU use was last seen to be enough."""
     zombie: bool = False
     """What is left of the machine can't be removed."""
+    stranger_since: float | None = None
+    """Since when an engine has shown another machine of this name, which is being removed."""
 
     @property
     def occupied(self) -> bool:
@@ -77,7 +81,7 @@ class Slots:
 
     def lowest_free(self) -> Slot | None:
         """Where the next machine goes."""
-        return next((slot for slot in self if not slot.occupied), None)
+        return next((slot for slot in self if not slot.occupied and slot.stranger_since is None), None)
 
     def resize(self, names: Iterable[str]) -> None:
         """Have slots of these names; those that are no longer wanted go when they are empty."""

@@ -24,7 +24,8 @@ class Watcher:
     def __init__(self, floor: Floor, ending: Ending) -> None:
         self.floor = floor
         self.ending = ending
-        self._strangers: dict[str, set[str]] = {}
+        self._strangers: dict[str, dict[str, str]] = {}
+        """By engine, what it listed last that is in no slot: names by uuid."""
 
     def observed(self, seen: Observation) -> None:
         """Take in one listing of one engine."""
@@ -42,6 +43,8 @@ class Watcher:
         machine = slot.machine
         if machine is None or slot.creating or asked_time < slot.known_since:
             return
+        if slot.stopped_time is not None and asked_time >= slot.stopped_time:
+            slot.stopping, slot.stopped_time = False, None
         if machine.finished:
             self._remains(slot, found)
         elif machine.started_time is None and (found is None or found.state is EngineState.HALF_MADE):
@@ -88,15 +91,31 @@ class Watcher:
                 peak_memory_bytes=usage.peak_memory_bytes,
             )
 
+    def gone(self, engine: str, uuid: str) -> None:
+        """The engine has let go of this machine, wherever it was."""
+        if self._strangers.get(engine, {}).pop(uuid, None) is not None:
+            self.floor.changes.clear(f"zombie {uuid}")
+            self._note_strangers()
+
     def _remove_zombies(self, engine: str, listed: Mapping[str, Observed]) -> None:
         """What is this factory's but in no slot is removed once two observations have shown it."""
-        before = self._strangers.get(engine, set())
-        self._strangers[engine] = set(listed)
-        for uuid in before & set(listed):
-            name = listed[uuid].name
-            self.floor.changes.say(
-                f"zombie {uuid}", f"{name} ({uuid}) is in no slot: removing it", logging.WARNING
-            )
-            self.floor.engines[engine].destroy(name, uuid)
-        for uuid in before - set(listed):
+        before = self._strangers.get(engine, {})
+        self._strangers[engine] = {uuid: found.name for uuid, found in listed.items()}
+        for uuid, name in self._strangers[engine].items():
+            if uuid in before:
+                text = f"{name} ({uuid}) is in no slot: removing it"
+                self.floor.changes.say(f"zombie {uuid}", text, logging.WARNING)
+                self.floor.engines[engine].destroy(name, uuid)
+        for uuid in before.keys() - listed.keys():
             self.floor.changes.clear(f"zombie {uuid}")
+        self._note_strangers()
+
+    def _note_strangers(self) -> None:
+        """Keep slots free whose name something else still has: an engine has no two machines of one name."""
+        taken = {name for strangers in self._strangers.values() for name in strangers.values()}
+        for slot in self.floor.slots:
+            if slot.name not in taken:
+                self.floor.changed |= slot.stranger_since is not None
+                slot.stranger_since = None
+            elif slot.stranger_since is None:
+                slot.stranger_since = self.floor.clock()

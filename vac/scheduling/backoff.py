@@ -96,7 +96,7 @@ class TypeHistory:
         """
         if outcome.started_time is None:
             end = max(outcome.created_time, outcome.ended_time)
-            again = outcome.created_time >= self.last_failure
+            again = not self.failures or outcome.created_time > self.last_failure
             return dataclasses.replace(
                 self,
                 failures=self.failures + again,

@@ -1,0 +1,307 @@
+"""A factory with simulated engines in virtual time, which tests can kill and start again."""
+
+from __future__ import annotations
+
+import os
+import queue
+import random
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from vac.accounting.records import message_fields
+from vac.config.errors import ConfigurationError, Problem
+from vac.config.load import Configuration
+from vac.config.loader import Loader
+from vac.config.machinetype import Machinetype
+from vac.config.settings import Settings
+from vac.drivers.base import Driver, MachineSpec
+from vac.drivers.engine import Action, Changed, InlineEngine
+from vac.drivers.fake import FakeEngine, FakeMachine, Script
+from vac.drivers.registry import engine_name
+from vac.factory import loop
+from vac.factory.loop import Factory, Message, Wake
+from vac.factory.process import open_factory
+from vac.factory.slots import Slot
+from vac.host.disk import DiskMessage
+from vac.machines import layout, requests
+from vac.machines.layout import StateDir
+from vac.machines.machine import Machine
+from vac.machines.status import Status, from_json
+
+START = 1_800_000_000.0
+FACTORY = "f1.example.com"
+
+
+class VirtualClock:
+    """A clock that tests move."""
+
+    def __init__(self) -> None:
+        self.now = START
+
+    def __call__(self) -> float:
+        return self.now
+
+
+class Meter:
+    """In place of vac.host.disk.DiskMeter: keeps what it is asked for; tests post what they like."""
+
+    def __init__(self, post: Callable[[DiskMessage], object]) -> None:
+        self.post = post
+        self.asked: list[str] = []
+
+    def start(self, key: str, directory: Path) -> None:
+        """See DiskMeter."""
+        self.asked.append(key)
+
+
+def simulate_host(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tests run faster, without root and without processes: no owners, no fsync, no du, little reserve."""
+
+    def nothing(*arguments: object, **keywords: object) -> None:
+        """In place of a system call."""
+
+    for call in ("chown", "fchown", "fsync"):
+        monkeypatch.setattr(os, call, nothing)
+    monkeypatch.setattr(layout, "RESERVE_BYTES", 4096)
+    monkeypatch.setattr(loop, "DiskMeter", Meter)
+
+
+def one_type(name: str = "t", **options: Any) -> Machinetype:
+    """A machinetype whose machines have to live for 100 s."""
+    values: dict[str, Any] = {
+        "target_share": 1.0,
+        "machine_model": "docker",
+        "fizzle_seconds": 100,
+        "machines_dir_days": 0.0,
+        "machinegroup": name,
+        **options,
+    }
+    return Machinetype(name, **values)
+
+
+def broken(text: str = "no such model", settings: Settings | None = None) -> ConfigurationError:
+    """What the loader raises."""
+    return ConfigurationError(
+        [Problem("vac.conf", "machinetype t", "machine_model", text)], settings=settings
+    )
+
+
+class Configured(Loader):
+    """A loader whose configuration is an attribute."""
+
+    def __init__(self, choose: Callable[[], Configuration]) -> None:
+        self._choose = choose
+
+    def load(self, now: float) -> Configuration:
+        return self._choose()
+
+
+class HoldingEngine(InlineEngine):
+    """Carries out at once what it is asked for, unless the world holds actions back: then release() does."""
+
+    def __init__(self, world: World, name: str, driver: Driver) -> None:
+        super().__init__(name, driver, world.inbox.put, world.clock)
+        self._world = world
+
+    def _submit(self, action: Action, call: Callable[[], None]) -> None:
+        if self._world.hold:
+            self._world.held.append(lambda: super(HoldingEngine, self)._submit(action, call))
+        else:
+            super()._submit(action, call)
+
+
+class World:
+    """One state_dir, its engines, and the factory that works there at present.
+
+    All attributes may be changed at any time. Engines are made when they are first used, by registry name.
+    """
+
+    def __init__(self, root: Path, *types: Machinetype, slots: int = 2, **settings: Any) -> None:
+        self.clock = VirtualClock()
+        self.state = StateDir(root)
+        self.types: tuple[Machinetype, ...] = types or (one_type(),)
+        self.settings = Settings(
+            **{
+                "vac_space": "space.example.org",
+                "factory_name": FACTORY,
+                "factories": (FACTORY,),
+                "state_dir": root,
+                "host_processors": slots,
+                "total_processors": slots,
+                "overload_per_processor": 1e6,
+                "gocdb_sitename": "SITE",
+                "hs06_per_processor": 10.0,
+                **settings,
+            }
+        )
+        self.configuration_error: ConfigurationError | None = None
+        self.scripts: Callable[[MachineSpec], Script] = lambda spec: Script()
+        self.hook: Callable[[str, str], None] = lambda call, moment: None
+        self.engines: dict[str, FakeEngine] = {}
+        self.made: list[MachineSpec] = []
+        """All machines that an engine was asked for and has not refused."""
+        self.hold = False
+        """Engines don't begin what they are asked for …"""
+        self.held: list[Callable[[], None]] = []
+        """… but keep it here."""
+        self._heard: dict[str, int] = {}
+        self._starts = 0
+        self._configuration: Configuration | None = None
+        self.inbox: queue.SimpleQueue[Message] = queue.SimpleQueue()
+        self.factory: Factory
+
+    def configuration(self) -> Configuration:
+        """The configuration at present: the same object as long as nothing in it changes."""
+        if self.configuration_error is not None:
+            raise self.configuration_error
+        types = {one.name: one for one in self.types}
+        last = self._configuration
+        if last is None or last.settings is not self.settings or last.machinetypes != types:
+            self._configuration = last = Configuration(self.settings, types, {}, {}, (), "")
+        return last
+
+    def engine(self, name: str = "docker") -> FakeEngine:
+        """The engine of this name, which outlives factories."""
+        if name not in self.engines:
+
+            def script(spec: MachineSpec) -> Script:
+                chosen = self.scripts(spec)
+                if chosen.failure is None:
+                    self.made.append(spec)
+                return chosen
+
+            self.engines[name] = FakeEngine(self.clock, script, self._called)
+        return self.engines[name]
+
+    def _called(self, call: str, moment: str) -> None:
+        self.hook(call, moment)
+
+    def open_engine(self, machine_model: str, settings: Settings) -> InlineEngine:
+        """See vac.factory.floor.OpenEngine."""
+        name = engine_name(machine_model)
+        return HoldingEngine(self, name, self.engine(name).driver())
+
+    def start(self) -> Factory:
+        """Start a factory, as the process does; the one before is no more."""
+        self.inbox = queue.SimpleQueue()
+        self._starts += 1
+        try:
+            configuration, error = self.configuration(), None
+        except ConfigurationError as problem:
+            assert problem.settings is not None
+            configuration, error = Configuration(problem.settings, {}, {}, {}, (), ""), problem
+        self.state.prepare()
+        self.factory = open_factory(
+            self.state,
+            configuration,
+            Configured(self.configuration),
+            self.inbox,
+            clock=self.clock,
+            rng=random.Random(self._starts),
+            open_engine=self.open_engine,
+        )
+        if error is not None:
+            self.factory.floor.configuration_broken(error)
+        return self.factory
+
+    def turn(self) -> None:
+        """Let the factory do all there is to do at this moment."""
+        while True:
+            self.factory.turn(0.0)
+            self._tell_changes()
+            if self.inbox.empty():
+                return
+
+    def run(self, seconds: float, step: float = 5.0) -> None:
+        """Let time pass in steps."""
+        end = self.clock.now + seconds
+        self.turn()
+        while self.clock.now < end:
+            self.clock.now = min(end, self.clock.now + step)
+            self.turn()
+
+    def wake(self) -> None:
+        """As a command does after leaving a request; the factory takes its turn."""
+        self.inbox.put(Wake())
+        self.turn()
+
+    def release(self) -> None:
+        """Engines do what was held back; the factory takes its turn."""
+        self.hold = False
+        held, self.held = self.held, []
+        for act in held:
+            act()
+        self.turn()
+
+    def fill(self) -> None:
+        """Start a factory and let it create what it can."""
+        self.start()
+        self.run(120.0)
+
+    def _tell_changes(self) -> None:
+        for name, engine in self.engines.items():
+            engine.wake()
+            if self._heard.get(name) != len(engine.changes) and engine.unavailable is None:
+                self._heard[name] = len(engine.changes)
+                self.inbox.put(Changed(name, ""))
+
+    # What there is
+
+    def slot(self, number: int = 0) -> Slot:
+        """A slot of the present factory."""
+        slot = self.factory.floor.slots.get(f"f1-{number:02d}.example.com")
+        assert slot is not None
+        return slot
+
+    def machine(self, number: int = 0) -> Machine:
+        """The machine in it."""
+        machine = self.slot(number).machine
+        assert machine is not None
+        return machine
+
+    def directories(self) -> list[Path]:
+        """Machines' directories, oldest first."""
+        return sorted(self.state.machines.iterdir())
+
+    def stranger(self, name: str, uuid: str, engine: str = "docker") -> None:
+        """Let an engine have a machine of this factory that the factory doesn't know of."""
+        directory = self.state.root / "nowhere"
+        kind = one_type("lost", machine_model={"docker": "docker", "libvirt": "vm-raw"}[engine])
+        spec = MachineSpec(name, uuid, kind, self.settings, 1, 2**31, directory, directory)
+        self.engine(engine).machines[uuid] = FakeMachine(spec, Script(), self.clock.now)
+
+    def engine_machines(self) -> list[FakeMachine]:
+        """What all engines hold."""
+        return [machine for engine in self.engines.values() for machine in engine.machines.values()]
+
+    def running(self) -> list[str]:
+        """Uuids of machines that run in an engine, in order of creation."""
+        return [
+            one.spec.uuid for one in self.engine_machines() if not (one.end_time() or 1e99) <= self.clock.now
+        ]
+
+    def records(self, directory: Path | None = None) -> list[Mapping[str, str]]:
+        """The fields of each record in the archive, or below another directory."""
+        paths = sorted((directory or self.state.apel_archive).glob("*/*"))
+        return [message_fields(path.read_text(encoding="ascii")) for path in paths]
+
+    def status(self) -> Status:
+        """What the factory has last reported."""
+        return from_json(self.state.status.read_text(encoding="utf-8"))
+
+    def error(self) -> str | None:
+        """First line of factory-error, if there is one."""
+        if not self.state.factory_error.exists():
+            return None
+        return self.state.factory_error.read_text(encoding="utf-8").splitlines()[0]
+
+    def ask(self, action: str, machine: Machine, uuid: str | None = None) -> None:
+        """Leave a request, as `vac finish` and `vac destroy` do."""
+        requests.ask(self.state, requests.Request(action, machine.name, uuid or machine.uuid))
+
+    def asked(self) -> list[requests.Request]:
+        """Requests that have not been carried out."""
+        return requests.pending(self.state)
