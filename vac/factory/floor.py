@@ -91,6 +91,7 @@ class Floor:
 
     def configure(self, configuration: Configuration) -> None:
         """Put a configuration into force."""
+        self.changed |= self.configuration_problem is not None
         self.configuration_problem, self.problems = None, ()
         self.changes.clear("configuration")
         statefiles.clear_error(self.state, statefiles.ErrorKind.CONFIGURATION)
