@@ -59,7 +59,7 @@ def test_a_broken_configuration_at_start_does_not_forget_what_types_are_held_bac
     world.types = (one_type(backoff_seconds=1000),)
     world.scripts = lambda spec: Script(50.0, "300 Nothing to do")
     world.start()
-    world.run(60)
+    world.run(120)
     assert len(world.made) == 2
     world.configuration_error = broken(settings=world.settings)
     world.start()
@@ -160,7 +160,7 @@ def test_messages_of_an_engine_that_is_reached_anew_do_no_harm(world: World) -> 
     now = world.clock.now
     world.inbox.put(Changed("docker", machine.name))
     world.inbox.put(Created("docker", machine.name, "another", now))
-    world.inbox.put(Observation("docker", (), {}, asked_time=now - 1, time=now))
+    world.inbox.put(Observation("docker", (), {}, {}, asked_time=now - 1, time=now))
     world.turn()
     world.run(60)
     assert not machine.finished
