@@ -47,12 +47,7 @@ def finish(state: StateDir, machine: Machine, usage: Usage | None, now: float, *
             f"{machine.name}: its accounting needs vac_space, and there is no configuration yet"
         )
     try:
-        try:
-            return _finish(state, machine, usage or Usage(), now, live)
-        except OSError as error:
-            if error.errno not in files.NO_SPACE or not state.release_reserve():
-                raise
-        return _finish(state, machine, usage or Usage(), now, live)
+        return state.spending_reserve(lambda: _finish(state, machine, usage or Usage(), now, live))
     except OSError as error:
         raise FinishFailed(f"{machine.name}: its end can't be written: {error}") from error
 

@@ -15,7 +15,6 @@ from vac.factory.ending import Ending
 from vac.factory.floor import Floor
 from vac.factory.slots import Slot
 from vac.machines import creation
-from vac.machines import machine as machines
 from vac.machines.layout import slot_address, slot_number
 from vac.scheduling.model import Create
 
@@ -99,8 +98,7 @@ class Creation:
             return
         slot.creating = False
         slot.known_since = slot.seen_alive_time = self.floor.clock()
-        if machine.started_time is None:
-            machines.mark_started(self.floor.state, machine, answer.time)
+        if machine.started_time is None and self.floor.mark_started(machine, answer.time):
             log.info("%s (%s): started", machine.name, machine.machinetype)
         self.floor.creation_succeeded(machine)
 

@@ -34,7 +34,10 @@ class Ending:
         machine = slot.machine
         if machine is None or machine.finished or slot.stopping:
             return
-        set_shutdown_message(self.floor.state, machine, message)
+        text = f"{machine.name}: why it is stopped can't be written"
+        self.floor.written(
+            machine.uuid, text, lambda: set_shutdown_message(self.floor.state, machine, message)
+        )
         log.info("%s (%s): stopping it: %s", machine.name, machine.machinetype, message)
         slot.stopping = True
         self.floor.engine_of(machine.model).stop(machine.name, machine.uuid)

@@ -15,7 +15,8 @@ from vac.drivers.engine import InlineEngine
 from vac.drivers.registry import engine_name
 from vac.factory.slots import Slot, Slots
 from vac.logs import OnChange
-from vac.machines import statefiles
+from vac.machines import files, statefiles
+from vac.machines import machine as machines
 from vac.machines.layout import StateDir, slot_name
 from vac.machines.machine import Machine
 from vac.machines.status import Creation
@@ -90,6 +91,7 @@ class Floor:
 
     def configure(self, configuration: Configuration) -> None:
         """Put a configuration into force."""
+        self.changed |= self.configuration_problem is not None
         self.configuration_problem, self.problems = None, ()
         self.changes.clear("configuration")
         statefiles.clear_error(self.state, statefiles.ErrorKind.CONFIGURATION)
@@ -138,6 +140,26 @@ class Floor:
         self.changes.say(f"create {machinetype}", f"{machinetype}: not created: {reason}", logging.WARNING)
         statefiles.set_error(self.state, statefiles.ErrorKind.CREATION, f"{machinetype}: {reason}")
         self.changed = True
+
+    def written(self, key: str, what: str, write: Callable[[], object]) -> bool:
+        """Write something that matters, if need be with the reserve; False, and said, if the disk is full all the same.
+
+        key is what it is about and what, in words, what it can't be done. Raises other OSErrors.
+        """
+        try:
+            self.state.spending_reserve(write)
+        except OSError as error:
+            if error.errno not in files.NO_SPACE:
+                raise
+            self.changes.say(f"full disk {key}", f"{what}: {error}", logging.ERROR)
+            return False
+        self.changes.clear(f"full disk {key}")
+        return True
+
+    def mark_started(self, machine: Machine, time: float) -> bool:
+        """The machine runs, since that time. False: the disk is too full to write that, and it is to be tried again."""
+        text = f"{machine.name}: that it runs can't be written"
+        return self.written(machine.uuid, text, lambda: machines.mark_started(self.state, machine, time))
 
     def creation_succeeded(self, machine: Machine) -> None:
         """One of this type has been made."""

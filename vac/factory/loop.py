@@ -93,7 +93,12 @@ class Factory:
         for message in self._receive(wait_seconds):
             self._handlers[type(message)](message)
         now = self.floor.clock()
-        if now >= self.next_cycle_time:
+        due = now >= self.next_cycle_time
+        if due:
+            self._reload()
+        if self.stopping:
+            return
+        if due:
             self._cycle()
         self._check_engines(now)
         self.rules.check(now)
@@ -121,7 +126,6 @@ class Factory:
         return min(time for time in times if time is not None) - now
 
     def _cycle(self) -> None:
-        self._reload()
         self.orders.look()
         self.orders.obey_shutdown_time()
         for slot in self.floor.slots:
@@ -164,7 +168,20 @@ class Factory:
             if engine.stuck_seconds(now) > STUCK_SECONDS:
                 raise Stuck(f"{name}: {problem}")
 
+    def _settle(self, message: engines.ActionResult) -> None:
+        """The engine may be one whose connection has been given up since: its last words still come."""
+        engine = self.floor.engines.get(message.engine)
+        if engine is not None:
+            engine.settle(message)
+
+    def _look(self, name: str) -> None:
+        engine = self.floor.engines.get(name)
+        if engine is not None:
+            engine.request_observation()
+
     def _observed(self, message: engines.Observation) -> None:
+        if message.engine not in self.floor.engines:
+            return
         self.floor.answered(message.engine)
         self.watcher.observed(message)
         self.rules.look_again()
@@ -177,29 +194,29 @@ class Factory:
         """Nothing is concluded from not seeing."""
 
     def _created(self, message: engines.Created) -> None:
-        self.floor.engines[message.engine].settle(message)
+        self._settle(message)
         slot = self.floor.slots.get(message.name)
         if slot is not None:
             self.creation.created(slot, message)
 
     def _refused(self, message: engines.CreationRefused) -> None:
-        self.floor.engines[message.engine].settle(message)
+        self._settle(message)
         slot = self.floor.slots.get(message.name)
         if slot is not None:
             self.creation.refused(slot, message)
 
     def _stopped(self, message: engines.Stopped) -> None:
         """The next observation shows it as ended; if not, it can be asked for again."""
-        self.floor.engines[message.engine].settle(message)
+        self._settle(message)
         self.floor.changes.clear(f"stop {message.uuid}")
         slot = self.floor.slots.get(message.name)
         if slot is not None and slot.machine is not None and slot.machine.uuid == message.uuid:
             slot.stopped_time = self.floor.clock()
-        self.floor.engines[message.engine].request_observation()
+        self._look(message.engine)
 
     def _stop_failed(self, message: engines.StopFailed) -> None:
         """It is tried again when the rules are next asked, once the engine answers."""
-        self.floor.engines[message.engine].settle(message)
+        self._settle(message)
         slot = self.floor.slots.get(message.name)
         if slot is not None and slot.machine is not None and slot.machine.uuid == message.uuid:
             slot.stopping = False
@@ -208,7 +225,7 @@ class Factory:
         )
 
     def _destroyed(self, message: engines.Destroyed) -> None:
-        self.floor.engines[message.engine].settle(message)
+        self._settle(message)
         self.floor.changes.clear(f"destroy {message.uuid}")
         self.watcher.gone(message.engine, message.uuid)
         slot = self.floor.slots.get(message.name)
@@ -216,12 +233,12 @@ class Factory:
             self.ending.released(slot)
 
     def _destruction_failed(self, message: engines.DestructionFailed) -> None:
-        self.floor.engines[message.engine].settle(message)
+        self._settle(message)
         text = f"{message.name}: not removed: {message.reason}"
         self.floor.changes.say(f"destroy {message.uuid}", text, logging.WARNING)
 
     def _changed(self, message: engines.Changed) -> None:
-        self.floor.engines[message.engine].request_observation()
+        self._look(message.engine)
         if not message.name:
             self.floor.changed = True
 

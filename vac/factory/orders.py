@@ -41,8 +41,7 @@ class Orders:
             return True
         if request.action == "finish":
             log.info("%s: asked to finish", slot.name)
-            self._lower(slot, self.floor.clock())
-            return True
+            return self._lower(slot, self.floor.clock())
         self.ending.stop(slot, "100 Destroyed by the administrator")
         return False
 
@@ -53,12 +52,19 @@ class Orders:
             for slot in self.floor.slots:
                 self._lower(slot, shutdown_time)
 
-    def _lower(self, slot: Slot, wanted: float) -> None:
-        """To that time, but not to less than grace_secs from now."""
+    def _lower(self, slot: Slot, wanted: float) -> bool:
+        """To that time, but not to less than grace_secs from now. False: to be tried again."""
         machine = slot.machine
         if machine is None or machine.finished or machine.shutdown_time <= wanted:
-            return
-        end = max(wanted, self.floor.clock() + self.floor.settings.grace_secs)
-        if machines.lower_shutdown_time(self.floor.state, machine, math.ceil(end)):
+            return True
+        end = math.ceil(max(wanted, self.floor.clock() + self.floor.settings.grace_secs))
+        before = machine.shutdown_time
+        text = f"{machine.name}: its end can't be lowered"
+        if not self.floor.written(
+            machine.uuid, text, lambda: machines.lower_shutdown_time(self.floor.state, machine, end)
+        ):
+            return False
+        if machine.shutdown_time < before:
             log.info("%s (%s): must end by %d", machine.name, machine.machinetype, machine.shutdown_time)
             self.floor.changed = True
+        return True

@@ -13,6 +13,7 @@ import vac
 from vac.config.errors import ConfigurationError
 from vac.config.load import Configuration
 from vac.config.loader import Loader
+from vac.config.machinetype import Machinetype
 from vac.config.settings import Settings
 from vac.drivers.engine import Engine, InlineEngine
 from vac.drivers.late import LateDriver
@@ -103,7 +104,8 @@ def open_factory(
     statefiles.write_version(state, vac.__version__)
     machines = load_slots(state, configuration.machinetypes, settings)
     outcomes = finished_machines(state, configuration.machinetypes, settings, reported_message)
-    fizzles = {name: one.fizzle_seconds for name, one in configuration.machinetypes.items()}
+    fizzles = {outcome.machinetype: Machinetype.fizzle_seconds for outcome in outcomes}
+    fizzles.update({name: one.fizzle_seconds for name, one in configuration.machinetypes.items()})
     floor = Floor(
         state=state,
         configuration=configuration,

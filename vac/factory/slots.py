@@ -65,6 +65,7 @@ class Slots:
 
     def __init__(self, names: Iterable[str], machines: Mapping[str, Machine]) -> None:
         self._slots = {name: Slot(name, machines.get(name)) for name in names}
+        self._wanted = frozenset(self._slots)
         for name, machine in machines.items():
             if name not in self._slots and not machine.finished:
                 self._slots[name] = Slot(name, machine)
@@ -81,11 +82,13 @@ class Slots:
 
     def lowest_free(self) -> Slot | None:
         """Where the next machine goes."""
-        return next((slot for slot in self if not slot.occupied and slot.stranger_since is None), None)
+        free = (slot for slot in self if not slot.occupied and slot.stranger_since is None)
+        return next((slot for slot in free if slot.name in self._wanted), None)
 
     def resize(self, names: Iterable[str]) -> None:
         """Have slots of these names; those that are no longer wanted go when they are empty."""
         kept = {name: self._slots.get(name) or Slot(name) for name in names}
+        self._wanted = frozenset(kept)
         self._slots = {
             **kept,
             **{slot.name: slot for slot in self if slot.occupied and slot.name not in kept},

@@ -56,8 +56,9 @@ class Watcher:
         machine = slot.machine
         assert machine is not None
         if machine.started_time is None:
+            if not self.floor.mark_started(machine, machine.created_time):
+                return
             log.info("%s (%s): found started", machine.name, machine.machinetype)
-            machines.mark_started(self.floor.state, machine, machine.created_time)
             self.floor.creation_succeeded(machine)
         state = found.state if found else None
         if state is not slot.engine_state:

@@ -11,14 +11,15 @@ import errno
 import fcntl
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from vac.machines import files
 
 log = logging.getLogger(__name__)
 
+_Result = TypeVar("_Result")
 RESERVE_BYTES = 4 * 1024 * 1024
 _PUBLIC_DIRECTORIES = (
     "slots",
@@ -172,6 +173,18 @@ class StateDir:
         files.remove(self.reserve)
         return True
 
+    def spending_reserve(self, write: Callable[[], _Result]) -> _Result:
+        """What write gives; on a full disk it is called once more after the reserve has been given up.
+
+        Raises what write raises.
+        """
+        try:
+            return write()
+        except OSError as error:
+            if error.errno not in files.NO_SPACE or not self.release_reserve():
+                raise
+        return write()
+
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:
         """Hold the lock that makes this the only factory process of the state_dir; factory.pid has its
@@ -193,8 +206,9 @@ class StateDir:
                     f"{self.root}: factory process {holder} works on it; stop that, or use another state_dir"
                 ) from error
             os.fchmod(descriptor, 0o644)
-            os.ftruncate(descriptor, 0)
-            os.pwrite(descriptor, b"%d\n" % os.getpid(), 0)
+            number = b"%d\n" % os.getpid()
+            os.pwrite(descriptor, number, 0)  # before it is cut: that takes no space on a full disk
+            os.ftruncate(descriptor, len(number))
             yield
         finally:
             os.close(descriptor)

@@ -1,4 +1,7 @@
-"""The small files in state_dir that Nagios, site scripts and our other processes read."""
+"""The small files in state_dir that Nagios, site scripts and our other processes read.
+
+On a full disk they stay as they were: the factory has more important things to do than to tell.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +21,11 @@ class ErrorKind(enum.Enum):
 
 
 def _write(state: StateDir, name: str, text: str) -> None:
-    files.write_atomic(state.root / name, text.encode("utf-8", "replace"), tmp=state.tmp, sync=False)
+    try:
+        files.write_atomic(state.root / name, text.encode("utf-8", "replace"), tmp=state.tmp, sync=False)
+    except OSError as error:
+        if error.errno not in files.NO_SPACE:
+            raise
 
 
 def touch_heartbeat(state: StateDir, role: str, now: float) -> None:
