@@ -52,6 +52,11 @@ def view(
     )
 
 
+def beyond_probe(report: TypeReport) -> int:
+    """What one factory adds to TypeTotals.beyond_probes."""
+    return max(0, min(report.before_fizzle, MOST_YOUNG) - 1)
+
+
 def _believed(said: Reports, capacity: float | None, now: float) -> dict[str, TypeReport]:
     """One factory's reports, with no abort in the future, and not running more than it can."""
     running = sum(report.running_hs06 for report in said.values())
@@ -91,6 +96,7 @@ def _totals(machinetype: str, believed: Mapping[str, Reports]) -> TypeTotals:
         running_hs06=sum(report.running_hs06 for _, report in said),
         running_machines=sum(report.running_machines for _, report in said),
         before_fizzle=sum(min(report.before_fizzle, MOST_YOUNG) for _, report in said),
+        beyond_probes=sum(beyond_probe(report) for _, report in said),
         outlived_factories=sum(report.running_machines > report.before_fizzle for _, report in said),
         aborts=tuple(sorted(aborts, reverse=True)),
         aborted_factories=frozenset(name for _, name in aborts),

@@ -54,7 +54,12 @@ class OneFactory:
     """Decides after each event, and when the last decision said that time alone may change something."""
 
     def __init__(
-        self, conf: Settings, types: Sequence[Machinetype], work: Work, seed: int = 1, cycle_seconds: float = 60
+        self,
+        conf: Settings,
+        types: Sequence[Machinetype],
+        work: Work,
+        seed: int = 1,
+        cycle_seconds: float = 60,
     ) -> None:
         self.settings = conf
         self.types = {one.name: one for one in types}
@@ -104,7 +109,11 @@ class OneFactory:
         while True:
             self.decide()
             each()
-            times = [self.now + self.cycle_seconds, self.decision.next_time, self._ends[0][0] if self._ends else None]
+            times = [
+                self.now + self.cycle_seconds,
+                self.decision.next_time,
+                self._ends[0][0] if self._ends else None,
+            ]
             following = min(time for time in times if time is not None)
             assert following > self.now, "a decision may not ask to be made again at once"
             self._pass(min(following, until))

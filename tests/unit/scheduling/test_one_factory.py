@@ -37,7 +37,9 @@ def test_one_type_fills_64_processors_by_doubling() -> None:
 def test_several_types_fill_64_processors_in_two_minutes_and_have_their_shares(
     shares: dict[str, float], seed: int
 ) -> None:
-    factory = OneFactory(settings(), [machinetype(name, share) for name, share in shares.items()], works, seed)
+    factory = OneFactory(
+        settings(), [machinetype(name, share) for name, share in shares.items()], works, seed
+    )
     factory.run(121)
     assert len(factory.occupied) == 64
     for name, share in shares.items():
@@ -77,7 +79,9 @@ def test_a_full_node_whose_machines_all_end_at_once_is_full_again_at_once() -> N
 def test_another_type_takes_the_places_at_once_too() -> None:
     def work(create: Create, rng: random.Random) -> End:
         no_work = create.machinetype == "a"
-        return End(START + 3600 - factory.now, "300 No work") if no_work and factory.now < START + 3600 else DAY
+        return (
+            End(START + 3600 - factory.now, "300 No work") if no_work and factory.now < START + 3600 else DAY
+        )
 
     factory = OneFactory(settings(), [machinetype("a", backoff_seconds=600)], work)
     factory.run(3000)
@@ -139,7 +143,9 @@ def test_machines_that_never_start_pause_the_type_and_nothing_else() -> None:
 def test_a_creation_failure_is_forgotten_when_one_starts() -> None:
     engine = {"works": False}
     factory = OneFactory(
-        settings(), [machinetype("a")], lambda create, rng: DAY if engine["works"] else End(1, None, starts=False)
+        settings(),
+        [machinetype("a")],
+        lambda create, rng: DAY if engine["works"] else End(1, None, starts=False),
     )
     factory.run(3600)
     assert not factory.count("a")
