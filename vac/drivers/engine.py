@@ -236,15 +236,6 @@ class InlineEngine:
         self._detailed = running
         return {uuid: details for uuid, details in found.items() if details}
 
-    def _details(self, machines: tuple[Observed, ...]) -> Mapping[str, Mapping[str, str]]:
-        driver: object = self._driver
-        if not isinstance(driver, Detailing):
-            return {}
-        running = {machine.uuid for machine in machines if machine.state is EngineState.RUNNING}
-        found = {uuid: dict(driver.details(uuid)) for uuid in running - self._detailed}
-        self._detailed = running
-        return {uuid: details for uuid, details in found.items() if details}
-
     def _act(self, action: Action, call: Callable[[], None]) -> None:
         kind, name, uuid = action
         failure = self._attempt(f" to {kind.value} {name}", self._deadlines.action_seconds, call)

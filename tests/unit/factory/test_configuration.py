@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tests.simulated import START, World, broken, one_type
 from tests.unit.factory.conftest import MakeWorld
-from vac.drivers.engine import Changed, Created, Observation
 from vac.drivers.fake import Script
+from vac.drivers.messages import Changed, Created, Observation
 
 PROBLEM = "vac.conf: [machinetype t] machine_model: no such model"
 
@@ -143,7 +144,7 @@ def test_another_state_dir_or_name_is_for_another_process(world: World, what: st
     world.scripts = lambda spec: Script(400.0, "200 Success")
     world.fill()
     made = len(world.made)
-    values = {"state_dir": tmp_path / "elsewhere", "factory_name": "f2.example.com"}
+    values: dict[str, Any] = {"state_dir": tmp_path / "elsewhere", "factory_name": "f2.example.com"}
     world.settings = dataclasses.replace(world.settings, **{what: values[what]})
     world.run(START + 400 - world.clock.now)
     assert world.factory.stopping
@@ -160,7 +161,7 @@ def test_messages_of_an_engine_that_is_reached_anew_do_no_harm(world: World) -> 
     now = world.clock.now
     world.inbox.put(Changed("docker", machine.name))
     world.inbox.put(Created("docker", machine.name, "another", now))
-    world.inbox.put(Observation("docker", (), {}, {}, asked_time=now - 1, time=now))
+    world.inbox.put(Observation("docker", (), {}, asked_time=now - 1, time=now))
     world.turn()
     world.run(60)
     assert not machine.finished

@@ -94,7 +94,7 @@ def test_a_listing_asked_before_a_creation_says_nothing_of_the_machine(world: Wo
     world.start()
     world.turn()
     machine, now = world.machine(), world.clock.now
-    world.inbox.put(Observation("docker", (), {}, {}, asked_time=now - 0.1, time=now))
+    world.inbox.put(Observation("docker", (), {}, asked_time=now - 0.1, time=now))
     world.turn()
     assert not machine.finished
     assert world.running() == [machine.uuid]
