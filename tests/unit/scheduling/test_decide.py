@@ -287,7 +287,7 @@ def test_the_pause_after_aborts_here_ends_when_its_told() -> None:
 
 @pytest.mark.parametrize(("no_work", "held"), [(True, False), (False, True)])
 def test_a_type_that_found_no_work_here_is_let_go_when_others_run_it_again(no_work: bool, held: bool) -> None:
-    past = TypeHistory(aborts=9, last_end=START - 1300, no_work=no_work, abort_time=START - 1300)
+    past = TypeHistory(aborts=9, last_end=START - 1600, no_work=no_work, abort_time=START - 1600)
     elsewhere = SpaceView(FACTORY, (FACTORY, *OTHERS), 256.0, {"a": TypeTotals(outlived_factories=1)})
     one = situation(machinetype("a", backoff_seconds=600), history=History({"a": past}), space=elsewhere)
     assert ("a" in decided(one).held_here) == held

@@ -14,7 +14,7 @@ from vac.scheduling.own import own_reports
 from vac.scheduling.ramp import RampState
 
 FACTORIES = 20
-PROCESSORS = 32
+PROCESSORS = 64
 
 
 @pytest.mark.parametrize("seed", range(5))
