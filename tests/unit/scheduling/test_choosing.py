@@ -74,6 +74,7 @@ def test_a_type_of_a_group_that_has_its_share_waits_for_those_that_lack() -> Non
     for seed in range(20):
         turns = list(deficit_order(candidates, 100.0, random.Random(seed)))
         assert [turn.machinetype for turn in turns] == ["c", "a", "b"]
+        assert [turn.lacking_hs06 > 0 for turn in turns] == [True, False, False]
 
 
 def test_classic_order_is_by_group_score_then_type_score() -> None:
