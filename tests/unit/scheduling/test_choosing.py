@@ -71,8 +71,10 @@ def test_without_any_deficit_the_lowest_running_for_its_share_comes_first() -> N
 
 def test_a_type_of_a_group_that_has_its_share_waits_for_those_that_lack() -> None:
     candidates = [Candidate("a", "g", 1, 0.0), Candidate("b", "g", 1, 90.0), Candidate("c", "h", 2, 10.0)]
-    turns = list(deficit_order(candidates, 100.0, random.Random(1)))
-    assert [turn.machinetype for turn in turns] == ["c", "a", "b"]
+    for seed in range(20):
+        turns = list(deficit_order(candidates, 100.0, random.Random(seed)))
+        assert [turn.machinetype for turn in turns] == ["c", "a", "b"]
+        assert [turn.lacking_hs06 > 0 for turn in turns] == [True, False, False]
 
 
 def test_classic_order_is_by_group_score_then_type_score() -> None:

@@ -285,6 +285,30 @@ def test_the_pause_after_aborts_here_ends_when_its_told() -> None:
     assert decided(replace(held, now=START + 30)).creates
 
 
+@pytest.mark.parametrize(("no_work", "held"), [(True, False), (False, True)])
+def test_a_type_that_found_no_work_here_is_let_go_when_others_run_it_again(no_work: bool, held: bool) -> None:
+    past = TypeHistory(aborts=9, last_end=START - 1600, no_work=no_work, abort_time=START - 1600)
+    elsewhere = SpaceView(FACTORY, (FACTORY, *OTHERS), 256.0, {"a": TypeTotals(outlived_factories=1)})
+    one = situation(machinetype("a", backoff_seconds=600), history=History({"a": past}), space=elsewhere)
+    assert ("a" in decided(one).held_here) == held
+    assert bool(decided(one).creates) != held
+    assert "a" in decided(replace(one, space=ALONE)).held_here
+
+
+def test_a_machine_that_started_ends_the_pause_after_failed_creations() -> None:
+    past = History({"a": TypeHistory(failures=7, last_failure=START - 100)})
+    assert not decided(situation(history=past)).creates
+    running = Occupied("a", 1, START - 50, START - 40, START + 9999)
+    assert decided(situation(history=past, occupied=[running])).creates
+
+
+def test_only_one_probe_is_made_however_much_is_free() -> None:
+    past = History({"a": TypeHistory(aborts=1, last_end=START - 60, abort_time=START - 60)})
+    decision = decided(situation(history=past))
+    assert len(decision.creates) == 1
+    assert "one at a time" in decision.passed_over["a"] and "probed" in decision.creates[0].reason
+
+
 def test_one_step_of_a_type_is_no_more_than_runs_of_it_but_counts_for_shares() -> None:
     running = [*[Occupied("a", 1, START - 999, START - 999, START + 999)] * 30]
     both = situation(machinetype("a"), machinetype("b"), occupied=running)

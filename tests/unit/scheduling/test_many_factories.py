@@ -14,12 +14,13 @@ from vac.scheduling.own import own_reports
 from vac.scheduling.ramp import RampState
 
 FACTORIES = 20
-PROCESSORS = 32
+PROCESSORS = 64
 
 
+@pytest.mark.parametrize("seed", range(5))
 @pytest.mark.parametrize("shares", [{"a": 3, "b": 1}, {"a": 5, "b": 3, "c": 1, "d": 1}])
-def test_an_empty_space_fills_without_overshooting_any_share(shares: dict[str, float]) -> None:
-    rng = random.Random(1)
+def test_an_empty_space_fills_without_overshooting_any_share(shares: dict[str, float], seed: int) -> None:
+    rng = random.Random(seed)
     names = tuple(f"f{index}" for index in range(FACTORIES))
     types = {name: machinetype(name, share) for name, share in shares.items()}
     capacity = float(FACTORIES * PROCESSORS)
@@ -56,3 +57,5 @@ def test_an_empty_space_fills_without_overshooting_any_share(shares: dict[str, f
         for one, count in running.items():
             assert count <= (shares[one] / sum(shares.values()) + 0.02) * capacity
     assert sum(running.values()) == capacity
+    for one, count in running.items():
+        assert count == pytest.approx(shares[one] / sum(shares.values()) * capacity, abs=0.006 * capacity)
