@@ -89,7 +89,6 @@ class FactorySite:
         self.config = home / "config" / "vac.conf"
         self.log_file = home / "log"
         self.process: subprocess.Popen[bytes] | None = None
-        self._log = ""
         self.state.root.mkdir()
         self.config.parent.mkdir(mode=0o700)
 
@@ -156,10 +155,15 @@ class FactorySite:
         begun = time.monotonic()
         while not condition():
             waited = time.monotonic() - begun
-            assert waited < seconds, f"not so after {seconds:.0f} s: {what}\n{self.log()}"
-            assert self.process is None or self.process.poll() is None, f"the factory ended\n{self.log()}"
+            assert waited < seconds, f"not so after {seconds:.0f} s: {what}\n{self._last_words()}"
+            assert self.process is None or self.process.poll() is None, (
+                f"the factory ended\n{self._last_words()}"
+            )
             time.sleep(LOOK_SECONDS)
         return time.monotonic() - begun
+
+    def _last_words(self) -> str:
+        return "\n".join(self.log().splitlines()[-30:])
 
     def log(self) -> str:
         """All that the factory has logged."""
@@ -223,7 +227,7 @@ def factory_site(
     """A factory of this many slots. Everything goes at the end, also if the test has failed."""
     require_root()
     require_tool("bwrap")
-    home = Path(tempfile.mkdtemp(prefix="vac-test-", dir="/var/tmp"))
+    home = Path(tempfile.mkdtemp(prefix="vac-test-", dir="/var/lib"))  # machines see /var/lib, not /var/tmp
     home.chmod(0o711)
     site = FactorySite(home, processors)
     try:
