@@ -1,0 +1,275 @@
+"""A real factory with bubblewrap machines in a throw-away state_dir, of which nothing is left afterwards."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Callable, Union
+
+from tests.conftest import require_root, require_tool
+from vac.config.settings import Settings
+from vac.drivers.processes import open_driver
+from vac.machines.layout import StateDir
+from vac.machines.machine import Machine
+from vac.machines.slots import read_slots
+from vac.machines.status import Status
+from vac.machines.status import read as read_status
+
+ROOT = Path(__file__).parents[2]
+PATIENCE_SECONDS = 30.0
+LOOK_SECONDS = 0.05
+Option = Union[str, int, float, Path]
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A machinetype: the shell script that its machines run, and what differs from the usual options."""
+
+    script: str
+    options: Mapping[str, Option] = field(default_factory=dict)
+
+
+USUAL: Mapping[str, Option] = {
+    "machine_model": "bubblewrap",
+    "root_image": "/",
+    "user_data": "user_data",
+    "target_share": 1,
+    "backoff_seconds": 5,
+    "fizzle_seconds": 3,
+    "max_wallclock_seconds": 3600,
+}
+
+
+@dataclass(frozen=True)
+class Life:
+    """One machine's life as its directory tells it afterwards; Unix seconds, more exact than the slot's."""
+
+    directory: Path
+    machinetype: str
+    name: str
+    created: float
+    started: float | None
+    finished: float | None
+
+    def output(self, name: str) -> str:
+        """What the machine has written to its joboutputs; empty if it hasn't."""
+        with contextlib.suppress(FileNotFoundError):
+            return (self.directory / "joboutputs" / name).read_text(errors="replace")
+        return ""
+
+    def output_time(self, name: str) -> float:
+        """When it wrote that last."""
+        return (self.directory / "joboutputs" / name).stat().st_mtime
+
+    @property
+    def message(self) -> str:
+        """The machine's shutdown message as it is kept, or what it wrote itself."""
+        with contextlib.suppress(FileNotFoundError):
+            return (self.directory / "shutdown_message").read_text().strip()
+        return self.output("shutdown_message").strip()
+
+
+class FactorySite:
+    """A factory's directories and process, and its administrator's commands."""
+
+    def __init__(self, home: Path, processors: int) -> None:
+        self.home = home
+        self.processors = processors
+        self.name = f"test-{home.name[-8:]}.example.com".lower().replace("_", "x")
+        self.state = StateDir(home / "state")
+        self.config = home / "config" / "vac.conf"
+        self.log_file = home / "log"
+        self.process: subprocess.Popen[bytes] | None = None
+        self.state.root.mkdir()
+        self.config.parent.mkdir(mode=0o700)
+
+    def configure(self, kinds: Mapping[str, Kind], **settings: Option) -> None:
+        """Write configuration and scripts; the factory sees them at its next cycle."""
+        values: dict[str, Option] = {
+            "vac_space": "vac.example.com",
+            "factory_name": self.name,
+            "state_dir": self.state.root,
+            "total_processors": self.processors,
+            "mb_per_processor": 64,
+            "overload_per_processor": 1000,
+            **settings,
+        }
+        sections = {"settings": values}
+        for name, kind in kinds.items():
+            files = self.state.machinetype_files(name)
+            files.mkdir(parents=True, exist_ok=True)
+            (files / "user_data").write_text(f"#!/bin/sh\n{kind.script}\n")
+            sections[f"machinetype {name}"] = {**USUAL, **kind.options}
+        lines = []
+        for section, options in sections.items():
+            lines += [f"[{section}]", *(f"{key} = {value}" for key, value in options.items())]
+        self.config.write_text("\n".join(lines) + "\n")
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """That of its commands: this tree's modules, and the assumed processors."""
+        return {**os.environ, "PYTHONPATH": str(ROOT), "VAC_ASSUME_PROCESSORS": str(self.processors)}
+
+    def start(self) -> None:
+        """Start the factory; its log goes to log_file."""
+        command = [sys.executable, "-m", "vac.daemon", "--role", "factory", "--config", str(self.config)]
+        with self.log_file.open("ab") as log:
+            self.process = subprocess.Popen(command, env=self.environment, cwd=ROOT, stderr=log, stdout=log)
+
+    def stop(self, number: signal.Signals = signal.SIGTERM) -> int:
+        """End the factory; machines go on. Its exit status."""
+        assert self.process is not None
+        self.process.send_signal(number)
+        return self.process.wait(PATIENCE_SECONDS)
+
+    def wake(self) -> None:
+        """Let it look at its configuration and requests now."""
+        assert self.process is not None
+        self.process.send_signal(signal.SIGUSR1)
+
+    def vac(self, *words: str) -> subprocess.CompletedProcess[str]:
+        """Run bin/vac for this factory."""
+        command = [str(ROOT / "bin" / "vac"), "--config", str(self.config), *words]
+        return subprocess.run(
+            command,
+            env=self.environment,
+            text=True,
+            capture_output=True,
+            check=False,
+            timeout=PATIENCE_SECONDS,
+        )
+
+    def wait_for(
+        self, condition: Callable[[], object], what: str, seconds: float = PATIENCE_SECONDS
+    ) -> float:
+        """Wait until the condition holds; how long that took, seconds. The factory has to run meanwhile."""
+        begun = time.monotonic()
+        while not condition():
+            waited = time.monotonic() - begun
+            assert waited < seconds, f"not so after {seconds:.0f} s: {what}\n{self._last_words()}"
+            assert self.process is None or self.process.poll() is None, (
+                f"the factory ended\n{self._last_words()}"
+            )
+            time.sleep(LOOK_SECONDS)
+        return time.monotonic() - begun
+
+    def _last_words(self) -> str:
+        return "\n".join(self.log().splitlines()[-30:])
+
+    def log(self) -> str:
+        """All that the factory has logged."""
+        return self.log_file.read_text(errors="replace") if self.log_file.exists() else ""
+
+    def status(self) -> Status:
+        """What it has last reported."""
+        return read_status(self.state) or Status()
+
+    def machines(self) -> dict[str, Machine]:
+        """The present or last machine of each slot."""
+        return read_slots(self.state)
+
+    def running(self, machinetype: str | None = None) -> list[Machine]:
+        """Machines that have started and not ended."""
+        return [
+            machine
+            for machine in self.machines().values()
+            if machine.started_time is not None
+            and not machine.finished
+            and machinetype in (None, machine.machinetype)
+        ]
+
+    def occupied(self) -> int:
+        """How many machines started and have not finished, fast."""
+        directories = [Path(entry.path) for entry in _entries(self.state.machines)]
+        return sum((one / "started").exists() and not (one / "finished").exists() for one in directories)
+
+    def lives(self, machinetype: str | None = None) -> list[Life]:
+        """All machines that there have been, in the order of their creation."""
+        found = []
+        for entry in _entries(self.state.machines):
+            path = Path(entry.path)
+            created = _mtime(path / "machinetype.json")
+            _, kind, name = entry.name.split("_", 2)
+            if created is not None and machinetype in (None, kind):
+                life = Life(path, kind, name, created, _mtime(path / "started"), _mtime(path / "finished"))
+                found.append(life)
+        return sorted(found, key=lambda life: life.created)
+
+    def clean_up(self) -> None:
+        """End everything, then see that no process, cgroup or mount is left."""
+        if self.process is not None and self.process.poll() is None:
+            self.process.kill()
+            self.process.wait()
+        driver = open_driver(Settings(factory_name=self.name, state_dir=self.state.root))
+        try:
+            for machine in driver.list():
+                driver.destroy(machine.name, machine.uuid)
+        finally:
+            driver.close()
+        assert not list(Path("/sys/fs/cgroup").glob(f"**/{self.name}")), "cgroups are left"
+        assert str(self.home) not in Path("/proc/self/mountinfo").read_text(), "mounts are left"
+        assert not processes_of(str(self.home)), "processes are left"
+
+
+@contextlib.contextmanager
+def factory_site(
+    kinds: Mapping[str, Kind], *, processors: int = 4, start: bool = True, **settings: Option
+) -> Iterator[FactorySite]:
+    """A factory of this many slots. Everything goes at the end, also if the test has failed."""
+    require_root()
+    require_tool("bwrap")
+    home = Path(tempfile.mkdtemp(prefix="vac-test-", dir="/var/lib"))  # machines see /var/lib, not /var/tmp
+    home.chmod(0o711)
+    site = FactorySite(home, processors)
+    try:
+        site.configure(kinds, **settings)
+        if start:
+            site.start()
+        yield site
+    finally:
+        try:
+            site.clean_up()
+        finally:
+            shutil.rmtree(home)
+
+
+def processes_of(text: str) -> list[int]:
+    """Processes of this host, zombies left out, whose command line has the text in it."""
+    found = []
+    for process, words in command_lines().items():
+        if text.encode() in words:
+            found.append(process)
+    return found
+
+
+def command_lines() -> dict[int, bytes]:
+    """Command lines of all processes of this host by their number, as everybody can read them."""
+    found = {}
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            with contextlib.suppress(OSError):
+                found[int(entry.name)] = (entry / "cmdline").read_bytes()
+    return found
+
+
+def _entries(directory: Path) -> Iterable[os.DirEntry[str]]:
+    try:
+        with os.scandir(directory) as entries:
+            return list(entries)
+    except FileNotFoundError:
+        return []
+
+
+def _mtime(path: Path) -> float | None:
+    with contextlib.suppress(OSError):
+        return path.stat().st_mtime
+    return None

@@ -1,0 +1,148 @@
+"""What an administrator does to a factory whose machines run: by bin/vac, and by breaking its configuration."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+
+import pytest
+
+from tests.engines.factory_fixture import FactorySite, Kind, factory_site
+from vac.machines.machine import Machine
+
+pytestmark = [pytest.mark.engine, pytest.mark.timeout(120)]
+
+LASTING = {"lasting": Kind("sleep 600", {"target_share": 1})}
+OBEDIENT = """
+until [ "$(cat /tmp/machinefeatures/shutdowntime)" -le "$(( $(date +%s) + 5 ))" ]; do sleep 0.2; done
+echo '100 told to end' > /tmp/joboutputs/shutdown_message
+"""
+STUBBORN = "sleep 600"
+
+
+@pytest.fixture
+def site() -> Iterator[FactorySite]:
+    """Two lasting machines in three slots."""
+    with factory_site(LASTING, processors=2, grace_secs=4) as site:
+        site.wait_for(lambda: len(site.running()) == 2, "two machines run")
+        yield site
+
+
+def uuids(site: FactorySite) -> set[str]:
+    return {machine.uuid for machine in site.running()}
+
+
+def test_a_broken_configuration_harms_no_machine_and_a_mended_one_fills_again(site: FactorySite) -> None:
+    before, good = uuids(site), site.config.read_text()
+    site.config.write_text(good.replace("target_share = 1", "target_share = much"))
+    site.wake()
+    site.wait_for(lambda: site.status().problems, "the factory says what is wrong")
+    assert "target_share" in site.status().problems[0]
+    assert "vac.conf" in site.status().problems[0]
+    checked = site.vac("config", "check")
+    assert checked.returncode == 1
+    assert "target_share" in checked.stdout + checked.stderr
+    assert uuids(site) == before
+    victim = sorted(site.machines())[0]
+    assert site.vac("destroy", victim).returncode == 0
+    site.wait_for(lambda: len(site.running()) == 1, "the destroyed machine has ended")
+    assert "configuration" in site.vac("why").stdout
+    assert uuids(site) < before
+    site.config.write_text(good)
+    site.wake()
+    site.wait_for(lambda: len(site.running()) == 2, "there are two machines again")
+    assert not site.status().problems
+    assert len(uuids(site) & before) == 1
+
+
+def test_a_factory_started_with_a_broken_configuration_finds_its_machines(site: FactorySite) -> None:
+    before, good = uuids(site), site.config.read_text()
+    assert site.stop() == 0
+    site.config.write_text(good + "\n[machinetype broken]\nmachine_model = spaceship\n")
+    site.start()
+    site.wait_for(lambda: site.status().problems, "the factory says what is wrong")
+    assert "spaceship" in site.status().problems[0]
+    assert uuids(site) == before
+    assert site.vac("destroy", sorted(site.machines())[0].partition(".")[0]).returncode == 0
+    site.wait_for(lambda: len(site.running()) == 1, "the destroyed machine has ended")
+    assert len(list(site.state.apel_archive.glob("*/*"))) == 1
+
+
+def test_drain_stops_creation_until_undrain_and_survives_a_restart(site: FactorySite) -> None:
+    drained = site.vac("drain", "--reason", "new disks")
+    assert drained.returncode == 0, drained.stderr
+    site.wait_for(lambda: site.status().drain is not None, "the factory drains")
+    site.vac("destroy", sorted(site.machines())[0])
+    site.wait_for(lambda: len(site.running()) == 1, "the destroyed machine has ended")
+    assert site.stop() == 0
+    site.start()
+    site.wait_for(
+        lambda: "machines found" in site.log().splitlines()[-1] or site.status().drain, "it is back"
+    )
+    why = site.vac("why").stdout
+    assert "draining" in why
+    assert "new disks" in why
+    assert len(site.running()) == 1
+    assert site.vac("undrain").returncode == 0
+    site.wait_for(lambda: len(site.running()) == 2, "the free slot is filled")
+    assert "draining" not in site.vac("why").stdout
+
+
+def test_drain_with_wait_returns_when_the_last_machine_has_ended() -> None:
+    with factory_site({"short": Kind("sleep 8; echo '200 done' > /tmp/joboutputs/shutdown_message")}) as site:
+        site.wait_for(lambda: site.running(), "one runs")
+        waited = site.vac("drain", "--wait")
+        assert waited.returncode == 0
+        assert "1 left" in waited.stdout
+        assert site.running() == []
+        assert len(site.lives()) == 1
+
+
+def test_finish_lowers_the_shutdown_time_and_the_machine_ends_by_itself() -> None:
+    kinds = {"obedient": Kind(OBEDIENT), "stubborn": Kind(STUBBORN)}
+    with factory_site(kinds, processors=2, grace_secs=4) as site:
+        site.wait_for(lambda: len(site.running()) == 2, "two machines run", 60)
+        machines = {machine.machinetype: machine for machine in site.running()}
+        assert set(machines) == set(kinds)
+        site.vac("drain")
+        for machine in machines.values():
+            asked = site.vac("finish", machine.name)
+            assert asked.returncode == 0, asked.stderr
+        for machine in machines.values():
+            ended = machine.directory / "finished"
+            site.wait_for(ended.exists, f"{machine.machinetype} ends")
+        assert _message(machines["obedient"]) == "100 told to end"
+        assert _message(machines["stubborn"]) == "100 Shutdown time reached"
+
+
+def test_destroy_ends_a_machine_at_once_with_a_record_and_a_message(site: FactorySite) -> None:
+    victim = site.running()[0]
+    site.wait_for(lambda: _age(site, victim) > 4, "it has outlived fizzle_seconds")
+    assert site.vac("destroy", victim.name.partition(".")[0]).returncode == 0
+    seconds = site.wait_for((victim.directory / "finished").exists, "it has ended")
+    assert seconds < 5
+    assert _message(victim) == "100 Destroyed by the administrator"
+    records = list(site.state.apel_archive.glob("*/*"))
+    assert [victim.uuid in record.read_text() for record in records] == [True]
+    again = site.vac("destroy", "no-such-machine")
+    assert again.returncode == 1
+    assert "no-such-machine" in again.stderr
+
+
+def test_machine_tells_all_that_is_known_of_it(site: FactorySite) -> None:
+    machine = site.running()[0]
+    told = json.loads(site.vac("machine", "--json", machine.name).stdout)
+    assert told["uuid"] == machine.uuid
+    assert told["state"] == "Running"
+    assert told["machinetype"] == "lasting"
+
+
+def _message(machine: Machine) -> str:
+    return (machine.directory / "shutdown_message").read_text().strip()
+
+
+def _age(site: FactorySite, machine: Machine) -> float:
+    import time
+
+    assert machine.started_time is not None
+    return time.time() - machine.started_time
