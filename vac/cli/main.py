@@ -20,6 +20,7 @@ _MODULES = (
     "why",
     "drain",
     "ending",
+    "simulate",
     "config",
     "apel",
 )

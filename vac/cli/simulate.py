@@ -1,0 +1,80 @@
+"""`vac simulate [SCENARIO]`: how a space would behave, by the factories' own code in virtual time."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+from vac.cli import common
+from vac.simulate import simulate
+from vac.simulate.plot import draw
+from vac.simulate.reading import Site, read_scenario
+from vac.simulate.report import lines
+from vac.simulate.scenario import MOST_FACTORIES, POLICIES, Scenario, Space
+
+
+def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add the command."""
+    command = commands.add_parser("simulate", help="how a whole space would behave, in virtual time")
+    command.add_argument(
+        "scenario",
+        nargs="?",
+        type=Path,
+        metavar="SCENARIO",
+        help="a scenario file; machinetypes that it doesn't have are those of the configuration",
+    )
+    command.add_argument("--policy", choices=POLICIES, help="how factories decide")
+    command.add_argument("--factories", type=_positive, metavar="N", help="how many there are")
+    command.add_argument("--hours", type=float, help="how much virtual time passes")
+    command.add_argument("--seed", type=int, help="another one makes another run")
+    command.add_argument("--json", type=Path, metavar="FILE", help="write the results, with samples, as JSON")
+    command.add_argument("--plot", type=Path, metavar="FILE.svg", help="write a picture of them")
+    command.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Simulate and report; 2 if the arguments make no sense."""
+    if arguments.plot and arguments.plot.suffix != ".svg":
+        print(f"vac simulate: --plot {arguments.plot}: the name has to end in .svg", file=sys.stderr)
+        return 2
+    if arguments.hours is not None and not 0 < arguments.hours <= 10000:
+        print(f"vac simulate: --hours {arguments.hours:g}: has to be above 0, at most 10000", file=sys.stderr)
+        return 2
+    scenario = _scenario(arguments).changed(
+        policy=arguments.policy,
+        factories=arguments.factories,
+        hours=arguments.hours,
+        seed=arguments.seed,
+    )
+    result = simulate(scenario)
+    for line in lines(result):
+        print(line)
+    try:
+        if arguments.json:
+            arguments.json.write_text(json.dumps(result.json(), indent=1, sort_keys=True) + "\n")
+        if arguments.plot:
+            arguments.plot.write_bytes(draw(result))
+    except OSError as error:
+        print(f"vac simulate: {error.filename}: can't be written: {error.strerror}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _positive(text: str) -> int:
+    number = int(text) if text.isdecimal() else 0
+    if not 1 <= number <= MOST_FACTORIES:
+        raise argparse.ArgumentTypeError(f"{text!r} is not an integer from 1 to {MOST_FACTORIES}")
+    return number
+
+
+def _scenario(arguments: argparse.Namespace) -> Scenario:
+    def site() -> Site:
+        configuration = common.configuration(arguments)
+        return configuration.settings, configuration.machinetypes
+
+    if arguments.scenario is not None:
+        return read_scenario(arguments.scenario, site)
+    settings, machinetypes = site()
+    return Scenario(Space(), settings, machinetypes, name="configuration")

@@ -1,0 +1,248 @@
+"""What is seen of a simulated space from outside, as nobody in it could: everything at once."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from vac.simulate.node import Node
+from vac.simulate.scenario import Scenario
+from vac.simulate.targets import Kind, targets
+
+FULL = 0.99
+"""Part of the healthy capacity in use from which on the space is called full."""
+ARRIVED = 0.9
+"""Part of its share that a machinetype has when it is back."""
+TOLERANCE = 0.005
+"""Part of the space by which a type may miss its share before a machine counts as misplaced."""
+
+
+class Queued(Protocol):
+    """What there is to do for one machinetype."""
+
+    periods: list[tuple[float, float]]
+
+    def has_work(self, now: float) -> bool:
+        """Whether there is work."""
+
+
+@dataclass
+class Sample:
+    """The space at one moment; parts are of the healthy factories' HS06."""
+
+    seconds: float
+    """Since the beginning."""
+    used: float
+    parts: dict[str, float]
+    wanted: dict[str, float]
+    """Shares of types that have work; the capacity that others occupy is left out."""
+    error: float
+    """The largest distance of a type from its wanted part."""
+    way_error: float
+    """The same, from its wanted part of what is running yet."""
+
+
+@dataclass
+class Return:
+    """A machinetype has work again after a time without."""
+
+    machinetype: str
+    time: float
+    wanted_hs06: float
+    freed_hs06: float
+    """What it could have had by now: what was free, and what became free since the return."""
+    possible_time: float | None = None
+    """When that was enough for 90 % of its share."""
+    arrived_time: float | None = None
+    """When it had them."""
+    found_time: float | None = None
+    """When the first machine found work."""
+
+
+@dataclass
+class Idle:
+    """Processors that are free on healthy factories of one kind whose daemons run."""
+
+    processors: int = 0
+    seconds: float = 0.0
+    """Processor-seconds, of times with work only."""
+
+
+@dataclass
+class Measure:
+    """Counts while the simulation runs."""
+
+    scenario: Scenario
+    nodes: Sequence[Node]
+    queues: Mapping[str, Queued]
+    beginning: float
+    samples: list[Sample] = field(default_factory=list)
+    creations: dict[str, list[float]] = field(default_factory=dict)
+    """By type, when machines were created."""
+    returns: list[Return] = field(default_factory=list)
+    filled_time: float | None = None
+    idle_at_fill: float = 0.0
+    """Idle processor-seconds by then."""
+    useless_seconds: float = 0.0
+    """Processor-seconds of machines on healthy factories that found no work."""
+    misplaced: int = 0
+    """Machines created of a type above its share while another lacked some of its."""
+
+    def __post_init__(self) -> None:
+        names = self.scenario.machinetypes
+        self.creations = {name: [] for name in names}
+        self.running = dict.fromkeys(names, 0.0)
+        """HS06 in use on healthy factories."""
+        self.most_used = 0
+        self.used_processors = {node.name: 0 for node in self.nodes}
+        self._idle: dict[frozenset[str], Idle] = {}
+        self._available: set[str] = set()
+        self._time = self.beginning
+        self._healthy = [node for node in self.nodes if not node.broken]
+        self.capacity = sum(node.capacity_hs06 for node in self._healthy)
+        self.processors = sum(node.settings.total_processors for node in self._healthy)
+        self._kinds = self._make_kinds()
+        self._with_work: frozenset[str] = frozenset()
+        self._targets: dict[str, float] = {}
+        self._idle_kinds = {node.name: self._idle_of(node) for node in self._healthy}
+
+    def _make_kinds(self) -> list[Kind]:
+        kinds: dict[frozenset[str], float] = {}
+        for node in self._healthy:
+            key = frozenset(node.machinetypes)
+            kinds[key] = kinds.get(key, 0.0) + node.capacity_hs06
+        return [Kind(key, hs06) for key, hs06 in kinds.items()]
+
+    def _idle_of(self, node: Node) -> Idle:
+        return self._idle.setdefault(frozenset(node.machinetypes), Idle())
+
+    # What happens
+
+    def available(self, node: Node, up: bool, now: float) -> None:
+        """Its daemon runs from now on, or doesn't."""
+        if not node.broken and up != (node.name in self._available):
+            self._advance(now)
+            free = node.settings.total_processors - self.used_processors[node.name]
+            self._idle_kinds[node.name].processors += free if up else -free
+            (self._available.add if up else self._available.discard)(node.name)
+
+    def created(self, node: Node, machinetype: str, processors: int, now: float) -> None:
+        """A machine is being made."""
+        self.creations[machinetype].append(now)
+        if not node.broken:
+            self._count_misplaced(machinetype)
+            self._use(node, machinetype, processors, now)
+
+    def ended(
+        self, node: Node, machinetype: str, processors: int, created_time: float, useful: bool, now: float
+    ) -> None:
+        """A machine has ended."""
+        if node.broken:
+            return
+        self._use(node, machinetype, -processors, now)
+        if not useful:
+            self.useless_seconds += processors * (now - created_time)
+        freed = processors * node.settings.hs06
+        for one in self.returns:
+            if created_time < one.time and machinetype != one.machinetype and one.possible_time is None:
+                if one.machinetype in node.machinetypes:
+                    one.freed_hs06 += freed
+                if one.freed_hs06 >= ARRIVED * one.wanted_hs06:
+                    one.possible_time = now
+
+    def _use(self, node: Node, machinetype: str, processors: int, now: float) -> None:
+        self._advance(now)
+        self.running[machinetype] += processors * node.settings.hs06
+        self.used_processors[node.name] += processors
+        used = self.used_processors[node.name]
+        self.most_used = max(self.most_used, used - node.settings.total_processors)
+        if node.name in self._available:
+            self._idle_kinds[node.name].processors -= processors
+
+    def _count_misplaced(self, machinetype: str) -> None:
+        least = TOLERANCE * self.capacity
+        over = self.running[machinetype] - self._targets.get(machinetype, 0.0)
+        if over > least and any(
+            wanted - self.running[name] > least for name, wanted in self._targets.items()
+        ):
+            self.misplaced += 1
+
+    def _advance(self, now: float) -> None:
+        for types, idle in self._idle.items():
+            if idle.processors and types & self._with_work:
+                idle.seconds += idle.processors * (now - self._time)
+        self._time = now
+
+    def found(self, machinetype: str, now: float) -> None:
+        """A machine of this type has found work."""
+        for one in self.returns:
+            if one.machinetype == machinetype and one.found_time is None:
+                one.found_time = now
+
+    # Looking at it
+
+    def sample(self, now: float) -> None:
+        """Look at everything."""
+        self._advance(now)
+        with_work = frozenset(
+            name
+            for name, queue in self.queues.items()
+            if self.scenario.machinetypes[name].target_share > 0 and queue.has_work(now)
+        )
+        came = with_work - self._with_work
+        self._with_work = with_work
+        occupied = sum(hs06 for name, hs06 in self.running.items() if name not in with_work)
+        self._targets = targets(self._kinds, self._shares(with_work), self.capacity - occupied)
+        if now > self.beginning:
+            for name in sorted(came):
+                self._came_back(name, now)
+        self._look_at_returns(now)
+        self.samples.append(self._take(now))
+        if self.filled_time is None and self.samples[-1].used >= FULL:
+            self.filled_time, self.idle_at_fill = now, self.idle_seconds
+
+    def _shares(self, with_work: frozenset[str]) -> dict[str, float]:
+        return {name: self.scenario.machinetypes[name].target_share for name in with_work}
+
+    def _take(self, now: float) -> Sample:
+        total = sum(self._targets.values())
+        running = sum(self.running[name] for name in self._targets)
+        error = way = 0.0
+        for name, wanted in self._targets.items():
+            error = max(error, abs(self.running[name] - wanted))
+            way = max(way, abs(self.running[name] - wanted / total * running) if total else 0.0)
+        return Sample(
+            now - self.beginning,
+            sum(self.running.values()) / self.capacity,
+            {name: hs06 / self.capacity for name, hs06 in self.running.items()},
+            {name: wanted / self.capacity for name, wanted in self._targets.items()},
+            error / self.capacity,
+            way / self.capacity,
+        )
+
+    def _came_back(self, name: str, now: float) -> None:
+        wanted = targets(self._kinds, self._shares(self._with_work), self.capacity)[name]
+        has = self.running[name]
+        free = sum(idle.processors for types, idle in self._idle.items() if name in types) * (
+            self.capacity / self.processors
+        )
+        back = Return(name, now, wanted, has + free)
+        if back.freed_hs06 >= ARRIVED * wanted:
+            back.possible_time = now
+        self.returns.append(back)
+
+    def _look_at_returns(self, now: float) -> None:
+        for one in self.returns:
+            waiting = one.arrived_time is None and one.machinetype in self._with_work
+            if waiting and self.running[one.machinetype] >= ARRIVED * one.wanted_hs06:
+                one.arrived_time = now
+
+    def finish(self, now: float) -> None:
+        """The end."""
+        self._advance(now)
+
+    @property
+    def idle_seconds(self) -> float:
+        """Processor-seconds for which healthy factories' processors were free though there was work."""
+        return sum(idle.seconds for idle in self._idle.values())

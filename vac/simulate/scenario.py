@@ -1,0 +1,181 @@
+"""What is simulated: the made-up space, its work and its troubles.
+
+The classes with options are the sections of a scenario file (vac.simulate.reading), declared as those of the
+configuration are.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+
+from vac.config.machinetype import Machinetype
+from vac.config.options import Kind, option
+from vac.config.settings import Settings
+
+HOUR = 3600.0
+POLICIES = ("deficit", "classic")
+MOST_FACTORIES = 10000
+_TIME = r"\d+(\.\d+)?[smhd]?"
+_SPREAD = rf"{_TIME}|{_TIME}-{_TIME}|{_TIME}~{_TIME}|exp:{_TIME}"
+SPREAD_DOC = "a time such as 90s or 12h, a range 6h-18h, mean~deviation such as 12h~2h, or exp:MEAN"
+_PERIOD = rf"always|never|{_TIME}-({_TIME})?"
+_UNITS = {"s": 1.0, "m": 60.0, "h": HOUR, "d": 24 * HOUR}
+LEAST_SECONDS = 0.1
+"""What a normal distribution gives below this is raised to it."""
+
+
+@dataclass(frozen=True)
+class Space:
+    """[space] of a scenario file."""
+
+    factories: int = option(Kind.INTEGER, 100, "how many factories there are", least=1, most=MOST_FACTORIES)
+    hours: float = option(Kind.NUMBER, 48.0, "how much virtual time passes", least=0.01, most=10000)
+    seed: int = option(Kind.INTEGER, 1, "makes a run repeatable; another one is another run", least=0)
+    policy: str = option(
+        Kind.CHOICE,
+        "deficit",
+        "what the factories decide by; classic ones also create one machine a cycle",
+        choices=POLICIES,
+    )
+    start: str = option(
+        Kind.TEXT, "0s-60s", "when each factory starts", pattern=_SPREAD, pattern_doc=SPREAD_DOC
+    )
+    loss: float = option(
+        Kind.NUMBER, 0.0, "part of datagrams that get lost, each way", least=0, most=0.9, sample="0.05"
+    )
+    classic: float = option(Kind.NUMBER, 0.0, "part of the factories that are classic ones", least=0, most=1)
+    broken: float = option(
+        Kind.NUMBER, 0.0, "part of the factories on which every machine fails", least=0, most=1, sample="0.02"
+    )
+    broken_seconds: str = option(
+        Kind.TEXT, "20s", "after which time it fails there", pattern=_SPREAD, pattern_doc=SPREAD_DOC
+    )
+    crashes_per_day: float = option(
+        Kind.NUMBER, 0.0, "how often each factory's daemon dies, on average", least=0, most=1000
+    )
+    crash_seconds: str = option(
+        Kind.TEXT, "10m", "after which time it is back", pattern=_SPREAD, pattern_doc=SPREAD_DOC
+    )
+    crash_kills: bool = option(Kind.BOOLEAN, False, "its machines die with it, as when the host goes down")
+    sample_seconds: float = option(
+        Kind.NUMBER, 10.0, "how often shares are compared with the wanted ones", least=1, most=3600
+    )
+
+
+@dataclass(frozen=True)
+class Hardware:
+    """[hardware NAME] of a scenario file: one kind of nodes."""
+
+    part: float = option(Kind.NUMBER, 1.0, "its part of the factories, relative to the other kinds", least=0)
+    processors: int = option(Kind.INTEGER, 64, "processors of a node", least=1, most=10000)
+    hs06_per_processor: float = option(Kind.NUMBER, 10.0, "HS06 of one processor", least=0.001)
+    machinetypes: tuple[str, ...] = option(
+        Kind.LIST, (), "machinetypes that these nodes have configured", default_doc="all", sample="atlas lhcb"
+    )
+
+
+@dataclass(frozen=True)
+class Work:
+    """[work MACHINETYPE] of a scenario file: what its machines find to do, and how long they live."""
+
+    when: tuple[str, ...] = option(
+        Kind.LIST,
+        ("always",),
+        "periods with work, from the beginning",
+        pattern=_PERIOD,
+        pattern_doc="always, never, or a period such as 12h-24h or 36h-",
+        sample="0h-12h 24h-",
+    )
+    probability: float = option(
+        Kind.NUMBER, 1.0, "how probable it is that a machine finds work when there is some", least=0, most=1
+    )
+    jobs: int = option(
+        Kind.INTEGER, 0, "how many machines find work, all in all; 0: there's no end", least=0, sample="5000"
+    )
+    lifetime: str = option(
+        Kind.TEXT,
+        "6h-18h",
+        "how long a machine with work lives",
+        pattern=_SPREAD,
+        pattern_doc=SPREAD_DOC,
+    )
+    startup: str = option(
+        Kind.TEXT,
+        "5s-20s",
+        "time from a decision to a running machine",
+        pattern=_SPREAD,
+        pattern_doc=SPREAD_DOC,
+    )
+    no_work: str = option(
+        Kind.TEXT, "60s-120s", "how long one without lives", pattern=_SPREAD, pattern_doc=SPREAD_DOC
+    )
+    no_work_message: str = option(Kind.TEXT, "300 Nothing to do", "its shutdown message; may be empty")
+
+
+@dataclass(frozen=True)
+class Scenario:
+    """Everything that a run depends on."""
+
+    space: Space
+    settings: Settings
+    """What all factories have in common."""
+    machinetypes: Mapping[str, Machinetype]
+    works: Mapping[str, Work] = field(default_factory=dict)
+    """By machinetype; the default one stands in."""
+    hardware: Mapping[str, Hardware] = field(default_factory=dict)
+    """By name; the default one stands in if there is none."""
+    name: str = ""
+    """Where it comes from, for people."""
+
+    def work(self, machinetype: str) -> Work:
+        """The work of this machinetype."""
+        return self.works.get(machinetype, _DEFAULT_WORK)
+
+    def changed(self, **options: object) -> Scenario:
+        """The same with other options of [space]; those that are None stay."""
+        given = {name: value for name, value in options.items() if value is not None}
+        return replace(self, space=replace(self.space, **given))  # type: ignore[arg-type]
+
+
+_DEFAULT_WORK = Work()
+
+
+def seconds(text: str) -> float:
+    """A time such as `90`, `90s`, `15m`, `12h` or `2d`, in seconds."""
+    unit = _UNITS.get(text[-1])
+    return float(text) if unit is None else float(text[:-1]) * unit
+
+
+def spread(text: str) -> Callable[[random.Random], float]:
+    """What draws times in seconds as the text says (SPREAD_DOC)."""
+    if text.startswith("exp:"):
+        mean = seconds(text[4:])
+        return lambda rng: rng.expovariate(1 / mean) if mean else 0.0
+    if "~" in text:
+        middle, deviation = map(seconds, text.split("~"))
+        return lambda rng: max(LEAST_SECONDS, rng.gauss(middle, deviation))
+    if "-" in text:
+        least, most = map(seconds, text.split("-"))
+        return lambda rng: rng.uniform(least, most)
+    value = seconds(text)
+    return lambda rng: value
+
+
+def periods(when: tuple[str, ...]) -> list[tuple[float, float]]:
+    """The periods with work, in seconds from the beginning, earliest first, none touching the next."""
+    merged: list[tuple[float, float]] = []
+    for start, end in sorted(_period(one) for one in when if one != "never"):
+        if merged and start <= merged[-1][1]:
+            merged[-1] = (merged[-1][0], max(merged[-1][1], end))
+        elif start < end:
+            merged.append((start, end))
+    return merged
+
+
+def _period(text: str) -> tuple[float, float]:
+    if text == "always":
+        return 0.0, float("inf")
+    start, end = text.split("-")
+    return seconds(start), seconds(end) if end else float("inf")
