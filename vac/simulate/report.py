@@ -22,7 +22,8 @@ def lines(result: Result) -> Iterator[str]:
     yield f"  share error, filling   {_errors(result.way)}"
     if result.full is not None:
         yield f"  share error, settled   {_errors(result.full)}"
-    yield f"  share error, always    {_errors(result.error)}"
+    if result.error is not None:
+        yield f"  share error, full      {_errors(result.error)}"
     yield f"  misplaced machines     {percent(result.misplaced)}"
     for probes in result.probes:
         yield "  " + _probes(probes)

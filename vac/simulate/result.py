@@ -68,8 +68,8 @@ class Result:
     """Until then: distances from the shares of what was running yet."""
     full: Errors | None
     """Since then, while no type is on its way to its share; None: never."""
-    error: Errors
-    """All the time."""
+    error: Errors | None
+    """All the time since then."""
     misplaced: float
     """Part of the machines that were created of a type above its share while another lacked some of its."""
     machines: int
@@ -91,7 +91,8 @@ def summarize(scenario: Scenario, measure: Measure) -> Result:
     hours = samples[-1].seconds if samples[-1].seconds else 1.0
     filled = None if measure.filled_time is None else measure.filled_time - measure.beginning
     on_the_way = [one for one in samples if filled is None or one.seconds <= filled]
-    settled = [one for one in samples if filled is not None and one.seconds >= filled and _settled(one)]
+    since_full = [one for one in samples if filled is not None and one.seconds >= filled]
+    settled = [one for one in since_full if _settled(one)]
     used = statistics.fmean(one.used for one in samples)
     idle, since = (
         (measure.idle_seconds, 0.0)
@@ -108,7 +109,7 @@ def summarize(scenario: Scenario, measure: Measure) -> Result:
         fill_seconds=filled,
         way=_errors([one.way_error for one in on_the_way]),
         full=_errors([one.error for one in settled]) if settled else None,
-        error=_errors([one.error for one in samples]),
+        error=_errors([one.error for one in since_full]) if since_full else None,
         misplaced=measure.misplaced / created if created else 0.0,
         machines=created,
         overbooked=measure.most_used,
