@@ -3,7 +3,7 @@
 The deficit policy holds back after the second-newest of the factories' abort times (the newest in a space of one),
 so that one node's troubles stay that node's. Then factories probe in an order that is different for each abort and
 that all of them know: first one, then two, four, eight…, each with one machine at a time, until one of them has
-outlived fizzle_seconds. Where many young machines live it takes more aborting factories to be believed.
+outlived fizzle_seconds. Where factories start more than probes, more of them must abort.
 """
 
 from __future__ import annotations
@@ -17,13 +17,14 @@ from itertools import islice
 from vac.config.machinetype import Machinetype
 from vac.scheduling.model import MOST_YOUNG, SpaceView, TypeReport, TypeTotals
 from vac.scheduling.own import Own
+from vac.scheduling.space import beyond_probe
 from vac.scheduling.wording import seconds
 
 LEAST_WINDOW_SECONDS = 30
 """A window is no shorter than the age up to which a view of the space is used: sooner than that, those who are next
 could not know what came of the probes before them."""
 YOUNG_PER_ABORT = 4
-"""So many machines before fizzle outweigh one aborting factory."""
+"""So many machines before fizzle that aren't probes outweigh one aborting factory."""
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,9 @@ class Hold:
     probing: bool = False
     """One machine of it may be created now."""
 
+
+_NO_REPORT = TypeReport()
+_NO_TOTALS = TypeTotals()
 
 SpaceHold = Callable[[Machinetype, Own, SpaceView, float], "Hold | None"]
 
@@ -72,7 +76,7 @@ def deficit_hold(machinetype: Machinetype, own: Own, space: SpaceView, now: floa
 
 def classic_hold(machinetype: Machinetype, own: Own, space: SpaceView, now: float) -> Hold | None:
     """The classic hold-back: after the newest abort time that any factory reports."""
-    totals = space.types.get(machinetype.name, TypeTotals())
+    totals = space.types.get(machinetype.name, _NO_TOTALS)
     times = [time for time, name in totals.aborts[:2] if name != space.factory]
     if own.report.abort_time is not None:
         times.append(own.report.abort_time)
@@ -94,12 +98,14 @@ def classic_hold(machinetype: Machinetype, own: Own, space: SpaceView, now: floa
 def last_abort(machinetype: Machinetype, own: Own, space: SpaceView, now: float) -> float | None:
     """The abort time that counts for the deficit policy; None: there are too few aborts.
 
-    Where young machines live, more factories must have aborted lately, that is while those that are young now, or
-    whoever probed before them, were being tried.
+    Where factories have several young machines, and so do more than probe, more of the others must have aborted
+    lately, that is since these or those before them were created.
     """
-    totals = space.types.get(machinetype.name, TypeTotals())
+    totals = space.types.get(machinetype.name, _NO_TOTALS)
     believed = min(2, len(space.factories))
-    needed = believed + _young(totals, own, space, machinetype.name) // YOUNG_PER_ABORT
+    before = space.own.get(machinetype.name, _NO_REPORT)
+    busy = totals.beyond_probes - beyond_probe(before) + beyond_probe(own.report)
+    needed = believed + busy // YOUNG_PER_ABORT
     elsewhere = (time for time, name in totals.aborts if name != space.factory and name not in space.failing)
     times = list(islice(elsewhere, needed))
     if own.report.abort_time is not None and space.factory not in space.failing:
@@ -126,8 +132,8 @@ def proven_since(time: float, machinetype: Machinetype, own: Own, space: SpaceVi
 
 def runs_elsewhere(machinetype: str, space: SpaceView) -> bool:
     """Whether another factory runs machines of the type that have outlived fizzle_seconds."""
-    totals = space.types.get(machinetype, TypeTotals())
-    before = space.own.get(machinetype, TypeReport())
+    totals = space.types.get(machinetype, _NO_TOTALS)
+    before = space.own.get(machinetype, _NO_REPORT)
     return totals.outlived_factories - (before.running_machines > before.before_fizzle) > 0
 
 
@@ -142,7 +148,7 @@ def probing_rank(machinetype: str, abort_time: float, own: Own, space: SpaceView
     whose own last outcome is an abort after all the others.
     """
     order = _sha256_order(space.factories, machinetype, int(abort_time))
-    aborted = space.types.get(machinetype, TypeTotals()).aborted_factories
+    aborted = space.types.get(machinetype, _NO_TOTALS).aborted_factories
     place = order.index(space.factory)
     before = sum(name in aborted for name in order[:place])
     if own.report.abort_time is None:
@@ -160,7 +166,7 @@ def _sha256_order(factories: tuple[str, ...], machinetype: str, abort_time: int)
 
 def _young(totals: TypeTotals, own: Own, space: SpaceView, machinetype: str) -> int:
     """Machines before fizzle in the space, this factory's as they are now."""
-    before = min(space.own.get(machinetype, TypeReport()).before_fizzle, MOST_YOUNG)
+    before = min(space.own.get(machinetype, _NO_REPORT).before_fizzle, MOST_YOUNG)
     return totals.before_fizzle - before + min(own.report.before_fizzle, MOST_YOUNG)
 
 

@@ -61,6 +61,8 @@ class TypeTotals:
     running_machines: int = 0
     before_fizzle: int = 0
     """Machines that are starting or younger than fizzle_seconds; no factory counts for more than MOST_YOUNG."""
+    beyond_probes: int = 0
+    """Those of them that aren't the only ones of their factory, as probes are."""
     outlived_factories: int = 0
     """How many factories run machines of it that have outlived fizzle_seconds."""
     aborts: tuple[tuple[float, str], ...] = ()

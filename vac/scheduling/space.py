@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 
 from vac.scheduling.model import MOST_YOUNG, SpaceView, TypeReport, TypeTotals
 
@@ -52,20 +53,23 @@ def view(
     )
 
 
+def beyond_probe(report: TypeReport) -> int:
+    """What one factory adds to TypeTotals.beyond_probes."""
+    return max(0, min(report.before_fizzle, MOST_YOUNG) - 1)
+
+
 def _believed(said: Reports, capacity: float | None, now: float) -> dict[str, TypeReport]:
     """One factory's reports, with no abort in the future, and not running more than it can."""
     running = sum(report.running_hs06 for report in said.values())
     scale = capacity / running if capacity is not None and running > capacity else 1.0
-    return {
-        machinetype: TypeReport(
-            running_machines=report.running_machines,
-            running_processors=report.running_processors,
-            running_hs06=report.running_hs06 * scale,
-            before_fizzle=report.before_fizzle,
-            abort_time=_past(report.abort_time, now),
-        )
-        for machinetype, report in said.items()
-    }
+    return {machinetype: _corrected(report, scale, now) for machinetype, report in said.items()}
+
+
+def _corrected(report: TypeReport, scale: float, now: float) -> TypeReport:
+    abort_time = _past(report.abort_time, now)
+    if scale == 1.0 and abort_time == report.abort_time:
+        return report
+    return replace(report, running_hs06=report.running_hs06 * scale, abort_time=abort_time)
 
 
 def _past(time: float | None, now: float) -> float | None:
@@ -91,6 +95,7 @@ def _totals(machinetype: str, believed: Mapping[str, Reports]) -> TypeTotals:
         running_hs06=sum(report.running_hs06 for _, report in said),
         running_machines=sum(report.running_machines for _, report in said),
         before_fizzle=sum(min(report.before_fizzle, MOST_YOUNG) for _, report in said),
+        beyond_probes=sum(beyond_probe(report) for _, report in said),
         outlived_factories=sum(report.running_machines > report.before_fizzle for _, report in said),
         aborts=tuple(sorted(aborts, reverse=True)),
         aborted_factories=frozenset(name for _, name in aborts),

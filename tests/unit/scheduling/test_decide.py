@@ -1,0 +1,327 @@
+"""Properties of every decision, and what stands in the way of one."""
+
+from __future__ import annotations
+
+import dataclasses
+import random
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.unit.scheduling.one_factory import FACTORY, IDLE_HOST, MODEL, START, machinetype, settings
+from vac.scheduling.backoff import History, TypeHistory
+from vac.scheduling.decide import Situation, decide
+from vac.scheduling.model import Decision, Host, Occupied, SpaceView, TypeReport, TypeTotals
+from vac.scheduling.ramp import RampState
+
+NAMES = ("a", "b", "c", "d")
+OTHERS = ("g.example.com", "h.example.com", "i.example.com")
+ALONE = SpaceView(FACTORY, (FACTORY,), 64.0)
+READY = RampState(machines={"a": 64}, vacated=())
+"""A ramp that has seen 64 machines, so that all places may be taken at once."""
+
+_recent = st.floats(START - 5000, START)
+_maybe = st.none() | _recent
+_types = st.dictionaries(
+    st.sampled_from(NAMES),
+    st.builds(
+        lambda share, model, least, more, wallclock, shortest, backoff: machinetype(
+            "x",
+            share,
+            machine_model=model,
+            machinegroup="both" if share == 2 else "x",
+            min_processors=least,
+            max_processors=least + more,
+            max_wallclock_seconds=wallclock,
+            min_wallclock_seconds=min(wallclock, shortest),
+            backoff_seconds=backoff,
+        ),
+        st.sampled_from([0, 0.5, 1, 2]),
+        st.sampled_from([MODEL, MODEL, "docker"]),
+        st.sampled_from([1, 1, 2, 8]),
+        st.integers(0, 8),
+        st.sampled_from([3600, 86400]),
+        st.sampled_from([0, 1800, 86400]),
+        st.sampled_from([0, 10, 600]),
+    ),
+).map(lambda found: {name: replace(one, name=name) for name, one in found.items()})
+_occupied = st.lists(
+    st.builds(
+        lambda name, processors, created, started, left: Occupied(
+            name, processors, created, created + 1 if started else None, START + left
+        ),
+        st.sampled_from([*NAMES, "gone"]),
+        st.sampled_from([1, 1, 2, 8]),
+        _recent,
+        st.booleans(),
+        st.sampled_from([-5.0, 600, 3600, 86000]),
+    ),
+    max_size=20,
+)
+_history = st.dictionaries(
+    st.sampled_from(NAMES),
+    st.builds(
+        TypeHistory,
+        aborts=st.integers(0, 40),
+        last_end=_recent,
+        no_work=st.booleans(),
+        failures=st.integers(0, 20),
+        last_failure=_recent,
+        abort_time=_maybe,
+    ),
+).map(History)
+_totals = st.builds(
+    lambda hs06, young, outlived, aborts: TypeTotals(
+        running_hs06=hs06,
+        before_fizzle=young,
+        outlived_factories=outlived,
+        aborts=tuple(sorted(zip(aborts, OTHERS), reverse=True)),
+        aborted_factories=frozenset(name for _, name in zip(aborts, OTHERS)),
+    ),
+    st.floats(0, 200),
+    st.integers(0, 40),
+    st.integers(0, 3),
+    st.lists(_recent, max_size=3),
+)
+_spaces = st.builds(
+    lambda capacity, types: SpaceView(FACTORY, (FACTORY, *OTHERS), capacity, types),
+    st.floats(0, 300),
+    st.dictionaries(st.sampled_from(NAMES), _totals),
+)
+_settings = st.builds(
+    lambda processors, superslot, policy, per_cycle, left: settings(
+        processors,
+        processors_per_superslot=superslot,
+        share_policy=policy,
+        machines_per_cycle=per_cycle,
+        shutdown_time=None if left is None else int(START) + left,
+    ),
+    st.sampled_from([1, 7, 8, 64]),
+    st.sampled_from([1, 1, 8]),
+    st.sampled_from(["deficit", "classic"]),
+    st.sampled_from([0, 0, 3]),
+    st.sampled_from([None, None, -1, 1000, 50000]),
+)
+_situations = st.builds(
+    Situation,
+    settings=_settings,
+    machinetypes=_types,
+    occupied=_occupied,
+    history=_history,
+    space=_spaces | st.just(ALONE),
+    host=st.sampled_from([IDLE_HOST, IDLE_HOST, replace(IDLE_HOST, load=(100.0, 100.0, 100.0))]),
+    engines=st.sampled_from(
+        [{MODEL: None, "docker": None}, {MODEL: None, "docker": "no socket"}, {MODEL: "gone"}, {MODEL: None}]
+    ),
+    now=st.just(START),
+)
+_ramps = st.builds(
+    RampState,
+    step_time=st.none() | st.floats(START - 30, START + 5),
+    machines=st.dictionaries(st.sampled_from(NAMES), st.integers(0, 64)),
+    created=st.integers(0, 4),
+)
+
+
+@given(_situations, _ramps, st.integers(0, 100))
+def test_what_is_decided_is_allowed(situation: Situation, ramp: RampState, seed: int) -> None:
+    decision, _ = decide(situation, ramp, random.Random(seed))
+    total, now = situation.settings.total_processors, situation.now
+    used = sum(one.processors for one in situation.occupied)
+    assert sum(one.processors for one in decision.creates) <= max(0, total - used)
+    assert not (decision.guard and decision.creates)
+    superslot = situation.settings.processors_per_superslot
+    limit = situation.settings.shutdown_time
+    for create in decision.creates:
+        one = situation.machinetypes[create.machinetype]
+        past = situation.history.get(one.name)
+        assert one.target_share > 0
+        assert situation.engines.get(one.machine_model, "unknown") is None
+        assert one.name not in decision.held_here and one.name not in decision.held_in_space
+        assert one.min_processors <= create.processors <= min(one.max_processors, superslot)
+        left = create.shutdown_time - now
+        assert one.min_wallclock_seconds - 1 < left <= one.max_wallclock_seconds
+        assert limit is None or create.shutdown_time <= limit or superslot > 1
+        assert create.reason
+        if not past.no_work:
+            assert past.last_end + past.hold_seconds(one.backoff_seconds) <= now
+
+
+@given(_situations, _ramps, st.integers(0, 100))
+def test_every_type_that_gets_no_machine_has_a_reason_and_times_lie_ahead(
+    situation: Situation, ramp: RampState, seed: int
+) -> None:
+    decision, state = decide(situation, ramp, random.Random(seed))
+    assert set(decision.passed_over) == set(situation.machinetypes)
+    assert all(decision.passed_over.values())
+    assert (decision.guard is None) == (decision.guard_name is None)
+    assert decision.next_time is None or decision.next_time > situation.now
+    for until in (*decision.held_here.values(), *decision.held_in_space.values()):
+        assert until >= situation.now
+    assert sum(state.machines.values()) == len(situation.occupied) + len(decision.creates)
+
+
+@given(_situations, _ramps, st.integers(0, 100))
+def test_the_same_seed_gives_the_same_decision(situation: Situation, ramp: RampState, seed: int) -> None:
+    first = decide(situation, ramp, random.Random(seed))
+    assert first == decide(situation, ramp, random.Random(seed))
+
+
+@given(_situations, _ramps, st.integers(0, 100))
+def test_nothing_more_is_decided_before_the_time_that_is_told(
+    situation: Situation, ramp: RampState, seed: int
+) -> None:
+    decision, state = decide(situation, ramp, random.Random(seed))
+    if decision.guard is not None or decision.creates:
+        return
+    later = situation.now + 1
+    if decision.next_time is None or later < decision.next_time:
+        again, _ = decide(replace(situation, now=later), state, random.Random(seed))
+        assert again.creates == ()
+
+
+@given(_situations, _ramps, st.integers(0, 100))
+def test_the_first_step_of_an_empty_factory_is_one_machine(
+    situation: Situation, ramp: RampState, seed: int
+) -> None:
+    conf = replace(situation.settings, machines_per_cycle=0)
+    decision, _ = decide(replace(situation, settings=conf, occupied=()), RampState(), random.Random(seed))
+    assert len(decision.creates) <= 1
+
+
+def situation(*types: object, **changes: object) -> Situation:
+    named = {"a": machinetype("a")} if not types else {one.name: one for one in types}  # type: ignore[attr-defined]
+    plain = Situation(settings(), named, (), History(), ALONE, IDLE_HOST, {MODEL: None}, START)  # type: ignore[arg-type]
+    return replace(plain, **changes)  # type: ignore[arg-type]
+
+
+def decided(one: Situation, ramp: RampState = READY) -> Decision:
+    return decide(one, ramp, random.Random(1))[0]
+
+
+FULL = [Occupied("a", 1, START - 9999, START - 9999, START + 9999)] * 64
+
+
+@pytest.mark.parametrize(
+    ("changes", "name", "words"),
+    [
+        ({"settings": settings(draining=True)}, "draining", "draining is set"),
+        ({"drain": "new kernel"}, "draining", "new kernel"),
+        ({"settings": settings(shutdown_time=int(START))}, "shutdown", "shutdown_time has passed"),
+        ({"config_problem": "vac.conf: line 3"}, "configuration", "line 3"),
+        ({"host": replace(IDLE_HOST, health_problem="no /cvmfs")}, "health", "no /cvmfs"),
+        ({"host": replace(IDLE_HOST, state_dir_free_bytes=999_999_999)}, "disk", "1 GB is needed"),
+        ({"occupied": FULL}, "full", "64 of 64"),
+        ({"host": replace(IDLE_HOST, load=(80.1, 0, 0))}, "overload", "1-minute load is 80.10, above 80.00"),
+        ({"engines": {MODEL: "bwrap is missing"}}, "engines", "bwrap is missing"),
+        ({"engines": {}}, "engines", "has not answered yet"),
+    ],
+)
+def test_a_guard_stops_everything_and_says_why(changes: dict[str, object], name: str, words: str) -> None:
+    decision = decided(situation(**changes))
+    assert decision.creates == ()
+    assert decision.guard_name == name
+    assert words in (decision.guard or "")
+    assert decided(situation()).guard is None
+
+
+@pytest.mark.parametrize(
+    ("load", "running", "policy", "overloaded"),
+    [
+        ((80.0, 99.0, 99.0), 10, "deficit", False),
+        ((81.0, 0.0, 0.0), 10, "deficit", True),
+        ((0.0, 0.0, 12.6), 10, "classic", True),
+        ((0.0, 0.0, 12.5), 10, "classic", False),
+        ((0.0, 0.0, 12.6), 4, "classic", False),
+        ((0.0, 81.0, 0.0), 4, "classic", True),
+    ],
+)
+def test_overload_by_policy(
+    load: tuple[float, float, float], running: int, policy: str, overloaded: bool
+) -> None:
+    decision = decided(
+        situation(
+            settings=settings(share_policy=policy), host=Host(load, 10**12, 64), occupied=FULL[:running]
+        )
+    )
+    assert (decision.guard_name == "overload") == overloaded
+
+
+@pytest.mark.parametrize(
+    ("options", "changes", "words"),
+    [
+        ({"target_share": 0}, {}, "target_share is 0"),
+        ({"min_processors": 8, "max_processors": 8}, {}, "processors_per_superslot only 1"),
+        (
+            {"min_processors": 8, "max_processors": 8},
+            {"settings": settings(4, processors_per_superslot=8)},
+            "only 4 processors",
+        ),
+        ({}, {"settings": settings(shutdown_time=int(START) + 86400)}, "shutdown_time is in 24 h"),
+        ({"machine_model": "docker"}, {"engines": {MODEL: None, "docker": "no socket"}}, "no socket"),
+        ({}, {"history": History({"b": TypeHistory(aborts=3, last_end=START - 10)})}, "for another 30 s"),
+        (
+            {},
+            {"history": History({"b": TypeHistory(failures=2, last_failure=START - 5)})},
+            "last 2 creations failed here: tried again in 15 s",
+        ),
+    ],
+)
+def test_a_type_that_cannot_be_created_says_why(
+    options: dict[str, object], changes: dict[str, object], words: str
+) -> None:
+    fine = machinetype("a", max_wallclock_seconds=600)
+    decision = decided(situation(fine, machinetype("b", **options), **changes))  # type: ignore[arg-type]
+    assert words in decision.passed_over["b"]
+    assert {create.machinetype for create in decision.creates} == {"a"}
+
+
+def test_the_pause_after_aborts_here_ends_when_its_told() -> None:
+    held = situation(history=History({"a": TypeHistory(aborts=3, last_end=START - 10)}))
+    decision = decided(held)
+    assert decision.creates == () and decision.held_here == {"a": START + 30} == {"a": decision.next_time}
+    assert decided(replace(held, now=START + 30)).creates
+
+
+def test_one_step_of_a_type_is_no_more_than_runs_of_it_but_counts_for_shares() -> None:
+    running = [*[Occupied("a", 1, START - 999, START - 999, START + 999)] * 30]
+    both = situation(machinetype("a"), machinetype("b"), occupied=running)
+    decision = decided(both, RampState(START - 15, {"a": 30}))
+    assert [create.machinetype for create in decision.creates] == ["b"]
+    assert "kept for b" in decision.passed_over["a"]
+    assert "steps" in decision.passed_over["b"]
+
+
+def test_what_a_held_type_leaves_is_divided_by_the_others() -> None:
+    full = decided(
+        situation(
+            machinetype("a"),
+            machinetype("b", 3, backoff_seconds=600),
+            history=History({"b": TypeHistory(aborts=1, last_end=START - 1)}),
+        )
+    )
+    assert [create.machinetype for create in full.creates] == ["a"] * 64
+
+
+def test_classic_order_takes_the_lowest_score() -> None:
+    totals = {"a": TypeTotals(running_hs06=30), "b": TypeTotals(running_hs06=8)}
+    space = SpaceView(FACTORY, (FACTORY,), 64.0, totals)
+    conf = settings(share_policy="classic", machines_per_cycle=3)
+    decision = decided(situation(machinetype("a", 3), machinetype("b"), settings=conf, space=space))
+    assert [create.machinetype for create in decision.creates] == ["b", "b", decision.creates[2].machinetype]
+
+
+def test_this_factorys_present_takes_the_place_of_what_the_view_knew_of_it() -> None:
+    stale = {"a": TypeReport(64, 64, 64.0, 0), "b": TypeReport()}
+    space = SpaceView(
+        FACTORY, (FACTORY,), 64.0, {"a": TypeTotals(running_hs06=64.0), "b": TypeTotals()}, stale
+    )
+    decision = decided(situation(machinetype("a"), machinetype("b"), space=space))
+    counts = [create.machinetype for create in decision.creates]
+    assert counts.count("a") == counts.count("b") == 32
+
+
+def test_decisions_are_plain_values() -> None:
+    assert dataclasses.asdict(decided(situation()))["creates"][0]["machinetype"] == "a"

@@ -1,0 +1,238 @@
+"""Adding up the space, and what aborts in it do."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.unit.scheduling.one_factory import machinetype
+from vac.scheduling.holdback import (
+    broken_here,
+    classic_hold,
+    deficit_hold,
+    last_abort,
+    probing_rank,
+    proven_since,
+    window_seconds,
+)
+from vac.scheduling.model import SpaceView, TypeReport
+from vac.scheduling.own import Own
+from vac.scheduling.space import view
+
+NOW = 1_000_000.0
+TYPE = machinetype("a", backoff_seconds=600, fizzle_seconds=600)
+HEALTHY = TypeReport(4, 4, 40.0, 0)
+NONE = Own(TypeReport())
+
+
+def names(number: int) -> tuple[str, ...]:
+    return tuple(f"f{index:03}.example.com" for index in range(number))
+
+
+def space(
+    number: int,
+    aborts: Mapping[int, float] = {},
+    plain: TypeReport = HEALTHY,
+    me: int = 0,
+) -> SpaceView:
+    """A space of so many factories; aborts are by number of factory, in seconds before NOW."""
+    reports = {
+        name: {"a": plain if index not in aborts else replace(plain, abort_time=NOW - aborts[index])}
+        for index, name in enumerate(names(number))
+    }
+    return view(names(number)[me], names(number), reports, dict.fromkeys(names(number), 64.0), NOW)
+
+
+def mine(seen: SpaceView) -> Own:
+    return Own(seen.own["a"])
+
+
+def test_the_space_is_the_sum_of_its_factories() -> None:
+    seen = space(3, {1: 50.0, 2: 20.0})
+    totals = seen.types["a"]
+    assert seen.capacity_hs06 == 192
+    assert (totals.running_machines, totals.running_processors, totals.running_hs06) == (12, 12, 120.0)
+    assert totals.aborts == ((NOW - 20, names(3)[2]), (NOW - 50, names(3)[1]))
+    assert totals.aborted_factories == frozenset(names(3)[1:])
+    assert totals.outlived_factories == 3
+    assert seen.own == {"a": HEALTHY}
+
+
+@given(
+    st.builds(
+        TypeReport,
+        running_machines=st.integers(0, 10**12),
+        running_processors=st.integers(0, 10**12),
+        running_hs06=st.floats(0, 1e300),
+        before_fizzle=st.integers(0, 10**12),
+        abort_time=st.none() | st.floats(0, 1e300),
+    ),
+    st.floats(0, 1e300),
+)
+def test_one_peers_absurd_numbers_stay_that_peers(lie: TypeReport, capacity: float) -> None:
+    factories = names(10)
+    reports = {name: {"a": HEALTHY} for name in factories}
+    capacities = dict.fromkeys(factories, 64.0)
+    lying = view(
+        factories[0],
+        factories,
+        {**reports, "f009.example.com": {"a": lie}},
+        {**capacities, "f009.example.com": capacity},
+        NOW,
+    )
+    assert 9 * 64 <= lying.capacity_hs06 <= 9 * 64 + 100 * 64
+    totals = lying.types["a"]
+    assert 360 <= totals.running_hs06 <= 360 + max(64.0, min(capacity, 1e300)) * 1.01
+    assert totals.before_fizzle <= 16
+    assert all(time <= NOW for time, _ in totals.aborts)
+    assert deficit_hold(TYPE, mine(lying), lying, NOW) is None
+
+
+def test_a_factory_of_unknown_capacity_counts_with_what_it_runs() -> None:
+    seen = view(names(2)[0], names(2), {names(2)[1]: {"a": HEALTHY}}, {names(2)[0]: 64.0}, NOW)
+    assert seen.capacity_hs06 == 104
+    assert view("x", (), {"stranger": {"a": HEALTHY}}, {}, NOW).types == {}
+
+
+@pytest.mark.parametrize(("age", "believed"), [(-30, NOW), (-61, None), (5, NOW - 5)])
+def test_an_abort_in_the_future_is_not_believed(age: float, believed: float | None) -> None:
+    times = [time for time, _ in space(4, {1: age}).types["a"].aborts]
+    assert times == ([] if believed is None else [believed])
+
+
+def test_one_nodes_aborts_do_not_hold_back_the_space_but_two_do() -> None:
+    assert deficit_hold(TYPE, NONE, space(10, {3: 10.0}), NOW) is None
+    hold = deficit_hold(TYPE, NONE, space(10, {3: 10.0, 4: 30.0}), NOW)
+    assert hold is not None and hold.until is not None
+    assert NOW - 30 + 600 <= hold.until <= NOW - 30 + 1200
+    assert not hold.probing
+
+
+def test_alone_the_newest_abort_holds_back() -> None:
+    seen = space(1, {0: 100.0}, TypeReport())
+    hold = deficit_hold(TYPE, mine(seen), seen, NOW)
+    assert hold is not None and hold.until == NOW + 500
+
+
+def test_factories_on_which_everything_fails_do_not_hold_back_the_others() -> None:
+    broken = {
+        name: {"a": TypeReport(abort_time=NOW - 10), "b": TypeReport(abort_time=NOW - 5)}
+        for name in names(100)[:4]
+    }
+    healthy = {name: {"a": HEALTHY} for name in names(100)[4:]}
+    seen = view(names(100)[50], names(100), {**broken, **healthy}, {}, NOW)
+    assert seen.failing == frozenset(broken)
+    assert deficit_hold(TYPE, mine(seen), seen, NOW) is None
+    assert classic_hold(TYPE, mine(seen), seen, NOW) is not None
+
+
+def test_when_most_factories_fail_their_aborts_count() -> None:
+    seen = space(10, dict.fromkeys(range(8), 10.0), TypeReport())
+    assert seen.failing == frozenset()
+    assert deficit_hold(TYPE, mine(seen), seen, NOW) is not None
+
+
+@pytest.mark.parametrize(("young", "held"), [(0, True), (1, True), (2, False), (20, False)])
+def test_a_few_aborts_do_not_hold_back_a_space_that_starts_many(young: int, held: bool) -> None:
+    seen = space(10, {1: 10.0, 2: 20.0, 3: 30.0}, replace(HEALTHY, before_fizzle=young))
+    assert (last_abort(TYPE, mine(seen), seen, NOW) is not None) == held
+
+
+def test_probes_that_are_under_way_do_not_end_the_probing() -> None:
+    probes = TypeReport(1, 1, 1.0, 1)
+    seen = space(100, {index: 650.0 + 50 * index for index in range(100)}, probes)
+    assert last_abort(TYPE, mine(seen), seen, NOW) == NOW - 700
+
+
+def test_old_aborts_do_not_count_against_many_young_machines() -> None:
+    young = replace(HEALTHY, before_fizzle=2)
+    lately = {index: 100.0 + index for index in range(10)}
+    assert last_abort(TYPE, NONE, space(20, lately, young), NOW) == NOW - 102
+    old = {index: 5000.0 + index for index in range(2, 10)}
+    assert last_abort(TYPE, NONE, space(20, {**lately, **old}, young), NOW) is None
+
+
+@pytest.mark.parametrize("number", [2, 5, 64, 100])
+def test_factories_probe_one_then_two_then_four(number: int) -> None:
+    opens = NOW + 600
+    turns = []
+    for me in range(number):
+        seen = space(number, {}, TypeReport(), me)
+        aborts = ((NOW, "x"), (NOW, "y"))
+        seen = replace(seen, types={"a": replace(seen.types["a"], aborts=aborts)})
+        hold = deficit_hold(TYPE, NONE, seen, NOW)
+        assert hold is not None and hold.until is not None
+        turns.append(hold.until)
+        at_turn = deficit_hold(TYPE, NONE, seen, hold.until)
+        assert at_turn is not None and at_turn.probing
+    window = window_seconds(number, 600)
+    for doublings in range(8):
+        may = sum(turn <= opens + doublings * window for turn in turns)
+        assert may == min(number, 2**doublings)
+    assert max(turns) <= opens + 600 + 1e-6
+
+
+def test_all_factories_know_the_same_order_and_those_that_aborted_are_last() -> None:
+    aborts = {3: 10.0, 5: 700.0}
+    ranks = []
+    for me in range(12):
+        seen = space(12, aborts, me=me)
+        ranks.append(probing_rank("a", NOW - 700.25, mine(seen), seen))
+    assert sorted(ranks) == list(range(12))
+    assert {ranks[3], ranks[5]} == {10, 11}
+    seen = space(12)
+    orders = {
+        tuple(probing_rank("a", NOW + time, NONE, replace(seen, factory=name)) for name in names(12))
+        for time in range(5)
+    }
+    assert len(orders) > 1
+
+
+def test_a_probe_is_one_machine_until_one_has_outlived_fizzle_seconds() -> None:
+    seen = space(1, {0: 700.0}, TypeReport())
+    probing = deficit_hold(TYPE, mine(seen), seen, NOW)
+    assert probing is not None and probing.probing
+    report = TypeReport(1, 1, 1.0, 1, NOW - 700)
+    waiting = deficit_hold(TYPE, Own(report, NOW - 50, None, NOW + 550), seen, NOW)
+    assert waiting is not None and not waiting.probing and waiting.until == NOW + 550
+    proven = Own(replace(report, before_fizzle=0), NOW - 690, NOW - 690)
+    assert deficit_hold(TYPE, proven, seen, NOW) is None
+    older = Own(replace(report, before_fizzle=0), NOW - 5000, NOW - 5000)
+    assert deficit_hold(TYPE, older, seen, NOW) is not None
+
+
+def test_the_others_success_is_known_when_two_probes_would_have_failed() -> None:
+    seen = space(10, {1: 1300.0, 2: 1400.0})
+    assert not proven_since(NOW - 1300, TYPE, NONE, seen, NOW)
+    assert proven_since(NOW - 1400, TYPE, NONE, seen, NOW)
+    assert not proven_since(NOW - 1400, TYPE, NONE, space(10, {}, TypeReport()), NOW)
+
+
+@pytest.mark.parametrize(
+    ("age", "young", "held", "probing"),
+    [
+        (599, 0, True, False),
+        (600, 0, False, True),
+        (700, 1, True, False),
+        (1200, 1, False, False),
+        (1200, 0, False, False),
+    ],
+)
+def test_the_classic_hold_is_after_the_newest_abort_anywhere(
+    age: float, young: int, held: bool, probing: bool
+) -> None:
+    seen = space(10, {3: age, 4: age + 5000}, replace(HEALTHY, before_fizzle=young))
+    hold = classic_hold(TYPE, mine(seen), seen, NOW)
+    assert (hold is not None and not hold.probing) == held
+    assert (hold is not None and hold.probing) == probing
+
+
+def test_failing_here_while_others_run_it_is_a_warning_about_this_node() -> None:
+    assert set(broken_here(["a"], space(3))) == {"a"}
+    assert broken_here(["a"], space(3, {}, TypeReport(2, 2, 2.0, 2))) == {}
+    assert broken_here(["a"], space(1)) == {}
+    assert broken_here([], space(3)) == {}
