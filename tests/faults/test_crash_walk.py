@@ -121,6 +121,7 @@ class Walk:
             "subject",
             target_share=float(self.subject is None),
             fizzle_seconds=FIZZLE_SECONDS,
+            backoff_seconds=3600,
             max_wallclock_seconds=self.life.max_wallclock_seconds,
             accounting_fqan="/vo/Role=NULL",
         )

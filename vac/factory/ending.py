@@ -12,7 +12,7 @@ from vac.factory.floor import Floor
 from vac.factory.slots import Slot
 from vac.machines.messages import set_shutdown_message
 from vac.machines.slots import discard, outcome
-from vac.scheduling.backoff import message_code, reported_message
+from vac.scheduling.backoff import reported_message, says_no_work
 from vac.scheduling.model import Outcome
 
 log = logging.getLogger(__name__)
@@ -113,7 +113,6 @@ class Ending:
 def _epitaph(outcome: Outcome) -> str:
     lived = outcome.ended_time - (outcome.started_time or outcome.ended_time)
     words = f"{outcome.message or 'no shutdown message'}, after {lived:.0f} s"
-    code = message_code(outcome.message)
-    if code is not None and 300 <= code < 400:
+    if says_no_work(outcome.message):
         words += "; that is how long it took to find no work (see fizzle_seconds)"
     return words

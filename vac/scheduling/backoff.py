@@ -122,7 +122,7 @@ class TypeHistory:
                 changed,
                 aborts=self.aborts + (self.aborts == 0 or outcome.created_time >= self.last_end),
                 last_end=max(self.last_end, outcome.ended_time),
-                no_work=_says_no_work(outcome.message) if newest else self.no_work,
+                no_work=says_no_work(outcome.message) if newest else self.no_work,
             )
         if lived >= fizzle_seconds:
             return dataclasses.replace(changed, aborts=0, no_work=False)
@@ -161,5 +161,6 @@ class History:
         return History({**self.types, name: self.get(name).add(outcome, fizzle_seconds)})
 
 
-def _says_no_work(message: str | None) -> bool:
+def says_no_work(message: str | None) -> bool:
+    """Whether a machine's own message (3xx, not a fizzle) says that it found nothing to do."""
     return message_code(message) in range(300, 400) and not _FIZZLE.match(message or "")
