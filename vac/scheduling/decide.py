@@ -62,7 +62,8 @@ class _Work:
     """Running HS06 in the space by machinetype, this factory's as they are now."""
     capacity: float
     alike: float
-    """How many factories probably do the same now: the space's free capacity, in units of what is free here."""
+    """How many factories probably do the same now: the space's free capacity, in units of what is free here. 1 by the
+    classic policy, which looks at what runs only."""
     creates: list[Create] = field(default_factory=list)
     passed: dict[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
@@ -137,7 +138,9 @@ def _start(
         running[name] = running.get(name, 0.0) + max(0.0, elsewhere)
     allowed = {name: one for name, one in standings.items() if one.reason is None}
     capacity = max(space.capacity_hs06, total_processors(settings) * settings.hs06)
-    alike = (capacity - sum(running.values())) / (free * settings.hs06)
+    alike = 1.0
+    if settings.share_policy != "classic":
+        alike = (capacity - sum(running.values())) / (free * settings.hs06)
     return _Work(
         situation,
         ramp,

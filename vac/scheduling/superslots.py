@@ -92,7 +92,5 @@ def size(machinetype: Machinetype, room: Room) -> int:
 
 def end_time(machinetype: Machinetype, room: Room, shutdown_time: int | None, now: float) -> int:
     """When a machine of this type must end that goes there now, Unix seconds."""
-    if room.end is not None:
-        return room.end
-    end = int(now + machinetype.max_wallclock_seconds)
+    end = int(now + machinetype.max_wallclock_seconds) if room.end is None else room.end
     return end if shutdown_time is None else min(end, shutdown_time)

@@ -143,7 +143,7 @@ def test_what_is_decided_is_allowed(situation: Situation, ramp: RampState, seed:
         assert one.min_processors <= create.processors <= min(one.max_processors, superslot)
         left = create.shutdown_time - now
         assert one.min_wallclock_seconds - 1 < left <= one.max_wallclock_seconds
-        assert limit is None or create.shutdown_time <= limit or superslot > 1
+        assert limit is None or create.shutdown_time <= limit
         assert create.reason
         if not past.no_work:
             assert past.last_end + past.hold_seconds(one.backoff_seconds) <= now
@@ -331,7 +331,7 @@ def test_what_a_held_type_leaves_is_divided_by_the_others() -> None:
 
 def test_classic_order_takes_the_lowest_score() -> None:
     totals = {"a": TypeTotals(running_hs06=30), "b": TypeTotals(running_hs06=8)}
-    space = SpaceView(FACTORY, (FACTORY,), 64.0, totals)
+    space = SpaceView(FACTORY, (FACTORY, *OTHERS), 256.0, totals)
     conf = settings(share_policy="classic", machines_per_cycle=3)
     decision = decided(situation(machinetype("a", 3), machinetype("b"), settings=conf, space=space))
     assert [create.machinetype for create in decision.creates] == ["b", "b", decision.creates[2].machinetype]
