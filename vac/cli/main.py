@@ -20,8 +20,9 @@ _MODULES = (
     "why",
     "drain",
     "ending",
-    "simulate",
+    "doctor",
     "config",
+    "simulate",
     "apel",
 )
 

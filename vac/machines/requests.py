@@ -99,15 +99,26 @@ def draining(state: StateDir, now: float) -> Drain | None:
     return order if order.until is None or now < order.until else None
 
 
-def wake(state: StateDir) -> bool:
-    """Make the factory of this state directory look at its requests now; False if none runs."""
+def running(state: StateDir) -> int | None:
+    """The process number of the factory that works on this state directory; None if none does."""
     try:
         with state.pid("factory").open() as lock:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                os.kill(int(lock.read()), signal.SIGUSR1)
-                return True
-    except (FileNotFoundError, ProcessLookupError, ValueError):
+                return int(lock.read())
+    except (FileNotFoundError, ValueError):
         pass
-    return False
+    return None
+
+
+def wake(state: StateDir) -> bool:
+    """Make the factory of this state directory look at its requests now; False if none runs."""
+    factory = running(state)
+    if factory is None:
+        return False
+    try:
+        os.kill(factory, signal.SIGUSR1)
+    except ProcessLookupError:
+        return False
+    return True

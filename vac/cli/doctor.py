@@ -1,0 +1,200 @@
+"""`vac doctor`: is this host fit for what is configured? One line a requirement, with what to do."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import pwd
+import shutil
+import socket
+import subprocess
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from vac.cli import common
+from vac.config.errors import ConfigurationError
+from vac.config.load import Configuration
+from vac.config.machinetype import Machinetype
+from vac.config.settings import Settings
+from vac.context import user_data
+from vac.drivers.base import CreationFailed, EngineUnavailable
+from vac.drivers.processes import account
+from vac.drivers.registry import driver_for
+from vac.host.cgroups import CgroupError, open_groups
+from vac.host.privileges import PREFERRED
+from vac.machines import requests
+from vac.machines.layout import StateDir
+from vac.scheduling.guards import LEAST_FREE_BYTES
+
+TRY_SECONDS = 20.0
+_CONTAINERS = ("docker", "singularity", "bubblewrap")
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One requirement."""
+
+    what: str
+    problem: str | None = None
+    """What is wrong and what to do; None: it is met."""
+    serious: bool = True
+    """Machines can't be made, or peers not be heard, as long as it is so."""
+
+
+def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add the command."""
+    command = commands.add_parser("doctor", help="check that this host is fit for what is configured")
+    command.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Print every finding; 1 if a serious one is among them."""
+    worst = 0
+    for finding in examine(arguments):
+        if finding.problem is None:
+            print(f"ok       {finding.what}", flush=True)
+        else:
+            print(
+                f"{'PROBLEM' if finding.serious else 'note   '}  {finding.what}: {finding.problem}",
+                flush=True,
+            )
+            worst = max(worst, int(finding.serious))
+    return worst
+
+
+def examine(arguments: argparse.Namespace) -> Iterator[Finding]:
+    """Everything that is looked at, in the order in which it should be put right."""
+    try:
+        configuration = common.configuration(arguments)
+    except ConfigurationError as error:
+        for problem in error.problems:
+            yield Finding("configuration", str(problem))
+        return
+    yield Finding("configuration")
+    for warning in configuration.warnings:
+        yield Finding("configuration", str(warning), serious=False)
+    settings = configuration.settings
+    yield from _host(settings)
+    yield from _peers(settings)
+    wanted = [one for one in configuration.machinetypes.values() if one.target_share > 0]
+    for model in sorted({one.machine_model for one in wanted}):
+        yield from _model(model, settings)
+    for one in wanted:
+        yield from _machinetype(one, configuration)
+
+
+def _host(settings: Settings) -> Iterator[Finding]:
+    root = os.geteuid() == 0
+    yield Finding("running as root", None if root else "vacd has to, and so has `vac doctor` to see it all")
+    state = StateDir(settings.state_dir)
+    what = f"state_dir {settings.state_dir}"
+    place = next(path for path in (settings.state_dir, *settings.state_dir.parents) if path.exists())
+    free = shutil.disk_usage(place).free
+    problem = (
+        f"{free / 1000**3:.1f} GB free; nothing is created below 1 GB" if free < LEAST_FREE_BYTES else None
+    )
+    yield Finding(what, problem)
+    running = requests.running(state)
+    yield Finding("vacd is running", None if running else "start it: systemctl start vacd", serious=False)
+    try:
+        pwd.getpwnam(PREFERRED)
+        yield Finding(f"account {PREFERRED}")
+    except KeyError:
+        yield Finding(
+            f"account {PREFERRED}", "the responder runs as nobody; better: useradd -r vac", serious=False
+        )
+
+
+def _peers(settings: Settings) -> Iterator[Finding]:
+    for name in settings.factories:
+        if name != settings.factory_name:
+            try:
+                socket.getaddrinfo(name, settings.vacquery_port, type=socket.SOCK_DGRAM)
+                yield Finding(f"factory {name} has an address")
+            except OSError as error:
+                yield Finding(
+                    f"factory {name}", f"{error.strerror}: put it into the DNS or /etc/hosts", serious=False
+                )
+
+
+def _model(model: str, settings: Settings) -> Iterator[Finding]:
+    if model == "bubblewrap":
+        yield from _process_containers(settings)
+        yield _bubblewrap(settings)
+    try:
+        driver = driver_for(model, settings)
+        driver.list()
+        driver.close()
+        yield Finding(f"engine for {model}")
+    except EngineUnavailable as error:
+        yield Finding(f"engine for {model}", str(error))
+
+
+def _process_containers(settings: Settings) -> Iterator[Finding]:
+    try:
+        user = account(settings)
+        yield Finding(f"machines run as {user.pw_name}")
+    except CreationFailed as error:
+        yield Finding("singularity_user", str(error))
+    try:
+        groups = open_groups(settings.factory_name)
+        yield Finding(f"cgroups ({type(groups).__name__[-2:].lower()})")
+    except (CgroupError, OSError) as error:
+        yield Finding("cgroups", str(error))
+
+
+def _bubblewrap(settings: Settings) -> Finding:
+    """Try it as the account that machines run as: user namespaces may be switched off."""
+    what = "bubblewrap in an unprivileged user namespace"
+    program = shutil.which("bwrap")
+    if program is None:
+        return Finding(what, "bwrap is not installed: install the package bubblewrap")
+    command = [program, "--unshare-user", "--unshare-pid", "--ro-bind", "/", "/", "--proc", "/proc", "true"]
+    try:
+        if os.geteuid() == 0:
+            user = account(settings)
+            done = subprocess.run(
+                command,
+                user=user.pw_uid,
+                group=user.pw_gid,
+                extra_groups=[],
+                capture_output=True,
+                timeout=TRY_SECONDS,
+                check=False,
+            )
+        else:
+            done = subprocess.run(command, capture_output=True, timeout=TRY_SECONDS, check=False)
+    except (OSError, CreationFailed, subprocess.SubprocessError) as error:
+        return Finding(what, str(error))
+    if done.returncode == 0:
+        return Finding(what)
+    said = done.stderr.decode(errors="replace").strip()
+    return Finding(
+        what, f"{said}; see sysctl user.max_user_namespaces and kernel.apparmor_restrict_unprivileged_userns"
+    )
+
+
+def _machinetype(one: Machinetype, configuration: Configuration) -> Iterator[Finding]:
+    what = f"machinetype {one.name}"
+    settings = configuration.settings
+    problems = [configuration.unusable[one.name]] if one.name in configuration.unusable else []
+    files = StateDir(settings.state_dir).machinetype_files(one.pipe or one.name)
+    problems += _context(one, settings, files)
+    if one.machine_model in _CONTAINERS and one.cvmfs_repositories and not Path("/cvmfs").is_dir():
+        problems.append("/cvmfs isn't there: install and configure CernVM-FS")
+    if one.token_dir is not None and not one.token_dir.is_dir():
+        problems.append(f"token_dir {one.token_dir} isn't there")
+    for problem in problems:
+        yield Finding(what, problem)
+    if not problems:
+        yield Finding(what)
+
+
+def _context(one: Machinetype, settings: Settings, files: Path) -> Iterable[str]:
+    if (one.user_data or "").startswith(("http://", "https://")):
+        return
+    try:
+        user_data.make_user_data(one, settings, name="test", uuid="test", version="", files_dir=files)
+    except user_data.ContextError as error:
+        yield str(error)
