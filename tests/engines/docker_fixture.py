@@ -169,7 +169,15 @@ class PrivateDocker:
         """Within it dockerd accepts connections and answers nothing."""
         assert self._daemon is not None
         os.kill(self._daemon.pid, signal.SIGSTOP)
+        tasks = Path(f"/proc/{self._daemon.pid}/task")
         try:
+            wait_for(
+                lambda: all(
+                    (task / "stat").read_text().rpartition(")")[2].split()[0] == "T"
+                    for task in tasks.iterdir()
+                ),
+                "all of dockerd has stopped",
+            )
             yield
         finally:
             os.kill(self._daemon.pid, signal.SIGCONT)
