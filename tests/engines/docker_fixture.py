@@ -138,6 +138,7 @@ class PrivateDocker:
             *("--data-root", f"{self.directory}/data", "--exec-root", f"{self.directory}/exec"),
             *("--pidfile", f"{self.directory}/pid", "--shutdown-timeout", "2"),
             *("--containerd", f"{self.directory}/containerd.sock"),
+            *("--cgroup-parent", f"/{self.directory.name}"),
             *(["--live-restore"] if self.live_restore else []),
         ]
         self._daemon = self._launch(command)
@@ -219,6 +220,9 @@ class PrivateDocker:
         wait_for(lambda: not self._processes(), "the engine's processes are gone")
         self._holder.kill()
         self._holder.wait()
+        for parent in Path("/sys/fs/cgroup").glob(f"**/{self.directory.name}"):
+            for group, _, _ in os.walk(parent, topdown=False):
+                Path(group).rmdir()
         shutil.rmtree(self.directory)
 
     def _enter(self) -> list[str]:
