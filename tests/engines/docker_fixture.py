@@ -138,6 +138,7 @@ class PrivateDocker:
             *("--data-root", f"{self.directory}/data", "--exec-root", f"{self.directory}/exec"),
             *("--pidfile", f"{self.directory}/pid", "--shutdown-timeout", "2"),
             *("--containerd", f"{self.directory}/containerd.sock"),
+            *("--cgroup-parent", f"/{self.directory.name}"),
             *(["--live-restore"] if self.live_restore else []),
         ]
         self._daemon = self._launch(command)
@@ -169,7 +170,15 @@ class PrivateDocker:
         """Within it dockerd accepts connections and answers nothing."""
         assert self._daemon is not None
         os.kill(self._daemon.pid, signal.SIGSTOP)
+        tasks = Path(f"/proc/{self._daemon.pid}/task")
         try:
+            wait_for(
+                lambda: all(
+                    (task / "stat").read_text().rpartition(")")[2].split()[0] == "T"
+                    for task in tasks.iterdir()
+                ),
+                "all of dockerd has stopped",
+            )
             yield
         finally:
             os.kill(self._daemon.pid, signal.SIGCONT)
@@ -211,6 +220,9 @@ class PrivateDocker:
         wait_for(lambda: not self._processes(), "the engine's processes are gone")
         self._holder.kill()
         self._holder.wait()
+        for parent in Path("/sys/fs/cgroup").glob(f"**/{self.directory.name}"):
+            for group, _, _ in os.walk(parent, topdown=False):
+                Path(group).rmdir()
         shutil.rmtree(self.directory)
 
     def _enter(self) -> list[str]:

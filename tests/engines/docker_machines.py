@@ -33,7 +33,7 @@ class Machines:
             pids_per_processor=100,
             **settings,
         )
-        self._directory = directory
+        self.directory = directory
         self._call_seconds = call_seconds
         self._drivers: list[DockerDriver] = []
         self._number = 0
@@ -57,8 +57,8 @@ class Machines:
             settings=self.settings,
             processors=2,
             memory_bytes=32 * 1024 * 1024,
-            directory=self._directory / f"machine{number:02}",
-            files=self._directory / "files",
+            directory=self.directory / f"machine{number:02}",
+            files=self.directory / "files",
         )
         for name in ("machinefeatures", "jobfeatures", "joboutputs", "mnt"):
             (spec.directory / name).mkdir(parents=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from tests.engines.docker_fixture import IMAGE, PrivateDocker, root_tar, wait_fo
 from tests.engines.docker_machines import Machines, with_image
 from tests.engines.registry_fixture import Registry, incompressible
 from vac.drivers.base import CreationFailed, EngineState
+from vac.drivers.docker_engine import DockerDriver
 
 pytestmark = pytest.mark.engine
 
@@ -133,6 +135,40 @@ def test_an_archive_is_loaded_and_run(engine: PrivateDocker, machines: Machines)
             ),
             "the reason is told",
         )
+
+
+def test_an_archive_that_has_been_replaced_is_loaded_anew(
+    engine: PrivateDocker, machines: Machines, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("vac.drivers.docker_images.ARCHIVE_LOOK_SECONDS", 0.0)
+    spec = machines.spec(SLEEP, root_image="image.tar")
+    spec.files.mkdir()
+    archive = spec.files / "image.tar"
+    with contextlib.closing(engine.client()) as client:
+        client.import_image_from_data(root_tar({"new": "content"}), "vactest", "2")
+        for number, image in enumerate((IMAGE, "vactest:2")):
+            archive.write_bytes(b"".join(client.get_image(image)))
+            wanted = engine.image_id(image)
+
+            def made_from_it(number: int = number, wanted: str = wanted) -> bool:
+                one = replace(machines.spec(SLEEP), machinetype=spec.machinetype)
+                machines.create(one)
+                return machines.driver.details(one.uuid)["image_id"] == wanted
+
+            wait_for(made_from_it, f"machines are made from archive {number}")
+
+
+def test_an_archive_with_a_url_is_what_was_fetched(engine: PrivateDocker, machines: Machines) -> None:
+    spec = machines.spec(SLEEP, root_image="https://example.com/image.tar")
+    archive = machines.directory / "fetched"
+    with contextlib.closing(engine.client()) as client:
+        archive.write_bytes(b"".join(client.get_image(IMAGE)))
+    driver = DockerDriver(spec.settings, fetch={"https://example.com/image.tar": archive}.__getitem__)
+    with contextlib.closing(driver):
+        prepared = (spec.machinetype, spec.settings, spec.files)
+        wait_for(lambda: driver.prepare(*prepared) is None, "the image is ready")
+        driver.create(spec)
+        assert driver.details(spec.uuid)["image_id"] == engine.image_id(IMAGE)
 
 
 def test_an_image_that_was_removed_is_got_again(engine: PrivateDocker, machines: Machines) -> None:

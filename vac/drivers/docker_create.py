@@ -110,6 +110,14 @@ def make_tmp_binds(spec: MachineSpec) -> None:
         directory.chmod(0o1777)
 
 
+def missing_source(spec: MachineSpec) -> str | None:
+    """Why the machine's mounts can't be made, None if they can: Podman would make a missing directory."""
+    tokens = spec.machinetype.token_dir
+    if tokens is None or tokens.is_dir():
+        return None
+    return f"{tokens}, the token_dir, is no directory of this host"
+
+
 def hand_over(spec: MachineSpec, uid: int) -> None:
     """Give the container's user what it must execute and write: user_data is for that user alone."""
     user_data = spec.directory / "user_data"
@@ -129,7 +137,7 @@ def creation_failure(text: str, spec: MachineSpec) -> str:
         )
     if "docker-init" in text and "not found" in text:
         return "the engine lacks docker-init, which reaps zombies in containers: install it (Debian: tini)"
-    if re.search(r"unable to find user|no users found|no matching entries in passwd", text):
+    if re.search(r"unable to find user|unknown user|no matching entries in passwd", text):
         return f"the image has no user {spec.machinetype.container_user or 'as its USER says'}: {text}"
     if found := re.search(r'exec: "([^"]*)"', text):
         return f"{found[1] or command} can't be run in the image: {text}"

@@ -189,9 +189,11 @@ def _keep_console(client: Client, machine: Listed) -> None:
         return
     try:
         text = client.logs(machine.id, tail=CONSOLE_LINES)[-CONSOLE_BYTES:]
-        with open(path, "xb", opener=lambda name, flags: os.open(name, flags | os.O_NOFOLLOW, 0o600)) as file:
-            file.write(text)
     except docker.errors.APIError as error:
         _log.info("%s: its console can't be had: %s", machine.name, error)
-    except FileNotFoundError:
         return
+    try:
+        with open(path, "xb", opener=lambda name, flags: os.open(name, flags | os.O_NOFOLLOW, 0o600)) as file:
+            file.write(text)
+    except OSError as error:
+        _log.info("%s: its console can't be kept: %s", machine.name, error)

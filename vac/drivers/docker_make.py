@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
-import posixpath
 import tarfile
 from collections.abc import Iterable
 from typing import cast
@@ -23,6 +22,7 @@ from vac.drivers.docker_create import (
     creation_failure,
     hand_over,
     make_tmp_binds,
+    missing_source,
     mount_targets,
 )
 
@@ -45,6 +45,9 @@ class ContainerMaker:
 
         What the engine can't be reached for is raised as the SDK does.
         """
+        missing = missing_source(spec)
+        if missing is not None:
+            raise CreationFailed(missing)
         try:
             make_tmp_binds(spec)
             container_id = self._create(client, spec, image)
@@ -95,7 +98,7 @@ class ContainerMaker:
     def _check_command(self, client: Client, container_id: str, spec: MachineSpec, image: Image) -> None:
         """Is there a command to run? The init would only tell once the container runs."""
         command = spec.machinetype.container_command
-        bound = any(posixpath.commonpath((command, target)) == target for target in mount_targets(spec))
+        bound = any(f"{command}/".startswith(f"{target}/") for target in mount_targets(spec))
         if image.entrypoint or bound or (image.id, command) in self._commands:
             return
         try:

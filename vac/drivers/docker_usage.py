@@ -22,6 +22,7 @@ from vac.host.cgroup_foreign import ForeignGroup, find_group, foreign_usage
 from vac.host.cgroups import find_mounts
 
 PROC = Path("/proc")
+HIGHEST_PRIORITY = -20
 
 _log = logging.getLogger(__name__)
 
@@ -33,6 +34,7 @@ class _Container:
     own_network: bool
     usage: Usage = field(default_factory=Usage)
     ended: bool = False
+    listed: bool = False
 
 
 class UsageMeter:
@@ -76,12 +78,17 @@ class UsageMeter:
             self._watch(container_id, container)
 
     def read(self, container_ids: Iterable[str]) -> Mapping[str, Usage]:
-        """What each of these has used, until its end if it has ended. All others are forgotten."""
+        """What each of these has used, until its end if it has ended.
+
+        Those that were asked for before and aren't any more are forgotten; new ones may have come meanwhile.
+        """
         wanted = frozenset(container_ids)
         with self._lock:
-            for gone in self._containers.keys() - wanted:
-                del self._containers[gone]
-            for container_id, container in self._containers.items():
+            for container_id, container in list(self._containers.items()):
+                if container.listed and container_id not in wanted:
+                    del self._containers[container_id]
+                    continue
+                container.listed = container_id in wanted
                 if not container.ended:
                     _measure(container_id, container)
             return {container_id: container.usage for container_id, container in self._containers.items()}
@@ -112,22 +119,27 @@ class UsageMeter:
             self._thread.start()
 
     def _await_ends(self) -> None:
+        with contextlib.suppress(PermissionError):
+            os.setpriority(os.PRIO_PROCESS, 0, HIGHEST_PRIORITY)  # on Linux, of this thread alone
         while True:
             for descriptor, _ in self._poller.poll():
-                with self._lock:
-                    if descriptor == self._sleeper:
+                if descriptor == self._sleeper:
+                    with self._lock:
                         self._let_go()
-                        return
-                    self._end(descriptor)
+                    return
+                self._end(descriptor)
 
     def _end(self, descriptor: int) -> None:
-        container_id = self._watched.pop(descriptor)
-        self._poller.unregister(descriptor)
-        os.close(descriptor)
+        """Measure at once, for the group is about to be removed: before waiting for the lock."""
+        container_id = self._watched[descriptor]
         container = self._containers.get(container_id)
         if container is not None:
             _measure(container_id, container)
             container.ended = True
+        with self._lock:
+            del self._watched[descriptor]
+            self._poller.unregister(descriptor)
+            os.close(descriptor)
 
     def _let_go(self) -> None:
         self._poller.close()
@@ -145,7 +157,7 @@ def _measure(container_id: str, container: _Container) -> None:
     peaks = (used.peak_memory_bytes, used.memory_bytes, container.usage.peak_memory_bytes)
     container.usage = replace(
         container.usage,
-        cpu_seconds=used.cpu_seconds,
+        cpu_seconds=_later(container.usage.cpu_seconds, used.cpu_seconds),
         memory_bytes=used.memory_bytes,
         peak_memory_bytes=max((peak for peak in peaks if peak is not None), default=None),
     )
@@ -156,6 +168,11 @@ def _measure(container_id: str, container: _Container) -> None:
                 container.usage = replace(
                     container.usage, network_received_bytes=received, network_sent_bytes=sent
                 )
+
+
+def _later(before: float | None, now: float | None) -> float | None:
+    """Of two readings of what only grows the later one, whichever thread was the last."""
+    return max((value for value in (before, now) if value is not None), default=None)
 
 
 def parse_net_dev(text: str) -> tuple[int, int]:
