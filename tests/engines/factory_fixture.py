@@ -27,6 +27,7 @@ from vac.machines.status import read as read_status
 ROOT = Path(__file__).parents[2]
 PATIENCE_SECONDS = 30.0
 LOOK_SECONDS = 0.05
+AT_ONCE = 1000
 Option = Union[str, int, float, Path]
 
 
@@ -210,21 +211,27 @@ class FactorySite:
             self.process.kill()
             self.process.wait()
         driver = open_driver(Settings(factory_name=self.name, state_dir=self.state.root))
+        deadline = time.monotonic() + PATIENCE_SECONDS
         try:
-            for machine in driver.list():
-                driver.destroy(machine.name, machine.uuid)
+            while (machines := driver.list()) or processes_of(str(self.home)):
+                assert time.monotonic() < deadline, f"processes are left: {processes_of(str(self.home))}"
+                for machine in machines:
+                    driver.destroy(machine.name, machine.uuid)
+                time.sleep(LOOK_SECONDS)
         finally:
             driver.close()
         assert not list(Path("/sys/fs/cgroup").glob(f"**/{self.name}")), "cgroups are left"
         assert str(self.home) not in Path("/proc/self/mountinfo").read_text(), "mounts are left"
-        assert not processes_of(str(self.home)), "processes are left"
 
 
 @contextlib.contextmanager
 def factory_site(
     kinds: Mapping[str, Kind], *, processors: int = 4, start: bool = True, **settings: Option
 ) -> Iterator[FactorySite]:
-    """A factory of this many slots. Everything goes at the end, also if the test has failed."""
+    """A factory of this many slots. Everything goes at the end, also if the test has failed.
+
+    machines_per_cycle=AT_ONCE does without the ramp.
+    """
     require_root()
     require_tool("bwrap")
     home = Path(tempfile.mkdtemp(prefix="vac-test-", dir="/var/lib"))  # machines see /var/lib, not /var/tmp
@@ -242,13 +249,9 @@ def factory_site(
             shutil.rmtree(home)
 
 
-def processes_of(text: str) -> list[int]:
-    """Processes of this host, zombies left out, whose command line has the text in it."""
-    found = []
-    for process, words in command_lines().items():
-        if text.encode() in words:
-            found.append(process)
-    return found
+def processes_of(text: str) -> list[bytes]:
+    """Command lines of this host's processes, zombies left out, that have the text in them."""
+    return [words for words in command_lines().values() if text.encode() in words]
 
 
 def command_lines() -> dict[int, bytes]:
