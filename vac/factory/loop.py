@@ -20,6 +20,7 @@ from vac.factory.rules import Rules
 from vac.factory.space import Answers, Ask, Space
 from vac.factory.watching import Watcher
 from vac.host.disk import DiskMeasured, DiskMessage, DiskMeter, DiskNotMeasured
+from vac.host.health import HealthCheck, HealthChecked
 
 log = logging.getLogger(__name__)
 
@@ -27,6 +28,8 @@ CYCLE_SECONDS = 60.0
 """From the end of one cycle to the next."""
 LATEST_SECONDS = 5.0
 """The loop goes round at least this often, to notice engines that don't answer."""
+HEALTH_SECONDS = 300.0
+"""health_command is run this often."""
 STUCK_SECONDS = 600.0
 """An engine's thread that hangs so long past its deadline is beyond help: this process has to be replaced."""
 
@@ -43,7 +46,7 @@ class Stuck(Exception):
     """A thread of an engine never returned; only a new process helps."""
 
 
-Message = Union[engines.Message, DiskMessage, Answers, Wake, Stop]
+Message = Union[engines.Message, DiskMessage, HealthChecked, Answers, Wake, Stop]
 
 
 class Factory:
@@ -63,6 +66,8 @@ class Factory:
         self.loader = loader
         self.next_cycle_time = floor.clock()
         self.stopping = False
+        self.health = HealthCheck(inbox.put)
+        self.health_time: float | None = None
         self._handlers: dict[type, Callable[..., None]] = {
             engines.Observation: self._observed,
             engines.ObservationFailed: self._unseen,
@@ -75,6 +80,7 @@ class Factory:
             engines.Changed: self._changed,
             DiskMeasured: self.rules.measured,
             DiskNotMeasured: self.rules.not_measured,
+            HealthChecked: self._health_checked,
             Answers: self._answered,
             Wake: self._woken,
             Stop: self._stop,
@@ -138,8 +144,24 @@ class Factory:
         for engine in self.floor.engines.values():
             engine.request_observation()
         self.rules.measure()
+        self._check_health()
         self.reporting.cycle()
         self.next_cycle_time = self.floor.clock() + CYCLE_SECONDS
+
+    def _check_health(self) -> None:
+        command, now = self.floor.settings.health_command, self.floor.clock()
+        if command is None:
+            self._health_checked(HealthChecked(None))
+        elif self.health_time is None or not 0 <= now - self.health_time < HEALTH_SECONDS:
+            if self.health_time is None:
+                self._health_checked(HealthChecked("it has not answered yet"))
+            self.health_time = now
+            self.health.start(command)
+
+    def _health_checked(self, message: HealthChecked) -> None:
+        if message.problem != self.deciding.health_problem:
+            self.deciding.health_problem = message.problem
+            self.floor.changed = True
 
     def _reload(self) -> None:
         """Take up a changed configuration; a broken one leaves the last good one in force for what runs."""
