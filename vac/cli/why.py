@@ -52,6 +52,8 @@ def reasons(status: Status, machinetype: str | None, now: float) -> Iterator[str
         yield f"The factory has not reported for {age / 60:.0f} minutes: is vacd running? What it said last:"
     for problem in status.problems:
         yield f"Configuration: {problem}"
+    for warning in status.warnings:
+        yield f"Warning: {warning}."
     if status.guard:
         yield f"Nothing is created: {status.guard}."
     for engine, problem_of in status.engines.items():

@@ -93,6 +93,7 @@ class Reporting:
             machinetypes=tuple(self._facts()),
             engines={name: engine.problem(now) for name, engine in floor.engines.items()},
             problems=floor.problems,
+            warnings=self.deciding.warnings,
             drain=Drain(order.reason, order.since, order.until) if order else None,
             shutdown_time=settings.shutdown_time,
             decision_time=self.deciding.decision_time,
