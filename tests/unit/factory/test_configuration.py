@@ -11,8 +11,8 @@ import pytest
 from tests.simulated import START, World, broken, one_type
 from tests.unit.factory.conftest import MakeWorld
 from vac.drivers.fake import Script
-from vac.machines.layout import StateDir
 from vac.drivers.messages import Changed, Created, Observation
+from vac.machines.layout import StateDir
 
 PROBLEM = "vac.conf: [machinetype t] machine_model: no such model"
 

@@ -19,7 +19,7 @@ from vac.drivers.base import Driver
 from vac.drivers.engine import Engine
 from vac.drivers.fake import FakeEngine
 from vac.factory import process
-from vac.factory.loop import Factory, Message, Stuck
+from vac.factory.loop import Factory, Message, Stuck, Wake
 from vac.machines.layout import StateDir
 from vac.machines.machine import load
 from vac.roles import RoleOptions
@@ -217,7 +217,7 @@ def test_it_shows_life_each_time_its_loop_goes_round(world: World) -> None:
 
     def alive() -> None:
         lives.append(world.clock.now)
-        world.clock.now += 1
+        world.inbox.put(Wake())
         if len(lives) == 3:
             world.factory.stopping = True
 
