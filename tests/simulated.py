@@ -205,6 +205,7 @@ class World:
             open_engine=self.open_engine,
         )
         if error is not None:
+            self.factory.floor.sure = False
             self.factory.floor.configuration_broken(error)
         return self.factory
 

@@ -53,6 +53,9 @@ class Floor:
     """By machinetype, its last creation that failed, until one succeeds."""
     configuration_problem: str | None = None
     """Why the configuration on disk can't be used; then the last good one is in force."""
+    sure: bool = True
+    """Has the configuration been read as a whole since the start? If not, factory_name or state_dir may be defaults
+    that stand in for what could not be read, and engines and directories those of another factory."""
     problems: tuple[str, ...] = ()
     """All that is wrong with it."""
     strays: list[Machine] = field(default_factory=list)
@@ -92,7 +95,7 @@ class Floor:
     def configure(self, configuration: Configuration) -> None:
         """Put a configuration into force."""
         self.changed |= self.configuration_problem is not None
-        self.configuration_problem, self.problems = None, ()
+        self.configuration_problem, self.problems, self.sure = None, (), True
         self.changes.clear("configuration")
         statefiles.clear_error(self.state, statefiles.ErrorKind.CONFIGURATION)
         if configuration is self.configuration:

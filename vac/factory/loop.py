@@ -68,6 +68,8 @@ class Factory:
         self.stopping = False
         self.health = HealthCheck(inbox.put)
         self.health_time: float | None = None
+        self._unwell: set[str] = set()
+        """Engines with a problem."""
         self._handlers: dict[type, Callable[..., None]] = {
             engines.Observation: self._observed,
             engines.ObservationFailed: self._unseen,
@@ -183,9 +185,13 @@ class Factory:
     def _check_engines(self, now: float) -> None:
         for name, engine in self.floor.engines.items():
             problem = engine.problem(now)
+            news = (problem is None) is (name in self._unwell)
+            if news:
+                self._unwell ^= {name}
+                self.floor.changed = True
             if problem is None:
                 self.floor.changes.clear(f"engine {name}")
-            else:
+            elif news or not engine.late(now):  # how late it is changes all the time
                 self.floor.changes.say(f"engine {name}", f"{name}: {problem}", logging.WARNING)
             if engine.stuck_seconds(now) > STUCK_SECONDS:
                 raise Stuck(f"{name}: {problem}")

@@ -51,12 +51,14 @@ def main(options: RoleOptions) -> int:
     if loader.host.assumed:
         log.warning("VAC_ASSUME_PROCESSORS: assuming %d processors", loader.host.processors)
     state = StateDir(configuration.settings.state_dir)
-    state.prepare()
+    state.root.mkdir(mode=0o755, parents=True, exist_ok=True)
     try:
         with state.lock():
+            state.prepare()
             peers = Peers(Resolver(configuration.settings.factory_name), time.time)
             factory = open_factory(state, configuration, loader, inbox, ask=peers.ask)
             if error is not None:
+                factory.floor.sure = False
                 factory.floor.configuration_broken(error)
             factory.run(alive=options.alive, ready=options.ready)
     except StateDirBusy as busy:

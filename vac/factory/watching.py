@@ -11,6 +11,7 @@ from vac.factory.ending import Ending
 from vac.factory.floor import Floor
 from vac.factory.slots import Slot
 from vac.machines import machine as machines
+from vac.machines.machine import Machine
 
 log = logging.getLogger(__name__)
 
@@ -36,12 +37,19 @@ class Watcher:
             found = listed.pop(slot.machine.uuid, None) if slot.machine else None
             usage = seen.usage.get(found.uuid, found.usage) if found else Usage()
             self._slot(slot, found, usage, seen.asked_time)
-        self.ending.account_for_strays(seen.engine, listed)
-        self._remove_zombies(seen.engine, listed)
+        if self.floor.sure:
+            self.ending.account_for_strays(seen.engine, listed)
+            self._remove_zombies(seen.engine, listed)
+
+    def _listed_elsewhere(self, machine: Machine) -> bool:
+        """Whether this listing may be another factory's than the machine's, so that it isn't in it."""
+        return not self.floor.sure and machine.options.factory_name != self.floor.settings.factory_name
 
     def _slot(self, slot: Slot, found: Observed | None, usage: Usage, asked_time: float) -> None:
         machine = slot.machine
         if machine is None or slot.creating or asked_time < slot.known_since:
+            return
+        if found is None and self._listed_elsewhere(machine):
             return
         if slot.stopped_time is not None and asked_time >= slot.stopped_time:
             slot.stopping, slot.stopped_time = False, None

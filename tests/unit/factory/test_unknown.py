@@ -65,6 +65,21 @@ def test_a_machine_that_ended_unseen_is_accounted_for_once_its_engine_answers(wo
     assert len(world.records()) == 2
 
 
+def test_an_engine_that_is_late_is_said_to_be_once(
+    world: World, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    world.fill()
+    engine, since = world.factory.floor.engine_of("docker"), world.clock.now
+
+    def late(now: float) -> float:
+        return now - since
+
+    monkeypatch.setattr(engine, "stuck_seconds", late)
+    monkeypatch.setattr(engine, "problem", lambda now: f"no answer for {late(now):.0f} s")
+    world.run(300)
+    assert caplog.text.count("docker: no answer") == 1
+
+
 def test_nothing_is_created_before_an_engine_has_answered(world: World) -> None:
     world.engine().unavailable = "down"
     world.start()
