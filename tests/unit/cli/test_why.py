@@ -44,7 +44,7 @@ def said(machinetype: str | None = None, now: float = NOW, **facts: object) -> s
     ],
 )
 def test_each_reason_is_told(facts: dict[str, object], words: str) -> None:
-    assert words in said(**facts)
+    assert words in said(None, NOW, **facts)
 
 
 def test_a_type_is_told_of_alone_when_it_is_asked_for() -> None:
