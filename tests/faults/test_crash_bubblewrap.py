@@ -43,8 +43,14 @@ WHEN_DESTROYED = ("before stop .", "after stop .")
 @pytest.fixture
 def site() -> Iterator[FactorySite]:
     """Not started yet."""
-    options = {"gocdb_sitename": "SITE", "hs06_per_processor": 10.0}
-    with factory_site(KINDS, processors=1, start=False, machines_per_cycle=AT_ONCE, **options) as site:
+    with factory_site(
+        KINDS,
+        processors=1,
+        start=False,
+        machines_per_cycle=AT_ONCE,
+        gocdb_sitename="SITE",
+        hs06_per_processor=10.0,
+    ) as site:
         yield site
 
 
