@@ -120,11 +120,12 @@ class FactorySite:
         """That of its commands: this tree's modules, and the assumed processors."""
         return {**os.environ, "PYTHONPATH": str(ROOT), "VAC_ASSUME_PROCESSORS": str(self.processors)}
 
-    def start(self) -> None:
-        """Start the factory; its log goes to log_file."""
-        command = [sys.executable, "-m", "vac.daemon", "--role", "factory", "--config", str(self.config)]
+    def start(self, module: str = "vac.daemon", **variables: str) -> None:
+        """Start the factory; its log goes to log_file. variables are added to its environment."""
+        command = [sys.executable, "-m", module, "--role", "factory", "--config", str(self.config)]
+        environment = {**self.environment, **variables}
         with self.log_file.open("ab") as log:
-            self.process = subprocess.Popen(command, env=self.environment, cwd=ROOT, stderr=log, stdout=log)
+            self.process = subprocess.Popen(command, env=environment, cwd=ROOT, stderr=log, stdout=log)
 
     def stop(self, number: signal.Signals = signal.SIGTERM) -> int:
         """End the factory; machines go on. Its exit status."""
