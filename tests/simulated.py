@@ -151,7 +151,7 @@ class World:
         self._heard: dict[str, int] = {}
         self._starts = 0
         self._configuration: Configuration | None = None
-        self.inbox: queue.SimpleQueue[Message] = queue.SimpleQueue()
+        self.inbox: queue.Queue[Message] = queue.Queue()
         self.factory: Factory
 
     def configuration(self) -> Configuration:
@@ -187,7 +187,7 @@ class World:
 
     def start(self) -> Factory:
         """Start a factory, as the process does; the one before is no more."""
-        self.inbox = queue.SimpleQueue()
+        self.inbox = queue.Queue()
         self._starts += 1
         try:
             configuration, error = self.configuration(), None

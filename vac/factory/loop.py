@@ -1,4 +1,7 @@
-"""The factory's loop: messages from engines and people, timers, a cycle a minute, decisions when they are due."""
+"""The factory's loop: messages from engines and people, timers, a cycle a minute, decisions when they are due.
+
+The inbox is no SimpleQueue: Python 3.9's waits for ever when a timeout is over before the waiting begins.
+"""
 
 from __future__ import annotations
 
@@ -52,7 +55,7 @@ Message = Union[engines.Message, DiskMessage, HealthChecked, Answers, Wake, Stop
 class Factory:
     """One factory. All its methods are for one thread; others put messages into its inbox."""
 
-    def __init__(self, floor: Floor, loader: Loader, inbox: queue.SimpleQueue[Message], ask: Ask) -> None:
+    def __init__(self, floor: Floor, loader: Loader, inbox: queue.Queue[Message], ask: Ask) -> None:
         self.floor = floor
         self.inbox = inbox
         self.ending = Ending(floor)

@@ -42,7 +42,7 @@ RETRY_SECONDS = 10.0
 
 def main(options: RoleOptions) -> int:
     """Run the factory until it is told to stop; returns the exit status."""
-    inbox: queue.SimpleQueue[Message] = queue.SimpleQueue()
+    inbox: queue.Queue[Message] = queue.Queue()
     options.listen(stop=lambda: inbox.put(Stop()), wake=lambda: inbox.put(Wake()))
     loader = Loader(options.configs or None, facts.read)
     configuration, error = _first_configuration(loader, inbox)
@@ -72,7 +72,7 @@ def main(options: RoleOptions) -> int:
 
 
 def _first_configuration(
-    loader: Loader, inbox: queue.SimpleQueue[Message]
+    loader: Loader, inbox: queue.Queue[Message]
 ) -> tuple[Configuration | None, ConfigurationError | None]:
     """The configuration to begin with; of a broken one, what suffices to watch the machines that there are."""
     try:
@@ -89,7 +89,7 @@ def open_factory(
     state: StateDir,
     configuration: Configuration,
     loader: Loader,
-    inbox: queue.SimpleQueue[Message],
+    inbox: queue.Queue[Message],
     *,
     clock: Callable[[], float] = time.time,
     rng: random.Random | None = None,

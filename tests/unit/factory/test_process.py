@@ -154,7 +154,7 @@ def test_a_broken_configuration_at_start_is_repaired_later(started: Process) -> 
 def test_an_engine_that_hangs_for_good_ends_the_process(make_world: MakeWorld) -> None:
     world = make_world()
     hang = world.engine().hang("list")
-    inbox: queue.SimpleQueue[Message] = queue.SimpleQueue()
+    inbox: queue.Queue[Message] = queue.Queue()
     opened: list[Engine] = []
 
     def open_engine(machine_model: str, settings: Settings) -> Engine:
