@@ -229,6 +229,7 @@ class Factory:
         slot = self.floor.slots.get(message.name)
         if slot is not None:
             self.creation.created(slot, message)
+            self.rules.look_again()
 
     def _refused(self, message: engines.CreationRefused) -> None:
         self._settle(message)
