@@ -63,6 +63,8 @@ class Factory:
         self.loader = loader
         self.next_cycle_time = floor.clock()
         self.stopping = False
+        self._unwell: set[str] = set()
+        """Engines that have a problem."""
         self._handlers: dict[type, Callable[..., None]] = {
             engines.Observation: self._observed,
             engines.ObservationFailed: self._unseen,
@@ -159,14 +161,21 @@ class Factory:
         self.floor.configure(configuration)
 
     def _check_engines(self, now: float) -> None:
+        """An engine that falls ill, or is well again, is a reason to decide and report anew."""
+        unwell = set()
         for name, engine in self.floor.engines.items():
             problem = engine.problem(now)
             if problem is None:
                 self.floor.changes.clear(f"engine {name}")
-            else:
-                self.floor.changes.say(f"engine {name}", f"{name}: {problem}", logging.WARNING)
+                continue
+            unwell.add(name)
+            said = "it doesn't answer in time" if engine.late(now) else problem
+            self.floor.changes.say(f"engine {name}", f"{name}: {said}", logging.WARNING)
             if engine.stuck_seconds(now) > STUCK_SECONDS:
                 raise Stuck(f"{name}: {problem}")
+        if unwell != self._unwell:
+            self._unwell = unwell
+            self.floor.changed = True
 
     def _settle(self, message: engines.ActionResult) -> None:
         """The engine may be one whose connection has been given up since: its last words still come."""
