@@ -14,6 +14,7 @@ from vac.drivers.processes import account
 from vac.factory.ending import Ending
 from vac.factory.floor import Floor
 from vac.factory.slots import Slot
+from vac.host.privileges import unprivileged_user
 from vac.machines import creation
 from vac.machines.layout import slot_address, slot_number
 from vac.scheduling.model import Create
@@ -81,7 +82,8 @@ class Creation:
 
     def _access(self, machinetype: Machinetype) -> creation.Access:
         if machinetype.machine_model == "docker":
-            return creation.Access(any_user=True)
+            reader = unprivileged_user()
+            return creation.Access(any_user=True, reader_gid=reader.pw_gid if reader else None)
         if machinetype.machine_model in VM_MODELS:
             return creation.Access()
         user = account(self.floor.settings)

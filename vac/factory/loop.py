@@ -67,12 +67,12 @@ class Factory:
         self.deciding = Deciding(floor, self.creation, self.orders, self.space)
         self.reporting = Reporting(floor, self.deciding)
         self.loader = loader
-        self.next_cycle_time = floor.clock()
+        self.next_cycle_time = self._turn_time = floor.clock()
         self.stopping = False
         self.health = HealthCheck(inbox.put)
         self.health_time: float | None = None
         self._unwell: set[str] = set()
-        """Engines with a problem."""
+        """Engines that have a problem."""
         self._handlers: dict[type, Callable[..., None]] = {
             engines.Observation: self._observed,
             engines.ObservationFailed: self._unseen,
@@ -104,6 +104,9 @@ class Factory:
         for message in self._receive(wait_seconds):
             self._handlers[type(message)](message)
         now = self.floor.clock()
+        if now < self._turn_time:
+            self._clock_set_back(now)
+        self._turn_time = now
         due = now >= self.next_cycle_time
         if due:
             self._reload()
@@ -115,6 +118,14 @@ class Factory:
         self.rules.check(now)
         self.deciding.decide_if_due()
         self.reporting.report_if_due()
+
+    def _clock_set_back(self, now: float) -> None:
+        """Times that were to come are now further away than they were: do everything at once instead."""
+        self.next_cycle_time = now
+        for slot in self.floor.slots:
+            slot.known_since = min(slot.known_since, now)
+        self.rules.look_again()
+        self.floor.changed = True
 
     def _receive(self, wait_seconds: float) -> list[Message]:
         received: list[Message] = []
@@ -186,18 +197,21 @@ class Factory:
         self.floor.configure(configuration)
 
     def _check_engines(self, now: float) -> None:
+        """An engine that falls ill, or is well again, is a reason to decide and report anew."""
+        unwell = set()
         for name, engine in self.floor.engines.items():
             problem = engine.problem(now)
-            news = (problem is None) is (name in self._unwell)
-            if news:
-                self._unwell ^= {name}
-                self.floor.changed = True
             if problem is None:
                 self.floor.changes.clear(f"engine {name}")
-            elif news or not engine.late(now):  # how late it is changes all the time
-                self.floor.changes.say(f"engine {name}", f"{name}: {problem}", logging.WARNING)
+                continue
+            unwell.add(name)
+            said = "it doesn't answer in time" if engine.late(now) else problem
+            self.floor.changes.say(f"engine {name}", f"{name}: {said}", logging.WARNING)
             if engine.stuck_seconds(now) > STUCK_SECONDS:
                 raise Stuck(f"{name}: {problem}")
+        if unwell != self._unwell:
+            self._unwell = unwell
+            self.floor.changed = True
 
     def _settle(self, message: engines.ActionResult) -> None:
         """The engine may be one whose connection has been given up since: its last words still come."""

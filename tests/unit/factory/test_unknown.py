@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import pytest
 
-from tests.simulated import World, one_type
+from tests.simulated import START, World, one_type
 from tests.unit.factory.conftest import MakeWorld
 from vac.drivers.base import EngineUnavailable
 from vac.drivers.fake import Script
-from vac.drivers.messages import Observation
+from vac.drivers.messages import Changed, Observation
+from vac.machines import requests
 
 
 def two_engines(make_world: MakeWorld) -> World:
@@ -45,6 +46,39 @@ def test_other_engines_work_on_while_one_is_down(make_world: MakeWorld) -> None:
     world.run(3600)
     assert len([record for record in world.records() if record["Queue"] == "v"]) >= 10
     assert len([spec for spec in world.made if spec.machinetype.name == "c"]) == 1
+
+
+def test_an_engines_fall_and_return_are_told_and_acted_upon_at_once(world: World) -> None:
+    def news() -> None:
+        world.inbox.put(Changed("docker", "f1-00.example.com"))
+        world.run(1, step=1.0)
+
+    world.start()
+    world.turn()
+    world.engine().unavailable = "connection refused"
+    news()
+    assert "connection refused" in (world.status().guard or "")
+    world.run(29)
+    assert len(world.made) == 1
+    world.engine().unavailable = None
+    news()
+    assert world.status().engines == {"docker": None}
+    assert len(world.made) == 2
+
+
+def test_an_engine_that_does_not_answer_is_said_once(
+    world: World, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    world.fill()
+    engine = world.factory.floor.engines["docker"]
+    begun = world.clock.now
+    monkeypatch.setattr(engine, "stuck_seconds", lambda now: now - begun + 1)
+    monkeypatch.setattr(engine, "problem", lambda now: f"no answer for {now - begun:.0f} s")
+    caplog.set_level("INFO")
+    world.run(100)
+    assert [record.message for record in caplog.records if "answer" in record.message] == [
+        "docker: it doesn't answer in time"
+    ]
 
 
 def test_a_machine_that_ended_unseen_is_accounted_for_once_its_engine_answers(world: World) -> None:
@@ -157,3 +191,15 @@ def test_an_unexpected_error_of_a_driver_is_no_end_either(world: World) -> None:
     world.run(600)
     assert not machine.finished
     assert len(world.running()) == 2
+
+
+def test_a_clock_that_is_set_back_stalls_nothing(world: World) -> None:
+    world.fill()
+    requests.drain(world.state, requests.Drain(START))
+    world.clock.now -= 7200
+    world.run(120)
+    assert "draining" in (world.status().guard or "")
+    assert world.state.heartbeat("factory").stat().st_mtime > world.clock.now - 120
+    world.engine().machines.clear()
+    world.run(120)
+    assert world.running() == [], "machines are watched as before"
