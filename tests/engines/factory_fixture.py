@@ -250,6 +250,21 @@ def factory_site(
             shutil.rmtree(home)
 
 
+def replacements(lives: Iterable[Life], since: float) -> list[tuple[float, float]]:
+    """Ends of machines, and starts of those in their place: the nth end with the nth start since all slots were taken.
+
+    An end is when the machine wrote its shutdown message, its last act.
+    """
+    known = list(lives)
+    ends = sorted(
+        life.output_time("shutdown_message")
+        for life in known
+        if life.finished is not None and life.finished > since and life.message
+    )
+    starts = sorted(life.started for life in known if life.started is not None and life.started > since)
+    return list(zip(ends, starts))
+
+
 def processes_of(text: str) -> list[bytes]:
     """Command lines of this host's processes, zombies left out, that have the text in them."""
     return [words for words in command_lines().values() if text.encode() in words]

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.engines.factory_fixture import FactorySite, Kind, Life, factory_site
+from tests.engines.factory_fixture import FactorySite, Kind, Life, factory_site, replacements
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(300)]
 
@@ -146,19 +146,11 @@ def test_shares_are_met_within_two_machines_and_on_average_within_half_a_one(run
 
 
 def test_a_machine_that_ends_is_replaced_within_two_seconds(run: Run) -> None:
-    """All ends and starts from the time on when all slots were taken, the nth end with the nth start."""
-    ends = sorted(
-        life.output_time("shutdown_message")
-        for life in run.lives
-        if life.finished is not None and life.finished > run.full and life.message
-    )
-    starts = sorted(
-        life.started for life in run.lives if life.started is not None and life.started > run.full
-    )
-    pauses = [start - end for end, start in zip(ends, starts)]
+    pairs = replacements(run.lives, run.full)
+    pauses = [start - end for end, start in pairs]
     assert len(pauses) >= GENERATIONS * SLOTS - SLOTS
     worst = pauses.index(max(pauses))
-    assert pauses[worst] < 2.0, run.told_between(ends[worst], starts[worst])
+    assert pauses[worst] < 2.0, run.told_between(*pairs[worst])
     assert statistics.median(pauses) < 1.0
 
 
