@@ -145,7 +145,7 @@ class World:
         self.engines: dict[str, FakeEngine] = {}
         self.made: list[MachineSpec] = []
         """All machines that an engine was asked for and has not refused."""
-        self.ask: Ask = ask_nobody
+        self.ask_peers: Ask = ask_nobody
         """Tells, in a thread, what peers say; of use if settings have more than one factory."""
         self.hold = False
         """Engines don't begin what they are asked for …"""
@@ -206,7 +206,7 @@ class World:
             clock=self.clock,
             rng=random.Random(self._starts),
             open_engine=self.open_engine,
-            ask=self.ask,
+            ask=self.ask_peers,
         )
         if error is not None:
             self.factory.floor.sure = False

@@ -132,7 +132,7 @@ def failing_world(make_world: MakeWorld, peers: TypeReport) -> World:
     def ask(*asked: object) -> Answers:
         return Answers(world.clock.now, {name: {"t": peers} for name in PEERS})
 
-    world.ask = ask
+    world.ask_peers = ask
     world.start()
     for _ in range(6):
         world.factory.space.answered(ask())
