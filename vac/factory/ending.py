@@ -62,6 +62,7 @@ class Ending:
         slot.stopping = False
         slot.removing_since = now
         self.release(slot)
+        self.floor.monitor.finished(self.floor.settings, machine.directory)
         self.floor.changed = True
 
     def account_for_strays(self, engine: str, listed: Collection[str]) -> None:

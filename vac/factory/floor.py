@@ -13,6 +13,7 @@ from vac.config.load import Configuration
 from vac.config.settings import Settings
 from vac.drivers.engine import InlineEngine
 from vac.drivers.registry import engine_name
+from vac.factory.monitor import Monitor
 from vac.factory.slots import Slot, Slots
 from vac.logs import OnChange
 from vac.machines import files, statefiles
@@ -46,6 +47,7 @@ class Floor:
     """When this process began: a restart must not punish machines for what it didn't see."""
     changes: OnChange
     history: History
+    monitor: Monitor
     engines: dict[str, InlineEngine] = field(default_factory=dict)
     created: deque[Creation] = field(default_factory=lambda: deque(maxlen=REMEMBERED_CREATIONS))
     """The last creations, newest first."""

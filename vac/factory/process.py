@@ -20,6 +20,7 @@ from vac.drivers.late import LateDriver
 from vac.drivers.registry import driver_for, engine_name
 from vac.factory.floor import Floor, slot_names
 from vac.factory.loop import Factory, Message, Stop, Stuck, Wake
+from vac.factory.monitor import Monitor
 from vac.factory.peers import Peers
 from vac.factory.slots import Slots
 from vac.factory.space import Ask, ask_nobody
@@ -30,7 +31,7 @@ from vac.machines.layout import StateDir, StateDirBusy
 from vac.machines.slots import finished_machines, load_slots, strays
 from vac.roles import RoleOptions
 from vac.scheduling.backoff import History, reported_message
-from vac.vacquery.names import Resolver
+from vac.vacquery.names import Names, Resolver
 
 log = logging.getLogger(__name__)
 
@@ -55,8 +56,9 @@ def main(options: RoleOptions) -> int:
     try:
         with state.lock():
             state.prepare()
-            peers = Peers(Resolver(configuration.settings.factory_name), time.time)
-            factory = open_factory(state, configuration, loader, inbox, ask=peers.ask)
+            names = Resolver(configuration.settings.factory_name)
+            peers = Peers(names, time.time)
+            factory = open_factory(state, configuration, loader, inbox, names=names, ask=peers.ask)
             if error is not None:
                 factory.floor.sure = False
                 factory.floor.configuration_broken(error)
@@ -94,6 +96,7 @@ def open_factory(
     clock: Callable[[], float] = time.time,
     rng: random.Random | None = None,
     open_engine: Callable[[str, Settings], InlineEngine] | None = None,
+    names: Names | None = None,
     ask: Ask = ask_nobody,
 ) -> Factory:
     """A factory with its slots as they are on disk. The keyword arguments are for tests."""
@@ -118,6 +121,7 @@ def open_factory(
         started_time=clock(),
         changes=OnChange(log),
         history=History.of(outcomes, fizzles),
+        monitor=Monitor(state, names or Resolver(settings.factory_name), clock),
         strays=strays(state, machines.values(), configuration.machinetypes, settings),
     )
     running = sum(1 for slot in floor.slots if slot.occupied)

@@ -49,6 +49,7 @@ class Reporting:
         if self.floor.configuration_problem is None:
             directories = [slot.machine.directory for slot in self.floor.slots if slot.machine]
             self.expiry.run(self.floor.configuration.machinetypes, directories, now)
+        self.floor.monitor.cycle(settings)
         self.floor.reported = False
 
     def report_if_due(self) -> None:
