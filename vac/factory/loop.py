@@ -265,7 +265,7 @@ class Factory:
         self._settle(message)
         slot = self.floor.slots.get(message.name)
         if slot is not None and slot.machine is not None and slot.machine.uuid == message.uuid:
-            slot.stopping = False
+            slot.stopping, slot.stop_failed_time = False, self.floor.clock()
         self.floor.changes.say(
             f"stop {message.uuid}", f"{message.name}: not stopped: {message.reason}", logging.WARNING
         )

@@ -16,6 +16,10 @@ log = logging.getLogger(__name__)
 
 FRESH_SECONDS = 30.0
 """A view of the space no older than this is used again."""
+RENEW_SECONDS_PER_FACTORY = 0.03
+"""Times the number of factories: a decision on an older view has peers asked again, without waiting for them. So
+each factory is asked by others 33 times a second at most, and in small spaces corrections aren't made twice."""
+LEAST_RENEW_SECONDS = 1.0
 SILENT_SECONDS = 300.0
 """A silent peer's last answer counts for so long."""
 CAPACITY_SECONDS = 600.0
@@ -60,18 +64,22 @@ class Space:
         self._unrated: set[str] = set()
 
     def fresh(self, configuration: Configuration) -> bool:
-        """Whether the space is known well enough to decide on; if not, peers are being asked from now on."""
-        if len(configuration.settings.factories) < 2:
+        """Whether the space is known well enough to decide on; if not, or soon not, peers are asked from now on."""
+        factories = len(configuration.settings.factories)
+        if factories < 2:
             return True
         now = self._clock()
-        if self._last_poll is not None and 0 <= now - self._last_poll < FRESH_SECONDS:
-            return True
+        age = None if self._last_poll is None else now - self._last_poll
+        if age is None or not 0 <= age < max(LEAST_RENEW_SECONDS, RENEW_SECONDS_PER_FACTORY * factories):
+            self._renew(configuration, now)
+        return age is not None and 0 <= age < FRESH_SECONDS
+
+    def _renew(self, configuration: Configuration, now: float) -> None:
         if not self._asking:
             self._asking = True
             due = self._capacity_poll is None or not 0 <= now - self._capacity_poll < CAPACITY_SECONDS
             asked = (configuration, due, tuple(self.silent(configuration.settings)))
             threading.Thread(target=self._poll, args=asked, name="poll", daemon=True).start()
-        return False
 
     def _poll(self, configuration: Configuration, capacities: bool, doubtful: Collection[str]) -> None:
         answers = Answers(self._clock())

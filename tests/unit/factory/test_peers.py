@@ -15,7 +15,7 @@ from vac.cli.why import reasons
 from vac.config.load import Configuration
 from vac.config.settings import Settings
 from vac.drivers.fake import Script
-from vac.factory.space import FRESH_SECONDS, SILENT_SECONDS, Answers, Space
+from vac.factory.space import FRESH_SECONDS, LEAST_RENEW_SECONDS, SILENT_SECONDS, Answers, Space
 from vac.scheduling.model import TypeReport
 
 PEERS = ("f2.example.com", "f3.example.com")
@@ -73,6 +73,32 @@ def test_a_silent_peers_last_answer_counts_for_five_minutes() -> None:
     assert (view.types, view.silent) == ({}, PEERS)
 
 
+def test_a_small_space_is_asked_again_while_the_view_still_counts() -> None:
+    asked = Asked()
+    asked.poll()
+    asked.clock.now += LEAST_RENEW_SECONDS / 2
+    assert asked.space.fresh(CONFIGURATION)
+    assert asked.posted.empty()
+    asked.clock.now += LEAST_RENEW_SECONDS
+    assert asked.space.fresh(CONFIGURATION), "a decision doesn't wait for it"
+    asked.space.answered(asked.posted.get(timeout=10))
+    assert len(asked.doubtful) == 2
+
+
+def test_a_large_space_is_asked_every_half_a_minute() -> None:
+    asked = Asked()
+    factories = (FACTORY, *(f"f{number}.example.com" for number in range(2, 1001)))
+    configuration = Configuration(dataclasses.replace(SETTINGS, factories=factories), {}, {}, {}, (), "")
+    assert not asked.space.fresh(configuration)
+    asked.space.answered(asked.posted.get(timeout=10))
+    asked.clock.now += FRESH_SECONDS - 0.1
+    assert asked.space.fresh(configuration)
+    asked.clock.now += 0.1
+    assert not asked.space.fresh(configuration)
+    asked.posted.get(timeout=10)
+    assert len(asked.doubtful) == 2
+
+
 @pytest.mark.parametrize(
     ("capacities", "unrated", "own", "warned"),
     [
@@ -102,9 +128,14 @@ def test_a_space_in_which_only_some_have_hs06_is_warned_about(
 def failing_world(make_world: MakeWorld, peers: TypeReport) -> World:
     world = make_world(one_type(backoff_seconds=600), factories=SETTINGS.factories)
     world.scripts = lambda spec: Script(5.0, "700 Broken")
+
+    def ask(*asked: object) -> Answers:
+        return Answers(world.clock.now, {name: {"t": peers} for name in PEERS})
+
+    world.ask_peers = ask
     world.start()
     for _ in range(6):
-        world.factory.space.answered(Answers(world.clock.now, {name: {"t": peers} for name in PEERS}))
+        world.factory.space.answered(ask())
         world.run(20)
     assert list(world.status().held_here) == ["t"]
     return world

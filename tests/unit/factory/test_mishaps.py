@@ -1,0 +1,21 @@
+"""What may befall a factory's host: engines that refuse, clocks that are set back, hands in its directories."""
+
+from __future__ import annotations
+
+from tests.simulated import World
+from vac.drivers.base import EngineUnavailable
+
+
+def test_a_machine_that_cannot_be_stopped_is_not_asked_to_all_the_time(world: World) -> None:
+    world.fill()
+    attempts: list[float] = []
+
+    def refuse(call: str, moment: str) -> None:
+        if call == "stop" and len(attempts) < 1000:
+            attempts.append(world.clock.now)
+            raise EngineUnavailable("device is busy")
+
+    world.hook = refuse
+    world.clock.now = world.machine().shutdown_time + 1.0
+    world.run(60)
+    assert 4 <= len(attempts) <= 2 * 6, "two machines, every 15 s"
