@@ -13,7 +13,8 @@ from vac.simulate import simulate
 from vac.simulate.scenario import Hardware, Work
 
 NEVER = Work(when=("never",))
-SHORT = Work(lifetime="10m-30m")
+SHORT = Work(lifetime="20m-1h")
+SMALL = {"small": Hardware(processors=16)}
 SHORT_WORK = {"atlas": SHORT, "lhcb": SHORT, "cms": SHORT}
 
 
@@ -28,7 +29,7 @@ def test_an_empty_space_fills_in_minutes_by_share() -> None:
 
 
 def test_shares_are_kept_while_machines_come_and_go() -> None:
-    result = run(works=SHORT_WORK, factories=30, hours=6)
+    result = run(works=SHORT_WORK, hardware=SMALL, factories=50, hours=4)
     assert result.full is not None
     assert result.full.mean < 0.005
     assert result.lost < 0.005
@@ -41,27 +42,27 @@ def test_classic_factories_take_an_hour_to_fill() -> None:
 
 def test_a_type_without_work_is_probed_now_and_then() -> None:
     works = {**SHORT_WORK, "cms": NEVER}
-    result = run(works=works, factories=30, hours=12)
+    result = run(works=works, hardware=SMALL, factories=50, hours=6)
     (probes,) = result.probes
     assert probes.machinetype == "cms"
-    assert probes.periods == 72
+    assert probes.periods == 36
     assert 0 < probes.median <= 3
     assert result.samples[-1].parts["atlas"] == pytest.approx(5 / 8, abs=0.02)
 
 
 def test_a_type_whose_work_returns_gets_its_share_as_slots_become_free() -> None:
-    works = {**SHORT_WORK, "lhcb": Work(when=("0h-2h", "6h-"), lifetime="10m-30m")}
-    result = run(works=works, factories=30, hours=9)
+    works = {**SHORT_WORK, "lhcb": Work(when=("0h-1h", "3h-"), lifetime="20m-1h")}
+    result = run(works=works, hardware=SMALL, factories=50, hours=5)
     (recovery,) = result.recoveries
-    assert (recovery.machinetype, recovery.start_seconds) == ("lhcb", 6 * 3600)
+    assert (recovery.machinetype, recovery.start_seconds) == ("lhcb", 3 * 3600)
     assert recovery.possible_seconds is not None
     assert recovery.arrived_seconds is not None
-    assert 0 < recovery.possible_seconds < 1200
+    assert 0 < recovery.possible_seconds < 2400
     assert recovery.arrived_seconds < recovery.possible_seconds + 3600
 
 
 def test_broken_nodes_leave_the_others_full() -> None:
-    result = run(works=SHORT_WORK, factories=50, hours=6, broken=0.02)
+    result = run(works=SHORT_WORK, hardware=SMALL, factories=50, hours=4, broken=0.02)
     assert result.lost < 0.01
     assert result.full is not None
     assert result.full.mean < 0.01
@@ -72,7 +73,7 @@ def test_a_type_that_few_nodes_can_run_gets_these() -> None:
         "plain": Hardware(part=9, machinetypes=("atlas", "lhcb")),
         "special": Hardware(part=1, processors=32),
     }
-    result = run({"atlas": 1, "lhcb": 1, "cms": 1}, SHORT_WORK, hardware, factories=20, hours=6)
+    result = run({"atlas": 1, "lhcb": 1, "cms": 1}, SHORT_WORK, hardware, factories=20, hours=4)
     last = result.samples[-1]
     assert last.wanted["cms"] == pytest.approx(2 * 32 / (18 * 64 + 2 * 32))
     assert last.parts["cms"] == pytest.approx(last.wanted["cms"], rel=0.1)
@@ -90,13 +91,15 @@ def test_a_space_of_one_factory_fills_too() -> None:
 
 
 def test_a_crash_that_kills_machines_is_made_good() -> None:
-    result = run(works=SHORT_WORK, crashes_per_day=24, crash_kills=True, hours=8, crash_seconds="5m")
+    result = run(
+        works=SHORT_WORK, hardware=SMALL, crashes_per_day=24, crash_kills=True, hours=4, crash_seconds="5m"
+    )
     assert 0.7 < result.used < 0.99
 
 
 def test_one_seed_makes_one_run() -> None:
     def of(seed: int) -> dict[str, object]:
-        return run(works=SHORT_WORK, loss=0.2, crashes_per_day=5, seed=seed).json()
+        return run(works=SHORT_WORK, hardware=SMALL, loss=0.2, crashes_per_day=5, seed=seed).json()
 
     assert of(1) == of(1)
     assert of(1) != of(2)
