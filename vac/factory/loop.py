@@ -68,6 +68,7 @@ class Factory:
         self.reporting = Reporting(floor, self.deciding)
         self.loader = loader
         self.next_cycle_time = floor.clock()
+        self._turn_time = self.next_cycle_time
         self.stopping = False
         self.health = HealthCheck(inbox.put)
         self.health_time: float | None = None
@@ -104,6 +105,9 @@ class Factory:
         for message in self._receive(wait_seconds):
             self._handlers[type(message)](message)
         now = self.floor.clock()
+        if now < self._turn_time:
+            self._clock_was_set_back(now)
+        self._turn_time = now
         due = now >= self.next_cycle_time
         if due:
             self._reload()
@@ -115,6 +119,16 @@ class Factory:
         self.rules.check(now)
         self.deciding.decide_if_due()
         self.reporting.report_if_due()
+
+    def _clock_was_set_back(self, now: float) -> None:
+        """Nothing waits for times that were noted by the wrong clock."""
+        self.next_cycle_time = now
+        self.floor.changed = True
+        for slot in self.floor.slots:
+            slot.known_since = min(slot.known_since, now)
+            if slot.stopped_time is not None:
+                slot.stopped_time = min(slot.stopped_time, now)
+        self.rules.look_again()
 
     def _receive(self, wait_seconds: float) -> list[Message]:
         received: list[Message] = []

@@ -91,7 +91,7 @@ class Watcher:
         assert machine is not None
         slot.seen_alive_time = now
         slot.usage = usage
-        if machine.heartbeat_time is None or now - machine.heartbeat_time >= RENEW_SECONDS:
+        if machine.heartbeat_time is None or not 0 <= now - machine.heartbeat_time < RENEW_SECONDS:
             machines.renew_heartbeat(
                 self.floor.state,
                 machine,

@@ -19,3 +19,18 @@ def test_a_machine_that_cannot_be_stopped_is_not_asked_to_all_the_time(world: Wo
     world.clock.now = world.machine().shutdown_time + 1.0
     world.run(60)
     assert 4 <= len(attempts) <= 2 * 6, "two machines, every 15 s"
+
+
+def test_a_clock_that_is_set_back_does_not_blind_the_factory(world: World) -> None:
+    world.fill()
+    machine = world.machine()
+    world.clock.now -= 7200
+    back = world.clock.now
+    world.run(130)
+    assert back < world.state.heartbeat("factory").stat().st_mtime <= world.clock.now
+    assert machine.heartbeat_time is not None
+    assert back < machine.heartbeat_time <= world.clock.now
+    assert (world.status().decision_time or 0) <= world.clock.now
+    del world.engine().machines[machine.uuid]
+    world.run(65)
+    assert machine.finished
