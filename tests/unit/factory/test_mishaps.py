@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import shutil
+
+import pytest
+
 from tests.simulated import World
 from vac.drivers.base import EngineUnavailable
+from vac.drivers.fake import Script
 
 
 def test_a_machine_that_cannot_be_stopped_is_not_asked_to_all_the_time(world: World) -> None:
@@ -34,3 +39,35 @@ def test_a_clock_that_is_set_back_does_not_blind_the_factory(world: World) -> No
     del world.engine().machines[machine.uuid]
     world.run(65)
     assert machine.finished
+
+
+def test_a_machine_whose_directory_was_removed_by_hand_is_watched_and_accounted_for(world: World) -> None:
+    world.fill()
+    machine = world.machine()
+    shutil.rmtree(machine.directory)
+    world.run(300)
+    assert machine.uuid in world.running()
+    world.ask("finish", machine)
+    world.wake()
+    world.ask("destroy", machine)
+    world.wake()
+    world.run(60)
+    assert [record["LocalJobId"] for record in world.records()] == [machine.uuid]
+
+
+@pytest.mark.parametrize("failure", [None, "no such image"])
+def test_a_directory_that_is_removed_during_the_creation_does_no_harm(
+    world: World, failure: str | None
+) -> None:
+    world.scripts = lambda spec: Script(failure=failure)
+    world.start()
+    world.hold = True
+    world.turn()
+    name = world.machine().name
+    shutil.rmtree(world.machine().directory)
+    world.release()
+    world.scripts = lambda spec: Script()
+    world.run(300)
+    world.engine().machines.clear()
+    world.run(300)
+    assert name in [one.spec.name for one in world.engine_machines()], "its slot is in use again"
