@@ -71,3 +71,17 @@ def test_a_directory_that_is_removed_during_the_creation_does_no_harm(
     world.engine().machines.clear()
     world.run(300)
     assert name in [one.spec.name for one in world.engine_machines()], "its slot is in use again"
+
+
+def test_a_machine_of_a_model_that_is_not_known_is_left_alone(world: World) -> None:
+    world.state.prepare()
+    directory = world.state.machines / "1799999000_t_f1-00.example.com"
+    directory.mkdir()
+    (directory / "started").write_text("1799999000\n")
+    (world.state.slots / "f1-00.example.com").write_text("1799999000 t lxc\n")
+    world.engine("lxc").unavailable = "machine_model lxc is not known to this version"
+    world.fill()
+    assert [spec.name for spec in world.made] == ["f1-01.example.com"]
+    assert world.status().slot_states == {"f1-00.example.com": "Unknown"}
+    assert "lxc" in (world.status().engines["lxc"] or "")
+    assert not world.machine().finished
