@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import random
 from collections import deque
@@ -147,18 +148,19 @@ class Floor:
         self.changed = True
 
     def written(self, key: str, what: str, write: Callable[[], object]) -> bool:
-        """Write something that matters, if need be with the reserve; False, and said, if the disk is full all the same.
+        """Write something that matters, if need be with the reserve; False, and said, if the disk is full all the same
+        or somebody has removed the directory.
 
         key is what it is about and what, in words, what it can't be done. Raises other OSErrors.
         """
         try:
             self.state.spending_reserve(write)
         except OSError as error:
-            if error.errno not in files.NO_SPACE:
+            if error.errno not in (*files.NO_SPACE, errno.ENOENT):
                 raise
-            self.changes.say(f"full disk {key}", f"{what}: {error}", logging.ERROR)
+            self.changes.say(f"write {key}", f"{what}: {error}", logging.ERROR)
             return False
-        self.changes.clear(f"full disk {key}")
+        self.changes.clear(f"write {key}")
         return True
 
     def mark_started(self, machine: Machine, time: float) -> bool:

@@ -67,7 +67,8 @@ class Factory:
         self.deciding = Deciding(floor, self.creation, self.orders, self.space)
         self.reporting = Reporting(floor, self.deciding)
         self.loader = loader
-        self.next_cycle_time = self._turn_time = floor.clock()
+        self.next_cycle_time = floor.clock()
+        self._turn_time = self.next_cycle_time
         self.stopping = False
         self.health = HealthCheck(inbox.put)
         self.health_time: float | None = None
@@ -105,7 +106,7 @@ class Factory:
             self._handlers[type(message)](message)
         now = self.floor.clock()
         if now < self._turn_time:
-            self._clock_set_back(now)
+            self._clock_was_set_back(now)
         self._turn_time = now
         due = now >= self.next_cycle_time
         if due:
@@ -119,13 +120,15 @@ class Factory:
         self.deciding.decide_if_due()
         self.reporting.report_if_due()
 
-    def _clock_set_back(self, now: float) -> None:
-        """Times that were to come are now further away than they were: do everything at once instead."""
+    def _clock_was_set_back(self, now: float) -> None:
+        """Nothing waits for times that were noted by the wrong clock."""
         self.next_cycle_time = now
+        self.floor.changed = True
         for slot in self.floor.slots:
             slot.known_since = min(slot.known_since, now)
+            if slot.stopped_time is not None:
+                slot.stopped_time = min(slot.stopped_time, now)
         self.rules.look_again()
-        self.floor.changed = True
 
     def _receive(self, wait_seconds: float) -> list[Message]:
         received: list[Message] = []

@@ -52,7 +52,7 @@ class Rules:
             machine = slot.machine
             if machine is None or not slot.running or _disk_limit(machine) is None:
                 continue
-            if slot.measured_time is None or now - slot.measured_time >= MEASURE_SECONDS:
+            if slot.measured_time is None or not 0 <= now - slot.measured_time < MEASURE_SECONDS:
                 slot.measured_time = now
                 self.meter.start(machine.uuid, machine.directory)
 
