@@ -24,7 +24,7 @@ SCENARIOS = HERE / "examples" / "simulate"
 KEPT = HERE / "build" / "simulations"
 ORDER = ("fill", "return", "idle", "days", "superslots", "loss", "crashes", "broken", "mixed", "half-classic")
 HEADER = (
-    "| factories | policy | time to fill | in use | free despite of work | error while filling, at most "
+    "| factories | policy | time to fill | in use | free despite work | error while filling, at most "
     "| error settled, mean (at most) | probes per backoff period | 90 % of the share after (possible after) |"
 )
 
@@ -69,7 +69,9 @@ def no_site() -> tuple[Settings, dict[str, Machinetype]]:
 
 def row(size: int, policy: str, result: Result) -> str:
     """One line of a table."""
-    settled = f"{percent(result.full.mean)} ({percent(result.full.most)})" if result.full else "–"
+    settled = percent(result.full.mean) if result.full else "–"
+    if result.full and not result.recoveries:
+        settled += f" ({percent(result.full.most)})"
     probes = ", ".join(f"{one.machinetype} {one.median:g} ({one.mean:.1f})" for one in result.probes)
     returns = ", ".join(
         f"{one.machinetype} {duration(one.arrived_seconds)} ({duration(one.possible_seconds)})"

@@ -60,6 +60,7 @@ def draw(result: Result) -> bytes:
     _axes(svg, shares, [0, 0.25, 0.5, 0.75, 1.0])
     _shares(svg, shares, result)
     highest = max(0.01, *(one.error for one in result.samples))
+    _text(svg, WIDTH - RIGHT + 10, TOP + SHARES_HEIGHT - 4, "dotted: wanted")
     errors = Panel(TOP + SHARES_HEIGHT + GAP, ERRORS_HEIGHT, seconds, highest)
     _axes(svg, errors, [0, highest / 2, highest])
     _line(svg, errors, [(one.seconds, one.error) for one in result.samples], COLOURS[1])

@@ -18,7 +18,7 @@ def lines(result: Result) -> Iterator[str]:
     yield f"  in use                 {percent(result.used)} of the healthy processors, mean"
     yield f"  in use with work       {percent(result.useful)}"
     since = "since then" if result.fill_seconds is not None else "all the time"
-    yield f"  free despite of work   {percent(result.lost)}, {since}"
+    yield f"  free despite work      {percent(result.lost)}, {since}"
     yield f"  share error, filling   {_errors(result.way)}"
     if result.full is not None:
         yield f"  share error, settled   {_errors(result.full)}"

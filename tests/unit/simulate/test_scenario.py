@@ -10,9 +10,10 @@ import pytest
 
 from vac.config.errors import ConfigurationError
 from vac.config.machinetype import Machinetype
+from vac.config.options import declared
 from vac.config.settings import Settings
 from vac.simulate.reading import read_scenario
-from vac.simulate.scenario import periods, seconds, spread
+from vac.simulate.scenario import Hardware, Space, Work, periods, seconds, spread
 
 EXAMPLES = sorted((Path(__file__).parents[3] / "examples" / "simulate").glob("*.ini"))
 
@@ -103,3 +104,10 @@ def test_what_is_wrong_is_told(text: str, complaint: str, tmp_path: Path) -> Non
     path.write_text(text)
     with pytest.raises(ConfigurationError, match=complaint):
         read_scenario(path, site)
+
+
+def test_every_option_is_in_the_document() -> None:
+    document = (Path(__file__).parents[3] / "docs" / "scheduling.md").read_text()
+    for section in (Space, Hardware, Work):
+        for name in declared(section):
+            assert f"| `{name}` |" in document
