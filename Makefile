@@ -35,7 +35,7 @@ format: .venv/dev-stamp  ## what ruff can put right by itself
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
 
-bench: .venv/run-stamp  ## time and memory of the factory
+bench: .venv/dev-stamp  ## time and memory of the factory
 	$(BIN)/python -m bench
 
 venv: .venv/dev-stamp  ## only make .venv

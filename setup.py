@@ -9,7 +9,6 @@ HERE = Path(__file__).resolve().parent
 VERSION = re.findall(r'^__version__ = "(.+)"$', (HERE / "vac" / "__init__.py").read_text(), re.MULTILINE)[0]
 
 DOCKER = ["docker>=6,<8"]
-LIBVIRT = ["libvirt-python>=7"]
 TEST = ["hypothesis>=6.100,<7", "pytest>=8.2,<9", "pytest-timeout>=2.3,<3"]  # pytest 9 is not for 3.9
 LINT = [
     "import-linter>=2.1,<3",
@@ -40,8 +39,7 @@ setup(
     install_requires=["python-daemon>=2.3,<4", "setproctitle>=1.2,<2"],
     extras_require={
         "docker": DOCKER,
-        "libvirt": LIBVIRT,
-        "test": TEST,
+        "test": [*TEST, *DOCKER],
         "dev": [*TEST, *LINT, *DOCKER],
     },
     entry_points={

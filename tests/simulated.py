@@ -26,6 +26,7 @@ from vac.factory import loop
 from vac.factory.loop import Factory, Message, Wake
 from vac.factory.process import open_factory
 from vac.factory.slots import Slot
+from vac.factory.space import Ask, ask_nobody
 from vac.host.disk import DiskMessage
 from vac.machines import layout, requests
 from vac.machines.layout import StateDir
@@ -144,6 +145,8 @@ class World:
         self.engines: dict[str, FakeEngine] = {}
         self.made: list[MachineSpec] = []
         """All machines that an engine was asked for and has not refused."""
+        self.ask_peers: Ask = ask_nobody
+        """Tells, in a thread, what peers say; of use if settings have more than one factory."""
         self.hold = False
         """Engines don't begin what they are asked for …"""
         self.held: list[Callable[[], None]] = []
@@ -151,7 +154,7 @@ class World:
         self._heard: dict[str, int] = {}
         self._starts = 0
         self._configuration: Configuration | None = None
-        self.inbox: queue.SimpleQueue[Message] = queue.SimpleQueue()
+        self.inbox: queue.Queue[Message] = queue.Queue()
         self.factory: Factory
 
     def configuration(self) -> Configuration:
@@ -187,7 +190,7 @@ class World:
 
     def start(self) -> Factory:
         """Start a factory, as the process does; the one before is no more."""
-        self.inbox = queue.SimpleQueue()
+        self.inbox = queue.Queue()
         self._starts += 1
         try:
             configuration, error = self.configuration(), None
@@ -203,8 +206,10 @@ class World:
             clock=self.clock,
             rng=random.Random(self._starts),
             open_engine=self.open_engine,
+            ask=self.ask_peers,
         )
         if error is not None:
+            self.factory.floor.sure = False
             self.factory.floor.configuration_broken(error)
         return self.factory
 

@@ -27,6 +27,7 @@ from vac.machines.status import read as read_status
 ROOT = Path(__file__).parents[2]
 PATIENCE_SECONDS = 30.0
 LOOK_SECONDS = 0.05
+AT_ONCE = 1000
 Option = Union[str, int, float, Path]
 
 
@@ -119,11 +120,12 @@ class FactorySite:
         """That of its commands: this tree's modules, and the assumed processors."""
         return {**os.environ, "PYTHONPATH": str(ROOT), "VAC_ASSUME_PROCESSORS": str(self.processors)}
 
-    def start(self) -> None:
-        """Start the factory; its log goes to log_file."""
-        command = [sys.executable, "-m", "vac.daemon", "--role", "factory", "--config", str(self.config)]
+    def start(self, module: str = "vac.daemon", **variables: str) -> None:
+        """Start the factory; its log goes to log_file. variables are added to its environment."""
+        command = [sys.executable, "-m", module, "--role", "factory", "--config", str(self.config)]
+        environment = {**self.environment, **variables}
         with self.log_file.open("ab") as log:
-            self.process = subprocess.Popen(command, env=self.environment, cwd=ROOT, stderr=log, stdout=log)
+            self.process = subprocess.Popen(command, env=environment, cwd=ROOT, stderr=log, stdout=log)
 
     def stop(self, number: signal.Signals = signal.SIGTERM) -> int:
         """End the factory; machines go on. Its exit status."""
@@ -210,21 +212,27 @@ class FactorySite:
             self.process.kill()
             self.process.wait()
         driver = open_driver(Settings(factory_name=self.name, state_dir=self.state.root))
+        deadline = time.monotonic() + PATIENCE_SECONDS
         try:
-            for machine in driver.list():
-                driver.destroy(machine.name, machine.uuid)
+            while (machines := driver.list()) or processes_of(str(self.home)):
+                assert time.monotonic() < deadline, f"processes are left: {processes_of(str(self.home))}"
+                for machine in machines:
+                    driver.destroy(machine.name, machine.uuid)
+                time.sleep(LOOK_SECONDS)
         finally:
             driver.close()
         assert not list(Path("/sys/fs/cgroup").glob(f"**/{self.name}")), "cgroups are left"
         assert str(self.home) not in Path("/proc/self/mountinfo").read_text(), "mounts are left"
-        assert not processes_of(str(self.home)), "processes are left"
 
 
 @contextlib.contextmanager
 def factory_site(
     kinds: Mapping[str, Kind], *, processors: int = 4, start: bool = True, **settings: Option
 ) -> Iterator[FactorySite]:
-    """A factory of this many slots. Everything goes at the end, also if the test has failed."""
+    """A factory of this many slots. Everything goes at the end, also if the test has failed.
+
+    machines_per_cycle=AT_ONCE does without the ramp.
+    """
     require_root()
     require_tool("bwrap")
     home = Path(tempfile.mkdtemp(prefix="vac-test-", dir="/var/lib"))  # machines see /var/lib, not /var/tmp
@@ -242,13 +250,24 @@ def factory_site(
             shutil.rmtree(home)
 
 
-def processes_of(text: str) -> list[int]:
-    """Processes of this host, zombies left out, whose command line has the text in it."""
-    found = []
-    for process, words in command_lines().items():
-        if text.encode() in words:
-            found.append(process)
-    return found
+def replacements(lives: Iterable[Life], since: float) -> list[tuple[float, float]]:
+    """Ends of machines, and starts of those in their place: the nth end with the nth start since all slots were taken.
+
+    An end is when the machine wrote its shutdown message, its last act.
+    """
+    known = list(lives)
+    ends = sorted(
+        life.output_time("shutdown_message")
+        for life in known
+        if life.finished is not None and life.finished > since and life.message
+    )
+    starts = sorted(life.started for life in known if life.started is not None and life.started > since)
+    return list(zip(ends, starts))
+
+
+def processes_of(text: str) -> list[bytes]:
+    """Command lines of this host's processes, zombies left out, that have the text in them."""
+    return [words for words in command_lines().values() if text.encode() in words]
 
 
 def command_lines() -> dict[int, bytes]:

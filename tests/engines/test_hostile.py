@@ -8,7 +8,15 @@ from pathlib import Path
 
 import pytest
 
-from tests.engines.factory_fixture import FactorySite, Kind, Life, command_lines, factory_site
+from tests.engines.factory_fixture import (
+    AT_ONCE,
+    FactorySite,
+    Kind,
+    Life,
+    Option,
+    command_lines,
+    factory_site,
+)
 from vac.machines.messages import UNREADABLE
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(120)]
@@ -34,25 +42,28 @@ KEY = "MIIEowIBAAKCAQEA7secretsecretsecret"
 PRIVATE_KEY = f"-----BEGIN RSA PRIVATE KEY-----\n{KEY}\n-----END RSA PRIVATE KEY-----"
 
 
-def planting(commands: str) -> Kind:
-    return Kind(
-        f"cd /tmp/joboutputs\n{commands}\ntouch planted\nsleep 3",
-        {"fizzle_seconds": 2, "machines_dir_days": 0.00001, "heartbeat_file": "shutdown_message"},
-    )
+def planting(commands: str, **options: Option) -> Kind:
+    """Machines that do this in their joboutputs, then end."""
+    script = f"set -e\ncd /tmp/joboutputs\n{commands}\ntouch planted\nsleep 4"
+    return Kind(script, {"machines_dir_days": 0.00001, **options})
 
 
 def test_what_a_machine_plants_is_unreadable_and_does_no_harm() -> None:
     shadow = Path("/etc/shadow").stat()
     kinds = {name: planting(commands) for name, commands in PLANTS.items()}
-    with factory_site({**kinds, "names": Kind(planting(NAMES).script)}, processors=len(PLANTS) + 1) as site:
+    with factory_site(
+        {**kinds, "names": Kind(planting(NAMES).script)},
+        processors=len(PLANTS) + 1,
+        machines_per_cycle=AT_ONCE,
+    ) as site:
         for name in PLANTS:
             first = _first(site, name)
-            site.wait_for(lambda life=first: (life.directory / "shutdown_message").exists(), f"{name} ends")
+            site.wait_for((first.directory / "shutdown_message").exists, f"{name} ends")
             assert os.path.lexists(first.directory / "joboutputs" / "planted"), f"{name} could not be planted"
-            assert first.message in (UNREADABLE, "700 Heartbeat file not created")
+            assert first.message == UNREADABLE
         names = _first(site, "names")
         _answers_about(site, names)
-        site.wait_for(lambda: (names.directory / "finished").exists(), "names ends")
+        site.wait_for((names.directory / "finished").exists, "names ends")
         assert names.message.startswith("200 done")
         _is_expired(site, [_first(site, name) for name in PLANTS])
         assert "Traceback" not in site.log()
@@ -88,14 +99,14 @@ def _is_expired(site: FactorySite, lives: list[Life]) -> None:
 
 
 def test_a_private_key_in_user_data_leaks_nowhere() -> None:
-    script = f"echo '{KEY}-template' > /dev/null; : ##user_data_option_key## ##user_data_file_key##\nsleep 60"
+    script = f": '{KEY}-template' '##user_data_option_key##' '##user_data_option_other##'\nsleep 60"
     with factory_site({}, processors=2, start=False) as site:
         files = site.state.machinetype_files("a")
         files.mkdir(parents=True)
         (files / "key.pem").write_text(PRIVATE_KEY)
         (files / "key.pem").chmod(0o600)
         options = {"user_data_option_other": f"{KEY}-option", "user_data_file_key": "key.pem"}
-        site.configure({"a": Kind(script, options)})
+        site.configure({"a": Kind(script, options)}, machines_per_cycle=AT_ONCE)
         files.joinpath("user_data").chmod(0o600)
         site.start()
         seen: list[bytes] = []
@@ -117,28 +128,30 @@ def test_a_private_key_in_user_data_leaks_nowhere() -> None:
         assert [done.returncode for done in told] == [0] * len(told), told
         assert not [done for done in told if KEY in done.stdout + done.stderr]
         assert KEY not in site.log()
-        assert _files_with(site, KEY.encode()) == {
-            ("user_data", 0o500),
-            ("key.pem", 0o600),
-            ("user_data", 0o600),
+        assert _modes_of_files_with(site, KEY.encode()) == {
+            ("machines", "user_data", 0o500),
+            ("machinetypes", "key.pem", 0o600),
+            ("machinetypes", "user_data", 0o600),
         }
 
 
-def _files_with(site: FactorySite, text: bytes) -> set[tuple[str, int]]:
-    """Names and modes of the files in state_dir that have the text in them."""
+def _modes_of_files_with(site: FactorySite, text: bytes) -> set[tuple[str, str, int]]:
+    """In what files of state_dir the text is: directory there, name and mode."""
     found = set()
     for path in site.state.root.rglob("*"):
         if path.is_file() and not path.is_symlink() and text in path.read_bytes():
-            found.add((path.name, stat.S_IMODE(path.stat().st_mode)))
+            directory = path.relative_to(site.state.root).parts[0]
+            found.add((directory, path.name, stat.S_IMODE(path.stat().st_mode)))
     return found
 
 
 def test_machines_that_break_the_rules_are_ended_and_others_are_not() -> None:
     beat = "while sleep 0.5; do touch /tmp/joboutputs/beat; done"
-    beating = {"heartbeat_file": "beat", "fizzle_seconds": 3, "heartbeat_seconds": 4}
+    beating: dict[str, Option] = {"heartbeat_file": "beat", "fizzle_seconds": 3, "heartbeat_seconds": 4}
     kinds = {
         "silent": Kind("sleep 600", beating),
         "stopped": Kind("touch /tmp/joboutputs/beat; sleep 600", beating),
+        "linked": Kind("ln -s /etc/shadow /tmp/joboutputs/beat; sleep 600", beating),
         "lively": Kind(beat, beating),
         "fat": Kind("fallocate -l 1100M /tmp/big && touch /tmp/joboutputs/big; sleep 600"),
         "idle": Kind("sleep 600", {"idle_cpu_percent": 50, "idle_seconds": 6}),
@@ -147,17 +160,19 @@ def test_machines_that_break_the_rules_are_ended_and_others_are_not() -> None:
     expected = {
         "silent": "700 Heartbeat file not created",
         "stopped": "700 Heartbeat file not updated",
+        "linked": "700 Heartbeat file not created",
         "fat": "700 Disk limit",
         "idle": "700 Idle",
         "late": "100 Shutdown time reached",
     }
-    with factory_site(kinds, processors=6, disk_gb_per_processor=1) as site:
+    with factory_site(
+        kinds, processors=len(kinds), machines_per_cycle=AT_ONCE, disk_gb_per_processor=1
+    ) as site:
         lives = {name: _first(site, name) for name in kinds}
-        site.wait_for(lambda: lives["fat"].output("big") is not None, "fat has grown")
-        site.wait_for(lambda: (lives["fat"].directory / "joboutputs" / "big").exists(), "fat has grown")
+        site.wait_for((lives["fat"].directory / "joboutputs" / "big").exists, "fat has grown")
         site.wake()
         for name, message in expected.items():
             ended = lives[name].directory / "finished"
-            site.wait_for(ended.exists, f"{name} is ended", 70)
+            site.wait_for(ended.exists, f"{name} is ended, whenever the next cycle is")
             assert lives[name].message == message
         assert not (lives["lively"].directory / "finished").exists()

@@ -1,13 +1,14 @@
-"""What an administrator does to a factory whose machines run: by bin/vac, and by breaking its configuration."""
+"""What an administrator does to a factory whose machines run: by bin/vac, and by breaking its files."""
 
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Iterator
 
 import pytest
 
-from tests.engines.factory_fixture import FactorySite, Kind, factory_site
+from tests.engines.factory_fixture import AT_ONCE, FactorySite, Kind, factory_site
 from vac.machines.machine import Machine
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(120)]
@@ -22,8 +23,8 @@ STUBBORN = "sleep 600"
 
 @pytest.fixture
 def site() -> Iterator[FactorySite]:
-    """Two lasting machines in three slots."""
-    with factory_site(LASTING, processors=2, grace_secs=4) as site:
+    """Two lasting machines in two slots."""
+    with factory_site(LASTING, processors=2, grace_secs=4, machines_per_cycle=AT_ONCE) as site:
         site.wait_for(lambda: len(site.running()) == 2, "two machines run")
         yield site
 
@@ -51,7 +52,7 @@ def test_a_broken_configuration_harms_no_machine_and_a_mended_one_fills_again(si
     site.config.write_text(good)
     site.wake()
     site.wait_for(lambda: len(site.running()) == 2, "there are two machines again")
-    assert not site.status().problems
+    site.wait_for(lambda: not site.status().problems, "nothing is wrong any more")
     assert len(uuids(site) & before) == 1
 
 
@@ -63,7 +64,9 @@ def test_a_factory_started_with_a_broken_configuration_finds_its_machines(site: 
     site.wait_for(lambda: site.status().problems, "the factory says what is wrong")
     assert "spaceship" in site.status().problems[0]
     assert uuids(site) == before
-    assert site.vac("destroy", sorted(site.machines())[0].partition(".")[0]).returncode == 0
+    victim = site.running()[0]
+    site.wait_for(lambda: _age(victim) > 4, "it has outlived fizzle_seconds")
+    assert site.vac("destroy", victim.name).returncode == 0
     site.wait_for(lambda: len(site.running()) == 1, "the destroyed machine has ended")
     assert len(list(site.state.apel_archive.glob("*/*"))) == 1
 
@@ -75,22 +78,22 @@ def test_drain_stops_creation_until_undrain_and_survives_a_restart(site: Factory
     site.vac("destroy", sorted(site.machines())[0])
     site.wait_for(lambda: len(site.running()) == 1, "the destroyed machine has ended")
     assert site.stop() == 0
+    restarted = time.time()
     site.start()
-    site.wait_for(
-        lambda: "machines found" in site.log().splitlines()[-1] or site.status().drain, "it is back"
-    )
+    site.wait_for(lambda: site.status().time > restarted, "it reports again")
     why = site.vac("why").stdout
     assert "draining" in why
     assert "new disks" in why
     assert len(site.running()) == 1
     assert site.vac("undrain").returncode == 0
     site.wait_for(lambda: len(site.running()) == 2, "the free slot is filled")
+    site.wait_for(lambda: site.status().drain is None, "the factory says so")
     assert "draining" not in site.vac("why").stdout
 
 
 def test_drain_with_wait_returns_when_the_last_machine_has_ended() -> None:
     with factory_site({"short": Kind("sleep 8; echo '200 done' > /tmp/joboutputs/shutdown_message")}) as site:
-        site.wait_for(lambda: site.running(), "one runs")
+        site.wait_for(site.running, "one runs")
         waited = site.vac("drain", "--wait")
         assert waited.returncode == 0
         assert "1 left" in waited.stdout
@@ -100,7 +103,7 @@ def test_drain_with_wait_returns_when_the_last_machine_has_ended() -> None:
 
 def test_finish_lowers_the_shutdown_time_and_the_machine_ends_by_itself() -> None:
     kinds = {"obedient": Kind(OBEDIENT), "stubborn": Kind(STUBBORN)}
-    with factory_site(kinds, processors=2, grace_secs=4) as site:
+    with factory_site(kinds, processors=2, grace_secs=4, machines_per_cycle=AT_ONCE) as site:
         site.wait_for(lambda: len(site.running()) == 2, "two machines run", 60)
         machines = {machine.machinetype: machine for machine in site.running()}
         assert set(machines) == set(kinds)
@@ -117,7 +120,7 @@ def test_finish_lowers_the_shutdown_time_and_the_machine_ends_by_itself() -> Non
 
 def test_destroy_ends_a_machine_at_once_with_a_record_and_a_message(site: FactorySite) -> None:
     victim = site.running()[0]
-    site.wait_for(lambda: _age(site, victim) > 4, "it has outlived fizzle_seconds")
+    site.wait_for(lambda: _age(victim) > 4, "it has outlived fizzle_seconds")
     assert site.vac("destroy", victim.name.partition(".")[0]).returncode == 0
     seconds = site.wait_for((victim.directory / "finished").exists, "it has ended")
     assert seconds < 5
@@ -141,8 +144,6 @@ def _message(machine: Machine) -> str:
     return (machine.directory / "shutdown_message").read_text().strip()
 
 
-def _age(site: FactorySite, machine: Machine) -> float:
-    import time
-
+def _age(machine: Machine) -> float:
     assert machine.started_time is not None
     return time.time() - machine.started_time

@@ -86,6 +86,9 @@ LIVES = {
     "is destroyed on request": Life(
         Script(), "100 Destroyed by the administrator", asked="destroy", walked=(149.0, math.inf)
     ),
+    "reaches its shutdown time": Life(
+        Script(), "100 Shutdown time reached", max_wallclock_seconds=150, walked=(149.0, math.inf)
+    ),
     "dies at once": Life(Script(30.0, None), None, recorded=False, walked=(25.0, math.inf)),
     "fails to be created": Life(Script(LIFETIME_SECONDS, "200 Success"), failures=1, walked=(NOT_YET, 0.0)),
     "vanishes from its engine": Life(

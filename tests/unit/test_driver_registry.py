@@ -37,5 +37,11 @@ def test_what_is_missing_is_told(monkeypatch: pytest.MonkeyPatch, missing: str, 
         registry.driver_for("docker", Settings())
 
 
+def test_a_model_that_is_not_known_has_an_engine_that_cannot_be_reached() -> None:
+    assert registry.engine_name("lxc") == "lxc"
+    with pytest.raises(EngineUnavailable, match="machine_model lxc is not known to this version"):
+        registry.driver_for("lxc", Settings())
+
+
 def test_nothing_is_loaded_before_it_is_needed() -> None:
     assert "libvirt" not in sys.modules

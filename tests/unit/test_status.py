@@ -30,6 +30,7 @@ FULL = Status(
     machinetypes=(TypeFacts(name="t", fqan="/vo", target_share=0.5, max_processors=8), TypeFacts(name="u")),
     engines={"docker": "not there", "bubblewrap": None},
     problems=("bad",),
+    warnings=("odd",),
     drain=Drain("reboot", 1.0, None),
     shutdown_time=5.0,
     decision_time=6.0,

@@ -42,7 +42,11 @@ def run_drain(arguments: argparse.Namespace) -> int:
         return 2
     settings = common.settings(arguments)
     state = StateDir(settings.state_dir)
-    requests.drain(state, requests.Drain(now, until, arguments.reason))
+    order = requests.Drain(now, until, arguments.reason)
+    if until is None and not arguments.reason:
+        order = requests.draining(state, now) or order
+    requests.drain(state, order)
+    until = order.until
     end = f" until {time.strftime('%Y-%m-%d %H:%M:%S', time.localtime(until))}" if until else ""
     print(f"{settings.factory_name} drains{end}{common.tell_factory(state)}")
     if arguments.wait:

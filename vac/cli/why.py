@@ -50,8 +50,12 @@ def reasons(status: Status, machinetype: str | None, now: float) -> Iterator[str
     age = now - status.time
     if age > STALE_SECONDS:
         yield f"The factory has not reported for {age / 60:.0f} minutes: is vacd running? What it said last:"
+    elif status.decision_time is not None:
+        yield f"As decided {max(0.0, now - status.decision_time):.0f} s ago:"
     for problem in status.problems:
         yield f"Configuration: {problem}"
+    for warning in status.warnings:
+        yield f"Warning: {warning}."
     if status.guard:
         yield f"Nothing is created: {status.guard}."
     for engine, problem_of in status.engines.items():

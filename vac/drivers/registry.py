@@ -28,8 +28,9 @@ PACKAGES = {"libvirt": "python3-libvirt", "docker": "python3-docker"}
 
 
 def engine_name(machine_model: str) -> str:
-    """The engine that makes machines of this model."""
-    return ENGINES[machine_model]
+    """The engine that makes machines of this model; an unknown one, as a slot of another version may have, is an
+    engine of its own that can't be reached."""
+    return ENGINES.get(machine_model, machine_model)
 
 
 def driver_for(machine_model: str, settings: Settings) -> Driver:
@@ -38,6 +39,8 @@ def driver_for(machine_model: str, settings: Settings) -> Driver:
     Raises EngineUnavailable, also if the engine's library is not installed.
     """
     engine = engine_name(machine_model)
+    if engine not in MODULES:
+        raise EngineUnavailable(f"machine_model {machine_model} is not known to this version")
     try:
         module = importlib.import_module(MODULES[engine])
     except ImportError as error:

@@ -8,7 +8,7 @@ import uuid as uuids
 import vac
 from vac.config.machinetype import VM_MODELS, Machinetype
 from vac.context import user_data
-from vac.drivers.base import CreationFailed, MachineSpec
+from vac.drivers.base import CreationFailed, EngineState, MachineSpec
 from vac.drivers.messages import Created, CreationRefused
 from vac.drivers.processes import account
 from vac.factory.ending import Ending
@@ -100,6 +100,7 @@ class Creation:
             return
         slot.creating = False
         slot.known_since = slot.seen_alive_time = self.floor.clock()
+        slot.engine_state = EngineState.RUNNING
         if machine.started_time is None and self.floor.mark_started(machine, answer.time):
             log.info("%s (%s): started", machine.name, machine.machinetype)
         self.floor.creation_succeeded(machine)

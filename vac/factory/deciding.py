@@ -13,7 +13,8 @@ from vac.factory.floor import Floor
 from vac.factory.orders import Orders
 from vac.factory.space import Space
 from vac.scheduling.decide import Situation, decide
-from vac.scheduling.model import Decision, Host, Occupied
+from vac.scheduling.holdback import broken_here
+from vac.scheduling.model import Decision, Host, Occupied, SpaceView
 from vac.scheduling.own import own_reports
 from vac.scheduling.ramp import RampState
 
@@ -37,6 +38,8 @@ class Deciding:
         self.health_problem: str | None = None
         self.decision = Decision()
         self.decision_time: float | None = None
+        self.warnings: tuple[str, ...] = ()
+        """What people should see to though creating goes on."""
         self.next_time: float | None = None
 
     def decide_if_due(self) -> None:
@@ -72,6 +75,7 @@ class Deciding:
         self._tell(decision)
         self.decision = dataclasses.replace(decision, passed_over={**decision.passed_over, **unusable})
         self.decision_time = now
+        self._warn(decision, situation.space)
         times = (decision.next_time, now + ASK_AGAIN_SECONDS)
         self.next_time = min(time for time in times if time is not None)
         for create in decision.creates:
@@ -120,6 +124,15 @@ class Deciding:
             processors=self.floor.settings.host_processors,
             health_problem=self.health_problem,
         )
+
+    def _warn(self, decision: Decision, space: SpaceView) -> None:
+        mixed = self.space.warning(self.floor.settings)
+        warnings = [*broken_here(decision.held_here, space).values(), *([mixed] if mixed else [])]
+        for text in set(self.warnings).difference(warnings):
+            self.floor.changes.clear(("warning", text))
+        for text in warnings:
+            self.floor.changes.say(("warning", text), text, logging.WARNING)
+        self.warnings = tuple(warnings)
 
     def _tell(self, decision: Decision) -> None:
         if decision.guard is None or decision.guard_name in _ORDINARY:

@@ -62,18 +62,21 @@ class Ending:
         slot.stopping = False
         slot.removing_since = now
         self.release(slot)
+        self.floor.monitor.finished(self.floor.settings, machine.directory)
         self.floor.changed = True
 
     def account_for_strays(self, engine: str, listed: Collection[str]) -> None:
         """Write the end of machines that are in no slot, once their engine doesn't list their uuids any more."""
         for machine in list(self.floor.strays):
-            if engine_name(machine.model) == engine and machine.uuid not in listed:
+            if engine_name(machine.model) != engine or machine.uuid in listed:
+                continue
+            try:
+                finishing.finish(self.floor.state, machine, None, self.floor.clock(), live=False)
+            except finishing.FinishFailed as problem:
+                self.floor.changes.say(f"finish {machine.uuid}", str(problem), logging.ERROR)
+            else:
                 self.floor.strays.remove(machine)
-                try:
-                    finishing.finish(self.floor.state, machine, None, self.floor.clock(), live=False)
-                    log.warning("%s: was in no slot; its end is written", machine.directory.name)
-                except finishing.FinishFailed as problem:
-                    log.error("%s: %s", machine.directory.name, problem)
+                log.warning("%s: was in no slot; its end is written", machine.directory.name)
 
     def release(self, slot: Slot) -> None:
         """Ask the engine to let go of what is left of a finished machine."""

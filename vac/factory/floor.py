@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import random
 from collections import deque
@@ -13,6 +14,7 @@ from vac.config.load import Configuration
 from vac.config.settings import Settings
 from vac.drivers.engine import InlineEngine
 from vac.drivers.registry import engine_name
+from vac.factory.monitor import Monitor
 from vac.factory.slots import Slot, Slots
 from vac.logs import OnChange
 from vac.machines import files, statefiles
@@ -46,6 +48,7 @@ class Floor:
     """When this process began: a restart must not punish machines for what it didn't see."""
     changes: OnChange
     history: History
+    monitor: Monitor
     engines: dict[str, InlineEngine] = field(default_factory=dict)
     created: deque[Creation] = field(default_factory=lambda: deque(maxlen=REMEMBERED_CREATIONS))
     """The last creations, newest first."""
@@ -53,6 +56,9 @@ class Floor:
     """By machinetype, its last creation that failed, until one succeeds."""
     configuration_problem: str | None = None
     """Why the configuration on disk can't be used; then the last good one is in force."""
+    sure: bool = True
+    """Has the configuration been read as a whole since the start? If not, factory_name or state_dir may be defaults
+    that stand in for what could not be read, and engines and directories those of another factory."""
     problems: tuple[str, ...] = ()
     """All that is wrong with it."""
     strays: list[Machine] = field(default_factory=list)
@@ -92,7 +98,7 @@ class Floor:
     def configure(self, configuration: Configuration) -> None:
         """Put a configuration into force."""
         self.changed |= self.configuration_problem is not None
-        self.configuration_problem, self.problems = None, ()
+        self.configuration_problem, self.problems, self.sure = None, (), True
         self.changes.clear("configuration")
         statefiles.clear_error(self.state, statefiles.ErrorKind.CONFIGURATION)
         if configuration is self.configuration:
@@ -142,18 +148,19 @@ class Floor:
         self.changed = True
 
     def written(self, key: str, what: str, write: Callable[[], object]) -> bool:
-        """Write something that matters, if need be with the reserve; False, and said, if the disk is full all the same.
+        """Write something that matters, if need be with the reserve; False, and said, if the disk is full all the same
+        or somebody has removed the directory.
 
         key is what it is about and what, in words, what it can't be done. Raises other OSErrors.
         """
         try:
             self.state.spending_reserve(write)
         except OSError as error:
-            if error.errno not in files.NO_SPACE:
+            if error.errno not in (*files.NO_SPACE, errno.ENOENT):
                 raise
-            self.changes.say(f"full disk {key}", f"{what}: {error}", logging.ERROR)
+            self.changes.say(f"write {key}", f"{what}: {error}", logging.ERROR)
             return False
-        self.changes.clear(f"full disk {key}")
+        self.changes.clear(f"write {key}")
         return True
 
     def mark_started(self, machine: Machine, time: float) -> bool:

@@ -1,4 +1,7 @@
-"""The factory's loop: messages from engines and people, timers, a cycle a minute, decisions when they are due."""
+"""The factory's loop: messages from engines and people, timers, a cycle a minute, decisions when they are due.
+
+The inbox is no SimpleQueue: Python 3.9's waits for ever when a timeout is over before the waiting begins.
+"""
 
 from __future__ import annotations
 
@@ -20,6 +23,7 @@ from vac.factory.rules import Rules
 from vac.factory.space import Answers, Ask, Space
 from vac.factory.watching import Watcher
 from vac.host.disk import DiskMeasured, DiskMessage, DiskMeter, DiskNotMeasured
+from vac.host.health import HealthCheck, HealthChecked
 
 log = logging.getLogger(__name__)
 
@@ -27,6 +31,8 @@ CYCLE_SECONDS = 60.0
 """From the end of one cycle to the next."""
 LATEST_SECONDS = 5.0
 """The loop goes round at least this often, to notice engines that don't answer."""
+HEALTH_SECONDS = 300.0
+"""health_command is run this often."""
 STUCK_SECONDS = 600.0
 """An engine's thread that hangs so long past its deadline is beyond help: this process has to be replaced."""
 
@@ -43,13 +49,13 @@ class Stuck(Exception):
     """A thread of an engine never returned; only a new process helps."""
 
 
-Message = Union[engines.Message, DiskMessage, Answers, Wake, Stop]
+Message = Union[engines.Message, DiskMessage, HealthChecked, Answers, Wake, Stop]
 
 
 class Factory:
     """One factory. All its methods are for one thread; others put messages into its inbox."""
 
-    def __init__(self, floor: Floor, loader: Loader, inbox: queue.SimpleQueue[Message], ask: Ask) -> None:
+    def __init__(self, floor: Floor, loader: Loader, inbox: queue.Queue[Message], ask: Ask) -> None:
         self.floor = floor
         self.inbox = inbox
         self.ending = Ending(floor)
@@ -62,7 +68,10 @@ class Factory:
         self.reporting = Reporting(floor, self.deciding)
         self.loader = loader
         self.next_cycle_time = floor.clock()
+        self._turn_time = self.next_cycle_time
         self.stopping = False
+        self.health = HealthCheck(inbox.put)
+        self.health_time: float | None = None
         self._unwell: set[str] = set()
         """Engines that have a problem."""
         self._handlers: dict[type, Callable[..., None]] = {
@@ -77,6 +86,7 @@ class Factory:
             engines.Changed: self._changed,
             DiskMeasured: self.rules.measured,
             DiskNotMeasured: self.rules.not_measured,
+            HealthChecked: self._health_checked,
             Answers: self._answered,
             Wake: self._woken,
             Stop: self._stop,
@@ -95,6 +105,9 @@ class Factory:
         for message in self._receive(wait_seconds):
             self._handlers[type(message)](message)
         now = self.floor.clock()
+        if now < self._turn_time:
+            self._clock_was_set_back(now)
+        self._turn_time = now
         due = now >= self.next_cycle_time
         if due:
             self._reload()
@@ -106,6 +119,16 @@ class Factory:
         self.rules.check(now)
         self.deciding.decide_if_due()
         self.reporting.report_if_due()
+
+    def _clock_was_set_back(self, now: float) -> None:
+        """Nothing waits for times that were noted by the wrong clock."""
+        self.next_cycle_time = now
+        self.floor.changed = True
+        for slot in self.floor.slots:
+            slot.known_since = min(slot.known_since, now)
+            if slot.stopped_time is not None:
+                slot.stopped_time = min(slot.stopped_time, now)
+        self.rules.look_again()
 
     def _receive(self, wait_seconds: float) -> list[Message]:
         received: list[Message] = []
@@ -140,8 +163,24 @@ class Factory:
         for engine in self.floor.engines.values():
             engine.request_observation()
         self.rules.measure()
+        self._check_health()
         self.reporting.cycle()
         self.next_cycle_time = self.floor.clock() + CYCLE_SECONDS
+
+    def _check_health(self) -> None:
+        command, now = self.floor.settings.health_command, self.floor.clock()
+        if command is None:
+            self._health_checked(HealthChecked(None))
+        elif self.health_time is None or not 0 <= now - self.health_time < HEALTH_SECONDS:
+            if self.health_time is None:
+                self._health_checked(HealthChecked("it has not answered yet"))
+            self.health_time = now
+            self.health.start(command)
+
+    def _health_checked(self, message: HealthChecked) -> None:
+        if message.problem != self.deciding.health_problem:
+            self.deciding.health_problem = message.problem
+            self.floor.changed = True
 
     def _reload(self) -> None:
         """Take up a changed configuration; a broken one leaves the last good one in force for what runs."""
@@ -207,6 +246,7 @@ class Factory:
         slot = self.floor.slots.get(message.name)
         if slot is not None:
             self.creation.created(slot, message)
+            self.rules.look_again()
 
     def _refused(self, message: engines.CreationRefused) -> None:
         self._settle(message)
@@ -228,7 +268,7 @@ class Factory:
         self._settle(message)
         slot = self.floor.slots.get(message.name)
         if slot is not None and slot.machine is not None and slot.machine.uuid == message.uuid:
-            slot.stopping = False
+            slot.stopping, slot.stop_failed_time = False, self.floor.clock()
         self.floor.changes.say(
             f"stop {message.uuid}", f"{message.name}: not stopped: {message.reason}", logging.WARNING
         )

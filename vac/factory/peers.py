@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection
 
 from vac.config.load import Configuration
 from vac.factory.space import Answers
-from vac.vacquery.messages import Kind, Received
+from vac.vacquery.messages import Kind
 from vac.vacquery.names import Names
-from vac.vacquery.poll import poll
-from vac.vacquery.reports import capacities, to_reports
+from vac.vacquery.poll import PollResult, poll
+from vac.vacquery.reports import capacities, to_reports, without_hs06
 from vac.vacquery.signing import read_key
 
 
@@ -20,18 +20,24 @@ class Peers:
         self._names = names
         self._clock = clock
 
-    def ask(self, configuration: Configuration, with_capacities: bool) -> Answers:
-        """What they run, and their capacities if wanted.
+    def ask(
+        self, configuration: Configuration, with_capacities: bool, doubtful: Collection[str] = ()
+    ) -> Answers:
+        """What they run, and their capacities if wanted. Those that are doubtful aren't waited for long.
 
         Takes udp_timeout_seconds at most, twice that with capacities. OSError if it can't be asked at all.
         """
-        capacity = capacities(self._poll(configuration, Kind.FACTORIES)) if with_capacities else None
-        answers = self._poll(configuration, Kind.MACHINETYPES)
+        capacity, unrated = None, frozenset[str]()
+        if with_capacities:
+            first = self._poll(configuration, Kind.FACTORIES, doubtful)
+            capacity, unrated = capacities(first.answers), without_hs06(first.answers)
+            doubtful = {*doubtful, *first.missing}
+        answers = self._poll(configuration, Kind.MACHINETYPES, doubtful).answers
         now = self._clock()
         reports, _ = to_reports(answers, configuration.machinetypes, now)
-        return Answers(now, reports, capacity)
+        return Answers(now, reports, capacity, unrated)
 
-    def _poll(self, configuration: Configuration, kind: Kind) -> Mapping[str, tuple[Received, ...]]:
+    def _poll(self, configuration: Configuration, kind: Kind, doubtful: Collection[str]) -> PollResult:
         settings = configuration.settings
         return poll(
             [name for name in settings.factories if name != settings.factory_name],
@@ -41,4 +47,5 @@ class Peers:
             port=settings.vacquery_port,
             timeout=settings.udp_timeout_seconds,
             key=read_key(settings.vacquery_key_file),
-        ).answers
+            doubtful=doubtful,
+        )

@@ -20,6 +20,7 @@ from vac.drivers.late import LateDriver
 from vac.drivers.registry import driver_for, engine_name
 from vac.factory.floor import Floor, slot_names
 from vac.factory.loop import Factory, Message, Stop, Stuck, Wake
+from vac.factory.monitor import Monitor
 from vac.factory.peers import Peers
 from vac.factory.slots import Slots
 from vac.factory.space import Ask, ask_nobody
@@ -30,7 +31,7 @@ from vac.machines.layout import StateDir, StateDirBusy
 from vac.machines.slots import finished_machines, load_slots, strays
 from vac.roles import RoleOptions
 from vac.scheduling.backoff import History, reported_message
-from vac.vacquery.names import Resolver
+from vac.vacquery.names import Names, Resolver
 
 log = logging.getLogger(__name__)
 
@@ -42,7 +43,7 @@ RETRY_SECONDS = 10.0
 
 def main(options: RoleOptions) -> int:
     """Run the factory until it is told to stop; returns the exit status."""
-    inbox: queue.SimpleQueue[Message] = queue.SimpleQueue()
+    inbox: queue.Queue[Message] = queue.Queue()
     options.listen(stop=lambda: inbox.put(Stop()), wake=lambda: inbox.put(Wake()))
     loader = Loader(options.configs or None, facts.read)
     configuration, error = _first_configuration(loader, inbox)
@@ -51,12 +52,15 @@ def main(options: RoleOptions) -> int:
     if loader.host.assumed:
         log.warning("VAC_ASSUME_PROCESSORS: assuming %d processors", loader.host.processors)
     state = StateDir(configuration.settings.state_dir)
-    state.prepare()
+    state.root.mkdir(mode=0o755, parents=True, exist_ok=True)
     try:
         with state.lock():
-            peers = Peers(Resolver(configuration.settings.factory_name), time.time)
-            factory = open_factory(state, configuration, loader, inbox, ask=peers.ask)
+            state.prepare()
+            names = Resolver(configuration.settings.factory_name)
+            peers = Peers(names, time.time)
+            factory = open_factory(state, configuration, loader, inbox, names=names, ask=peers.ask)
             if error is not None:
+                factory.floor.sure = False
                 factory.floor.configuration_broken(error)
             factory.run(alive=options.alive, ready=options.ready)
     except StateDirBusy as busy:
@@ -70,7 +74,7 @@ def main(options: RoleOptions) -> int:
 
 
 def _first_configuration(
-    loader: Loader, inbox: queue.SimpleQueue[Message]
+    loader: Loader, inbox: queue.Queue[Message]
 ) -> tuple[Configuration | None, ConfigurationError | None]:
     """The configuration to begin with; of a broken one, what suffices to watch the machines that there are."""
     try:
@@ -87,11 +91,12 @@ def open_factory(
     state: StateDir,
     configuration: Configuration,
     loader: Loader,
-    inbox: queue.SimpleQueue[Message],
+    inbox: queue.Queue[Message],
     *,
     clock: Callable[[], float] = time.time,
     rng: random.Random | None = None,
     open_engine: Callable[[str, Settings], InlineEngine] | None = None,
+    names: Names | None = None,
     ask: Ask = ask_nobody,
 ) -> Factory:
     """A factory with its slots as they are on disk. The keyword arguments are for tests."""
@@ -116,6 +121,7 @@ def open_factory(
         started_time=clock(),
         changes=OnChange(log),
         history=History.of(outcomes, fizzles),
+        monitor=Monitor(state, names or Resolver(settings.factory_name), clock),
         strays=strays(state, machines.values(), configuration.machinetypes, settings),
     )
     running = sum(1 for slot in floor.slots if slot.occupied)

@@ -49,6 +49,7 @@ class Reporting:
         if self.floor.configuration_problem is None:
             directories = [slot.machine.directory for slot in self.floor.slots if slot.machine]
             self.expiry.run(self.floor.configuration.machinetypes, directories, now)
+        self.floor.monitor.cycle(settings)
         self.floor.reported = False
 
     def report_if_due(self) -> None:
@@ -93,6 +94,7 @@ class Reporting:
             machinetypes=tuple(self._facts()),
             engines={name: engine.problem(now) for name, engine in floor.engines.items()},
             problems=floor.problems,
+            warnings=self.deciding.warnings,
             drain=Drain(order.reason, order.since, order.until) if order else None,
             shutdown_time=settings.shutdown_time,
             decision_time=self.deciding.decision_time,

@@ -18,6 +18,8 @@ log = logging.getLogger(__name__)
 
 LEAST_SECONDS = 1.0
 """Between two rounds, whatever the deadlines are."""
+STOP_AGAIN_SECONDS = 15.0
+"""From an engine's failing to end a machine to the next attempt."""
 MEASURE_SECONDS = 300.0
 """Disk use of a machine is measured this often."""
 GB = 1000**3
@@ -50,7 +52,7 @@ class Rules:
             machine = slot.machine
             if machine is None or not slot.running or _disk_limit(machine) is None:
                 continue
-            if slot.measured_time is None or now - slot.measured_time >= MEASURE_SECONDS:
+            if slot.measured_time is None or not 0 <= now - slot.measured_time < MEASURE_SECONDS:
                 slot.measured_time = now
                 self.meter.start(machine.uuid, machine.directory)
 
@@ -83,6 +85,9 @@ class Rules:
         )
         verdict = judge(watched, _limits(machine), self.floor.started_time, now)
         if verdict.message is not None:
+            failed_time = slot.stop_failed_time
+            if failed_time is not None and 0 <= now - failed_time < STOP_AGAIN_SECONDS:
+                return failed_time + STOP_AGAIN_SECONDS
             self.ending.stop(slot, verdict.message)
         return verdict.next_time
 

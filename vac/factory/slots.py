@@ -27,6 +27,8 @@ class Slot:
     """The engine has been told to end it, and hasn't been seen to fail."""
     stopped_time: float | None = None
     """When the engine said that it had ended it."""
+    stop_failed_time: float | None = None
+    """When the engine last said that it couldn't end it."""
     removing_since: float | None = None
     """Since when the engine has been asked to release what is left of the finished machine."""
     seen_alive_time: float | None = None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 
 from vac.config.load import Configuration
@@ -16,12 +16,20 @@ log = logging.getLogger(__name__)
 
 FRESH_SECONDS = 30.0
 """A view of the space no older than this is used again."""
+RENEW_SECONDS_PER_FACTORY = 0.03
+"""Times the number of factories: a decision on an older view has peers asked again, without waiting for them. So
+each factory is asked by others 33 times a second at most, and in small spaces corrections aren't made twice."""
+LEAST_RENEW_SECONDS = 1.0
 SILENT_SECONDS = 300.0
 """A silent peer's last answer counts for so long."""
 CAPACITY_SECONDS = 600.0
 """Capacities are asked for this often."""
 REMEMBERED_CAPACITY_SECONDS = 3600.0
 """A silent factory's capacity counts for so long."""
+
+
+MOST_LISTED = 5
+"""Factories that a warning names."""
 
 
 @dataclass(frozen=True)
@@ -32,10 +40,13 @@ class Answers:
     reports: Mapping[str, Mapping[str, TypeReport]] = field(default_factory=dict)
     capacities: Mapping[str, float] | None = None
     """max_hs06; None: not asked for this time."""
+    unrated: Collection[str] = ()
+    """Those of the factories in capacities on which a processor's HS06 isn't configured, and counts as 1."""
 
 
-Ask = Callable[[Configuration, bool], Answers]
-"""Asks all peers, and for their capacities too if the flag says so. It blocks, in a thread of its own."""
+Ask = Callable[[Configuration, bool, Collection[str]], Answers]
+"""Asks all peers, and for their capacities too if the flag says so, and doesn't wait long for those that are listed.
+It blocks, in a thread of its own."""
 
 
 class Space:
@@ -50,24 +61,30 @@ class Space:
         self._capacity_poll: float | None = None
         self._reports: dict[str, tuple[float, Mapping[str, TypeReport]]] = {}
         self._capacities: dict[str, tuple[float, float]] = {}
+        self._unrated: set[str] = set()
 
     def fresh(self, configuration: Configuration) -> bool:
-        """Whether the space is known well enough to decide on; if not, peers are being asked from now on."""
-        if len(configuration.settings.factories) < 2:
+        """Whether the space is known well enough to decide on; if not, or soon not, peers are asked from now on."""
+        factories = len(configuration.settings.factories)
+        if factories < 2:
             return True
         now = self._clock()
-        if self._last_poll is not None and 0 <= now - self._last_poll < FRESH_SECONDS:
-            return True
+        age = None if self._last_poll is None else now - self._last_poll
+        if age is None or not 0 <= age < max(LEAST_RENEW_SECONDS, RENEW_SECONDS_PER_FACTORY * factories):
+            self._renew(configuration, now)
+        return age is not None and 0 <= age < FRESH_SECONDS
+
+    def _renew(self, configuration: Configuration, now: float) -> None:
         if not self._asking:
             self._asking = True
             due = self._capacity_poll is None or not 0 <= now - self._capacity_poll < CAPACITY_SECONDS
-            threading.Thread(target=self._poll, args=(configuration, due), name="poll", daemon=True).start()
-        return False
+            asked = (configuration, due, tuple(self.silent(configuration.settings)))
+            threading.Thread(target=self._poll, args=asked, name="poll", daemon=True).start()
 
-    def _poll(self, configuration: Configuration, capacities: bool) -> None:
+    def _poll(self, configuration: Configuration, capacities: bool, doubtful: Collection[str]) -> None:
         answers = Answers(self._clock())
         try:
-            answers = self._ask(configuration, capacities)
+            answers = self._ask(configuration, capacities, doubtful)
         except OSError as error:
             log.warning("peers can't be asked: %s", error)
         finally:
@@ -83,6 +100,7 @@ class Space:
             self._capacity_poll = answers.time
             for factory, capacity in answers.capacities.items():
                 self._capacities[factory] = (answers.time, capacity)
+            self._unrated = {*self._unrated.difference(answers.capacities), *answers.unrated}
 
     def silent(self, settings: Settings) -> dict[str, float | None]:
         """Peers that did not answer the last poll, with the time of their last answer."""
@@ -91,6 +109,20 @@ class Space:
             return {}
         heard = {name: self._reports[name][0] if name in self._reports else None for name in peers}
         return {name: time for name, time in heard.items() if time is None or time < self._last_poll}
+
+    def warning(self, settings: Settings) -> str | None:
+        """That some factories have configured their HS06 and others haven't, if so: shares mean nothing then."""
+        unrated = [name for name in settings.factories if name in self._unrated]
+        if settings.hs06 == 1.0:
+            unrated.append(settings.factory_name)
+        known = {*self._capacities, settings.factory_name}.intersection(settings.factories)
+        if not unrated or len(unrated) >= len(known):
+            return None
+        listed = ", ".join(sorted(unrated)[:MOST_LISTED]) + (", …" if len(unrated) > MOST_LISTED else "")
+        return (
+            f"{len(unrated)} of {len(known)} factories have no hs06_per_processor ({listed}), the others have: "
+            "shares are counted in HS06, so all of them should have it, or none"
+        )
 
     def view(self, settings: Settings, own: Mapping[str, TypeReport], now: float) -> SpaceView:
         """The space as it is known now; own is what this factory says of itself."""
@@ -109,6 +141,6 @@ class Space:
         )
 
 
-def ask_nobody(configuration: Configuration, capacities: bool) -> Answers:
+def ask_nobody(configuration: Configuration, capacities: bool, doubtful: Collection[str]) -> Answers:
     """For a factory that is alone."""
     return Answers(0.0)

@@ -11,6 +11,7 @@ from vac.factory.ending import Ending
 from vac.factory.floor import Floor
 from vac.factory.slots import Slot
 from vac.machines import machine as machines
+from vac.machines.machine import Machine
 
 log = logging.getLogger(__name__)
 
@@ -32,16 +33,23 @@ class Watcher:
         listed = {machine.uuid: machine for machine in seen.machines}
         for slot in self.floor.slots_of(seen.engine):
             if slot.machine and slot.machine.uuid in seen.details:
-                machines.note_details(self.floor.state, slot.machine, seen.details[slot.machine.uuid])
+                self._note_details(slot.machine, seen.details[slot.machine.uuid])
             found = listed.pop(slot.machine.uuid, None) if slot.machine else None
             usage = seen.usage.get(found.uuid, found.usage) if found else Usage()
             self._slot(slot, found, usage, seen.asked_time)
-        self.ending.account_for_strays(seen.engine, listed)
-        self._remove_zombies(seen.engine, listed)
+        if self.floor.sure:
+            self.ending.account_for_strays(seen.engine, listed)
+            self._remove_zombies(seen.engine, listed)
+
+    def _listed_elsewhere(self, machine: Machine) -> bool:
+        """Whether this listing may be another factory's than the machine's, so that it isn't in it."""
+        return not self.floor.sure and machine.options.factory_name != self.floor.settings.factory_name
 
     def _slot(self, slot: Slot, found: Observed | None, usage: Usage, asked_time: float) -> None:
         machine = slot.machine
         if machine is None or slot.creating or asked_time < slot.known_since:
+            return
+        if found is None and self._listed_elsewhere(machine):
             return
         if slot.stopped_time is not None and asked_time >= slot.stopped_time:
             slot.stopping, slot.stopped_time = False, None
@@ -83,14 +91,26 @@ class Watcher:
         assert machine is not None
         slot.seen_alive_time = now
         slot.usage = usage
-        if machine.heartbeat_time is None or now - machine.heartbeat_time >= RENEW_SECONDS:
-            machines.renew_heartbeat(
-                self.floor.state,
-                machine,
-                now,
-                cpu_seconds=usage.cpu_seconds,
-                peak_memory_bytes=usage.peak_memory_bytes,
+        if machine.heartbeat_time is None or not 0 <= now - machine.heartbeat_time < RENEW_SECONDS:
+            self.floor.written(
+                f"heartbeat {machine.uuid}",
+                f"{machine.name}: that it is alive can't be written",
+                lambda: machines.renew_heartbeat(
+                    self.floor.state,
+                    machine,
+                    now,
+                    cpu_seconds=usage.cpu_seconds,
+                    peak_memory_bytes=usage.peak_memory_bytes,
+                ),
             )
+
+    def _note_details(self, machine: Machine, details: Mapping[str, str]) -> None:
+        text = f"{machine.name}: what its engine tells of it can't be written"
+        self.floor.written(
+            f"details {machine.uuid}",
+            text,
+            lambda: machines.note_details(self.floor.state, machine, details),
+        )
 
     def gone(self, engine: str, uuid: str) -> None:
         """The engine has let go of this machine, wherever it was."""

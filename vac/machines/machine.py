@@ -221,9 +221,16 @@ def _write_usage(state: StateDir, machine: Machine) -> None:
 
 
 def note_details(state: StateDir, machine: Machine, details: Mapping[str, str]) -> None:
-    """Keep what the engine tells of a machine, such as its image's digest and its addresses."""
+    """Keep what the engine tells of a machine, such as its image's digest and its addresses.
+
+    On a full disk it isn't kept: people can do without.
+    """
     content = json.dumps(details, indent=1).encode("ascii") + b"\n"
-    files.write_atomic(machine.directory / "details.json", content, tmp=state.tmp, sync=False)
+    try:
+        files.write_atomic(machine.directory / "details.json", content, tmp=state.tmp, sync=False)
+    except OSError as error:
+        if error.errno not in files.NO_SPACE:
+            raise
 
 
 def read_details(machine: Machine) -> dict[str, str]:

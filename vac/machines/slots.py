@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
@@ -113,7 +114,8 @@ def load_slots(
 def discard(state: StateDir, machine: Machine) -> None:
     """Remove a machine that never started, as if it had not been begun. Its slot file goes first."""
     files.remove(state.slot(machine.name))
-    files.discard(machine.directory, tmp=state.tmp)
+    with contextlib.suppress(FileNotFoundError):
+        files.discard(machine.directory, tmp=state.tmp)
 
 
 def strays(

@@ -81,6 +81,8 @@ class Status:
     """By engine in use: its problem, None if it is well."""
     problems: tuple[str, ...] = ()
     """What is wrong with the configuration, which is then the last good one."""
+    warnings: tuple[str, ...] = ()
+    """What is probably wrong with this node or the space though creating goes on."""
     drain: Drain | None = None
     shutdown_time: float | None = None
     """No machine may run past it."""
@@ -225,6 +227,7 @@ _READERS: dict[str, Callable[[object], Any]] = {
     "machinetypes": _many(_facts),
     "engines": _by_name_or_none(_text),
     "problems": _many(_text),
+    "warnings": _many(_text),
     "drain": _drain,
     "shutdown_time": _number,
     "decision_time": _number,

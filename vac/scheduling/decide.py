@@ -67,6 +67,8 @@ class _Work:
     creates: list[Create] = field(default_factory=list)
     passed: dict[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    rooms_turn_time: float | None = None
+    """When what fits the superslots changes by time alone."""
     waits_for_step: bool = False
 
 
@@ -200,6 +202,7 @@ def _next(work: _Work) -> Create | None:
         situation.now,
     )
     work.notes = found.notes
+    work.rooms_turn_time = found.next_time
     order = _order(work)
     turns: Iterable[Turn] = list(order) if len(found.rooms) > 1 else order
     work.waits_for_step = False
@@ -276,8 +279,9 @@ def _decision(work: _Work, standings: Mapping[str, Standing]) -> Decision:
     times = [one.until for one in standings.values() if one.until is not None] if work.free > 0 else []
     if work.waits_for_step:
         times.append(work.ramp.next_time())
-    if work.situation.settings.shutdown_time is not None:
-        times.append(work.situation.settings.shutdown_time)
+    times += [
+        time for time in (work.rooms_turn_time, work.situation.settings.shutdown_time) if time is not None
+    ]
     reasons = {name: one.reason for name, one in standings.items() if one.reason is not None}
     return Decision(
         creates=tuple(work.creates),

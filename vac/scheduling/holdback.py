@@ -23,6 +23,8 @@ from vac.scheduling.wording import seconds
 LEAST_WINDOW_SECONDS = 30
 """A window is no shorter than the age up to which a view of the space is used: sooner than that, those who are next
 could not know what came of the probes before them."""
+PROBE_SECONDS = 120
+"""Nor than most probes take to start, find no work and end, or fizzle_seconds if that is less."""
 YOUNG_PER_ABORT = 4
 """So many machines before fizzle that aren't probes outweigh one aborting factory."""
 
@@ -51,7 +53,7 @@ def deficit_hold(machinetype: Machinetype, own: Own, space: SpaceView, now: floa
         return None
     opens = abort_time + machinetype.backoff_seconds
     rank = probing_rank(machinetype.name, abort_time, own, space)
-    mine = opens + rank.bit_length() * window_seconds(len(space.factories), machinetype.backoff_seconds)
+    mine = opens + rank.bit_length() * window_seconds(len(space.factories), machinetype)
     if now < mine:
         turn = f"then {rank} other factories may probe it first, " if rank else ""
         if now < opens:
@@ -126,7 +128,7 @@ def proven_since(time: float, machinetype: Machinetype, own: Own, space: SpaceVi
     if own.newest_outlived is not None and own.newest_outlived > time:
         return True
     backoff = machinetype.backoff_seconds
-    wait = backoff + window_seconds(len(space.factories), backoff) + machinetype.fizzle_seconds
+    wait = backoff + window_seconds(len(space.factories), machinetype) + machinetype.fizzle_seconds
     return now >= time + wait and runs_elsewhere(machinetype.name, space)
 
 
@@ -137,10 +139,14 @@ def runs_elsewhere(machinetype: str, space: SpaceView) -> bool:
     return totals.outlived_factories - (before.running_machines > before.before_fizzle) > 0
 
 
-def window_seconds(factories: int, backoff_seconds: float) -> float:
-    """How long one, two, four… factories have for probing: all have their turn after another backoff_seconds."""
+def window_seconds(factories: int, machinetype: Machinetype) -> float:
+    """How long one, two, four… factories have for probing.
+
+    All have their turn after another backoff_seconds, unless windows would become shorter than a probe takes.
+    """
     doublings = (factories - 1).bit_length()
-    return max(backoff_seconds / doublings, LEAST_WINDOW_SECONDS) if doublings else 0.0
+    least = max(LEAST_WINDOW_SECONDS, min(PROBE_SECONDS, machinetype.fizzle_seconds))
+    return max(machinetype.backoff_seconds / doublings, least) if doublings else 0.0
 
 
 def probing_rank(machinetype: str, abort_time: float, own: Own, space: SpaceView) -> int:

@@ -27,6 +27,8 @@ class Rooms:
     rooms: tuple[Room, ...]
     notes: tuple[str, ...] = ()
     """Superslots that are not waited for any longer, in words for the log."""
+    next_time: float | None = None
+    """When a machinetype begins or ceases to fit one of the superslots, by time alone."""
 
 
 def find_rooms(
@@ -73,7 +75,13 @@ def find_rooms(
             )
     if free:
         rooms.append(Room(min(free, processors_per_superslot)))
-    return Rooms(tuple(rooms), tuple(notes))
+    times = [time for room in rooms if room.end for one in types for time in _turning_times(one, room.end)]
+    return Rooms(tuple(rooms), tuple(notes), min((time for time in times if time > now), default=None))
+
+
+def _turning_times(machinetype: Machinetype, end: int) -> tuple[int, int]:
+    """From when on a type fits a superslot with that end, and from when on (to the second) it doesn't any more."""
+    return end - machinetype.max_wallclock_seconds, end - machinetype.min_wallclock_seconds + 1
 
 
 def fits(machinetype: Machinetype, room: Room, now: float) -> bool:

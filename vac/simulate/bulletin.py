@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
 from vac.scheduling.model import MOST_YOUNG, TypeReport, TypeTotals
-from vac.scheduling.space import FAILING_PART
+from vac.scheduling.space import FAILING_PART, beyond_probe
 
 Reports = Mapping[str, TypeReport]
 
@@ -27,6 +27,7 @@ class _Sums:
     hs06: float = 0.0
     machines: int = 0
     young: int = 0
+    beyond_probes: int = 0
     outlived: int = 0
     aborts: list[tuple[float, str]] = field(default_factory=list)
     """Oldest first."""
@@ -39,6 +40,7 @@ class _Sums:
         self.hs06 += after.running_hs06 - before.running_hs06
         self.machines += after.running_machines - before.running_machines
         self.young += min(after.before_fizzle, MOST_YOUNG) - min(before.before_fizzle, MOST_YOUNG)
+        self.beyond_probes += beyond_probe(after) - beyond_probe(before)
         self.outlived += _outlived(after) - _outlived(before)
         self.told = None
         if before.abort_time != after.abort_time:
@@ -57,6 +59,7 @@ class _Sums:
                 running_hs06=self.hs06,
                 running_machines=self.machines,
                 before_fizzle=self.young,
+                beyond_probes=self.beyond_probes,
                 outlived_factories=self.outlived,
                 aborts=self.told_aborts[0],
                 aborted_factories=self.told_aborts[1],
@@ -174,6 +177,7 @@ def _changed(totals: TypeTotals, changes: list[tuple[str, TypeReport, TypeReport
         totals.running_hs06,
         totals.running_machines,
         totals.before_fizzle,
+        totals.beyond_probes,
         totals.outlived_factories,
         list(reversed(totals.aborts)),
         told_aborts=(totals.aborts, totals.aborted_factories),

@@ -85,6 +85,24 @@ class Result:
         return dataclasses.asdict(self)
 
 
+def from_json(data: Mapping[str, Any]) -> Result:
+    """What Result.json() has made."""
+
+    def errors(of: Mapping[str, float] | None) -> Errors | None:
+        return None if of is None else Errors(**of)
+
+    way = errors(data["way"])
+    assert way is not None
+    lists = {
+        "probes": [Probes(**one) for one in data["probes"]],
+        "recoveries": [Recovery(**one) for one in data["recoveries"]],
+        "samples": [Sample(**one) for one in data["samples"]],
+    }
+    return Result(
+        **{**data, **lists, "way": way, "full": errors(data["full"]), "error": errors(data["error"])}
+    )
+
+
 def summarize(scenario: Scenario, measure: Measure) -> Result:
     """The numbers of a run that has finished."""
     samples = measure.samples

@@ -6,7 +6,7 @@ is yet to come holds nothing back.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 
 from vac.scheduling.backoff import is_abort
 from vac.scheduling.model import TypeReport
@@ -52,10 +52,18 @@ def to_report(status: MachinetypeStatus, now: float) -> TypeReport:
 
 def capacities(answers: Mapping[str, Iterable[Received]]) -> dict[str, float]:
     """HS06 of each factory that has answered a poll for factories."""
-    statuses = {factory: [answer.status for answer in received] for factory, received in answers.items()}
-    return {
-        factory: status.max_hs06
-        for factory, received in statuses.items()
-        for status in received
-        if isinstance(status, FactoryStatus)
-    }
+    return {factory: status.max_hs06 for factory, status in _factories(answers)}
+
+
+def without_hs06(answers: Mapping[str, Iterable[Received]]) -> frozenset[str]:
+    """Those of them that haven't configured their processors' HS06: each counts as 1."""
+    return frozenset(
+        factory for factory, status in _factories(answers) if status.max_hs06 == status.max_processors
+    )
+
+
+def _factories(answers: Mapping[str, Iterable[Received]]) -> Iterator[tuple[str, FactoryStatus]]:
+    for factory, received in answers.items():
+        for answer in received:
+            if isinstance(answer.status, FactoryStatus):
+                yield factory, answer.status

@@ -220,6 +220,15 @@ class SnapshotBuilder:
             tuple(machine_status(slot, status, self._program) for slot in slots),
         )
 
+    def finished(self, directory: Path) -> MachineStatus | None:
+        """The answer about this finished machine, even if another one is in its slot by now; None if it's gone."""
+        status = self._read_status()
+        name = parse_directory_name(directory.name)
+        if status is None or name is None:
+            return None
+        slot = self._load(directory, name, None)
+        return None if slot is None else machine_status(slot, replace(status, slot_states={}), self._program)
+
     def _read_status(self) -> Status | None:
         stamp = _stamp(self._state.status)
         if stamp != self._status[0] or stamp is None:

@@ -12,6 +12,7 @@ from tests.simulated import START, World, broken, one_type
 from tests.unit.factory.conftest import MakeWorld
 from vac.drivers.fake import Script
 from vac.drivers.messages import Changed, Created, Observation
+from vac.machines.layout import StateDir
 
 PROBLEM = "vac.conf: [machinetype t] machine_model: no such model"
 
@@ -69,6 +70,44 @@ def test_a_broken_configuration_at_start_does_not_forget_what_types_are_held_bac
     world.run(300)
     assert len(world.made) == 2
     assert list(world.status().held_here) == ["t"]
+
+
+def test_a_factory_that_is_not_sure_of_its_name_ends_no_machine(world: World) -> None:
+    world.fill()
+    engine, own = world.engine(), world.running()
+    theirs = engine.machines
+    engine.machines = {}
+    settings = dataclasses.replace(world.settings, factory_name="vm.example.org")
+    world.configuration_error = broken(settings=settings)
+    world.start()
+    world.run(600)
+    assert world.records() == []
+    assert world.asked() == []
+    engine.machines = theirs
+    world.configuration_error = None
+    world.start()
+    world.run(120)
+    assert world.running() == own
+    assert len(world.made) == 2
+
+
+def test_a_factory_that_is_not_sure_of_its_state_dir_removes_nothing(world: World, tmp_path: Path) -> None:
+    world.fill()
+    settings = dataclasses.replace(world.settings, state_dir=tmp_path / "default")
+    world.configuration_error = broken(settings=settings)
+    right, world.state = world.state, StateDir(tmp_path / "default")
+    world.state.root.mkdir()
+    world.start()
+    world.run(600)
+    assert len(world.running()) == 2
+    world.configuration_error = None
+    world.run(60)
+    assert world.factory.stopping
+    world.state = right
+    world.start()
+    world.run(60)
+    assert len(world.running()) == 2
+    assert world.records() == []
 
 
 def test_a_type_that_is_removed_loses_no_machine_and_no_record(world: World) -> None:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import pytest
 
-from tests.simulated import World, one_type
+from tests.simulated import START, World, one_type
 from tests.unit.factory.conftest import MakeWorld
 from vac.drivers.base import EngineUnavailable
 from vac.drivers.fake import Script
 from vac.drivers.messages import Changed, Observation
+from vac.machines import requests
 
 
 def two_engines(make_world: MakeWorld) -> World:
@@ -98,6 +99,21 @@ def test_a_machine_that_ended_unseen_is_accounted_for_once_its_engine_answers(wo
     assert len(world.records()) == 2
 
 
+def test_an_engine_that_is_late_is_said_to_be_once(
+    world: World, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    world.fill()
+    engine, since = world.factory.floor.engine_of("docker"), world.clock.now
+
+    def late(now: float) -> float:
+        return now - since
+
+    monkeypatch.setattr(engine, "stuck_seconds", late)
+    monkeypatch.setattr(engine, "problem", lambda now: f"no answer for {late(now):.0f} s")
+    world.run(300)
+    assert caplog.text.count("docker: no answer") == 1
+
+
 def test_nothing_is_created_before_an_engine_has_answered(world: World) -> None:
     world.engine().unavailable = "down"
     world.start()
@@ -175,3 +191,15 @@ def test_an_unexpected_error_of_a_driver_is_no_end_either(world: World) -> None:
     world.run(600)
     assert not machine.finished
     assert len(world.running()) == 2
+
+
+def test_a_clock_that_is_set_back_stalls_nothing(world: World) -> None:
+    world.fill()
+    requests.drain(world.state, requests.Drain(START))
+    world.clock.now -= 7200
+    world.run(120)
+    assert "draining" in (world.status().guard or "")
+    assert world.state.heartbeat("factory").stat().st_mtime > world.clock.now - 120
+    world.engine().machines.clear()
+    world.run(120)
+    assert world.running() == [], "machines are watched as before"

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from tests.unit.scheduling.one_factory import machinetype
 from vac.scheduling.holdback import (
+    PROBE_SECONDS,
     broken_here,
     classic_hold,
     deficit_hold,
@@ -169,11 +170,29 @@ def test_factories_probe_one_then_two_then_four(number: int) -> None:
         turns.append(hold.until)
         at_turn = deficit_hold(TYPE, NONE, seen, hold.until)
         assert at_turn is not None and at_turn.probing
-    window = window_seconds(number, 600)
+    window = window_seconds(number, TYPE)
     for doublings in range(8):
         may = sum(turn <= opens + doublings * window for turn in turns)
         assert may == min(number, 2**doublings)
-    assert max(turns) <= opens + 600 + 1e-6
+    assert max(turns) <= opens + max(600, PROBE_SECONDS * (number - 1).bit_length()) + 1e-6
+
+
+@pytest.mark.parametrize(
+    ("factories", "backoff_seconds", "fizzle_seconds", "window"),
+    [
+        (1, 600, 600, 0),
+        (2, 600, 600, 600),
+        (100, 600, 600, 120),
+        (8, 10, 600, 120),
+        (8, 10, 60, 60),
+        (8, 10, 0, 30),
+    ],
+)
+def test_those_who_probe_next_can_know_what_came_of_the_probes_before(
+    factories: int, backoff_seconds: int, fizzle_seconds: int, window: float
+) -> None:
+    kind = replace(TYPE, backoff_seconds=backoff_seconds, fizzle_seconds=fizzle_seconds)
+    assert window_seconds(factories, kind) == window
 
 
 def test_all_factories_know_the_same_order_and_those_that_aborted_are_last() -> None:

@@ -1,0 +1,178 @@
+"""What a factory costs: one cycle with so many machines, simulated and real, and how fast slots fill.
+
+Absolute times depend on the host and on what else runs there. The ratios are to a plain Python loop, timed in turn
+with the real thing, that writes and reads as many files as that can't do without.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import statistics
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Callable
+
+from tests.conftest import require_root, require_tool
+from tests.engines.factory_fixture import AT_ONCE, Kind, factory_site, replacements
+from tests.simulated import World, one_type
+from vac.config.settings import Settings
+from vac.drivers.engine import InlineEngine
+from vac.drivers.processes import ProcessDriver, open_driver
+from vac.drivers.registry import engine_name
+from vac.host.cgroups import open_groups
+
+SIZES = (0, 8, 64, 256)
+ROUNDS = 9
+CYCLE_SECONDS = 60.0
+SLOTS = 64
+REPLACED = 50
+"""So many replacements are waited for."""
+GROUP_FILES = 4
+"""What has to be read of a machine's cgroup: processes, CPU time, memory, peak memory."""
+SLEEP = "#!/bin/sh\nexec sleep 3600\n"
+WORK = """
+sleep $(( 20 + 0x$(cut -c1-2 /tmp/jobfeatures/job_id) * 20 / 256 ))
+echo '200 done' > /tmp/joboutputs/shutdown_message
+"""
+Step = Callable[[], object]
+
+
+class RealWorld(World):
+    """The same factory, in virtual time, with machines of bubblewrap."""
+
+    def __init__(self, root: Path, driver: ProcessDriver, factory: str, size: int) -> None:
+        kind = one_type(machine_model="bubblewrap", root_image="/", user_data="user_data")
+        super().__init__(root, kind, **_settings(size), factory_name=factory, factories=(factory,))
+        self.driver = driver
+        files = self.state.machinetype_files(kind.name)
+        files.mkdir(parents=True)
+        (files / "user_data").write_text(SLEEP)
+
+    def open_engine(self, machine_model: str, settings: Settings) -> InlineEngine:
+        """See World."""
+        return InlineEngine(engine_name(machine_model), self.driver, self.inbox.put, self.clock)
+
+
+def run() -> None:
+    """Print the figures."""
+    require_root()
+    require_tool("bwrap")
+    for size in SIZES:
+        with _directory() as root:
+            world = World(root / "state", **_settings(size))
+            world.fill()
+            _tell(f"one cycle, {size:3} simulated machines", size, _cycle(world), _writing(root, size))
+    for size in SIZES:
+        with _directory() as root, _real_world(root, size) as world:
+            _observe_and_cycle(world, size, _reading(world), _writing(root, size))
+    _fill()
+
+
+def _observe_and_cycle(world: RealWorld, size: int, reading: Step, writing: Step) -> None:
+    driver = world.driver
+    _tell(f"one cycle, {size:3} bubblewrap machines", size, _cycle(world), lambda: (reading(), writing()))
+    _tell(f"observing  {size:3} of them", size, lambda: (driver.list(), driver.usage()), reading)
+
+
+def _settings(size: int) -> dict[str, int | bool]:
+    """Of a factory that creates so many machines at once, then no more."""
+    return {"slots": size or 1, "machines_per_cycle": AT_ONCE, "mb_per_processor": 64, "draining": not size}
+
+
+def _cycle(world: World) -> Step:
+    def cycle() -> None:
+        world.clock.now += CYCLE_SECONDS
+        world.turn()
+
+    return cycle
+
+
+def _writing(root: Path, size: int) -> Step:
+    """What a cycle can't do without: a file of a few bytes for each machine, which appears whole."""
+    new, place = root / "new", root / "heartbeat"
+
+    def write() -> None:
+        for _ in range(size):
+            new.write_bytes(b"0.0 0.0\n")
+            new.rename(place)
+
+    return write
+
+
+def _reading(world: RealWorld) -> Step:
+    """What observing can't do without: some small files of each machine's cgroup."""
+    groups = open_groups(world.settings.factory_name)
+    paths: Sequence[Path] = [groups.entrances(name)[0] for name in groups.names()] * GROUP_FILES
+
+    def read() -> None:
+        for path in paths:
+            path.read_bytes()
+
+    return read
+
+
+def _tell(title: str, size: int, step: Step, bare: Step) -> None:
+    """Time both in turn and print one line."""
+    times: list[tuple[float, float]] = []
+    for _ in range(ROUNDS):
+        begun = time.perf_counter()
+        step()
+        middle = time.perf_counter()
+        bare()
+        times.append((middle - begun, time.perf_counter() - middle))
+    seconds, bare_seconds = (statistics.median(each) for each in zip(*times))
+    line = f"{title}: {seconds * 1e3:7.2f} ms"
+    if size:
+        line += f", {seconds / size * 1e3:.3f} ms a machine, {seconds / bare_seconds:4.1f} × a plain loop"
+    print(line, flush=True)
+
+
+@contextlib.contextmanager
+def _directory() -> Iterator[Path]:
+    """One that machines can reach."""
+    directory = Path(tempfile.mkdtemp(prefix="vac-bench-", dir="/var/lib"))
+    directory.chmod(0o711)
+    try:
+        yield directory
+    finally:
+        shutil.rmtree(directory)
+
+
+@contextlib.contextmanager
+def _real_world(root: Path, size: int) -> Iterator[RealWorld]:
+    factory = f"{root.name}.example.com".replace("_", "x")
+    driver = open_driver(Settings(factory_name=factory))
+    try:
+        world = RealWorld(root / "state", driver, factory, size)
+        begun = time.perf_counter()
+        world.fill()
+        if size:
+            seconds = time.perf_counter() - begun
+            print(
+                f"creating   {size:3} bubblewrap machines: {seconds:.1f} s, {size / seconds:.1f} a second",
+                flush=True,
+            )
+        yield world
+    finally:
+        for machine in driver.list():
+            driver.destroy(machine.name, machine.uuid)
+        driver.close()
+
+
+def _fill() -> None:
+    """A real factory process: time to fill by the ramp, then to replace what ends."""
+    with factory_site({"work": Kind(WORK, {"fizzle_seconds": 3})}, processors=SLOTS) as site:
+        site.wait_for(site.lives, "the first machine")
+        begun = site.lives()[0].created
+        site.wait_for(lambda: site.occupied() >= SLOTS, "all slots are taken", 180)
+        full = max(life.started or 0.0 for life in site.lives())
+        print(f"filling {SLOTS} slots by the ramp: {full - begun:.1f} s", flush=True)
+        site.wait_for(lambda: len(replacements(site.lives(), full)) >= REPLACED, "so many are replaced", 120)
+        pauses = [start - end for end, start in replacements(site.lives(), full)]
+        print(
+            f"replacing a machine that has ended, with {SLOTS - 1} beside it: median {statistics.median(pauses):.3f} s,"
+            f" longest of {len(pauses)} {max(pauses):.3f} s"
+        )

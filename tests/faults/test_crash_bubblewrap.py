@@ -1,0 +1,157 @@
+"""The real factory with bubblewrap machines, killed at steps of a machine's life and at rest, started again."""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from tests.engines.factory_fixture import AT_ONCE, FactorySite, Kind, factory_site
+from tests.faults.dying import STEP
+from vac.accounting.records import message_fields
+from vac.config.settings import Settings
+from vac.drivers.base import EngineState
+from vac.drivers.processes import open_driver
+
+pytestmark = [pytest.mark.engine, pytest.mark.timeout(120)]
+
+WORK = """
+until [ -e /tmp/joboutputs/end ]; do sleep 0.1; done
+echo '200 done' > /tmp/joboutputs/shutdown_message
+"""
+KINDS = {"t": Kind(WORK, {"fizzle_seconds": 0, "backoff_seconds": 1})}
+AT_ITS_BEGINNING = (
+    "rename */machines/*",
+    "renamed */machines/*",
+    "before create .",
+    "after create .",
+    "renamed */started",
+)
+AT_ITS_END = (
+    "rename */usage.json",
+    "renamed */apel-archive/*",
+    "renamed */apel-outgoing/*",
+    "renamed */finished",
+    "before destroy .",
+    "after destroy .",
+)
+WHEN_DESTROYED = ("before stop .", "after stop .")
+
+
+@pytest.fixture
+def site() -> Iterator[FactorySite]:
+    """Not started yet."""
+    with factory_site(
+        KINDS,
+        processors=1,
+        start=False,
+        machines_per_cycle=AT_ONCE,
+        gocdb_sitename="SITE",
+        hs06_per_processor=10.0,
+    ) as site:
+        yield site
+
+
+def wait_for_death(site: FactorySite) -> None:
+    assert site.process is not None
+    assert site.process.wait(30) == -signal.SIGKILL
+    site.process = None
+
+
+def wait_for_one(site: FactorySite) -> str:
+    """Until a machine runs: its uuid."""
+    site.wait_for(lambda: len(site.running()) == 1, "a machine runs")
+    return site.running()[0].uuid
+
+
+def end(site: FactorySite) -> None:
+    """Let all machines end by themselves."""
+    for life in site.lives():
+        (life.directory / "joboutputs/end").touch()
+
+
+def in_engine(site: FactorySite) -> dict[str, EngineState]:
+    driver = open_driver(Settings(factory_name=site.name, state_dir=site.state.root))
+    found = {machine.uuid: machine.state for machine in driver.list()}
+    driver.close()
+    return found
+
+
+def finish_and_check(site: FactorySite, uuid: str | None = None) -> None:
+    """Let all that is left end; then each machine that started has one record, and nothing is left anywhere."""
+    assert site.vac("drain").returncode == 0
+    site.wait_for(lambda: site.status().drain, "it is draining")
+    end(site)
+    site.wait_for(lambda: not site.running() and not in_engine(site), "all machines have ended")
+    site.wait_for(lambda: not list(site.state.tmp.iterdir()), "nothing is under way")
+    assert site.stop() == 0
+    site.process = None
+    lives = site.lives()
+    assert len(list(site.state.machines.iterdir())) == len(lives)
+    assert all(life.started and life.finished for life in lives)
+    started = {(life.directory / "jobfeatures/job_id").read_text(): life for life in lives}
+    assert uuid is None or uuid in started
+    archived = sorted(site.state.apel_archive.glob("*/*"))
+    records = [message_fields(path.read_text()) for path in archived]
+    assert sorted(record["LocalJobId"] for record in records) == sorted(started)
+    for record in records:
+        life = started[record["LocalJobId"]]
+        heartbeat = (life.directory / "heartbeat").stat().st_mtime
+        assert int(record["StartTime"]) == int((life.directory / "started").read_text())
+        assert int(record["EndTime"]) == int(heartbeat)
+        assert int(record["WallDuration"]) == int(record["EndTime"]) - int(record["StartTime"]) >= 0
+    sent = sorted(site.state.apel_outgoing.glob("*/*"))
+    assert [path.read_bytes() for path in sent] == [path.read_bytes() for path in archived]
+    newest = max(life.directory.name for life in lives).split("_")
+    assert site.state.finish("t").read_text().split() == newest
+
+
+@pytest.mark.parametrize("step", AT_ITS_BEGINNING)
+def test_killed_while_a_machine_is_created(site: FactorySite, step: str) -> None:
+    site.start("tests.faults.dying", **{STEP: step})
+    wait_for_death(site)
+    born = set(in_engine(site))
+    site.start()
+    uuid = wait_for_one(site)
+    assert born <= {uuid}, "the machine that was made was not adopted"
+    assert set(in_engine(site)) == {uuid}
+    finish_and_check(site, uuid)
+
+
+@pytest.mark.parametrize("step", AT_ITS_END + WHEN_DESTROYED)
+def test_killed_while_a_machine_ends(site: FactorySite, step: str) -> None:
+    site.start("tests.faults.dying", **{STEP: step})
+    uuid = wait_for_one(site)
+    if step in WHEN_DESTROYED:
+        assert site.vac("destroy", site.running()[0].name).returncode == 0
+    else:
+        end(site)
+    wait_for_death(site)
+    site.start()
+    site.wait_for(lambda: uuid not in in_engine(site), "what is left of the machine is gone")
+    finish_and_check(site, uuid)
+    messages = {(one.directory / "jobfeatures/job_id").read_text(): one.message for one in site.lives()}
+    assert messages[uuid] == ("100 Destroyed by the administrator" if step in WHEN_DESTROYED else "200 done")
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_machines_outlive_a_factory_that_is_ended_at_rest(site: FactorySite, number: signal.Signals) -> None:
+    site.start()
+    uuid = wait_for_one(site)
+    assert site.stop(number) == (0 if number is signal.SIGTERM else -number)
+    site.process = None
+    time.sleep(1.0)
+    assert in_engine(site) == {uuid: EngineState.RUNNING}
+    restarted = time.time()
+    site.start()
+    site.wait_for(lambda: (site.status().decision_time or 0.0) > restarted, "the factory has looked around")
+    assert wait_for_one(site) == uuid
+    assert site.stop(number) == (0 if number is signal.SIGTERM else -number)
+    site.process = None
+    end(site)
+    site.wait_for(lambda: in_engine(site) == {uuid: EngineState.ENDED}, "it ends unseen")
+    site.start()
+    site.wait_for(lambda: uuid not in in_engine(site), "its end is noticed")
+    finish_and_check(site, uuid)

@@ -1,0 +1,165 @@
+"""The commands about one factory: machine, drain, undrain, finish, destroy, and times as people write them."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from tests.unit.state_dirs import NAME, UUID, new_state, running_machine
+from vac.cli import common
+from vac.cli.main import main
+from vac.machines import requests
+from vac.machines.layout import StateDir
+from vac.machines.machine import Machine, note_details
+
+NOW = 1_800_000_000.0
+
+
+@pytest.fixture
+def state(tmp_path: Path) -> StateDir:
+    state = new_state(tmp_path)
+    (tmp_path / "vac.conf").write_text(
+        "[settings]\nvac_space = vac01.example.org\nfactory_name = node1.example.org\n"
+        f"state_dir = {state.root}\n[machinetype lhcb-prod]\nmachine_model = bubblewrap\n"
+    )
+    return state
+
+
+@pytest.fixture
+def machine(state: StateDir) -> Machine:
+    return running_machine(state)
+
+
+def vac(state: StateDir, *words: str) -> int:
+    return main(["--config", str(state.root.parent / "vac.conf"), *words])
+
+
+@pytest.mark.parametrize(
+    ("words", "seconds"),
+    [
+        ("+30s", NOW + 30),
+        ("+90m", NOW + 5400),
+        ("+2h", NOW + 7200),
+        ("+1d", NOW + 86400),
+        ("1795189401", 1795189401.0),
+    ],
+)
+def test_a_time_can_be_written_as_seconds_or_as_a_distance(words: str, seconds: float) -> None:
+    assert common.point_in_time(words, NOW) == seconds
+
+
+def test_a_time_can_be_written_as_local_time() -> None:
+    assert common.point_in_time("2027-01-15T08:00:00+00:00", NOW) == NOW
+
+
+@pytest.mark.parametrize("words", ["", "soon", "+2x", "12", "2026-13-01", "-5m"])
+def test_what_is_no_time_is_refused_with_examples(words: str) -> None:
+    with pytest.raises(ValueError, match=r"\+30m"):
+        common.point_in_time(words, NOW)
+
+
+@pytest.mark.parametrize("name", [NAME, NAME.partition(".")[0], NAME.upper()])
+def test_a_machine_is_found_by_its_full_and_its_short_name(
+    state: StateDir, machine: Machine, name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    note_details(state, machine, {"image_digest": "sha256:abc"})
+    assert vac(state, "machine", name, "--json") == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert (facts["machine"], facts["uuid"], facts["state"]) == (NAME, UUID, "Running")
+    assert facts["image_digest"] == "sha256:abc"
+    assert facts["jobfeatures"]["job_id"] == UUID
+    assert vac(state, "machine", name) == 0
+    assert UUID in capsys.readouterr().out
+
+
+def test_names_of_files_that_a_machine_wrote_cannot_reach_the_terminal(
+    state: StateDir, machine: Machine, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (machine.directory / "joboutputs" / "a\x1b[2Jb\nc").touch()
+    assert vac(state, "machine", NAME) == 0
+    out = capsys.readouterr().out
+    assert "\x1b" not in out
+    assert "a?[2Jb?c" in out
+
+
+@pytest.mark.parametrize("command", ["machine", "finish", "destroy"])
+def test_a_machine_that_is_not_there_is_an_error(
+    state: StateDir, command: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert vac(state, command, "node1-07") == 1
+    assert "node1-07" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("action", ["finish", "destroy"])
+def test_a_request_names_the_very_machine_that_is_meant(
+    state: StateDir, machine: Machine, action: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert vac(state, action, "node1-00") == 0
+    assert requests.pending(state) == [requests.Request(action, NAME, UUID)]
+    assert "no factory runs" in capsys.readouterr().out
+
+
+def test_draining_lasts_until_it_is_undone(state: StateDir, capsys: pytest.CaptureFixture[str]) -> None:
+    assert vac(state, "drain", "--reason", "new disk") == 0
+    order = requests.draining(state, NOW)
+    assert order is not None and (order.reason, order.until) == ("new disk", None)
+    assert vac(state, "undrain") == 0
+    assert requests.draining(state, NOW) is None
+    assert vac(state, "undrain") == 0
+    assert "was not draining" in capsys.readouterr().out
+
+
+def test_waiting_for_a_drain_keeps_its_reason(state: StateDir) -> None:
+    assert vac(state, "drain", "--reason", "new disk") == 0
+    assert vac(state, "drain", "--wait") == 0
+    order = requests.draining(state, NOW)
+    assert order is not None and order.reason == "new disk"
+
+
+def test_a_drain_with_an_end_is_over_then(state: StateDir) -> None:
+    requests.drain(state, requests.Drain(NOW, NOW + 60, "a minute"))
+    assert requests.draining(state, NOW + 59) is not None
+    assert requests.draining(state, NOW + 60) is None
+
+
+@pytest.mark.parametrize("until", ["soon", "1795189401"])
+def test_a_drain_until_the_past_or_no_time_is_refused(
+    state: StateDir, until: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert vac(state, "drain", "--until", until) == 2
+    assert until in capsys.readouterr().err
+    assert requests.draining(state, NOW) is None
+
+
+def test_an_order_to_drain_that_cannot_be_read_still_drains(state: StateDir) -> None:
+    (state.requests / "drain").write_bytes(b"\xff{")
+    assert requests.draining(state, NOW) is not None
+
+
+def test_drain_waits_until_no_machine_is_left(
+    state: StateDir, machine: Machine, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("time.sleep", lambda seconds: (machine.directory / "finished").touch())
+    assert vac(state, "drain", "--wait") == 0
+    assert "1 left: node1-00" in capsys.readouterr().out
+
+
+def test_a_running_factory_is_woken_and_nobody_else(state: StateDir, monkeypatch: pytest.MonkeyPatch) -> None:
+    woken: list[int] = []
+    monkeypatch.setattr("os.kill", lambda pid, number: woken.append(pid))
+    state.pid("factory").write_text("12345\n")
+    assert not requests.wake(state), "the process of that number isn't a factory any more"
+    with state.lock():
+        assert requests.wake(state)
+    assert woken == [os.getpid()]
+
+
+def test_a_broken_configuration_does_not_keep_people_from_draining(
+    state: StateDir, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with (state.root.parent / "vac.conf").open("a") as conf:
+        conf.write("[machinetype broken]\nmachine_model = horse\n")
+    assert vac(state, "drain") == 0

@@ -1,0 +1,111 @@
+"""A driver that is opened when it is first used, and what an engine tells beyond the contract."""
+
+from __future__ import annotations
+
+import queue
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import pytest
+
+from vac.config.machinetype import Machinetype
+from vac.config.settings import Settings
+from vac.drivers.base import Driver, EngineState, EngineUnavailable, Observed
+from vac.drivers.engine import InlineEngine
+from vac.drivers.fake import FakeDriver, FakeEngine
+from vac.drivers.late import LateDriver
+from vac.drivers.messages import Message, Observation, ObservationFailed
+
+TYPE, SETTINGS, FILES = Machinetype("t"), Settings(), Path("files")
+
+
+class Talkative(FakeDriver):
+    """A simulated driver with all optional abilities."""
+
+    def __init__(self, engine: FakeEngine) -> None:
+        super().__init__(engine)
+        self.machines = [Observed("f1-00.example.com", "u1", EngineState.RUNNING)]
+        self.asked: list[str] = []
+        self.adopted: Mapping[str, str] = {}
+
+    def list(self) -> list[Observed]:
+        return self.machines
+
+    def prepare(self, machinetype: Machinetype, settings: Settings, files: Path) -> str | None:
+        return f"pulling the image of {machinetype.name}"
+
+    def details(self, uuid: str) -> Mapping[str, str]:
+        self.asked.append(uuid)
+        return {"image_digest": f"sha256:{uuid}"}
+
+    def adopt(self, machines: Mapping[str, str]) -> None:
+        self.adopted = machines
+
+
+@pytest.fixture
+def talkative() -> Talkative:
+    return Talkative(FakeEngine(lambda: 0.0))
+
+
+def engine_of(driver: Driver) -> tuple[InlineEngine, Callable[[], Message]]:
+    posted: queue.SimpleQueue[Message] = queue.SimpleQueue()
+    return InlineEngine("docker", driver, posted.put, lambda: 0.0), posted.get_nowait
+
+
+def test_a_driver_that_cannot_be_opened_yet_is_tried_again() -> None:
+    answers: list[Driver | EngineUnavailable] = [
+        EngineUnavailable("no socket"),
+        FakeEngine(lambda: 0.0).driver(),
+    ]
+
+    def opener() -> Driver:
+        answer = answers.pop(0)
+        if isinstance(answer, EngineUnavailable):
+            raise answer
+        return answer
+
+    engine, posted = engine_of(LateDriver(opener))
+    engine.request_observation()
+    failed = posted()
+    assert isinstance(failed, ObservationFailed) and failed.reason == "no socket"
+    assert engine.problem(0.0) == "no socket"
+    for _ in range(2):
+        engine.request_observation()
+        assert isinstance(posted(), Observation)
+    assert engine.problem(0.0) is None
+    assert answers == [], "once open, it stays open"
+
+
+def test_optional_abilities_reach_the_driver_behind(talkative: Talkative) -> None:
+    engine, posted = engine_of(LateDriver(lambda: talkative))
+    engine.adopt({"u1": "f1-00.example.com"})
+    assert engine.prepare(TYPE, SETTINGS, FILES) is None, "nothing is known before it is open"
+    engine.request_observation()
+    posted()
+    assert talkative.adopted == {"u1": "f1-00.example.com"}, "what was said before it was open is told then"
+    assert engine.prepare(TYPE, SETTINGS, FILES) == "pulling the image of t"
+    engine.adopt({})
+    assert talkative.adopted == {}
+
+
+def test_details_are_asked_once_for_each_machine_that_runs(talkative: Talkative) -> None:
+    engine, posted = engine_of(LateDriver(lambda: talkative))
+    seen = []
+    for _ in range(2):
+        engine.request_observation()
+        message = posted()
+        assert isinstance(message, Observation)
+        seen.append(message.details)
+    assert seen == [{"u1": {"image_digest": "sha256:u1"}}, {}]
+    talkative.machines = [Observed("f1-00.example.com", "u2", EngineState.ENDED)]
+    engine.request_observation()
+    assert talkative.asked == ["u1"]
+
+
+def test_a_driver_without_the_abilities_needs_none() -> None:
+    engine, posted = engine_of(LateDriver(lambda: FakeEngine(lambda: 0.0).driver()))
+    engine.adopt({"u1": "f1-00.example.com"})
+    engine.request_observation()
+    message = posted()
+    assert isinstance(message, Observation) and message.details == {}
+    assert engine.prepare(TYPE, SETTINGS, FILES) is None

@@ -1,0 +1,227 @@
+"""The process vacd-factory: how it begins, is told to stop, and leaves when an engine hangs for good."""
+
+from __future__ import annotations
+
+import os
+import queue
+import random
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.simulated import Configured, World, simulate_host
+from tests.unit.factory.conftest import MakeWorld
+from vac.config.settings import Settings
+from vac.drivers.base import Driver
+from vac.drivers.engine import Engine
+from vac.drivers.fake import FakeEngine
+from vac.factory import process
+from vac.factory.loop import Factory, Message, Stuck, Wake
+from vac.machines.layout import StateDir
+from vac.machines.machine import load
+from vac.roles import RoleOptions
+
+PATIENCE_SECONDS = 5.0
+CONFIGURATION = """
+[settings]
+vac_space = space.example.org
+factory_name = f1.example.com
+state_dir = {state_dir}
+total_processors = 1
+overload_per_processor = 1000000
+[machinetype t]
+target_share = 1
+machine_model = docker
+root_image = docker://image
+container_command = /bin/pilot
+fizzle_seconds = 100
+"""
+
+
+class Left(BaseException):
+    """In place of os._exit."""
+
+
+class Process:
+    """main() in a thread of its own, with a simulated engine in real time."""
+
+    def __init__(self, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        simulate_host(monkeypatch)
+        monkeypatch.setattr(process, "driver_for", self._driver)
+        monkeypatch.setattr(process, "RETRY_SECONDS", 0.05)
+        self.state = StateDir(place / "state")
+        self.file = place / "vac.conf"
+        self.engine = FakeEngine(time.time)
+        self.ready = threading.Event()
+        self.stop: Callable[[], None] = lambda: None
+        self.wake: Callable[[], None] = lambda: None
+        self.status: int | None = None
+
+    def _driver(self, machine_model: str, settings: Settings) -> Driver:
+        return self.engine.driver()
+
+    def configure(self, text: str = CONFIGURATION) -> None:
+        self.file.write_text(text.format(state_dir=self.state.root))
+
+    def start(self) -> threading.Thread:
+        thread = threading.Thread(target=self._run, daemon=True)
+        thread.start()
+        return thread
+
+    def _run(self) -> None:
+        self.status = process.main(RoleOptions((self.file,), ready=self.ready.set, listen=self._listen))
+
+    def _listen(self, stop: Callable[[], None], wake: Callable[[], None]) -> None:
+        self.stop, self.wake = stop, wake
+
+    def wait_for_machine(self) -> None:
+        """Until the factory has written that it runs."""
+        deadline = time.monotonic() + PATIENCE_SECONDS
+        with self.engine.changed:
+            assert self.engine.changed.wait_for(lambda: self.engine.machines, PATIENCE_SECONDS)
+        directory = next(iter(self.engine.machines.values())).spec.directory
+        while not (directory / "heartbeat").exists():
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+
+
+@pytest.fixture
+def started(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Process]:
+    one = Process(tmp_path, monkeypatch)
+    yield one
+    one.stop()
+
+
+def finish(one: Process, thread: threading.Thread) -> None:
+    one.stop()
+    thread.join(PATIENCE_SECONDS)
+    assert not thread.is_alive()
+
+
+def test_it_fills_its_slot_and_leaves_its_machine_when_told_to_stop(started: Process) -> None:
+    started.configure()
+    thread = started.start()
+    started.wait_for_machine()
+    assert started.ready.is_set()
+    assert started.state.version.read_text() == "VERSION=4.0.0\n"
+    finish(started, thread)
+    assert started.status == 0
+    (machine,) = started.engine.machines.values()
+    assert machine.end_time() is None
+
+    started.ready.clear()
+    again = started.start()
+    assert started.ready.wait(PATIENCE_SECONDS)
+    finish(started, again)
+    assert list(started.engine.machines) == [machine.spec.uuid]
+    found = load(machine.spec.directory)
+    assert found is not None
+    assert found.started_time is not None
+    assert not found.finished
+
+
+def test_two_factories_never_work_on_one_state_dir(
+    started: Process, caplog: pytest.LogCaptureFixture
+) -> None:
+    started.configure()
+    started.state.prepare()
+    (started.state.tmp / "half-built").mkdir()
+    with started.state.lock():
+        thread = started.start()
+        thread.join(PATIENCE_SECONDS)
+    assert started.status == 1
+    assert f"factory process {os.getpid()} works on it" in caplog.text
+    assert not started.engine.machines
+    assert (started.state.tmp / "half-built").exists(), "it is the other one's"
+
+
+def test_a_broken_configuration_at_start_is_repaired_later(started: Process) -> None:
+    started.configure(CONFIGURATION.replace("machine_model = docker", "machine_model = dokcer"))
+    thread = started.start()
+    assert started.ready.wait(PATIENCE_SECONDS)
+    assert "dokcer" in started.state.factory_error.read_text()
+    assert not started.engine.machines
+    started.configure()
+    started.wake()
+    started.wait_for_machine()
+    finish(started, thread)
+    assert not started.state.factory_error.exists()
+
+
+def test_an_engine_that_hangs_for_good_ends_the_process(make_world: MakeWorld) -> None:
+    world = make_world()
+    hang = world.engine().hang("list")
+    inbox: queue.Queue[Message] = queue.Queue()
+    opened: list[Engine] = []
+
+    def open_engine(machine_model: str, settings: Settings) -> Engine:
+        opened.append(Engine("docker", world.engine().driver(), inbox.put, world.clock))
+        return opened[-1]
+
+    world.state.prepare()
+    factory = process.open_factory(
+        world.state,
+        world.configuration(),
+        Configured(world.configuration),
+        inbox,
+        clock=world.clock,
+        rng=random.Random(1),
+        open_engine=open_engine,
+    )
+    world.factory = factory
+    factory.turn(0.0)
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while opened[0].problem(world.clock.now + 31) is None:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    world.clock.now += 40
+    factory.turn(0.0)
+    assert "no answer for 40 s" in (world.status().guard or "")
+    world.clock.now += 580
+    factory.turn(0.0)
+    world.clock.now += 20
+    with pytest.raises(Stuck, match="docker: no answer for 640 s"):
+        factory.turn(0.0)
+    hang.set()
+    for engine in opened:
+        engine.close()
+
+
+def test_a_stuck_process_leaves_at_once(
+    started: Process, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    started.configure()
+    statuses: list[int] = []
+
+    def leave(status: int) -> None:
+        statuses.append(status)
+        raise Left
+
+    def run(self: Factory, alive: Callable[[], None], ready: Callable[[], None]) -> None:
+        raise Stuck("docker: no answer for 640 s")
+
+    monkeypatch.setattr(os, "_exit", leave)
+    monkeypatch.setattr(Factory, "run", run)
+    with pytest.raises(Left):
+        process.main(RoleOptions((started.file,)))
+    assert statuses == [process.EXIT_STUCK]
+    assert "docker: no answer for 640 s" in caplog.text
+
+
+def test_it_shows_life_each_time_its_loop_goes_round(world: World) -> None:
+    world.start()
+    lives: list[float] = []
+
+    def alive() -> None:
+        lives.append(world.clock.now)
+        world.inbox.put(Wake())
+        if len(lives) == 3:
+            world.factory.stopping = True
+
+    ready: list[int] = []
+    world.factory.run(alive, lambda: ready.append(len(lives)))
+    assert ready == [0]
+    assert len(lives) == 3

@@ -1,0 +1,76 @@
+"""What the factory tells others of itself."""
+
+from __future__ import annotations
+
+import pytest
+
+import vac
+from tests.simulated import FACTORY, START, World, one_type
+from tests.unit.factory.conftest import MakeWorld
+from vac.drivers.fake import Script
+from vac.machines.status import Creation, TypeFacts
+
+
+def test_status_says_what_there_is_and_what_was_decided(make_world: MakeWorld) -> None:
+    world = make_world(
+        one_type("a", target_share=3.0, accounting_fqan="/vo/Role=x", backoff_seconds=77),
+        one_type("b", target_share=0.0),
+        slots=1,
+    )
+    world.start()
+    world.run(61)
+    status = world.status()
+    assert (status.space, status.site, status.factory) == ("space.example.org", "SITE", FACTORY)
+    assert status.version == vac.__version__
+    assert status.factories == (FACTORY,)
+    assert (status.slots, status.total_processors, status.hs06_per_processor) == (1, 1, 10.0)
+    assert status.engines == {"docker": None}
+    assert status.machinetype("a") == TypeFacts(
+        name="a",
+        fqan="/vo/Role=x",
+        machinegroup="a",
+        target_share=3.0,
+        machine_model="docker",
+        min_wallclock_seconds=0,
+        max_wallclock_seconds=86400,
+        fizzle_seconds=100,
+        backoff_seconds=77,
+    )
+    assert status.created == (Creation(START, "a", "f1-00.example.com", 1),)
+    assert status.guard == "no free processors: 1 of 1 are in use"
+    assert status.passed_over["b"] == "its target_share is 0"
+    assert status.decision_time == pytest.approx(world.clock.now, abs=60)
+    assert status.time == pytest.approx(world.clock.now, abs=60)
+    assert (status.problems, status.drain, status.failed, status.slot_states) == ((), None, {}, {})
+
+
+def test_status_names_hold_backs_with_their_ends(make_world: MakeWorld) -> None:
+    world = make_world(one_type(backoff_seconds=500), slots=1)
+    world.scripts = lambda spec: Script(20.0, "300 Nothing to do")
+    world.start()
+    world.run(60)
+    assert world.status().held_here == {"t": START + 520}
+    assert "backoff" in world.status().passed_over["t"] or "held back" in world.status().passed_over["t"]
+
+
+def test_a_heartbeat_and_counts_show_that_the_factory_works(world: World) -> None:
+    world.fill()
+    heartbeat = world.state.heartbeat("factory")
+    assert heartbeat.stat().st_mtime == pytest.approx(world.clock.now, abs=60)
+    assert world.state.counts.read_text() == "2 2 2 2 20.00\n"
+    world.engine().unavailable = "down"
+    world.run(600)
+    assert heartbeat.stat().st_mtime == pytest.approx(world.clock.now, abs=60)
+    assert world.state.counts.read_text() == "2 2 2 2 20.00\n"
+
+
+def test_old_directories_are_removed_but_not_those_of_running_machines(make_world: MakeWorld) -> None:
+    world = make_world(one_type(machines_dir_days=0.01), slots=2)
+    world.scripts = lambda spec: Script(None if spec.name.startswith("f1-00") else 600.0, "200 Success")
+    world.fill()
+    world.run(7200, step=60.0)
+    names = [path.name for path in world.directories()]
+    assert len(names) < 6
+    assert world.machine(0).directory.name in names
+    assert world.machine(0).uuid in world.running()
+    assert len(world.records()) == len(world.made) - 2
