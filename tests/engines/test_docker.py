@@ -331,6 +331,16 @@ def test_events_name_the_machine(machines: Machines, client: docker.APIClient) -
         assert spec.name not in iter(lambda: news.get(timeout=10), None)
 
 
+def test_an_end_is_listed_as_soon_as_it_is_told(machines: Machines) -> None:
+    with machines.listening() as news:
+        for _ in range(3):
+            spec = machines.spec("#!/bin/sh\nexec sleep 0.5\n")
+            machines.create(spec)
+            while news.get(timeout=10) != spec.name:
+                pass
+            assert machines.state(spec) is EngineState.ENDED
+
+
 def test_what_a_container_said_last_stays_with_its_machine(machines: Machines) -> None:
     spec = machines.spec("#!/bin/sh\necho for standard output\necho for standard error >&2\n")
     machines.create(spec)

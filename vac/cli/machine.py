@@ -64,14 +64,14 @@ def known_of(machine: Machine, status: Status | None) -> dict[str, object]:
         "CPU seconds": machine.cpu_seconds,
         "CPU percent": machine.cpu_percent,
         "peak memory MiB": machine.peak_memory_bytes and machine.peak_memory_bytes >> 20,
-        **read_details(machine),
         "accounting FQAN": machine.fqan,
         "directory": str(machine.directory),
         "machinefeatures": _features(machine, "machinefeatures"),
         "jobfeatures": _features(machine, "jobfeatures"),
         "joboutputs": _outputs(machine),
     }
-    return {name: value for name, value in facts.items() if value not in (None, "", {}, [])}
+    told = {name: value for name, value in read_details(machine).items() if name not in facts}
+    return {name: value for name, value in {**facts, **told}.items() if value not in (None, "", {}, [])}
 
 
 def state_of(machine: Machine, status: Status | None) -> str:

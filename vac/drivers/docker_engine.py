@@ -22,7 +22,7 @@ from vac.drivers.base import CreationFailed, EngineState, MachineSpec, Observed,
 from vac.drivers.docker_api import CALL_SECONDS, Client, Connection
 from vac.drivers.docker_create import LABEL_UUID, Image
 from vac.drivers.docker_details import container_details
-from vac.drivers.docker_events import EventReader
+from vac.drivers.docker_events import EventReader, await_listing
 from vac.drivers.docker_images import ImageKeeper
 from vac.drivers.docker_listing import Listed, Ownership, adoptable
 from vac.drivers.docker_make import ContainerMaker
@@ -100,6 +100,7 @@ class DockerDriver:
                 with contextlib.suppress(docker.errors.NotFound):
                     _kill(client, each.id)
                     client.wait(each.id)
+                    await_listing(client, each.id)
 
     def destroy(self, name: str, uuid: str) -> None:
         """See Driver. What the container has said last is kept in the machine's directory, as console.log."""

@@ -15,10 +15,11 @@ from typing import Any, Callable, Union
 import docker.errors
 
 from vac.drivers.base import EngineUnavailable
-from vac.drivers.docker_api import Connection, timed_out
+from vac.drivers.docker_api import Client, Connection, timed_out
 from vac.drivers.docker_listing import Ownership
 
 NEWS = frozenset({"die", "died", "destroy", "remove", "pause", "unpause", "rename", "oom"})
+ENDS = frozenset({"die", "died"})
 SILENCE_SECONDS = 300.0
 """After this the stream is opened anew, for a connection can be dead without a sign."""
 
@@ -94,7 +95,14 @@ class EventReader:
             for event in stream:
                 name = event_machine(event, self._ownership())
                 if name is not None:
+                    self._await_listing(event)
                     news.put(name)
+
+    def _await_listing(self, event: Mapping[str, Any]) -> None:
+        """Let the engine's listing catch up with an end, which Docker tells before it lists it."""
+        if _action(event) in ENDS:
+            with self._connection.client() as client:
+                await_listing(client, event["Actor"]["ID"])
 
     def _is_current(self, news: queue.SimpleQueue[_News]) -> bool:
         with self._lock:
@@ -110,7 +118,20 @@ class EventReader:
 def event_machine(event: Mapping[str, Any], ownership: Ownership) -> str | None:
     """Name of the machine of which this event is news; None if it isn't news, or not of a machine of ours."""
     actor = event.get("Actor") or {}
-    if event.get("Action", event.get("status")) not in NEWS:
+    if _action(event) not in NEWS:
         return None
     identity = ownership.identify(str(actor.get("ID", "")), actor.get("Attributes") or {})
     return identity[0] if identity is not None else None
+
+
+def await_listing(client: Client, container_id: str) -> None:
+    """Return when the engine lists the container as what it is now.
+
+    To inspect it takes its lock, which Docker holds from the end of its process until it is listed as ended.
+    """
+    with contextlib.suppress(docker.errors.NotFound):
+        client.inspect_container(container_id)
+
+
+def _action(event: Mapping[str, Any]) -> object:
+    return event.get("Action", event.get("status"))
