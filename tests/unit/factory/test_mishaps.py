@@ -96,3 +96,13 @@ def test_a_directory_in_the_place_of_a_file_is_not_looked_at(world: World, place
     world.fill()
     assert len(world.running()) == 2
     assert (world.state.root / place).is_dir()
+
+
+def test_an_order_to_drain_that_says_nothing_is_told_once(
+    world: World, caplog: pytest.LogCaptureFixture
+) -> None:
+    world.fill()
+    caplog.set_level("INFO")
+    (world.state.requests / "drain").touch()
+    world.run(600)
+    assert len([record for record in caplog.records if record.name == "vac.factory.orders"]) == 1
