@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import math
 
@@ -24,7 +25,10 @@ class Orders:
 
     def look(self) -> None:
         """Read what is asked and do it. Each request is forgotten after it has been carried out."""
-        before, self.drain = self.drain, requests.draining(self.floor.state, self.floor.clock())
+        now, before = self.floor.clock(), self.drain
+        self.drain = requests.draining(self.floor.state, now)
+        if before is not None and self.drain == dataclasses.replace(before, since=now):
+            self.drain = before  # the order doesn't say since when it is in force
         if before != self.drain:
             log.info(
                 "%s", f"draining: {self.drain.reason or 'as asked'}" if self.drain else "no longer draining"

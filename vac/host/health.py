@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 TIME_LIMIT_SECONDS = 60.0
+END_SECONDS = 1.0
+"""How long a killed check is waited for."""
 MOST_CHARACTERS = 200
 _MOST_BYTES = 4096
 
@@ -63,7 +65,7 @@ def _check(command: Path, time_limit_seconds: float) -> str | None:
     except subprocess.TimeoutExpired:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
-        process.communicate()
+        _let_go(process)
         return f"{command} took longer than {time_limit_seconds:g} s"
     if process.returncode == 0:
         return None
@@ -71,3 +73,11 @@ def _check(command: Path, time_limit_seconds: float) -> str | None:
     return (
         lines[0][:MOST_CHARACTERS] if lines else f"{command} failed ({process.returncode}) and said nothing"
     )
+
+
+def _let_go(process: subprocess.Popen[bytes]) -> None:
+    """Don't wait for ever: a daemon that the check has started may keep its output open."""
+    if process.stdout is not None:
+        process.stdout.close()
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        process.wait(timeout=END_SECONDS)

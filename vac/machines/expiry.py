@@ -108,7 +108,7 @@ def remove_orphaned_slots(
     removed = []
     for path in sorted(state.slots.iterdir()):
         number = slot_number(factory_name, path.name)
-        if number is not None and number >= slots and path.name not in occupied:
+        if number is not None and number >= slots and path.name not in occupied and path.is_file():
             files.remove(path)
             removed.append(path.name)
     return removed

@@ -49,12 +49,12 @@ def ask(state: StateDir, request: Request) -> None:
 
 
 def pending(state: StateDir) -> list[Request]:
-    """Requests that have not been carried out, by name; other files are not looked at."""
+    """Requests that have not been carried out, by name; what else is there is not looked at."""
     found: list[Request] = []
     with contextlib.suppress(FileNotFoundError):
         for path in sorted(state.requests.iterdir()):
             match = _ACTION.fullmatch(path.name)
-            if match:
+            if match and path.is_file():
                 found.append(
                     Request(match[1], match[2], path.read_text(encoding="ascii", errors="replace").strip())
                 )

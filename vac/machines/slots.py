@@ -30,10 +30,10 @@ class SlotFile(NamedTuple):
 
 
 def read_slot(path: Path) -> SlotFile | None:
-    """The content of a slot file, or None if there is none or it says nothing."""
+    """The content of a slot file, or None if there is none, it says nothing, or it is no file."""
     try:
         words = path.read_text(encoding="ascii", errors="replace").split()
-    except FileNotFoundError:
+    except (FileNotFoundError, IsADirectoryError):
         return None
     directory = parse_directory_name("_".join([*words[:2], path.name])) if len(words) == 3 else None
     return None if directory is None else SlotFile(directory, words[2])

@@ -85,3 +85,24 @@ def test_a_machine_of_a_model_that_is_not_known_is_left_alone(world: World) -> N
     assert world.status().slot_states == {"f1-00.example.com": "Unknown"}
     assert "lxc" in (world.status().engines["lxc"] or "")
     assert not world.machine().finished
+
+
+@pytest.mark.parametrize(
+    "place", ["slots/lost+found", "slots/f1-09.example.com", "requests/destroy-f1-00.example.com"]
+)
+def test_a_directory_in_the_place_of_a_file_is_not_looked_at(world: World, place: str) -> None:
+    world.state.prepare()
+    (world.state.root / place).mkdir()
+    world.fill()
+    assert len(world.running()) == 2
+    assert (world.state.root / place).is_dir()
+
+
+def test_an_order_to_drain_that_says_nothing_is_told_once(
+    world: World, caplog: pytest.LogCaptureFixture
+) -> None:
+    world.fill()
+    caplog.set_level("INFO")
+    (world.state.requests / "drain").touch()
+    world.run(600)
+    assert len([record for record in caplog.records if record.name == "vac.factory.orders"]) == 1

@@ -44,6 +44,10 @@ def test_a_check_that_takes_too_long_is_ended_with_its_children(tmp_path: Path) 
     assert "took longer" in (check(tmp_path, "sleep 1000 & sleep 1000", 0.2) or "")
 
 
+def test_a_daemon_that_a_check_leaves_behind_is_not_waited_for(tmp_path: Path) -> None:
+    assert "took longer" in (check(tmp_path, "setsid sleep 30 & sleep 1000", 0.2) or "")
+
+
 def test_a_check_that_is_not_there_is_a_problem(tmp_path: Path) -> None:
     told: queue.SimpleQueue[HealthChecked] = queue.SimpleQueue()
     HealthCheck(told.put).start(tmp_path / "none")
