@@ -124,6 +124,7 @@ class Factory:
         """Nothing waits for times that were noted by the wrong clock."""
         self.next_cycle_time = now
         self.floor.changed = True
+        self.floor.history = self.floor.history.no_later_than(now)
         for slot in self.floor.slots:
             slot.known_since = min(slot.known_since, now)
             if slot.stopped_time is not None:

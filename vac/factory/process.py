@@ -120,7 +120,7 @@ def open_factory(
         open_engine=open_engine or engine,
         started_time=clock(),
         changes=OnChange(log),
-        history=History.of(outcomes, fizzles),
+        history=History.of(outcomes, fizzles).no_later_than(clock()),
         monitor=Monitor(state, names or Resolver(settings.factory_name), clock),
         strays=strays(state, machines.values(), configuration.machinetypes, settings),
     )

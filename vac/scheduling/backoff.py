@@ -128,6 +128,16 @@ class TypeHistory:
             return dataclasses.replace(changed, aborts=0, no_work=False)
         return changed
 
+    def no_later_than(self, now: float) -> TypeHistory:
+        """The same with times that are yet to come, as noted by a clock that has been set back since, taken as now."""
+        return dataclasses.replace(
+            self,
+            last_end=min(self.last_end, now),
+            last_failure=min(self.last_failure, now),
+            newest_created=None if self.newest_created is None else min(self.newest_created, now),
+            abort_time=None if self.abort_time is None else min(self.abort_time, now),
+        )
+
 
 _NOTHING = TypeHistory()
 
@@ -159,6 +169,10 @@ class History:
         """This history with one more outcome."""
         name = outcome.machinetype
         return History({**self.types, name: self.get(name).add(outcome, fizzle_seconds)})
+
+    def no_later_than(self, now: float) -> History:
+        """See TypeHistory."""
+        return History({name: one.no_later_than(now) for name, one in self.types.items()})
 
 
 def says_no_work(message: str | None) -> bool:

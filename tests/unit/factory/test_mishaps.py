@@ -106,3 +106,15 @@ def test_an_order_to_drain_that_says_nothing_is_told_once(
     (world.state.requests / "drain").touch()
     world.run(600)
     assert len([record for record in caplog.records if record.name == "vac.factory.orders"]) == 1
+
+
+@pytest.mark.parametrize("restart", [False, True])
+def test_a_clock_that_is_set_back_holds_no_type_back_for_longer(world: World, restart: bool) -> None:
+    world.scripts = lambda spec: Script(10.0, "300 Nothing to do")
+    world.fill()
+    world.scripts = lambda spec: Script()
+    world.clock.now -= 7200
+    if restart:
+        world.start()
+    world.run(600)
+    assert len(world.running()) == 2
