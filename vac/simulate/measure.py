@@ -101,8 +101,8 @@ class Measure:
         self._available: set[str] = set()
         self._time = self.beginning
         self._healthy = [node for node in self.nodes if not node.broken]
-        self.capacity = sum(node.capacity_hs06 for node in self._healthy)
-        self.processors = sum(node.settings.total_processors for node in self._healthy)
+        self.capacity = sum(node.capacity_hs06 for node in self._healthy) or 1.0
+        self.processors = sum(node.settings.total_processors for node in self._healthy) or 1
         self._kinds = self._make_kinds()
         self._with_work: frozenset[str] = frozenset()
         self._targets: dict[str, float] = {}
