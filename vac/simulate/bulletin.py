@@ -85,6 +85,7 @@ class Board:
     def __init__(self, machinetypes: Iterable[str]) -> None:
         self._sums = {name: _Sums() for name in sorted(machinetypes)}
         self._said: dict[str, Reports] = {}
+        self._hs06: dict[str, float] = {}
         self._journal: dict[str, deque[tuple[float, Reports]]] = {}
         self._failing: set[str] = set()
         self._last: Bulletin | None = None
@@ -96,6 +97,7 @@ class Board:
             was, will_be = before.get(machinetype, NOTHING), after.get(machinetype, NOTHING)
             if was != will_be:
                 sums.change(name, was, will_be)
+        self._hs06[name] = sum(report.running_hs06 for report in after.values())
         if reports is None:
             self._said.pop(name, None)
         else:
@@ -120,6 +122,10 @@ class Board:
     def said(self, name: str) -> Reports:
         """What this factory says now; nothing if it doesn't answer."""
         return self._said.get(name, {})
+
+    def running_hs06(self, names: Iterable[str]) -> float:
+        """HS06 that these factories say they run."""
+        return sum(self._hs06.get(name, 0.0) for name in names)
 
     def said_at(self, name: str, time: float) -> Reports:
         """What it said at that time, which is not more than REMEMBERED_SECONDS ago."""

@@ -94,14 +94,15 @@ class Measure:
         self.creations = {name: [] for name in names}
         self.running = dict.fromkeys(names, 0.0)
         """HS06 in use on healthy factories."""
-        self.most_used = 0
+        self.overbooked = 0
+        """Processors in use beyond those that a factory has, at most."""
         self.used_processors = {node.name: 0 for node in self.nodes}
         self._idle: dict[frozenset[str], Idle] = {}
         self._available: set[str] = set()
         self._time = self.beginning
         self._healthy = [node for node in self.nodes if not node.broken]
-        self.capacity = sum(node.capacity_hs06 for node in self._healthy)
-        self.processors = sum(node.settings.total_processors for node in self._healthy)
+        self.capacity = sum(node.capacity_hs06 for node in self._healthy) or 1.0
+        self.processors = sum(node.settings.total_processors for node in self._healthy) or 1
         self._kinds = self._make_kinds()
         self._with_work: frozenset[str] = frozenset()
         self._targets: dict[str, float] = {}
@@ -130,6 +131,7 @@ class Measure:
     def created(self, node: Node, machinetype: str, processors: int, now: float) -> None:
         """A machine is being made."""
         self.creations[machinetype].append(now)
+        self._book(node, processors)
         if not node.broken:
             self._count_misplaced(machinetype)
             self._use(node, machinetype, processors, now)
@@ -138,6 +140,7 @@ class Measure:
         self, node: Node, machinetype: str, processors: int, created_time: float, useful: bool, now: float
     ) -> None:
         """A machine has ended."""
+        self._book(node, -processors)
         if node.broken:
             return
         self._use(node, machinetype, -processors, now)
@@ -151,12 +154,14 @@ class Measure:
                 if one.freed_hs06 >= ARRIVED * one.wanted_hs06:
                     one.possible_time = now
 
+    def _book(self, node: Node, processors: int) -> None:
+        self.used_processors[node.name] += processors
+        used = self.used_processors[node.name]
+        self.overbooked = max(self.overbooked, used - node.settings.total_processors)
+
     def _use(self, node: Node, machinetype: str, processors: int, now: float) -> None:
         self._advance(now)
         self.running[machinetype] += processors * node.settings.hs06
-        self.used_processors[node.name] += processors
-        used = self.used_processors[node.name]
-        self.most_used = max(self.most_used, used - node.settings.total_processors)
         if node.name in self._available:
             self._idle_kinds[node.name].processors -= processors
 

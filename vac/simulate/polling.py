@@ -37,7 +37,7 @@ class Polling:
         self._board = Board(scenario.machinetypes)
         self._changed: dict[str, Node] = {}
         self._down = set(self._names)
-        self._started: list[Node] = []
+        self._started: list[str] = []
         self._capacities = [0.0]
         """Of the first so many factories that started."""
         self._timeout = scenario.settings.udp_timeout_seconds
@@ -49,7 +49,7 @@ class Polling:
         self._down.discard(node.name)
         if not node.started_once:
             node.started_once = True
-            self._started.append(node)
+            self._started.append(node.name)
             self._capacities.append(self._capacities[-1] + node.capacity_hs06)
         self.changed(node)
 
@@ -128,9 +128,7 @@ class Polling:
         if node.capacity_time is None or now - node.capacity_time >= CAPACITY_SECONDS:
             node.capacity_time, node.capacities_of = now, len(self._started)
         unknown = self._started[node.capacities_of :]
-        return self._capacities[node.capacities_of] + sum(
-            report.running_hs06 for one in unknown for report in self._board.said(one.name).values()
-        )
+        return self._capacities[node.capacities_of] + self._board.running_hs06(unknown)
 
 
 def alone(node: Node, now: float) -> None:

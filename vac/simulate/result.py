@@ -130,7 +130,7 @@ def summarize(scenario: Scenario, measure: Measure) -> Result:
         error=_errors([one.error for one in since_full]) if since_full else None,
         misplaced=measure.misplaced / created if created else 0.0,
         machines=created,
-        overbooked=measure.most_used,
+        overbooked=measure.overbooked,
         probes=tuple(_all_probes(scenario, measure)),
         recoveries=tuple(_recovery(one, measure.beginning) for one in measure.returns),
         samples=samples[:: -(-len(samples) // MOST_POINTS)],

@@ -97,6 +97,12 @@ def test_a_crash_that_kills_machines_is_made_good() -> None:
     assert 0.7 < result.used < 0.99
 
 
+def test_a_space_in_which_all_is_broken_runs_nothing() -> None:
+    result = run(factories=2, broken=1.0, hours=1)
+    assert (result.used, result.fill_seconds) == (0.0, None)
+    assert result.machines > 0
+
+
 def test_one_seed_makes_one_run() -> None:
     def of(seed: int) -> dict[str, object]:
         return run(works=SHORT_WORK, hardware=SMALL, loss=0.2, crashes_per_day=5, seed=seed).json()
