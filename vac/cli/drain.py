@@ -24,7 +24,11 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     drain.add_argument(
         "--reason", metavar="TEXT", default="", help="shown to whoever asks why nothing is created"
     )
-    drain.add_argument("--wait", action="store_true", help="return when no machine is left")
+    drain.add_argument(
+        "--wait",
+        action="store_true",
+        help="return when no machine is left; alone, it keeps an order to drain that is in force as it is",
+    )
     drain.set_defaults(run=run_drain)
     commands.add_parser("undrain", help="create machines again").set_defaults(run=run_undrain)
 
@@ -43,7 +47,7 @@ def run_drain(arguments: argparse.Namespace) -> int:
     settings = common.settings(arguments)
     state = StateDir(settings.state_dir)
     order = requests.Drain(now, until, arguments.reason)
-    if until is None and not arguments.reason:
+    if arguments.wait and until is None and not arguments.reason:
         order = requests.draining(state, now) or order
     requests.drain(state, order)
     until = order.until

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import math
 import queue
+import encodings.idna  # noqa: F401  names need it later, when the interpreter's own files may be out of reach
 import socket
 import threading
 import time
