@@ -24,11 +24,11 @@ def configuration(arguments: argparse.Namespace) -> Configuration:
 
 
 def settings(arguments: argparse.Namespace) -> Settings:
-    """[settings]; of a broken configuration, what can be understood of it: enough to find the factory's state."""
+    """[settings]; of a broken configuration what can be understood of it, if that suffices to find the factory."""
     try:
         return configuration(arguments).settings
     except ConfigurationError as error:
-        if error.settings is None:
+        if error.settings is None or not error.settings.vac_space:
             raise
         return error.settings
 

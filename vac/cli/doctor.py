@@ -22,7 +22,7 @@ from vac.drivers.base import CreationFailed, EngineUnavailable
 from vac.drivers.processes import account
 from vac.drivers.registry import driver_for
 from vac.host.cgroups import CgroupError, open_groups
-from vac.host.privileges import PREFERRED
+from vac.host.privileges import PREFERRED, unprivileged_user
 from vac.machines import requests
 from vac.machines.layout import StateDir
 from vac.scheduling.guards import LEAST_FREE_BYTES
@@ -133,8 +133,11 @@ def _model(model: str, settings: Settings) -> Iterator[Finding]:
 
 def _process_containers(settings: Settings) -> Iterator[Finding]:
     try:
-        user = account(settings)
-        yield Finding(f"machines run as {user.pw_name}")
+        user, responder = account(settings), unprivileged_user()
+        what = f"machines run as {user.pw_name}"
+        shared = responder is not None and responder.pw_uid == user.pw_uid
+        problem = "so does the process that answers the network: make an account vac, or set singularity_user"
+        yield Finding(what, problem if shared else None, serious=False)
     except CreationFailed as error:
         yield Finding("singularity_user", str(error))
     try:

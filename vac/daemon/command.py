@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import fcntl
 import os
 import signal
 import sys
@@ -85,6 +86,8 @@ def main(
         parser.error(f"--log-dir: can't write {log_file}: {error.strerror}")
     try:
         pid_descriptor = None if arguments.pid_file is None else _open_pid_file(arguments.pid_file)
+    except BlockingIOError:
+        parser.error(f"--pid-file: a vacd that runs has {arguments.pid_file}: stop that one first")
     except OSError as error:
         parser.error(f"--pid-file: can't write {arguments.pid_file}: {error.strerror}")
 
@@ -95,8 +98,8 @@ def main(
     if log_descriptor is not None:
         logs.write_to(log_descriptor)
     if pid_descriptor is not None:
-        os.write(pid_descriptor, b"%d\n" % os.getpid())
-        os.close(pid_descriptor)
+        os.ftruncate(pid_descriptor, 0)
+        os.pwrite(pid_descriptor, b"%d\n" % os.getpid(), 0)
     logs.set_up(title, arguments.log_level)
     try:
         if arguments.role:
@@ -122,7 +125,14 @@ def _supervise(
 
 
 def _open_pid_file(path: Path) -> int:
-    return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644)
+    """Open it and hold its lock, which says that it is this vacd's, as long as the descriptor is open."""
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        raise
+    return descriptor
 
 
 def _detach(descriptors: Sequence[int]) -> None:
