@@ -246,8 +246,9 @@ def test_detached_it_has_no_terminal_and_says_where_it_is(vacd: Vacd) -> None:
     assert str(Path(f"/proc/{pid}/cwd").readlink()) == "/"
     assert Path(f"/proc/{pid}/cmdline").read_bytes().rstrip(b"\0") == b"vacd"
     again = vacd.command("--detach", "--pid-file", str(pid_file))
+    environ = vacd.environment("good", "good", {})
     second = subprocess.run(
-        again, cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE_SECONDS, check=False
+        again, env=environ, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False
     )
     assert (second.returncode, int(pid_file.read_text())) == (2, pid), "a second one leaves the first alone"
     assert "stop that one first" in second.stderr
