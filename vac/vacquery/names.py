@@ -6,10 +6,10 @@ kept when its name can't be looked up any more.
 
 from __future__ import annotations
 
+import encodings.idna  # noqa: F401  names need it later, when the interpreter's own files may be out of reach
 import logging
 import math
 import queue
-import encodings.idna  # noqa: F401  names need it later, when the interpreter's own files may be out of reach
 import socket
 import threading
 import time
