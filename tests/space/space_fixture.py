@@ -41,7 +41,7 @@ class SpaceFactory(FactorySite):
         """Its name without the domain."""
         return self.name.partition(".")[0]
 
-    def start(self) -> None:
+    def start_vacd(self) -> None:
         """Start vacd with all its roles; their logs go to log_file."""
         command = self.host.inside(str(ROOT / "bin" / "vacd"), "--config", str(self.config))
         with self.log_file.open("ab") as log:

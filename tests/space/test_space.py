@@ -46,7 +46,7 @@ def space() -> Iterator[Space]:
         own: Mapping[str, Mapping[str, Option]] = {CLASSIC: {"share_policy": "classic"}}
         space.configure(KINDS, own, udp_timeout_seconds=2, machines_per_cycle=AT_ONCE)
         for factory in space.factories:
-            factory.start()
+            factory.start_vacd()
         yield space
 
 
@@ -156,7 +156,7 @@ def test_a_factory_killed_and_started_again_keeps_its_machines(space: Space) -> 
     assert len(before) >= PROCESSORS - 1
     victim.kill()
     killed = time.time()
-    victim.start()
+    victim.start_vacd()
     space.wait_for(lambda: victim.status().time > killed + 1, "it reports again", 30)
     kept = {machine.uuid for machine in victim.running()} & before
     assert kept, "some of them outlive all this"
