@@ -36,7 +36,7 @@ setup(
     packages=find_packages(include=["vac", "vac.*"]),
     package_data={"vac": ["py.typed"]},
     python_requires=">=3.9",
-    install_requires=["python-daemon>=2.3,<4", "setproctitle>=1.2,<2"],
+    install_requires=["pycurl>=7.45,<8", "python-daemon>=2.3,<4", "setproctitle>=1.2,<2"],
     extras_require={
         "docker": DOCKER,
         "test": [*TEST, *DOCKER],

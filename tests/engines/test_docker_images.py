@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import threading
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -12,8 +15,10 @@ import pytest
 from tests.engines.docker_fixture import IMAGE, PrivateDocker, root_tar, wait_for
 from tests.engines.docker_machines import Machines, with_image
 from tests.engines.registry_fixture import Registry, incompressible
+from vac.context.downloads import ImageCache
 from vac.drivers.base import CreationFailed, EngineState
 from vac.drivers.docker_engine import DockerDriver
+from vac.drivers.registry import driver_for
 
 pytestmark = pytest.mark.engine
 
@@ -169,6 +174,30 @@ def test_an_archive_with_a_url_is_what_was_fetched(engine: PrivateDocker, machin
         wait_for(lambda: driver.prepare(*prepared) is None, "the image is ready")
         driver.create(spec)
         assert driver.details(spec.uuid)["image_id"] == engine.image_id(IMAGE)
+
+
+def test_an_archive_is_downloaded_and_run(engine: PrivateDocker, machines: Machines) -> None:
+    served, cached, unfinished = (machines.directory / name for name in ("served", "imagecache", "tmp"))
+    for directory in (served, cached, unfinished):
+        directory.mkdir()
+    with contextlib.closing(engine.client()) as client:
+        (served / "image.tar").write_bytes(b"".join(client.get_image(IMAGE)))
+    handler = partial(SimpleHTTPRequestHandler, directory=str(served))
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        try:
+            spec = machines.spec(SLEEP, root_image=f"http://127.0.0.1:{server.server_port}/image.tar")
+            driver = driver_for("docker", spec.settings, ImageCache(cached, unfinished).fetch)
+            assert isinstance(driver, DockerDriver)
+            with contextlib.closing(driver):
+                prepared = (spec.machinetype, spec.settings, spec.files)
+                wait_for(lambda: driver.prepare(*prepared) is None, "the image is ready")
+                driver.create(spec)
+                assert driver.details(spec.uuid)["image_id"] == engine.image_id(IMAGE)
+        finally:
+            server.shutdown()
+            thread.join()
 
 
 def test_an_image_that_was_removed_is_got_again(engine: PrivateDocker, machines: Machines) -> None:

@@ -18,6 +18,7 @@ import docker.errors
 
 from vac.config.machinetype import Machinetype
 from vac.config.settings import Settings
+from vac.config.values import without_password
 from vac.drivers.base import CreationFailed, EngineState, MachineSpec, Observed, Usage
 from vac.drivers.docker_api import CALL_SECONDS, Client, Connection
 from vac.drivers.docker_create import LABEL_UUID, Image
@@ -151,7 +152,8 @@ class DockerDriver:
             raise CreationFailed(missing)
         image = self._images.find(client, machinetype.root_image or "", spec.files)
         if image is None:
-            raise CreationFailed(f"image {machinetype.root_image} isn't there any more: to be got again")
+            shown = without_password(machinetype.root_image or "")
+            raise CreationFailed(f"image {shown} isn't there any more: to be got again")
         return image
 
     def _measure(self, client: Client, container_id: str, own_network: bool) -> None:

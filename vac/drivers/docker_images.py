@@ -18,6 +18,7 @@ from typing import Callable
 
 import docker.errors
 
+from vac.config.values import without_password
 from vac.drivers.base import EngineUnavailable
 from vac.drivers.docker_api import Client, Connection, explanation, timed_out
 from vac.drivers.docker_create import Image
@@ -75,8 +76,9 @@ class ImageKeeper:
         """None if a container can be made from this image now, else why not yet. Starts what is needed."""
         if root_image is None:
             return "no root_image is configured; docker://IMAGE or an image archive would be right"
+        shown = without_password(root_image)
         if is_url(root_image) and self._fetch is None:
-            return f"{root_image}: archives of images can't be downloaded here; use docker://IMAGE or a path"
+            return f"{shown}: archives of images can't be downloaded here; use docker://IMAGE or a path"
         key = image_key(root_image, files)
         with self._lock:
             entry = self._entries.setdefault(key, _Entry())
@@ -86,7 +88,7 @@ class ImageKeeper:
                 threading.Thread(target=self._work, args=work, name="docker-image", daemon=True).start()
         entry.settled.wait(FIRST_LOOK_SECONDS)
         entry.settled.set()
-        return self._reason(root_image, entry)
+        return self._reason(shown, entry)
 
     def find(self, client: Client, root_image: str, files: Path) -> Image | None:
         """The image as the engine has it now. None if it hasn't: then the next prepare() gets it again."""
@@ -99,13 +101,13 @@ class ImageKeeper:
                 self._entries.pop(key, None)
         return image
 
-    def _reason(self, root_image: str, entry: _Entry) -> str | None:
+    def _reason(self, shown: str, entry: _Entry) -> str | None:
         if entry.name is not None:
             return None
         if entry.working or not entry.failure:
-            return f"image {root_image} is {entry.doing}"
+            return f"image {shown} is {entry.doing}"
         seconds = max(entry.next_time - self._clock(), 0)
-        return f"image {root_image}: {entry.failure}; next attempt in {seconds:.0f} s"
+        return f"image {shown}: {entry.failure}; next attempt in {seconds:.0f} s"
 
     def _work(self, key: str, entry: _Entry) -> None:
         pause_seconds = self._limits.first_pause_seconds
@@ -129,9 +131,9 @@ class ImageKeeper:
 
     def _note_failure(self, key: str, entry: _Entry, reason: str) -> None:
         if reason != entry.failure and entry.name is None:
-            _log.warning("image %s: %s", key, reason)
+            _log.warning("image %s: %s", without_password(key), reason)
         elif reason != entry.failure:
-            _log.info("image %s: used as it is, for it can't be refreshed: %s", key, reason)
+            _log.info("image %s: used as it is, for it can't be refreshed: %s", without_password(key), reason)
         entry.failure = reason
 
     def _found(self, entry: _Entry, name: str) -> None:
@@ -183,6 +185,8 @@ class ImageKeeper:
     def _load(self, key: str, entry: _Entry) -> float:
         """Load the archive with this path or URL, unless that has been done; seconds until the next look."""
         try:
+            if is_url(key):
+                entry.doing = "being downloaded"
             path = self._fetch(key) if is_url(key) and self._fetch is not None else Path(key)
             stamp = path.stat()
             name = f"vac-archive/{_hash(key)}:{_hash(f'{stamp.st_mtime_ns} {stamp.st_size}')}"

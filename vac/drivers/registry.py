@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import importlib
-from typing import cast
+from pathlib import Path
+from typing import Callable, cast
 
 from vac.config.settings import Settings
 from vac.drivers.base import Driver, EngineUnavailable
@@ -22,7 +23,8 @@ MODULES = {
     "docker": "vac.drivers.docker_engine",
     "processes": "vac.drivers.processes",
 }
-"""By engine; each has a function open_driver(settings)."""
+"""By engine; each has a function open_driver(settings), those in FETCHING open_driver(settings, fetch)."""
+FETCHING = frozenset(["docker"])
 PACKAGES = {"libvirt": "python3-libvirt", "docker": "python3-docker"}
 """What has to be installed for an engine's Python library, by the name that Debian and EL9 share."""
 
@@ -33,8 +35,10 @@ def engine_name(machine_model: str) -> str:
     return ENGINES.get(machine_model, machine_model)
 
 
-def driver_for(machine_model: str, settings: Settings) -> Driver:
+def driver_for(machine_model: str, settings: Settings, fetch: Callable[[str], Path] | None = None) -> Driver:
     """A new driver for the engine of this machine model.
+
+    fetch gives the local path of an image with a URL, and raises OSError with a reason if it can't.
 
     Raises EngineUnavailable, also if the engine's library is not installed.
     """
@@ -49,4 +53,5 @@ def driver_for(machine_model: str, settings: Settings) -> Driver:
         else:
             reason = f"{error}; install {PACKAGES.get(engine, 'it')}"
         raise EngineUnavailable(reason) from error
-    return cast(Driver, module.open_driver(settings))
+    more = (fetch,) if engine in FETCHING else ()
+    return cast(Driver, module.open_driver(settings, *more))

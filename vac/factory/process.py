@@ -15,6 +15,7 @@ from vac.config.load import Configuration
 from vac.config.loader import Loader
 from vac.config.machinetype import Machinetype
 from vac.config.settings import Settings
+from vac.context.downloads import ImageCache
 from vac.drivers.engine import Engine, InlineEngine
 from vac.drivers.late import LateDriver
 from vac.drivers.registry import driver_for, engine_name
@@ -101,9 +102,10 @@ def open_factory(
 ) -> Factory:
     """A factory with its slots as they are on disk. The keyword arguments are for tests."""
     settings = configuration.settings
+    images = ImageCache(state.imagecache, state.tmp)
 
     def engine(machine_model: str, settings: Settings) -> InlineEngine:
-        driver = LateDriver(lambda: driver_for(machine_model, settings))
+        driver = LateDriver(lambda: driver_for(machine_model, settings, images.fetch))
         return Engine(engine_name(machine_model), driver, inbox.put, clock)
 
     statefiles.write_version(state, vac.__version__)

@@ -6,6 +6,7 @@ import dataclasses
 import logging
 
 import vac
+from vac.context.downloads import ImageCache
 from vac.drivers.base import EngineState
 from vac.factory.deciding import Deciding
 from vac.factory.ending import ZOMBIE_SECONDS
@@ -21,6 +22,8 @@ log = logging.getLogger(__name__)
 
 REPORT_SECONDS = 1.0
 """status.json is written at most this often."""
+UNUSED_IMAGE_DAYS = 30
+"""How long a downloaded image is kept that no machinetype names any more."""
 
 
 class Reporting:
@@ -30,6 +33,7 @@ class Reporting:
         self.floor = floor
         self.deciding = deciding
         self.expiry = Expiry(floor.state, reported_message)
+        self.images = ImageCache(floor.state.imagecache, floor.state.tmp)
         self._report_time = 0.0
 
     @property
@@ -48,7 +52,10 @@ class Reporting:
         )
         if self.floor.configuration_problem is None:
             directories = [slot.machine.directory for slot in self.floor.slots if slot.machine]
-            self.expiry.run(self.floor.configuration.machinetypes, directories, now)
+            machinetypes = self.floor.configuration.machinetypes
+            self.expiry.run(machinetypes, directories, now)
+            named = [one.root_image for one in machinetypes.values() if one.root_image]
+            self.images.expire(named, now, UNUSED_IMAGE_DAYS)
         self.floor.monitor.cycle(settings)
         self.floor.reported = False
 

@@ -60,7 +60,7 @@ class Process:
         self.wake: Callable[[], None] = lambda: None
         self.status: int | None = None
 
-    def _driver(self, machine_model: str, settings: Settings) -> Driver:
+    def _driver(self, machine_model: str, settings: Settings, fetch: object) -> Driver:
         return self.engine.driver()
 
     def configure(self, text: str = CONFIGURATION) -> None:

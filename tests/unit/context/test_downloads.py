@@ -1,0 +1,338 @@
+"""Downloads of images, from a server in a thread of the test."""
+
+from __future__ import annotations
+
+import contextlib
+import email.utils
+import logging
+import os
+import shutil
+import ssl
+import subprocess
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from urllib.parse import quote
+
+import pytest
+
+import vac
+from vac.context.downloads import DownloadFailed, ImageCache, Limits
+
+OLD, NEW = 1_600_000_000, 1_600_086_400
+CACHED, CHANGED = b"the cached image", b"another image"
+DAY = 86400.0
+
+
+class ImageServer(ThreadingHTTPServer):
+    """Serves one image at /image.tar, and misbehaves at other paths."""
+
+    daemon_threads = True
+
+    def __init__(self, port: int = 0, context: ssl.SSLContext | None = None) -> None:
+        super().__init__(("127.0.0.1", port), Handler)
+        if context is not None:
+            self.socket = context.wrap_socket(self.socket, server_side=True)
+        self.scheme = "http" if context is None else "https"
+        self.content = CACHED
+        self.modified_time: int | None = OLD
+        self.status = 200
+        self.cut_off = False
+        self.location = ""
+        self.asked: list[dict[str, str]] = []
+        self.gate = threading.Event()
+        self.gate.set()
+        self.asked_for = threading.Event()
+        self._thread = threading.Thread(target=self.serve_forever, kwargs={"poll_interval": 0.01})
+        self._thread.start()
+
+    def handle_error(self, request: object, client_address: object) -> None:
+        """A client that hangs up is what some tests are about."""
+
+    @property
+    def url(self) -> str:
+        return f"{self.scheme}://127.0.0.1:{self.server_port}/image.tar"
+
+    def close(self) -> None:
+        self.gate.set()
+        self.shutdown()
+        self.server_close()
+        self._thread.join()
+
+
+class Handler(BaseHTTPRequestHandler):
+    server: ImageServer
+
+    def log_message(self, format: str, *args: object) -> None:
+        """Nothing: tests look at `asked`."""
+
+    def do_GET(self) -> None:
+        server = self.server
+        server.asked.append(dict(self.headers.items()))
+        server.asked_for.set()
+        if server.location and self.path == "/image.tar":
+            self.send_response(302)
+            self.send_header("Last-Modified", email.utils.formatdate(OLD, usegmt=True))
+            self.send_header("Location", server.location)
+            self.end_headers()
+            return
+        date = (
+            None
+            if server.modified_time is None
+            else email.utils.formatdate(server.modified_time, usegmt=True)
+        )
+        same = date is not None and self.headers.get("If-Modified-Since") == date
+        self.send_response(304 if same else server.status)
+        if date is not None:
+            self.send_header("Last-Modified", date)
+        self.send_header("Content-Length", str(len(server.content) + (1000 if server.cut_off else 0)))
+        self.end_headers()
+        if not same:
+            self.wfile.write(server.content[:1])
+            self.wfile.flush()
+            server.gate.wait(20)
+            self.wfile.write(server.content[1:])
+
+
+@dataclass
+class Place:
+    """Directories of a cache, and caches in them."""
+
+    root: Path
+    directory: Path = field(init=False)
+    unfinished: Path = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.directory = self.root / "imagecache"
+        self.unfinished = self.root / "tmp"
+        self.directory.mkdir()
+        self.unfinished.mkdir()
+
+    def cache(self, ca_file: Path | None = None, **limits: int) -> ImageCache:
+        return ImageCache(self.directory, self.unfinished, Limits(**limits), ca_file)
+
+    def leftovers(self) -> list[Path]:
+        return list(self.unfinished.iterdir())
+
+
+@pytest.fixture(autouse=True)
+def _no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("no_proxy", "*")
+
+
+@pytest.fixture
+def server() -> Iterator[ImageServer]:
+    with contextlib.closing(ImageServer()) as server:
+        yield server
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Place:
+    return Place(tmp_path)
+
+
+def test_an_image_is_kept_under_its_url_with_the_servers_date(server: ImageServer, place: Place) -> None:
+    path = place.cache().fetch(server.url)
+    assert path == place.directory / quote(server.url, safe="")
+    assert path.read_bytes() == CACHED
+    assert path.stat().st_mtime == OLD
+    assert server.asked[0]["User-Agent"] == f"Vac {vac.__version__}"
+    assert place.leftovers() == []
+
+
+def test_an_image_is_downloaded_again_only_if_it_has_changed(server: ImageServer, place: Place) -> None:
+    cache = place.cache()
+    cache.fetch(server.url)
+    server.content = b"served with the same date"
+    assert cache.fetch(server.url).read_bytes() == CACHED
+    server.content, server.modified_time = CHANGED, NEW
+    path = cache.fetch(server.url)
+    assert (path.read_bytes(), path.stat().st_mtime) == (CHANGED, NEW)
+    since = [asked.get("If-Modified-Since") for asked in server.asked]
+    assert since == [None, *[email.utils.formatdate(OLD, usegmt=True)] * 2]
+
+
+def test_a_url_too_long_for_a_file_name_is_kept_too(server: ImageServer, place: Place) -> None:
+    long = f"{server.url}?{'x' * 300}"
+    cache = place.cache()
+    assert cache.fetch(long) != cache.fetch(f"{long}y")
+
+
+@pytest.mark.parametrize(("status", "copy_serves"), [(404, False), (403, False), (500, True), (503, True)])
+def test_what_a_status_means(server: ImageServer, place: Place, status: int, copy_serves: bool) -> None:
+    cache = place.cache()
+    server.status = status
+    reason = f"^the server answers with status {status}$"
+    with pytest.raises(DownloadFailed, match=reason):
+        cache.fetch(server.url)
+    server.status = 200
+    cache.fetch(server.url)
+    server.status, server.modified_time = status, NEW
+    if copy_serves:
+        assert cache.fetch(server.url).read_bytes() == CACHED
+    else:
+        with pytest.raises(DownloadFailed, match=reason):
+            cache.fetch(server.url)
+
+
+def test_another_success_than_200_is_no_image(server: ImageServer, place: Place) -> None:
+    server.status = 203
+    with pytest.raises(DownloadFailed, match="status 203, which is no image"):
+        place.cache().fetch(server.url)
+
+
+def test_a_server_without_last_modified_is_refused(server: ImageServer, place: Place) -> None:
+    server.modified_time = None
+    with pytest.raises(DownloadFailed, match="no Last-Modified"):
+        place.cache().fetch(server.url)
+    assert [*place.directory.iterdir(), *place.leftovers()] == []
+
+
+def test_a_redirect_is_followed_and_its_own_date_does_not_count(server: ImageServer, place: Place) -> None:
+    server.location, server.modified_time = "/elsewhere", NEW
+    path = place.cache().fetch(server.url)
+    assert (path.read_bytes(), path.stat().st_mtime) == (CACHED, NEW)
+    server.modified_time = None
+    with pytest.raises(DownloadFailed, match="no Last-Modified"):
+        place.cache().fetch(f"{server.url}")
+
+
+@pytest.mark.parametrize(
+    ("location", "reason"),
+    [
+        ("/image.tar", "redirected more than 3 times"),
+        ("file:///etc/passwd", "neither http nor https"),
+        ("ftp://127.0.0.1/image.tar", "neither http nor https"),
+    ],
+)
+def test_redirects_that_are_not_followed(
+    server: ImageServer, place: Place, location: str, reason: str
+) -> None:
+    server.location = location
+    with pytest.raises(DownloadFailed, match=reason):
+        place.cache(redirects=3).fetch(server.url)
+
+
+def test_a_body_that_is_cut_off_leaves_the_old_copy(server: ImageServer, place: Place) -> None:
+    cache = place.cache()
+    cache.fetch(server.url)
+    server.content, server.modified_time, server.cut_off = CHANGED, NEW, True
+    path = cache.fetch(server.url)
+    assert (path.read_bytes(), path.stat().st_mtime) == (CACHED, OLD)
+    assert place.leftovers() == []
+    path.unlink()
+    with pytest.raises(DownloadFailed, match="cut the transfer off"):
+        cache.fetch(server.url)
+    assert [*place.directory.iterdir(), *place.leftovers()] == []
+
+
+def test_an_image_that_is_too_large_is_refused(server: ImageServer, place: Place) -> None:
+    with pytest.raises(DownloadFailed, match="larger than 5 bytes"):
+        place.cache(largest_bytes=5).fetch(server.url)
+    assert [*place.directory.iterdir(), *place.leftovers()] == []
+
+
+def test_a_download_that_gets_nowhere_is_given_up(server: ImageServer, place: Place) -> None:
+    server.gate.clear()
+    with pytest.raises(DownloadFailed, match="too slow: 1 s at less than 1000 bytes/s"):
+        place.cache(slow_seconds=1).fetch(server.url)
+    assert place.leftovers() == []
+
+
+def test_the_copy_serves_while_the_server_is_down_which_is_logged_once(
+    place: Place, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    cache = place.cache()
+    with contextlib.closing(ImageServer()) as server:
+        url, port = server.url, server.server_port
+        path = cache.fetch(url)
+    for _ in range(3):
+        assert cache.fetch(url).read_bytes() == CACHED
+    text = f"image {url}: the copy in the cache is used: the server can't be connected to"
+    assert caplog.messages == [text]
+    assert path.stat().st_mtime == OLD
+    with contextlib.closing(ImageServer(port)):
+        cache.fetch(url)
+    assert caplog.messages == [text, f"no longer: {text}"]
+
+
+@pytest.mark.parametrize(
+    ("url", "reason"),
+    [
+        ("http://127.0.0.1:9/image.tar", "can't be connected to"),
+        ("http://host.invalid/image.tar", "no such host"),
+        ("http://not a host/", "not a URL"),
+        ("file:///etc/passwd", "neither http nor https"),
+    ],
+)
+def test_why_there_is_no_image(place: Place, url: str, reason: str) -> None:
+    with pytest.raises(DownloadFailed, match=reason):
+        place.cache().fetch(url)
+
+
+def test_threads_share_one_download(server: ImageServer, place: Place) -> None:
+    cache = place.cache()
+    server.gate.clear()
+    found: list[bytes] = []
+    threads = [
+        threading.Thread(target=lambda: found.append(cache.fetch(server.url).read_bytes())) for _ in range(2)
+    ]
+    for thread in threads:
+        thread.start()
+    assert server.asked_for.wait(10)
+    server.gate.set()
+    for thread in threads:
+        thread.join(10)
+    assert found == [CACHED, CACHED]
+    assert ["If-Modified-Since" in asked for asked in server.asked] == [False, True]
+
+
+def test_a_password_is_sent_and_never_told(
+    server: ImageServer, place: Place, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.DEBUG)
+    cache = place.cache()
+    url = server.url.replace("http://", "http://user:secret@")
+    path = cache.fetch(url)
+    assert server.asked[0]["Authorization"].startswith("Basic ")
+    server.status, server.modified_time = 500, NEW
+    cache.fetch(url)
+    assert len(caplog.messages) == 1
+    path.unlink()
+    with pytest.raises(DownloadFailed) as failed:
+        cache.fetch(url)
+    assert "secret" not in f"{path}{failed.value}{caplog.text}"
+
+
+def test_images_that_nobody_uses_expire(server: ImageServer, place: Place) -> None:
+    cache = place.cache()
+    urls = {age: f"{server.url}?{age}" for age in (1, 9)}
+    used = cache.fetch(server.url)
+    paths = {age: cache.fetch(url) for age, url in urls.items()}
+    now = paths[9].stat().st_atime
+    for age, path in paths.items():
+        os.utime(path, (now - age * DAY, OLD))
+    os.utime(used, (now - 9 * DAY, OLD))
+    cache.expire([server.url], now, 5)
+    assert set(place.directory.iterdir()) == {used, paths[1]}
+
+
+@pytest.mark.allow_subprocess
+def test_a_certificate_counts_if_its_ca_is_trusted(place: Place) -> None:
+    openssl = shutil.which("openssl")
+    assert openssl, "openssl has to be installed for this test"
+    key, certificate = place.root / "key.pem", place.root / "certificate.pem"
+    subject = ["-subj", "/CN=127.0.0.1", "-addext", "subjectAltName=IP:127.0.0.1"]
+    new = ["req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", *subject]
+    subprocess.run([openssl, *new, "-keyout", key, "-out", certificate], check=True, capture_output=True)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate, key)
+    with contextlib.closing(ImageServer(context=context)) as server:
+        with pytest.raises(DownloadFailed, match="certificate isn't to be trusted"):
+            place.cache().fetch(server.url)
+        assert place.cache(certificate).fetch(server.url).read_bytes() == CACHED
+        with pytest.raises(DownloadFailed, match="certificate isn't to be trusted"):
+            place.cache(certificate).fetch(server.url.replace("127.0.0.1", "localhost"))
