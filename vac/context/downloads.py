@@ -6,7 +6,6 @@ yet complete has another name, in another directory of the same file system. Tra
 
 from __future__ import annotations
 
-import contextlib
 import email.utils
 import hashlib
 import logging
@@ -121,10 +120,12 @@ class ImageCache:
         """
         used = {self.path(url).name for url in used_urls}
         for path in sorted(self._directory.iterdir()):
-            with contextlib.suppress(FileNotFoundError):
+            try:
                 if path.name not in used and now - path.stat().st_atime > days * _DAY_SECONDS:
-                    path.unlink()
+                    path.unlink(missing_ok=True)
                     _log.info("image %s: removed from the cache, unused for %g days", path.name, days)
+            except OSError as error:
+                self._changes.say(path, f"{path} can't be removed: {error.strerror}", logging.WARNING)
 
     def _bring_up_to_date(self, url: str, path: Path) -> float:
         """Download the image unless the copy is as new; gives the copy's Last-Modified, in Unix seconds."""

@@ -320,6 +320,16 @@ def test_images_that_nobody_uses_expire(server: ImageServer, place: Place) -> No
     assert set(place.directory.iterdir()) == {used, paths[1]}
 
 
+def test_what_cant_be_removed_holds_up_nothing(place: Place, caplog: pytest.LogCaptureFixture) -> None:
+    (place.directory / "0").mkdir()
+    (place.directory / "1").touch()
+    cache, later = place.cache(), (place.directory / "0").stat().st_atime + 9 * DAY
+    cache.expire([], later, 5)
+    cache.expire([], later, 5)
+    assert [path.name for path in place.directory.iterdir()] == ["0"]
+    assert [text for text in caplog.messages if "can't be removed" in text] == caplog.messages[:1]
+
+
 @pytest.mark.allow_subprocess
 def test_a_certificate_counts_if_its_ca_is_trusted(place: Place) -> None:
     openssl = shutil.which("openssl")
