@@ -57,6 +57,12 @@ def main(words: Sequence[str] | None = None) -> int:
     except PermissionError as error:
         print(f"vac: {error.filename or error}: permission denied (try as root)", file=sys.stderr)
         return 1
+    except FileNotFoundError as error:
+        print(
+            f"vac: {error.filename}: there is no such file or directory (has vacd never run here?)",
+            file=sys.stderr,
+        )
+        return 1
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1

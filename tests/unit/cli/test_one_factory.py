@@ -163,3 +163,15 @@ def test_a_broken_configuration_does_not_keep_people_from_draining(
     with (state.root.parent / "vac.conf").open("a") as conf:
         conf.write("[machinetype broken]\nmachine_model = horse\n")
     assert vac(state, "drain") == 0
+
+
+def test_draining_where_no_factory_has_ever_run_is_an_error_without_a_traceback(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    conf = tmp_path / "vac.conf"
+    conf.write_text(
+        f"[settings]\nvac_space = a.example.org\nfactory_name = f.example.org\nstate_dir = {tmp_path}/none\n"
+        "[machinetype t]\nmachine_model = bubblewrap\n"
+    )
+    assert main(["--config", str(conf), "drain"]) == 1
+    assert "has vacd never run here?" in capsys.readouterr().err
