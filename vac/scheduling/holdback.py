@@ -25,6 +25,8 @@ LEAST_WINDOW_SECONDS = 30
 could not know what came of the probes before them."""
 PROBE_SECONDS = 120
 """Nor than most probes take to start, find no work and end, or fizzle_seconds if that is less."""
+BELIEVED = 2
+"""So many factories have to abort: one node's troubles are that node's."""
 YOUNG_PER_ABORT = 4
 """So many machines before fizzle that aren't probes outweigh one aborting factory."""
 
@@ -104,7 +106,7 @@ def last_abort(machinetype: Machinetype, own: Own, space: SpaceView, now: float)
     lately, that is since these or those before them were created.
     """
     totals = space.types.get(machinetype.name, _NO_TOTALS)
-    believed = min(2, len(space.factories))
+    believed = min(BELIEVED, len(space.factories))
     before = space.own.get(machinetype.name, _NO_REPORT)
     busy = totals.beyond_probes - beyond_probe(before) + beyond_probe(own.report)
     needed = believed + busy // YOUNG_PER_ABORT
@@ -115,8 +117,13 @@ def last_abort(machinetype: Machinetype, own: Own, space: SpaceView, now: float)
         times.sort(reverse=True)
     if len(times) < needed:
         return None
-    lately = now - 2 * machinetype.backoff_seconds - machinetype.fizzle_seconds
-    return None if needed > believed and times[needed - 1] < lately else times[believed - 1]
+    old = times[needed - 1] < _lately(machinetype, now)
+    return None if needed > believed and old else times[believed - 1]
+
+
+def _lately(machinetype: Machinetype, now: float) -> float:
+    """Aborts since then tell something about machines that are young now, or those before them."""
+    return now - 2 * machinetype.backoff_seconds - machinetype.fizzle_seconds
 
 
 def proven_since(time: float, machinetype: Machinetype, own: Own, space: SpaceView, now: float) -> bool:
@@ -129,7 +136,26 @@ def proven_since(time: float, machinetype: Machinetype, own: Own, space: SpaceVi
         return True
     backoff = machinetype.backoff_seconds
     wait = backoff + window_seconds(len(space.factories), machinetype) + machinetype.fizzle_seconds
-    return now >= time + wait and runs_elsewhere(machinetype.name, space)
+    return (
+        now >= time + wait
+        and runs_elsewhere(machinetype.name, space)
+        and not _failing_for_good_reason(machinetype, space, time, now)
+    )
+
+
+def _failing_for_good_reason(machinetype: Machinetype, space: SpaceView, time: float, now: float) -> bool:
+    """Whether the newest aborts are only those of failing factories, but others have aborted lately too.
+
+    Then these factories may have nothing else running just because there is no work: as a space runs empty they
+    are the ones that probe, and without them it would look as if nobody had aborted for a while.
+    """
+    totals = space.types.get(machinetype.name, _NO_TOTALS)
+    elsewhere = [one for one in totals.aborts if one[1] != space.factory]
+    others = [one for one in elsewhere if one[1] not in space.failing]
+    if len(others) < BELIEVED:
+        return False
+    newest = others[BELIEVED - 1][0]
+    return newest >= _lately(machinetype, now) and elsewhere[BELIEVED - 1][0] > max(time, newest)
 
 
 def runs_elsewhere(machinetype: str, space: SpaceView) -> bool:

@@ -255,3 +255,18 @@ def test_failing_here_while_others_run_it_is_a_warning_about_this_node() -> None
     assert broken_here(["a"], space(3, {}, TypeReport(2, 2, 2.0, 2))) == {}
     assert broken_here(["a"], space(1)) == {}
     assert broken_here([], space(3)) == {}
+
+
+def test_a_space_that_runs_empty_does_not_take_its_empty_factories_for_broken_ones() -> None:
+    """Those that are empty are the ones that probe; the others' last aborts are old, their machines older."""
+    everyone = names(12)
+    running = {
+        name: {"a": TypeReport(1, 1, 10.0, 0, NOW - 1400 if at < 3 else None)}
+        for at, name in enumerate(everyone)
+    }
+    empty = {name: {"a": TypeReport(abort_time=NOW - 500)} for name in everyone[-3:]}
+    seen = view(everyone[0], everyone, {**running, **empty}, {}, NOW)
+    assert seen.failing == set(everyone[-3:])
+    own = Own(running[everyone[0]]["a"])
+    hold = deficit_hold(TYPE, own, seen, NOW)
+    assert hold is not None and hold.probing
