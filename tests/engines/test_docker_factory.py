@@ -18,7 +18,7 @@ from vac.factory.watching import RENEW_SECONDS
 from vac.host.privileges import unprivileged_user
 from vac.machines.machine import Machine
 
-pytestmark = [pytest.mark.engine, pytest.mark.timeout(150)]
+pytestmark = [pytest.mark.engine, pytest.mark.slow, pytest.mark.timeout(150)]
 
 IN_DOCKER, IN_BUBBLEWRAP = "/var/spool/joboutputs", "/tmp/joboutputs"
 FIZZLE_SECONDS = 2
