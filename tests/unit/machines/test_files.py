@@ -185,6 +185,7 @@ def test_removal_copes_with_odd_names_modes_and_kinds(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.timeout(600)
 def test_a_very_deep_tree_exhausts_neither_stack_nor_descriptors(tmp_path: Path) -> None:
     top = tmp_path / "doomed"
     top.mkdir()
