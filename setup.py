@@ -9,6 +9,7 @@ HERE = Path(__file__).resolve().parent
 VERSION = re.findall(r'^__version__ = "(.+)"$', (HERE / "vac" / "__init__.py").read_text(), re.MULTILINE)[0]
 
 DOCKER = ["docker>=6,<8"]
+VMS = ["libvirt-python>=8,<13", "waitress>=2.1,<4"]
 TEST = ["hypothesis>=6.100,<7", "pytest>=8.2,<9", "pytest-timeout>=2.3,<3"]  # pytest 9 is not for 3.9
 LINT = [
     "import-linter>=2.1,<3",
@@ -16,6 +17,7 @@ LINT = [
     "ruff>=0.17,<0.18",  # each minor version may format differently
     "types-docker>=7,<8",
     "types-setuptools>=69",
+    "types-waitress>=3,<4",
 ]
 
 setup(
@@ -36,11 +38,17 @@ setup(
     packages=find_packages(include=["vac", "vac.*"]),
     package_data={"vac": ["py.typed"]},
     python_requires=">=3.9",
-    install_requires=["pycurl>=7.45,<8", "python-daemon>=2.3,<4", "setproctitle>=1.2,<2"],
+    install_requires=[
+        "cryptography>=36,<50",
+        "pycurl>=7.45,<8",
+        "python-daemon>=2.3,<4",
+        "setproctitle>=1.2,<2",
+    ],
     extras_require={
         "docker": DOCKER,
-        "test": [*TEST, *DOCKER],
-        "dev": [*TEST, *LINT, *DOCKER],
+        "vms": VMS,
+        "test": [*TEST, *DOCKER, "waitress>=2.1,<4"],
+        "dev": [*TEST, *LINT, *DOCKER, *VMS],
     },
     entry_points={
         "console_scripts": [
