@@ -7,17 +7,18 @@ from collections.abc import Mapping, Sequence
 
 from tests.engines.docker_fixture import PrivateEngine
 
-RUNTIME = """#!/usr/bin/env python3
-import json, os, sys
-words = sys.argv[1:]
-if "create" in words:
-    path = os.path.join(words[words.index("--bundle") + 1], "config.json")
-    with open(path) as file:
-        config = json.load(file)
-    del config["process"]["rlimits"]
-    with open(path, "w") as file:
-        json.dump(config, file)
-os.execv({runtime!r}, [{runtime!r}, *words])
+RUNTIME = """#!/bin/sh
+case " $* " in
+*" create "*) python3 {directory}/unlimited.py "$@" || exit ;;
+esac
+exec {runtime} "$@"
+"""
+UNLIMITED = """
+import json, pathlib, sys
+path = pathlib.Path(sys.argv[sys.argv.index("--bundle") + 1], "config.json")
+config = json.loads(path.read_text())
+del config["process"]["rlimits"]
+path.write_text(json.dumps(config))
 """
 """The runtime without limits on a process's resources: Podman raises them, which a host without CAP_SYS_RESOURCE
 refuses even to root. What Vac sets are limits of cgroups."""
@@ -52,7 +53,8 @@ class PrivatePodman(PrivateEngine):
     def prepare(self) -> None:
         """Its configuration, and the runtime."""
         runtime, init = shutil.which("runc"), shutil.which("docker-init")
-        (self.directory / "runc").write_text(RUNTIME.format(runtime=runtime))
+        (self.directory / "unlimited.py").write_text(UNLIMITED)
+        (self.directory / "runc").write_text(RUNTIME.format(runtime=runtime, directory=self.directory))
         (self.directory / "runc").chmod(0o755)
         configuration = CONFIGURATION.format(directory=self.directory, init=init)
         (self.directory / "containers.conf").write_text(configuration)
