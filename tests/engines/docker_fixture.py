@@ -103,6 +103,8 @@ class PrivateEngine(ABC):
     daemon: ClassVar[str]
     """The command that is the engine."""
     package: ClassVar[str]
+    live_restore: bool
+    """Containers go on when it ends."""
 
     def __init__(self) -> None:
         require({self.daemon: self.package, **NEEDED})
