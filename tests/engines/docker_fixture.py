@@ -103,6 +103,8 @@ class PrivateEngine(ABC):
     daemon: ClassVar[str]
     """The command that is the engine."""
     package: ClassVar[str]
+    registry_port: ClassVar[int] = 0
+    """Where it trusts a registry without TLS on its own loopback address; 0: at any port."""
     live_restore: bool
     """Containers go on when it ends."""
 
@@ -201,7 +203,7 @@ class PrivateEngine(ABC):
             with Path(f"/proc/{self._holder.pid}/ns/net").open("rb") as namespace:
                 if ctypes.CDLL(None, use_errno=True).setns(namespace.fileno(), 0):
                     raise OSError(ctypes.get_errno(), "setns")
-            made.append(socket.create_server(("127.0.0.1", 0)))
+            made.append(socket.create_server(("127.0.0.1", self.registry_port)))
 
         thread = threading.Thread(target=make)
         thread.start()

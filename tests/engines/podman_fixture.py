@@ -48,6 +48,7 @@ class PrivatePodman(PrivateEngine):
     kind = "podman"
     daemon = "podman"
     package = "podman"
+    registry_port = 5000
     live_restore = True
 
     def prepare(self) -> None:
@@ -57,11 +58,16 @@ class PrivatePodman(PrivateEngine):
         (self.directory / "runc").write_text(RUNTIME.format(runtime=runtime, directory=self.directory))
         (self.directory / "runc").chmod(0o755)
         configuration = CONFIGURATION.format(directory=self.directory, init=init)
+        (self.directory / "registries.conf").write_text(REGISTRIES.format(port=self.registry_port))
         (self.directory / "containers.conf").write_text(configuration)
 
     def environment(self) -> Mapping[str, str]:
         """See PrivateEngine."""
-        return {"CONTAINERS_CONF": f"{self.directory}/containers.conf", "TMPDIR": str(self.directory)}
+        return {
+            "CONTAINERS_CONF": f"{self.directory}/containers.conf",
+            "CONTAINERS_REGISTRIES_CONF": f"{self.directory}/registries.conf",
+            "TMPDIR": str(self.directory),
+        }
 
     def command(self) -> Sequence[str]:
         """See PrivateEngine."""

@@ -170,49 +170,6 @@ def test_a_user_that_the_image_lacks_is_named(machines: Machines) -> None:
     assert machines.driver.list() == []
 
 
-IN_A_USER_NAMESPACE = "mount -t tmpfs x /mnt && touch /mnt/file && id -u"
-WITH_A_PROC = f"mount -t proc x /proc && {IN_A_USER_NAMESPACE}"
-
-
-@pytest.mark.parametrize(
-    ("options", "user_namespace", "own_proc"),
-    [
-        ({"container_user": "pilot", "container_capabilities": ()}, True, True),
-        ({"container_user": "pilot"}, True, False),
-        ({}, None, False),  # that depends: since 5.12 the kernel asks root for CAP_SETFCAP
-        (
-            {"container_nested": False, "container_user": "pilot", "container_capabilities": ()},
-            False,
-            False,
-        ),
-    ],
-    ids=["pilot", "capable", "root", "not-nested"],
-)
-def test_nested_machines_may_use_user_namespaces_and_no_root_may_reach_the_hosts_settings(
-    engine: PrivateEngine,
-    machines: Machines,
-    options: dict[str, object],
-    user_namespace: bool | None,
-    own_proc: bool,
-) -> None:
-    script = (
-        "#!/bin/sh\ncd /var/spool/joboutputs\n"
-        f"unshare -U -r -m sh -c '{IN_A_USER_NAMESPACE}' > namespace\n"
-        f"unshare -U -r -m -p -f sh -c '{WITH_A_PROC}' > proc\n"
-        "echo name > /proc/sys/kernel/domainname && echo written > written\n"
-        "mount -t tmpfs x /mnt && echo mounted > mounted\n"
-        "touch done\n"
-    )
-    spec = machines.spec(script, **{"container_nested": True, **options})
-    machines.create(spec)
-    outputs = machines.wait_for_output(spec, "done")
-    if user_namespace is not None:
-        by_default = engine.kind == "podman"  # its profile allows them to everybody
-        assert (outputs / "namespace").read_text() == "0\n" * (user_namespace or by_default)
-    assert (outputs / "proc").read_text() == "0\n" * own_proc
-    assert not (outputs / "written").exists() and not (outputs / "mounted").exists()
-
-
 def test_limits_are_those_of_the_machine(machines: Machines, client: docker.APIClient) -> None:
     spec = machines.spec(LOOK)
     machines.create(spec)
