@@ -83,6 +83,16 @@ def slot_address(number: int) -> str:
     return f"169.254.{170 + third}.{fourth}"
 
 
+def address_slot(address: str) -> int | None:
+    """The number of the slot whose VM has this address; None if it is no slot's."""
+    words = address.split(".")
+    if len(words) != 4 or not all(word.isascii() and word.isdigit() and len(word) <= 3 for word in words):
+        return None
+    third, fourth = int(words[2]), int(words[3])
+    number = fourth if third == 169 else _FIRST_SERVICE_ADDRESS + 256 * (third - 170) + fourth
+    return number if number >= 0 and slot_address(number) == address else None
+
+
 class StateDir:
     """The paths below one state_dir."""
 
