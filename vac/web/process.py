@@ -19,7 +19,7 @@ from vac.machines.layout import StateDir
 from vac.machines.statefiles import touch_heartbeat
 from vac.roles import RoleOptions
 from vac.web.guests import Guests
-from vac.web.server import Server, allow_connections, listen
+from vac.web.server import Server, adjustments, allow_connections, listen
 from vac.web.wsgi import Answer, Request, application
 
 log = logging.getLogger(__name__)
@@ -62,9 +62,10 @@ def run(service: Service, options: RoleOptions, keep: tuple[int, ...] = ()) -> i
     _prepare_state(state, service.role)
     respond = service.open(state)
     allow_connections()
+    adjusted = adjustments(service.body_limit_bytes)
     become(unprivileged_user(), keep)
     app = application(respond, Guests(state, settings.factory_name))
-    server = Server(app, bound, service.body_limit_bytes)
+    server = Server(app, bound, adjusted)
     options.listen(server.stop, lambda: None)
     keeper = threading.Thread(
         target=_keep, args=(state, service.role, loader, settings, server.stop), daemon=True

@@ -73,24 +73,10 @@ class Server(TcpWSGIServer):
 
     channel_class = Channel
 
-    def __init__(self, app: WSGIApplication, bound: socket.socket, body_limit_bytes: int) -> None:
-        options: dict[str, Any] = {
-            "threads": THREADS,
-            "connection_limit": MOST_CONNECTIONS,
-            "channel_timeout": IDLE_SECONDS,
-            "cleanup_interval": IDLE_SECONDS // 3,
-            "max_request_header_size": HEADER_LIMIT_BYTES,
-            "max_request_body_size": body_limit_bytes + 1,
-            "outbuf_high_watermark": 64 * 1024 * 1024,  # an answer never waits for its client in a thread
-            "asyncore_use_poll": True,
-            "log_socket_errors": False,
-            "ident": "Vac",
-        }
+    def __init__(self, app: WSGIApplication, bound: socket.socket, adjustments: Adjustments) -> None:
         self._sockets: dict[int, Any] = {}
         sockinfo = (bound.family, bound.type, bound.proto, bound.getsockname())
-        super().__init__(
-            app, self._sockets, True, bound, None, Adjustments(**options), sockinfo, bind_socket=False
-        )
+        super().__init__(app, self._sockets, True, bound, None, adjustments, sockinfo, bind_socket=False)
         self._channels: Any = self.active_channels
         self._changes = OnChange(log)
 
@@ -126,6 +112,23 @@ class Server(TcpWSGIServer):
         logging.getLogger("waitress.queue").setLevel(logging.ERROR)
         self.run()
         self.task_dispatcher.shutdown()
+
+
+def adjustments(body_limit_bytes: int) -> Adjustments:
+    """Waitress's settings. To be made while the process may still read Python's own files."""
+    options: dict[str, Any] = {
+        "threads": THREADS,
+        "connection_limit": MOST_CONNECTIONS,
+        "channel_timeout": IDLE_SECONDS,
+        "cleanup_interval": IDLE_SECONDS // 3,
+        "max_request_header_size": HEADER_LIMIT_BYTES,
+        "max_request_body_size": body_limit_bytes + 1,
+        "outbuf_high_watermark": 64 * 1024 * 1024,  # an answer never waits for its client in a thread
+        "asyncore_use_poll": True,
+        "log_socket_errors": False,
+        "ident": "Vac",
+    }
+    return Adjustments(**options)
 
 
 def listen(address: str, port: int) -> socket.socket:

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 import pytest
 
 from vac.web import server
-from vac.web.server import MOST_OF_ONE_CLIENT, Server, listen
+from vac.web.server import MOST_OF_ONE_CLIENT, Server, adjustments, listen
 
 PATIENCE = 60
 BODY_LIMIT = 100_000
@@ -30,7 +30,7 @@ def serving() -> Iterator[int]:
         return [answer]
 
     bound = listen(QUICK, 0)
-    one = Server(app, bound, BODY_LIMIT)
+    one = Server(app, bound, adjustments(BODY_LIMIT))
     thread = threading.Thread(target=one.serve)
     thread.start()
     try:
