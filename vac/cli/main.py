@@ -24,6 +24,7 @@ _MODULES = (
     "config",
     "simulate",
     "apel",
+    "signature",
 )
 
 

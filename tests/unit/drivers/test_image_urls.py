@@ -18,8 +18,8 @@ URL = "https://user:secret@example.com/image.tar"
 MACHINETYPE = Machinetype("test", machine_model="docker", root_image=URL)
 
 
-def fail(url: str) -> Path:
-    assert url == URL
+def fail(source: str, signing_dn: str | None = None) -> Path:
+    assert source == URL
     raise DownloadFailed("the server answers with status 404")
 
 
