@@ -12,7 +12,7 @@ from pathlib import Path
 
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import rsa
+from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.x509.oid import NameOID
 
 DAY = 86400.0
@@ -73,6 +73,7 @@ def certify(
     issuer: Certified | None = None,
     *,
     own_key: rsa.RSAPrivateKey | None = None,
+    public_key: ec.EllipticCurvePublicKey | None = None,
     ca: bool = False,
     path_length: int | None = None,
     start: float | None = None,
@@ -84,7 +85,7 @@ def certify(
 ) -> Certified:
     """A certificate for /DC=…/CN=…, of itself if there is no issuer; by default valid from yesterday for ten days.
 
-    start and end in Unix seconds.
+    start and end in Unix seconds. public_key: certify this one, whose key somebody else has.
     """
     own_key = own_key or key(1 if issuer is None else 2 if ca else 3)
     now = time.time()
@@ -93,7 +94,7 @@ def certify(
         x509.CertificateBuilder()
         .subject_name(name)
         .issuer_name(issuer.certificate.subject if issuer else name)
-        .public_key(own_key.public_key())
+        .public_key(public_key or own_key.public_key())
         .serial_number(x509.random_serial_number())
         .not_valid_before(_time(now - DAY if start is None else start))
         .not_valid_after(_time(now + 10 * DAY if end is None else end))

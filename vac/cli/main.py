@@ -25,6 +25,7 @@ _MODULES = (
     "simulate",
     "apel",
     "signature",
+    "proxy",
 )
 
 
