@@ -17,6 +17,7 @@ import pytest
 
 from tests.conftest import require_root, require_tool
 from tests.engines.process_site import Site, group_makers, make_tree, open_site
+from vac.cli.main import main
 from vac.drivers.base import Preparing
 
 pytestmark = pytest.mark.engine
@@ -136,3 +137,22 @@ def test_image_with_a_url_is_downloaded_in_the_background(site: Site, images: Pa
     finally:
         server.shutdown()
         server.server_close()
+
+
+def test_doctor_tries_it(site: Site, capsys: pytest.CaptureFixture[str]) -> None:
+    conf = site.settings.state_dir / "vac.conf"
+    conf.write_text(
+        "[settings]\nvac_space = vac.example.com\nfactory_name = f1.example.com\nsingularity_user = nobody\n"
+        f"state_dir = {site.settings.state_dir}\n[machinetype t]\ntarget_share = 1\nmachine_model = singularity\n"
+        "root_image = image.sif\ncontainer_command = /bin/true\n"
+    )
+    tried = "ok       a container made by apptainer or singularity\n"
+    assert main(["--config", str(conf), "doctor"]) == 0
+    said = capsys.readouterr().out
+    assert tried in said
+    assert "ok       machinetype t\n" in said
+    FUSE.chmod(0o600)
+    assert main(["--config", str(conf), "doctor"]) == 1
+    said = capsys.readouterr().out
+    assert tried in said
+    assert "PROBLEM  machinetype t: /dev/fuse must be there, readable and writable for all" in said

@@ -265,14 +265,16 @@ def _identity(group: str) -> tuple[str, str]:
     return name, uuid
 
 
+def _model(machine_model: str) -> Model:
+    return cast(Model, importlib.import_module(MODELS[machine_model]))
+
+
 def _plan(spec: MachineSpec) -> tuple[Model, dict[str, Any]]:
     """How this machine is to be launched; everything but the cgroup."""
     kind = spec.machinetype.machine_model
     user = account(spec.settings)
-    if kind not in MODELS:
-        raise CreationFailed(f"machine_model {kind} is not available in this version")
-    model = cast(Model, importlib.import_module(MODELS[kind]))
-    program = _program(model, spec.settings)
+    model = _model(kind)
+    program = find_program(kind, spec.settings)
     try:
         plan = model.plan(spec, program)
     except ValueError as error:
@@ -286,8 +288,9 @@ def _plan(spec: MachineSpec) -> tuple[Model, dict[str, Any]]:
     return model, plan
 
 
-def _program(model: Model, settings: Settings) -> str:
+def find_program(machine_model: str, settings: Settings) -> str:
     """The path of the program that makes machines of this model. Raises CreationFailed if there is none."""
+    model = _model(machine_model)
     chosen = getattr(settings, model.OPTION) if model.OPTION else None
     if chosen is not None:
         if not os.access(chosen, os.X_OK):
@@ -301,10 +304,8 @@ def _program(model: Model, settings: Settings) -> str:
 
 def _fetches(machinetype: Machinetype) -> bool:
     """Is its image one to be downloaded?"""
-    module = MODELS.get(machinetype.machine_model)
-    if module is None or not (machinetype.root_image or "").startswith(("http://", "https://")):
-        return False
-    return cast(Model, importlib.import_module(module)).TAKES_URLS
+    is_url = (machinetype.root_image or "").startswith(("http://", "https://"))
+    return is_url and _model(machinetype.machine_model).TAKES_URLS
 
 
 def _limits(spec: MachineSpec) -> Limits:
