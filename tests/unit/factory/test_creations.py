@@ -170,7 +170,9 @@ def test_an_end_that_was_listed_before_the_creation_was_told_is_seen_at_once(wor
     world.start()
     world.turn()
     assert world.made
-    assert [(directory / "finished").exists() for directory in world.directories()] == [True] * len(world.made)
+    assert [(directory / "finished").exists() for directory in world.directories()] == [True] * len(
+        world.made
+    )
 
 
 def test_a_paused_machine_is_ended(world: World) -> None:
