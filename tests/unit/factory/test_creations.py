@@ -10,6 +10,7 @@ from tests.simulated import START, World, one_type
 from tests.unit.factory.conftest import MakeWorld
 from vac.drivers.base import EngineState, MachineSpec, Observed
 from vac.drivers.fake import FakeMachine, Script
+from vac.drivers.messages import Observation
 
 FAILURE = "t: f1-00.example.com: image not found"
 
@@ -151,6 +152,27 @@ def test_a_machine_that_dies_at_once_makes_no_record_and_is_held_back(world: Wor
     assert len(world.made) == 2
     assert list(world.status().held_here) == ["t"]
     assert (world.state.finishes / "t").read_text().endswith("f1-00.example.com\n")
+
+
+def test_an_end_that_was_listed_before_the_creation_was_told_is_seen_at_once(world: World) -> None:
+    world.scripts = lambda spec: Script(1.0, "200 Success")
+
+    def end(call: str, moment: str) -> None:
+        if (call, moment) == ("create", "after"):
+            world.clock.now += 2
+            world.engine().wake()
+            world.told_of_changes("docker")
+            seen, now = tuple(world.engine().driver().list()), world.clock.now
+            world.inbox.put(Observation("docker", seen, {}, now, now))
+            world.clock.now += 1
+
+    world.hook = end
+    world.start()
+    world.turn()
+    assert world.made
+    assert [(directory / "finished").exists() for directory in world.directories()] == [True] * len(
+        world.made
+    )
 
 
 def test_a_paused_machine_is_ended(world: World) -> None:
