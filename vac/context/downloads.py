@@ -139,6 +139,7 @@ class ImageCache:
                     return known_time
                 modified_time = answer.modified_time
                 file.flush()
+                os.fchmod(descriptor, 0o644)  # hypervisors don't read it as root
                 os.utime(temporary, (time.time(), modified_time))
                 os.fsync(descriptor)
             Path(temporary).replace(path)
