@@ -21,6 +21,7 @@ from vac.context.transfers import GRID_CERTIFICATES
 from vac.drivers.engine import Engine, InlineEngine
 from vac.drivers.late import LateDriver
 from vac.drivers.registry import driver_for, engine_name
+from vac.factory.contexts import Run, in_thread
 from vac.factory.floor import Floor, slot_names
 from vac.factory.loop import Factory, Message, Stop, Stuck, Wake
 from vac.factory.monitor import Monitor
@@ -101,6 +102,7 @@ def open_factory(
     open_engine: Callable[[str, Settings], InlineEngine] | None = None,
     names: Names | None = None,
     ask: Ask = ask_nobody,
+    run: Run = in_thread,
 ) -> Factory:
     """A factory with its slots as they are on disk. The keyword arguments are for tests."""
     settings = configuration.settings
@@ -130,4 +132,4 @@ def open_factory(
     )
     running = sum(1 for slot in floor.slots if slot.occupied)
     log.info("%s: %d machines found in %d slots", settings.factory_name, running, len(floor.slots))
-    return Factory(floor, loader, inbox, ask)
+    return Factory(floor, loader, inbox, ask, run)
