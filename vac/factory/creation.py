@@ -78,6 +78,7 @@ class Creation:
                 memory_bytes=settings.mb_per_processor * order.processors * 1024 * 1024,
                 directory=machine.directory,
                 files=files,
+                address=self._address(slot, machinetype),
             )
         )
 
