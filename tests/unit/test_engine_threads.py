@@ -30,7 +30,7 @@ from vac.drivers.messages import (
     Stopped,
 )
 
-PATIENCE = 5.0
+PATIENCE = 60.0
 
 
 class Clock:
