@@ -30,7 +30,7 @@ from vac.drivers.messages import (
     Stopped,
 )
 
-PATIENCE = 5.0
+PATIENCE = 60.0
 
 
 class Clock:
@@ -43,10 +43,13 @@ class Clock:
         return self.now
 
 
+DEADLINES = Deadlines()
+
+
 class Factory:
     """The loop's side of an engine: its queue."""
 
-    def __init__(self, clock: Clock, driver: FakeDriver, deadlines: Deadlines = Deadlines()) -> None:
+    def __init__(self, clock: Clock, driver: FakeDriver, deadlines: Deadlines = DEADLINES) -> None:
         self.messages: queue.SimpleQueue[Message] = queue.SimpleQueue()
         self.engine = Engine("fake", driver, self.messages.put, clock, deadlines)
 

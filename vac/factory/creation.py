@@ -121,6 +121,7 @@ class Creation:
                 memory_bytes=settings.mb_per_processor * order.processors * 1024 * 1024,
                 directory=machine.directory,
                 files=state.machinetype_files(machinetype.pipe or machinetype.name),
+                address=self._address(slot, machinetype),
             )
         )
 
