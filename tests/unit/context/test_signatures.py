@@ -109,6 +109,7 @@ def _flipped(tmp_path_factory: pytest.TempPathFactory, trust: Trust, signer: Cer
     FLIPPED.update(path=path, signer=signer, content=signed_image(CONTENT, signer), trust=trust)
 
 
+@pytest.mark.filterwarnings("ignore::cryptography.utils.CryptographyDeprecationWarning")
 @given(st.lists(st.tuples(st.integers(0, 5000), st.integers(0, 255)), min_size=1, max_size=3))
 def test_a_broken_certificate_is_refused_and_harms_nothing(changes: list[tuple[int, int]]) -> None:
     good: Certified = FLIPPED["signer"]
