@@ -25,6 +25,8 @@ _MODULES = (
     "pipe",
     "simulate",
     "apel",
+    "signature",
+    "proxy",
 )
 
 

@@ -16,6 +16,8 @@ from vac.config.loader import Loader
 from vac.config.machinetype import Machinetype
 from vac.config.settings import Settings
 from vac.context.downloads import ImageCache
+from vac.context.signatures import SignedImages
+from vac.context.transfers import GRID_CERTIFICATES
 from vac.drivers.engine import Engine, InlineEngine
 from vac.drivers.late import LateDriver
 from vac.drivers.registry import driver_for, engine_name
@@ -102,7 +104,7 @@ def open_factory(
 ) -> Factory:
     """A factory with its slots as they are on disk. The keyword arguments are for tests."""
     settings = configuration.settings
-    images = ImageCache(state.imagecache, state.tmp)
+    images = SignedImages(ImageCache(state.imagecache, state.tmp).fetch, GRID_CERTIFICATES, clock)
 
     def engine(machine_model: str, settings: Settings) -> InlineEngine:
         driver = LateDriver(lambda: driver_for(machine_model, settings, images.fetch))
