@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -31,6 +32,8 @@ class Verdict:
     flaws: tuple[Flaw, ...]
     document: PipeDocument | None = None
     """None: it can't be used at all."""
+    suffixes: tuple[str, ...] = ()
+    """Of the machinetypes that are right."""
 
     @property
     def right(self) -> bool:
@@ -63,7 +66,7 @@ def run_check(arguments: argparse.Namespace) -> int:
         verdict = examine(fetch(place) if "://" in place else read_file(Path(place)))
     except DownloadFailed as error:
         verdict = Verdict((Flaw("$", f"can't be fetched: {error}"),))
-    print(_check_json(verdict) if arguments.json else "\n".join(_check_lines(verdict)))
+    print(_check_json(verdict) if arguments.json else "\n".join(check_lines(verdict)))
     return 0 if verdict.right else 1
 
 
@@ -84,17 +87,21 @@ def examine(content: bytes) -> Verdict:
         found = parse_pipe(content)
     except Refused as error:
         return Verdict(error.flaws)
-    return Verdict((*found.flaws, *review(found)), found)
+    more = list(review(found))
+    unfit = [flaw.path.rpartition(".")[0] for flaw in more if flaw.serious]
+    suffixes = tuple(entry.suffix for entry in found.entries if entry.path not in unfit)
+    return Verdict(tuple(sorted([*found.flaws, *more], key=lambda flaw: not flaw.serious)), found, suffixes)
 
 
-def _check_lines(verdict: Verdict) -> list[str]:
+def check_lines(verdict: Verdict) -> list[str]:
+    """A verdict for people."""
     lines = [f"{'error' if flaw.serious else 'warning'}: {_printable(str(flaw))}" for flaw in verdict.flaws]
     errors = sum(flaw.serious for flaw in verdict.flaws)
     counts = f"{_count(errors, 'error')}, {_count(len(verdict.flaws) - errors, 'warning')}"
     if verdict.document is None:
         return [*lines, f"The document can't be used: {counts}."]
-    suffixes = [entry.suffix for entry in verdict.document.entries]
-    types = _count(len(suffixes), "machinetype") + (f" ({', '.join(suffixes)})" if suffixes else "")
+    names = f" ({', '.join(verdict.suffixes)})" if verdict.suffixes else ""
+    types = _count(len(verdict.suffixes), "machinetype") + names
     can = f"The document can be used: {types}, asked for again after {verdict.document.cache_seconds} s"
     return [*lines, f"{can}: {counts}."]
 
@@ -106,7 +113,7 @@ def _check_json(verdict: Verdict) -> str:
         "errors": [_plain(flaw) for flaw in verdict.flaws if flaw.serious],
         "warnings": [_plain(flaw) for flaw in verdict.flaws if not flaw.serious],
         "cache_seconds": found.cache_seconds if found else None,
-        "suffixes": [entry.suffix for entry in found.entries] if found else [],
+        "suffixes": verdict.suffixes,
     }
     return json.dumps(content, indent=2)
 
@@ -126,7 +133,7 @@ def run_show(arguments: argparse.Namespace) -> int:
         blocks = ["\n".join(_show_lines(configuration, name, time.time())) for name in names]
         print("\n\n".join(blocks or ["No pipe is configured." if not strangers else ""]))
     for name in strangers:
-        print(f"vac: there is no [vacuum_pipe {name}]")
+        print(f"vac: there is no [vacuum_pipe {name}]", file=sys.stderr)
     return 1 if strangers else 0
 
 
