@@ -77,6 +77,8 @@ def examine(arguments: argparse.Namespace) -> Iterator[Finding]:
     settings = configuration.settings
     yield from _host(settings)
     yield from _peers(settings)
+    for name, copy in configuration.copies.items():
+        yield Finding(f"pipe {name}", copy.trouble(), serious=False)
     wanted = [one for one in configuration.machinetypes.values() if one.target_share > 0]
     for model in sorted({one.machine_model for one in wanted}):
         yield from _model(model, settings)

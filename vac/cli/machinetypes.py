@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Sequence
 
-from vac.cli import space, tables
+from vac.cli import common, space, tables
+from vac.machines import status as statuses
+from vac.machines.layout import StateDir
 from vac.vacquery.messages import AnyStatus, Kind, MachinetypeStatus
 
 
@@ -30,4 +33,20 @@ def run(arguments: argparse.Namespace) -> int:
         types = [status for status in statuses if isinstance(status, MachinetypeStatus)]
         return tables.type_rows(types, colour) if name is None else tables.machinetype_rows(types, colour)
 
-    return space.run(arguments, Kind.MACHINETYPES, rows, chosen)
+    code = space.run(arguments, Kind.MACHINETYPES, rows, chosen)
+    if not arguments.watch:
+        _tell_pipes(arguments)
+    return code
+
+
+def _tell_pipes(arguments: argparse.Namespace) -> None:
+    """What is the matter with this host's pipes: why machinetypes may be missing or old."""
+    status = statuses.read(StateDir(common.settings(arguments).state_dir))
+    for pipe, trouble in (status.pipes if status else {}).items():
+        if trouble and _matches(arguments.name, pipe):
+            print(tables.printable(f"vac: pipe {pipe}: {trouble}"), file=sys.stderr)
+
+
+def _matches(machinetype: str | None, pipe: str) -> bool:
+    """Is it about all machinetypes, or one that would come from this pipe?"""
+    return machinetype is None or machinetype.startswith(f"{pipe}-")

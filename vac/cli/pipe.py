@@ -20,9 +20,8 @@ from vac.config.pipe_document import PipeDocument, parse_pipe
 from vac.config.pipe_types import review
 from vac.config.strict_json import Flaw, Refused
 from vac.config.values import without_password
-from vac.context.transfers import DownloadFailed, Limits, document
-
-LIMITS = Limits(largest_bytes=pipe_document.LARGEST_BYTES)
+from vac.context.pipes import fetch_pipe
+from vac.context.transfers import DownloadFailed
 
 
 @dataclass(frozen=True)
@@ -63,16 +62,11 @@ def run_check(arguments: argparse.Namespace) -> int:
     """Carry out `vac pipe check`: 0 if all is right, 1 if anything is left out or nothing can be used."""
     place: str = arguments.place
     try:
-        verdict = examine(fetch(place) if "://" in place else read_file(Path(place)))
+        verdict = examine(fetch_pipe(place) if "://" in place else read_file(Path(place)))
     except DownloadFailed as error:
         verdict = Verdict((Flaw("$", f"can't be fetched: {error}"),))
     print(_check_json(verdict) if arguments.json else "\n".join(check_lines(verdict)))
     return 0 if verdict.right else 1
-
-
-def fetch(url: str) -> bytes:
-    """The document at this URL. Raises DownloadFailed."""
-    return document(url, LIMITS)
 
 
 def read_file(path: Path) -> bytes:

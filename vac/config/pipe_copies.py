@@ -6,6 +6,7 @@ URL it came from and how the last attempt failed. Only the factory writes them.
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 from collections.abc import Mapping
@@ -35,6 +36,8 @@ class PipeCopy:
     failure: str | None = None
     """Why the last attempt to fetch it failed; None: it didn't."""
     failure_time: float = 0.0
+    foreign: bool = False
+    """There is a copy, but of what another URL has answered."""
 
     @property
     def cache_seconds(self) -> int:
@@ -69,7 +72,7 @@ def record_path(directory: Path, prefix: str) -> Path:
 
 def record(url: str, failure: str | None = None, failure_time: float = 0.0) -> bytes:
     """The content of PREFIX.fetch, in which a URL's password doesn't appear."""
-    content = {"url_sha256": _digest(url.encode()), "failure": failure, "failure_time": failure_time}
+    content = {"url_sha256": digest(url.encode()), "failure": failure, "failure_time": failure_time}
     return json.dumps(content).encode("ascii")
 
 
@@ -78,8 +81,8 @@ def read_copy(directory: Path, pipe: VacuumPipe) -> PipeCopy:
     path = document_path(directory, pipe.name)
     try:
         found = _record(directory, pipe.name)
-        if found.get("url_sha256") not in (None, _digest(pipe.vacuum_pipe_url.encode())):
-            return PipeCopy()
+        if found.get("url_sha256") not in (None, digest(pipe.vacuum_pipe_url.encode())):
+            return PipeCopy(foreign=True)
         with path.open("rb") as file:
             content = file.read(LARGEST_BYTES + 1)
         fetched_time = path.stat().st_mtime
@@ -88,7 +91,7 @@ def read_copy(directory: Path, pipe: VacuumPipe) -> PipeCopy:
     except OSError as error:
         return PipeCopy(problem=f"its copy {error.filename or path} can't be read: {error.strerror}")
     try:
-        copy = PipeCopy(fetched_time, parse_pipe(content), _digest(content))
+        copy = PipeCopy(fetched_time, parse_pipe(content), digest(content))
     except Refused as error:
         copy = PipeCopy(problem=f"its copy {path} can't be used: {error}")
     return _with_failure(copy, found)
@@ -98,7 +101,7 @@ def _with_failure(copy: PipeCopy, found: Mapping[str, object]) -> PipeCopy:
     failure, time = found.get("failure"), found.get("failure_time")
     if not isinstance(failure, str) or not isinstance(time, (int, float)):
         return copy
-    return PipeCopy(copy.fetched_time, copy.document, copy.digest, copy.problem, failure, float(time))
+    return dataclasses.replace(copy, failure=failure, failure_time=float(time))
 
 
 def _record(directory: Path, prefix: str) -> Mapping[str, object]:
@@ -110,5 +113,6 @@ def _record(directory: Path, prefix: str) -> Mapping[str, object]:
     return found if isinstance(found, dict) else {}
 
 
-def _digest(content: bytes) -> str:
+def digest(content: bytes) -> str:
+    """What tells one document from another."""
     return hashlib.sha256(content).hexdigest()

@@ -14,6 +14,9 @@ from tests.https_server import HTML, Page, Web
 from vac.cli import main as command
 from vac.cli import pipe
 from vac.config.pipe_copies import DIRECTORY, document_path, record, record_path
+from vac.machines import status as statuses
+from vac.machines.layout import StateDir
+from vac.machines.status import Status
 
 URL = "https://me:hunter2@vo.example.org/pipe"
 
@@ -23,7 +26,7 @@ def config(tmp_path: Path) -> Path:
     """A configuration with two pipes, of which one has a copy."""
     path = tmp_path / "vac.conf"
     path.write_text(
-        f"[settings]\nvac_space = vac01.example.org\nfactory_name = vac-01.example.org\n"
+        "[settings]\nvac_space = vac01.example.org\nfactory_name = vac-01.example.org\nvacquery_port = 9\n"
         f"state_dir = {tmp_path / 'state'}\n"
         f"[vacuum_pipe vo]\nvacuum_pipe_url = {URL}\ntarget_share = 2\n"
         "[vacuum_pipe new]\nvacuum_pipe_url = https://new.example.org/\n"
@@ -174,3 +177,19 @@ def test_config_check_tells_what_is_the_matter_with_pipes(
 def test_config_show_says_where_a_type_comes_from(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run("--config", str(config), "config", "show") == 0
     assert "# from [vacuum_pipe vo]\n[machinetype vo-good]\n" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [([], ["odd", "vo"]), (["vo-prod"], ["vo"]), (["local"], [])],
+)
+def test_machinetypes_tells_what_is_the_matter_with_pipes(
+    config: Path, capsys: pytest.CaptureFixture[str], words: list[str], told: list[str]
+) -> None:
+    pipes = {"vo": "the server can't be connected to; the copy in the cache serves", "well": None, "odd": "x"}
+    state = StateDir(config.parent / "state")
+    state.prepare()
+    statuses.write(state, Status(pipes=pipes))
+    run("--config", str(config), "machinetypes", "-t", "0.1", *words)
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("vac: pipe ")]
+    assert lines == [f"vac: pipe {name}: {pipes[name]}" for name in told]
