@@ -7,12 +7,12 @@ import os
 import pwd
 import shutil
 import socket
-import subprocess
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from vac.cli import common
+from vac.cli.doctor_processes import apptainer_problem, bubblewrap_problem, image_file_problem
 from vac.config.errors import ConfigurationError
 from vac.config.load import Configuration
 from vac.config.machinetype import Machinetype
@@ -27,7 +27,6 @@ from vac.machines import requests
 from vac.machines.layout import StateDir
 from vac.scheduling.guards import LEAST_FREE_BYTES
 
-TRY_SECONDS = 20.0
 _CONTAINERS = ("docker", "singularity", "bubblewrap")
 
 
@@ -80,7 +79,10 @@ def examine(arguments: argparse.Namespace) -> Iterator[Finding]:
     for name, copy in configuration.copies.items():
         yield Finding(f"pipe {name}", copy.trouble(), serious=False)
     wanted = [one for one in configuration.machinetypes.values() if one.target_share > 0]
-    for model in sorted({one.machine_model for one in wanted}):
+    models = sorted({one.machine_model for one in wanted})
+    if {"bubblewrap", "singularity"} & set(models):
+        yield from _process_containers(settings)
+    for model in models:
         yield from _model(model, settings)
     for one in wanted:
         yield from _machinetype(one, configuration)
@@ -122,8 +124,9 @@ def _peers(settings: Settings) -> Iterator[Finding]:
 
 def _model(model: str, settings: Settings) -> Iterator[Finding]:
     if model == "bubblewrap":
-        yield from _process_containers(settings)
-        yield _bubblewrap(settings)
+        yield Finding("bubblewrap in an unprivileged user namespace", bubblewrap_problem(settings))
+    if model == "singularity":
+        yield Finding("a container made by apptainer or singularity", apptainer_problem(settings))
     try:
         driver = driver_for(model, settings)
         driver.list()
@@ -149,37 +152,6 @@ def _process_containers(settings: Settings) -> Iterator[Finding]:
         yield Finding("cgroups", str(error))
 
 
-def _bubblewrap(settings: Settings) -> Finding:
-    """Try it as the account that machines run as: user namespaces may be switched off."""
-    what = "bubblewrap in an unprivileged user namespace"
-    program = shutil.which("bwrap")
-    if program is None:
-        return Finding(what, "bwrap is not installed: install the package bubblewrap")
-    command = [program, "--unshare-user", "--unshare-pid", "--ro-bind", "/", "/", "--proc", "/proc", "true"]
-    try:
-        if os.geteuid() == 0:
-            user = account(settings)
-            done = subprocess.run(
-                command,
-                user=user.pw_uid,
-                group=user.pw_gid,
-                extra_groups=[],
-                capture_output=True,
-                timeout=TRY_SECONDS,
-                check=False,
-            )
-        else:
-            done = subprocess.run(command, capture_output=True, timeout=TRY_SECONDS, check=False)
-    except (OSError, CreationFailed, subprocess.SubprocessError) as error:
-        return Finding(what, str(error))
-    if done.returncode == 0:
-        return Finding(what)
-    said = done.stderr.decode(errors="replace").strip()
-    return Finding(
-        what, f"{said}; see sysctl user.max_user_namespaces and kernel.apparmor_restrict_unprivileged_userns"
-    )
-
-
 def _machinetype(one: Machinetype, configuration: Configuration) -> Iterator[Finding]:
     what = f"machinetype {one.name}"
     settings = configuration.settings
@@ -188,6 +160,8 @@ def _machinetype(one: Machinetype, configuration: Configuration) -> Iterator[Fin
     problems += _context(one, settings, files)
     if one.machine_model in _CONTAINERS and one.cvmfs_repositories and not Path("/cvmfs").is_dir():
         problems.append("/cvmfs isn't there: install and configure CernVM-FS")
+    if one.machine_model == "singularity" and not (files / (one.root_image or "")).is_dir():
+        problems += filter(None, [image_file_problem(settings)])
     if one.token_dir is not None and not one.token_dir.is_dir():
         problems.append(f"token_dir {one.token_dir} isn't there")
     for problem in problems:

@@ -118,7 +118,7 @@ class Pipes:
         watch.copy = dataclasses.replace(self._read(pipe), failure=failure or None, failure_time=now)
         self._tell(pipe, watch)
         if watch.copy.digest != before:
-            log.info("pipe %s: there is another document", pipe.name)
+            log.info("pipe %s: a new document", pipe.name)
         return watch.copy.digest != before
 
     def _keep(self, pipe: VacuumPipe, content: bytes, now: float) -> None:
