@@ -46,7 +46,7 @@ _FILE_WORDS = "the name of a file in files/, without directory"
 _NARROWER: Mapping[str, tuple[str, str]] = {
     "user_data": (f"{_WEB}|{_FILE}", f"an http:// or https:// URL, or {_FILE_WORDS}"),
     "root_image": (
-        rf"{_WEB}|docker://[A-Za-z0-9][A-Za-z0-9._/:@-]*|/cvmfs{_PATH}|{_FILE}",
+        rf"{_WEB}|docker://[A-Za-z0-9][A-Za-z0-9._/:@-]*|/cvmfs/[A-Za-z0-9_.+@=,:/-]+|{_FILE}",
         f"an http://, https:// or docker:// URL, a path below /cvmfs/, or {_FILE_WORDS}",
     ),
     "heartbeat_file": (_FILE, "a file's name without directory"),
