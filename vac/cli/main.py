@@ -27,6 +27,7 @@ _MODULES = (
     "apel",
     "signature",
     "proxy",
+    "user_data",
 )
 
 

@@ -189,7 +189,7 @@ def test_machinetypes_tells_what_is_the_matter_with_pipes(
     pipes = {"vo": "the server can't be connected to; the copy in the cache serves", "well": None, "odd": "x"}
     state = StateDir(config.parent / "state")
     state.prepare()
-    statuses.write(state, Status(pipes=pipes))
+    statuses.write(state, Status(factory="f1", pipes=pipes))
     run("--config", str(config), "machinetypes", "-t", "0.1", *words)
-    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("vac: pipe ")]
-    assert lines == [f"vac: pipe {name}: {pipes[name]}" for name in told]
+    lines = [line for line in capsys.readouterr().out.splitlines() if "pipe" in line]
+    assert lines == [f"On f1, pipe {name}: {pipes[name]}" for name in told]
