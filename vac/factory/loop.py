@@ -19,6 +19,7 @@ from vac.factory.deciding import Deciding
 from vac.factory.ending import Ending
 from vac.factory.floor import Floor
 from vac.factory.orders import Orders
+from vac.factory.pipes import PipeFetched, Pipes
 from vac.factory.reporting import Reporting
 from vac.factory.rules import Rules
 from vac.factory.space import Answers, Ask, Space
@@ -50,7 +51,7 @@ class Stuck(Exception):
     """A thread of an engine never returned; only a new process helps."""
 
 
-Message = Union[engines.Message, ContextMessage, DiskMessage, HealthChecked, Answers, Wake, Stop]
+Message = Union[engines.Message, ContextMessage, DiskMessage, HealthChecked, Answers, PipeFetched, Wake, Stop]
 
 
 class Factory:
@@ -70,6 +71,7 @@ class Factory:
         self.deciding = Deciding(floor, self.creation, self.orders, self.space)
         self.reporting = Reporting(floor, self.deciding)
         self.loader = loader
+        self.pipes = Pipes(floor, inbox.put)
         self.next_cycle_time = floor.clock()
         self._turn_time = self.next_cycle_time
         self.stopping = False
@@ -93,6 +95,7 @@ class Factory:
             DiskNotMeasured: self.rules.not_measured,
             HealthChecked: self._health_checked,
             Answers: self._answered,
+            PipeFetched: self._pipe_fetched,
             Wake: self._woken,
             Stop: self._stop,
         }
@@ -120,6 +123,7 @@ class Factory:
             return
         if due:
             self._cycle()
+        self.pipes.start_due(now)
         self._check_engines(now)
         self.rules.check(now)
         self.creation.check(now)
@@ -302,6 +306,11 @@ class Factory:
         self._look(message.engine)
         if not message.name:
             self.floor.changed = True
+
+    def _pipe_fetched(self, message: PipeFetched) -> None:
+        """Another document is another configuration, which is loaded at once."""
+        if self.pipes.fetched(message):
+            self.next_cycle_time = self.floor.clock()
 
     def _woken(self, message: Wake) -> None:
         self.next_cycle_time = self.floor.clock()
