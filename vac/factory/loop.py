@@ -19,9 +19,11 @@ from vac.factory.ending import Ending
 from vac.factory.floor import Floor
 from vac.factory.orders import Orders
 from vac.factory.reporting import Reporting
+from vac.factory.repositories import Repositories
 from vac.factory.rules import Rules
 from vac.factory.space import Answers, Ask, Space
 from vac.factory.watching import Watcher
+from vac.host.cvmfs import RepositorySeen, RepositoryWatch
 from vac.host.disk import DiskMeasured, DiskMessage, DiskMeter, DiskNotMeasured
 from vac.host.health import HealthCheck, HealthChecked
 
@@ -49,7 +51,7 @@ class Stuck(Exception):
     """A thread of an engine never returned; only a new process helps."""
 
 
-Message = Union[engines.Message, DiskMessage, HealthChecked, Answers, Wake, Stop]
+Message = Union[engines.Message, DiskMessage, HealthChecked, RepositorySeen, Answers, Wake, Stop]
 
 
 class Factory:
@@ -64,7 +66,8 @@ class Factory:
         self.rules = Rules(floor, self.ending, DiskMeter(inbox.put))
         self.orders = Orders(floor, self.ending)
         self.space = Space(ask, inbox.put, floor.clock)
-        self.deciding = Deciding(floor, self.creation, self.orders, self.space)
+        self.repositories = Repositories(floor, RepositoryWatch(inbox.put))
+        self.deciding = Deciding(floor, self.creation, self.orders, self.space, self.repositories)
         self.reporting = Reporting(floor, self.deciding)
         self.loader = loader
         self.next_cycle_time = floor.clock()
@@ -87,6 +90,7 @@ class Factory:
             DiskMeasured: self.rules.measured,
             DiskNotMeasured: self.rules.not_measured,
             HealthChecked: self._health_checked,
+            RepositorySeen: self.repositories.seen,
             Answers: self._answered,
             Wake: self._woken,
             Stop: self._stop,
@@ -165,6 +169,7 @@ class Factory:
             engine.request_observation()
         self.rules.measure()
         self._check_health()
+        self.repositories.look()
         self.reporting.cycle()
         self.next_cycle_time = self.floor.clock() + CYCLE_SECONDS
 
