@@ -247,11 +247,15 @@ class World:
         self.start()
         self.run(120.0)
 
+    def told_of_changes(self, engine: str) -> None:
+        """The factory knows of all that has changed at this engine until now."""
+        self._heard[engine] = len(self.engines[engine].changes)
+
     def _tell_changes(self) -> None:
         for name, engine in self.engines.items():
             engine.wake()
             if self._heard.get(name) != len(engine.changes) and engine.unavailable is None:
-                self._heard[name] = len(engine.changes)
+                self.told_of_changes(name)
                 self.inbox.put(Changed(name, ""))
 
     # What there is

@@ -322,21 +322,22 @@ def test_events_name_the_machine(machines: Machines, client: docker.APIClient) -
         ]
         for change in changes:
             change()
-            while news.get(timeout=10) != spec.name:
+            while news.get(timeout=60) != spec.name:
                 pass  # late news of an earlier test's machines
         stranger = client.create_container(IMAGE, ["/bin/sleep", "600"])["Id"]
         client.start(stranger)
         client.remove_container(stranger, force=True)
         machines.driver.close()
-        assert spec.name not in iter(lambda: news.get(timeout=10), None)
+        assert spec.name not in iter(lambda: news.get(timeout=60), None)
 
 
 def test_an_end_is_listed_as_soon_as_it_is_told(machines: Machines) -> None:
     with machines.listening() as news:
-        for _ in range(3):
-            spec = machines.spec("#!/bin/sh\nexec sleep 0.5\n")
+        for number in range(80, 83):
+            name = f"factory1-{number}.example.com"
+            spec = replace(machines.spec("#!/bin/sh\nexec sleep 0.5\n"), name=name)
             machines.create(spec)
-            while news.get(timeout=10) != spec.name:
+            while news.get(timeout=60) != spec.name:
                 pass
             assert machines.state(spec) is EngineState.ENDED
 

@@ -188,6 +188,20 @@ def test_the_service_manager_learns_of_readiness_life_and_end(vacd: Vacd) -> Non
     assert vacd.wait() == 0
 
 
+def test_what_only_vms_need_is_started_when_there_may_be_some(vacd: Vacd) -> None:
+    vacd.start(factory="knowing_vms", environ=notify(vacd), timing={"first_pause": 0.05})
+    both_ready(vacd)
+    vacd.wait_for_notification("STATUS=factory ready; responder ready")
+    assert "web" not in vacd.log()
+    vacd.signal(signal.SIGUSR1)
+    pid = vacd.wait_for("web", "ready")["pid"]
+    vacd.wait_for_notification("STATUS=factory ready; responder ready; web ready")
+    os.kill(pid, signal.SIGKILL)
+    assert vacd.wait_for("web", "ready")["pid"] != pid
+    vacd.signal(signal.SIGTERM)
+    assert vacd.wait() == 0
+
+
 def test_a_dead_role_shows_in_the_status(vacd: Vacd) -> None:
     vacd.start(environ=notify(vacd), timing={"first_pause": 0.05})
     os.kill(vacd.wait_for("factory", "ready")["pid"], signal.SIGKILL)

@@ -24,6 +24,8 @@ _MODULES = (
     "config",
     "simulate",
     "apel",
+    "signature",
+    "proxy",
 )
 
 

@@ -116,6 +116,17 @@ class Driver(Protocol):
         """Let go of connections and wake events(). Machines go on running."""
 
 
+class Fetch(Protocol):
+    """What a driver gets images with."""
+
+    def __call__(self, source: str, signing_dn: str | None = None) -> Path:
+        """The local path of the image with this URL or path; if signing_dn is given, it is signed by that DN.
+
+        source is an http or https URL, or an absolute path, which is the answer, too. Blocks as long as downloading
+        and reading it take; the same file is read through for its signature once only. Raises OSError with a reason.
+        """
+
+
 @runtime_checkable
 class Preparing(Protocol):
     """A driver that needs something before it can create, which it gets in the background."""

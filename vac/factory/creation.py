@@ -63,6 +63,7 @@ class Creation:
             user_data=content,
             access=self._access(machinetype),
             ip=self._address(slot, machinetype),
+            root_public_key=self._root_key() if machinetype.machine_model in VM_MODELS else None,
         )
         slot.clear(machine)
         slot.creating = True
@@ -85,13 +86,30 @@ class Creation:
             reader = unprivileged_user()
             return creation.Access(any_user=True, reader_gid=reader.pw_gid if reader else None)
         if machinetype.machine_model in VM_MODELS:
-            return creation.Access()
+            writer = unprivileged_user()
+            return creation.Access(writer.pw_uid, writer.pw_gid) if writer else creation.Access()
         user = account(self.floor.settings)
         return creation.Access(user.pw_uid, user.pw_gid)
 
     def _address(self, slot: Slot, machinetype: Machinetype) -> str | None:
         number = slot_number(self.floor.settings.factory_name, slot.name)
         return slot_address(number) if machinetype.machine_model in VM_MODELS and number is not None else None
+
+    def _root_key(self) -> bytes | None:
+        """The ssh key offered to VMs; None if the site has none. A broken one holds no machine up."""
+        path = self.floor.settings.root_public_key
+        try:
+            key = path.read_bytes()
+            problem = "it holds a private key" if b"PRIVATE KEY" in key else None
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            key, problem = b"", error.strerror
+        if problem is None:
+            return key
+        text = f"root_public_key {path} is not offered to VMs: {problem}"
+        self.floor.changes.say("root_public_key", text, logging.WARNING)
+        return None
 
     def created(self, slot: Slot, answer: Created) -> None:
         """The engine has made it: it runs from now on."""

@@ -248,11 +248,13 @@ class Factory:
         """Nothing is concluded from not seeing."""
 
     def _created(self, message: engines.Created) -> None:
+        """What was observed earlier tells nothing of it, though it may have ended already."""
         self._settle(message)
         slot = self.floor.slots.get(message.name)
         if slot is not None:
             self.creation.created(slot, message)
             self.rules.look_again()
+        self._look(message.engine)
 
     def _refused(self, message: engines.CreationRefused) -> None:
         self._settle(message)

@@ -19,7 +19,8 @@ from urllib.parse import quote
 import pytest
 
 import vac
-from vac.context.downloads import DownloadFailed, ImageCache, Limits
+from vac.context.downloads import ImageCache
+from vac.context.transfers import DownloadFailed, Limits
 
 OLD, NEW = 1_600_000_000, 1_600_086_400
 CACHED, CHANGED = b"the cached image", b"another image"
@@ -179,7 +180,7 @@ def test_what_a_status_means(server: ImageServer, place: Place, status: int, cop
 
 def test_another_success_than_200_is_no_image(server: ImageServer, place: Place) -> None:
     server.status = 203
-    with pytest.raises(DownloadFailed, match="status 203, which is no image"):
+    with pytest.raises(DownloadFailed, match="status 203 instead of 200"):
         place.cache().fetch(server.url)
 
 

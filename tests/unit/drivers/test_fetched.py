@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from vac.context.downloads import DownloadFailed
+from vac.context.transfers import DownloadFailed
 from vac.drivers.fetched import FIRST_PAUSE_SECONDS, REFRESH_SECONDS, FetchedImages
 
 URL = "https://user:secret@example.com/image.sif"

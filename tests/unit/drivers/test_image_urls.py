@@ -10,7 +10,7 @@ import pytest
 
 from vac.config.machinetype import Machinetype
 from vac.config.settings import Settings
-from vac.context.downloads import DownloadFailed
+from vac.context.transfers import DownloadFailed
 from vac.drivers.docker_engine import DockerDriver
 from vac.drivers.registry import driver_for
 
@@ -18,8 +18,8 @@ URL = "https://user:secret@example.com/image.tar"
 MACHINETYPE = Machinetype("test", machine_model="docker", root_image=URL)
 
 
-def fail(url: str) -> Path:
-    assert url == URL
+def fail(source: str, signing_dn: str | None = None) -> Path:
+    assert source == URL
     raise DownloadFailed("the server answers with status 404")
 
 
