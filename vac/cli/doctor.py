@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import pwd
 import shutil
 import socket
+import stat
+import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +20,6 @@ from vac.config.errors import ConfigurationError
 from vac.config.load import Configuration
 from vac.config.machinetype import Machinetype
 from vac.config.settings import Settings
-from vac.context import user_data
 from vac.drivers.base import CreationFailed, EngineUnavailable
 from vac.drivers.processes import account
 from vac.drivers.registry import driver_for
@@ -155,7 +157,7 @@ def _machinetype(one: Machinetype, configuration: Configuration) -> Iterator[Fin
     settings = configuration.settings
     problems = [configuration.unusable[one.name]] if one.name in configuration.unusable else []
     files = StateDir(settings.state_dir).machinetype_files(one.pipe or one.name)
-    problems += _context(one, settings, files)
+    problems += _context(one, settings)
     if one.machine_model in _CONTAINERS and one.cvmfs_repositories and not Path("/cvmfs").is_dir():
         problems.append("/cvmfs isn't there: install and configure CernVM-FS")
     if one.machine_model == "singularity" and not (files / (one.root_image or "")).is_dir():
@@ -168,10 +170,18 @@ def _machinetype(one: Machinetype, configuration: Configuration) -> Iterator[Fin
         yield Finding(what)
 
 
-def _context(one: Machinetype, settings: Settings, files: Path) -> Iterable[str]:
-    if (one.user_data or "").startswith(("http://", "https://")):
-        return
+def _context(one: Machinetype, settings: Settings) -> Iterable[str]:
+    """Try to make user_data, which may mean to ask a server. The library for proxies is loaded only here."""
+    from vac.context.proxies import KEY_FILE
+    from vac.context.user_data import ContextError, Templates, Wanted, make_user_data
+
+    directory, now = StateDir(settings.state_dir).machinetype(one.pipe or one.name), time.time()
+    wanted = Wanted(one, settings, "test", "test", directory, now, now + one.max_wallclock_seconds)
     try:
-        user_data.make_user_data(one, settings, name="test", uuid="test", version="", files_dir=files)
-    except user_data.ContextError as error:
+        make_user_data(wanted, Templates())
+    except ContextError as error:
         yield str(error)
+    key = directory / KEY_FILE
+    with contextlib.suppress(OSError):
+        if one.user_data_proxy and stat.S_IMODE(key.stat().st_mode) & 0o077:
+            yield f"others can read {key}: chmod 600 it"

@@ -26,6 +26,7 @@ _MODULES = (
     "apel",
     "signature",
     "proxy",
+    "user_data",
 )
 
 

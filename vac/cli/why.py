@@ -69,11 +69,16 @@ def reasons(status: Status, machinetype: str | None, now: float) -> Iterator[str
 
 
 def _of_type(status: Status, facts: TypeFacts, now: float) -> Iterator[str]:
-    failed = status.failed.get(facts.name)
     reason = status.passed_over.get(facts.name)
     if reason is None and status.guard is None:
         reason = "can be created"
     if reason is not None:
         yield f"{facts.name}: {reason}"
-    if failed is not None:
-        yield f"{facts.name}: the last creation failed {now - failed.time:.0f} s ago: {failed.reason}"
+    yield from failures(status, facts.name, now)
+
+
+def failures(status: Status, machinetype: str | None, now: float) -> Iterator[str]:
+    """What went wrong with the last creation of this type, or of each, unless one has succeeded since."""
+    for name, failed in status.failed.items():
+        if machinetype in (None, name):
+            yield f"{name}: the last creation failed {now - failed.time:.0f} s ago: {failed.reason}"

@@ -101,6 +101,7 @@ class ImageCache:
                     return known_time
                 modified_time = _date(answer)
                 file.flush()
+                os.fchmod(descriptor, 0o644)  # hypervisors don't read it as root
                 os.utime(temporary, (time.time(), modified_time))
                 os.fsync(descriptor)
             Path(temporary).replace(path)

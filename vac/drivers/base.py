@@ -75,6 +75,8 @@ class MachineSpec:
     """The machine's directory, which holds user_data, machinefeatures/, jobfeatures/, joboutputs/, mnt/."""
     files: Path
     """The machinetype's files/ directory, to which a relative root_image refers."""
+    address: str | None = None
+    """The IPv4 address of a VM."""
 
 
 class Driver(Protocol):

@@ -13,6 +13,7 @@ from typing import Union
 from vac.config.errors import ConfigurationError
 from vac.config.loader import Loader
 from vac.drivers import messages as engines
+from vac.factory.contexts import ContextFailed, ContextMade, ContextMessage, Contexts, Run, in_thread
 from vac.factory.creation import Creation
 from vac.factory.deciding import Deciding
 from vac.factory.ending import Ending
@@ -51,17 +52,21 @@ class Stuck(Exception):
     """A thread of an engine never returned; only a new process helps."""
 
 
-Message = Union[engines.Message, DiskMessage, HealthChecked, RepositorySeen, Answers, Wake, Stop]
+Message = Union[
+    engines.Message, ContextMessage, DiskMessage, HealthChecked, RepositorySeen, Answers, Wake, Stop
+]
 
 
 class Factory:
     """One factory. All its methods are for one thread; others put messages into its inbox."""
 
-    def __init__(self, floor: Floor, loader: Loader, inbox: queue.Queue[Message], ask: Ask) -> None:
+    def __init__(
+        self, floor: Floor, loader: Loader, inbox: queue.Queue[Message], ask: Ask, run: Run = in_thread
+    ) -> None:
         self.floor = floor
         self.inbox = inbox
         self.ending = Ending(floor)
-        self.creation = Creation(floor, self.ending)
+        self.creation = Creation(floor, self.ending, Contexts(inbox.put, run))
         self.watcher = Watcher(floor, self.ending)
         self.rules = Rules(floor, self.ending, DiskMeter(inbox.put))
         self.orders = Orders(floor, self.ending)
@@ -78,6 +83,8 @@ class Factory:
         self._unwell: set[str] = set()
         """Engines that have a problem."""
         self._handlers: dict[type, Callable[..., None]] = {
+            ContextMade: self._context_made,
+            ContextFailed: self.creation.context_failed,
             engines.Observation: self._observed,
             engines.ObservationFailed: self._unseen,
             engines.Created: self._created,
@@ -121,6 +128,7 @@ class Factory:
             self._cycle()
         self._check_engines(now)
         self.rules.check(now)
+        self.creation.check(now)
         self.deciding.decide_if_due()
         self.reporting.report_if_due()
 
@@ -246,6 +254,9 @@ class Factory:
 
     def _unseen(self, message: engines.ObservationFailed) -> None:
         """Nothing is concluded from not seeing."""
+
+    def _context_made(self, message: ContextMade) -> None:
+        self.creation.context_made(message, draining=self.orders.drain is not None)
 
     def _created(self, message: engines.Created) -> None:
         """What was observed earlier tells nothing of it, though it may have ended already."""

@@ -21,6 +21,7 @@ from vac.context.transfers import GRID_CERTIFICATES
 from vac.drivers.engine import Engine, InlineEngine
 from vac.drivers.late import LateDriver
 from vac.drivers.registry import driver_for, engine_name
+from vac.factory.contexts import Run, in_thread
 from vac.factory.floor import Floor, slot_names
 from vac.factory.loop import Factory, Message, Stop, Stuck, Wake
 from vac.factory.monitor import Monitor
@@ -104,8 +105,9 @@ def open_factory(
     names: Names | None = None,
     ask: Ask = ask_nobody,
     vms: Callable[[], None] = lambda: None,
+    run: Run = in_thread,
 ) -> Factory:
-    """A factory with its slots as they are on disk. The keyword arguments are for tests, but for the last three:
+    """A factory with its slots as they are on disk. The keyword arguments are for tests, but for names, ask and vms:
     vms is called when there are, or may be, virtual machines."""
     settings = configuration.settings
     images = SignedImages(ImageCache(state.imagecache, state.tmp).fetch, GRID_CERTIFICATES, clock)
@@ -136,4 +138,4 @@ def open_factory(
     )
     running = sum(1 for slot in floor.slots if slot.occupied)
     log.info("%s: %d machines found in %d slots", settings.factory_name, running, len(floor.slots))
-    return Factory(floor, loader, inbox, ask)
+    return Factory(floor, loader, inbox, ask, run)

@@ -72,6 +72,8 @@ class Status:
     """All factories of the space, this one included; they may query."""
     vacquery_allow: tuple[str, ...] = ()
     """Networks that may query too; none given: the directly connected ones."""
+    vacquery: str = ""
+    """What the responder has to start anew for when it changes: the port, and which key file there is."""
     slots: int = 0
     total_processors: int = 0
     mb_per_processor: int = 0
@@ -220,6 +222,7 @@ _READERS: dict[str, Callable[[object], Any]] = {
     "version": _text,
     "factories": _many(_text),
     "vacquery_allow": _many(_text),
+    "vacquery": _text,
     "slots": _whole,
     "total_processors": _whole,
     "mb_per_processor": _whole,

@@ -111,6 +111,21 @@ def test_one_seed_makes_one_run() -> None:
     assert of(1) != of(2)
 
 
+def test_small_machines_keep_up_with_large_ones_while_superslots_fill() -> None:
+    made = scenario(factories=50, hours=0.1)
+    options = {"atlas": (8, 8), "lhcb": (1, 1), "cms": (1, 8)}
+    types = {
+        name: dataclasses.replace(one, min_processors=least, max_processors=most, min_wallclock_seconds=7200)
+        for (name, one), (least, most) in zip(made.machinetypes.items(), options.values())
+    }
+    common = dataclasses.replace(made.settings, processors_per_superslot=8)
+    result = simulate(dataclasses.replace(made, machinetypes=types, settings=common))
+    assert result.fill_seconds is not None
+    assert result.fill_seconds < 240
+    assert result.way.most < 0.025
+    assert result.samples[-1].error < 0.005
+
+
 @settings(max_examples=15)
 @given(
     st.integers(1, 6),
