@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
@@ -16,6 +17,7 @@ from tests.engines.docker_fixture import IMAGE, PrivateDocker, root_tar, wait_fo
 from tests.engines.docker_machines import Machines, with_image
 from tests.engines.registry_fixture import Registry, incompressible
 from vac.context.downloads import ImageCache
+from vac.context.signatures import SignedImages
 from vac.drivers.base import CreationFailed, EngineState
 from vac.drivers.docker_engine import DockerDriver
 from vac.drivers.registry import driver_for
@@ -48,6 +50,7 @@ def test_an_image_is_pulled_in_the_background_and_its_digest_recorded(
     ) as registry:
         spec = machines.spec(SLEEP, root_image=f"docker://{registry.image}")
         with machines.listening() as news:
+            assert news.get(timeout=60) == ""
             with pytest.raises(CreationFailed, match="is being pulled"):
                 machines.driver.create(spec)
             wait_for(lambda: "%" in (machines.prepared(spec) or ""), "progress is told")
@@ -55,7 +58,7 @@ def test_an_image_is_pulled_in_the_background_and_its_digest_recorded(
             machines.create(other)
             assert machines.state(other) is EngineState.RUNNING
             registry.release()
-            assert news.get(timeout=20) == ""
+            assert news.get(timeout=60) == ""
             assert machines.prepared(spec) is None
             machines.driver.create(spec)
             assert machines.driver.details(spec.uuid)["image_digest"] == registry.digest
@@ -67,7 +70,7 @@ def test_a_pull_that_stalls_is_given_up_and_tried_again(engine: PrivateDocker, m
         spec = machines.spec(SLEEP, root_image=f"docker://{registry.image}")
         wait_for(lambda: "the registry stalls" in (machines.prepared(spec) or ""), "the stall is the reason")
         registry.release()
-        wait_for(lambda: machines.prepared(spec) is None, "a later attempt succeeds", 30)
+        wait_for(lambda: machines.prepared(spec) is None, "a later attempt succeeds")
         machines.driver.create(spec)
 
 
@@ -188,7 +191,8 @@ def test_an_archive_is_downloaded_and_run(engine: PrivateDocker, machines: Machi
         thread.start()
         try:
             spec = machines.spec(SLEEP, root_image=f"http://127.0.0.1:{server.server_port}/image.tar")
-            driver = driver_for("docker", spec.settings, ImageCache(cached, unfinished).fetch)
+            images = SignedImages(ImageCache(cached, unfinished).fetch, machines.directory, time.time)
+            driver = driver_for("docker", spec.settings, images.fetch)
             assert isinstance(driver, DockerDriver)
             with contextlib.closing(driver):
                 prepared = (spec.machinetype, spec.settings, spec.files)

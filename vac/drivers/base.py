@@ -75,6 +75,8 @@ class MachineSpec:
     """The machine's directory, which holds user_data, machinefeatures/, jobfeatures/, joboutputs/, mnt/."""
     files: Path
     """The machinetype's files/ directory, to which a relative root_image refers."""
+    address: str | None = None
+    """The IPv4 address of a VM."""
 
 
 class Driver(Protocol):
@@ -116,6 +118,17 @@ class Driver(Protocol):
         """Let go of connections and wake events(). Machines go on running."""
 
 
+class Fetch(Protocol):
+    """What a driver gets images with."""
+
+    def __call__(self, source: str, signing_dn: str | None = None) -> Path:
+        """The local path of the image with this URL or path; if signing_dn is given, it is signed by that DN.
+
+        source is an http or https URL, or an absolute path, which is the answer, too. Blocks as long as downloading
+        and reading it take; the same file is read through for its signature once only. Raises OSError with a reason.
+        """
+
+
 @runtime_checkable
 class Preparing(Protocol):
     """A driver that needs something before it can create, which it gets in the background."""
@@ -125,7 +138,7 @@ class Preparing(Protocol):
 
         To be asked whenever a creation is considered: asking starts what is needed. It answers from memory,
         and the first time within about a second, however the engine fares. events() yields "" when an answer
-        changes to None. files is the machinetype's files/ directory.
+        changes to None, or to another failure. files is the machinetype's files/ directory.
         """
 
 

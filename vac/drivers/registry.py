@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import importlib
-from pathlib import Path
-from typing import Callable, cast
+from typing import cast
 
 from vac.config.settings import Settings
-from vac.drivers.base import Driver, EngineUnavailable
+from vac.drivers.base import Driver, EngineUnavailable, Fetch
 
 ENGINES = {
     "cernvm3": "libvirt",
@@ -24,7 +23,7 @@ MODULES = {
     "processes": "vac.drivers.processes",
 }
 """By engine; each has a function open_driver(settings), those in FETCHING open_driver(settings, fetch)."""
-FETCHING = frozenset(["docker"])
+FETCHING = frozenset(["docker", "processes"])
 PACKAGES = {"libvirt": "python3-libvirt", "docker": "python3-docker"}
 """What has to be installed for an engine's Python library, by the name that Debian and EL9 share."""
 
@@ -35,10 +34,10 @@ def engine_name(machine_model: str) -> str:
     return ENGINES.get(machine_model, machine_model)
 
 
-def driver_for(machine_model: str, settings: Settings, fetch: Callable[[str], Path] | None = None) -> Driver:
+def driver_for(machine_model: str, settings: Settings, fetch: Fetch | None = None) -> Driver:
     """A new driver for the engine of this machine model.
 
-    fetch gives the local path of an image with a URL, and raises OSError with a reason if it can't.
+    fetch is what it gets images with; None: it can do without.
 
     Raises EngineUnavailable, also if the engine's library is not installed.
     """

@@ -83,11 +83,17 @@ class Deciding:
 
     def occupied(self) -> list[Occupied]:
         """The slots that aren't free, in the scheduler's terms."""
-        return [
+        machines = [
             Occupied(m.machinetype, m.processors, m.created_time, m.started_time, m.shutdown_time)
             for m in (slot.machine for slot in self.floor.slots if slot.occupied)
             if m is not None
         ]
+        begun = [
+            Occupied(b.order.machinetype, b.order.processors, b.time, None, b.order.shutdown_time)
+            for b in (slot.begun for slot in self.floor.slots)
+            if b is not None
+        ]
+        return machines + begun
 
     def _usable(self) -> tuple[dict[str, Machinetype], dict[str, str]]:
         """Machinetypes of which machines could be made now, and why not of the others."""
