@@ -13,8 +13,7 @@ from typing import Any
 from tests.engines.libvirt_fixture import PATIENCE_SECONDS, PrivateLibvirt, wait_for
 from vac.config.machinetype import Machinetype
 from vac.config.settings import Settings
-from vac.drivers.base import EngineState, EngineUnavailable, MachineSpec, Observed
-from vac.drivers.images import Fetch
+from vac.drivers.base import EngineState, EngineUnavailable, Fetch, MachineSpec, Observed
 from vac.drivers.libvirt_engine import LibvirtDriver
 
 FACTORY = "factory1.example.com"

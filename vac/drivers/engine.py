@@ -273,7 +273,10 @@ class InlineEngine:
 
 
 class Engine(InlineEngine):
-    """The engine with its three threads. No method blocks, whatever the engine does."""
+    """The engine with its three threads. No method blocks, whatever the engine does.
+
+    patient: machines get time to end by themselves, so each stop has a thread of its own.
+    """
 
     def __init__(
         self,
@@ -282,8 +285,10 @@ class Engine(InlineEngine):
         post: Callable[[Message], object],
         clock: Callable[[], float],
         deadlines: Deadlines = Deadlines(),
+        patient: bool = False,
     ) -> None:
         super().__init__(name, driver, post, clock, deadlines)
+        self._patient = patient
         self._closed = threading.Event()
         self._observation_wanted = threading.Event()
         self._actions: queue.SimpleQueue[tuple[Action, Callable[[], None]] | None] = queue.SimpleQueue()
@@ -303,7 +308,11 @@ class Engine(InlineEngine):
         super().close()
 
     def _submit(self, action: Action, call: Callable[[], None]) -> None:
-        self._actions.put((action, call))
+        if self._patient and action.kind is ActionKind.STOP:
+            title = f"{self.name}-stop"
+            threading.Thread(target=self._act, args=(action, call), name=title, daemon=True).start()
+        else:
+            self._actions.put((action, call))
 
     def _keep_observing(self) -> None:
         while self._observation_wanted.wait() and not self._closed.is_set():

@@ -18,8 +18,8 @@ import libvirt
 
 from vac.config.machinetype import Machinetype
 from vac.config.settings import Settings
-from vac.drivers.base import CreationFailed, EngineUnavailable, MachineSpec, Observed, Usage
-from vac.drivers.images import Fetch, ImageFiles
+from vac.drivers.base import CreationFailed, EngineUnavailable, Fetch, MachineSpec, Observed, Usage
+from vac.drivers.images import ImageFiles
 from vac.drivers.libvirt_api import (
     GONE,
     Connection,
