@@ -23,6 +23,7 @@ from vac.drivers.fake import FakeEngine, FakeMachine, Script
 from vac.drivers.messages import Changed
 from vac.drivers.registry import engine_name
 from vac.factory import loop
+from vac.factory.contexts import Run
 from vac.factory.loop import Factory, Message, Wake
 from vac.factory.process import open_factory
 from vac.factory.slots import Slot
@@ -101,6 +102,10 @@ class Configured(Loader):
         return self._choose()
 
 
+def _at_once(work: Callable[[], object]) -> None:
+    work()
+
+
 class HoldingEngine(InlineEngine):
     """Carries out at once what it is asked for, unless the world holds actions back: then release() does."""
 
@@ -147,6 +152,8 @@ class World:
         """All machines that an engine was asked for and has not refused."""
         self.ask_peers: Ask = ask_nobody
         """Tells, in a thread, what peers say; of use if settings have more than one factory."""
+        self.run_context: Run = _at_once
+        """Has a machine's context made: at once, unless a test puts something else there."""
         self.hold = False
         """Engines don't begin what they are asked for …"""
         self.held: list[Callable[[], None]] = []
@@ -207,6 +214,7 @@ class World:
             rng=random.Random(self._starts),
             open_engine=self.open_engine,
             ask=self.ask_peers,
+            run=self.run_context,
         )
         if error is not None:
             self.factory.floor.sure = False
@@ -247,11 +255,15 @@ class World:
         self.start()
         self.run(120.0)
 
+    def told_of_changes(self, engine: str) -> None:
+        """The factory knows of all that has changed at this engine until now."""
+        self._heard[engine] = len(self.engines[engine].changes)
+
     def _tell_changes(self) -> None:
         for name, engine in self.engines.items():
             engine.wake()
             if self._heard.get(name) != len(engine.changes) and engine.unavailable is None:
-                self._heard[name] = len(engine.changes)
+                self.told_of_changes(name)
                 self.inbox.put(Changed(name, ""))
 
     # What there is

@@ -34,6 +34,7 @@ COMMANDS = (
     "sh",
     "sleep",
     "cat",
+    "cut",
     "id",
     "hostname",
     "ls",
@@ -52,7 +53,7 @@ NEEDED = {
     "unshare": "util-linux",
     "iptables": "iptables",
 }
-START_SECONDS = 30.0
+START_SECONDS = 60.0
 
 
 def require_docker() -> None:
@@ -85,7 +86,7 @@ def root_tar(extra: dict[str, str] | None = None) -> bytes:
     return buffer.getvalue()
 
 
-def wait_for(condition: Callable[[], bool], what: str, seconds: float = 15.0) -> None:
+def wait_for(condition: Callable[[], bool], what: str, seconds: float = 60.0) -> None:
     """Poll what can't be waited for otherwise; fails the test when it doesn't come true in time."""
     deadline = time.monotonic() + seconds
     while not condition():

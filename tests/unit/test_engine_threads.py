@@ -30,7 +30,7 @@ from vac.drivers.messages import (
     Stopped,
 )
 
-PATIENCE = 5.0
+PATIENCE = 60.0
 
 
 class Clock:
@@ -46,9 +46,12 @@ class Clock:
 class Factory:
     """The loop's side of an engine: its queue."""
 
-    def __init__(self, clock: Clock, driver: FakeDriver, patient: bool = False) -> None:
+    def __init__(
+        self, clock: Clock, driver: FakeDriver, retry_seconds: float = 600.0, patient: bool = False
+    ) -> None:
         self.messages: queue.SimpleQueue[Message] = queue.SimpleQueue()
-        self.engine = Engine("fake", driver, self.messages.put, clock, patient=patient)
+        deadlines = Deadlines(retry_seconds=retry_seconds)
+        self.engine = Engine("fake", driver, self.messages.put, clock, deadlines, patient)
 
     def next(self, *kinds: type) -> Message:
         """The next message of these kinds; others are dropped."""
@@ -225,6 +228,19 @@ def test_unavailable_engine_is_a_problem_until_it_answers_again(factory: Factory
     assert factory.engine.problem(1000.0) is None
 
 
+def test_observation_that_failed_is_made_again_without_being_asked_for(
+    clock: Clock, fake: FakeEngine
+) -> None:
+    factory = Factory(clock, fake.driver(), retry_seconds=0.01)
+    fake.unavailable = "cannot connect"
+    factory.engine.request_observation()
+    assert factory.next(ObservationFailed) and factory.next(ObservationFailed)
+    fake.unavailable = None
+    assert factory.next(Observation)
+    assert factory.engine.problem(clock.now) is None
+    factory.engine.close()
+
+
 @pytest.mark.parametrize(
     ("script", "unavailable", "reason", "unknown"),
     [
@@ -333,6 +349,21 @@ def test_broken_events_are_listened_to_again(clock: Clock, fake: FakeEngine) -> 
     factory.engine.create(spec())
     assert factory.next(Changed) == Changed("fake", "f1-00.example.com")
     assert driver.attempts == 2
+    factory.engine.close()
+
+
+def test_events_are_listened_to_as_soon_as_an_observation_shows_that_the_engine_is_back(
+    clock: Clock, fake: FakeEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("vac.drivers.engine.FIRST_PAUSE_SECONDS", 1000.0)
+    fake.unavailable = "cannot connect"
+    factory = Factory(clock, fake.driver(), retry_seconds=0.01)
+    factory.engine.request_observation()
+    factory.next(ObservationFailed)
+    fake.unavailable = None
+    assert factory.next(Changed) == Changed("fake", ""), "something may have been missed meanwhile"
+    factory.engine.create(spec())
+    assert factory.next(Changed) == Changed("fake", "f1-00.example.com")
     factory.engine.close()
 
 

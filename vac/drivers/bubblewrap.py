@@ -18,8 +18,11 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from vac.drivers.base import MachineSpec
 
-PROGRAM = "bwrap"
+PROGRAMS = ("bwrap",)
 PACKAGE = "bubblewrap"
+OPTION = ""
+TELLS = True
+TAKES_URLS = False
 HIDDEN = ("/run", "/home", "/root", "/etc/vac.d")
 """What of the host's own tree no machine sees, besides state_dir."""
 RESOLVER_FILES = ("/etc/resolv.conf", "/etc/hosts")
@@ -79,7 +82,7 @@ def running(status: str, first: bytes, others: list[bytes]) -> bool:
     return '"child-pid"' in status and any(other not in (first, b"") for other in others)
 
 
-def has_run(status: str) -> bool:
+def has_run(status: str, exit_code: int, said: str) -> bool:
     """Now that bwrap has ended: had it executed the machine's command? It tells an exit code only then."""
     return '"exit-code"' in status
 

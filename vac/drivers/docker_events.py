@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import queue
 import threading
+import time
 from collections.abc import Iterator, Mapping
 from typing import Any, Callable, Union
 
@@ -22,6 +23,8 @@ NEWS = frozenset({"die", "died", "destroy", "remove", "pause", "unpause", "renam
 ENDS = frozenset({"die", "died"})
 SILENCE_SECONDS = 300.0
 """After this the stream is opened anew, for a connection can be dead without a sign."""
+OVERLAP_SECONDS = 1
+"""So much of the past is asked for with a new stream: Docker answers before it begins to collect events."""
 
 _News = Union[str, EngineUnavailable, None]
 
@@ -44,7 +47,8 @@ class EventReader:
                 self._listener.put("")
 
     def listen(self) -> Iterator[str]:
-        """Names of machines with which something has happened, "" for any. Ends with close()."""
+        """Names of machines with which something has happened, "" for any, as whenever a stream of events begins:
+        what happened before it isn't in it. Ends with close()."""
         news: queue.SimpleQueue[_News] = queue.SimpleQueue()
         with self._lock:
             if self._closed:
@@ -79,7 +83,6 @@ class EventReader:
                 except EngineUnavailable as error:
                     if error.__cause__ is None or not timed_out(error.__cause__):
                         raise
-                news.put("")
         except EngineUnavailable as error:
             news.put(error)
 
@@ -87,11 +90,13 @@ class EventReader:
         ownership = self._ownership()
         filters = {"type": ["container"], **ownership.filters}
         with self._connection.stream_client(SILENCE_SECONDS) as client:
-            stream = client.events(decode=True, filters=filters)
+            since = int(time.time()) - OVERLAP_SECONDS
+            stream = client.events(since=since, decode=True, filters=filters)
             with self._lock:
                 if self._listener is not news:
                     return
                 self._stream = stream
+            news.put("")
             for event in stream:
                 name = event_machine(event, self._ownership())
                 if name is not None:
@@ -128,8 +133,9 @@ def await_listing(client: Client, container_id: str) -> None:
     """Return when the engine lists the container as what it is now.
 
     To inspect it takes its lock, which Docker holds from the end of its process until it is listed as ended.
+    What the engine says about it, be it that it is just being removed, doesn't matter.
     """
-    with contextlib.suppress(docker.errors.NotFound):
+    with contextlib.suppress(docker.errors.APIError):
         client.inspect_container(container_id)
 
 

@@ -45,8 +45,8 @@ from vac.drivers.messages import (
     Stopped,
 )
 
-LONGEST_PAUSE_SECONDS = 60.0
-"""Between attempts to listen for events again, after they broke off."""
+FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 1.0, 60.0
+"""Between attempts to listen for events again, after they broke off, unless observing shows that they can work."""
 
 _log = logging.getLogger(__name__)
 _Result = TypeVar("_Result")
@@ -70,10 +70,12 @@ class Action(NamedTuple):
 
 @dataclass(frozen=True)
 class Deadlines:
-    """How long a call may take before the engine counts as late."""
+    """How long a call may take before the engine counts as late, and when a failed one is made again."""
 
     observation_seconds: float = 30.0
     action_seconds: float = 300.0
+    retry_seconds: float = 5.0
+    """From an observation that failed to the next attempt, if nobody asks sooner."""
 
 
 @dataclass(frozen=True)
@@ -291,6 +293,7 @@ class Engine(InlineEngine):
         self._patient = patient
         self._closed = threading.Event()
         self._observation_wanted = threading.Event()
+        self._answers_again = threading.Event()
         self._actions: queue.SimpleQueue[tuple[Action, Callable[[], None]] | None] = queue.SimpleQueue()
         for task in (self._keep_observing, self._keep_acting, self._keep_listening):
             title = f"{name}-{task.__name__.rpartition('_')[2]}"
@@ -304,6 +307,7 @@ class Engine(InlineEngine):
         """Let go of the engine. What was asked for and has not been begun is not done any more."""
         self._closed.set()
         self._observation_wanted.set()
+        self._answers_again.set()
         self._actions.put(None)
         super().close()
 
@@ -315,20 +319,26 @@ class Engine(InlineEngine):
             self._actions.put((action, call))
 
     def _keep_observing(self) -> None:
-        while self._observation_wanted.wait() and not self._closed.is_set():
+        while True:
+            failure = self._observation_failure
+            self._observation_wanted.wait(None if failure is None else self._deadlines.retry_seconds)
+            if self._closed.is_set():
+                return
             self._observation_wanted.clear()
             self._observe()
+            if failure is not None and self._observation_failure is None:
+                self._answers_again.set()
 
     def _keep_acting(self) -> None:
         while (asked := self._actions.get()) is not None and not self._closed.is_set():
             self._act(*asked)
 
     def _keep_listening(self) -> None:
-        pause_seconds = 1.0
+        pause_seconds = FIRST_PAUSE_SECONDS
         while not self._closed.is_set():
             try:
                 for machine in self._driver.events():
-                    pause_seconds = 1.0
+                    pause_seconds = FIRST_PAUSE_SECONDS
                     self._post(Changed(self.name, machine))
                 reason = "they broke off"
             except EngineUnavailable as error:
@@ -336,7 +346,9 @@ class Engine(InlineEngine):
             except Exception as error:  # noqa: BLE001  a bug in a driver must not end the thread
                 _log.exception("engine %s: unexpected error while listening for events", self.name)
                 reason = f"unexpected {type(error).__name__}: {error}"
-            if not self._closed.wait(pause_seconds):
+            self._answers_again.wait(pause_seconds)
+            self._answers_again.clear()
+            if not self._closed.is_set():
                 _log.info("engine %s: listening for events again: %s", self.name, reason)
                 pause_seconds = min(pause_seconds * 2, LONGEST_PAUSE_SECONDS)
                 self._post(Changed(self.name, ""))

@@ -18,6 +18,8 @@ from typing import Any, NoReturn
 
 STATUS = 3
 """The descriptor for its own and the program's messages to the driver."""
+EXECUTING = b'{"executing": true}\n'
+"""The last message before the program is executed."""
 
 
 def fail(reason: str) -> NoReturn:
@@ -57,10 +59,11 @@ def main() -> NoReturn:
     try:
         become(plan)
         arguments = model.command_line(plan)
-        os.set_inheritable(STATUS, True)
+        os.write(STATUS, EXECUTING)
+        os.set_inheritable(STATUS, model.TELLS)
         os.execve(arguments[0], arguments, plan["environment"])
     except OSError as error:
-        fail(f"{error.filename or model.PROGRAM}: {error.strerror}")
+        fail(f"{error.filename or model.PROGRAMS[0]}: {error.strerror}")
     except ValueError as error:
         fail(str(error))
 

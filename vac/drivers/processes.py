@@ -7,6 +7,7 @@ differs between bubblewrap and Singularity is a Model: how the command line is m
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import importlib
 import json
 import os
@@ -17,15 +18,18 @@ import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol, cast
+from typing import Any, Callable, Protocol, cast
 
+from vac.config.machinetype import Machinetype
 from vac.config.settings import Settings
+from vac.config.values import without_password
 from vac.drivers import launch
 from vac.drivers.base import CreationFailed, EngineState, EngineUnavailable, MachineSpec, Observed, Usage
+from vac.drivers.fetched import FetchedImages
 from vac.host.cgroup_watch import EndWatcher
 from vac.host.cgroups import CgroupError, Groups, Limits, open_groups
 
-MODELS = {"bubblewrap": "vac.drivers.bubblewrap"}
+MODELS = {"bubblewrap": "vac.drivers.bubblewrap", "singularity": "vac.drivers.apptainer"}
 """Module, a Model, by machine model."""
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 KILL_SECONDS = 60.0
@@ -38,10 +42,16 @@ MOST_REASON_CHARACTERS = 300
 class Model(Protocol):
     """What a module of MODELS offers."""
 
-    PROGRAM: str
-    """The program that makes the machine, as found in PATH."""
+    PROGRAMS: tuple[str, ...]
+    """Programs that make the machine; the first that is found in PATH is taken."""
     PACKAGE: str
-    """What to install if it isn't there."""
+    """What to install if there is none."""
+    OPTION: str
+    """The option of [settings] that names another; "" if there is none."""
+    TELLS: bool
+    """Does the program get descriptor 3 to write its status to?"""
+    TAKES_URLS: bool
+    """May root_image be the URL of an image? plan() is given the path of its copy."""
 
     def plan(self, spec: MachineSpec, program: str) -> dict[str, Any]:
         """What the launcher needs to know, for JSON; ValueError with a reason if that can't be."""
@@ -55,14 +65,17 @@ class Model(Protocol):
     def running(self, status: str, first: bytes, others: list[bytes]) -> bool:
         """Does the machine's own command run? By what the program has told and processes' command lines."""
 
-    def has_run(self, status: str) -> bool:
-        """Now that the program has ended: had the machine's own command been begun?"""
+    def has_run(self, status: str, exit_code: int, said: str) -> bool:
+        """Now that the program has ended: had the machine's own command been begun? said is the end of its output."""
 
 
-def open_driver(settings: Settings) -> ProcessDriver:
-    """A driver of this factory's machines. Raises EngineUnavailable if the host has no cgroups for them."""
+def open_driver(settings: Settings, fetch: Callable[[str], Path] | None = None) -> ProcessDriver:
+    """A driver of this factory's machines; fetch as in FetchedImages.
+
+    Raises EngineUnavailable if the host has no cgroups for them.
+    """
     try:
-        return ProcessDriver(open_groups(settings.factory_name))
+        return ProcessDriver(open_groups(settings.factory_name), fetch)
     except (CgroupError, OSError) as error:
         raise EngineUnavailable(str(error)) from error
 
@@ -80,11 +93,12 @@ def account(settings: Settings) -> pwd.struct_passwd:
 
 
 class ProcessDriver:
-    """A Driver for the factory's machines in these groups."""
+    """A Driver, and Preparing, for the factory's machines in these groups; fetch as in FetchedImages."""
 
-    def __init__(self, groups: Groups) -> None:
+    def __init__(self, groups: Groups, fetch: Callable[[str], Path] | None = None) -> None:
         self._groups = groups
         self._watcher = EndWatcher(groups)
+        self._images = FetchedImages(fetch, self._watcher.wake)
         self._lock = threading.Lock()
         self._starting: set[str] = set()
         self._children: set[int] = set()
@@ -102,7 +116,7 @@ class ProcessDriver:
 
     def create(self, spec: MachineSpec) -> None:
         """See Driver."""
-        model, plan = _plan(spec)
+        model, plan = _plan(self._with_image(spec))
         group = f"{spec.name}_{spec.uuid}"
         with self._lock:
             self._starting.add(group)
@@ -148,6 +162,25 @@ class ProcessDriver:
         self._watcher.close()
         self._groups.tidy()
 
+    def prepare(self, machinetype: Machinetype, settings: Settings, files: Path) -> str | None:
+        """See Preparing."""
+        return self._images.prepare(machinetype.root_image or "") if _fetches(machinetype) else None
+
+    def _with_image(self, spec: MachineSpec) -> MachineSpec:
+        """The same with the path of the image's copy for its URL, readable by the machine's user."""
+        kind = spec.machinetype
+        if not _fetches(kind):
+            return spec
+        path = self._images.path(kind.root_image or "")
+        if path is None:
+            raise CreationFailed(f"image {without_password(kind.root_image or '')} has not been downloaded")
+        try:
+            os.chown(path, -1, account(spec.settings).pw_gid)
+            path.chmod(0o640)
+        except OSError as error:
+            raise CreationFailed(f"{path}: {error.strerror}") from error
+        return dataclasses.replace(spec, machinetype=dataclasses.replace(kind, root_image=str(path)))
+
     def _machines(self) -> Sequence[str]:
         with self._lock:
             starting = set(self._starting)
@@ -174,31 +207,37 @@ class ProcessDriver:
         finally:
             os.close(output)
             os.close(status_writer)
-        with self._lock:
-            self._children.add(child)
+        exit_code = None
         try:
-            reason = self._wait_for_start(model, child, status, group)
+            told, exit_code = self._wait_for_start(model, child, status, group)
         finally:
             os.close(status)
-        if reason is not None:
-            raise CreationFailed(reason or _said(console, said_before) or f"{model.PROGRAM} ended at once")
+            if exit_code is None:
+                with self._lock:
+                    self._children.add(child)
+        if exit_code is None:
+            return
+        said = _said(console, said_before)
+        failure = _failure(told)
+        if failure or launch.EXECUTING.decode() not in told or not model.has_run(told, exit_code, said):
+            raise CreationFailed(failure or said or f"{Path(plan['program']).name} ended at once")
 
-    def _wait_for_start(self, model: Model, child: int, status: int, group: str) -> str | None:
-        """Wait until the machine's command runs: None. Else the reason, "" if the program has told it."""
+    def _wait_for_start(self, model: Model, child: int, status: int, group: str) -> tuple[str, int | None]:
+        """Wait until the machine's command runs, or the program has ended: what was told, and its exit code then."""
         deadline = time.monotonic() + START_SECONDS
         os.set_blocking(status, False)
         said, pause_seconds = "", 0.001
         while time.monotonic() < deadline:
-            ended = self._ended(child)
+            exit_code = _exit_code(child)
             said += _read_all(status)
-            if ended:
-                return None if model.has_run(said) else _failure(said)
+            if exit_code is not None:
+                return said, exit_code
             others = [_command_line(each) for each in self._groups.processes(group) if each != child]
             if model.running(said, _command_line(child), others):
-                return None
+                return said, None
             time.sleep(pause_seconds)
             pause_seconds = min(pause_seconds * 1.5, 0.05)
-        return f"{model.PROGRAM} has not begun within {START_SECONDS:.0f} s"
+        raise CreationFailed(f"{model.PROGRAMS[0]} has not begun within {START_SECONDS:.0f} s")
 
     def _clear(self, group: str) -> None:
         """After a failed creation: leave nothing, or something that list() shows."""
@@ -207,22 +246,9 @@ class ProcessDriver:
             self._groups.remove(group)
         self._reap()
 
-    def _ended(self, child: int) -> bool:
-        """Has this child ended? If so, let go of it."""
-        with self._lock:
-            if child not in self._children:
-                return True
-            try:
-                ended = os.waitpid(child, os.WNOHANG)[0] == child
-            except ChildProcessError:
-                ended = True
-            if ended:
-                self._children.discard(child)
-            return ended
-
     def _reap(self) -> None:
-        for child in tuple(self._children):
-            self._ended(child)
+        with self._lock:
+            self._children = {child for child in self._children if _exit_code(child) is None}
 
 
 @contextlib.contextmanager
@@ -239,16 +265,16 @@ def _identity(group: str) -> tuple[str, str]:
     return name, uuid
 
 
+def _model(machine_model: str) -> Model:
+    return cast(Model, importlib.import_module(MODELS[machine_model]))
+
+
 def _plan(spec: MachineSpec) -> tuple[Model, dict[str, Any]]:
     """How this machine is to be launched; everything but the cgroup."""
     kind = spec.machinetype.machine_model
     user = account(spec.settings)
-    if kind not in MODELS:
-        raise CreationFailed(f"machine_model {kind} is not available in this version")
-    model = cast(Model, importlib.import_module(MODELS[kind]))
-    program = shutil.which(model.PROGRAM, path=PATH)
-    if program is None:
-        raise CreationFailed(f"{model.PROGRAM} is not installed: install the package {model.PACKAGE}")
+    model = _model(kind)
+    program = find_program(kind, spec.settings)
     try:
         plan = model.plan(spec, program)
     except ValueError as error:
@@ -256,10 +282,30 @@ def _plan(spec: MachineSpec) -> tuple[Model, dict[str, Any]]:
     features = {
         f"{name.upper()}": f"/tmp/{name}" for name in ("machinefeatures", "jobfeatures", "joboutputs")
     }
-    plan["environment"] = {"PATH": PATH, "HOME": "/tmp", **features}
+    plan["environment"] = {"PATH": PATH, "HOME": "/tmp", **features, **plan.get("environment", {})}
     plan["module"], plan["path"] = MODELS[kind], str(Path(__file__).parents[2])
     plan["uid"], plan["gid"] = user.pw_uid, user.pw_gid
     return model, plan
+
+
+def find_program(machine_model: str, settings: Settings) -> str:
+    """The path of the program that makes machines of this model. Raises CreationFailed if there is none."""
+    model = _model(machine_model)
+    chosen = getattr(settings, model.OPTION) if model.OPTION else None
+    if chosen is not None:
+        if not os.access(chosen, os.X_OK):
+            raise CreationFailed(f"{model.OPTION} {chosen} is no program")
+        return str(chosen)
+    found = filter(None, (shutil.which(each, path=PATH) for each in model.PROGRAMS))
+    for program in found:
+        return program
+    raise CreationFailed(f"{model.PROGRAMS[0]} is not installed: install the package {model.PACKAGE}")
+
+
+def _fetches(machinetype: Machinetype) -> bool:
+    """Is its image one to be downloaded?"""
+    is_url = (machinetype.root_image or "").startswith(("http://", "https://"))
+    return is_url and _model(machinetype.machine_model).TAKES_URLS
 
 
 def _limits(spec: MachineSpec) -> Limits:
@@ -298,6 +344,15 @@ def _spawn(plan: dict[str, Any], output: int, status: int) -> int:
         return os.posix_spawn(sys.executable, arguments, {}, file_actions=actions)
     finally:
         os.close(null)
+
+
+def _exit_code(child: int) -> int | None:
+    """The exit code of this child, negative for a signal, 0 if nobody can tell it; None: it runs."""
+    try:
+        ended, status = os.waitpid(child, os.WNOHANG)
+    except ChildProcessError:
+        return 0
+    return os.waitstatus_to_exitcode(status) if ended else None
 
 
 def _read_all(descriptor: int) -> str:

@@ -17,6 +17,7 @@ from vac.machines import status as statuses
 from vac.machines.expiry import Expiry, remove_orphaned_slots
 from vac.machines.status import Drain, Status, TypeFacts
 from vac.scheduling.backoff import reported_message
+from vac.vacquery.signing import identity
 
 log = logging.getLogger(__name__)
 
@@ -94,6 +95,7 @@ class Reporting:
             version=vac.__version__,
             factories=settings.factories,
             vacquery_allow=tuple(str(network) for network in settings.vacquery_allow),
+            vacquery=identity(settings.vacquery_port, settings.vacquery_key_file),
             slots=settings.host_processors,
             total_processors=settings.total_processors,
             mb_per_processor=settings.mb_per_processor,
@@ -113,6 +115,7 @@ class Reporting:
             silent=self.deciding.space.silent(settings),
             created=tuple(floor.created),
             failed=dict(floor.failed),
+            pipes=dict(floor.pipes),
             slot_states=self._slot_states(now),
         )
 
