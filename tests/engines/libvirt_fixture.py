@@ -37,6 +37,7 @@ PRIVATE = {
 """Directories that libvirtd doesn't let anybody choose: it gets its own by mounts."""
 CONFIGURATION = """
 mkdir -p /run/libvirt
+cp /etc/hosts "$0/hosts"; mount --bind "$0/hosts" /etc/hosts
 cp -a /etc/libvirt/qemu.conf /etc/libvirt/nwfilter "$0/etc/"
 touch "$0/etc/libvirtd.conf"
 if [ -c /dev/kvm ]; then
@@ -84,7 +85,7 @@ class PrivateLibvirt:
             self.run("sh", "-eu", "-c", CONFIGURATION, str(self.directory))
             for name, place in PRIVATE.items():
                 self.run("mount", "--bind", str((self.directory / name).resolve()), place)
-            self._launch("virtlogd", "virtlogd")
+            self._launch("virtlogd", "virtlogd", "--pid-file", f"{self.directory}/virtlogd.pid")
             self.start()
         except BaseException:
             self.close()

@@ -15,6 +15,7 @@ from vac.config.machinetype import Machinetype
 from vac.config.settings import Settings
 from vac.drivers.base import EngineState, EngineUnavailable, Fetch, MachineSpec, Observed
 from vac.drivers.libvirt_engine import LibvirtDriver
+from vac.host.nat import NatHost
 
 FACTORY = "factory1.example.com"
 MIB = 1024 * 1024
@@ -37,7 +38,8 @@ class Machines:
 
     def successor(self, **keywords: Any) -> LibvirtDriver:
         """Another driver of the same factory, as after a restart."""
-        driver = LibvirtDriver(self.settings, self._fetch, **keywords)
+        nat = NatHost(tuple(self.engine.enter), self.engine.directory / "hosts")
+        driver = LibvirtDriver(self.settings, self._fetch, nat=nat, **keywords)
         self._drivers.append(driver)
         return driver
 
