@@ -16,9 +16,10 @@ from pathlib import Path
 
 from vac.cli import common
 from vac.cli.doctor_processes import apptainer_problem, bubblewrap_problem, image_file_problem
+from vac.cli.doctor_vms import vm_findings
 from vac.config.errors import ConfigurationError
 from vac.config.load import Configuration
-from vac.config.machinetype import Machinetype
+from vac.config.machinetype import VM_MODELS, Machinetype
 from vac.config.settings import Settings
 from vac.drivers.base import CreationFailed, EngineUnavailable
 from vac.drivers.processes import account
@@ -136,6 +137,10 @@ def _model(model: str, settings: Settings) -> Iterator[Finding]:
         yield Finding(f"engine for {model}")
     except EngineUnavailable as error:
         yield Finding(f"engine for {model}", str(error))
+        return
+    if model in VM_MODELS:
+        for what, problem, serious in vm_findings(model, settings):
+            yield Finding(what, problem, serious)
 
 
 def _process_containers(settings: Settings) -> Iterator[Finding]:

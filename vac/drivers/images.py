@@ -130,8 +130,8 @@ class ImageFiles:
         late, pause_seconds = False, REFRESH_SECONDS
         try:
             path = fetch(key.source, key.signing_dn)
-            late = entry.ready is None and entry.settled.is_set()
-            entry.ready = _Ready(path, _stamp(path))
+            first, entry.ready = entry.ready is None, _Ready(path, _stamp(path))
+            late = first and entry.settled.is_set()
             entry.failure, entry.failures = "", 0
         except OSError as error:
             pause_seconds = min(self._first_pause_seconds * 2**entry.failures, LONGEST_PAUSE_SECONDS)

@@ -73,6 +73,7 @@ class Connection:
         Keepalive works on what is open only; what opens when it's too late is there for the next one who asks.
         """
         start_event_loop()
+        self._hypervisor = None
         with self._lock:
             opening = self._opening.pop(purpose, None) or _open_aside(self.uri)
         try:
@@ -96,8 +97,9 @@ class Connection:
             raise EngineUnavailable(f"{self.uri}: {explanation(error)}") from error
 
     def hypervisor(self, connection: libvirt.virConnect) -> Hypervisor:
-        """What it offers, asked for once."""
-        if self._hypervisor is None:
+        """What it offers, asked for once as long as nothing is connected anew."""
+        known = self._hypervisor
+        if known is None:
             filtering = True
             try:
                 connection.nwfilterLookupByName(FILTER)
@@ -105,8 +107,9 @@ class Connection:
                 if lost(error):
                     raise
                 filtering = False
-            self._hypervisor = hypervisor(connection.getCapabilities(), self._hypervisor_type, filtering)
-        return self._hypervisor
+            known = hypervisor(connection.getCapabilities(), self._hypervisor_type, filtering)
+            self._hypervisor = known
+        return known
 
     def close(self) -> None:
         """Let go of all connections."""

@@ -78,6 +78,7 @@ class LibvirtDriver:
 
     def prepare(self, machinetype: Machinetype, settings: Settings, files: Path) -> str | None:
         """See Preparing: network and image are what has to be there."""
+        self._settings = settings
         network = self._network.prepare(settings)
         return self._images.prepare(machinetype.root_image, machinetype.image_signing_dn, files) or network
 
