@@ -12,7 +12,7 @@ import enum
 import logging
 import queue
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Callable, NamedTuple, TypeVar
@@ -27,6 +27,7 @@ from vac.drivers.base import (
     EngineState,
     EngineUnavailable,
     MachineSpec,
+    Noticing,
     Observed,
     Preparing,
     Usage,
@@ -153,6 +154,11 @@ class InlineEngine:
         """Why no machine of this type can be made yet, such as an image that is being pulled; see Preparing."""
         driver: object = self._driver
         return driver.prepare(machinetype, settings, files) if isinstance(driver, Preparing) else None
+
+    def notices(self) -> Sequence[str]:
+        """What is probably wrong with this host; see Noticing."""
+        driver: object = self._driver
+        return driver.notices() if isinstance(driver, Noticing) else ()
 
     def adopt(self, machines: Mapping[str, str]) -> None:
         """Tell the driver which machines are the factory's whatever marks they bear; see Adopting."""

@@ -51,7 +51,7 @@ _log = logging.getLogger(__name__)
 
 
 class LibvirtDriver:
-    """A Driver that is also Preparing, Detailing and Adopting: see there for what the methods promise.
+    """A Driver that is also Preparing, Noticing, Detailing and Adopting: see there for what the methods promise.
 
     stop() may be called for many machines at once, each call in a thread of its own.
     """
@@ -81,6 +81,10 @@ class LibvirtDriver:
         self._settings = settings
         network = self._network.prepare(settings)
         return self._images.prepare(machinetype.root_image, machinetype.image_signing_dn, files) or network
+
+    def notices(self) -> Sequence[str]:
+        """See Noticing."""
+        return [*self._network.notices(), *self._maker.notices()]
 
     def adopt(self, machines: Mapping[str, str]) -> None:
         """See Adopting."""

@@ -212,6 +212,7 @@ class NetworkKeeper:
         self._next_time = 0.0
         self._busy = False
         self._settings: Settings | None = None
+        self._notices: list[str] = []
         self._changes = OnChange(_log)
 
     def prepare(self, settings: Settings) -> str | None:
@@ -226,6 +227,10 @@ class NetworkKeeper:
                 threading.Thread(target=self._look, args=(settings,), name="network", daemon=True).start()
             return self._problem
 
+    def notices(self) -> Sequence[str]:
+        """What probably keeps VMs from the network, though it is there."""
+        return self._notices
+
     def keep(self) -> None:
         """Look again if it is time to, with the settings of the last prepare()."""
         if self._settings is not None:
@@ -236,7 +241,8 @@ class NetworkKeeper:
         try:
             with self._connection.use(NETWORK_PURPOSE) as connection:
                 problems = ensure_network(connection, settings, self._host)
-            self._changes.only({one: f"VMs' network: {one}" for one in self._host.missing()}, logging.WARNING)
+            self._notices = [f"VMs' network: {one}" for one in self._host.missing()]
+            self._changes.only({one: one for one in self._notices}, logging.WARNING)
         except EngineUnavailable as error:
             problems = [str(error)]
         finally:
