@@ -138,6 +138,9 @@ def _model(model: str, settings: Settings) -> Iterator[Finding]:
         yield Finding(f"engine for {model}")
     except EngineUnavailable as error:
         yield Finding(f"engine for {model}", str(error))
+        return
+    if model in VM_MODELS:
+        yield from (Finding(*row) for row in doctor_vms.hypervisor_rows(settings))
 
 
 def _process_containers(settings: Settings) -> Iterator[Finding]:

@@ -281,7 +281,10 @@ class InlineEngine:
 
 
 class Engine(InlineEngine):
-    """The engine with its three threads. No method blocks, whatever the engine does."""
+    """The engine with its three threads. No method blocks, whatever the engine does.
+
+    patient: machines get time to end by themselves, so each stop has a thread of its own.
+    """
 
     def __init__(
         self,
@@ -290,8 +293,10 @@ class Engine(InlineEngine):
         post: Callable[[Message], object],
         clock: Callable[[], float],
         deadlines: Deadlines = Deadlines(),
+        patient: bool = False,
     ) -> None:
         super().__init__(name, driver, post, clock, deadlines)
+        self._patient = patient
         self._closed = threading.Event()
         self._observation_wanted = threading.Event()
         self._answers_again = threading.Event()
@@ -313,7 +318,11 @@ class Engine(InlineEngine):
         super().close()
 
     def _submit(self, action: Action, call: Callable[[], None]) -> None:
-        self._actions.put((action, call))
+        if self._patient and action.kind is ActionKind.STOP:
+            title = f"{self.name}-stop"
+            threading.Thread(target=self._act, args=(action, call), name=title, daemon=True).start()
+        else:
+            self._actions.put((action, call))
 
     def _keep_observing(self) -> None:
         while True:

@@ -18,8 +18,8 @@ import libvirt
 
 from vac.config.machinetype import Machinetype
 from vac.config.settings import Settings
-from vac.drivers.base import CreationFailed, EngineUnavailable, MachineSpec, Observed, Usage
-from vac.drivers.images import Fetch, ImageFiles
+from vac.drivers.base import CreationFailed, EngineUnavailable, Fetch, MachineSpec, Observed, Usage
+from vac.drivers.images import ImageFiles
 from vac.drivers.libvirt_api import (
     GONE,
     Connection,
@@ -78,6 +78,7 @@ class LibvirtDriver:
 
     def prepare(self, machinetype: Machinetype, settings: Settings, files: Path) -> str | None:
         """See Preparing: network and image are what has to be there."""
+        self._settings = settings
         network = self._network.prepare(settings)
         return self._images.prepare(machinetype.root_image, machinetype.image_signing_dn, files) or network
 
