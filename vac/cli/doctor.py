@@ -78,6 +78,8 @@ def examine(arguments: argparse.Namespace) -> Iterator[Finding]:
     settings = configuration.settings
     yield from _host(settings)
     yield from _peers(settings)
+    for name, copy in configuration.copies.items():
+        yield Finding(f"pipe {name}", copy.trouble(), serious=False)
     wanted = [one for one in configuration.machinetypes.values() if one.target_share > 0]
     models = sorted({one.machine_model for one in wanted})
     if {"bubblewrap", "singularity"} & set(models):

@@ -19,6 +19,7 @@ from vac.factory.deciding import Deciding
 from vac.factory.ending import Ending
 from vac.factory.floor import Floor
 from vac.factory.orders import Orders
+from vac.factory.pipes import PipeFetched, Pipes
 from vac.factory.reporting import Reporting
 from vac.factory.repositories import Repositories
 from vac.factory.rules import Rules
@@ -53,7 +54,15 @@ class Stuck(Exception):
 
 
 Message = Union[
-    engines.Message, ContextMessage, DiskMessage, HealthChecked, RepositorySeen, Answers, Wake, Stop
+    engines.Message,
+    ContextMessage,
+    DiskMessage,
+    HealthChecked,
+    RepositorySeen,
+    Answers,
+    PipeFetched,
+    Wake,
+    Stop,
 ]
 
 
@@ -75,6 +84,7 @@ class Factory:
         self.deciding = Deciding(floor, self.creation, self.orders, self.space, self.repositories)
         self.reporting = Reporting(floor, self.deciding)
         self.loader = loader
+        self.pipes = Pipes(floor, inbox.put)
         self.next_cycle_time = floor.clock()
         self._turn_time = self.next_cycle_time
         self.stopping = False
@@ -99,6 +109,7 @@ class Factory:
             HealthChecked: self._health_checked,
             RepositorySeen: self.repositories.seen,
             Answers: self._answered,
+            PipeFetched: self._pipe_fetched,
             Wake: self._woken,
             Stop: self._stop,
         }
@@ -126,6 +137,7 @@ class Factory:
             return
         if due:
             self._cycle()
+        self.pipes.start_due(now)
         self._check_engines(now)
         self.rules.check(now)
         self.creation.check(now)
@@ -309,6 +321,11 @@ class Factory:
         self._look(message.engine)
         if not message.name:
             self.floor.changed = True
+
+    def _pipe_fetched(self, message: PipeFetched) -> None:
+        """Another document is another configuration, which is loaded at once."""
+        if self.pipes.fetched(message):
+            self.next_cycle_time = self.floor.clock()
 
     def _woken(self, message: Wake) -> None:
         self.next_cycle_time = self.floor.clock()

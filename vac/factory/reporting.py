@@ -115,6 +115,7 @@ class Reporting:
             silent=self.deciding.space.silent(settings),
             created=tuple(floor.created),
             failed=dict(floor.failed),
+            pipes=dict(floor.pipes),
             slot_states=self._slot_states(now),
         )
 
