@@ -59,8 +59,8 @@ Message = Union[
     DiskMessage,
     HealthChecked,
     RepositorySeen,
-    Answers,
     PipeFetched,
+    Answers,
     Wake,
     Stop,
 ]
