@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import logging
+import stat
 import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 from typing import Callable, NamedTuple
 
 from vac.host import sha256
@@ -29,6 +31,15 @@ class ImageVersion(NamedTuple):
     def modified(self) -> str:
         """When it was last changed, in UTC."""
         return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(self.stamp[3] // 10**9))
+
+
+def version_of(path: Path) -> ImageVersion | None:
+    """The file as it is now; None if it isn't one."""
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return ImageVersion(str(path), tuple(sha256.stamp(status))) if stat.S_ISREG(status.st_mode) else None
 
 
 def read_through(version: ImageVersion) -> str | None:

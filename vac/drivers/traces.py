@@ -1,4 +1,4 @@
-"""What an incident team wants to know of machines that are this host's processes: user, image, whom they talk to."""
+"""What an incident team wants to know beyond what engines tell: which image, and whom machines talk to."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import Callable
 from vac.drivers.base import Trace
 from vac.drivers.digests import ImageDigests, ImageVersion
 from vac.host import contacts
+from vac.host.cgroup_base import CgroupError
 from vac.host.contacts import Contact
 
 SHORTEST_SECONDS = 10.0
@@ -41,7 +42,7 @@ class Sampling:
         begun_time = self._clock()
         try:
             return look()
-        except OSError as error:
+        except (OSError, CgroupError) as error:
             _log.info("connections of machines can't be seen: %s", error)
             return {}
         finally:
@@ -103,7 +104,4 @@ def merged(
 def shared_network(processes: Mapping[str, Iterable[int]]) -> Mapping[str, frozenset[Contact]]:
     """Contacts by key of groups of processes in the host's own network name space. Raises OSError."""
     by_inode = dict(contacts.sockets())
-    by_inode.pop(0, None)
-    if not by_inode:
-        return {}
     return {key: contacts.contacts_of(numbers, by_inode) for key, numbers in processes.items()}

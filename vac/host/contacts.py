@@ -20,6 +20,7 @@ MOST_DESCRIPTORS = 20_000
 """Looked at per machine: one that has more must not hold up the look at others."""
 _TABLES = ("tcp", "tcp6", "udp", "udp6")
 _LISTENING = "0A"
+_FIELDS = 10
 _NOBODY = frozenset(["0.0.0.0", "::"])
 
 
@@ -52,7 +53,7 @@ def sockets(net: Path = PROC / "net") -> Iterator[tuple[int, Contact]]:
             lines = (net / table).read_text().splitlines()[1:]
         except FileNotFoundError:
             continue
-        found = [_parse(line.split()) for line in lines]
+        found = [_parse(fields) for fields in map(str.split, lines) if len(fields) >= _FIELDS]
         served = {each.local_port for each in found if each.state == _LISTENING}
         for each in found:
             if each.state != _LISTENING and each.port and each.address not in _NOBODY:
@@ -62,10 +63,7 @@ def sockets(net: Path = PROC / "net") -> Iterator[tuple[int, Contact]]:
 
 
 def contacts_within(pid: int) -> frozenset[Contact]:
-    """Contacts of all that is in the network name space of this process, but for its own loopback.
-
-    Raises OSError if there is no such process.
-    """
+    """Contacts of all that is in the network name space of this process, but for its own loopback. Raises OSError."""
     found = (contact for _, contact in sockets(PROC / str(pid) / "net"))
     return frozenset(contact for contact in found if not ip_address(contact.address).is_loopback)
 
@@ -76,7 +74,7 @@ def contacts_of(processes: Iterable[int], by_inode: Mapping[int, Contact]) -> fr
     for process in processes:
         for inode in _inodes(process, left):
             left -= 1
-            if inode in by_inode:
+            if inode and inode in by_inode:
                 found.add(by_inode[inode])
     return frozenset(found)
 
