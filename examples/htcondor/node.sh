@@ -31,7 +31,7 @@ read_key() {
 # put NAME: standard input becomes a file in the machine's joboutputs.
 put() {
     case $joboutputs in
-        http://*) cat >"$work/put-$1" && curl -sf -m 60 -T "$work/put-$1" "$joboutputs/$1" >/dev/null ;;
+        http://*) cat >"$work/put-$1" && curl -sf -m 60 -H Expect: -T "$work/put-$1" "$joboutputs/$1" >/dev/null ;;
         *) cat >"$joboutputs/$1" ;;
     esac
 }

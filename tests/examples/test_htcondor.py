@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import require_tool
-from tests.unit.examples.scripts import EXAMPLES, PATIENCE_SECONDS, FeaturesServer, Place, wait_for
+from tests.examples.scripts import EXAMPLES, PATIENCE_SECONDS, FeaturesServer, Place, wait_for
 
 NODE = EXAMPLES / "htcondor" / "node.sh"
 LEAVES = """cp "$CONDOR_CONFIG" {home}/condor_config
@@ -18,7 +18,7 @@ cp "$(dirname "$CONDOR_CONFIG")/tokens/pool" {home}/token
 echo started > "$(dirname "$CONDOR_CONFIG")/log/MasterLog"
 """
 
-pytestmark = [pytest.mark.allow_subprocess, pytest.mark.timeout(150)]
+pytestmark = pytest.mark.timeout(150)
 
 
 @pytest.fixture

@@ -13,11 +13,11 @@ import pytest
 
 from examples.taskqueue.taskqueue import Queue, Server
 from tests.conftest import require_tool
-from tests.unit.examples.scripts import EXAMPLES, PATIENCE_SECONDS, FeaturesServer, Place, wait_for
+from tests.examples.scripts import EXAMPLES, PATIENCE_SECONDS, FeaturesServer, Place, wait_for
 
 PILOT = EXAMPLES / "taskqueue" / "pilot.sh"
 
-pytestmark = [pytest.mark.allow_subprocess, pytest.mark.timeout(150)]
+pytestmark = pytest.mark.timeout(150)
 
 
 @pytest.fixture
@@ -27,7 +27,7 @@ def place(tmp_path: Path) -> Place:
 
 @pytest.fixture
 def queue(tmp_path: Path) -> Iterator[Queue]:
-    with contextlib.closing(Queue(tmp_path / "tasks", lease_seconds=2)) as queue:
+    with contextlib.closing(Queue(tmp_path / "tasks", lease_seconds=1)) as queue:
         yield queue
 
 
@@ -63,8 +63,8 @@ def test_a_task_that_fails_is_tried_three_times(place: Place, queue: Queue, url:
 
 
 def test_a_long_task_is_kept(place: Place, queue: Queue, url: str) -> None:
-    """The lease is 2 s."""
-    queue.add(["sleep 4"])
+    """The lease is 1 s."""
+    queue.add(["sleep 3"])
     assert place.run(place.script(PILOT, queue_url=url)) == "200 Success: 1 tasks"
     assert queue.tries() == {1: 1}
     beat = int((place.joboutputs / "pilot-heartbeat").read_text())

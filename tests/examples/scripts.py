@@ -12,10 +12,10 @@ from pathlib import Path
 from tests.conftest import require_tool
 from vac.context.user_data import substitute
 
-EXAMPLES = Path(__file__).parents[3] / "examples"
+EXAMPLES = Path(__file__).parents[2] / "examples"
 PATIENCE_SECONDS = 60.0
 POWER_OFF = b"{ poweroff || poweroff -f || shutdown -h now; }"
-"""What a virtual machine does in the end. No test may: a stand-in in PATH is no help, busybox's shell prefers its own."""
+"""What a virtual machine does in the end, and no test may: busybox's shell prefers its own to a stand-in in PATH."""
 
 
 class Place:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import require_tool
-from tests.unit.examples.scripts import EXAMPLES
+from tests.examples.scripts import EXAMPLES
 from vac.cli.pipe import examine
 
 PIPES = sorted(EXAMPLES.glob("*/vacuum.pipe"))
@@ -49,7 +49,6 @@ def test_pipe_and_script_agree(path: Path) -> None:
     }
 
 
-@pytest.mark.allow_subprocess
 @pytest.mark.parametrize("path", SCRIPTS, ids=name)
 def test_scripts_are_posix_sh(path: Path) -> None:
     for command in (["sh", "-n"], [require_tool("busybox"), "sh", "-n"], [require_tool("shellcheck")]):

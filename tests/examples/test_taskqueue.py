@@ -58,11 +58,8 @@ def test_what_is_not_renewed_is_given_to_another(queue: Queue, clock: Clock) -> 
 
 def test_a_task_fails_for_good_after_some_tries(queue: Queue, clock: Clock) -> None:
     queue.add(["bad", "lost", "good"])
-    for _ in range(2):
-        assert queue.claim("a") == Task(1, "bad")
-        assert queue.done("a", 1, 1)
-        queue.add([])
-        break
+    assert queue.claim("a") == Task(1, "bad")
+    assert queue.done("a", 1, 1)
     assert queue.claim("a") == Task(2, "lost")
     assert queue.claim("b") == Task(3, "good"), "what has been tried comes after what has not"
     assert queue.done("b", 3, 0)
@@ -93,7 +90,7 @@ def test_the_queue_survives_its_server(tmp_path: Path, clock: Clock) -> None:
 
 
 def test_many_at_once_never_get_the_same_task(queue: Queue) -> None:
-    queue.add(f"task {number}" for number in range(100))
+    queue.add(f"task {number}" for number in range(40))
     given: Counter[int] = Counter()
 
     def work(worker: str) -> None:
@@ -106,7 +103,7 @@ def test_many_at_once_never_get_the_same_task(queue: Queue) -> None:
         thread.start()
     for thread in threads:
         thread.join()
-    assert given == Counter(range(1, 101))
+    assert given == Counter(range(1, 41))
 
 
 @pytest.fixture
