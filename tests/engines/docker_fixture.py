@@ -34,6 +34,7 @@ COMMANDS = (
     "sh",
     "sleep",
     "cat",
+    "cut",
     "id",
     "hostname",
     "ls",

@@ -96,6 +96,11 @@ class PrivateLibvirt:
         namespaces = f"/proc/{self._holder.pid}/ns"
         return ["nsenter", f"--net={namespaces}/net", f"--mount={namespaces}/mnt"]
 
+    @property
+    def proc(self) -> Path:
+        """What /proc tells there of the network and the mounts."""
+        return Path(f"/proc/{self._holder.pid}")
+
     def run(self, *command: str) -> None:
         """Run a command there."""
         subprocess.run([*self.enter, *command], check=True)

@@ -30,7 +30,7 @@ from vac.drivers.messages import (
     Stopped,
 )
 
-PATIENCE = 5.0
+PATIENCE = 60.0
 
 
 class Clock:
@@ -43,15 +43,12 @@ class Clock:
         return self.now
 
 
-DEADLINES = Deadlines()
-
-
 class Factory:
     """The loop's side of an engine: its queue."""
 
-    def __init__(self, clock: Clock, driver: FakeDriver, deadlines: Deadlines = DEADLINES) -> None:
+    def __init__(self, clock: Clock, driver: FakeDriver, retry_seconds: float = 600.0) -> None:
         self.messages: queue.SimpleQueue[Message] = queue.SimpleQueue()
-        self.engine = Engine("fake", driver, self.messages.put, clock, deadlines)
+        self.engine = Engine("fake", driver, self.messages.put, clock, Deadlines(retry_seconds=retry_seconds))
 
     def next(self, *kinds: type) -> Message:
         """The next message of these kinds; others are dropped."""
@@ -208,7 +205,7 @@ def test_unavailable_engine_is_a_problem_until_it_answers_again(factory: Factory
 def test_observation_that_failed_is_made_again_without_being_asked_for(
     clock: Clock, fake: FakeEngine
 ) -> None:
-    factory = Factory(clock, fake.driver(), Deadlines(retry_seconds=0.01))
+    factory = Factory(clock, fake.driver(), retry_seconds=0.01)
     fake.unavailable = "cannot connect"
     factory.engine.request_observation()
     assert factory.next(ObservationFailed) and factory.next(ObservationFailed)
@@ -334,7 +331,7 @@ def test_events_are_listened_to_as_soon_as_an_observation_shows_that_the_engine_
 ) -> None:
     monkeypatch.setattr("vac.drivers.engine.FIRST_PAUSE_SECONDS", 1000.0)
     fake.unavailable = "cannot connect"
-    factory = Factory(clock, fake.driver(), Deadlines(retry_seconds=0.01))
+    factory = Factory(clock, fake.driver(), retry_seconds=0.01)
     factory.engine.request_observation()
     factory.next(ObservationFailed)
     fake.unavailable = None

@@ -7,7 +7,6 @@ both in base64. The signature is RSA PKCS#1 v1.5 with SHA-256 over everything bu
 from __future__ import annotations
 
 import base64
-import binascii
 import hashlib
 import json
 import logging
@@ -188,7 +187,7 @@ def _signature_block(block: bytes) -> tuple[x509.Certificate, bytes]:
     for key in ("certificate", "signature"):
         try:
             values[key] = base64.b64decode(found[key], validate=False)
-        except (KeyError, TypeError, binascii.Error, ValueError) as error:
+        except (KeyError, TypeError, ValueError) as error:
             raise SignatureRefused(f"not signed: its signature block has no base64 {key!r}") from error
     try:
         certificates = read_certificates(values["certificate"])
@@ -200,10 +199,7 @@ def _signature_block(block: bytes) -> tuple[x509.Certificate, bytes]:
 
 
 def _check(certificate: x509.Certificate, signature: bytes, digest: bytes) -> None:
-    try:
-        key = certificate.public_key()
-    except ValueError as error:
-        raise SignatureRefused("the signer's key can't be read") from error
+    key = certificate.public_key()
     if not isinstance(key, rsa.RSAPublicKey):
         raise SignatureRefused("the signer's key is no RSA key")
     try:

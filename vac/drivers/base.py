@@ -138,7 +138,7 @@ class Preparing(Protocol):
 
         To be asked whenever a creation is considered: asking starts what is needed. It answers from memory,
         and the first time within about a second, however the engine fares. events() yields "" when an answer
-        changes to None. files is the machinetype's files/ directory.
+        changes to None, or to another failure. files is the machinetype's files/ directory.
         """
 
 

@@ -9,6 +9,7 @@ import logging
 import threading
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, Callable
 
 import libvirt
@@ -23,6 +24,7 @@ from vac.drivers.network_xml import (
     NetworkFacts,
     host_changes,
     host_xml,
+    hosts_after,
     network_facts,
     network_xml,
     slot_hosts,
@@ -30,7 +32,8 @@ from vac.drivers.network_xml import (
     wanted_facts,
 )
 from vac.host import hosts_file
-from vac.host.nat import BRIDGE, NatHost, NatProblem
+from vac.host.nat import NatHost, NatProblem
+from vac.host.nat_rules import BRIDGE
 from vac.logs import OnChange
 
 CHECK_SECONDS = 60.0
@@ -114,9 +117,11 @@ def _same(one: NetworkFacts, other: NetworkFacts, *, all_addresses: bool = True)
 
 def _repaired(connection: Any, network: Any, wanted: NetworkFacts, settings: Settings, host: NatHost) -> Any:
     """The network, defined as it should be, and active so."""
-    if not _same(network_facts(network.XMLDesc(libvirt.VIR_NETWORK_XML_INACTIVE)), wanted):
+    defined = network_facts(network.XMLDesc(libvirt.VIR_NETWORK_XML_INACTIVE))
+    if not _same(defined, wanted):
+        hosts = hosts_after(defined.hosts, wanted.hosts, settings.factory_name)
         _may_fix(settings, f"network {NETWORK} isn't what Vac needs: virsh net-undefine {NETWORK}")
-        network = connection.networkDefineXML(network_xml(wanted, network.UUIDString()))
+        network = connection.networkDefineXML(network_xml(replace(wanted, hosts=hosts), network.UUIDString()))
         _log.warning("network %s was defined otherwise: defined anew", NETWORK)
     if not network.isActive():
         _may_fix(settings, f"network {NETWORK} isn't active: virsh net-start {NETWORK}")

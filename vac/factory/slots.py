@@ -53,6 +53,8 @@ class Slot:
     disk_used_bytes: int | None = None
     measured_time: float | None = None
     """When its disk use was last asked for."""
+    measure_seconds: float = 300.0
+    """After which it is asked for again; what takes long is measured less often."""
     busy_time: float | None = None
     """When its CPU use was last seen to be enough."""
     zombie: bool = False

@@ -93,7 +93,7 @@ class Handler(BaseHTTPRequestHandler):
         if not same:
             self.wfile.write(server.content[:1])
             self.wfile.flush()
-            server.gate.wait(20)
+            server.gate.wait(60)
             self.wfile.write(server.content[1:])
 
 
@@ -283,10 +283,10 @@ def test_threads_share_one_download(server: ImageServer, place: Place) -> None:
     ]
     for thread in threads:
         thread.start()
-    assert server.asked_for.wait(10)
+    assert server.asked_for.wait(60)
     server.gate.set()
     for thread in threads:
-        thread.join(10)
+        thread.join(60)
     assert found == [CACHED, CACHED]
     assert ["If-Modified-Since" in asked for asked in server.asked] == [False, True]
 

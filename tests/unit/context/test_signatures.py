@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 import time
@@ -105,7 +106,21 @@ FLIPPED: dict[str, Any] = {}
 @pytest.fixture(autouse=True, scope="module")
 def _flipped(tmp_path_factory: pytest.TempPathFactory, trust: Trust, signer: Certified) -> None:
     path = tmp_path_factory.mktemp("flipped") / "image"
-    FLIPPED.update(path=path, content=signed_image(CONTENT, signer), trust=trust)
+    FLIPPED.update(path=path, signer=signer, content=signed_image(CONTENT, signer), trust=trust)
+
+
+@pytest.mark.filterwarnings("ignore::cryptography.utils.CryptographyDeprecationWarning")
+@given(st.lists(st.tuples(st.integers(0, 5000), st.integers(0, 255)), min_size=1, max_size=3))
+def test_a_broken_certificate_is_refused_and_harms_nothing(changes: list[tuple[int, int]]) -> None:
+    good: Certified = FLIPPED["signer"]
+    der = bytearray(good.certificate.public_bytes(Encoding.DER))
+    for place, value in changes:
+        der[place % len(der)] = value
+    for content, reason in ((good.certificate.public_bytes(Encoding.DER), ""), (bytes(der), ".")):
+        pem = b"-----BEGIN CERTIFICATE-----\n" + base64.b64encode(content) + b"\n-----END CERTIFICATE-----\n"
+        FLIPPED["path"].write_bytes(signed_image(CONTENT, good, certificate_pem=pem))
+        same = content == good.certificate.public_bytes(Encoding.DER)
+        assert bool(refusal(FLIPPED["path"], FLIPPED["trust"])) == bool(reason and not same)
 
 
 @pytest.mark.parametrize(

@@ -29,7 +29,7 @@ def test_the_reason_of_a_failed_download_is_told_without_the_password(
     caplog.set_level(logging.INFO)
     driver = driver_for("docker", Settings(), fail)
     assert isinstance(driver, DockerDriver)
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 60
     reason = driver.prepare(MACHINETYPE, Settings(), Path())
     while "404" not in (reason or "") and time.monotonic() < deadline:
         time.sleep(0.01)

@@ -83,7 +83,8 @@ def test_what_is_needed_again_is_read_back() -> None:
 
 
 def test_a_strangers_domain_is_not_taken_for_ours() -> None:
-    xml = "<domain type='qemu'><name>factory1-02.example.com</name><devices><disk><source file='/x'/></disk></devices></domain>"
+    disk = "<devices><disk><source file='/x'/></disk></devices>"
+    xml = f"<domain type='qemu'><name>factory1-02.example.com</name>{disk}</domain>"
     facts = domain_facts(xml)
     assert facts.factory is None
     assert facts.own_files == ()

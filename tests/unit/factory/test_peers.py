@@ -49,7 +49,7 @@ class Asked:
     def poll(self) -> None:
         """Until the space is known well enough."""
         assert not self.space.fresh(CONFIGURATION)
-        self.space.answered(self.posted.get(timeout=10))
+        self.space.answered(self.posted.get(timeout=60))
         assert self.space.fresh(CONFIGURATION)
 
 
@@ -103,7 +103,7 @@ def test_a_small_space_is_asked_again_while_the_view_still_counts() -> None:
     assert asked.posted.empty()
     asked.clock.now += LEAST_RENEW_SECONDS
     assert asked.space.fresh(CONFIGURATION), "a decision doesn't wait for it"
-    asked.space.answered(asked.posted.get(timeout=10))
+    asked.space.answered(asked.posted.get(timeout=60))
     assert len(asked.doubtful) == 2
 
 
@@ -112,12 +112,12 @@ def test_a_large_space_is_asked_every_half_a_minute() -> None:
     factories = (FACTORY, *(f"f{number}.example.com" for number in range(2, 1001)))
     configuration = Configuration(dataclasses.replace(SETTINGS, factories=factories), {}, {}, {}, (), "")
     assert not asked.space.fresh(configuration)
-    asked.space.answered(asked.posted.get(timeout=10))
+    asked.space.answered(asked.posted.get(timeout=60))
     asked.clock.now += FRESH_SECONDS - 0.1
     assert asked.space.fresh(configuration)
     asked.clock.now += 0.1
     assert not asked.space.fresh(configuration)
-    asked.posted.get(timeout=10)
+    asked.posted.get(timeout=60)
     assert len(asked.doubtful) == 2
 
 

@@ -336,7 +336,7 @@ def serving(responder: Responder) -> Iterator[int]:
         yield sockets[0].getsockname()[1]
     finally:
         stop.close()
-        thread.join(10)
+        thread.join(60)
         assert not thread.is_alive()
         for each in (*sockets, stopped):
             each.close()
@@ -345,7 +345,7 @@ def serving(responder: Responder) -> Iterator[int]:
 def ask(port: int, data: bytes, answers: int, host: str = "127.0.0.1") -> list[bytes]:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with socket.socket(family, socket.SOCK_DGRAM) as client:
-        client.settimeout(10)
+        client.settimeout(60)
         client.sendto(data, (host, port))
         return [client.recv(9000) for _ in range(answers)]
 
@@ -364,7 +364,7 @@ def test_one_socket_for_both_takes_ipv4_as_mapped_addresses(state: StateDir) -> 
     assert len(sockets) == 1
     with sockets[0], socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client:
         client.sendto(b"x", ("127.0.0.1", sockets[0].getsockname()[1]))
-        sockets[0].settimeout(10)
+        sockets[0].settimeout(60)
         _, source = sockets[0].recvfrom(10)
         assert AccessList().allows(source[0])
 
@@ -400,7 +400,7 @@ def test_the_process_ends_when_told_or_outdated_and_tells_that_it_is_ready(
         target=lambda: codes.append(module.run(state, sockets, stopped, names=NoNames(), ready=ready.set))
     )
     thread.start()
-    assert ready.wait(10)
+    assert ready.wait(60)
     assert len(ask(sockets[0].getsockname()[1], datagrams(Kind.MACHINES, "query")[0], 8)) == 8
     if outdated:
         statuses.write(state, dataclasses.replace(factory_status(), vacquery="port 996"))
