@@ -13,6 +13,7 @@ import pytest
 from tests.engines.docker_fixture import IMAGE, PrivateDocker
 from tests.engines.factory_fixture import AT_ONCE, Kind
 from tests.engines.pipe_fixture import PATIENCE, piped
+from tests.engines.process_site import make_tree
 from tests.hostile_pipes import CORPUS, REFUSED
 from tests.https_server import HTML, Page, circle, closed_port
 
@@ -45,6 +46,7 @@ def entry(suffix: str, model: str, **options: object) -> dict[str, object]:
 
 
 DOCKED = entry("docked", "docker", root_image=f"docker://{IMAGE}")
+BOXED = entry("boxed", "singularity", root_image="busybox")
 BUBBLE = entry("bubble", "bubblewrap")
 EXTRA = entry("extra", "docker", root_image=f"docker://{IMAGE}")
 
@@ -52,40 +54,48 @@ EXTRA = entry("extra", "docker", root_image=f"docker://{IMAGE}")
 def test_a_pipe_over_its_life(tmp_path: Path) -> None:
     """Types appear, machines run, the pipe changes, types follow; the server goes, and nothing changes."""
     own_tree = "[machinetype vo-bubble]\nroot_image = /\n"
-    pages = {"/pipe": Page(document(DOCKED, BUBBLE))}
-    with contextlib.closing(PrivateDocker()) as engine, piped(tmp_path, pages, 4) as site:
+    pages = {"/pipe": Page(document(DOCKED, BOXED, BUBBLE))}
+    with contextlib.closing(PrivateDocker()) as engine, piped(tmp_path, pages, 6) as site:
+        make_tree(site.factory.state.machinetype_files("vo") / "busybox")
         site.add_file("lasting", LASTING)
-        site.configure({"vo": site.server.url("/pipe")}, own_tree, docker_host=engine.url)
-        site.start_drained("vo-bubble", "vo-docked")
-        assert site.types() == ["vo-bubble", "vo-docked"]
-        site.wait_for_machines(bubble=2, docked=2)
+        site.configure(
+            {"vo": site.server.url("/pipe")}, own_tree, docker_host=engine.url, singularity_user="nobody"
+        )
+        site.start_drained("vo-boxed", "vo-bubble", "vo-docked")
+        assert site.types() == ["vo-boxed", "vo-bubble", "vo-docked"]
+        site.wait_for_machines(boxed=2, bubble=2, docked=2)
         facts = site.factory.status().machinetype("vo-docked")
         assert facts is not None
-        assert (facts.target_share, facts.fizzle_seconds, facts.max_wallclock_seconds) == (0.5, 3, 3600)
+        assert (facts.target_share, facts.fizzle_seconds, facts.max_wallclock_seconds) == (
+            pytest.approx(1 / 3),
+            3,
+            3600,
+        )
 
         before = {machine.uuid for machine in site.factory.running()}
-        site.server.pages["/pipe"] = Page(document(DOCKED, EXTRA))
-        site.wait_for_types("vo-bubble", "vo-docked", "vo-extra")
+        site.server.pages["/pipe"] = Page(document(DOCKED, BOXED, EXTRA))
+        site.wait_for_types("vo-boxed", "vo-bubble", "vo-docked", "vo-extra")
         assert {machine.uuid for machine in site.factory.running()} == before, "machines live on"
         for machine in site.factory.running("vo-bubble"):
             site.end(machine)
-        site.wait_for_machines(bubble=0, docked=2, extra=2)
+        site.wait_for_machines(boxed=2, bubble=0, docked=2, extra=2)
 
         site.server.pages["/pipe"] = Page(HTML)
         site.wait_for_trouble("vo", "is HTML or XML instead of JSON")
-        assert site.types() == ["vo-bubble", "vo-docked", "vo-extra"]
+        types = ["vo-boxed", "vo-bubble", "vo-docked", "vo-extra"]
+        assert site.types() == types
 
         site.server.close()
         site.factory.stop()
         site.start()
-        site.wait_for_types("vo-bubble", "vo-docked", "vo-extra")
+        site.wait_for_types(*types)
         (machine, *_) = site.factory.running("vo-extra")
         site.end(machine)
-        site.wait_for_machines(docked=2, extra=2)
+        site.wait_for_machines(boxed=2, docked=2, extra=2)
         assert "; the copy in the cache serves" in site.trouble("vo")
         shown = site.factory.vac("pipe", "show")
         assert "last attempt failed" in shown.stdout
-        assert "vo-docked  share 0.5  docker" in shown.stdout
+        assert "vo-docked  share 0.333333  docker" in shown.stdout
         assert f"pipe vo: {site.trouble('vo')}" in site.factory.vac("machinetypes", "-t", "1").stdout
         assert not [life for life in site.factory.lives() if life.finished and life.message[:3] != "200"]
 
