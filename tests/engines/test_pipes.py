@@ -66,11 +66,8 @@ def test_a_pipe_over_its_life(tmp_path: Path) -> None:
         site.wait_for_machines(boxed=2, bubble=2, docked=2)
         facts = site.factory.status().machinetype("vo-docked")
         assert facts is not None
-        assert (facts.target_share, facts.fizzle_seconds, facts.max_wallclock_seconds) == (
-            pytest.approx(1 / 3),
-            3,
-            3600,
-        )
+        assert facts.target_share == pytest.approx(1 / 3)
+        assert (facts.fizzle_seconds, facts.max_wallclock_seconds) == (3, 3600)
 
         before = {machine.uuid for machine in site.factory.running()}
         site.server.pages["/pipe"] = Page(document(DOCKED, BOXED, EXTRA))
