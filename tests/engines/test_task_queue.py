@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import ipaddress
 import json
 import re
 import tarfile
@@ -45,7 +46,8 @@ def serving(server: Server) -> Iterator[Server]:
 def reachable_from_containers(engine: PrivateDocker, queue: Queue) -> Iterator[str]:
     """The queue at the address that the engine's containers have their host at; its URL."""
     with contextlib.closing(engine.client()) as client:
-        gateway = client.inspect_network("bridge")["IPAM"]["Config"][0]["Gateway"]
+        subnet = client.inspect_network("bridge")["IPAM"]["Config"][0]["Subnet"]
+    gateway = next(ipaddress.ip_network(subnet).hosts())
     server = Server(("127.0.0.1", 0), queue)
     server.socket.close()
     server.socket = engine.listening_socket("0.0.0.0")
