@@ -2,7 +2,7 @@
 
     PYTHONPATH=. python tools/simulations.py [--kept] [FACTORIES …]
 
-With 10 and 100 factories it takes some five minutes, with 1,000 (the first 26 hours only) nearly an hour more.
+With 10 and 100 factories it takes some five minutes, with 1,000 (the first 30 hours only) half an hour more.
 Finished runs are kept in build/simulations and not run again: remove that after a change. --kept prints what
 is there, and runs nothing.
 """
@@ -26,7 +26,7 @@ HERE = Path(__file__).resolve().parent.parent
 SCENARIOS = HERE / "examples" / "simulate"
 KEPT = HERE / "build" / "simulations"
 ORDER = ("fill", "days", "idle", "broken", "return", "loss", "crashes", "mixed", "superslots", "half-classic")
-LARGE, MOST_HOURS = 1000, 26.0
+LARGE, MOST_HOURS = 1000, 30.0
 """So many factories are simulated for so long at most."""
 HEADER = (
     "| factories | policy | time to fill | in use | free despite work | error while filling, at most "

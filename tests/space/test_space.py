@@ -125,7 +125,6 @@ def test_from_one_factory_the_whole_space_is_seen(space: Space) -> None:
     space.wait_for(lambda: seen_types() == types, "all machinetypes are told of")
 
 
-@pytest.mark.slow
 def test_a_factory_cut_off_goes_on_with_what_it_knows_and_is_missed(space: Space) -> None:
     space.wait_for(space.is_full, "all slots are taken")
     alone, others = space.factories[2], [*space.factories[:2], *space.factories[3:]]

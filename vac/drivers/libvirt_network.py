@@ -156,19 +156,22 @@ def _restart(connection: Any, network: Any, host: NatHost, why: str) -> None:
 
 
 def _change_hosts(network: Any, settings: Settings) -> None:
-    """Let DHCP know all slots, without disturbing VMs."""
-    present = network_facts(network.XMLDesc(0)).hosts
-    remove, add = host_changes(present, slot_hosts(settings), settings.factory_name)
-    section = libvirt.VIR_NETWORK_SECTION_IP_DHCP_HOST
-    flags = libvirt.VIR_NETWORK_UPDATE_AFFECT_LIVE | libvirt.VIR_NETWORK_UPDATE_AFFECT_CONFIG
-    for command, hosts in (
-        (libvirt.VIR_NETWORK_UPDATE_COMMAND_DELETE, remove),
-        (libvirt.VIR_NETWORK_UPDATE_COMMAND_ADD_LAST, add),
+    """Let DHCP know all slots, now and when the network is next started, without disturbing VMs."""
+    for described, affected in (
+        (0, libvirt.VIR_NETWORK_UPDATE_AFFECT_LIVE),
+        (libvirt.VIR_NETWORK_XML_INACTIVE, libvirt.VIR_NETWORK_UPDATE_AFFECT_CONFIG),
     ):
-        for one in hosts:
-            network.update(command, section, -1, host_xml(one), flags)
-    if remove or add:
-        _log.info("network %s: %d DHCP entries removed, %d added", NETWORK, len(remove), len(add))
+        present = network_facts(network.XMLDesc(described)).hosts
+        remove, add = host_changes(present, slot_hosts(settings), settings.factory_name)
+        for command, hosts in (
+            (libvirt.VIR_NETWORK_UPDATE_COMMAND_DELETE, remove),
+            (libvirt.VIR_NETWORK_UPDATE_COMMAND_ADD_LAST, add),
+        ):
+            for one in hosts:
+                section = libvirt.VIR_NETWORK_SECTION_IP_DHCP_HOST
+                network.update(command, section, -1, host_xml(one), affected)
+        if remove or add:
+            _log.info("network %s: %d DHCP entries removed, %d added", NETWORK, len(remove), len(add))
 
 
 def _check_bridge(connection: Any, network: Any, settings: Settings, host: NatHost) -> None:
