@@ -191,15 +191,15 @@ class PrivateEngine(ABC):
         finally:
             os.kill(self._daemon.pid, signal.SIGCONT)
 
-    def listening_socket(self) -> socket.socket:
-        """A TCP server socket on the loopback address that this engine sees as its own."""
+    def listening_socket(self, address: str = "127.0.0.1") -> socket.socket:
+        """A TCP server socket at this address of the network namespace that this engine is in."""
         made: list[socket.socket] = []
 
         def make() -> None:
             with Path(f"/proc/{self._holder.pid}/ns/net").open("rb") as namespace:
                 if ctypes.CDLL(None, use_errno=True).setns(namespace.fileno(), 0):
                     raise OSError(ctypes.get_errno(), "setns")
-            made.append(socket.create_server(("127.0.0.1", 0)))
+            made.append(socket.create_server((address, 0)))
 
         thread = threading.Thread(target=make)
         thread.start()
