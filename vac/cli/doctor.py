@@ -21,7 +21,7 @@ from vac.config.load import Configuration
 from vac.config.machinetype import VM_MODELS, Machinetype
 from vac.config.settings import Settings
 from vac.drivers.base import CreationFailed, EngineUnavailable
-from vac.drivers.processes import account
+from vac.drivers.process_plan import account
 from vac.drivers.registry import driver_for
 from vac.host.cgroups import CgroupError, open_groups
 from vac.host.privileges import PREFERRED, unprivileged_user
@@ -138,6 +138,9 @@ def _model(model: str, settings: Settings) -> Iterator[Finding]:
         yield Finding(f"engine for {model}")
     except EngineUnavailable as error:
         yield Finding(f"engine for {model}", str(error))
+        return
+    if model in VM_MODELS:
+        yield from (Finding(*row) for row in doctor_vms.hypervisor_rows(settings))
 
 
 def _process_containers(settings: Settings) -> Iterator[Finding]:

@@ -11,6 +11,9 @@ from pathlib import Path
 from typing import Optional
 
 from vac.config.settings import Settings
+from vac.drivers.base import EngineUnavailable
+from vac.drivers.libvirt_volumes import group_in_use
+from vac.drivers.libvirt_xml import FILTER
 from vac.drivers.network_xml import METADATA, SERVER
 from vac.host.nat import NatHost, NatProblem
 from vac.host.nat_rules import BRIDGE
@@ -44,6 +47,26 @@ def rows(settings: Settings, host: NatHost | None = None) -> Iterator[Row]:
             "isn't there: VMs are emulated, which is slow; load the module kvm, or allow it in the firmware"
         )
         yield "/dev/kvm", None if Path("/dev/kvm").exists() else slow, settings.vm_domain_type == "kvm"
+
+
+def hypervisor_rows(settings: Settings) -> Iterator[Row]:
+    """What the hypervisor offers, once it has been seen to answer."""
+    from vac.drivers.libvirt_api import Connection  # only here is libvirt needed
+
+    connection = Connection(settings.libvirt_uri, settings.vm_domain_type)
+    try:
+        with connection.use("doctor") as libvirt:
+            found = connection.hypervisor(libvirt)
+        yield f"VMs are of type {found.domain_type}", None, True
+        lacking = f"libvirt lacks the filter {FILTER}: install its default network filters"
+        yield "VMs can't take each other's addresses", None if found.filtering else lacking, False
+    except EngineUnavailable as error:
+        yield "what VMs are made of", str(error), True
+    finally:
+        connection.close()
+    if group_in_use(settings) is not None:
+        missing = [name for name in ("vgs", "lvs", "lvcreate", "lvremove") if shutil.which(name) is None]
+        yield "LVM's programs", f"{' '.join(missing)} not there: install lvm2" if missing else None, True
 
 
 def _network(host: NatHost) -> Iterator[Row]:
