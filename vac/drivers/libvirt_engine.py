@@ -11,6 +11,7 @@ import logging
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -188,20 +189,16 @@ class LibvirtDriver:
         uuid = domain.UUIDString()
         facts = self._facts.get(uuid)
         if facts is None:
-            facts = self._first_sight(domain, statistics)
+            facts = self._facts[uuid] = domain_facts(domain.XMLDesc())
         if facts.factory is None:
             return uuid in self._adopted
-        return facts.factory == self._settings.factory_name
-
-    def _first_sight(self, domain: Any, statistics: Mapping[str, Any]) -> DomainFacts:
-        """What doesn't change in a domain's life is asked for once. And its files lose their names: if it was made by
-        a process that died before it did that, nobody else will."""
-        facts = domain_facts(domain.XMLDesc())
-        if not starting_up(statistics):
-            self._facts[domain.UUIDString()] = facts
-            if facts.factory == self._settings.factory_name:
-                remove_names(facts.own_files)
-        return facts
+        if facts.factory != self._settings.factory_name:
+            return False
+        if facts.own_files and not starting_up(statistics):
+            # its maker may have died before it could do that
+            remove_names(facts.own_files)
+            self._facts[uuid] = replace(facts, own_files=())
+        return True
 
     def _wait_for_end(self, domain: Any, uuid: str) -> None:
         deadline = time.monotonic() + self._grace_seconds
