@@ -7,7 +7,6 @@ and the factory, which has them on record, names them to adopt().
 
 from __future__ import annotations
 
-import logging
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -42,13 +41,12 @@ GRACE_SECONDS = 30.0
 """From pressing a machine's power button to ending it by force."""
 LOOK_SECONDS = 1.0
 """How often a machine that is to end by itself is looked at, should its event be lost."""
-OBSERVE, ACT = "observe", "act"
+OBSERVE, ACT, PRESS = "observe", "act", "press"
+"""What connections are for. A power button is pressed by the hypervisor's process, which may hang: so not by ACT."""
 STATISTICS = (
     libvirt.VIR_DOMAIN_STATS_STATE | libvirt.VIR_DOMAIN_STATS_BALLOON | libvirt.VIR_DOMAIN_STATS_INTERFACE
 )
 FLAGS = libvirt.VIR_CONNECT_GET_ALL_DOMAINS_STATS_ACTIVE | libvirt.VIR_CONNECT_GET_ALL_DOMAINS_STATS_NOWAIT
-
-_log = logging.getLogger(__name__)
 
 
 class LibvirtDriver:
@@ -114,8 +112,15 @@ class LibvirtDriver:
             domain = find_domain(connection, uuid)
             if domain is None:
                 return
-            if press_power_button(domain):
-                self._wait_for_end(domain, uuid)
+            refused = threading.Event()
+            threading.Thread(
+                target=self._press, args=(uuid, refused), name="power-button", daemon=True
+            ).start()
+            deadline = time.monotonic() + self._grace_seconds
+            while (
+                is_active(domain) and time.monotonic() < deadline and not (refused.is_set() or self._closed)
+            ):
+                self._samples.wait_for_end(uuid, LOOK_SECONDS)
             self._look()
             end_domain(domain)
             self._look()
@@ -200,10 +205,16 @@ class LibvirtDriver:
             self._facts[uuid] = replace(facts, own_files=())
         return True
 
-    def _wait_for_end(self, domain: Any, uuid: str) -> None:
-        deadline = time.monotonic() + self._grace_seconds
-        while is_active(domain) and not self._closed and time.monotonic() < deadline:
-            self._samples.wait_for_end(uuid, LOOK_SECONDS)
+    def _press(self, uuid: str, refused: threading.Event) -> None:
+        """Press the machine's power button; if that can't be done, say so."""
+        try:
+            with self._connection.use(PRESS) as connection:
+                domain = find_domain(connection, uuid)
+                if domain is not None and press_power_button(domain):
+                    return
+        except EngineUnavailable:
+            pass
+        refused.set()
 
 
 def open_driver(settings: Settings, fetch: Fetch | None = None) -> LibvirtDriver:
