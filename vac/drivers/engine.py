@@ -30,7 +30,8 @@ from vac.drivers.base import (
     Noticing,
     Observed,
     Preparing,
-    Usage,
+    Trace,
+    Tracing,
 )
 from vac.drivers.messages import (
     ActionResult,
@@ -220,20 +221,26 @@ class InlineEngine:
         self._act(action, call)
 
     def _observe(self) -> None:
-        def look() -> tuple[tuple[Observed, ...], Mapping[str, Usage], Mapping[str, Mapping[str, str]]]:
-            machines = tuple(self._driver.list())
-            return machines, dict(self._driver.usage()), self._details(machines)
-
         asked_time = self._clock()
+
+        def look() -> Observation:
+            machines = tuple(self._driver.list())
+            usage, details, traces = dict(self._driver.usage()), self._details(machines), self._traces()
+            told = {
+                uuid: {**details.get(uuid, {}), **traces.get(uuid, Trace()).facts}
+                for uuid in {*details, *traces}
+            }
+            contacts = {uuid: trace.contacts for uuid, trace in traces.items() if trace.contacts}
+            told = {uuid: facts for uuid, facts in told.items() if facts}
+            return Observation(self.name, machines, usage, asked_time, self._clock(), told, contacts)
+
         seen = self._attempt("", self._deadlines.observation_seconds, look)
-        now = self._clock()
         if isinstance(seen, _Failure):
             self._observation_failure = seen.reason
-            self._post(ObservationFailed(self.name, seen.reason, asked_time, now))
+            self._post(ObservationFailed(self.name, seen.reason, asked_time, self._clock()))
         else:
             self._observation_failure = None
-            machines, usage, details = seen
-            self._post(Observation(self.name, machines, usage, asked_time, now, details))
+            self._post(seen)
 
     def _details(self, machines: tuple[Observed, ...]) -> Mapping[str, Mapping[str, str]]:
         driver: object = self._driver
@@ -242,7 +249,11 @@ class InlineEngine:
         running = {machine.uuid for machine in machines if machine.state is EngineState.RUNNING}
         found = {uuid: dict(driver.details(uuid)) for uuid in running - self._detailed}
         self._detailed = running
-        return {uuid: details for uuid, details in found.items() if details}
+        return found
+
+    def _traces(self) -> Mapping[str, Trace]:
+        driver: object = self._driver
+        return driver.traces() if isinstance(driver, Tracing) else {}
 
     def _act(self, action: Action, call: Callable[[], None]) -> None:
         kind, name, uuid = action

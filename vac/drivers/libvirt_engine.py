@@ -18,7 +18,8 @@ import libvirt
 
 from vac.config.machinetype import Machinetype
 from vac.config.settings import Settings
-from vac.drivers.base import CreationFailed, EngineUnavailable, Fetch, MachineSpec, Observed, Usage
+from vac.drivers.base import CreationFailed, EngineUnavailable, Fetch, MachineSpec, Observed, Trace, Usage
+from vac.drivers.digests import version_of
 from vac.drivers.images import ImageFiles
 from vac.drivers.libvirt_api import (
     GONE,
@@ -35,6 +36,8 @@ from vac.drivers.libvirt_make import DomainMaker
 from vac.drivers.libvirt_network import NetworkKeeper
 from vac.drivers.libvirt_volumes import group_in_use
 from vac.drivers.libvirt_xml import DomainFacts, domain_facts, mac_address
+from vac.drivers.traces import ImageFacts, Sampling, merged
+from vac.host.conntrack import tracked
 from vac.host.nat import NatHost
 
 GRACE_SECONDS = 30.0
@@ -50,7 +53,8 @@ FLAGS = libvirt.VIR_CONNECT_GET_ALL_DOMAINS_STATS_ACTIVE | libvirt.VIR_CONNECT_G
 
 
 class LibvirtDriver:
-    """A Driver that is also Preparing, Noticing, Detailing and Adopting: see there for what the methods promise.
+    """A Driver that is also Preparing, Noticing, Detailing, Tracing and Adopting: see there for what the methods
+    promise.
 
     stop() may be called for many machines at once, each call in a thread of its own.
     """
@@ -68,6 +72,8 @@ class LibvirtDriver:
         self._events = EventReader(self._connection, self._look, self._may_be_ours)
         self._images = ImageFiles(fetch, self._events.wake)
         self._network = NetworkKeeper(self._connection, self._events.wake, nat)
+        self._image_facts = ImageFacts()
+        self._sampling = Sampling()
         self._maker = DomainMaker()
         self._samples = Samples()
         self._looking = threading.Lock()
@@ -105,6 +111,7 @@ class LibvirtDriver:
         image = self._images.path(kind.root_image, kind.image_signing_dn, spec.files)
         with self._connection.use(ACT) as connection:
             self._maker.make(connection, spec, self._connection.hypervisor(connection), image)
+        self._image_facts.note(spec.uuid, {"image_path": str(image)}, version_of(image))
 
     def stop(self, name: str, uuid: str) -> None:
         """See Driver. The machine has time to shut down by itself."""
@@ -137,6 +144,7 @@ class LibvirtDriver:
             raise EngineUnavailable(str(failure)) from failure
         with self._looking:
             self._samples.forget(uuid)
+            self._image_facts.forget(uuid)
             self._facts.pop(uuid, None)
 
     def details(self, uuid: str) -> Mapping[str, str]:
@@ -152,6 +160,12 @@ class LibvirtDriver:
             "domain_type": facts.domain_type,
         }
         return {name: text for name, text in details.items() if text}
+
+    def traces(self) -> Mapping[str, Trace]:
+        """See Tracing."""
+        addresses = {uuid: facts.address for uuid, facts in list(self._facts.items()) if facts.address}
+        found = self._sampling.sample(lambda: tracked(addresses))
+        return merged(self._image_facts.news(machine.uuid for machine in self._samples.all()), found)
 
     def events(self) -> Iterator[str]:
         """See Driver."""
