@@ -18,8 +18,9 @@ import libvirt
 
 from vac.config.machinetype import Machinetype
 from vac.config.settings import Settings
-from vac.drivers.base import CreationFailed, EngineUnavailable, MachineSpec, Observed, Usage
-from vac.drivers.images import Fetch, ImageFiles
+from vac.drivers.base import CreationFailed, EngineUnavailable, Fetch, MachineSpec, Observed, Trace, Usage
+from vac.drivers.digests import version_of
+from vac.drivers.images import ImageFiles
 from vac.drivers.libvirt_api import (
     GONE,
     Connection,
@@ -32,8 +33,12 @@ from vac.drivers.libvirt_disks import remove_names
 from vac.drivers.libvirt_events import EventReader
 from vac.drivers.libvirt_listing import Samples, machine_state, may_be_ours, starting_up, usage_of
 from vac.drivers.libvirt_make import DomainMaker
+from vac.drivers.libvirt_network import NetworkKeeper
 from vac.drivers.libvirt_volumes import group_in_use
 from vac.drivers.libvirt_xml import DomainFacts, domain_facts, mac_address
+from vac.drivers.traces import ImageFacts, Sampling, merged
+from vac.host.conntrack import tracked
+from vac.host.nat import NatHost
 
 GRACE_SECONDS = 30.0
 """From pressing a machine's power button to ending it by force."""
@@ -49,19 +54,27 @@ _log = logging.getLogger(__name__)
 
 
 class LibvirtDriver:
-    """A Driver that is also Preparing, Detailing and Adopting: see there for what the methods promise.
+    """A Driver that is also Preparing, Noticing, Detailing, Tracing and Adopting: see there for what the methods
+    promise.
 
     stop() may be called for many machines at once, each call in a thread of its own.
     """
 
     def __init__(
-        self, settings: Settings, fetch: Fetch | None = None, grace_seconds: float = GRACE_SECONDS
+        self,
+        settings: Settings,
+        fetch: Fetch | None = None,
+        grace_seconds: float = GRACE_SECONDS,
+        nat: NatHost | None = None,
     ) -> None:
         self._settings = settings
         self._grace_seconds = grace_seconds
         self._connection = Connection(settings.libvirt_uri, settings.vm_domain_type)
         self._events = EventReader(self._connection, self._look, self._may_be_ours)
         self._images = ImageFiles(fetch, self._events.wake)
+        self._network = NetworkKeeper(self._connection, self._events.wake, nat)
+        self._image_facts = ImageFacts()
+        self._sampling = Sampling()
         self._maker = DomainMaker()
         self._samples = Samples()
         self._looking = threading.Lock()
@@ -70,8 +83,14 @@ class LibvirtDriver:
         self._closed = False
 
     def prepare(self, machinetype: Machinetype, settings: Settings, files: Path) -> str | None:
-        """See Preparing: the image is what has to be there."""
-        return self._images.prepare(machinetype.root_image, machinetype.image_signing_dn, files)
+        """See Preparing: network and image are what has to be there."""
+        self._settings = settings
+        network = self._network.prepare(settings)
+        return self._images.prepare(machinetype.root_image, machinetype.image_signing_dn, files) or network
+
+    def notices(self) -> Sequence[str]:
+        """See Noticing."""
+        return [*self._network.notices(), *self._maker.notices()]
 
     def adopt(self, machines: Mapping[str, str]) -> None:
         """See Adopting."""
@@ -79,6 +98,7 @@ class LibvirtDriver:
 
     def list(self) -> Sequence[Observed]:
         """See Driver."""
+        self._network.keep()
         self._look()
         return self._samples.all()
 
@@ -92,6 +112,7 @@ class LibvirtDriver:
         image = self._images.path(kind.root_image, kind.image_signing_dn, spec.files)
         with self._connection.use(ACT) as connection:
             self._maker.make(connection, spec, self._connection.hypervisor(connection), image)
+        self._image_facts.note(spec.uuid, {"image_path": str(image)}, version_of(image))
 
     def stop(self, name: str, uuid: str) -> None:
         """See Driver. The machine has time to shut down by itself."""
@@ -117,6 +138,7 @@ class LibvirtDriver:
             raise EngineUnavailable(str(failure)) from failure
         with self._looking:
             self._samples.forget(uuid)
+            self._image_facts.forget(uuid)
             self._facts.pop(uuid, None)
 
     def details(self, uuid: str) -> Mapping[str, str]:
@@ -132,6 +154,12 @@ class LibvirtDriver:
             "domain_type": facts.domain_type,
         }
         return {name: text for name, text in details.items() if text}
+
+    def traces(self) -> Mapping[str, Trace]:
+        """See Tracing."""
+        addresses = {uuid: facts.address for uuid, facts in list(self._facts.items()) if facts.address}
+        found = self._sampling.sample(lambda: tracked(addresses))
+        return merged(self._image_facts.news(machine.uuid for machine in self._samples.all()), found)
 
     def events(self) -> Iterator[str]:
         """See Driver."""

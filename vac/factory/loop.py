@@ -21,9 +21,11 @@ from vac.factory.floor import Floor
 from vac.factory.orders import Orders
 from vac.factory.pipes import PipeFetched, Pipes
 from vac.factory.reporting import Reporting
+from vac.factory.repositories import Repositories
 from vac.factory.rules import Rules
 from vac.factory.space import Answers, Ask, Space
 from vac.factory.watching import Watcher
+from vac.host.cvmfs import RepositorySeen, RepositoryWatch
 from vac.host.disk import DiskMeasured, DiskMessage, DiskMeter, DiskNotMeasured
 from vac.host.health import HealthCheck, HealthChecked
 
@@ -51,7 +53,17 @@ class Stuck(Exception):
     """A thread of an engine never returned; only a new process helps."""
 
 
-Message = Union[engines.Message, ContextMessage, DiskMessage, HealthChecked, Answers, PipeFetched, Wake, Stop]
+Message = Union[
+    engines.Message,
+    ContextMessage,
+    DiskMessage,
+    HealthChecked,
+    RepositorySeen,
+    PipeFetched,
+    Answers,
+    Wake,
+    Stop,
+]
 
 
 class Factory:
@@ -68,7 +80,8 @@ class Factory:
         self.rules = Rules(floor, self.ending, DiskMeter(inbox.put))
         self.orders = Orders(floor, self.ending)
         self.space = Space(ask, inbox.put, floor.clock)
-        self.deciding = Deciding(floor, self.creation, self.orders, self.space)
+        self.repositories = Repositories(floor, RepositoryWatch(inbox.put))
+        self.deciding = Deciding(floor, self.creation, self.orders, self.space, self.repositories)
         self.reporting = Reporting(floor, self.deciding)
         self.loader = loader
         self.pipes = Pipes(floor, inbox.put)
@@ -94,6 +107,7 @@ class Factory:
             DiskMeasured: self.rules.measured,
             DiskNotMeasured: self.rules.not_measured,
             HealthChecked: self._health_checked,
+            RepositorySeen: self.repositories.seen,
             Answers: self._answered,
             PipeFetched: self._pipe_fetched,
             Wake: self._woken,
@@ -175,6 +189,7 @@ class Factory:
             engine.request_observation()
         self.rules.measure()
         self._check_health()
+        self.repositories.look()
         self.reporting.cycle()
         self.next_cycle_time = self.floor.clock() + CYCLE_SECONDS
 

@@ -26,7 +26,6 @@ class NatHost:
 
     enter: tuple[str, ...] = ()
     """Words before each command."""
-    proc: Path = Path("/proc")
     hosts_file: Path = FULL_HOSTS
 
     def addresses(self) -> list[str] | None:
@@ -48,19 +47,16 @@ class NatHost:
     def serves_names(self, address: str) -> bool:
         """Does a name server listen at this address?"""
         number = "".join(f"{int(byte):02X}" for byte in reversed(address.split(".")))
-        return f" {number}:0035 " in (self.proc / "net" / "udp").read_text(encoding="ascii")
+        return f" {number}:0035 " in (self._output("cat", "/proc/net/udp") or "")
 
     def forwards(self) -> bool:
         """Does the kernel forward packets?"""
-        return (self.proc / "sys/net/ipv4/ip_forward").read_text(encoding="ascii").strip() == "1"
+        return (self._output("cat", "/proc/sys/net/ipv4/ip_forward") or "").strip() == "1"
 
     def missing(self) -> list[str]:
         """What keeps VMs from the services that they need, as far as can be seen."""
-        try:
-            problems = missing_rules(self._output("iptables-save"), self._output("nft", "list", "ruleset"))
-            return problems if self.forwards() else ["net.ipv4.ip_forward is 0: set it to 1", *problems]
-        except OSError:
-            return []
+        problems = missing_rules(self._output("iptables-save"), self._output("nft", "list", "ruleset"))
+        return problems if self.forwards() else ["net.ipv4.ip_forward is 0: set it to 1", *problems]
 
     def _output(self, *command: str) -> str | None:
         """None if it isn't there or fails."""
