@@ -12,7 +12,7 @@ import enum
 import logging
 import queue
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Callable, NamedTuple, TypeVar
@@ -27,6 +27,7 @@ from vac.drivers.base import (
     EngineState,
     EngineUnavailable,
     MachineSpec,
+    Noticing,
     Observed,
     Preparing,
     Usage,
@@ -154,6 +155,11 @@ class InlineEngine:
         driver: object = self._driver
         return driver.prepare(machinetype, settings, files) if isinstance(driver, Preparing) else None
 
+    def notices(self) -> Sequence[str]:
+        """What is probably wrong with this host; see Noticing."""
+        driver: object = self._driver
+        return driver.notices() if isinstance(driver, Noticing) else ()
+
     def adopt(self, machines: Mapping[str, str]) -> None:
         """Tell the driver which machines are the factory's whatever marks they bear; see Adopting."""
         driver: object = self._driver
@@ -275,7 +281,10 @@ class InlineEngine:
 
 
 class Engine(InlineEngine):
-    """The engine with its three threads. No method blocks, whatever the engine does."""
+    """The engine with its three threads. No method blocks, whatever the engine does.
+
+    patient: machines get time to end by themselves, so each stop has a thread of its own.
+    """
 
     def __init__(
         self,
@@ -284,8 +293,10 @@ class Engine(InlineEngine):
         post: Callable[[Message], object],
         clock: Callable[[], float],
         deadlines: Deadlines = Deadlines(),
+        patient: bool = False,
     ) -> None:
         super().__init__(name, driver, post, clock, deadlines)
+        self._patient = patient
         self._closed = threading.Event()
         self._observation_wanted = threading.Event()
         self._answers_again = threading.Event()
@@ -307,7 +318,11 @@ class Engine(InlineEngine):
         super().close()
 
     def _submit(self, action: Action, call: Callable[[], None]) -> None:
-        self._actions.put((action, call))
+        if self._patient and action.kind is ActionKind.STOP:
+            title = f"{self.name}-stop"
+            threading.Thread(target=self._act, args=(action, call), name=title, daemon=True).start()
+        else:
+            self._actions.put((action, call))
 
     def _keep_observing(self) -> None:
         while True:

@@ -18,8 +18,8 @@ import libvirt
 
 from vac.config.machinetype import Machinetype
 from vac.config.settings import Settings
-from vac.drivers.base import CreationFailed, EngineUnavailable, MachineSpec, Observed, Usage
-from vac.drivers.images import Fetch, ImageFiles
+from vac.drivers.base import CreationFailed, EngineUnavailable, Fetch, MachineSpec, Observed, Usage
+from vac.drivers.images import ImageFiles
 from vac.drivers.libvirt_api import (
     GONE,
     Connection,
@@ -32,8 +32,10 @@ from vac.drivers.libvirt_disks import remove_names
 from vac.drivers.libvirt_events import EventReader
 from vac.drivers.libvirt_listing import Samples, machine_state, may_be_ours, starting_up, usage_of
 from vac.drivers.libvirt_make import DomainMaker
+from vac.drivers.libvirt_network import NetworkKeeper
 from vac.drivers.libvirt_volumes import group_in_use
 from vac.drivers.libvirt_xml import DomainFacts, domain_facts, mac_address
+from vac.host.nat import NatHost
 
 GRACE_SECONDS = 30.0
 """From pressing a machine's power button to ending it by force."""
@@ -49,19 +51,24 @@ _log = logging.getLogger(__name__)
 
 
 class LibvirtDriver:
-    """A Driver that is also Preparing, Detailing and Adopting: see there for what the methods promise.
+    """A Driver that is also Preparing, Noticing, Detailing and Adopting: see there for what the methods promise.
 
     stop() may be called for many machines at once, each call in a thread of its own.
     """
 
     def __init__(
-        self, settings: Settings, fetch: Fetch | None = None, grace_seconds: float = GRACE_SECONDS
+        self,
+        settings: Settings,
+        fetch: Fetch | None = None,
+        grace_seconds: float = GRACE_SECONDS,
+        nat: NatHost | None = None,
     ) -> None:
         self._settings = settings
         self._grace_seconds = grace_seconds
         self._connection = Connection(settings.libvirt_uri, settings.vm_domain_type)
         self._events = EventReader(self._connection, self._look, self._may_be_ours)
         self._images = ImageFiles(fetch, self._events.wake)
+        self._network = NetworkKeeper(self._connection, self._events.wake, nat)
         self._maker = DomainMaker()
         self._samples = Samples()
         self._looking = threading.Lock()
@@ -70,8 +77,14 @@ class LibvirtDriver:
         self._closed = False
 
     def prepare(self, machinetype: Machinetype, settings: Settings, files: Path) -> str | None:
-        """See Preparing: the image is what has to be there."""
-        return self._images.prepare(machinetype.root_image, machinetype.image_signing_dn, files)
+        """See Preparing: network and image are what has to be there."""
+        self._settings = settings
+        network = self._network.prepare(settings)
+        return self._images.prepare(machinetype.root_image, machinetype.image_signing_dn, files) or network
+
+    def notices(self) -> Sequence[str]:
+        """See Noticing."""
+        return [*self._network.notices(), *self._maker.notices()]
 
     def adopt(self, machines: Mapping[str, str]) -> None:
         """See Adopting."""
@@ -79,6 +92,7 @@ class LibvirtDriver:
 
     def list(self) -> Sequence[Observed]:
         """See Driver."""
+        self._network.keep()
         self._look()
         return self._samples.all()
 

@@ -23,7 +23,9 @@ MODULES = {
     "processes": "vac.drivers.processes",
 }
 """By engine; each has a function open_driver(settings), those in FETCHING open_driver(settings, fetch)."""
-FETCHING = frozenset(["docker", "processes"])
+FETCHING = frozenset(["docker", "libvirt", "processes"])
+PATIENT = frozenset(["libvirt"])
+"""Engines whose machines get time to end by themselves, so that one stop must not wait for another."""
 PACKAGES = {"libvirt": "python3-libvirt", "docker": "python3-docker"}
 """What has to be installed for an engine's Python library, by the name that Debian and EL9 share."""
 
