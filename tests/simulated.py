@@ -23,6 +23,7 @@ from vac.drivers.fake import FakeEngine, FakeMachine, Script
 from vac.drivers.messages import Changed
 from vac.drivers.registry import engine_name
 from vac.factory import loop
+from vac.factory.contexts import Run
 from vac.factory.loop import Factory, Message, Wake
 from vac.factory.process import open_factory
 from vac.factory.slots import Slot
@@ -101,6 +102,10 @@ class Configured(Loader):
         return self._choose()
 
 
+def _at_once(work: Callable[[], object]) -> None:
+    work()
+
+
 class HoldingEngine(InlineEngine):
     """Carries out at once what it is asked for, unless the world holds actions back: then release() does."""
 
@@ -147,6 +152,8 @@ class World:
         """All machines that an engine was asked for and has not refused."""
         self.ask_peers: Ask = ask_nobody
         """Tells, in a thread, what peers say; of use if settings have more than one factory."""
+        self.run_context: Run = _at_once
+        """Has a machine's context made: at once, unless a test puts something else there."""
         self.hold = False
         """Engines don't begin what they are asked for …"""
         self.held: list[Callable[[], None]] = []
@@ -207,6 +214,7 @@ class World:
             rng=random.Random(self._starts),
             open_engine=self.open_engine,
             ask=self.ask_peers,
+            run=self.run_context,
         )
         if error is not None:
             self.factory.floor.sure = False

@@ -18,11 +18,15 @@ class Role:
     """Is vacd as a whole ready only when this role has said that it is?"""
     stuck_seconds: float | None = None
     """Killed and started again when it has shown no life for so long. None: it shows none."""
+    for_vms: bool = False
+    """Started only once the factory has said that there are, or may be, virtual machines."""
 
 
 ROLES = (
     Role("factory", "vac.factory", must_be_ready=True, stuck_seconds=600),
     Role("responder", "vac.vacquery.responder"),
+    Role("metadata", "vac.web.metadata", for_vms=True),
+    Role("mjf", "vac.web.mjf", for_vms=True),
 )
 
 
@@ -60,5 +64,7 @@ class RoleOptions:
     """Say that the role does its work (the factory: its first cycle is over, whatever came of it)."""
     alive: Callable[[], None] = _do_nothing
     """Say that the role's loop goes round; to be called much more often than Role.stuck_seconds."""
+    vms: Callable[[], None] = _do_nothing
+    """Say that there are, or may be, virtual machines from now on."""
     listen: Listen = _listen_to_nobody
     """Call it once, from the main thread or any other, when stop can be obeyed."""

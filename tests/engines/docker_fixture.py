@@ -122,10 +122,7 @@ class PrivateEngine(ABC):
             self.run("ip", "link", "set", "lo", "up")
             self.prepare()
             self.start()
-            with contextlib.closing(self.client()) as client:
-                done = client.import_image_from_data(root_tar(), *IMAGE.split(":"))
-                repository, tag = IMAGE.split(":")
-                client.tag(json.loads(done.split("\n")[0])["status"], repository, tag)
+            self.import_image(IMAGE, root_tar())
         except BaseException:
             self.close()
             raise
@@ -145,6 +142,13 @@ class PrivateEngine(ABC):
     def client(self) -> docker.APIClient:
         """A new client of the engine; the caller closes it or lets it go."""
         return docker.APIClient(base_url=self.url, version="auto", timeout=30)
+
+    def import_image(self, image: str, root: bytes) -> None:
+        """Make an image of a root file system; Podman doesn't heed the tag."""
+        repository, tag = image.split(":")
+        with contextlib.closing(self.client()) as client:
+            done = client.import_image_from_data(root, repository, tag)
+            client.tag(json.loads(done.split("\n")[0])["status"], repository, tag)
 
     def image_id(self, reference: str) -> str:
         """The engine's id of an image."""
@@ -195,15 +199,15 @@ class PrivateEngine(ABC):
         finally:
             os.kill(self._daemon.pid, signal.SIGCONT)
 
-    def listening_socket(self) -> socket.socket:
-        """A TCP server socket on the loopback address that this engine sees as its own."""
+    def listening_socket(self, address: str = "127.0.0.1") -> socket.socket:
+        """A TCP server socket at this address of the network namespace that this engine is in."""
         made: list[socket.socket] = []
 
         def make() -> None:
             with Path(f"/proc/{self._holder.pid}/ns/net").open("rb") as namespace:
                 if ctypes.CDLL(None, use_errno=True).setns(namespace.fileno(), 0):
                     raise OSError(ctypes.get_errno(), "setns")
-            made.append(socket.create_server(("127.0.0.1", self.registry_port)))
+            made.append(socket.create_server((address, self.registry_port)))
 
         thread = threading.Thread(target=make)
         thread.start()

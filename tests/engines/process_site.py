@@ -6,6 +6,7 @@ import contextlib
 import os
 import queue
 import shutil
+import subprocess
 import tempfile
 import threading
 import time
@@ -13,8 +14,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Callable
 
+from tests.conftest import require_tool
 from vac.config.machinetype import Machinetype
 from vac.config.settings import Settings
+from vac.context.downloads import ImageCache
 from vac.drivers.base import EngineState, MachineSpec, Observed
 from vac.drivers.processes import ProcessDriver
 from vac.host.cgroup_v1 import GroupsV1
@@ -22,7 +25,7 @@ from vac.host.cgroup_v2 import GroupsV2
 from vac.host.cgroups import Groups, find_mounts
 
 MIB = 2**20
-PATIENCE = 20.0
+PATIENCE = 120.0
 
 
 def group_makers() -> dict[str, Callable[[str], Groups]]:
@@ -45,12 +48,34 @@ def wait_for(condition: Callable[[], object], what: str) -> None:
         time.sleep(0.005)
 
 
-class Site:
-    """A factory's state_dir and driver."""
+def make_tree(root: Path) -> None:
+    """A directory tree that a container can be made from, with Busybox and a motd in it."""
+    if root.exists():
+        return
+    for name in ("bin", "dev", "etc", "proc", "run", "sys", "tmp", "var/tmp", "usr", "home", "root"):
+        (root / name).mkdir(parents=True)
+    busybox = require_tool("busybox")
+    shutil.copy(busybox, root / "bin/busybox")
+    listed = subprocess.run([busybox, "--list"], stdout=subprocess.PIPE, text=True, check=True)
+    for name in set(listed.stdout.split()) - {"busybox"}:
+        (root / "bin" / name).symlink_to("busybox")
+    (root / "etc/motd").write_text("the image")
 
-    def __init__(self, groups: Groups, state_dir: Path, factory: str) -> None:
+
+class Site:
+    """A factory's state_dir and driver, of machines of one model. Singularity's are made from a tree of Busybox."""
+
+    def __init__(self, groups: Groups, state_dir: Path, factory: str, model: str = "bubblewrap") -> None:
+        for name in ("imagecache", "tmp"):
+            (state_dir / name).mkdir(exist_ok=True)
         self.groups = groups
-        self.driver = ProcessDriver(groups)
+        self.model = model
+        cache = ImageCache(state_dir / "imagecache", state_dir / "tmp")
+        self.driver = ProcessDriver(groups, lambda source, signing_dn=None: cache.fetch(source))
+        self.image = "/"
+        if model == "singularity":
+            self.image = str(state_dir / "machinetypes/t/files/busybox")
+            make_tree(Path(self.image))
         self.settings = Settings(factory_name=factory, state_dir=state_dir, memory_limit_factor=2.0)
         self._ends: queue.SimpleQueue[tuple[str, float]] = queue.SimpleQueue()
         self._listener = threading.Thread(target=self._listen, daemon=True)
@@ -65,8 +90,9 @@ class Site:
         (directory / "jobfeatures/job_id").write_text(f"uuid-{number}")
         (directory / "user_data").write_text("#!/bin/sh\n" + user_data)
         (directory / "user_data").chmod(0o600)
-        kind = Machinetype("t", machine_model="bubblewrap", **{"root_image": "/", **options})
+        wanted = {"machine_model": self.model, "root_image": self.image, **options}
         files = self.settings.state_dir / "machinetypes/t/files"
+        kind = Machinetype("t", **wanted)
         return MachineSpec(name, f"uuid-{number}", kind, self.settings, 1, 64 * MIB, directory, files)
 
     def create(self, spec: MachineSpec) -> MachineSpec:
@@ -77,6 +103,10 @@ class Site:
     def output(self, spec: MachineSpec, name: str) -> str:
         """What the machine has written to its joboutputs."""
         return (spec.directory / "joboutputs" / name).read_text()
+
+    def processes(self, spec: MachineSpec) -> list[int]:
+        """The numbers of the machine's processes."""
+        return self.groups.processes(f"{spec.name}_{spec.uuid}")
 
     def state(self, spec: MachineSpec) -> EngineState | None:
         """How the driver lists the machine."""
@@ -89,6 +119,11 @@ class Site:
             name, now = self._ends.get(timeout=PATIENCE)
             if name == spec.name and self.state(spec) is EngineState.ENDED:
                 return now
+
+    def wait_for_word(self) -> None:
+        """Wait for the event that tells of no machine."""
+        while self._ends.get(timeout=PATIENCE)[0]:
+            pass
 
     def close(self) -> None:
         """Destroy all machines and see that nothing is left."""
@@ -118,12 +153,12 @@ def processes_of(state_dir: str) -> list[int]:
 
 
 @contextlib.contextmanager
-def open_site(version: str) -> Iterator[Site]:
+def open_site(version: str, model: str = "bubblewrap") -> Iterator[Site]:
     """A site with cgroups v1 or v2."""
     state_dir = Path(tempfile.mkdtemp(prefix="vac-test-", dir="/var/tmp"))
     state_dir.chmod(0o711)
     factory = f"test-{os.getpid()}-{state_dir.name[-8:]}.example.com"
-    site = Site(group_makers()[version](factory), state_dir, factory)
+    site = Site(group_makers()[version](factory), state_dir, factory, model)
     try:
         yield site
     finally:

@@ -42,7 +42,7 @@ def groups(request: pytest.FixtureRequest) -> Iterator[Groups]:
     groups = group_makers()[request.param](factory)
     yield groups
     for name in groups.names():
-        groups.kill_all(name, 10)
+        groups.kill_all(name, 60)
         groups.remove(name)
     groups.tidy()
     assert not list(Path("/sys/fs/cgroup").glob(f"**/{factory}"))
@@ -59,16 +59,16 @@ def entered(groups: Groups, name: str) -> Iterator[subprocess.Popen[bytes]]:
             wait_for(lambda: len(groups.processes(name)) == 2, "both processes are in the group")
             yield child
         finally:
-            groups.kill_all(name, 10)
+            groups.kill_all(name, 60)
 
 
 def test_everything_in_a_group_is_killed_and_its_usage_stays(groups: Groups) -> None:
     groups.create("m_u", LIMITS)
     assert not groups.populated("m_u")
     with entered(groups, "m_u") as child:
-        groups.kill_all("m_u", 10)
+        groups.kill_all("m_u", 60)
         assert not groups.populated("m_u")
-        assert child.wait(10) == -9
+        assert child.wait(60) == -9
     used = groups.usage("m_u").cpu_seconds
     assert used is not None
     assert used > 0
@@ -83,7 +83,7 @@ def test_kernels_without_cgroup_kill_have_everything_frozen_and_killed(
     monkeypatch.setattr(Path, "exists", lambda path: path.name != "cgroup.kill" and exists(path))
     groups.create("m_u", LIMITS)
     with entered(groups, "m_u"):
-        groups.kill_all("m_u", 10)
+        groups.kill_all("m_u", 60)
     assert not groups.populated("m_u")
 
 
@@ -94,7 +94,7 @@ def test_groups_made_inside_are_emptied_and_removed(groups: Groups) -> None:
     arguments = [sys.executable, "-c", ESCAPE, str(inner / "cgroup.procs")]
     with subprocess.Popen(arguments, stdout=subprocess.DEVNULL):
         wait_for(lambda: groups.populated("m_u"), "the group inside counts")
-        groups.kill_all("m_u", 10)
+        groups.kill_all("m_u", 60)
     groups.remove("m_u")
     assert not inner.exists()
     assert groups.names() == []
@@ -105,7 +105,7 @@ def test_populated_group_is_not_removed(groups: Groups) -> None:
     with entered(groups, "m_u"):
         with pytest.raises(CgroupError, match="m_u: Device or resource busy"):
             groups.remove("m_u")
-        groups.kill_all("m_u", 10)
+        groups.kill_all("m_u", 60)
 
 
 def test_end_of_the_last_process_is_told_for_groups_found_and_added(groups: Groups) -> None:
@@ -123,10 +123,10 @@ def test_end_of_the_last_process_is_told_for_groups_found_and_added(groups: Grou
             os.kill(groups.processes("added_u")[0], 9)
             assert not groups.wait_until_empty("added_u", 0.1)
             assert ends == ["none_u"], "its other process lives"
-            groups.kill_all("added_u", 10)
+            groups.kill_all("added_u", 60)
             wait_for(lambda: ends[1:] == ["added_u"], "its end is told")
-        groups.kill_all("found_u", 10)
+        groups.kill_all("found_u", 60)
         wait_for(lambda: ends[1:] == ["added_u", "found_u"], "its end is told")
     watcher.close()
-    listener.join(10)
+    listener.join(60)
     assert not listener.is_alive()

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import io
-import os
 import tarfile
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -85,3 +85,48 @@ def test_nested_machines_may_use_user_namespaces_and_no_root_may_reach_the_hosts
     assert not (outputs / "written").exists() and not (outputs / "mounted").exists()
 
 
+def apptainer_tar() -> bytes:
+    """An image with this host's Apptainer, and below /sandbox a root file system for it."""
+    require_tool("apptainer")
+    buffer = io.BytesIO(root_tar())
+    with tarfile.open(fileobj=buffer, mode="a") as archive:
+        for place in PLACES:
+            archive.add(place, place.lstrip("/"))
+        for path in (
+            "tmp",
+            *(f"{SANDBOX}/{each}" for each in ("dev", "proc", "sys", "tmp", "etc", "var/tmp")),
+        ):
+            entry = tarfile.TarInfo(path)
+            entry.type, entry.mode = tarfile.DIRTYPE, 0o1777
+            archive.addfile(entry)
+        with tarfile.open(fileobj=io.BytesIO(root_tar())) as sandbox:
+            for member in sandbox.getmembers():
+                content = sandbox.extractfile(member) if member.isfile() else None
+                archive.addfile(member.replace(name=f"{SANDBOX}/{member.name}"), content)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize("nested", [True, False])
+def test_a_pilot_runs_its_payload_in_unprivileged_apptainer_where_containers_may_be_nested(
+    engine: PrivateEngine, machines: Machines, nested: bool
+) -> None:
+    engine.import_image(APPTAINER, apptainer_tar())
+    script = (
+        "#!/bin/sh\nexport HOME=/tmp\ncd /var/spool/joboutputs\n"
+        f"apptainer exec --userns --containall --no-home /{SANDBOX} "
+        "/bin/sh -c 'id -u; ls /user_data || cat /proc/1/cmdline' > payload 2> errors\n"
+        "touch done\nexec sleep 600\n"
+    )
+    spec = machines.spec(
+        script,
+        root_image=f"docker://{APPTAINER}",
+        container_nested=nested,
+        container_user="pilot",
+        container_capabilities=(),
+    )
+    spec = replace(spec, memory_bytes=512 * 1024 * 1024)
+    machines.create(spec)
+    outputs = machines.wait_for_output(spec, "done")
+    payload, errors = (outputs / "payload").read_text(), (outputs / "errors").read_text()
+    assert payload.startswith("1234\n") is nested, errors
+    assert ("No such file or directory" in errors) is nested

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
@@ -16,6 +17,7 @@ from tests.engines.docker_fixture import IMAGE, PrivateDocker, root_tar, wait_fo
 from tests.engines.docker_machines import Machines, with_image
 from tests.engines.registry_fixture import Registry, incompressible
 from vac.context.downloads import ImageCache
+from vac.context.signatures import SignedImages
 from vac.drivers.base import CreationFailed, EngineState
 from vac.drivers.docker_engine import DockerDriver
 from vac.drivers.registry import driver_for
@@ -189,7 +191,8 @@ def test_an_archive_is_downloaded_and_run(engine: PrivateDocker, machines: Machi
         thread.start()
         try:
             spec = machines.spec(SLEEP, root_image=f"http://127.0.0.1:{server.server_port}/image.tar")
-            driver = driver_for("docker", spec.settings, ImageCache(cached, unfinished).fetch)
+            images = SignedImages(ImageCache(cached, unfinished).fetch, machines.directory, time.time)
+            driver = driver_for("docker", spec.settings, images.fetch)
             assert isinstance(driver, DockerDriver)
             with contextlib.closing(driver):
                 prepared = (spec.machinetype, spec.settings, spec.files)

@@ -19,7 +19,7 @@ import pytest
 from tests.faults.standin import PLAN
 
 ROOT = Path(__file__).parents[2]
-PATIENCE_SECONDS = 20
+PATIENCE_SECONDS = 120
 
 
 class Datagrams:

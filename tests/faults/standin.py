@@ -73,6 +73,16 @@ def ready_when_woken(options: RoleOptions, report: Reporter) -> int:
     return 0
 
 
+def knowing_vms(options: RoleOptions, report: Reporter) -> int:
+    """Learns of virtual machines when it is woken."""
+    stop = threading.Event()
+    options.listen(stop.set, options.vms)
+    options.ready()
+    report("ready")
+    stop.wait()
+    return 0
+
+
 def lively(options: RoleOptions, report: Reporter) -> int:
     """Says all the time that it is alive."""
     stop = threading.Event()
@@ -109,7 +119,7 @@ def leaving(options: RoleOptions, report: Reporter) -> int:
 
 BEHAVIOURS = {
     behaviour.__name__: behaviour
-    for behaviour in (good, unprivileged, ready_when_woken, lively, hanging, failing, leaving)
+    for behaviour in (good, unprivileged, ready_when_woken, knowing_vms, lively, hanging, failing, leaving)
 }
 
 
@@ -117,7 +127,7 @@ def main(options: RoleOptions) -> int:
     """What each role runs."""
     plan = json.loads(os.environ[PLAN])
     role = sys.argv[sys.argv.index("--role") + 1]
-    return BEHAVIOURS[plan[role]](options, Reporter(role, plan["reports"]))
+    return BEHAVIOURS[plan.get(role, "good")](options, Reporter(role, plan["reports"]))
 
 
 def run(plan: Mapping[str, Any]) -> int:
@@ -127,6 +137,7 @@ def run(plan: Mapping[str, Any]) -> int:
     roles = [
         Role("factory", __spec__.name, must_be_ready=True, stuck_seconds=stuck_seconds),
         Role("responder", __spec__.name, stuck_seconds=stuck_seconds),
+        Role("web", __spec__.name, for_vms=True),
     ]
 
     def command(role: Role, arguments: argparse.Namespace) -> list[str]:

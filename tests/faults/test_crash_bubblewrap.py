@@ -15,7 +15,7 @@ from vac.config.settings import Settings
 from vac.drivers.base import EngineState
 from vac.drivers.processes import open_driver
 
-pytestmark = [pytest.mark.engine, pytest.mark.timeout(120)]
+pytestmark = [pytest.mark.engine, pytest.mark.timeout(900)]
 
 WORK = """
 until [ -e /tmp/joboutputs/end ]; do sleep 0.1; done
@@ -56,7 +56,7 @@ def site() -> Iterator[FactorySite]:
 
 def wait_for_death(site: FactorySite) -> None:
     assert site.process is not None
-    assert site.process.wait(30) == -signal.SIGKILL
+    assert site.process.wait(120) == -signal.SIGKILL
     site.process = None
 
 

@@ -104,7 +104,9 @@ class Space:
             common: dict[str, Option] = {"vac_space": f"space.{self.domain}", "factories": listed, **settings}
             factory.configure(kinds, **{**common, **own.get(factory.short, {})})
 
-    def wait_for(self, condition: Callable[[], object], what: str, seconds: float) -> float:
+    def wait_for(
+        self, condition: Callable[[], object], what: str, seconds: float = 2 * PATIENCE_SECONDS
+    ) -> float:
         """Wait until the condition holds; how long that took, seconds."""
         begun = time.monotonic()
         while not condition():

@@ -69,7 +69,7 @@ def test_the_manager_gets_assignments_in_one_datagram(tmp_path: Path, abstract: 
     address = f"@vac-test-{os.getpid()}" if abstract else str(tmp_path / "notify")
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
         manager.bind(address.replace("@", "\0") if abstract else address)
-        manager.settimeout(10)
+        manager.settimeout(60)
         sdnotify.Notifier(address).send("READY=1", "STATUS=all is well")
         assert manager.recv(1000) == b"READY=1\nSTATUS=all is well"
 

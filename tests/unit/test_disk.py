@@ -21,9 +21,9 @@ def messages() -> Iterator[queue.SimpleQueue[DiskMessage]]:
 
 
 def measure(messages: queue.SimpleQueue[DiskMessage], directory: Path, *command: str) -> DiskMessage:
-    meter = DiskMeter(messages.put, 0.2 if command else 10.0, command or DU)
+    meter = DiskMeter(messages.put, 0.2 if command else 60.0, command or DU)
     meter.start("u0", directory)
-    message = messages.get(timeout=10)
+    message = messages.get(timeout=60)
     meter.close()
     return message
 
@@ -58,5 +58,5 @@ def test_asking_twice_measures_once(messages: queue.SimpleQueue[DiskMessage], tm
     meter.start("u0", tmp_path)
     meter.start("u0", tmp_path)
     meter.start("u1", tmp_path)
-    assert [messages.get(timeout=10).key for _ in range(2)] == ["u0", "u1"]
+    assert [messages.get(timeout=60).key for _ in range(2)] == ["u0", "u1"]
     meter.close()

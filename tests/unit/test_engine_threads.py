@@ -30,7 +30,7 @@ from vac.drivers.messages import (
     Stopped,
 )
 
-PATIENCE = 5.0
+PATIENCE = 60.0
 
 
 class Clock:
@@ -46,9 +46,12 @@ class Clock:
 class Factory:
     """The loop's side of an engine: its queue."""
 
-    def __init__(self, clock: Clock, driver: FakeDriver, retry_seconds: float = 600.0) -> None:
+    def __init__(
+        self, clock: Clock, driver: FakeDriver, retry_seconds: float = 600.0, patient: bool = False
+    ) -> None:
         self.messages: queue.SimpleQueue[Message] = queue.SimpleQueue()
-        self.engine = Engine("fake", driver, self.messages.put, clock, Deadlines(retry_seconds=retry_seconds))
+        deadlines = Deadlines(retry_seconds=retry_seconds)
+        self.engine = Engine("fake", driver, self.messages.put, clock, deadlines, patient)
 
     def next(self, *kinds: type) -> Message:
         """The next message of these kinds; others are dropped."""
@@ -133,6 +136,29 @@ def test_requests_during_an_observation_make_one_more(factory: Factory, fake: Fa
     assert factory.next(Observation)
     factory.engine.create(spec())
     assert isinstance(factory.next(Created, Observation), Created)
+
+
+def test_stops_that_take_their_time_hold_up_neither_each_other_nor_creations(
+    fake: FakeEngine, clock: Clock
+) -> None:
+    factory = Factory(clock, fake.driver(), patient=True)
+    names = [f"f1-0{number}.example.com" for number in range(3)]
+    for name in names:
+        factory.engine.create(spec(name, name))
+        factory.next(Created)
+    gate = fake.hang("stop")
+    for name in names:
+        factory.engine.stop(name, name)
+    deadline = time.monotonic() + PATIENCE
+    while len(factory.engine._outstanding()) < len(names):
+        assert time.monotonic() < deadline, "all stops are under way"
+        time.sleep(0.001)
+    factory.engine.create(spec("f1-03.example.com", "u3"))
+    assert isinstance(factory.next(Created, Stopped), Created)
+    gate.set()
+    stopped = [factory.next(Stopped) for _ in names]
+    assert {message.name for message in stopped if isinstance(message, Stopped)} == set(names)
+    factory.engine.close()
 
 
 def test_life_of_a_machine_is_reported_step_by_step(factory: Factory) -> None:

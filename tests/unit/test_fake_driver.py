@@ -121,7 +121,7 @@ def test_end_by_the_real_clock_is_an_event(tmp_path: Path) -> None:
 
     listener = threading.Thread(target=listen)
     listener.start()
-    listener.join(5)
+    listener.join(60)
     assert names == ["f1-00.example.com"]
 
 
@@ -130,5 +130,5 @@ def test_closing_ends_the_listening() -> None:
     listener = threading.Thread(target=lambda: list(driver.events()))
     listener.start()
     driver.close()
-    listener.join(5)
+    listener.join(60)
     assert not listener.is_alive()

@@ -41,7 +41,8 @@ def test_the_distribution_has_the_version_of_the_package(setup_arguments: dict[s
 
 def test_the_version_is_written_in_one_place_and_has_a_change_note() -> None:
     sources = [CHECKOUT / "setup.py", CHECKOUT / "pyproject.toml", *CHECKOUT.glob("vac/**/*.py")]
-    holders = [path for path in sources if vac.__version__ in path.read_text()]
+    version = re.compile(rf"(?<![\d.]){re.escape(vac.__version__)}(?![\d.])")
+    holders = [path for path in sources if version.search(path.read_text())]
     assert holders == [CHECKOUT / "vac" / "__init__.py"]
     assert re.search(rf"^## {re.escape(vac.__version__)} ", (CHECKOUT / "CHANGELOG.md").read_text(), re.M)
 

@@ -67,6 +67,9 @@ def _check(
     host: HostFacts,
 ) -> str:
     lines = [f"error: {problem}" for problem in errors] + [f"warning: {problem}" for problem in warnings]
+    for name, copy in configuration.copies.items() if configuration else ():
+        if trouble := copy.trouble():
+            lines.append(f"note: [vacuum_pipe {name}]: {trouble}")
     if host.assumed:
         lines.append(f"note: {facts.ASSUME_PROCESSORS} makes this a host of {host.processors} processors")
     counts = f"{_count(len(errors), 'error')}, {_count(len(warnings), 'warning')}"

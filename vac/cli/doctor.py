@@ -3,23 +3,25 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import pwd
 import shutil
 import socket
-import subprocess
+import stat
+import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from vac.cli import common
+from vac.cli import common, doctor_vms
+from vac.cli.doctor_processes import apptainer_problem, bubblewrap_problem, image_file_problem
 from vac.config.errors import ConfigurationError
 from vac.config.load import Configuration
-from vac.config.machinetype import Machinetype
+from vac.config.machinetype import VM_MODELS, Machinetype
 from vac.config.settings import Settings
-from vac.context import user_data
 from vac.drivers.base import CreationFailed, EngineUnavailable
-from vac.drivers.processes import account
+from vac.drivers.process_plan import account
 from vac.drivers.registry import driver_for
 from vac.host.cgroups import CgroupError, open_groups
 from vac.host.privileges import PREFERRED, unprivileged_user
@@ -27,7 +29,6 @@ from vac.machines import requests
 from vac.machines.layout import StateDir
 from vac.scheduling.guards import LEAST_FREE_BYTES
 
-TRY_SECONDS = 20.0
 _CONTAINERS = ("docker", "singularity", "bubblewrap")
 
 
@@ -77,8 +78,15 @@ def examine(arguments: argparse.Namespace) -> Iterator[Finding]:
     settings = configuration.settings
     yield from _host(settings)
     yield from _peers(settings)
+    for name, copy in configuration.copies.items():
+        yield Finding(f"pipe {name}", copy.trouble(), serious=False)
     wanted = [one for one in configuration.machinetypes.values() if one.target_share > 0]
-    for model in sorted({one.machine_model for one in wanted}):
+    models = sorted({one.machine_model for one in wanted})
+    if {"bubblewrap", "singularity"} & set(models):
+        yield from _process_containers(settings)
+    if set(VM_MODELS) & set(models):
+        yield from (Finding(*row) for row in doctor_vms.rows(settings))
+    for model in models:
         yield from _model(model, settings)
     for one in wanted:
         yield from _machinetype(one, configuration)
@@ -120,8 +128,9 @@ def _peers(settings: Settings) -> Iterator[Finding]:
 
 def _model(model: str, settings: Settings) -> Iterator[Finding]:
     if model == "bubblewrap":
-        yield from _process_containers(settings)
-        yield _bubblewrap(settings)
+        yield Finding("bubblewrap in an unprivileged user namespace", bubblewrap_problem(settings))
+    if model == "singularity":
+        yield Finding("a container made by apptainer or singularity", apptainer_problem(settings))
     try:
         driver = driver_for(model, settings)
         driver.list()
@@ -129,6 +138,9 @@ def _model(model: str, settings: Settings) -> Iterator[Finding]:
         yield Finding(f"engine for {model}")
     except EngineUnavailable as error:
         yield Finding(f"engine for {model}", str(error))
+        return
+    if model in VM_MODELS:
+        yield from (Finding(*row) for row in doctor_vms.hypervisor_rows(settings))
 
 
 def _process_containers(settings: Settings) -> Iterator[Finding]:
@@ -147,45 +159,16 @@ def _process_containers(settings: Settings) -> Iterator[Finding]:
         yield Finding("cgroups", str(error))
 
 
-def _bubblewrap(settings: Settings) -> Finding:
-    """Try it as the account that machines run as: user namespaces may be switched off."""
-    what = "bubblewrap in an unprivileged user namespace"
-    program = shutil.which("bwrap")
-    if program is None:
-        return Finding(what, "bwrap is not installed: install the package bubblewrap")
-    command = [program, "--unshare-user", "--unshare-pid", "--ro-bind", "/", "/", "--proc", "/proc", "true"]
-    try:
-        if os.geteuid() == 0:
-            user = account(settings)
-            done = subprocess.run(
-                command,
-                user=user.pw_uid,
-                group=user.pw_gid,
-                extra_groups=[],
-                capture_output=True,
-                timeout=TRY_SECONDS,
-                check=False,
-            )
-        else:
-            done = subprocess.run(command, capture_output=True, timeout=TRY_SECONDS, check=False)
-    except (OSError, CreationFailed, subprocess.SubprocessError) as error:
-        return Finding(what, str(error))
-    if done.returncode == 0:
-        return Finding(what)
-    said = done.stderr.decode(errors="replace").strip()
-    return Finding(
-        what, f"{said}; see sysctl user.max_user_namespaces and kernel.apparmor_restrict_unprivileged_userns"
-    )
-
-
 def _machinetype(one: Machinetype, configuration: Configuration) -> Iterator[Finding]:
     what = f"machinetype {one.name}"
     settings = configuration.settings
     problems = [configuration.unusable[one.name]] if one.name in configuration.unusable else []
     files = StateDir(settings.state_dir).machinetype_files(one.pipe or one.name)
-    problems += _context(one, settings, files)
+    problems += _context(one, settings)
     if one.machine_model in _CONTAINERS and one.cvmfs_repositories and not Path("/cvmfs").is_dir():
         problems.append("/cvmfs isn't there: install and configure CernVM-FS")
+    if one.machine_model == "singularity" and not (files / (one.root_image or "")).is_dir():
+        problems += filter(None, [image_file_problem(settings)])
     if one.token_dir is not None and not one.token_dir.is_dir():
         problems.append(f"token_dir {one.token_dir} isn't there")
     for problem in problems:
@@ -194,10 +177,18 @@ def _machinetype(one: Machinetype, configuration: Configuration) -> Iterator[Fin
         yield Finding(what)
 
 
-def _context(one: Machinetype, settings: Settings, files: Path) -> Iterable[str]:
-    if (one.user_data or "").startswith(("http://", "https://")):
-        return
+def _context(one: Machinetype, settings: Settings) -> Iterable[str]:
+    """Try to make user_data, which may mean to ask a server. The library for proxies is loaded only here."""
+    from vac.context.proxies import KEY_FILE
+    from vac.context.user_data import ContextError, Templates, Wanted, make_user_data
+
+    directory, now = StateDir(settings.state_dir).machinetype(one.pipe or one.name), time.time()
+    wanted = Wanted(one, settings, "test", "test", directory, now, now + one.max_wallclock_seconds)
     try:
-        user_data.make_user_data(one, settings, name="test", uuid="test", version="", files_dir=files)
-    except user_data.ContextError as error:
+        make_user_data(wanted, Templates())
+    except ContextError as error:
         yield str(error)
+    key = directory / KEY_FILE
+    with contextlib.suppress(OSError):
+        if one.user_data_proxy and stat.S_IMODE(key.stat().st_mode) & 0o077:
+            yield f"others can read {key}: chmod 600 it"

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+import time
+from collections.abc import Iterator, Sequence
 
-from vac.cli import space, tables
+from vac.cli import common, space, tables, why
+from vac.machines import status as statuses
+from vac.machines.layout import StateDir
 from vac.vacquery.messages import AnyStatus, Kind, MachinetypeStatus
 
 
@@ -26,8 +29,21 @@ def run(arguments: argparse.Namespace) -> int:
     def chosen(status: AnyStatus) -> bool:
         return name is None or (isinstance(status, MachinetypeStatus) and status.machinetype == name)
 
-    def rows(statuses: Sequence[AnyStatus], colour: bool) -> list[str]:
-        types = [status for status in statuses if isinstance(status, MachinetypeStatus)]
-        return tables.type_rows(types, colour) if name is None else tables.machinetype_rows(types, colour)
+    def rows(found: Sequence[AnyStatus], colour: bool) -> list[str]:
+        types = [status for status in found if isinstance(status, MachinetypeStatus)]
+        table = tables.type_rows(types, colour) if name is None else tables.machinetype_rows(types, colour)
+        return [*table, *_failures_here(arguments)]
 
     return space.run(arguments, Kind.MACHINETYPES, rows, chosen)
+
+
+def _failures_here(arguments: argparse.Namespace) -> Iterator[str]:
+    """What fails on this factory, creations and pipes, if it is among those that are asked and can be read."""
+    status = statuses.read(StateDir(common.settings(arguments).state_dir))
+    if status is None or arguments.factories or arguments.space not in (None, status.space):
+        return
+    for line in why.failures(status, arguments.name, time.time()):
+        yield f"On {status.factory}, {line}"
+    for pipe, trouble in status.pipes.items():
+        if trouble and (arguments.name is None or arguments.name.startswith(f"{pipe}-")):
+            yield tables.printable(f"On {status.factory}, pipe {pipe}: {trouble}")

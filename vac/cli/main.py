@@ -22,8 +22,12 @@ _MODULES = (
     "ending",
     "doctor",
     "config",
+    "pipe",
     "simulate",
     "apel",
+    "signature",
+    "proxy",
+    "user_data",
 )
 
 

@@ -58,9 +58,8 @@ def reasons(status: Status, machinetype: str | None, now: float) -> Iterator[str
         yield f"Warning: {warning}."
     if status.guard:
         yield f"Nothing is created: {status.guard}."
-    for engine, problem_of in status.engines.items():
-        if problem_of:
-            yield f"Engine {engine}: {problem_of}."
+    for kind, troubles in (("Engine", status.engines), ("Pipe", status.pipes)):
+        yield from (f"{kind} {name}: {trouble}." for name, trouble in troubles.items() if trouble)
     if status.silent:
         yield f"No answer from {len(status.silent)} of {len(status.factories)} factories: {', '.join(status.silent)}."
     for facts in status.machinetypes:
@@ -69,11 +68,16 @@ def reasons(status: Status, machinetype: str | None, now: float) -> Iterator[str
 
 
 def _of_type(status: Status, facts: TypeFacts, now: float) -> Iterator[str]:
-    failed = status.failed.get(facts.name)
     reason = status.passed_over.get(facts.name)
     if reason is None and status.guard is None:
         reason = "can be created"
     if reason is not None:
         yield f"{facts.name}: {reason}"
-    if failed is not None:
-        yield f"{facts.name}: the last creation failed {now - failed.time:.0f} s ago: {failed.reason}"
+    yield from failures(status, facts.name, now)
+
+
+def failures(status: Status, machinetype: str | None, now: float) -> Iterator[str]:
+    """What went wrong with the last creation of this type, or of each, unless one has succeeded since."""
+    for name, failed in status.failed.items():
+        if machinetype in (None, name):
+            yield f"{name}: the last creation failed {now - failed.time:.0f} s ago: {failed.reason}"

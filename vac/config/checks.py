@@ -101,6 +101,10 @@ def unusable(machinetype: Machinetype, settings: Settings) -> str | None:
         return "machine_model = singularity needs singularity_user in [settings], an unprivileged account"
     if not machinetype.root_image:
         return f"machine_model = {machinetype.machine_model} needs a root_image"
+    if machinetype.machine_model in CONTAINER_MODELS and machinetype.image_signing_dn:
+        return (
+            f"image_signing_dn: signatures of {machinetype.machine_model} images can't be checked, only VMs'"
+        )
     own_program = machinetype.container_command != "/user_data"
     if machinetype.machine_model in CONTAINER_MODELS and not machinetype.user_data and not own_program:
         return "container_command is /user_data, and there is no user_data"

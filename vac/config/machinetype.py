@@ -170,7 +170,7 @@ class Machinetype:
     image_signing_dn: str | None = option(
         Kind.REGEX,
         None,
-        "DN that must have signed the root image",
+        "DN that must have signed a VM's root image",
         old=("cernvm_signing_dn",),
         pipe=True,
         sample="/CN=cvm-sign01\\.cern\\.ch$",

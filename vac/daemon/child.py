@@ -113,6 +113,13 @@ class Post:
     pause: float | None = None
     was_ready: bool = field(default=False, init=False)
     end: str = field(default="not started", init=False)
+    wanted: bool = field(init=False)
+    """Is there to be such a process?"""
+    vms: bool = field(default=False, init=False)
+    """Has it said that there may be virtual machines?"""
+
+    def __post_init__(self) -> None:
+        self.wanted = not self.role.for_vms
 
     def start(self, command: Sequence[str], log_file: Path | None, now: float) -> Child | None:
         """Start a process; None if that fails: it will be tried again later."""
@@ -137,6 +144,7 @@ class Post:
         if message == messages.GONE:
             return False
         self.child.alive_time = now
+        self.vms = self.vms or message == messages.VMS
         if message == messages.READY and not self.child.ready:
             self.child.ready = self.was_ready = True
             logger.info("%s is ready", self.role.name)
@@ -176,7 +184,7 @@ class Post:
     def next_time(self) -> float:
         """When this post needs attention next, if nothing happens before."""
         if self.child is None:
-            return self.start_time
+            return self.start_time if self.wanted else math.inf
         return min(self.child.kill_time, self._stuck_time(self.child))
 
     def _stuck_time(self, child: Child) -> float:

@@ -13,6 +13,7 @@ VARIABLE = "VAC_SUPERVISOR_FD"
 
 READY = b"ready"
 ALIVE = b"alive"
+VMS = b"vms"
 RELOAD = b"reload"
 WAKE = b"wake"
 GONE = b""

@@ -114,6 +114,7 @@ def run(role: Role, configs: tuple[Path, ...], log_file: Path | None) -> int:
         configs=configs,
         ready=lambda: report(messages.READY),
         alive=lambda: report(messages.ALIVE),
+        vms=lambda: report(messages.VMS),
         listen=listener.listen,
     )
     status: int = importlib.import_module(role.module).main(options)

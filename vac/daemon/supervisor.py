@@ -61,7 +61,9 @@ class Supervisor:
         self._selector.register(self._signals, selectors.EVENT_READ, self._hear_signals)
         while not self._stopping or any(post.child for post in self._posts):
             now = time.monotonic()
+            vms = any(post.vms for post in self._posts)
             for post in self._posts:
+                post.wanted = post.wanted or vms
                 self._attend(post, now)
             self._notify(now)
             for key, _ in self._selector.select(self._patience(now)):
@@ -73,7 +75,7 @@ class Supervisor:
 
     def _attend(self, post: Post, now: float) -> None:
         post.attend(now)
-        if post.child is None and not self._stopping and now >= post.start_time:
+        if post.child is None and post.wanted and not self._stopping and now >= post.start_time:
             child = post.start(self._command(post.role), self._log_file(post), now)
             if child is not None:
                 self._selector.register(child.link, selectors.EVENT_READ, partial(self._hear, post))
@@ -136,7 +138,7 @@ class Supervisor:
     def _notify(self, now: float) -> None:
         if self._stopping:
             return
-        status = "; ".join(post.describe() for post in self._posts)
+        status = "; ".join(post.describe() for post in self._posts if post.wanted)
         if status != self._told_status:
             self._told_status = status
             self._notifier.send(f"STATUS={logs.escape(status)}")

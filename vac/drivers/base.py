@@ -15,6 +15,7 @@ from typing import Protocol, runtime_checkable
 
 from vac.config.machinetype import Machinetype
 from vac.config.settings import Settings
+from vac.host.contacts import Contact
 
 
 class EngineUnavailable(Exception):
@@ -75,6 +76,8 @@ class MachineSpec:
     """The machine's directory, which holds user_data, machinefeatures/, jobfeatures/, joboutputs/, mnt/."""
     files: Path
     """The machinetype's files/ directory, to which a relative root_image refers."""
+    address: str | None = None
+    """The IPv4 address of a VM."""
 
 
 class Driver(Protocol):
@@ -116,6 +119,17 @@ class Driver(Protocol):
         """Let go of connections and wake events(). Machines go on running."""
 
 
+class Fetch(Protocol):
+    """What a driver gets images with."""
+
+    def __call__(self, source: str, signing_dn: str | None = None) -> Path:
+        """The local path of the image with this URL or path; if signing_dn is given, it is signed by that DN.
+
+        source is an http or https URL, or an absolute path, which is the answer, too. Blocks as long as downloading
+        and reading it take; the same file is read through for its signature once only. Raises OSError with a reason.
+        """
+
+
 @runtime_checkable
 class Preparing(Protocol):
     """A driver that needs something before it can create, which it gets in the background."""
@@ -138,6 +152,35 @@ class Detailing(Protocol):
 
         May block, as the calls of Driver do.
         """
+
+
+@dataclass(frozen=True)
+class Trace:
+    """What there is to tell anew of a machine, for incident teams."""
+
+    facts: Mapping[str, str] = field(default_factory=dict)
+    """As Detailing's; they add to those or replace them."""
+    contacts: frozenset[Contact] = frozenset()
+    """With whom it has connections just now."""
+
+
+@runtime_checkable
+class Tracing(Protocol):
+    """A driver that looks, now and then, at what its machines do."""
+
+    def traces(self) -> Mapping[str, Trace]:
+        """By uuid, of machines that run, what has changed. To be asked after each list(); it need not look each time.
+
+        May block, as the calls of Driver do.
+        """
+
+
+@runtime_checkable
+class Noticing(Protocol):
+    """A driver that sees what is probably wrong with this host though machines can be made."""
+
+    def notices(self) -> Sequence[str]:
+        """One line each, from memory."""
 
 
 @runtime_checkable

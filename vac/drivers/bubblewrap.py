@@ -18,8 +18,11 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from vac.drivers.base import MachineSpec
 
-PROGRAM = "bwrap"
+PROGRAMS = ("bwrap",)
 PACKAGE = "bubblewrap"
+OPTION = ""
+TELLS = True
+TAKES_URLS = False
 HIDDEN = ("/run", "/home", "/root", "/etc/vac.d")
 """What of the host's own tree no machine sees, besides state_dir."""
 RESOLVER_FILES = ("/etc/resolv.conf", "/etc/hosts")
@@ -28,7 +31,7 @@ MOST_LINKS = 40
 
 
 def plan(spec: MachineSpec, program: str) -> dict[str, Any]:
-    """What command_line() needs, for JSON. Directories below mnt are as vac.drivers.processes makes them.
+    """What command_line() needs, for JSON. Directories below mnt are as vac.drivers.process_plan makes them.
 
     Raises ValueError with a reason if the machinetype can't be run like this.
     """
@@ -53,7 +56,7 @@ def plan(spec: MachineSpec, program: str) -> dict[str, Any]:
     return {
         "program": program,
         "hostname": spec.name,
-        "root": root,
+        "image": root,
         "mounts": mounts,
         "command": kind.container_command,
     }
@@ -79,7 +82,7 @@ def running(status: str, first: bytes, others: list[bytes]) -> bool:
     return '"child-pid"' in status and any(other not in (first, b"") for other in others)
 
 
-def has_run(status: str) -> bool:
+def has_run(status: str, exit_code: int, said: str) -> bool:
     """Now that bwrap has ended: had it executed the machine's command? It tells an exit code only then."""
     return '"exit-code"' in status
 
@@ -89,7 +92,7 @@ def command_line(plan: dict[str, Any]) -> list[str]:
 
     Raises OSError or ValueError with a reason if image or command are not there.
     """
-    root, command = os.path.realpath(plan["root"]), plan["command"]
+    root, command = os.path.realpath(plan["image"]), plan["command"]
     if not os.path.isdir(root):
         what = "is a file" if os.path.exists(root) else "can't be found"
         raise ValueError(f"root_image {root} {what}; bubblewrap takes / or the path of a directory tree")

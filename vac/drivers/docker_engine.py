@@ -20,7 +20,7 @@ import docker.errors
 from vac.config.machinetype import Machinetype
 from vac.config.settings import Settings
 from vac.config.values import without_password
-from vac.drivers.base import CreationFailed, EngineState, MachineSpec, Observed, Usage
+from vac.drivers.base import CreationFailed, EngineState, MachineSpec, Observed, Trace, Usage
 from vac.drivers.docker_api import CALL_SECONDS, Client, Connection, explanation
 from vac.drivers.docker_create import LABEL_UUID, Image
 from vac.drivers.docker_details import container_details
@@ -30,6 +30,8 @@ from vac.drivers.docker_listing import Listed, Ownership, adoptable
 from vac.drivers.docker_make import ContainerMaker
 from vac.drivers.docker_progress import LIMITS, PullLimits
 from vac.drivers.docker_usage import UsageMeter
+from vac.drivers.traces import Sampling, merged
+from vac.host.contacts import Contact
 
 CONSOLE_BYTES = 64 * 1024
 CONSOLE_LINES = 1000
@@ -38,7 +40,7 @@ _log = logging.getLogger(__name__)
 
 
 class DockerDriver:
-    """A Driver that is also Preparing, Detailing and Adopting: see there for what the methods promise.
+    """A Driver that is also Preparing, Detailing, Tracing and Adopting: see there for what the methods promise.
 
     fetch: see ImageKeeper. call_seconds: how long the engine may be silent within a call.
     """
@@ -56,6 +58,7 @@ class DockerDriver:
         self._images = ImageKeeper(self._connection, self._events.wake, fetch, limits)
         self._maker = ContainerMaker()
         self._meter = UsageMeter()
+        self._sampling = Sampling()
         self._listed: Sequence[Listed] | None = None
         self._creating: set[str] = set()
 
@@ -119,6 +122,15 @@ class DockerDriver:
                 with contextlib.suppress(docker.errors.NotFound):
                     return container_details(client.inspect_container(each.id))
         return {}
+
+    def traces(self) -> Mapping[str, Trace]:
+        """See Tracing."""
+
+        def look() -> Mapping[str, frozenset[Contact]]:
+            found = self._meter.contacts()
+            return {each.uuid: found[each.id] for each in self._listed or () if each.id in found}
+
+        return merged({}, self._sampling.sample(look))
 
     def events(self) -> Iterator[str]:
         """See Driver."""

@@ -8,7 +8,18 @@ from pathlib import Path
 
 from vac.config.machinetype import Machinetype
 from vac.config.settings import Settings
-from vac.drivers.base import Adopting, Detailing, Driver, MachineSpec, Observed, Preparing, Usage
+from vac.drivers.base import (
+    Adopting,
+    Detailing,
+    Driver,
+    MachineSpec,
+    Noticing,
+    Observed,
+    Preparing,
+    Trace,
+    Tracing,
+    Usage,
+)
 
 
 class LateDriver:
@@ -56,6 +67,16 @@ class LateDriver:
         """As Detailing; a driver that isn't one has none."""
         driver: object = self._open()
         return driver.details(uuid) if isinstance(driver, Detailing) else {}
+
+    def notices(self) -> Sequence[str]:
+        """As Noticing; a driver that isn't one, or isn't open yet, notices nothing."""
+        driver: object = self._opened
+        return driver.notices() if isinstance(driver, Noticing) else ()
+
+    def traces(self) -> Mapping[str, Trace]:
+        """As Tracing; a driver that isn't one has none."""
+        driver: object = self._open()
+        return driver.traces() if isinstance(driver, Tracing) else {}
 
     def adopt(self, machines: Mapping[str, str]) -> None:
         """As Adopting; what is said before the driver is open is told to it then."""

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import importlib
-from pathlib import Path
-from typing import Callable, cast
+from typing import cast
 
 from vac.config.settings import Settings
-from vac.drivers.base import Driver, EngineUnavailable
+from vac.drivers.base import Driver, EngineUnavailable, Fetch
 
 ENGINES = {
     "cernvm3": "libvirt",
@@ -23,8 +22,9 @@ MODULES = {
     "docker": "vac.drivers.docker_engine",
     "processes": "vac.drivers.processes",
 }
-"""By engine; each has a function open_driver(settings), those in FETCHING open_driver(settings, fetch)."""
-FETCHING = frozenset(["docker"])
+"""By engine; each has a function open_driver(settings, fetch)."""
+PATIENT = frozenset(["libvirt"])
+"""Engines whose machines get time to end by themselves, so that one stop must not wait for another."""
 PACKAGES = {"libvirt": "python3-libvirt", "docker": "python3-docker"}
 """What has to be installed for an engine's Python library, by the name that Debian and EL9 share."""
 
@@ -35,10 +35,10 @@ def engine_name(machine_model: str) -> str:
     return ENGINES.get(machine_model, machine_model)
 
 
-def driver_for(machine_model: str, settings: Settings, fetch: Callable[[str], Path] | None = None) -> Driver:
+def driver_for(machine_model: str, settings: Settings, fetch: Fetch | None = None) -> Driver:
     """A new driver for the engine of this machine model.
 
-    fetch gives the local path of an image with a URL, and raises OSError with a reason if it can't.
+    fetch is what it gets images with; None: it can do without.
 
     Raises EngineUnavailable, also if the engine's library is not installed.
     """
@@ -53,5 +53,4 @@ def driver_for(machine_model: str, settings: Settings, fetch: Callable[[str], Pa
         else:
             reason = f"{error}; install {PACKAGES.get(engine, 'it')}"
         raise EngineUnavailable(reason) from error
-    more = (fetch,) if engine in FETCHING else ()
-    return cast(Driver, module.open_driver(settings, *more))
+    return cast(Driver, module.open_driver(settings, fetch))

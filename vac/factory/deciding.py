@@ -11,7 +11,9 @@ from vac.config.machinetype import Machinetype
 from vac.factory.creation import Creation
 from vac.factory.floor import Floor
 from vac.factory.orders import Orders
+from vac.factory.repositories import Repositories
 from vac.factory.space import Space
+from vac.scheduling.age import CYCLE_SECONDS
 from vac.scheduling.decide import Situation, decide
 from vac.scheduling.holdback import broken_here
 from vac.scheduling.model import Decision, Host, Occupied, SpaceView
@@ -20,8 +22,6 @@ from vac.scheduling.ramp import RampState
 
 log = logging.getLogger(__name__)
 
-ASK_AGAIN_SECONDS = 60.0
-"""A decision is made at least this often, since load and disk change without an event."""
 _ORDINARY = ("full",)
 """Guards that are no news."""
 
@@ -29,11 +29,14 @@ _ORDINARY = ("full",)
 class Deciding:
     """Asks the scheduler whenever something has changed, or time alone may have changed the answer."""
 
-    def __init__(self, floor: Floor, creation: Creation, orders: Orders, space: Space) -> None:
+    def __init__(
+        self, floor: Floor, creation: Creation, orders: Orders, space: Space, repositories: Repositories
+    ) -> None:
         self.floor = floor
         self.creation = creation
         self.orders = orders
         self.space = space
+        self.repositories = repositories
         self.ramp = RampState()
         self.health_problem: str | None = None
         self.decision = Decision()
@@ -76,7 +79,7 @@ class Deciding:
         self.decision = dataclasses.replace(decision, passed_over={**decision.passed_over, **unusable})
         self.decision_time = now
         self._warn(decision, situation.space)
-        times = (decision.next_time, now + ASK_AGAIN_SECONDS)
+        times = (decision.next_time, now + CYCLE_SECONDS)
         self.next_time = min(time for time in times if time is not None)
         for create in decision.creates:
             self.creation.begin(create)
@@ -84,11 +87,17 @@ class Deciding:
 
     def occupied(self) -> list[Occupied]:
         """The slots that aren't free, in the scheduler's terms."""
-        return [
+        machines = [
             Occupied(m.machinetype, m.processors, m.created_time, m.started_time, m.shutdown_time)
             for m in (slot.machine for slot in self.floor.slots if slot.occupied)
             if m is not None
         ]
+        begun = [
+            Occupied(b.order.machinetype, b.order.processors, b.time, None, b.order.shutdown_time)
+            for b in (slot.begun for slot in self.floor.slots)
+            if b is not None
+        ]
+        return machines + begun
 
     def _usable(self) -> tuple[dict[str, Machinetype], dict[str, str]]:
         """Machinetypes of which machines could be made now, and why not of the others."""
@@ -99,7 +108,9 @@ class Deciding:
             unprepared = None
             if one.target_share > 0:
                 files = floor.state.machinetype_files(one.pipe or name)
-                unprepared = floor.engine_of(one.machine_model).prepare(one, floor.settings, files)
+                engine = floor.engine_of(one.machine_model)
+                missing = self.repositories.problem(one)
+                unprepared = missing or engine.prepare(one, floor.settings, files)
             if unprepared is None:
                 usable[name] = one
             else:

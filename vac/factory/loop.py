@@ -13,15 +13,19 @@ from typing import Union
 from vac.config.errors import ConfigurationError
 from vac.config.loader import Loader
 from vac.drivers import messages as engines
+from vac.factory.contexts import ContextFailed, ContextMade, ContextMessage, Contexts, Run, in_thread
 from vac.factory.creation import Creation
 from vac.factory.deciding import Deciding
 from vac.factory.ending import Ending
 from vac.factory.floor import Floor
 from vac.factory.orders import Orders
+from vac.factory.pipes import PipeFetched, Pipes
 from vac.factory.reporting import Reporting
+from vac.factory.repositories import Repositories
 from vac.factory.rules import Rules
 from vac.factory.space import Answers, Ask, Space
 from vac.factory.watching import Watcher
+from vac.host.cvmfs import RepositorySeen, RepositoryWatch
 from vac.host.disk import DiskMeasured, DiskMessage, DiskMeter, DiskNotMeasured
 from vac.host.health import HealthCheck, HealthChecked
 
@@ -49,24 +53,38 @@ class Stuck(Exception):
     """A thread of an engine never returned; only a new process helps."""
 
 
-Message = Union[engines.Message, DiskMessage, HealthChecked, Answers, Wake, Stop]
+Message = Union[
+    engines.Message,
+    ContextMessage,
+    DiskMessage,
+    HealthChecked,
+    RepositorySeen,
+    PipeFetched,
+    Answers,
+    Wake,
+    Stop,
+]
 
 
 class Factory:
     """One factory. All its methods are for one thread; others put messages into its inbox."""
 
-    def __init__(self, floor: Floor, loader: Loader, inbox: queue.Queue[Message], ask: Ask) -> None:
+    def __init__(
+        self, floor: Floor, loader: Loader, inbox: queue.Queue[Message], ask: Ask, run: Run = in_thread
+    ) -> None:
         self.floor = floor
         self.inbox = inbox
         self.ending = Ending(floor)
-        self.creation = Creation(floor, self.ending)
+        self.creation = Creation(floor, self.ending, Contexts(inbox.put, run))
         self.watcher = Watcher(floor, self.ending)
         self.rules = Rules(floor, self.ending, DiskMeter(inbox.put))
         self.orders = Orders(floor, self.ending)
         self.space = Space(ask, inbox.put, floor.clock)
-        self.deciding = Deciding(floor, self.creation, self.orders, self.space)
+        self.repositories = Repositories(floor, RepositoryWatch(inbox.put))
+        self.deciding = Deciding(floor, self.creation, self.orders, self.space, self.repositories)
         self.reporting = Reporting(floor, self.deciding)
         self.loader = loader
+        self.pipes = Pipes(floor, inbox.put)
         self.next_cycle_time = floor.clock()
         self._turn_time = self.next_cycle_time
         self.stopping = False
@@ -75,6 +93,8 @@ class Factory:
         self._unwell: set[str] = set()
         """Engines that have a problem."""
         self._handlers: dict[type, Callable[..., None]] = {
+            ContextMade: self._context_made,
+            ContextFailed: self.creation.context_failed,
             engines.Observation: self._observed,
             engines.ObservationFailed: self._unseen,
             engines.Created: self._created,
@@ -87,7 +107,9 @@ class Factory:
             DiskMeasured: self.rules.measured,
             DiskNotMeasured: self.rules.not_measured,
             HealthChecked: self._health_checked,
+            RepositorySeen: self.repositories.seen,
             Answers: self._answered,
+            PipeFetched: self._pipe_fetched,
             Wake: self._woken,
             Stop: self._stop,
         }
@@ -115,8 +137,10 @@ class Factory:
             return
         if due:
             self._cycle()
+        self.pipes.start_due(now)
         self._check_engines(now)
         self.rules.check(now)
+        self.creation.check(now)
         self.deciding.decide_if_due()
         self.reporting.report_if_due()
 
@@ -165,6 +189,7 @@ class Factory:
             engine.request_observation()
         self.rules.measure()
         self._check_health()
+        self.repositories.look()
         self.reporting.cycle()
         self.next_cycle_time = self.floor.clock() + CYCLE_SECONDS
 
@@ -242,6 +267,9 @@ class Factory:
     def _unseen(self, message: engines.ObservationFailed) -> None:
         """Nothing is concluded from not seeing."""
 
+    def _context_made(self, message: ContextMade) -> None:
+        self.creation.context_made(message, draining=self.orders.drain is not None)
+
     def _created(self, message: engines.Created) -> None:
         """What was observed earlier tells nothing of it, though it may have ended already."""
         self._settle(message)
@@ -293,6 +321,11 @@ class Factory:
         self._look(message.engine)
         if not message.name:
             self.floor.changed = True
+
+    def _pipe_fetched(self, message: PipeFetched) -> None:
+        """Another document is another configuration, which is loaded at once."""
+        if self.pipes.fetched(message):
+            self.next_cycle_time = self.floor.clock()
 
     def _woken(self, message: Wake) -> None:
         self.next_cycle_time = self.floor.clock()

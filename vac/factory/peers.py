@@ -32,10 +32,11 @@ class Peers:
             first = self._poll(configuration, Kind.FACTORIES, doubtful)
             capacity, unrated = capacities(first.answers), without_hs06(first.answers)
             doubtful = {*doubtful, *first.missing}
-        answers = self._poll(configuration, Kind.MACHINETYPES, doubtful).answers
+        result = self._poll(configuration, Kind.MACHINETYPES, doubtful)
         now = self._clock()
-        reports, _ = to_reports(answers, configuration.machinetypes, now)
-        return Answers(now, reports, capacity, unrated)
+        reports, _ = to_reports(result.answers, configuration.machinetypes, now)
+        partial = {name: reports.pop(name) for name in result.missing if name in reports}
+        return Answers(now, reports, capacity, unrated, partial)
 
     def _poll(self, configuration: Configuration, kind: Kind, doubtful: Collection[str]) -> PollResult:
         settings = configuration.settings

@@ -13,12 +13,15 @@ import vac
 from vac.config.errors import ConfigurationError
 from vac.config.load import Configuration
 from vac.config.loader import Loader
-from vac.config.machinetype import Machinetype
+from vac.config.machinetype import VM_MODELS, Machinetype
 from vac.config.settings import Settings
 from vac.context.downloads import ImageCache
+from vac.context.signatures import SignedImages
+from vac.context.transfers import GRID_CERTIFICATES
 from vac.drivers.engine import Engine, InlineEngine
 from vac.drivers.late import LateDriver
-from vac.drivers.registry import driver_for, engine_name
+from vac.drivers.registry import PATIENT, driver_for, engine_name
+from vac.factory.contexts import Run, in_thread
 from vac.factory.floor import Floor, slot_names
 from vac.factory.loop import Factory, Message, Stop, Stuck, Wake
 from vac.factory.monitor import Monitor
@@ -59,7 +62,9 @@ def main(options: RoleOptions) -> int:
             state.prepare()
             names = Resolver(configuration.settings.factory_name)
             peers = Peers(names, time.time)
-            factory = open_factory(state, configuration, loader, inbox, names=names, ask=peers.ask)
+            factory = open_factory(
+                state, configuration, loader, inbox, names=names, ask=peers.ask, vms=options.vms
+            )
             if error is not None:
                 factory.floor.sure = False
                 factory.floor.configuration_broken(error)
@@ -99,14 +104,20 @@ def open_factory(
     open_engine: Callable[[str, Settings], InlineEngine] | None = None,
     names: Names | None = None,
     ask: Ask = ask_nobody,
+    vms: Callable[[], None] = lambda: None,
+    run: Run = in_thread,
 ) -> Factory:
-    """A factory with its slots as they are on disk. The keyword arguments are for tests."""
+    """A factory with its slots as they are on disk. The keyword arguments are for tests, but for names, ask and vms:
+    vms is called when there are, or may be, virtual machines."""
     settings = configuration.settings
-    images = ImageCache(state.imagecache, state.tmp)
+    images = SignedImages(ImageCache(state.imagecache, state.tmp).fetch, GRID_CERTIFICATES, clock)
 
     def engine(machine_model: str, settings: Settings) -> InlineEngine:
+        if machine_model in VM_MODELS:
+            vms()
         driver = LateDriver(lambda: driver_for(machine_model, settings, images.fetch))
-        return Engine(engine_name(machine_model), driver, inbox.put, clock)
+        name = engine_name(machine_model)
+        return Engine(name, driver, inbox.put, clock, patient=name in PATIENT)
 
     statefiles.write_version(state, vac.__version__)
     machines = load_slots(state, configuration.machinetypes, settings)
@@ -128,4 +139,4 @@ def open_factory(
     )
     running = sum(1 for slot in floor.slots if slot.occupied)
     log.info("%s: %d machines found in %d slots", settings.factory_name, running, len(floor.slots))
-    return Factory(floor, loader, inbox, ask)
+    return Factory(floor, loader, inbox, ask, run)

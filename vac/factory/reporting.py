@@ -17,6 +17,7 @@ from vac.machines import status as statuses
 from vac.machines.expiry import Expiry, remove_orphaned_slots
 from vac.machines.status import Drain, Status, TypeFacts
 from vac.scheduling.backoff import reported_message
+from vac.vacquery.signing import identity
 
 log = logging.getLogger(__name__)
 
@@ -94,6 +95,7 @@ class Reporting:
             version=vac.__version__,
             factories=settings.factories,
             vacquery_allow=tuple(str(network) for network in settings.vacquery_allow),
+            vacquery=identity(settings.vacquery_port, settings.vacquery_key_file),
             slots=settings.host_processors,
             total_processors=settings.total_processors,
             mb_per_processor=settings.mb_per_processor,
@@ -101,7 +103,7 @@ class Reporting:
             machinetypes=tuple(self._facts()),
             engines={name: engine.problem(now) for name, engine in floor.engines.items()},
             problems=floor.problems,
-            warnings=self.deciding.warnings,
+            warnings=(*self.deciding.warnings, *self._notices()),
             drain=Drain(order.reason, order.since, order.until) if order else None,
             shutdown_time=settings.shutdown_time,
             decision_time=self.deciding.decision_time,
@@ -113,8 +115,12 @@ class Reporting:
             silent=self.deciding.space.silent(settings),
             created=tuple(floor.created),
             failed=dict(floor.failed),
+            pipes=dict(floor.pipes),
             slot_states=self._slot_states(now),
         )
+
+    def _notices(self) -> list[str]:
+        return [notice for engine in self.floor.engines.values() for notice in engine.notices()]
 
     def _facts(self) -> list[TypeFacts]:
         names = [field.name for field in dataclasses.fields(TypeFacts) if field.name != "fqan"]

@@ -20,8 +20,10 @@ LEAST_SECONDS = 1.0
 """Between two rounds, whatever the deadlines are."""
 STOP_AGAIN_SECONDS = 15.0
 """From an engine's failing to end a machine to the next attempt."""
-MEASURE_SECONDS = 300.0
-"""Disk use of a machine is measured this often."""
+MEASURE_SECONDS = (30.0, 300.0)
+"""Shortest and longest time between two measurements of a machine's disk use."""
+MEASURE_PART = 0.001
+"""Between these limits, measuring one machine may take this part of the time."""
 GB = 1000**3
 
 
@@ -52,7 +54,7 @@ class Rules:
             machine = slot.machine
             if machine is None or not slot.running or _disk_limit(machine) is None:
                 continue
-            if slot.measured_time is None or not 0 <= now - slot.measured_time < MEASURE_SECONDS:
+            if slot.measured_time is None or not 0 <= now - slot.measured_time < slot.measure_seconds:
                 slot.measured_time = now
                 self.meter.start(machine.uuid, machine.directory)
 
@@ -61,6 +63,8 @@ class Rules:
         for slot in self.floor.slots:
             if slot.machine is not None and slot.machine.uuid == message.key:
                 slot.disk_used_bytes = message.used_bytes
+                least, most = MEASURE_SECONDS
+                slot.measure_seconds = min(max(least, message.seconds / MEASURE_PART), most)
         self.look_again()
 
     def not_measured(self, message: DiskNotMeasured) -> None:

@@ -8,8 +8,21 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
+from vac.config.machinetype import Machinetype
 from vac.drivers.base import EngineState, Usage
 from vac.machines.machine import Machine
+from vac.scheduling.model import Create
+
+
+@dataclass(frozen=True)
+class Begun:
+    """A machine that was decided on and of which nothing is on disk yet: its context is being made."""
+
+    order: Create
+    uuid: str
+    machinetype: Machinetype
+    """As it was then."""
+    time: float
 
 
 @dataclass
@@ -21,6 +34,8 @@ class Slot:
     machine: Machine | None = None
     known_since: float = 0.0
     """An engine's listing that was asked for before this time may not know the machine yet."""
+    begun: Begun | None = None
+    """What is about to take its place."""
     creating: bool = False
     """The engine has been told to make it and hasn't answered."""
     stopping: bool = False
@@ -38,6 +53,8 @@ class Slot:
     disk_used_bytes: int | None = None
     measured_time: float | None = None
     """When its disk use was last asked for."""
+    measure_seconds: float = 300.0
+    """After which it is asked for again; what takes long is measured less often."""
     busy_time: float | None = None
     """When its CPU use was last seen to be enough."""
     zombie: bool = False
@@ -56,6 +73,11 @@ class Slot:
     def running(self) -> bool:
         """Whether its machine has started and not finished."""
         return bool(self.machine and self.machine.started_time is not None and not self.machine.finished)
+
+    @property
+    def free(self) -> bool:
+        """Whether a machine can be made in it."""
+        return not self.occupied and self.begun is None and self.stranger_since is None
 
     def clear(self, machine: Machine | None) -> None:
         """Put another machine in it, or none: everything that this process knew is about the one before."""
@@ -84,7 +106,7 @@ class Slots:
 
     def lowest_free(self) -> Slot | None:
         """Where the next machine goes."""
-        free = (slot for slot in self if not slot.occupied and slot.stranger_since is None)
+        free = (slot for slot in self if slot.free)
         return next((slot for slot in free if slot.name in self._wanted), None)
 
     def resize(self, names: Iterable[str]) -> None:

@@ -9,24 +9,17 @@ from dataclasses import dataclass, field
 
 from vac.config.load import Configuration
 from vac.config.settings import Settings
+from vac.scheduling.age import (
+    CAPACITY_SECONDS,
+    REMEMBERED_CAPACITY_SECONDS,
+    SILENT_SECONDS,
+    is_due,
+    is_fresh,
+)
 from vac.scheduling.model import SpaceView, TypeReport
 from vac.scheduling.space import view
 
 log = logging.getLogger(__name__)
-
-FRESH_SECONDS = 30.0
-"""A view of the space no older than this is used again."""
-RENEW_SECONDS_PER_FACTORY = 0.03
-"""Times the number of factories: a decision on an older view has peers asked again, without waiting for them. So
-each factory is asked by others 33 times a second at most, and in small spaces corrections aren't made twice."""
-LEAST_RENEW_SECONDS = 1.0
-SILENT_SECONDS = 300.0
-"""A silent peer's last answer counts for so long."""
-CAPACITY_SECONDS = 600.0
-"""Capacities are asked for this often."""
-REMEMBERED_CAPACITY_SECONDS = 3600.0
-"""A silent factory's capacity counts for so long."""
-
 
 MOST_LISTED = 5
 """Factories that a warning names."""
@@ -42,6 +35,8 @@ class Answers:
     """max_hs06; None: not asked for this time."""
     unrated: Collection[str] = ()
     """Those of the factories in capacities on which a processor's HS06 isn't configured, and counts as 1."""
+    partial: Mapping[str, Mapping[str, TypeReport]] = field(default_factory=dict)
+    """What came from factories that have not answered in full."""
 
 
 Ask = Callable[[Configuration, bool, Collection[str]], Answers]
@@ -60,6 +55,7 @@ class Space:
         self._last_poll: float | None = None
         self._capacity_poll: float | None = None
         self._reports: dict[str, tuple[float, Mapping[str, TypeReport]]] = {}
+        self._last = Answers(0.0)
         self._capacities: dict[str, tuple[float, float]] = {}
         self._unrated: set[str] = set()
 
@@ -70,9 +66,9 @@ class Space:
             return True
         now = self._clock()
         age = None if self._last_poll is None else now - self._last_poll
-        if age is None or not 0 <= age < max(LEAST_RENEW_SECONDS, RENEW_SECONDS_PER_FACTORY * factories):
+        if is_due(age, factories):
             self._renew(configuration, now)
-        return age is not None and 0 <= age < FRESH_SECONDS
+        return is_fresh(age)
 
     def _renew(self, configuration: Configuration, now: float) -> None:
         if not self._asking:
@@ -94,6 +90,7 @@ class Space:
         """Take in what a poll has brought."""
         self._asking = False
         self._last_poll = answers.time
+        self._last = answers
         for factory, reports in answers.reports.items():
             self._reports[factory] = (answers.time, reports)
         if answers.capacities is not None:
@@ -103,7 +100,7 @@ class Space:
             self._unrated = {*self._unrated.difference(answers.capacities), *answers.unrated}
 
     def silent(self, settings: Settings) -> dict[str, float | None]:
-        """Peers that did not answer the last poll, with the time of their last answer."""
+        """Peers that did not answer the last poll in full, with the time of their last full answer."""
         peers = [name for name in settings.factories if name != settings.factory_name]
         if self._last_poll is None:
             return {}
@@ -125,10 +122,15 @@ class Space:
         )
 
     def view(self, settings: Settings, own: Mapping[str, TypeReport], now: float) -> SpaceView:
-        """The space as it is known now; own is what this factory says of itself."""
-        reports = {
+        """The space as it is known now; own is what this factory says of itself.
+
+        What a peer has said in part stands only for one whose last full answer is too old.
+        """
+        partial = self._last.partial if 0 <= now - self._last.time < SILENT_SECONDS else {}
+        full = {
             name: said for name, (time, said) in self._reports.items() if 0 <= now - time < SILENT_SECONDS
         }
+        reports = {**partial, **full}
         capacities = {
             name: capacity
             for name, (time, capacity) in self._capacities.items()

@@ -33,6 +33,10 @@ class EndWatcher:
             if not self._closed.is_set():
                 os.write(self._writer, b"\0")
 
+    def wake(self) -> None:
+        """Let ends() give "", which is no group, once."""
+        self.add("")
+
     def close(self) -> None:
         """Let ends() return."""
         with self._lock:
@@ -44,7 +48,7 @@ class EndWatcher:
                 os.close(self._reader)
 
     def ends(self) -> Iterator[str]:
-        """Groups that have become empty; also, at the start, those that are empty already."""
+        """Groups that have become empty, at the start also those that are already; "" after wake()."""
         with self._lock:
             if self._closed.is_set():
                 return
@@ -67,7 +71,7 @@ class EndWatcher:
         while not self._closed.is_set():
             while self._added:
                 name = self._added.popleft()
-                watch = self._groups.watch(name)
+                watch = self._groups.watch(name) if name else None
                 if watch is None:
                     yield name
                     continue

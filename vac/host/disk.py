@@ -5,6 +5,7 @@ from __future__ import annotations
 import queue
 import subprocess
 import threading
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,8 @@ class DiskMeasured:
 
     key: str
     used_bytes: int
+    seconds: float
+    """How long it took."""
 
 
 @dataclass(frozen=True)
@@ -79,6 +82,7 @@ class DiskMeter:
         for each, child in list(self._stuck.items()):
             if child.poll() is not None:
                 del self._stuck[each]
+        begun = time.monotonic()
         if key in self._stuck:
             return DiskNotMeasured(key, f"an earlier du of {directory} can't even be killed")
         try:
@@ -99,7 +103,7 @@ class DiskMeter:
         number = output.partition("\t")[0]
         if not number.isdigit():
             return DiskNotMeasured(key, f"du can't measure {directory}: exit code {child.returncode}")
-        return DiskMeasured(key, int(number))
+        return DiskMeasured(key, int(number), time.monotonic() - begun)
 
     def _end(self, key: str, child: subprocess.Popen[str]) -> None:
         child.kill()

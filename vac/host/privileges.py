@@ -1,11 +1,21 @@
-"""Becoming an unprivileged user: `vac`, or `nobody` where there is no such account."""
+"""Becoming an unprivileged user: `vac`, or `nobody` where there is no such account. Sources: capabilities(7),
+capset(2), linux/capability.h and linux/prctl.h."""
 
 from __future__ import annotations
 
+import ctypes
+import encodings.ascii  # noqa: F401  state files need it later, when the interpreter's own files may be out of reach
 import os
 import pwd
+import re
+from pathlib import Path
 
 PREFERRED, OTHER = "vac", "nobody"
+READ_ANY_FILE = (2, 1)
+"""CAP_DAC_READ_SEARCH; where a container's root lacks it, CAP_DAC_OVERRIDE, which allows writing too."""
+_PR_SET_KEEPCAPS = 8
+_PR_SET_NO_NEW_PRIVS = 38
+_CAPABILITY_VERSION_3 = 0x20080522
 
 
 def unprivileged_user() -> pwd.struct_passwd | None:
@@ -18,9 +28,46 @@ def unprivileged_user() -> pwd.struct_passwd | None:
         return pwd.getpwnam(OTHER)
 
 
-def become(user: pwd.struct_passwd | None) -> None:
-    """Be this user from now on, without a way back and without supplementary groups."""
-    if user is not None:
-        os.setgroups([])
-        os.setresgid(user.pw_gid, user.pw_gid, user.pw_gid)
-        os.setresuid(user.pw_uid, user.pw_uid, user.pw_uid)
+def become(user: pwd.struct_passwd | None, keep: tuple[int, ...] = ()) -> None:
+    """Be this user from now on, without a way back and without supplementary groups.
+
+    keep: capabilities of which the first that this process has stays in force. To be called while the
+    process has one thread only. Raises OSError if keep is given and can't be had.
+    """
+    if user is None:
+        return
+    kept = next((number for number in keep if _permitted() >> number & 1), None)
+    os.setgroups([])
+    os.setresgid(user.pw_gid, user.pw_gid, user.pw_gid)
+    if keep:
+        _prctl(_PR_SET_KEEPCAPS, 1)
+    os.setresuid(user.pw_uid, user.pw_uid, user.pw_uid)
+    if keep:
+        _prctl(_PR_SET_NO_NEW_PRIVS, 1)
+        _capset(0 if kept is None else 1 << kept)
+
+
+def _permitted() -> int:
+    found = re.search(r"^CapPrm:\s+([0-9a-f]+)$", Path("/proc/self/status").read_text(), re.MULTILINE)
+    return int(found[1], 16) if found else 0
+
+
+def _prctl(option: int, value: int) -> None:
+    _check(_libc().prctl(option, value, 0, 0, 0), "prctl")
+
+
+def _capset(capabilities: int) -> None:
+    """Have exactly these, all numbered below 32, permitted and effective; none to be inherited."""
+    header = (ctypes.c_uint32 * 2)(_CAPABILITY_VERSION_3, 0)
+    sets = (ctypes.c_uint32 * 6)(capabilities, capabilities, 0, 0, 0, 0)
+    _check(_libc().capset(header, sets), "capset")
+
+
+def _libc() -> ctypes.CDLL:
+    return ctypes.CDLL(None, use_errno=True)
+
+
+def _check(result: int, call: str) -> None:
+    if result != 0:
+        error = ctypes.get_errno()
+        raise OSError(error, f"{call}: {os.strerror(error)}")

@@ -20,8 +20,9 @@ class Access:
 
     uid: int = 0
     gid: int = 0
-    """The container's user, who alone can read and run user_data: root for VMs and most Docker images,
-    singularity_user (or nobody) for process containers."""
+    """The container's user, who alone can read and run user_data: root for most Docker images, singularity_user
+    (or nobody) for process containers. For VMs: whoever stores what they send to joboutputs; their user_data
+    is root's."""
     any_user: bool = False
     """Docker: other users inside may write joboutputs and mnt, too, as those do that run payloads.
     The machine's directory is closed to this host's users instead."""
@@ -112,7 +113,7 @@ def _fill(building: Path, machine: Machine, settings: Settings, user_data: bytes
         building / "user_data",
         user_data,
         mode=0o600 if machine.model in VM_MODELS else 0o500,
-        owner=access.owner,
+        owner=None if machine.model in VM_MODELS else access.owner,
     )
     files.write_new(building / "machinetype.json", ending.to_json(machine.options), sync=True)
     if machine.fqan:

@@ -15,6 +15,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
+from vac.config.slots import address_slot as address_slot
+from vac.config.slots import slot_address as slot_address
+from vac.config.slots import slot_name as slot_name
+from vac.config.slots import slot_number as slot_number
 from vac.machines import files
 
 log = logging.getLogger(__name__)
@@ -33,8 +37,6 @@ _PUBLIC_DIRECTORIES = (
     "space-census",
     "tmp",
 )
-_FIRST_SERVICE_ADDRESS = 253
-"""169.254.169.253 and .254 are the factory's own."""
 
 
 class StateDirBusy(Exception):
@@ -58,29 +60,6 @@ def parse_directory_name(text: str) -> DirectoryName | None:
     if len(parts) != 3 or not parts[0].isascii() or not parts[0].isdigit() or not parts[1] or not parts[2]:
         return None
     return DirectoryName(int(parts[0]), parts[1], parts[2])
-
-
-def slot_name(factory_name: str, number: int) -> str:
-    """The host name of a slot's machines: slot 0 of factory1.example.com has factory1-00.example.com."""
-    host, dot, domain = factory_name.partition(".")
-    return f"{host}-{number:02d}{dot}{domain}"
-
-
-def slot_number(factory_name: str, name: str) -> int | None:
-    """The number of the slot whose machines have this name, or None if it is no slot of this factory."""
-    digits = name.partition(".")[0].rpartition("-")[2]
-    if not (digits.isascii() and digits.isdigit()):
-        return None
-    number = int(digits)
-    return number if slot_name(factory_name, number) == name else None
-
-
-def slot_address(number: int) -> str:
-    """The address of a slot's VM: 169.254.169.N up to 252, then 169.254.170.0 onwards."""
-    if number < _FIRST_SERVICE_ADDRESS:
-        return f"169.254.169.{number}"
-    third, fourth = divmod(number - _FIRST_SERVICE_ADDRESS, 256)
-    return f"169.254.{170 + third}.{fourth}"
 
 
 class StateDir:

@@ -72,6 +72,8 @@ class Status:
     """All factories of the space, this one included; they may query."""
     vacquery_allow: tuple[str, ...] = ()
     """Networks that may query too; none given: the directly connected ones."""
+    vacquery: str = ""
+    """What the responder has to start anew for when it changes: the port, and which key file there is."""
     slots: int = 0
     total_processors: int = 0
     mb_per_processor: int = 0
@@ -103,6 +105,8 @@ class Status:
     """The last creations, newest first."""
     failed: Mapping[str, Creation] = field(default_factory=dict)
     """By machinetype: its last creation that failed, until one succeeds."""
+    pipes: Mapping[str, str | None] = field(default_factory=dict)
+    """By Vacuum Pipe: what is the matter with it, None if nothing is."""
     slot_states: Mapping[str, str] = field(default_factory=dict)
     """By machine name, what only the engine knows: Paused, Zombie or Unknown."""
 
@@ -220,6 +224,7 @@ _READERS: dict[str, Callable[[object], Any]] = {
     "version": _text,
     "factories": _many(_text),
     "vacquery_allow": _many(_text),
+    "vacquery": _text,
     "slots": _whole,
     "total_processors": _whole,
     "mb_per_processor": _whole,
@@ -239,5 +244,6 @@ _READERS: dict[str, Callable[[object], Any]] = {
     "silent": _by_name_or_none(_number),
     "created": _many(_creation),
     "failed": _by_name(_creation),
+    "pipes": _by_name_or_none(_text),
     "slot_states": _by_name(_text),
 }

@@ -70,6 +70,8 @@ class TypeHistory:
     """Creation time of the most recently created machine that started and has finished."""
     abort_time: float | None = None
     """When that one ended, if it was an abort: what VacQuery reports."""
+    abort_says_no_work: bool = False
+    """Was that for lack of work, as no_work is of the last early end?"""
 
     def hold_seconds(self, backoff_seconds: float) -> float:
         """How long after last_end the type is held back here: backoff_seconds × 2^(aborts−1), at most an hour.
@@ -114,6 +116,7 @@ class TypeHistory:
                 changed,
                 newest_created=outcome.created_time,
                 abort_time=outcome.ended_time if abort else None,
+                abort_says_no_work=says_no_work(outcome.message),
             )
         short = min(SHORT_SECONDS, fizzle_seconds) if fizzle_seconds else SHORT_SECONDS
         if abort or lived < short:

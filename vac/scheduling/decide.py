@@ -6,7 +6,7 @@ Pure: the same code runs in the daemon, in the tests and in the simulator.
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from vac.config.machinetype import Machinetype
@@ -203,12 +203,10 @@ def _next(work: _Work) -> Create | None:
     )
     work.notes = found.notes
     work.rooms_turn_time = found.next_time
-    order = _order(work)
-    turns: Iterable[Turn] = list(order) if len(found.rooms) > 1 else order
     work.waits_for_step = False
     for room in found.rooms:
         kept_for = None
-        for turn in turns:
+        for turn in _order(work, room):
             name = turn.machinetype
             if not superslots.fits(work.candidates[name], room, situation.now):
                 work.passed[name] = _no_fit(work, name)
@@ -226,9 +224,16 @@ def _next(work: _Work) -> Create | None:
     return None
 
 
-def _order(work: _Work) -> Iterator[Turn]:
+def _order(work: _Work, room: Room) -> Iterator[Turn]:
+    """Types for this room. Who begins a superslot has all of it; who joins one has no more than his machine."""
     candidates = [
-        Candidate(name, one.machinegroup or name, one.target_share, work.running[name])
+        Candidate(
+            name,
+            one.machinegroup or name,
+            one.target_share,
+            work.running[name],
+            1 if room.end is None else superslots.size(one, room),
+        )
         for name, one in work.candidates.items()
     ]
     others = sum(work.running.values()) - sum(one.running_hs06 for one in candidates)
@@ -241,9 +246,16 @@ def _reached(work: _Work) -> float:
 
     Shares of all of it would let types that are free to grow run ahead of those whose steps are small yet.
     """
-    settings = work.situation.settings
-    growth = min(work.free, work.ramp.left() * settings.processors_per_superslot) * settings.hs06
+    growth = min(work.free, work.ramp.left() * _mean_size(work)) * work.situation.settings.hs06
     return min(work.capacity, sum(work.running.values()) + growth * work.alike)
+
+
+def _mean_size(work: _Work) -> float:
+    """Processors of a machine on average, if there are as many of each type as its share asks for."""
+    whole = Room(work.situation.settings.processors_per_superslot)
+    candidates = work.candidates.values()
+    machines = sum(one.target_share / superslots.size(one, whole) for one in candidates)
+    return sum(one.target_share for one in candidates) / machines
 
 
 def _create(work: _Work, turn: Turn, room: Room) -> Create:

@@ -9,7 +9,7 @@ outlived fizzle_seconds. Where factories start more than probes, more of them mu
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import islice
@@ -136,26 +136,7 @@ def proven_since(time: float, machinetype: Machinetype, own: Own, space: SpaceVi
         return True
     backoff = machinetype.backoff_seconds
     wait = backoff + window_seconds(len(space.factories), machinetype) + machinetype.fizzle_seconds
-    return (
-        now >= time + wait
-        and runs_elsewhere(machinetype.name, space)
-        and not _failing_for_good_reason(machinetype, space, time, now)
-    )
-
-
-def _failing_for_good_reason(machinetype: Machinetype, space: SpaceView, time: float, now: float) -> bool:
-    """Whether the newest aborts are only those of failing factories, but others have aborted lately too.
-
-    Then these factories may have nothing else running just because there is no work: as a space runs empty they
-    are the ones that probe, and without them it would look as if nobody had aborted for a while.
-    """
-    totals = space.types.get(machinetype.name, _NO_TOTALS)
-    elsewhere = [one for one in totals.aborts if one[1] != space.factory]
-    others = [one for one in elsewhere if one[1] not in space.failing]
-    if len(others) < BELIEVED:
-        return False
-    newest = others[BELIEVED - 1][0]
-    return newest >= _lately(machinetype, now) and elsewhere[BELIEVED - 1][0] > max(time, newest)
+    return now >= time + wait and runs_elsewhere(machinetype.name, space)
 
 
 def runs_elsewhere(machinetype: str, space: SpaceView) -> bool:
@@ -179,13 +160,18 @@ def probing_rank(machinetype: str, abort_time: float, own: Own, space: SpaceView
     """How many factories probe before this one: by sha256 of `FACTORY MACHINETYPE LAST_ABORT` (whole seconds), those
     whose own last outcome is an abort after all the others.
     """
-    order = _sha256_order(space.factories, machinetype, int(abort_time))
     aborted = space.types.get(machinetype, _NO_TOTALS).aborted_factories
-    place = order.index(space.factory)
-    before = sum(name in aborted for name in order[:place])
-    if own.report.abort_time is None:
-        return place - before
-    return len(order) - 1 - sum(name in aborted for name in order[place + 1 :])
+    if (own.report.abort_time is not None) != (space.factory in aborted):
+        aborted ^= {space.factory}
+    return _ranks(space.factories, machinetype, int(abort_time), aborted)[space.factory]
+
+
+@lru_cache(maxsize=256)
+def _ranks(
+    factories: tuple[str, ...], machinetype: str, abort_time: int, aborted: frozenset[str]
+) -> Mapping[str, int]:
+    order = sorted(_sha256_order(factories, machinetype, abort_time), key=aborted.__contains__)
+    return {name: place for place, name in enumerate(order)}
 
 
 @lru_cache(maxsize=256)

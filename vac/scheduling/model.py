@@ -50,6 +50,8 @@ class TypeReport:
     """Machines that are starting or younger than fizzle_seconds."""
     abort_time: float | None = None
     """When the most recently created machine that has finished ended, if that was an abort."""
+    no_work: bool = False
+    """Did that one itself say that there is no work (3xx)? Then the fault isn't its node's."""
 
 
 @dataclass(frozen=True)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from vac.config.machinetype import Machinetype
-from vac.scheduling.backoff import History
+from vac.scheduling.backoff import History, TypeHistory
 from vac.scheduling.model import Occupied, TypeReport
 
 
@@ -33,13 +34,16 @@ def survey(
     """What there is of every configured machinetype, and of others that still run."""
     machines: dict[str, list[Occupied]] = {name: [] for name in machinetypes}
     for one in occupied:
-        machines.setdefault(one.machinetype, []).append(one)
+        if one.machinetype in machines:
+            machines[one.machinetype].append(one)
+        else:
+            machines[one.machinetype] = [one]
     found = {}
     for name, ones in machines.items():
         fizzle_seconds = machinetypes[name].fizzle_seconds if name in machinetypes else 0
-        abort_time = history.get(name).abort_time
-        if ones or abort_time is not None:
-            found[name] = _own(ones, abort_time, fizzle_seconds, hs06_per_processor, now)
+        past = history.get(name)
+        if ones or past.abort_time is not None:
+            found[name] = _own(ones, past, fizzle_seconds, hs06_per_processor, now)
         else:
             found[name] = _NONE
     return found
@@ -62,23 +66,34 @@ _NONE = Own(TypeReport())
 
 def _own(
     ones: Sequence[Occupied],
-    abort_time: float | None,
+    past: TypeHistory,
     fizzle_seconds: float,
     hs06_per_processor: float,
     now: float,
 ) -> Own:
     processors = young = 0
-    newest_started = newest_outlived = young_until = None
+    newest_started = newest_outlived = -math.inf
+    youngest = math.inf
     for one in ones:
         processors += one.processors
-        outlives = (now if one.started_time is None else one.started_time) + fizzle_seconds
-        if one.started_time is not None and (newest_started is None or one.created_time > newest_started):
-            newest_started = one.created_time
-        if one.started_time is None or now < outlives:
+        started = one.started_time
+        if started is None:
             young += 1
-            if young_until is None or outlives < young_until:
-                young_until = outlives
-        elif newest_outlived is None or one.created_time > newest_outlived:
+            if now + fizzle_seconds < youngest:
+                youngest = now + fizzle_seconds
+            continue
+        if one.created_time > newest_started:
+            newest_started = one.created_time
+        if now < started + fizzle_seconds:
+            young += 1
+            if started + fizzle_seconds < youngest:
+                youngest = started + fizzle_seconds
+        elif one.created_time > newest_outlived:
             newest_outlived = one.created_time
-    report = TypeReport(len(ones), processors, processors * hs06_per_processor, young, abort_time)
-    return Own(report, newest_started, newest_outlived, young_until)
+    hs06 = processors * hs06_per_processor
+    report = TypeReport(len(ones), processors, hs06, young, past.abort_time, past.abort_says_no_work)
+    return Own(report, _known(newest_started), _known(newest_outlived), _known(youngest))
+
+
+def _known(time: float) -> float | None:
+    return time if math.isfinite(time) else None

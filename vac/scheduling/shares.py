@@ -24,6 +24,8 @@ class Candidate:
     target_share: float
     running_hs06: float
     """In the whole space."""
+    size: int = 1
+    """How large its next machine would be, relative to those of the others."""
 
 
 @dataclass(frozen=True)
@@ -54,21 +56,22 @@ def deficit_order(
 ) -> Iterator[Turn]:
     """All candidates: drawn one after the other by deficit, then the others by running ÷ share.
 
-    capacity_hs06 is the space's less what the types that aren't candidates run. Lazy, because mostly only the
-    first is wanted.
+    capacity_hs06 is the space's less what the types that aren't candidates run. The larger a type's machines are
+    the rarer it is drawn. Lazy, because mostly only the first is wanted.
     """
     lacking = deficits(candidates, capacity_hs06)
     least = NEGLIGIBLE * capacity_hs06
-    groups = _by_group(candidates, lambda one: lacking[one.machinetype])
+    sizes = {one.machinetype: one.size for one in candidates}
+    groups = _by_group(candidates, lambda one: lacking[one.machinetype] / one.size)
     members: dict[str, dict[str, float]] = {}
     for one in candidates:
         if groups[one.machinegroup] > least and lacking[one.machinetype] > least:
-            members.setdefault(one.machinegroup, {})[one.machinetype] = lacking[one.machinetype]
+            members.setdefault(one.machinegroup, {})[one.machinetype] = lacking[one.machinetype] / one.size
     drawn = set()
     while members:
         group = _draw({name: groups[name] for name in members}, rng)
         machinetype = _draw(members[group], rng)
-        yield Turn(machinetype, members[group].pop(machinetype))
+        yield Turn(machinetype, members[group].pop(machinetype) * sizes[machinetype])
         drawn.add(machinetype)
         if not members[group]:
             del members[group]

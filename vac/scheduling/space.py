@@ -20,7 +20,8 @@ CLOCK_SKEW_SECONDS = 60
 MOST_CAPACITY = 100
 """A factory that claims more than this times the median capacity is taken for one of median capacity."""
 FAILING_PART = 4
-"""Factories on which everything fails are left out of the aborts if they are at most one in so many."""
+"""Factories on which everything fails are left out of the aborts if they are at most one in so many, and those that
+run nothing too: in a space that is empty, having nothing that has outlived fizzle_seconds is no sign of a fault."""
 
 
 def view(
@@ -77,14 +78,30 @@ def _past(time: float | None, now: float) -> float | None:
 
 
 def _failing(believed: Mapping[str, Reports]) -> frozenset[str]:
-    """Factories with aborts that run nothing which has outlived fizzle_seconds, if they are few."""
-    failing = frozenset(
-        name
-        for name, said in believed.items()
-        if any(report.abort_time is not None for report in said.values())
-        and not any(report.running_machines > report.before_fizzle for report in said.values())
-    )
-    return failing if len(failing) * FAILING_PART <= len(believed) else frozenset()
+    """Factories on which everything fails, if they are few."""
+    failing = frozenset(name for name, said in believed.items() if fails(said))
+    return the_odd_ones(failing, sum(map(idles, believed.values())), len(believed))
+
+
+def fails(said: Reports) -> bool:
+    """Whether a factory that says this runs nothing that has outlived fizzle_seconds, but has aborts for which
+    lack of work isn't the reason given."""
+    aborted = False
+    for report in said.values():
+        if report.running_machines > report.before_fizzle:
+            return False
+        aborted = aborted or (report.abort_time is not None and not report.no_work)
+    return aborted
+
+
+def idles(said: Reports) -> bool:
+    """Whether a factory that says this runs nothing."""
+    return not any(report.running_machines for report in said.values())
+
+
+def the_odd_ones(failing: frozenset[str], idle: int, answering: int) -> frozenset[str]:
+    """The failing ones of so many factories that answer, of which so many are idle; none if that's no exception."""
+    return failing if max(len(failing), idle) * FAILING_PART <= answering else frozenset()
 
 
 def _totals(machinetype: str, believed: Mapping[str, Reports]) -> TypeTotals:

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
 from vac.scheduling.model import MOST_YOUNG, TypeReport, TypeTotals
-from vac.scheduling.space import FAILING_PART, beyond_probe
+from vac.scheduling.space import beyond_probe, fails, idles
 
 Reports = Mapping[str, TypeReport]
 
@@ -75,6 +75,8 @@ class Bulletin:
     types: Mapping[str, TypeTotals]
     failing: frozenset[str]
     """Factories on which everything fails, be they many or few."""
+    idle: int
+    """How many factories run nothing."""
     answering: int
     """How many factories can answer."""
 
@@ -88,6 +90,7 @@ class Board:
         self._hs06: dict[str, float] = {}
         self._journal: dict[str, deque[tuple[float, Reports]]] = {}
         self._failing: set[str] = set()
+        self._idle: set[str] = set()
         self._last: Bulletin | None = None
 
     def post(self, name: str, reports: Reports | None, now: float) -> None:
@@ -102,10 +105,8 @@ class Board:
             self._said.pop(name, None)
         else:
             self._said[name] = reports
-        if failing(after):
-            self._failing.add(name)
-        else:
-            self._failing.discard(name)
+        _put(name, self._failing, fails(after))
+        _put(name, self._idle, reports is not None and idles(reports))
         journal = self._journal.setdefault(name, deque())
         journal.append((now, after))
         while len(journal) > 1 and journal[1][0] < now - REMEMBERED_SECONDS:
@@ -116,7 +117,7 @@ class Board:
         """What is said now."""
         if self._last is None:
             types = {name: sums.totals() for name, sums in self._sums.items()}
-            self._last = Bulletin(now, types, frozenset(self._failing), len(self._said))
+            self._last = Bulletin(now, types, frozenset(self._failing), len(self._idle), len(self._said))
         return self._last
 
     def said(self, name: str) -> Reports:
@@ -137,19 +138,8 @@ class Board:
         return found
 
 
-def failing(reports: Reports) -> bool:
-    """Whether a factory that says this runs nothing that has outlived fizzle_seconds, but has aborts."""
-    aborted = False
-    for report in reports.values():
-        if report.running_machines > report.before_fizzle:
-            return False
-        aborted = aborted or report.abort_time is not None
-    return aborted
-
-
-def few(names: frozenset[str], answering: int) -> frozenset[str]:
-    """The failing factories as a view has them: none if they are too many to be the odd ones."""
-    return names if len(names) * FAILING_PART <= answering else frozenset()
+def _put(name: str, names: set[str], there: bool) -> None:
+    (names.add if there else names.discard)(name)
 
 
 def corrected(
@@ -170,11 +160,13 @@ def corrected(
         if changes:
             types[machinetype] = _changed(totals, changes)
     failing_ones = (bulletin.failing - heard.keys()) | {
-        name for name, last in heard.items() if last is not None and failing(last)
+        name for name, last in heard.items() if last is not None and fails(last)
     }
-    answering = bulletin.answering - sum(1 for name in heard if now_said[name])
-    answering += sum(1 for last in heard.values() if last is not None)
-    return Bulletin(bulletin.time, types, frozenset(failing_ones), answering)
+    before = [now_said[name] for name in heard if now_said[name]]
+    after = [last for last in heard.values() if last is not None]
+    idle = bulletin.idle + sum(map(idles, after)) - sum(map(idles, before))
+    answering = bulletin.answering + len(after) - len(before)
+    return Bulletin(bulletin.time, types, frozenset(failing_ones), idle, answering)
 
 
 def _changed(totals: TypeTotals, changes: list[tuple[str, TypeReport, TypeReport]]) -> TypeTotals:

@@ -15,7 +15,8 @@ from vac.scheduling.decide import Situation, decide
 from vac.scheduling.model import Decision, Host, Occupied, Outcome, SpaceView, TypeReport
 from vac.scheduling.own import own_reports
 from vac.scheduling.ramp import RampState
-from vac.simulate.bulletin import Bulletin, Reports, few
+from vac.scheduling.space import the_odd_ones
+from vac.simulate.bulletin import Bulletin, Reports
 
 PLENTY_BYTES = 10**12
 LOAD_SECONDS = (60.0, 300.0, 900.0)
@@ -69,8 +70,10 @@ class Node:
     history: History = field(default_factory=History)
     ramp: RampState = field(default_factory=RampState)
     view: SpaceView | None = None
-    poll_time: float | None = None
+    asked_time: float | None = None
     """When the poll began that the view comes from."""
+    answered_time: float | None = None
+    """When it ended: the view's age is counted from then, as in the daemon."""
     polling: bool = False
     unheard: dict[str, float | None] = field(default_factory=dict)
     """Factories that did not answer the last poll, and when they did last."""
@@ -104,7 +107,7 @@ class Node:
             capacity_hs06=capacity_hs06,
             types=bulletin.types,
             own=own,
-            failing=few(bulletin.failing, bulletin.answering),
+            failing=the_odd_ones(bulletin.failing, bulletin.idle, bulletin.answering),
             silent=tuple(self.unheard),
         )
 
@@ -147,7 +150,7 @@ class Node:
         """The daemon has died: what a new one can't know is gone."""
         self.up, self.polling, self.alarm = False, False, None
         self.ramp = RampState()
-        self.view = self.poll_time = self.capacity_time = None
+        self.view = self.asked_time = self.answered_time = self.capacity_time = None
         self.unheard = {}
         self.life += 1
 
@@ -156,7 +159,11 @@ def _without_own_holds(history: History) -> History:
     """What the classic remembers: the abort time that it reports."""
     return History(
         {
-            name: TypeHistory(newest_created=one.newest_created, abort_time=one.abort_time)
+            name: TypeHistory(
+                newest_created=one.newest_created,
+                abort_time=one.abort_time,
+                abort_says_no_work=one.abort_says_no_work,
+            )
             for name, one in history.types.items()
         }
     )

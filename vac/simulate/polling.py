@@ -8,14 +8,11 @@ import math
 import random
 from collections.abc import Callable, Iterator, Sequence
 
+from vac.scheduling.age import CAPACITY_SECONDS, SILENT_SECONDS
 from vac.simulate.bulletin import Board, Bulletin, Reports, corrected
 from vac.simulate.node import Node
 from vac.simulate.scenario import Scenario
 
-SILENT_SECONDS = 300.0
-"""A silent peer's last answer counts for so long."""
-CAPACITY_SECONDS = 600.0
-"""Capacities are asked for this often."""
 SNAPSHOT_SECONDS = 1.0
 """Factories answer from a snapshot that is up to this old."""
 RETRY_SECONDS = (0.06, 0.1, 0.2, 0.4, 0.8)
@@ -73,14 +70,14 @@ class Polling:
         silent = self._down | set(self._lost())
         silent.discard(node.name)
         seconds = self._seconds(node, silent)
-        unheard = {name: node.unheard.get(name, node.poll_time) for name in silent}
+        unheard = {name: node.unheard.get(name, node.asked_time) for name in silent}
         if unheard:
             bulletin = self._as_heard(bulletin, unheard, now)
         capacity = self._capacity(node, now)
         node.unheard = unheard
 
         def take() -> None:
-            node.poll_time = now
+            node.asked_time, node.answered_time = now, now + seconds
             node.see(bulletin, own, capacity)
 
         return seconds, take
@@ -133,4 +130,4 @@ class Polling:
 
 def alone(node: Node, now: float) -> None:
     """A factory without peers knows its space at any time."""
-    node.see(Bulletin(now, {}, frozenset(), 1), {}, node.capacity_hs06)
+    node.see(Bulletin(now, {}, frozenset(), 1, 1), {}, node.capacity_hs06)

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from itertools import count
 from typing import Any
 
+from vac.scheduling.age import CYCLE_SECONDS, is_due, is_fresh
 from vac.scheduling.backoff import reported_message
 from vac.scheduling.model import Create, Occupied
 from vac.simulate.measure import Measure
@@ -20,10 +21,6 @@ from vac.simulate.scenario import Scenario, Work, periods, spread
 
 BEGINNING = 1.6e9
 """Unix time at which every simulation begins."""
-FRESH_SECONDS = 30.0
-"""A view of the space no older than this is used again, as in the factory."""
-CYCLE_SECONDS = 60.0
-"""A decision is made at least this often, as in the factory."""
 NOTICE_SECONDS = 0.5
 """After an end, until the engine's event has come and the machine is finished."""
 
@@ -55,6 +52,7 @@ class Queue:
         self.lifetime = spread(work.lifetime)
         self.startup = spread(work.startup)
         self.no_work = spread(work.no_work)
+        self.no_work_message = None if work.no_work_message == "none" else work.no_work_message
 
     def has_work(self, now: float) -> bool:
         """Whether a machine that asks now may find some."""
@@ -169,11 +167,16 @@ class World:
             return
         if len(self.nodes) == 1:
             alone(node, self.now)
-        elif node.poll_time is None or self.now - node.poll_time >= FRESH_SECONDS:
-            if not node.polling:
-                self._poll(node)
+        elif not self._knows(node):
             return
         self._decide(node)
+
+    def _knows(self, node: Node) -> bool:
+        """Whether it knows the space well enough to decide; if not, or soon not, it asks."""
+        age = None if node.answered_time is None else self.now - node.answered_time
+        if is_due(age, len(self.nodes)) and not node.polling:
+            self._poll(node)
+        return is_fresh(age)
 
     def _decide(self, node: Node) -> None:
         if node.free <= 0:
@@ -215,7 +218,7 @@ class World:
             self.measure.found(machine.machinetype, self.now)
             life = queue.lifetime(self.rng)
         else:
-            machine.message = queue.work.no_work_message
+            machine.message = queue.no_work_message
             life = queue.no_work(self.rng)
         if life >= left:
             life, machine.message = left, "100 Shutdown time has come"

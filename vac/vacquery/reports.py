@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Mapping
 
-from vac.scheduling.backoff import is_abort
+from vac.scheduling.backoff import is_abort, says_no_work
 from vac.scheduling.model import TypeReport
 from vac.vacquery.messages import FactoryStatus, MachinetypeStatus, Received
 
@@ -47,6 +47,7 @@ def to_report(status: MachinetypeStatus, now: float) -> TypeReport:
         running_hs06=status.running_hs06,
         before_fizzle=status.num_before_fizzle,
         abort_time=None if aborted is None else min(float(aborted), now),
+        no_work=aborted is not None and says_no_work(status.shutdown_message),
     )
 
 

@@ -37,7 +37,7 @@ from vac.vacquery.access import AccessList, parse_networks
 from vac.vacquery.answers import Answers
 from vac.vacquery.messages import QUERY_LIMIT, Dropped, Reason, decode_query
 from vac.vacquery.names import Names, Resolver
-from vac.vacquery.signing import canonical, read_key
+from vac.vacquery.signing import canonical, identity, read_key
 from vac.vacquery.snapshot import Snapshot, SnapshotBuilder
 from vac.vacquery.sockets import enlarge_buffer
 
@@ -113,7 +113,16 @@ def canonical_cookie(cookie: object) -> bytes:
 class Refresher:
     """Keeps a Responder's answers and access list, its heartbeat and its counters file up to date."""
 
-    def __init__(self, responder: Responder, state: StateDir, names: Names, key: bytes | None = None) -> None:
+    def __init__(
+        self,
+        responder: Responder,
+        state: StateDir,
+        names: Names,
+        key: bytes | None = None,
+        works_by: str | None = None,
+    ) -> None:
+        """works_by: the port and key in use, as signing.identity puts it."""
+        self._works_by = works_by
         self._responder = responder
         self._state = state
         self._builder = SnapshotBuilder(state)
@@ -123,12 +132,16 @@ class Refresher:
         self._written: dict[str, int] = {}
         self._silent = False
         self._blind = False
+        self._begin: float | None = None
+        self.outdated = False
+        """Whether the factory works by another port or key: this process is to start anew with them."""
 
     def refresh(self, now: float) -> None:
         """Make the answers anew, and do what else is due at this time."""
         snapshot = self._build(now)
         if snapshot is not None:
             self._responder.answers = Answers(snapshot, self._key, self._responder.answers)
+            self._compare(snapshot.status, now)
         if not 0 <= now - self._heartbeat_time < HEARTBEAT_SECONDS:
             self._heartbeat_time = now
             if snapshot is not None:
@@ -145,6 +158,22 @@ class Refresher:
             return None
         self._blind = False
         return snapshot
+
+    def _compare(self, status: Status, now: float) -> None:
+        """Starting anew is tried once: a factory that goes on with the last good configuration may differ for good."""
+        self._begin = now if self._begin is None else self._begin
+        if self.outdated or self._works_by is None or not status.vacquery or status.time < self._begin:
+            return
+        note = counters_file(self._state).with_name("started-anew-for")
+        try:
+            if status.vacquery == self._works_by:
+                note.unlink(missing_ok=True)
+            elif not note.exists() or note.read_text() != status.vacquery:
+                files.write_atomic(note, status.vacquery.encode(), tmp=note.parent, sync=False)
+                log.warning("vacquery_port or vacquery_key_file has changed: starting anew with them")
+                self.outdated = True
+        except OSError as error:
+            log.error("The responder can't start anew for a changed port or key: %s", error)
 
     def _refresh_access(self, status: Status) -> None:
         self._names.request(status.factories)
@@ -272,7 +301,9 @@ def main(options: RoleOptions) -> int:
         return 1
     ending, stop = socket.socketpair()
     options.listen(ending.close, lambda: None)
-    return run(StateDir(settings.state_dir), sockets, stop, key=key, ready=options.ready)
+    works_by = identity(settings.vacquery_port, settings.vacquery_key_file)
+    state = StateDir(settings.state_dir)
+    return run(state, sockets, stop, key=key, works_by=works_by, ready=options.ready)
 
 
 def _settings(options: RoleOptions) -> Settings | None:
@@ -290,21 +321,23 @@ def run(
     stop: socket.socket,
     *,
     key: bytes | None = None,
+    works_by: str | None = None,
     names: Names | None = None,
     ready: Callable[[], None] = lambda: None,
 ) -> int:
-    """Answer at bound sockets, as an unprivileged user if this is root, until stop is readable or closed."""
+    """Answer at bound sockets, as an unprivileged user if this is root, until stop is readable or closed, or the
+    factory has taken up another port or key than those that this works_by."""
     user = unprivileged_user()
     prepare_state(state, user)
     become(user)
     responder = Responder(key)
-    refresher = Refresher(responder, state, names or Resolver(), key)
+    refresher = Refresher(responder, state, names or Resolver(), key, works_by)
     refresher.refresh(time.time())
     ended, failed = threading.Event(), socket.socketpair()
 
     def keep_fresh() -> None:
         with failed[0]:
-            while not ended.wait(REFRESH_SECONDS):
+            while not refresher.outdated and not ended.wait(REFRESH_SECONDS):
                 refresher.refresh(time.time())
 
     thread = threading.Thread(target=keep_fresh, name="refresher", daemon=True)
@@ -315,4 +348,4 @@ def run(
     alive = thread.is_alive()
     ended.set()
     thread.join(REFRESH_SECONDS)
-    return 0 if alive else 1
+    return 0 if alive or refresher.outdated else 1

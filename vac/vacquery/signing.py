@@ -32,6 +32,17 @@ def read_key(path: Path | None) -> bytes | None:
     return key
 
 
+def identity(port: int, key_file: Path | None) -> str:
+    """What a responder works by, in words that tell nothing of the key but whether it may be another one."""
+    if key_file is None:
+        return f"port {port}"
+    try:
+        found = key_file.stat()
+    except OSError as error:
+        return f"port {port}, key {key_file}: {error.strerror}"
+    return f"port {port}, key {key_file} ({found.st_ino}, {found.st_mtime_ns})"
+
+
 def canonical(message: Mapping[str, Any]) -> bytes:
     """The JSON text that is signed: keys sorted, no blanks, ASCII. ValueError if it holds NaN or infinity."""
     return json.dumps(message, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()

@@ -97,6 +97,8 @@ def test_it_imports_nothing_but_the_standard_library(tmp_path: Path) -> None:
     assert set(ours.split()) == {
         "vac.cli",
         "vac.cli.check_vacd",
+        "vac.config",
+        "vac.config.slots",
         "vac.machines",
         "vac.machines.files",
         "vac.machines.layout",

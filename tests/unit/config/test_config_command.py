@@ -231,7 +231,11 @@ def test_the_sample_makes_new_machinetypes_drop_all_capabilities(host: HostFacts
 def test_the_sample_with_every_option_in_force_is_right_too(tmp_path: Path, host: HostFacts) -> None:
     path = tmp_path / "x.conf"
     path.write_text(re.sub("^# ", "", SAMPLE.read_text().partition("[settings]")[2], flags=re.MULTILINE))
-    path.write_text("[settings]\n" + path.read_text().replace("_XXX", "_xxx"))
+    for_vms = ("image_signing_dn",)  # contradicts the container that the rest is about
+    lines = [
+        line for line in path.read_text().replace("_XXX", "_xxx").split("\n") if not line.startswith(for_vms)
+    ]
+    path.write_text("\n".join(["[settings]", *lines]))
     configuration = load([path], host)
     assert configuration.warnings == ()
     assert list(configuration.pipes) == ["example"]

@@ -170,6 +170,10 @@ def test_a_bare_host_name_needs_a_factory_name(tmp_path: Path, host: HostFacts) 
             "machine_model = bubblewrap\nroot_image = /",
             "container_command is /user_data, and there is no user_data",
         ),
+        (
+            "machine_model = docker\nroot_image = docker://a\nuser_data = u\nimage_signing_dn = /CN=a",
+            "signatures of docker images can't be checked",
+        ),
     ],
 )
 def test_a_machinetype_that_cannot_work_is_kept_apart_from_the_others(

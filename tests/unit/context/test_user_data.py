@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
+import email
+import gzip
+import threading
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -9,27 +14,37 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.certificates import certify
 from vac.config.machinetype import Machinetype
 from vac.config.settings import Settings
 from vac.context import user_data
-from vac.context.user_data import ContextError, load_template, make_user_data, substitute, values
+from vac.context.certificates import dn, read_certificates, validity
+from vac.context.transfers import DownloadFailed
+from vac.context.user_data import ContextError, Templates, Wanted, load_template, make_user_data, substitute
 
 SETTINGS = Settings(vac_space="vac01.example.org", factory_name="factory1.example.org")
 
 
-def made(files_dir: Path, template: bytes, **options: Any) -> bytes:
-    (files_dir / "template").write_bytes(template)
-    machinetype = Machinetype(
-        **{"name": "lhcb-prod", "machine_model": "docker", "user_data": "template", **options}
-    )
-    return make_user_data(
-        machinetype,
-        SETTINGS,
-        name="factory1-00.example.org",
-        uuid="4b0a",
-        version="4.0.0",
-        files_dir=files_dir,
-    )
+NOW = 1_800_000_000.0
+
+
+def wanted(directory: Path, **options: Any) -> Wanted:
+    """A machine whose type's files are in the directory's files/."""
+    (directory / "files").mkdir(exist_ok=True)
+    machinetype = Machinetype(**{"name": "lhcb-prod", "machine_model": "docker", **options})
+    name = "factory1-00.example.org"
+    return Wanted(machinetype, SETTINGS, name, "4b0a", directory, NOW, NOW + 86400, version="4.0.0")
+
+
+def never(url: str) -> bytes:
+    raise AssertionError(f"{url} was asked for")
+
+
+def made(directory: Path, template: bytes, **options: Any) -> bytes:
+    """What becomes of a template."""
+    machine = wanted(directory, user_data="template", **options)
+    (directory / "files" / "template").write_bytes(template)
+    return make_user_data(machine, never)
 
 
 VM = "http://169.254.169.253"
@@ -72,14 +87,15 @@ VM = "http://169.254.169.253"
 def test_patterns_of_old_and_new_spelling_get_their_values(
     tmp_path: Path, pattern: str, model: str, value: str
 ) -> None:
-    (tmp_path / "script").write_bytes(b"from a file\n")
+    (tmp_path / "files").mkdir()
+    (tmp_path / "files/script").write_bytes(b"from a file\n")
     content = made(
         tmp_path,
         f"# <##user_data_{pattern}##>".encode(),
         machine_model=model,
         root_image="docker://vo/image",
         user_data_options={"queue": "short", "both": "the option's"},
-        user_data_files={"script": "script", "both": str(tmp_path / "script")},
+        user_data_files={"script": "script", "both": str(tmp_path / "files/script")},
     )
     assert content == f"# <{value}>".encode()
 
@@ -119,44 +135,195 @@ def test_any_template_is_its_literals_and_its_patterns_values(
     assert substitute(template, found) == expected
 
 
-def test_a_proxy_is_put_in_as_it_is(tmp_path: Path) -> None:
-    found = values(
-        Machinetype(name="a", user_data_options={"x509_proxy": "wrong"}),
-        SETTINGS,
-        name="n",
-        uuid="u",
-        version="v",
-        files_dir=tmp_path,
-        x509_proxy=b"-----BEGIN",
-        user_data_url="https://example.org/user_data",
-    )
-    assert found["user_data_option_x509_proxy"] == b"-----BEGIN"
-    assert found["user_data_url"] == b"https://example.org/user_data"
-
-
 def test_a_template_may_be_anywhere_on_this_host_or_missing(tmp_path: Path) -> None:
     (tmp_path / "script").write_bytes(b"\x7fELF")
-    elsewhere = Machinetype(name="a", user_data=str(tmp_path / "script"))
-    assert load_template(elsewhere, tmp_path / "files") == b"\x7fELF"
-    assert load_template(Machinetype(name="a"), tmp_path) == b""
+    elsewhere = wanted(tmp_path, user_data=str(tmp_path / "script"))
+    assert load_template(elsewhere, never) == (b"\x7fELF", "")
+    assert load_template(wanted(tmp_path), never) == (b"", "")
 
 
 @pytest.mark.parametrize(
     ("options", "reason"),
     [
-        ({"user_data": "absent"}, "user_data: .*absent can't be read: No such file"),
+        ({"user_data": "absent"}, "user_data: .*files/absent can't be read: No such file"),
         ({"user_data": "."}, "Is a directory"),
         ({"user_data": "large"}, "larger than"),
-        ({"user_data": "https://example.org/user_data"}, "local files"),
         ({"user_data": "small", "user_data_files": {"key": "absent"}}, "user_data_file_key: .*No such file"),
+        ({"user_data": "small", "user_data_files": {"key": "large"}}, "user_data_file_key: .*larger than"),
+        ({"user_data": "growing", "user_data_options": {"a": "x" * 32}}, "has 42 bytes .* more than 40"),
+        ({"user_data": "small", "user_data_proxy": True}, "no X.509 proxy from .*x509cert.pem can't be read"),
     ],
 )
 def test_what_cannot_be_used_is_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: dict[str, Any], reason: str
 ) -> None:
-    monkeypatch.setattr(user_data, "LIMIT_BYTES", 10)
-    (tmp_path / "large").write_bytes(b"x" * 11)
-    (tmp_path / "small").write_bytes(b"x" * 10)
-    machinetype = Machinetype(name="a", **options)
+    monkeypatch.setattr(user_data, "LIMIT_BYTES", 40)
+    machine = wanted(tmp_path, **options)
+    files = {"large": b"x" * 41, "small": b"x" * 40, "growing": b"x" * 10 + b"##user_data_option_a##"}
+    for name, content in files.items():
+        (tmp_path / "files" / name).write_bytes(content)
     with pytest.raises(ContextError, match=reason):
-        make_user_data(machinetype, SETTINGS, name="n", uuid="u", version="v", files_dir=tmp_path)
+        make_user_data(machine, never)
+
+
+DATA = Path(__file__).parents[2] / "data" / "user_data"
+CERTIFICATE = b"-----BEGIN CERTIFICATE-----\nMIIB\r\n-----END CERTIFICATE-----\n"
+PROXY = b"-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n"
+SCRIPT = b"echo ##user_data_uuid## \xff\x00\r\n"
+URL = "https://user:secret@vo.example.org/user_data"
+EXPECTED = {
+    b"uuid": b"4b0a",
+    b"space": b"vac01.example.org",
+    b"url": URL.encode(),
+    b"machinetype": b"lhcb-prod",
+    b"vmtype": b"lhcb-prod",
+    b"machine_hostname": b"factory1-00.example.org",
+    b"vm_hostname": b"factory1-00.example.org",
+    b"manager_version": b"Vac 4.0.0",
+    b"vmlm_version": b"Vac 4.0.0",
+    b"manager_hostname": b"factory1.example.org",
+    b"vmlm_hostname": b"factory1.example.org",
+    b"machinefeatures_url": b"http://169.254.169.253/machinefeatures",
+    b"jobfeatures_url": b"http://169.254.169.253/jobfeatures",
+    b"joboutputs_url": b"http://169.254.169.253/joboutputs",
+    b"manager_joboutputs_url": b"http://169.254.169.253/joboutputs",
+    b"root_image_url": b"https://vo.example.org/image.iso",
+    b"option_queue": b"short & <long>",
+    b"option_x509_proxy": PROXY,
+    b"file_hostcert": CERTIFICATE,
+    b"file_script": SCRIPT,
+    b"option_comment": b"",
+    b"option_never_set": b"",
+    b"option_unset,list": b"",
+}
+
+
+@pytest.mark.parametrize("name", ["multipart", "amiconfig", "cloud-config"])
+def test_templates_as_sites_have_them_come_out_byte_for_byte_but_for_the_patterns(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.setattr(user_data, "proxy_from_files", lambda *args, **options: PROXY)
+    machine = wanted(
+        tmp_path,
+        machine_model="cernvm4",
+        user_data=URL,
+        root_image="https://vo.example.org/image.iso",
+        user_data_proxy=True,
+        user_data_options={"queue": "short & <long>"},
+        user_data_files={"hostcert": "hostcert.pem", "script": "script"},
+    )
+    (tmp_path / "files/hostcert.pem").write_bytes(CERTIFICATE)
+    (tmp_path / "files/script").write_bytes(SCRIPT)
+    template = (DATA / name).read_bytes()
+    pieces = template.split(b"##user_data_")
+    expected = pieces[0]
+    for piece in pieces[1:]:
+        pattern, rest = piece.split(b"##", 1)
+        expected += EXPECTED[pattern] + rest
+    assert len(pieces) > 8
+    assert make_user_data(machine, {URL: template}.__getitem__) == expected
+
+
+def test_the_parts_of_a_multi_part_template_stay_parts(tmp_path: Path) -> None:
+    content = made(tmp_path, (DATA / "multipart").read_bytes())
+    parts = list(email.message_from_bytes(content).walk())[1:]
+    kinds = [part.get_content_type() for part in parts]
+    assert kinds == ["text/x-shellscript", "text/cloud-config", *["application/octet-stream"] * 2]
+    begin = content.index(b"\x1f\x8b")
+    packed = content[begin : content.index(b"\r\n--====", begin)]
+    assert gzip.decompress(packed) == b"#!/bin/sh\necho started by a compressed part\n"
+
+
+def test_a_proxy_lasts_as_long_as_the_machine_and_bears_its_types_name(tmp_path: Path) -> None:
+    machine = wanted(
+        tmp_path, user_data="template", user_data_proxy=True, user_data_options={"x509_proxy": "wrong"}
+    )
+    (tmp_path / "files/template").write_bytes(b"##user_data_option_x509_proxy##")
+    robot = certify("/CN=Robot", start=NOW - 86400, end=NOW + 2 * 86400)
+    robot.write(tmp_path, "x509")
+    proxy, source = read_certificates(make_user_data(machine, never))
+    assert dn(proxy.subject) == "/CN=Robot/CN=lhcb-prod"
+    assert validity(proxy)[1] == machine.shutdown_time
+    assert source == robot.certificate
+    late = dataclasses.replace(machine, shutdown_time=NOW + 3 * 86400)
+    with pytest.raises(ContextError, match=r"no X.509 proxy from .*: /CN=Robot expires on 2027-"):
+        make_user_data(late, never)
+
+
+def test_files_and_templates_are_read_anew_for_each_machine(tmp_path: Path) -> None:
+    contents = iter([b"1 ##user_data_option_a##", b"2 ##user_data_option_a##"])
+    machine = wanted(tmp_path, user_data=URL, user_data_files={"a": "a"})
+    (tmp_path / "files/a").write_bytes(b"old")
+    assert make_user_data(machine, lambda url: next(contents)) == b"1 old"
+    (tmp_path / "files/a").write_bytes(b"new")
+    assert make_user_data(machine, lambda url: next(contents)) == b"2 new"
+
+
+def test_what_a_site_puts_in_is_masked_where_people_see_it(tmp_path: Path) -> None:
+    machine = wanted(tmp_path, user_data_options={"token": "hunter2"}, user_data_files={"key": "key"})
+    (tmp_path / "files/key").write_bytes(b"PRIVATE")
+    shown = user_data.masked(user_data.values(machine, URL))
+    assert shown["user_data_option_token"] == b"(user_data_option_token: 7 bytes, not shown)"
+    assert shown["user_data_file_key"] == b"(user_data_file_key: 7 bytes, not shown)"
+    assert shown["user_data_url"] == b"https://user:***@vo.example.org/user_data"
+    assert shown["user_data_uuid"] == b"4b0a"
+    assert not any(
+        b"hunter2" in value or b"PRIVATE" in value or b"secret" in value for value in shown.values()
+    )
+
+
+def test_who_asks_for_a_template_that_is_being_fetched_shares_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+    begun, waiting = threading.Event(), threading.Event()
+
+    class Noted(Future[bytes]):
+        def result(self, timeout: float | None = None) -> bytes:
+            waiting.set()
+            return super().result(timeout)
+
+    def get(url: str) -> bytes:
+        asked.append(url)
+        begun.set()
+        assert waiting.wait(60)
+        return b"template %d" % len(asked)
+
+    monkeypatch.setattr(user_data, "Future", Noted)
+    templates = Templates(get)
+    with ThreadPoolExecutor(2) as pool:
+        first = pool.submit(templates, URL)
+        assert begun.wait(60)
+        second = pool.submit(templates, URL)
+        assert first.result(60) == second.result(60) == b"template 1"
+    assert templates(URL) == b"template 2"
+
+
+@pytest.mark.parametrize(
+    ("answer", "reason"),
+    [
+        (DownloadFailed("the server answers with status 404"), "the server answers with status 404"),
+        (b"<!DOCTYPE html>\n<title>Log in</title>", r"the server gives a web page \(HTML\) instead"),
+        (b"", "the server gives nothing"),
+    ],
+)
+def test_what_is_no_template_is_refused_without_the_urls_password(
+    answer: bytes | DownloadFailed, reason: str
+) -> None:
+    def get(url: str) -> bytes:
+        if isinstance(answer, bytes):
+            return answer
+        raise answer
+
+    with pytest.raises(
+        ContextError, match=rf"^user_data https://user:\*\*\*@vo.example.org/user_data: {reason}$"
+    ):
+        Templates(get)(URL)
+
+
+def test_a_bug_in_fetching_lets_nobody_wait_for_ever() -> None:
+    def get(url: str) -> bytes:
+        raise ZeroDivisionError
+
+    templates = Templates(get)
+    for _ in range(2):
+        with pytest.raises(ZeroDivisionError):
+            templates(URL)

@@ -10,7 +10,7 @@ import pytest
 
 from vac.config.machinetype import Machinetype
 from vac.config.settings import Settings
-from vac.context.downloads import DownloadFailed
+from vac.context.transfers import DownloadFailed
 from vac.drivers.docker_engine import DockerDriver
 from vac.drivers.registry import driver_for
 
@@ -18,8 +18,8 @@ URL = "https://user:secret@example.com/image.tar"
 MACHINETYPE = Machinetype("test", machine_model="docker", root_image=URL)
 
 
-def fail(url: str) -> Path:
-    assert url == URL
+def fail(source: str, signing_dn: str | None = None) -> Path:
+    assert source == URL
     raise DownloadFailed("the server answers with status 404")
 
 
@@ -29,7 +29,7 @@ def test_the_reason_of_a_failed_download_is_told_without_the_password(
     caplog.set_level(logging.INFO)
     driver = driver_for("docker", Settings(), fail)
     assert isinstance(driver, DockerDriver)
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 60
     reason = driver.prepare(MACHINETYPE, Settings(), Path())
     while "404" not in (reason or "") and time.monotonic() < deadline:
         time.sleep(0.01)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from tests.simulated import START, World, one_type
@@ -203,3 +205,41 @@ def test_a_restart_finds_everything_as_it_was(world: World) -> None:
     assert {slot.name: slot.machine.uuid for slot in world.factory.floor.slots if slot.machine} == before
     assert len(world.made) == 2
     assert world.state.counts.read_text() == "2 2 2 2 20.00\n"
+
+
+@pytest.mark.parametrize(
+    ("key", "offered", "warned"),
+    [
+        (b"ssh-rsa AAAA root@f1\n", True, False),
+        (b"-----BEGIN OPENSSH PRIVATE KEY-----\n", False, True),
+        (None, False, False),
+    ],
+)
+def test_vms_are_offered_the_sites_public_key(
+    make_world: MakeWorld,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    key: bytes | None,
+    offered: bool,
+    warned: bool,
+) -> None:
+    path = tmp_path / "id_rsa.pub"
+    if key is not None:
+        path.write_bytes(key)
+    world = make_world(one_type("vm", machine_model="cernvm4"), root_public_key=path)
+    world.fill()
+    assert len(world.made) == 2
+    for number, spec in enumerate(world.made):
+        assert (spec.directory / "ip").read_text() == f"169.254.169.{number}"
+        assert (spec.directory / "root_public_key").exists() == offered
+    assert ("is not offered to VMs: it holds a private key" in caplog.text) == warned
+
+
+def test_containers_get_no_key_and_no_address(make_world: MakeWorld, tmp_path: Path) -> None:
+    path = tmp_path / "id_rsa.pub"
+    path.write_bytes(b"ssh-rsa AAAA root@f1\n")
+    world = make_world(one_type("c"), root_public_key=path)
+    world.fill()
+    assert not [
+        name for spec in world.made for name in ("ip", "root_public_key") if (spec.directory / name).exists()
+    ]

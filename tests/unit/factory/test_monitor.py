@@ -18,7 +18,7 @@ from vac.drivers.fake import Script
 def service() -> Iterator[socket.socket]:
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as service:
         service.bind(("127.0.0.1", 0))
-        service.settimeout(10)
+        service.settimeout(60)
         yield service
 
 

@@ -10,13 +10,19 @@ import pytest
 
 from tests.simulated import FACTORY, START, VirtualClock, World, one_type
 from tests.unit.factory.conftest import MakeWorld
+from tests.unit.vacquery.test_reports import recorded
 from vac.cli.check_vacd import check
 from vac.cli.why import reasons
 from vac.config.load import Configuration
 from vac.config.settings import Settings
 from vac.drivers.fake import Script
-from vac.factory.space import FRESH_SECONDS, LEAST_RENEW_SECONDS, SILENT_SECONDS, Answers, Space
+from vac.factory import peers
+from vac.factory.space import Answers, Space
+from vac.scheduling.age import FRESH_SECONDS, LEAST_RENEW_SECONDS, SILENT_SECONDS
 from vac.scheduling.model import TypeReport
+from vac.vacquery.messages import Kind
+from vac.vacquery.names import Resolver
+from vac.vacquery.poll import PollResult
 
 PEERS = ("f2.example.com", "f3.example.com")
 SETTINGS = Settings(
@@ -43,7 +49,7 @@ class Asked:
     def poll(self) -> None:
         """Until the space is known well enough."""
         assert not self.space.fresh(CONFIGURATION)
-        self.space.answered(self.posted.get(timeout=10))
+        self.space.answered(self.posted.get(timeout=60))
         assert self.space.fresh(CONFIGURATION)
 
 
@@ -73,6 +79,22 @@ def test_a_silent_peers_last_answer_counts_for_five_minutes() -> None:
     assert (view.types, view.silent) == ({}, PEERS)
 
 
+def test_what_a_peer_says_in_part_stands_only_for_one_whose_last_full_answer_is_too_old() -> None:
+    asked = Asked()
+    asked.poll()
+    part = {"u": TypeReport(running_machines=7, running_processors=7, running_hs06=70.0)}
+
+    def machines_known(time: float) -> dict[str, int]:
+        asked.space.answered(Answers(time, {PEERS[0]: SAID}, partial={PEERS[1]: part}))
+        types = asked.space.view(SETTINGS, {}, time).types
+        return {name: totals.running_machines for name, totals in types.items()}
+
+    assert machines_known(START + 100) == {"t": 4}
+    assert asked.space.silent(SETTINGS) == {PEERS[1]: START}
+    assert machines_known(START + SILENT_SECONDS) == {"t": 2, "u": 7}
+    assert asked.space.silent(SETTINGS) == {PEERS[1]: START}
+
+
 def test_a_small_space_is_asked_again_while_the_view_still_counts() -> None:
     asked = Asked()
     asked.poll()
@@ -81,7 +103,7 @@ def test_a_small_space_is_asked_again_while_the_view_still_counts() -> None:
     assert asked.posted.empty()
     asked.clock.now += LEAST_RENEW_SECONDS
     assert asked.space.fresh(CONFIGURATION), "a decision doesn't wait for it"
-    asked.space.answered(asked.posted.get(timeout=10))
+    asked.space.answered(asked.posted.get(timeout=60))
     assert len(asked.doubtful) == 2
 
 
@@ -90,12 +112,12 @@ def test_a_large_space_is_asked_every_half_a_minute() -> None:
     factories = (FACTORY, *(f"f{number}.example.com" for number in range(2, 1001)))
     configuration = Configuration(dataclasses.replace(SETTINGS, factories=factories), {}, {}, {}, (), "")
     assert not asked.space.fresh(configuration)
-    asked.space.answered(asked.posted.get(timeout=10))
+    asked.space.answered(asked.posted.get(timeout=60))
     asked.clock.now += FRESH_SECONDS - 0.1
     assert asked.space.fresh(configuration)
     asked.clock.now += 0.1
     assert not asked.space.fresh(configuration)
-    asked.posted.get(timeout=10)
+    asked.posted.get(timeout=60)
     assert len(asked.doubtful) == 2
 
 
@@ -153,3 +175,15 @@ def test_a_type_that_fails_here_while_peers_run_it_is_warned_about_everywhere(ma
 
 def test_a_type_that_fails_everywhere_is_no_warning(make_world: MakeWorld) -> None:
     assert failing_world(make_world, TypeReport(1, 1, 10.0, 1)).status().warnings == ()
+
+
+def test_a_peer_that_answers_only_in_part_does_not_count_as_heard(monkeypatch: pytest.MonkeyPatch) -> None:
+    (whole,) = recorded(Kind.MACHINETYPES).values()
+    came = {PEERS[0]: whole, PEERS[1]: whole[:1]}
+    found = PollResult(came, frozenset(PEERS[:1]), PEERS[1:], frozenset(), {}, 0.1)
+    monkeypatch.setattr(peers, "poll", lambda *_, **__: found)
+    types = {name: one_type(name) for name in ("type-00", "type-03")}
+    configuration = dataclasses.replace(CONFIGURATION, machinetypes=types)
+    answers = peers.Peers(Resolver(), lambda: START).ask(configuration, False)
+    assert set(answers.reports) == {PEERS[0]}
+    assert set(answers.partial) == {PEERS[1]}

@@ -24,7 +24,7 @@ from vac.machines.layout import StateDir
 from vac.machines.machine import load
 from vac.roles import RoleOptions
 
-PATIENCE_SECONDS = 5.0
+PATIENCE_SECONDS = 60.0
 CONFIGURATION = """
 [settings]
 vac_space = space.example.org

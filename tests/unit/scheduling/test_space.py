@@ -257,16 +257,32 @@ def test_failing_here_while_others_run_it_is_a_warning_about_this_node() -> None
     assert broken_here([], space(3)) == {}
 
 
-def test_a_space_that_runs_empty_does_not_take_its_empty_factories_for_broken_ones() -> None:
-    """Those that are empty are the ones that probe; the others' last aborts are old, their machines older."""
+@pytest.mark.parametrize(
+    ("idle", "no_work", "odd"), [(3, False, True), (3, True, False), (4, False, False), (4, True, False)]
+)
+def test_factories_that_run_nothing_for_lack_of_work_are_not_taken_for_broken_ones(
+    idle: int, no_work: bool, odd: bool
+) -> None:
+    """As a space runs empty these are the ones that probe; the others' last aborts are old, their machines older.
+    Where machines don't say that there's no work, it shows in how many factories are idle."""
     everyone = names(12)
     running = {
         name: {"a": TypeReport(1, 1, 10.0, 0, NOW - 1400 if at < 3 else None)}
-        for at, name in enumerate(everyone)
+        for at, name in enumerate(everyone[:-idle])
     }
-    empty = {name: {"a": TypeReport(abort_time=NOW - 500)} for name in everyone[-3:]}
+    empty = {
+        name: {"a": TypeReport(abort_time=NOW - 500, no_work=no_work), "b": TypeReport()}
+        for name in everyone[-idle:]
+    }
     seen = view(everyone[0], everyone, {**running, **empty}, {}, NOW)
-    assert seen.failing == set(everyone[-3:])
-    own = Own(running[everyone[0]]["a"])
-    hold = deficit_hold(TYPE, own, seen, NOW)
-    assert hold is not None and hold.probing
+    assert seen.failing == (frozenset(everyone[-idle:]) if odd else frozenset())
+    hold = deficit_hold(TYPE, Own(running[everyone[0]]["a"]), seen, NOW)
+    assert (hold is None) == odd
+
+
+def test_a_type_of_few_nodes_is_held_back_when_these_run_nothing_for_lack_of_work() -> None:
+    everyone = names(20)
+    plain = {name: {"a": HEALTHY} for name in everyone[2:]}
+    special = {name: {"b": TypeReport(abort_time=NOW - 50, no_work=True)} for name in everyone[:2]}
+    seen = view(everyone[0], everyone, {**plain, **special}, {}, NOW)
+    assert deficit_hold(replace(TYPE, name="b"), Own(seen.own["b"]), seen, NOW) is not None

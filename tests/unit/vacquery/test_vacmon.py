@@ -21,7 +21,7 @@ STATUSES: list[AnyStatus] = [
 def test_a_service_gets_every_message_with_cookie_0() -> None:
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as service:
         service.bind(("127.0.0.1", 0))
-        service.settimeout(10)
+        service.settimeout(60)
         port = service.getsockname()[1]
         VacMon([f"vacmon.example.org:{port}"], NoNames({"vacmon.example.org": ("127.0.0.1",)})).send(
             STATUSES, NOW

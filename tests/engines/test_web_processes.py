@@ -1,0 +1,139 @@
+"""The two web processes as they are in service: addresses that come and go, and rights that they haven't."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import require_root, require_tool
+from tests.engines.web_fixture import FACTORY, PATIENCE_SECONDS, ROOT, WebSite
+from vac.host.privileges import READ_ANY_FILE, unprivileged_user
+from vac.machines.slots import discard
+
+pytestmark = pytest.mark.engine
+METADATA, MJF = "169.254.169.254", "169.254.169.253"
+
+
+class Host(WebSite):
+    """In a network that has only the loopback interface."""
+
+    def __init__(self, directory: Path) -> None:
+        self.keeper = subprocess.Popen(["unshare", "--net", "sleep", "infinity"])
+        while Path(f"/proc/{self.keeper.pid}/ns/net").readlink() == Path("/proc/self/ns/net").readlink():
+            time.sleep(0.01)
+        enter = ["nsenter", "--net", f"--target={self.keeper.pid}"]
+        super().__init__(directory, enter, [b"secret of 0", b"secret of 1"])
+        self.ip("link", "set", "lo", "up")
+
+    def ip(self, *words: str) -> None:
+        subprocess.run(self.inside("ip", *words), check=True, timeout=PATIENCE_SECONDS)
+
+    def addresses(self, verb: str) -> None:
+        for address in (METADATA, MJF, "169.254.169.0", "169.254.169.1"):
+            self.ip("addr", verb, f"{address}/32", "dev", "lo")
+
+    def close(self) -> None:
+        super().close()
+        self.keeper.kill()
+        self.keeper.wait()
+
+
+@pytest.fixture
+def host() -> Iterator[Host]:
+    require_root()
+    for tool in ("unshare", "nsenter", "ip"):
+        require_tool(tool)
+    with tempfile.TemporaryDirectory(prefix="vac-web-") as directory:  # pytest's are for root alone
+        Path(directory).chmod(0o755)
+        with contextlib.closing(Host(Path(directory))) as host:
+            yield host
+
+
+def test_machines_are_served_without_rights_wherever_the_addresses_come_from(host: Host) -> None:
+    user = unprivileged_user()
+    assert user is not None
+    for role in ("metadata", "mjf"):
+        host.start(role)
+        assert host.line(role, "Uid") == [str(user.pw_uid)] * 4
+        assert host.line(role, "Groups") == []
+        assert int(host.state.pid(role).read_text()) == host.processes[role].pid
+    assert int(host.line("metadata", "CapEff")[0], 16) in [1 << number for number in READ_ANY_FILE]
+    assert host.line("metadata", "CapPrm") == host.line("metadata", "CapEff")
+    assert host.line("metadata", "NoNewPrivs") == ["1"]
+    assert host.line("mjf", "CapPrm") == ["0000000000000000"]
+
+    for _ in range(2):  # the network comes, goes and comes again
+        host.addresses("add")
+        assert host.ask(METADATA, "/latest/user-data") == (200, "secret of 0")
+        assert host.ask(METADATA, "/latest/user-data", source=1) == (200, "secret of 1")
+        assert host.ask(MJF, "/machinefeatures/total_cpu") == (200, "1")
+        assert host.ask(MJF, "/joboutputs/heartbeat", "PUT", "alive")[0] == 201
+        host.addresses("del")
+        assert host.ask(METADATA, "/latest/user-data")[0] == 0
+    outputs = [path / "joboutputs" for path in host.state.machines.iterdir()]
+    assert sorted(path.read_text() for one in outputs for path in one.iterdir()) == ["alive"]
+    for role, process in host.processes.items():
+        before = host.state.heartbeat(role).stat().st_mtime_ns
+        end = time.monotonic() + PATIENCE_SECONDS
+        while host.state.heartbeat(role).stat().st_mtime_ns == before:
+            assert time.monotonic() < end
+            time.sleep(0.05)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(PATIENCE_SECONDS) == 0
+
+
+def test_vacd_starts_them_once_a_type_of_vms_is_configured(host: Host) -> None:
+    host.configure(
+        FACTORY, "[machinetype c]\nmachine_model = bubblewrap\nroot_image = /none\nuser_data = none\n"
+    )
+    for machine in host.machines:
+        discard(host.state, machine)
+    files = host.state.machinetype_files("v")
+    files.mkdir(parents=True)
+    (files / "user_data").write_text("#!/bin/sh\n")
+    host.start_vacd()
+    host.wait_for_line("vacd", "factory is ready")
+    assert "metadata" not in host.log("vacd")
+    host.configure(
+        FACTORY,
+        f"libvirt_uri = qemu+unix:///system?socket={host.state.root}/none\n[machinetype v]\ntarget_share = 1\n"
+        "machine_model = vm-raw\nroot_image = /none\nuser_data = user_data\n",
+    )
+    host.processes["vacd"].send_signal(signal.SIGUSR1)
+    for role in ("metadata", "mjf"):
+        host.wait_for_line("vacd", f"vacd-{role}")
+        host.wait_for_line("vacd", f"{role} is ready")
+    assert host.log("vacd").count("serving at") == 2
+    host.processes["vacd"].send_signal(signal.SIGTERM)
+    assert host.processes["vacd"].wait(PATIENCE_SECONDS) == 0
+
+
+def test_a_process_that_serves_the_wrong_factory_ends_to_be_started_anew(host: Host) -> None:
+    host.start("metadata")
+    host.configure("node2.example.org")
+    assert host.processes["metadata"].wait(PATIENCE_SECONDS) == 0
+
+
+def test_a_taken_port_is_told(host: Host) -> None:
+    program = "import socket; s = socket.create_server(('', 80)); print(flush=True); input()"
+    other = subprocess.Popen(
+        host.inside(sys.executable, "-c", program), stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+    with other:
+        assert other.stdout
+        other.stdout.readline()
+        command = [sys.executable, "-m", "vac.daemon", "--role", "mjf", "--config", str(host.config)]
+        done = subprocess.run(
+            host.inside(*command), cwd=ROOT, capture_output=True, text=True, timeout=60, check=False
+        )
+        other.kill()
+    assert done.returncode == 1
+    assert "169.254.169.253:80 can't be listened at: Address already in use" in done.stderr

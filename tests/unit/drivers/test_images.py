@@ -1,0 +1,159 @@
+"""Images come in the background; a machine boots only from the very file that was checked."""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from vac.drivers import images
+from vac.drivers.base import CreationFailed
+from vac.drivers.images import REFRESH_SECONDS, ImageFiles
+
+URL = "https://user:secret@example.com/boot.iso"
+
+
+class Source:
+    """fetch(), which waits until it is told what to answer."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.asked: queue.SimpleQueue[tuple[str, str | None]] = queue.SimpleQueue()
+        self.answers: queue.SimpleQueue[OSError | None] = queue.SimpleQueue()
+
+    def fetch(self, source: str, signing_dn: str | None = None) -> Path:
+        self.asked.put((source, signing_dn))
+        failure = self.answers.get(timeout=60)
+        if failure is not None:
+            raise failure
+        return self.path
+
+
+class Site:
+    """ImageFiles, the clock by which they go, and their source."""
+
+    def __init__(self, directory: Path) -> None:
+        self.now = 0.0
+        self.directory = directory
+        self.source = Source(directory / "copy")
+        self.source.path.write_bytes(b"1")
+        self.woken = threading.Event()
+        self.images = ImageFiles(self.source.fetch, self.woken.set, lambda: self.now)
+
+    def prepare(self, image: str = URL, dn: str | None = None) -> str | None:
+        return self.images.prepare(image, dn, self.directory)
+
+    def path(self, image: str = URL, dn: str | None = None) -> Path:
+        return self.images.path(image, dn, self.directory)
+
+
+@pytest.fixture
+def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Site:
+    monkeypatch.setattr(images, "FIRST_LOOK_SECONDS", 0.01)
+    return Site(tmp_path)
+
+
+def wait_until(condition: Callable[[], object]) -> None:
+    waiting = threading.Event()
+    for _ in range(6000):
+        if condition():
+            return
+        waiting.wait(0.01)
+    pytest.fail("not so after a minute")
+
+
+def test_nobody_waits_for_a_download_and_its_end_is_told(site: Site) -> None:
+    shown = "image https://user:***@example.com/boot.iso"
+    assert (site.prepare() or "").endswith("is being downloaded")
+    assert "secret" not in (site.prepare() or ""), shown
+    assert site.source.asked.get(timeout=60) == (URL, None)
+    site.source.answers.put(None)
+    assert site.woken.wait(60)
+    assert site.prepare() is None
+    assert site.path() == site.source.path
+    assert site.source.asked.empty()
+
+
+def test_an_image_that_is_there_soon_is_known_at_once(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(images, "FIRST_LOOK_SECONDS", 60.0)
+    site.source.answers.put(None)
+    assert site.prepare() is None
+    assert not site.woken.is_set()
+
+
+def test_a_copy_that_somebody_has_removed_is_fetched_again(site: Site) -> None:
+    site.source.answers.put(None)
+    wait_until(lambda: site.prepare() is None)
+    site.source.path.unlink()
+    with pytest.raises(CreationFailed, match="to be looked at again"):
+        site.path()
+    site.source.path.write_bytes(b"2")
+    site.source.answers.put(None)
+    wait_until(lambda: site.prepare() is None)
+    assert site.path() == site.source.path
+
+
+def test_a_failure_is_told_and_tried_again_after_a_pause_that_grows(
+    site: Site, caplog: pytest.LogCaptureFixture
+) -> None:
+    for seconds in (30, 60, 120):
+        site.prepare()
+        site.source.answers.put(OSError("no such host"))
+        wait_until(lambda: "next attempt" in (site.prepare() or ""))
+        assert (site.prepare() or "").endswith(f": no such host; next attempt in {seconds} s")
+        with pytest.raises(CreationFailed, match="no such host"):
+            site.path()
+        site.now += seconds
+    assert [record.levelname for record in caplog.records] == ["WARNING"], "said once"
+    assert "secret" not in caplog.text
+    site.source.answers.put(None)
+    wait_until(lambda: site.prepare() is None)
+
+
+def test_the_server_is_asked_again_now_and_then_while_the_copy_serves(site: Site) -> None:
+    site.source.answers.put(None)
+    wait_until(lambda: site.prepare() is None)
+    site.source.asked.get(timeout=60)
+    site.now += REFRESH_SECONDS
+    assert site.prepare() is None
+    assert site.source.asked.get(timeout=60) == (URL, None)
+    assert site.path() == site.source.path
+    site.source.answers.put(None)
+
+
+def test_a_file_that_was_replaced_since_it_was_checked_is_not_booted(site: Site) -> None:
+    site.source.answers.put(None)
+    wait_until(lambda: site.prepare(dn="/CN=signer") is None)
+    site.source.path.write_bytes(b"another")
+    with pytest.raises(CreationFailed, match="has been replaced"):
+        site.path(dn="/CN=signer")
+    site.source.answers.put(OSError("the signature isn't that of this image"))
+    wait_until(lambda: "signature isn't" in (site.prepare(dn="/CN=signer") or ""))
+
+
+def test_a_local_file_needs_nothing_unless_it_has_to_be_signed(site: Site) -> None:
+    (site.directory / "boot.iso").write_bytes(b"1")
+    assert site.prepare("boot.iso") is None
+    assert site.path("boot.iso") == site.directory / "boot.iso"
+    assert site.path(str(site.directory / "boot.iso")) == site.directory / "boot.iso"
+    assert site.source.asked.empty()
+    assert (site.prepare("boot.iso", "/CN=signer") or "").endswith("is being checked")
+    assert site.source.asked.get(timeout=60) == (str(site.directory / "boot.iso"), "/CN=signer")
+    site.source.answers.put(OSError("not signed"))
+
+
+@pytest.mark.parametrize(("image", "reason"), [("absent.iso", "No such file"), ("", "no root_image")])
+def test_an_image_that_is_not_there(site: Site, image: str, reason: str) -> None:
+    with pytest.raises(CreationFailed, match=reason):
+        site.path(image)
+
+
+def test_without_a_way_to_check_what_must_be_signed_is_refused(tmp_path: Path) -> None:
+    images = ImageFiles(None, lambda: None)
+    for image, dn in (("boot.iso", "/CN=x"), (URL, None)):
+        reason = images.prepare(image, dn, tmp_path) or ""
+        assert "can't be downloaded or checked" in reason
+        assert "secret" not in reason

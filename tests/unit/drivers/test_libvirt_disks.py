@@ -1,0 +1,157 @@
+"""Disks: sparse files, images that refer to other files, and what LVM is told and has told."""
+
+from __future__ import annotations
+
+import json
+import struct
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from vac.config.settings import Settings
+from vac.drivers.base import CreationFailed
+from vac.drivers.libvirt_disks import make_sparse, open_image, overlay_command, remove_names
+from vac.drivers.libvirt_volumes import Group, Volume, make_volume, read_group, remove_volume, volume_bytes
+from vac.drivers.libvirt_xml import Image
+
+SETTINGS = Settings(factory_name="factory1.example.com", total_processors=8)
+NAME, UUID = "factory1-00.example.com", "5b4e6c1a"
+EXTENT = 4 * 1024 * 1024
+GROUP_REPORT = """
+  {
+      "report": [
+          {
+              "vg": [
+                  {"vg_size":"1000203091968", "vg_extent_size":"4194304"}
+              ]
+          }
+      ]
+  }
+"""
+VOLUMES_REPORT = """
+  {
+      "report": [
+          {
+              "lv": [
+                  {"lv_name":"root", "lv_size":"200001191936", "lv_tags":""},
+                  {"lv_name":"factory1-00.example.com", "lv_size":"100000595968", "lv_tags":"vac.uuid=5b4e6c1a"},
+                  {"lv_name":"factory1-01.example.com", "lv_size":"100000595968", "lv_tags":"a,vac.uuid=77"}
+              ]
+          }
+      ]
+  }
+"""
+
+
+class Lvm:
+    """Answers as recorded, and remembers what it was told."""
+
+    def __init__(self) -> None:
+        self.told: list[list[str]] = []
+
+    def __call__(self, command: Sequence[str]) -> str:
+        if command[0] in ("vgs", "lvs"):
+            return GROUP_REPORT if command[0] == "vgs" else VOLUMES_REPORT
+        self.told.append(list(command))
+        return ""
+
+
+def test_a_sparse_file_takes_no_room(tmp_path: Path) -> None:
+    path = make_sparse(tmp_path / "root.img", 10**12)
+    assert (path.stat().st_size, path.stat().st_blocks) == (10**12, 0)
+    assert path.stat().st_mode & 0o777 == 0o600
+    remove_names([path, path])
+    assert not path.exists()
+
+
+def qcow2(backing_offset: int = 0, incompatible: int = 0, version: int = 3) -> bytes:
+    header = struct.pack(">4sIQI", b"QFI\xfb", version, backing_offset, 0)
+    return header.ljust(72, b"\0") + incompatible.to_bytes(8, "big") + bytes(100)
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [(b"", "raw"), (b"\x33\xed" * 100, "raw"), (qcow2(), "qcow2"), (qcow2(version=2), "qcow2")],
+)
+def test_an_images_format(tmp_path: Path, content: bytes, expected: str) -> None:
+    path = tmp_path / "image"
+    path.write_bytes(content)
+    path.chmod(0o600)
+    assert open_image(path) == Image(path, expected, readable=False)
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (qcow2(backing_offset=104), "refers to another file"),
+        (qcow2(incompatible=4), "refers to another file"),
+        (qcow2()[:40], "cut off"),
+    ],
+)
+def test_an_image_that_refers_to_the_hosts_files_is_refused(
+    tmp_path: Path, content: bytes, reason: str
+) -> None:
+    path = tmp_path / "image.qcow2"
+    path.write_bytes(content)
+    with pytest.raises(CreationFailed, match=reason):
+        open_image(path)
+
+
+def test_an_overlay_names_the_format_of_what_is_below_it() -> None:
+    command = overlay_command(Image(Path("/i"), "qcow2"), Path("/o"))
+    assert command == ["qemu-img", "create", "-q", "-f", "qcow2", "-F", "qcow2", "-b", "/i", "/o"]
+
+
+def test_lvms_report() -> None:
+    assert read_group(GROUP_REPORT, VOLUMES_REPORT) == Group(
+        1000203091968,
+        EXTENT,
+        (
+            Volume("root", 200001191936, ()),
+            Volume(NAME, 100000595968, ("vac.uuid=5b4e6c1a",)),
+            Volume("factory1-01.example.com", 100000595968, ("a", "vac.uuid=77")),
+        ),
+    )
+
+
+@pytest.mark.parametrize("report", ["", "[]", json.dumps({"report": [{"vg": []}]}), '{"report": [{}]}'])
+def test_a_report_that_is_none(report: str) -> None:
+    with pytest.raises(CreationFailed, match="LVM's report"):
+        read_group(report, VOLUMES_REPORT)
+
+
+@pytest.mark.parametrize(
+    ("gb", "processors", "expected"),
+    [
+        (10, 1, 10**10 // EXTENT * EXTENT),
+        (10, 4, 4 * 10**10 // EXTENT * EXTENT),
+        (None, 1, (1000203091968 - 200001191936) // 8 // EXTENT * EXTENT),
+        (None, 8, 1000203091968 - 200001191936),
+    ],
+)
+def test_a_volumes_size_is_configured_or_its_share_of_what_is_not_others(
+    gb: int | None, processors: int, expected: int
+) -> None:
+    assert volume_bytes(read_group(GROUP_REPORT, VOLUMES_REPORT), gb, processors, SETTINGS) == expected
+
+
+def test_a_volume_left_by_another_machine_is_replaced() -> None:
+    lvm = Lvm()
+    path = make_volume("vg", NAME, "new", 10, 1, SETTINGS, lvm)
+    assert path == Path("/dev/vg", NAME)
+    size = f"{10**10 // EXTENT * EXTENT}b"
+    options = ["--yes", "--wipesignatures", "y", "--addtag", "vac.uuid=new"]
+    assert lvm.told == [
+        ["lvremove", "--yes", f"vg/{NAME}"],
+        ["lvcreate", *options, "--size", size, "--name", NAME, "vg"],
+    ]
+
+
+@pytest.mark.parametrize(
+    ("uuid", "told"), [(UUID, [["lvremove", "--yes", f"vg/{NAME}"]]), ("another", []), ("77", [])]
+)
+def test_only_the_machines_own_volume_is_removed(uuid: str, told: list[list[str]]) -> None:
+    lvm = Lvm()
+    remove_volume("vg", NAME, uuid, lvm)
+    assert lvm.told == told

@@ -1,0 +1,150 @@
+"""Domain XML: golden files, made anew with VAC_WRITE_GOLDEN=1; and what is read back of it."""
+
+from __future__ import annotations
+
+import os
+import xml.etree.ElementTree as ET
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from vac.config.machinetype import Machinetype
+from vac.config.settings import Settings
+from vac.drivers.base import EngineUnavailable, MachineSpec
+from vac.drivers.libvirt_xml import (
+    Disk,
+    Hypervisor,
+    Image,
+    display_port,
+    domain_facts,
+    domain_xml,
+    hypervisor,
+    mac_address,
+)
+
+GOLDEN = Path(__file__).parents[2] / "data" / "libvirt"
+KVM = Hypervisor("kvm", "x86_64", "pc", "ide", filtering=True, owner=(64055, 64055))
+QEMU = Hypervisor("qemu", "x86_64", None, "sata")
+DIRECTORY = Path("/var/lib/vac/machines/1800000000_t_factory1-02.example.com")
+ISO = Image(Path("/var/lib/vac/imagecache/http%3A%2F%2Fexample.com%2Fcernvm.iso"))
+FILE = Disk(DIRECTORY / "root.img", "vda")
+CACHED = Image(Path("/var/lib/vac/imagecache/cloud.qcow2"), "qcow2")
+OVERLAY = Disk(DIRECTORY / "root.qcow2", "vda", "qcow2", backing=CACHED)
+
+
+def machine_spec(model: str, **options: Any) -> MachineSpec:
+    return MachineSpec(
+        name="factory1-02.example.com",
+        uuid="5b4e6c1a-9d0f-4a37-8a5e-0c5d3c1d7f00",
+        machinetype=Machinetype(
+            "t", machine_model=model, **{"root_image": "http://user:secret@example.com/cernvm.iso", **options}
+        ),
+        settings=Settings(vac_space="vac.example.com", factory_name="factory1.example.com"),
+        processors=4,
+        memory_bytes=4 * 2048 * 1024 * 1024,
+        directory=DIRECTORY,
+        files=Path("/var/lib/vac/machinetypes/t/files"),
+        address="169.254.169.2",
+    )
+
+
+def volume(device: str) -> Disk:
+    return Disk(Path("/dev/vac_volume_group/factory1-02.example.com"), device, block=True)
+
+
+CASES = {
+    "cernvm3-kvm": domain_xml(machine_spec("cernvm3"), KVM, [FILE], ISO),
+    "cernvm4-lvm-ide": domain_xml(machine_spec("cernvm4"), KVM, [volume("hdc")], ISO),
+    "vm-raw-scratch": domain_xml(machine_spec("vm-raw"), KVM, [OVERLAY, volume("vdb")]),
+    "vm-raw-qemu": domain_xml(machine_spec("vm-raw"), QEMU, [OVERLAY]),
+    "cernvm3-qemu": domain_xml(machine_spec("cernvm3"), QEMU, [FILE], ISO),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_machines_domain(name: str) -> None:
+    path = GOLDEN / f"{name}.xml"
+    if "VAC_WRITE_GOLDEN" in os.environ:
+        path.write_text(CASES[name])
+    assert CASES[name] == path.read_text()
+
+
+def test_what_is_needed_again_is_read_back() -> None:
+    facts = domain_facts(CASES["cernvm3-kvm"])
+    assert (facts.factory, facts.domain_type, facts.address) == (
+        "factory1.example.com",
+        "kvm",
+        "169.254.169.2",
+    )
+    assert facts.own_files == (FILE.path,), "the image is shared and no disk of the machine's own"
+    assert facts.display == "127.0.0.1:5902"
+    assert facts.root_image == "http://user:***@example.com/cernvm.iso"
+
+
+def test_a_strangers_domain_is_not_taken_for_ours() -> None:
+    facts = domain_facts("<domain type='kvm'><devices><disk><source file='/x'/></disk></devices></domain>")
+    assert facts.factory is None
+    assert facts.own_files == ()
+
+
+def test_passwords_stay_out() -> None:
+    assert not [name for name, xml in CASES.items() if "secret" in xml]
+
+
+@pytest.mark.parametrize(
+    ("address", "mac", "port"),
+    [
+        ("169.254.169.0", "56:4D:A9:FE:A9:00", 5900),
+        ("169.254.169.252", "56:4D:A9:FE:A9:FC", 6152),
+        ("169.254.170.0", "56:4D:A9:FE:AA:00", 6156),
+    ],
+)
+def test_mac_and_display_follow_from_the_address(address: str, mac: str, port: int) -> None:
+    assert (mac_address(address), display_port(address)) == (mac, port)
+
+
+def capabilities(*domain_types: str, machines: str = "<machine>pc</machine>", arch: str = "x86_64") -> str:
+    domains = "".join(f"<domain type='{one}'/>" for one in domain_types)
+    return (
+        f"<capabilities><host><cpu><arch>x86_64</arch></cpu><secmodel><model>none</model></secmodel>"
+        f"<secmodel><model>dac</model><baselabel type='kvm'>+64055:+109</baselabel></secmodel></host>"
+        f"<guest><os_type>hvm</os_type><arch name='i686'/></guest>"
+        f"<guest><os_type>hvm</os_type><arch name='{arch}'>{machines}{domains}</arch></guest></capabilities>"
+    )
+
+
+@pytest.mark.parametrize(
+    ("offered", "wanted", "expected"),
+    [
+        (
+            capabilities("qemu", "kvm"),
+            "auto",
+            Hypervisor("kvm", "x86_64", "pc", "ide", False, (64055, 109)),
+        ),
+        (capabilities("qemu"), "auto", Hypervisor("qemu", "x86_64", "pc", "ide")),
+        (capabilities("qemu", "kvm"), "qemu", Hypervisor("qemu", "x86_64", "pc", "ide")),
+        (
+            capabilities("qemu", machines="<machine>q35</machine>"),
+            "auto",
+            Hypervisor("qemu", "x86_64", None, "sata"),
+        ),
+    ],
+)
+def test_what_the_hypervisor_offers_decides(offered: str, wanted: str, expected: Hypervisor) -> None:
+    assert hypervisor(offered, wanted, filtering=False) == expected
+
+
+def test_a_hypervisor_without_kvm_says_so() -> None:
+    with pytest.raises(EngineUnavailable, match="offers qemu machines for x86_64, and vm_domain_type is kvm"):
+        hypervisor(capabilities("qemu"), "kvm", filtering=False)
+
+
+def test_devices_have_the_bus_of_their_name() -> None:
+    buses = {name: Disk(Path("/x"), name).bus for name in ("vda", "hdb", "sda")}
+    assert buses == {"vda": "virtio", "hdb": "ide", "sda": "sata"}
+
+
+def test_the_cd_drive_leaves_the_root_device_its_name() -> None:
+    targets = [target.get("dev") for target in ET.fromstring(CASES["cernvm4-lvm-ide"]).iter("target")]
+    assert targets[:2] == ["hdd", "hdc"]

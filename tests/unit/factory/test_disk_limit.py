@@ -1,0 +1,60 @@
+"""A container that outgrows its disk: found at a cycle, ended as soon as the measurement has come."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.simulated import Meter, World, one_type
+from tests.unit.factory.conftest import MakeWorld
+from vac.host.disk import DiskMeasured, DiskNotMeasured
+
+GB = 1000**3
+
+
+@pytest.fixture
+def small(make_world: MakeWorld) -> World:
+    """Machines with a disk of 1 GB, none of which is measured by itself."""
+    small = make_world(one_type(disk_gb_per_processor=1))
+    small.fill()
+    return small
+
+
+def asked(world: World) -> list[str]:
+    meter = world.factory.rules.meter
+    assert isinstance(meter, Meter)
+    return meter.asked
+
+
+def test_a_measurement_that_comes_between_cycles_ends_the_machine_at_once(small: World) -> None:
+    fat, lean = small.machine(0), small.machine(1)
+    assert set(asked(small)) == {fat.uuid, lean.uuid}
+    next_cycle_time = small.factory.next_cycle_time
+    small.inbox.put(DiskMeasured(lean.uuid, GB, 0.1))
+    small.inbox.put(DiskMeasured(fat.uuid, GB + 1, 0.1))
+    small.turn()
+    small.run(5)
+    assert small.clock.now < next_cycle_time
+    assert fat.finished
+    assert (fat.directory / "shutdown_message").read_text().strip() == "700 Disk limit"
+    assert not lean.finished
+
+
+@pytest.mark.parametrize(
+    ("took_seconds", "rest_seconds"), [(0.01, 30), (0.1, 100), (0.2, 200), (100.0, 300), (None, 300)]
+)
+def test_what_takes_long_to_measure_is_measured_less_often(
+    small: World, took_seconds: float | None, rest_seconds: float
+) -> None:
+    uuid = small.machine().uuid
+    if took_seconds is None:
+        small.inbox.put(DiskNotMeasured(uuid, "du took over 120 s"))
+    else:
+        small.inbox.put(DiskMeasured(uuid, 1000, took_seconds))
+    measured_time, before = small.slot().measured_time, asked(small).count(uuid)
+    assert measured_time is not None
+    small.clock.now = measured_time + rest_seconds - 1
+    small.wake()
+    assert asked(small).count(uuid) == before
+    small.clock.now += 2
+    small.wake()
+    assert asked(small).count(uuid) == before + 1

@@ -1,0 +1,150 @@
+"""The HTTP server on real sockets: clients that are slow, greedy or polite."""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import socket
+import threading
+from collections.abc import Iterator
+
+import pytest
+
+from vac.web import server
+from vac.web.server import MOST_OF_ONE_CLIENT, Server, adjustments, listen
+
+PATIENCE = 60
+BODY_LIMIT = 100_000
+LARGE = b"x" * 3_000_000
+QUICK = "127.0.0.1"
+
+
+@contextlib.contextmanager
+def serving() -> Iterator[int]:
+    """A server that answers /large with much and a PUT with the number of bytes; its port."""
+
+    def app(environ, start_response):  # type: ignore[no-untyped-def]
+        body = environ["wsgi.input"].read()
+        answer = LARGE if environ["PATH_INFO"] == "/large" else b"%d" % len(body)
+        start_response("200 OK", [("Content-Length", str(len(answer)))])
+        return [answer]
+
+    bound = listen(QUICK, 0)
+    one = Server(app, bound, adjustments(BODY_LIMIT))
+    thread = threading.Thread(target=one.serve)
+    thread.start()
+    try:
+        yield bound.getsockname()[1]
+    finally:
+        one.stop()
+        thread.join(PATIENCE)
+        assert not thread.is_alive()
+
+
+@pytest.fixture
+def port() -> Iterator[int]:
+    with serving() as port:
+        yield port
+
+
+def client(port: int, host: str, sent: bytes) -> socket.socket:
+    """A connection from this address on which this has been sent."""
+    connection = socket.create_connection((QUICK, port), PATIENCE, source_address=(host, 0))
+    connection.sendall(sent)
+    return connection
+
+
+def ask(port: int, method: str = "GET", path: str = "/", body: bytes | None = None) -> tuple[int, bytes]:
+    connection = http.client.HTTPConnection(QUICK, port, PATIENCE)
+    with contextlib.closing(connection):
+        connection.request(method, path, body)
+        reply = connection.getresponse()
+        return reply.status, reply.read()
+
+
+def is_closed(connection: socket.socket) -> bool:
+    """Has the server closed it, without a word?"""
+    try:
+        return connection.recv(1) == b""
+    except ConnectionError:
+        return True
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        b"",
+        b"GET / HT",
+        b"GET / HTTP/1.1\r\nA: b\r\n",
+        b"PUT /x HTTP/1.1\r\nContent-Length: 90000\r\n\r\n" + 20_000 * b"x",
+        b"PUT /x HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nab",
+        b"GET /large HTTP/1.1\r\nHost: x\r\n\r\n",
+    ],
+    ids=["silent", "half a line", "half a header", "half a body", "half a chunk", "reads no answer"],
+)
+def test_a_hundred_slow_clients_keep_nobody_waiting(port: int, sent: bytes) -> None:
+    slow = [client(port, f"127.0.1.{number}", sent) for number in range(1, 101)]
+    try:
+        for size in (0, 10, BODY_LIMIT):
+            assert ask(port, "PUT", body=b"x" * size) == (200, b"%d" % size)
+    finally:
+        for each in slow:
+            each.close()
+
+
+def test_a_client_has_only_so_many_connections_and_others_have_theirs(port: int) -> None:
+    own = [client(port, "127.0.0.2", b"") for _ in range(MOST_OF_ONE_CLIENT)]
+    for _ in range(5):
+        with client(port, "127.0.0.2", b"") as beyond:
+            assert is_closed(beyond)
+    assert ask(port)[0] == 200
+    for each in own:
+        each.sendall(b"GET / HTTP/1.0\r\n\r\n")
+        assert each.recv(12) == b"HTTP/1.0 200"
+        each.close()
+
+
+def test_idle_connections_are_closed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server, "IDLE_SECONDS", 1)
+    with serving() as port, client(port, QUICK, b"GET / HTTP/1.1\r\n") as idle:
+        assert is_closed(idle)
+
+
+@pytest.mark.parametrize("size", [BODY_LIMIT + 1, 10**15])
+def test_what_is_too_large_is_refused_before_it_is_sent(port: int, size: int) -> None:
+    head = f"PUT /x HTTP/1.1\r\nContent-Length: {size}\r\nExpect: 100-continue\r\n\r\n"
+    with client(port, QUICK, head.encode()) as sender:
+        assert sender.recv(12) == b"HTTP/1.1 403"
+
+
+def test_a_chunked_body_ends_at_the_limit_too(port: int) -> None:
+    chunk = b"%x\r\n%s\r\n" % (50_000, 50_000 * b"x")
+    with client(port, QUICK, b"PUT /x HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n" + 2 * chunk) as sender:
+        sender.sendall(chunk)
+        assert sender.recv(12) == b"HTTP/1.1 403"
+
+
+def test_a_client_that_waits_for_it_is_told_to_continue(port: int) -> None:
+    head = b"PUT /x HTTP/1.1\r\nContent-Length: 5\r\nExpect: 100-continue\r\nConnection: close\r\n\r\n"
+    with client(port, QUICK, head) as sender:
+        assert sender.recv(25) == b"HTTP/1.1 100 Continue\r\n\r\n"
+        sender.sendall(b"hello")
+        assert sender.recv(12) == b"HTTP/1.1 200"
+
+
+def test_endless_headers_are_refused(port: int) -> None:
+    with client(port, QUICK, b"GET / HTTP/1.1\r\n" + 2000 * b"Name: value\r\n") as sender:
+        assert sender.recv(12) in (b"HTTP/1.0 431", b"HTTP/1.1 431")
+
+
+def test_an_address_can_be_listened_at_before_this_host_has_it() -> None:
+    with listen("169.254.169.254", 0) as bound:
+        bound.listen()
+        assert bound.getsockname()[0] == "169.254.169.254"
+
+
+def test_a_taken_port_is_an_error() -> None:
+    with listen(QUICK, 0) as bound:
+        bound.listen()
+        with pytest.raises(OSError, match="in use"):
+            listen(QUICK, bound.getsockname()[1])

@@ -1,0 +1,119 @@
+"""The command line of a Singularity/Apptainer machine: apptainer-exec(1), of Apptainer 1.0 and SingularityCE 3.9
+or later, with or without their setuid parts.
+
+This module is also imported by vac.drivers.launch, which is why it imports so little.
+"""
+
+# ruff: noqa: PTH110
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from vac.drivers.base import MachineSpec
+
+PROGRAMS = ("apptainer", "singularity")
+PACKAGE = "apptainer"
+OPTION = "singularity_path"
+TELLS = False
+TAKES_URLS = True
+
+_INIT = (b"appinit", b"sinit")
+"""What their first process in a machine's own PID namespace calls itself, once it is about to run the command."""
+_OWN = (*_INIT, b"Apptainer runtime parent", b"Singularity runtime parent")
+_HELPERS = (b"squashfuse", b"squashfuse_ll", b"fuse2fs", b"fuse-overlayfs", b"gocryptfs")
+"""Programs that they mount images with."""
+_FAILED = 255
+"""Their exit code when they fail; the machine's command may end with it as well."""
+
+
+def plan(spec: MachineSpec, program: str) -> dict[str, Any]:
+    """What command_line() needs, for JSON. Directories below mnt are as vac.drivers.process_plan makes them.
+
+    A root_image with a URL has been replaced by its copy's path. Raises ValueError with a reason if the
+    machinetype can't be run like this.
+    """
+    kind, directory = spec.machinetype, spec.directory
+    image = kind.root_image
+    if not image:
+        raise ValueError("root_image is not set; singularity takes a directory tree, an image file or a URL")
+    if "://" in image:
+        raise ValueError(f"root_image {image}: singularity takes http:// and https:// URLs and paths only")
+    binds = [(str(directory / name), f"/tmp/{name}", "ro") for name in ("machinefeatures", "jobfeatures")]
+    binds.append((str(directory / "joboutputs"), "/tmp/joboutputs", "rw"))
+    if (directory / "user_data").exists():
+        binds.append((str(directory / "user_data"), "/user_data", "ro"))
+    if kind.cvmfs_repositories:
+        binds.append(("/cvmfs", "/cvmfs", "ro"))
+    if kind.token_dir is not None:
+        binds.append((str(kind.token_dir), "/etc/vac-tokens", "ro"))
+    own = directory / "mnt"
+    binds += [(str(own / name), place, "rw") for name, place in scratch(spec) if name.startswith("bind")]
+    return {
+        "program": program,
+        "hostname": spec.name,
+        "image": str(spec.files / image),
+        "workdir": str(own),
+        "binds": binds,
+        "command": kind.container_command,
+        "environment": {"HOME": str(own / "home")},
+    }
+
+
+def scratch(spec: MachineSpec) -> list[tuple[str, str]]:
+    """The machine's fresh writable directories: name below mnt, and place inside. Those of tmp, var_tmp and home
+    are --workdir's own; places to mount at can be made in them by nobody but us."""
+    paths = [os.path.normpath(path) for path in spec.machinetype.tmp_binds]
+    for path in paths:
+        if path in ("/", "/dev", "/proc", "/sys", "/tmp", "/var/tmp", "/user_data"):
+            raise ValueError(f"tmp_binds: {path} can't be a fresh directory")
+    features = [(f"tmp/{name}", f"/tmp/{name}") for name in ("machinefeatures", "jobfeatures", "joboutputs")]
+    binds = [(f"bind{number}", path) for number, path in enumerate(paths)]
+    return [("tmp", "/tmp"), ("var_tmp", "/var/tmp"), ("home", ""), *features, *binds]
+
+
+def running(status: str, first: bytes, others: list[bytes]) -> bool:
+    """Is there, beside the init of the machine's own PID namespace, a process that isn't of Apptainer?"""
+    return any(map(_is_init, others)) and any(each and not _is_own(each) for each in others)
+
+
+def has_run(status: str, exit_code: int, said: str) -> bool:
+    """It tells a failure by an exit code that the command may also have and by what it says last."""
+    return not (exit_code == _FAILED and "FATAL:" in said)
+
+
+def command_line(plan: dict[str, Any]) -> list[str]:
+    """The program with all its arguments. Called in the launcher's process, as the machine's user.
+
+    The image is given as an absolute path without `//`, which can be neither option nor URI.
+
+    Raises OSError or ValueError with a reason if the image isn't there.
+    """
+    image = os.path.realpath(plan["image"])
+    if not os.path.exists(image):
+        where = "can't be found, or not by user"
+        raise ValueError(
+            f"root_image {plan['image']} {where} {os.getuid()}; a path, or a URL, would be right"
+        )
+    if ":" in plan["workdir"] or "," in plan["workdir"]:
+        raise ValueError(f"{plan['workdir']}: singularity needs a state_dir without : and ,")
+    mounts = [f"--mount={mount(*bind)}" for bind in plan["binds"]]
+    isolation = ("--contain", "--pid", "--ipc", "--uts", "--hostname", plan["hostname"])
+    places = ("--workdir", plan["workdir"], "--pwd", "/tmp", *mounts)
+    return [plan["program"], "--silent", "exec", *isolation, *places, image, plan["command"]]
+
+
+def mount(source: str, destination: str, mode: str) -> str:
+    """A bind as --mount wants it: fields of a line of CSV (RFC 4180)."""
+    fields = ["type=bind", f"source={source}", f"destination={destination}", mode]
+    return ",".join('"' + field.replace('"', '""') + '"' for field in fields if field != "rw")
+
+
+def _is_init(command_line: bytes) -> bool:
+    return command_line.split(b"\0")[0] in _INIT
+
+
+def _is_own(command_line: bytes) -> bool:
+    return command_line.startswith(_OWN) or command_line.split(b"\0")[0].rpartition(b"/")[2] in _HELPERS

@@ -1,0 +1,153 @@
+"""Logical volumes of machines: /dev/GROUP/HOST, made and removed with LVM's own programs.
+
+Whose a volume is, is told by a tag with the machine's uuid. Formats: lvs(8), vgs(8), lvmreport(7) as JSON.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Callable
+
+from vac.config.settings import Settings
+from vac.drivers.base import CreationFailed
+from vac.drivers.libvirt_disks import GB
+from vac.drivers.libvirt_listing import may_be_ours
+
+DEFAULT_GROUP = "vac_volume_group"
+TAG = "vac.uuid="
+LVM_SECONDS = 60.0
+Run = Callable[[Sequence[str]], str]
+"""Runs a command, and gives what it prints; raises CreationFailed with what it says."""
+
+
+@dataclass(frozen=True)
+class Volume:
+    """One logical volume."""
+
+    name: str
+    size_bytes: int
+    tags: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Group:
+    """A volume group as LVM reports it."""
+
+    size_bytes: int
+    extent_bytes: int
+    volumes: tuple[Volume, ...]
+
+
+def group_in_use(settings: Settings) -> str | None:
+    """The volume group for machines' disks: the one that is configured, else the usual one if there is one."""
+    if settings.volume_group is not None:
+        return settings.volume_group
+    return DEFAULT_GROUP if Path("/dev", DEFAULT_GROUP).is_dir() else None
+
+
+def device(group: str, name: str) -> Path:
+    """Where the machine's volume is."""
+    return Path("/dev", group, name)
+
+
+def make_volume(
+    group: str,
+    name: str,
+    uuid: str,
+    gb_per_processor: int | None,
+    processors: int,
+    settings: Settings,
+    run: Run,
+) -> Path:
+    """A new volume of this machine; one of its name that is left from another is removed before.
+
+    gb_per_processor None: the machine's share of the group. Raises CreationFailed.
+    """
+    found = read_group(run(group_command(group)), run(volumes_command(group)))
+    if any(volume.name == name for volume in found.volumes):
+        run(removal_command(group, name))
+    size_bytes = volume_bytes(found, gb_per_processor, processors, settings)
+    if size_bytes <= 0:
+        raise CreationFailed(f"volume group {group} has no room for a volume of {name}")
+    run(creation_command(group, name, uuid, size_bytes))
+    return device(group, name)
+
+
+def remove_volume(group: str, name: str, uuid: str, run: Run) -> None:
+    """Remove the machine's volume; no error if it has none. Raises CreationFailed."""
+    volumes = read_group(run(group_command(group)), run(volumes_command(group))).volumes
+    if any(volume.name == name and TAG + uuid in volume.tags for volume in volumes):
+        run(removal_command(group, name))
+
+
+def volume_bytes(group: Group, gb_per_processor: int | None, processors: int, settings: Settings) -> int:
+    """How large a machine's volume is, in whole extents: as configured, else its share of what isn't others'."""
+    if gb_per_processor:
+        wanted = gb_per_processor * GB * processors
+    else:
+        others = (v for v in group.volumes if not may_be_ours(v.name, settings.factory_name))
+        free = group.size_bytes - sum(volume.size_bytes for volume in others)
+        wanted = free * processors // settings.total_processors
+    return wanted // group.extent_bytes * group.extent_bytes
+
+
+def group_command(group: str) -> list[str]:
+    """Asks for a group's size."""
+    return ["vgs", *_REPORT, "-o", "vg_size,vg_extent_size", group]
+
+
+def volumes_command(group: str) -> list[str]:
+    """Asks for a group's volumes."""
+    return ["lvs", *_REPORT, "-o", "lv_name,lv_size,lv_tags", group]
+
+
+def creation_command(group: str, name: str, uuid: str, size_bytes: int) -> list[str]:
+    """Makes a volume. What a predecessor has left in these blocks is not looked for."""
+    options = ["--yes", "--wipesignatures", "y", "--addtag", TAG + uuid]
+    return ["lvcreate", *options, "--size", f"{size_bytes}b", "--name", name, group]
+
+
+def removal_command(group: str, name: str) -> list[str]:
+    """Removes a volume."""
+    return ["lvremove", "--yes", f"{group}/{name}"]
+
+
+def read_group(group_report: str, volumes_report: str) -> Group:
+    """The answers to group_command and volumes_command. Raises CreationFailed if they aren't."""
+    try:
+        (group,) = _rows(group_report, "vg")
+        volumes = tuple(
+            Volume(
+                str(row["lv_name"]), int(row["lv_size"]), tuple(filter(None, str(row["lv_tags"]).split(",")))
+            )
+            for row in _rows(volumes_report, "lv")
+        )
+        return Group(int(group["vg_size"]), int(group["vg_extent_size"]), volumes)
+    except (ValueError, KeyError, IndexError, TypeError) as error:
+        raise CreationFailed(f"LVM's report can't be understood: {error!r}") from error
+
+
+def run_lvm(command: Sequence[str]) -> str:
+    """A Run with LVM itself."""
+    try:
+        done = subprocess.run(command, capture_output=True, timeout=LVM_SECONDS, check=False)
+    except FileNotFoundError as error:
+        raise CreationFailed(f"{command[0]} isn't there: install lvm2") from error
+    except subprocess.TimeoutExpired as error:
+        raise CreationFailed(f"{command[0]} hasn't answered for {LVM_SECONDS:.0f} s") from error
+    if done.returncode != 0:
+        said = " ".join(done.stderr.decode(errors="replace").split())
+        raise CreationFailed(f"{command[0]}: {said or f'exit status {done.returncode}'}")
+    return done.stdout.decode(errors="replace")
+
+
+_REPORT = ("--reportformat", "json", "--units", "b", "--nosuffix")
+
+
+def _rows(report: str, kind: str) -> Sequence[Mapping[str, Any]]:
+    rows: Sequence[Mapping[str, Any]] = json.loads(report)["report"][0][kind]
+    return rows

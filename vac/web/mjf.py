@@ -1,0 +1,111 @@
+"""vacd-mjf: http://169.254.169.253 with a VM's machinefeatures, jobfeatures and joboutputs (HSF-TN-2016-02)."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterable
+from functools import partial
+from http import HTTPStatus
+from pathlib import Path
+from xml.etree import ElementTree
+
+from vac.config.machinetype import VM_MODELS
+from vac.host.privileges import unprivileged_user
+from vac.machines import files, joboutputs
+from vac.machines.layout import StateDir
+from vac.machines.slots import read_slots
+from vac.roles import RoleOptions
+from vac.web import process
+from vac.web.guests import Guest
+from vac.web.wsgi import (
+    BYTES,
+    HTML,
+    NOT_FOUND,
+    READ_ONLY,
+    READING,
+    Answer,
+    Request,
+    refusal,
+    text,
+)
+
+log = logging.getLogger(__name__)
+
+ADDRESS = "169.254.169.253"
+FEATURES = ("machinefeatures", "jobfeatures")
+OUTPUTS = "joboutputs"
+
+
+def respond(tmp: Path, request: Request) -> Answer:
+    """The answer to a request to the service; what machines send is written in tmp first."""
+    if request.method == "PUT":
+        return _put(tmp, request)
+    answer = None if request.guest is None else _find(request.guest, request.parts)
+    if answer is None:
+        return NOT_FOUND
+    return answer if request.method in READING else READ_ONLY
+
+
+def _find(guest: Guest, parts: tuple[str, ...]) -> Answer | None:
+    if not parts:
+        return listing("", (*FEATURES, OUTPUTS))
+    if parts == (OUTPUTS,):
+        return listing(OUTPUTS, ())
+    if len(parts) == 1 and parts[0] in FEATURES:
+        return listing(parts[0], guest.names(parts[0]))
+    content = guest.read(parts[1], parts[0]) if len(parts) == 2 and parts[0] in (*FEATURES, OUTPUTS) else None
+    if content is None:
+        return None
+    return text(content) if parts[0] in FEATURES else Answer(HTTPStatus.OK, content, BYTES)
+
+
+def listing(directory: str, names: Iterable[str]) -> Answer:
+    """A page of links to what is in a directory."""
+    page = ElementTree.Element("html")
+    ElementTree.SubElement(ElementTree.SubElement(page, "head"), "title").text = f"/{directory}"
+    items = ElementTree.SubElement(ElementTree.SubElement(page, "body"), "ul")
+    for name in sorted(names):
+        link = f"/{directory}/{name}" if directory else f"/{name}"
+        anchor = ElementTree.SubElement(ElementTree.SubElement(items, "li"), "a", href=link)
+        anchor.text = name
+    return Answer(HTTPStatus.OK, ElementTree.tostring(page, encoding="utf-8", method="html"), HTML)
+
+
+def _put(tmp: Path, request: Request) -> Answer:
+    """Store a file in joboutputs; anything else is refused."""
+    guest = request.guest
+    if guest is None or len(request.parts) != 2 or request.parts[0] != OUTPUTS:
+        return refusal(HTTPStatus.FORBIDDEN)
+    try:
+        joboutputs.store(guest.directory / OUTPUTS, request.parts[1], request.body(), tmp=tmp)
+    except joboutputs.Refused as refused:
+        log.info("%s: %s is refused: %s", guest.name, request.parts[1], refused)
+        return refusal(HTTPStatus.FORBIDDEN, str(refused))
+    return refusal(HTTPStatus.CREATED)
+
+
+def prepare(state: StateDir) -> Path:
+    """Make, while still root, what the unprivileged process writes to; returns its directory for new files.
+
+    Machines that an older Vac has made have joboutputs of root's: they are handed over.
+    """
+    tmp = state.root / "mjf"
+    user = unprivileged_user()
+    owner = None if user is None else (user.pw_uid, user.pw_gid)
+    files.remove_tree(tmp)
+    files.make_directory(tmp, mode=0o700, owner=owner)
+    if owner is not None:
+        for machine in read_slots(state).values():
+            outputs = machine.directory / OUTPUTS
+            if machine.model in VM_MODELS and not machine.finished and outputs.is_dir():
+                os.chown(outputs, *owner, follow_symlinks=False)
+    return tmp
+
+
+def main(options: RoleOptions) -> int:
+    """The process of the role `mjf`: 0 when told to end, 1 when it can't work as configured."""
+    service = process.Service(
+        "mjf", ADDRESS, lambda state: partial(respond, prepare(state)), joboutputs.FILE_LIMIT_BYTES
+    )
+    return process.run(service, options)
