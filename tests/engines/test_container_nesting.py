@@ -20,6 +20,9 @@ pytestmark = [pytest.mark.engine, pytest.mark.timeout(180)]
 
 APPTAINER = "apptainer:1"
 SANDBOX = "sandbox"
+FILES = {"etc/group": "root:x:0:\npilot:x:1235:\n", "etc/localtime": ""}
+"""What Apptainer wants of the image that it runs in."""
+SESSION = "var/lib/apptainer/mnt/session"
 PLACES = (
     "/usr/bin/apptainer",
     "/usr/lib/x86_64-linux-gnu/apptainer",
@@ -88,12 +91,13 @@ def test_nested_machines_may_use_user_namespaces_and_no_root_may_reach_the_hosts
 def apptainer_tar() -> bytes:
     """An image with this host's Apptainer, and below /sandbox a root file system for it."""
     require_tool("apptainer")
-    buffer = io.BytesIO(root_tar())
+    buffer = io.BytesIO(root_tar(FILES))
     with tarfile.open(fileobj=buffer, mode="a") as archive:
         for place in PLACES:
             archive.add(place, place.lstrip("/"))
         for path in (
             "tmp",
+            SESSION,
             *(f"{SANDBOX}/{each}" for each in ("dev", "proc", "sys", "tmp", "etc", "var/tmp")),
         ):
             entry = tarfile.TarInfo(path)
