@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 from collections.abc import Mapping, Sequence
 
@@ -75,3 +76,8 @@ class PrivatePodman(PrivateEngine):
             *("podman", "--root", f"{self.directory}/data", "--runroot", f"{self.directory}/run"),
             *("--tmpdir", f"{self.directory}/libpod", "system", "service", "--time=0", self.url),
         ]
+
+    def digests(self) -> set[str]:
+        """Of all its images, as their registries know them."""
+        with contextlib.closing(self.client()) as client:
+            return {digest for image in client.images() for digest in image["RepoDigests"] or ()}
