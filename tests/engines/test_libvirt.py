@@ -142,7 +142,7 @@ def test_machines_that_are_stopped_shut_down_by_themselves_if_they_can_and_at_on
     engine: PrivateLibvirt, machines: Machines
 ) -> None:
     driver = machines.driver = machines.successor(grace_seconds=4.0)
-    images = {"polite": IDLE, "also": IDLE, "deaf": DEAF, "paused": IDLE}
+    images = {"polite": IDLE, "also": IDLE, "deaf": DEAF, "paused": IDLE, "hanging": IDLE}
     specs = {
         name: machines.create(machines.spec(own_copy(engine, boot_iso(Guest(init)))))
         for name, init in images.items()
@@ -158,6 +158,7 @@ def test_machines_that_are_stopped_shut_down_by_themselves_if_they_can_and_at_on
     with machines.listening():
         engine.virsh("suspend", specs["paused"].name)
         machines.wait_for_state(specs["paused"], EngineState.PAUSED)
+        os.kill(engine.processes(specs["hanging"].name)[0], signal.SIGSTOP)
         threads = [threading.Thread(target=stop, args=item) for item in specs.items()]
         for thread in threads:
             thread.start()
