@@ -158,7 +158,7 @@ def test_an_engine_that_hangs_for_good_ends_the_process(make_world: MakeWorld) -
     opened: list[Engine] = []
 
     def open_engine(machine_model: str, settings: Settings) -> Engine:
-        opened.append(Engine("docker", world.engine().driver(), inbox.put, world.clock))
+        opened.append(Engine("docker", world.engine().driver(), inbox.put, world.clock, timer=world.clock))
         return opened[-1]
 
     world.state.prepare()
@@ -174,7 +174,7 @@ def test_an_engine_that_hangs_for_good_ends_the_process(make_world: MakeWorld) -
     world.factory = factory
     factory.turn(0.0)
     deadline = time.monotonic() + PATIENCE_SECONDS
-    while opened[0].problem(world.clock.now + 31) is None:
+    while not opened[0]._outstanding():
         assert time.monotonic() < deadline
         time.sleep(0.01)
     world.clock.now += 40
