@@ -22,7 +22,7 @@ from vac.factory import process
 from vac.factory.loop import Factory, Message, Stuck, Wake
 from vac.machines.layout import StateDir
 from vac.machines.machine import load
-from vac.roles import RoleOptions
+from vac.roles import EXIT_OTHER_AT_WORK, RoleOptions
 
 PATIENCE_SECONDS = 60.0
 CONFIGURATION = """
@@ -132,7 +132,7 @@ def test_two_factories_never_work_on_one_state_dir(
     with started.state.lock():
         thread = started.start()
         thread.join(PATIENCE_SECONDS)
-    assert started.status == 1
+    assert started.status == EXIT_OTHER_AT_WORK
     assert f"factory process {os.getpid()} works on it" in caplog.text
     assert not started.engine.machines
     assert (started.state.tmp / "half-built").exists(), "it is the other one's"
