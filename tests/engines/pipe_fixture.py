@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import shutil
+import signal
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from tests.engines.factory_fixture import AT_ONCE, FactorySite, factory_site
+from tests.engines.guest_images import CONTEXTUALIZED, Guest, boot_iso
+from tests.engines.libvirt_fixture import PrivateLibvirt
 from tests.https_server import Page, Site, Web
 from vac.machines.machine import Machine
 
@@ -19,6 +24,7 @@ class Piped:
 
     def __init__(self, factory: FactorySite, web: Web, server: Site) -> None:
         self.factory = factory
+        self.settings: dict[str, Any] = {}
         self.web = web
         self.server = server
 
@@ -28,7 +34,7 @@ class Piped:
 
     def configure(self, pipes: Mapping[str, str], more: str = "", **settings: Any) -> None:
         """Pipes' URLs by prefix, each with a target share of 1; more sections."""
-        self.factory.configure({}, machines_per_cycle=AT_ONCE, **settings)
+        self.factory.configure({}, machines_per_cycle=AT_ONCE, **self.settings, **settings)
         with self.factory.config.open("a") as file:
             for prefix, url in pipes.items():
                 file.write(f"[vacuum_pipe {prefix}]\nvacuum_pipe_url = {url}\ntarget_share = 1\n")
@@ -66,7 +72,7 @@ class Piped:
 
     def end(self, machine: Machine) -> None:
         """Let it end by itself, and wait until that is known."""
-        (machine.directory / "joboutputs" / "end").touch()
+        (machine.directory / "jobfeatures" / "end").write_text("now")
         self.factory.wait_for((machine.directory / "finished").exists, f"{machine.name} has ended", PATIENCE)
 
     def trouble(self, prefix: str) -> str:
@@ -80,8 +86,27 @@ class Piped:
 
 
 @contextlib.contextmanager
-def piped(home: Path, pages: Mapping[str, Page], processors: int) -> Iterator[Piped]:
-    """A factory that hasn't been started, of so many slots, and a server of these pages; home is for certificates."""
+def piped(
+    home: Path, pages: Mapping[str, Page], processors: int, hypervisor: PrivateLibvirt | None = None
+) -> Iterator[Piped]:
+    """A factory that hasn't been started, of so many slots, and a server of these pages; home is for certificates.
+
+    With a hypervisor, all of vacd runs beside it, and so does the server; boot.iso is a guest's image.
+    """
     with Web(home) as web, factory_site({}, processors=processors, start=False) as factory:
-        factory.state.machinetype_files("vo").mkdir(parents=True)
-        yield Piped(factory, web, web.serve(pages))
+        files = factory.state.machinetype_files("vo")
+        files.mkdir(parents=True)
+        if hypervisor is None:
+            yield Piped(factory, web, web.serve(pages))
+            return
+        shutil.copyfile(boot_iso(Guest(CONTEXTUALIZED)), files / "boot.iso")
+        factory.enter, factory.words = hypervisor.enter, ()
+        site = Piped(factory, web, hypervisor.inside(lambda: web.serve(pages)))
+        site.settings = {"libvirt_uri": hypervisor.uri, "vm_domain_type": "qemu", "mb_per_processor": 96}
+        try:
+            yield site
+        finally:
+            if factory.process is not None:
+                factory.stop()
+            for process in hypervisor.processes("qemu-system"):
+                os.kill(process, signal.SIGKILL)

@@ -12,6 +12,7 @@ import pytest
 
 from tests.engines.docker_fixture import IMAGE, PrivateDocker
 from tests.engines.factory_fixture import AT_ONCE, Kind
+from tests.engines.libvirt_fixture import PrivateLibvirt
 from tests.engines.pipe_fixture import PATIENCE, piped
 from tests.engines.process_site import make_tree
 from tests.hostile_pipes import CORPUS, REFUSED
@@ -20,9 +21,11 @@ from tests.https_server import HTML, Page, circle, closed_port
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(240)]
 
 LASTING = """#!/bin/sh
-cd "${JOBOUTPUTS:-/var/spool/joboutputs}"
-until [ -e end ]; do sleep 0.2; done
-echo '200 told to end' > shutdown_message
+features='##user_data_jobfeatures_url##' outputs='##user_data_joboutputs_url##'
+case $features in
+http://*) until wget -q -O /dev/null "$features/end"; do sleep 1; done; put shutdown_message '200 told to end' ;;
+*) until [ -e "$features/end" ]; do sleep 0.2; done; echo '200 told to end' > "$outputs/shutdown_message" ;;
+esac
 """
 CACHE_SECONDS = 5
 
@@ -47,39 +50,43 @@ def entry(suffix: str, model: str, **options: object) -> dict[str, object]:
 
 DOCKED = entry("docked", "docker", root_image=f"docker://{IMAGE}")
 BOXED = entry("boxed", "singularity", root_image="busybox")
+VM = entry("vm", "cernvm4", root_image="boot.iso", disk_gb_per_processor="1")
 BUBBLE = entry("bubble", "bubblewrap")
 EXTRA = entry("extra", "docker", root_image=f"docker://{IMAGE}")
 
 
 def test_a_pipe_over_its_life(tmp_path: Path) -> None:
     """Types appear, machines run, the pipe changes, types follow; the server goes, and nothing changes."""
-    own_tree = "[machinetype vo-bubble]\nroot_image = /\n"
-    pages = {"/pipe": Page(document(DOCKED, BOXED, BUBBLE))}
-    with contextlib.closing(PrivateDocker()) as engine, piped(tmp_path, pages, 6) as site:
+    own = "[machinetype vo-docked]\nmax_wallclock_seconds = 1800\n"
+    pages = {"/pipe": Page(document(DOCKED, BOXED, VM))}
+    with contextlib.ExitStack() as stack:
+        engine = stack.enter_context(contextlib.closing(PrivateDocker()))
+        hypervisor = stack.enter_context(contextlib.closing(PrivateLibvirt()))
+        site = stack.enter_context(piped(tmp_path, pages, 6, hypervisor))
         make_tree(site.factory.state.machinetype_files("vo") / "busybox")
         site.add_file("lasting", LASTING)
         site.configure(
-            {"vo": site.server.url("/pipe")}, own_tree, docker_host=engine.url, singularity_user="nobody"
+            {"vo": site.server.url("/pipe")}, own, docker_host=engine.url, singularity_user="nobody"
         )
-        site.start_drained("vo-boxed", "vo-bubble", "vo-docked")
-        assert site.types() == ["vo-boxed", "vo-bubble", "vo-docked"]
-        site.wait_for_machines(boxed=2, bubble=2, docked=2)
+        site.start_drained("vo-boxed", "vo-docked", "vo-vm")
+        assert site.types() == ["vo-boxed", "vo-docked", "vo-vm"]
+        site.wait_for_machines(boxed=2, docked=2, vm=2)
         facts = site.factory.status().machinetype("vo-docked")
         assert facts is not None
         assert facts.target_share == pytest.approx(1 / 3)
-        assert (facts.fizzle_seconds, facts.max_wallclock_seconds) == (3, 3600)
+        assert (facts.fizzle_seconds, facts.max_wallclock_seconds) == (3, 1800)
 
         before = {machine.uuid for machine in site.factory.running()}
         site.server.pages["/pipe"] = Page(document(DOCKED, BOXED, EXTRA))
-        site.wait_for_types("vo-boxed", "vo-bubble", "vo-docked", "vo-extra")
+        site.wait_for_types("vo-boxed", "vo-docked", "vo-extra")
         assert {machine.uuid for machine in site.factory.running()} == before, "machines live on"
-        for machine in site.factory.running("vo-bubble"):
+        for machine in site.factory.running("vo-vm"):
             site.end(machine)
-        site.wait_for_machines(boxed=2, bubble=0, docked=2, extra=2)
+        site.wait_for_machines(boxed=2, docked=2, extra=2, vm=0)
 
         site.server.pages["/pipe"] = Page(HTML)
         site.wait_for_trouble("vo", "is HTML or XML instead of JSON")
-        types = ["vo-boxed", "vo-bubble", "vo-docked", "vo-extra"]
+        types = ["vo-boxed", "vo-docked", "vo-extra"]
         assert site.types() == types
 
         site.server.close()

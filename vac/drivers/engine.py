@@ -12,6 +12,7 @@ import enum
 import logging
 import queue
 import threading
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -91,6 +92,7 @@ class _Call:
     what: str
     """For people; "" for an observation."""
     begun_time: float
+    """By the timer, as deadline is."""
     deadline: float
 
 
@@ -113,7 +115,8 @@ class InlineEngine:
     """The engine without threads: each request is carried out at once, in the caller's thread.
 
     For tests and simulations in virtual time, and the part that Engine shares. Events are not listened to.
-    post takes each Message; clock gives Unix seconds.
+    post takes each Message; clock gives Unix seconds, and timer those that deadlines are reckoned in, which no
+    setting of the host's clock touches.
     """
 
     def __init__(
@@ -123,11 +126,13 @@ class InlineEngine:
         post: Callable[[Message], object],
         clock: Callable[[], float],
         deadlines: Deadlines = Deadlines(),
+        timer: Callable[[], float] = time.monotonic,
     ) -> None:
         self.name = name
         self._driver = driver
         self._post = post
         self._clock = clock
+        self._timer = timer
         self._deadlines = deadlines
         self._lock = threading.Lock()
         self._calls: dict[int, _Call] = {}
@@ -188,22 +193,24 @@ class InlineEngine:
         """Names of the machines whose end is pending, be it stop or destroy."""
         return frozenset(action.name for action in self.pending if action.kind is not ActionKind.CREATE)
 
-    def late(self, now: float) -> bool:
+    def late(self) -> bool:
         """Is a call outstanding for longer than its deadline?"""
-        return self.stuck_seconds(now) > 0
+        return self.stuck_seconds() > 0
 
-    def problem(self, now: float) -> str | None:
+    def problem(self) -> str | None:
         """Why this engine must be taken as unavailable, in words; None if it need not.
 
         That is a call that is late, or an observation that failed and no better one since.
         """
+        now = self._timer()
         for call in self._outstanding():
             if now > call.deadline:
                 return f"no answer for {now - call.begun_time:.0f} s{call.what}"
         return self._observation_failure
 
-    def stuck_seconds(self, now: float) -> float:
+    def stuck_seconds(self) -> float:
         """For how long the latest call has been past its deadline, seconds; 0.0 if none is."""
+        now = self._timer()
         return max((now - call.deadline for call in self._outstanding() if now > call.deadline), default=0.0)
 
     def close(self) -> None:
@@ -274,7 +281,7 @@ class InlineEngine:
 
     def _attempt(self, what: str, deadline_seconds: float, call: Callable[[], _Result]) -> _Result | _Failure:
         thread = threading.get_ident()
-        begun_time = self._clock()
+        begun_time = self._timer()
         with self._lock:
             self._calls[thread] = _Call(what, begun_time, begun_time + deadline_seconds)
         try:
@@ -304,9 +311,10 @@ class Engine(InlineEngine):
         post: Callable[[Message], object],
         clock: Callable[[], float],
         deadlines: Deadlines = Deadlines(),
+        timer: Callable[[], float] = time.monotonic,
         patient: bool = False,
     ) -> None:
-        super().__init__(name, driver, post, clock, deadlines)
+        super().__init__(name, driver, post, clock, deadlines, timer)
         self._patient = patient
         self._closed = threading.Event()
         self._observation_wanted = threading.Event()
