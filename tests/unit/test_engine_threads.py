@@ -46,9 +46,12 @@ class Clock:
 class Factory:
     """The loop's side of an engine: its queue."""
 
-    def __init__(self, clock: Clock, driver: FakeDriver, retry_seconds: float = 600.0) -> None:
+    def __init__(
+        self, clock: Clock, driver: FakeDriver, retry_seconds: float = 600.0, independent: bool = False
+    ) -> None:
         self.messages: queue.SimpleQueue[Message] = queue.SimpleQueue()
-        self.engine = Engine("fake", driver, self.messages.put, clock, Deadlines(retry_seconds=retry_seconds))
+        deadlines = Deadlines(retry_seconds=retry_seconds)
+        self.engine = Engine("fake", driver, self.messages.put, clock, deadlines, independent)
 
     def next(self, *kinds: type) -> Message:
         """The next message of these kinds; others are dropped."""
@@ -161,6 +164,26 @@ def test_hung_observation_does_not_hold_up_creations(factory: Factory, fake: Fak
     factory.engine.create(spec())
     assert factory.next(Created)
     gate.set()
+
+
+def test_of_independent_machines_one_that_hangs_holds_up_no_other(clock: Clock, fake: FakeEngine) -> None:
+    factory = Factory(clock, fake.driver(), independent=True)
+    gate = fake.hang("create")
+    factory.engine.create(spec())
+    wait_until_blocked(gate, factory.engine)
+    factory.engine.destroy("f1-00.example.com", "u0")
+    factory.engine.destroy("f1-01.example.com", "u1")
+    other = factory.next(Created, Destroyed)
+    assert isinstance(other, Destroyed) and other.uuid == "u1"
+    gate.set()
+    assert isinstance(factory.next(Created, Destroyed), Created), (
+        "what is done to one machine keeps its order"
+    )
+    last = factory.next(Created, Destroyed)
+    assert isinstance(last, Destroyed) and last.uuid == "u0"
+    factory.engine.create(spec(uuid="u2"))
+    assert factory.next(Created), "its line can be used again"
+    factory.engine.close()
 
 
 def test_engine_is_late_after_its_deadline_and_stuck_from_then(
@@ -341,12 +364,15 @@ def test_events_are_listened_to_as_soon_as_an_observation_shows_that_the_engine_
     factory.engine.close()
 
 
-def test_closed_engine_does_not_begin_what_was_queued(clock: Clock, fake: FakeEngine) -> None:
-    factory = Factory(clock, fake.driver())
+@pytest.mark.parametrize("independent", [False, True])
+def test_closed_engine_does_not_begin_what_was_queued(
+    clock: Clock, fake: FakeEngine, independent: bool
+) -> None:
+    factory = Factory(clock, fake.driver(), independent=independent)
     gate = fake.hang("create")
     factory.engine.create(spec())
     wait_until_blocked(gate, factory.engine)
-    factory.engine.create(spec("f1-01.example.com", "u1"))
+    factory.engine.create(spec("f1-00.example.com", "u1"))
     factory.engine.close()
     gate.set()
     assert factory.next(Created)

@@ -1,8 +1,8 @@
 """An engine's threads: they make the calls that may never return, so that nobody else waits for them.
 
-Three daemon threads go with one driver: one observes, one creates and ends machines, one listens for
-events. What comes of a call is posted as a message; the factory's loop, which alone writes state, takes it
-from there.
+Three daemon threads go with one driver: one observes, one creates and ends machines (or, if these don't depend on
+one another, one for each machine to which something is being done), one listens for events. What comes of a call is
+posted as a message; the factory's loop, which alone writes state, takes it from there.
 The rule is DESIGN.md's "An engine call may never return".
 """
 
@@ -32,6 +32,7 @@ from vac.drivers.base import (
     Trace,
     Tracing,
 )
+from vac.drivers.lines import Lines
 from vac.drivers.messages import (
     ActionResult,
     Changed,
@@ -286,7 +287,10 @@ class InlineEngine:
 
 
 class Engine(InlineEngine):
-    """The engine with its three threads. No method blocks, whatever the engine does."""
+    """The engine with its three threads. No method blocks, whatever the engine does.
+
+    independent: an action of one machine doesn't wait for those of others, which get threads of their own.
+    """
 
     def __init__(
         self,
@@ -295,8 +299,10 @@ class Engine(InlineEngine):
         post: Callable[[Message], object],
         clock: Callable[[], float],
         deadlines: Deadlines = Deadlines(),
+        independent: bool = False,
     ) -> None:
         super().__init__(name, driver, post, clock, deadlines)
+        self._lines = Lines(f"{name}-acting") if independent else None
         self._closed = threading.Event()
         self._observation_wanted = threading.Event()
         self._answers_again = threading.Event()
@@ -318,7 +324,14 @@ class Engine(InlineEngine):
         super().close()
 
     def _submit(self, action: Action, call: Callable[[], None]) -> None:
-        self._actions.put((action, call))
+        if self._lines is None:
+            self._actions.put((action, call))
+        else:
+            self._lines.add(action.name, lambda: self._act_unless_closed(action, call))
+
+    def _act_unless_closed(self, action: Action, call: Callable[[], None]) -> None:
+        if not self._closed.is_set():
+            self._act(action, call)
 
     def _keep_observing(self) -> None:
         while True:

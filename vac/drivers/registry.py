@@ -23,6 +23,8 @@ MODULES = {
     "processes": "vac.drivers.processes",
 }
 """By engine; each has a function open_driver(settings, fetch)."""
+INDEPENDENT = frozenset(["processes"])
+"""Engines in which one machine's creation, that may hang with a file system, need not hold up another's."""
 PACKAGES = {"libvirt": "python3-libvirt", "docker": "python3-docker"}
 """What has to be installed for an engine's Python library, by the name that Debian and EL9 share."""
 
