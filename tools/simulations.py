@@ -53,7 +53,7 @@ def main(words: list[str]) -> None:
             for policy in POLICIES:
                 result = results.get((name, size, policy))
                 if result is not None:
-                    print(row(size, policy, result))
+                    print(row(name, size, policy, result))
         print()
 
 
@@ -79,8 +79,8 @@ def no_site() -> tuple[Settings, dict[str, Machinetype]]:
     return Settings(), {}
 
 
-def row(size: int, policy: str, result: Result) -> str:
-    """One line of a table."""
+def row(name: str, size: int, policy: str, result: Result) -> str:
+    """One line of a table; hours where it isn't the whole scenario."""
     settled = percent(result.full.mean) if result.full else "–"
     if result.full and not result.recoveries:
         settled += f" ({percent(result.full.most)})"
@@ -89,8 +89,10 @@ def row(size: int, policy: str, result: Result) -> str:
         f"{one.machinetype} {duration(one.arrived_seconds)} ({duration(one.possible_seconds)})"
         for one in result.recoveries
     )
+    whole = read_scenario(SCENARIOS / f"{name}.ini", no_site).space.hours
+    hours = "" if result.space["hours"] == whole else f" ({result.space['hours']:g} h)"
     cells = (
-        f"{size:,}",
+        f"{size:,}{hours}",
         policy,
         duration(result.fill_seconds),
         percent(result.used),

@@ -47,7 +47,7 @@ put() {
 # put_http NAME FILE: busybox's wget can't PUT, but there is nc.
 put_http() {
     if have curl; then
-        curl -sf -m 60 -T "$2" "$joboutputs/$1"
+        curl -sf -m 60 -H Expect: -T "$2" "$joboutputs/$1"
         return
     fi
     server=${joboutputs#http://}

@@ -71,7 +71,7 @@ class Site:
         self.groups = groups
         self.model = model
         cache = ImageCache(state_dir / "imagecache", state_dir / "tmp")
-        self.driver = ProcessDriver(groups, lambda source, _dn: cache.fetch(source))
+        self.driver = ProcessDriver(groups, lambda source, signing_dn=None: cache.fetch(source))
         self.image = "/"
         if model == "singularity":
             self.image = str(state_dir / "machinetypes/t/files/busybox")

@@ -247,8 +247,9 @@ class Guest:
         self.script.chmod(0o755)
         self.tap = f"guest{number}"
         self.process = subprocess.Popen([*site.engine.enter, "unshare", "--net", "sleep", "infinity"])
-        own, theirs = Path(f"/proc/{self.process.pid}/ns/net"), site.engine.proc / "ns/net"
-        wait_for(lambda: own.readlink() != theirs.readlink(), "it is apart")
+        own = Path(f"/proc/{self.process.pid}/ns/net")
+        others = [(place / "ns/net").readlink() for place in (site.engine.proc, Path("/proc/self"))]
+        wait_for(lambda: own.readlink() not in others, "it is apart")
         run = site.engine.run
         run(
             "ip",

@@ -5,25 +5,27 @@ from __future__ import annotations
 import contextlib
 import json
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from tests.engines.docker_fixture import IMAGE, PrivateDocker
-from tests.engines.factory_fixture import AT_ONCE, FactorySite, Kind, factory_site
+from tests.engines.factory_fixture import AT_ONCE, Kind
+from tests.engines.libvirt_fixture import PrivateLibvirt
+from tests.engines.pipe_fixture import PATIENCE, piped
+from tests.engines.process_site import make_tree
 from tests.hostile_pipes import CORPUS, REFUSED
-from tests.https_server import HTML, Page, Site, Web, circle, closed_port
-from vac.machines.machine import Machine
+from tests.https_server import HTML, Page, circle, closed_port
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(240)]
 
-PATIENCE = 90.0
 LASTING = """#!/bin/sh
-cd "${JOBOUTPUTS:-/var/spool/joboutputs}"
-until [ -e end ]; do sleep 0.2; done
-echo '200 told to end' > shutdown_message
+features='##user_data_jobfeatures_url##' outputs='##user_data_joboutputs_url##'
+case $features in
+http://*) until wget -q -O /dev/null "$features/end"; do sleep 1; done; put shutdown_message '200 told to end' ;;
+*) until [ -e "$features/end" ]; do sleep 0.2; done; echo '200 told to end' > "$outputs/shutdown_message" ;;
+esac
 """
 CACHE_SECONDS = 5
 
@@ -47,116 +49,57 @@ def entry(suffix: str, model: str, **options: object) -> dict[str, object]:
 
 
 DOCKED = entry("docked", "docker", root_image=f"docker://{IMAGE}")
+BOXED = entry("boxed", "singularity", root_image="busybox")
+VM = entry("vm", "cernvm4", root_image="boot.iso", disk_gb_per_processor="1")
 BUBBLE = entry("bubble", "bubblewrap")
 EXTRA = entry("extra", "docker", root_image=f"docker://{IMAGE}")
 
 
-class Piped:
-    """A factory with pipes, and the server that it has them from."""
-
-    def __init__(self, factory: FactorySite, web: Web, server: Site) -> None:
-        self.factory = factory
-        self.web = web
-        self.server = server
-
-    def configure(self, pipes: Mapping[str, str], more: str = "", **settings: Any) -> None:
-        """Pipes' URLs by prefix, each with a target share of 1; more sections."""
-        self.factory.configure({}, machines_per_cycle=AT_ONCE, **settings)
-        with self.factory.config.open("a") as file:
-            for prefix, url in pipes.items():
-                file.write(f"[vacuum_pipe {prefix}]\nvacuum_pipe_url = {url}\ntarget_share = 1\n")
-            file.write(more)
-
-    def start(self) -> None:
-        """Start the factory, which trusts the test's CA."""
-        self.factory.start(SSL_CERT_FILE=str(self.web.ca_file), no_proxy="*")
-
-    def start_drained(self, *names: str) -> None:
-        """Start it, and let it create nothing before it could create machines of all these types."""
-        self.factory.state.prepare()
-        assert self.factory.vac("drain").returncode == 0
-        self.start()
-
-        def ready() -> bool:
-            reasons = self.factory.status().passed_over
-            return all("drain" in reasons.get(name, "") for name in names)
-
-        self.factory.wait_for(ready, f"there could be machines of {names}", PATIENCE)
-        assert self.factory.vac("undrain").returncode == 0
-
-    def types(self) -> list[str]:
-        """The names of the machinetypes that the factory knows."""
-        return [facts.name for facts in self.factory.status().machinetypes]
-
-    def wait_for_types(self, *names: str) -> None:
-        self.factory.wait_for(lambda: self.types() == list(names), f"the types are {names}", PATIENCE)
-
-    def wait_for_machines(self, **numbers: int) -> None:
-        def there() -> bool:
-            return all(len(self.factory.running(f"vo-{kind}")) == number for kind, number in numbers.items())
-
-        self.factory.wait_for(there, f"machines run: {numbers}", PATIENCE)
-
-    def end(self, machine: Machine) -> None:
-        """Let it end by itself, and wait until that is known."""
-        (machine.directory / "joboutputs" / "end").touch()
-        self.factory.wait_for((machine.directory / "finished").exists, f"{machine.name} has ended", PATIENCE)
-
-    def trouble(self, prefix: str) -> str:
-        """What the factory says of a pipe."""
-        return self.factory.status().pipes.get(prefix) or ""
-
-    def wait_for_trouble(self, prefix: str, words: str) -> None:
-        self.factory.wait_for(
-            lambda: words in self.trouble(prefix), f"{words!r} is said of {prefix}", PATIENCE
-        )
-
-
-@contextlib.contextmanager
-def piped(home: Path, pages: Mapping[str, Page], processors: int) -> Iterator[Piped]:
-    with Web(home) as web, factory_site({}, processors=processors, start=False) as factory:
-        files = factory.state.machinetype_files("vo")
-        files.mkdir(parents=True)
-        (files / "lasting").write_text(LASTING)
-        yield Piped(factory, web, web.serve(pages))
-
-
 def test_a_pipe_over_its_life(tmp_path: Path) -> None:
     """Types appear, machines run, the pipe changes, types follow; the server goes, and nothing changes."""
-    own_tree = "[machinetype vo-bubble]\nroot_image = /\n"
-    pages = {"/pipe": Page(document(DOCKED, BUBBLE))}
-    with contextlib.closing(PrivateDocker()) as engine, piped(tmp_path, pages, 4) as site:
-        site.configure({"vo": site.server.url("/pipe")}, own_tree, docker_host=engine.url)
-        site.start_drained("vo-bubble", "vo-docked")
-        assert site.types() == ["vo-bubble", "vo-docked"]
-        site.wait_for_machines(bubble=2, docked=2)
+    own = "[machinetype vo-docked]\nmax_wallclock_seconds = 1800\n"
+    pages = {"/pipe": Page(document(DOCKED, BOXED, VM))}
+    with contextlib.ExitStack() as stack:
+        engine = stack.enter_context(contextlib.closing(PrivateDocker()))
+        hypervisor = stack.enter_context(contextlib.closing(PrivateLibvirt()))
+        site = stack.enter_context(piped(tmp_path, pages, 6, hypervisor))
+        make_tree(site.factory.state.machinetype_files("vo") / "busybox")
+        site.add_file("lasting", LASTING)
+        site.configure(
+            {"vo": site.server.url("/pipe")}, own, docker_host=engine.url, singularity_user="nobody"
+        )
+        site.start_drained("vo-boxed", "vo-docked", "vo-vm")
+        assert site.types() == ["vo-boxed", "vo-docked", "vo-vm"]
+        site.wait_for_machines(boxed=2, docked=2, vm=2)
         facts = site.factory.status().machinetype("vo-docked")
         assert facts is not None
-        assert (facts.target_share, facts.fizzle_seconds, facts.max_wallclock_seconds) == (0.5, 3, 3600)
+        assert facts.target_share == pytest.approx(1 / 3)
+        assert (facts.fizzle_seconds, facts.max_wallclock_seconds) == (3, 1800)
 
         before = {machine.uuid for machine in site.factory.running()}
-        site.server.pages["/pipe"] = Page(document(DOCKED, EXTRA))
-        site.wait_for_types("vo-bubble", "vo-docked", "vo-extra")
+        site.server.pages["/pipe"] = Page(document(DOCKED, BOXED, EXTRA))
+        site.wait_for_types("vo-boxed", "vo-docked", "vo-extra")
         assert {machine.uuid for machine in site.factory.running()} == before, "machines live on"
-        for machine in site.factory.running("vo-bubble"):
+        for machine in site.factory.running("vo-vm"):
             site.end(machine)
-        site.wait_for_machines(bubble=0, docked=2, extra=2)
+        site.wait_for_machines(boxed=2, docked=2, extra=2, vm=0)
 
         site.server.pages["/pipe"] = Page(HTML)
         site.wait_for_trouble("vo", "is HTML or XML instead of JSON")
-        assert site.types() == ["vo-bubble", "vo-docked", "vo-extra"]
+        types = ["vo-boxed", "vo-docked", "vo-extra"]
+        assert site.types() == types
 
         site.server.close()
         site.factory.stop()
         site.start()
-        site.wait_for_types("vo-bubble", "vo-docked", "vo-extra")
+        site.wait_for_types(*types)
         (machine, *_) = site.factory.running("vo-extra")
         site.end(machine)
-        site.wait_for_machines(docked=2, extra=2)
+        site.wait_for_machines(boxed=2, docked=2, extra=2)
         assert "; the copy in the cache serves" in site.trouble("vo")
         shown = site.factory.vac("pipe", "show")
         assert "last attempt failed" in shown.stdout
-        assert "vo-docked  share 0.5  docker" in shown.stdout
+        assert "vo-docked  share 0.333333  docker" in shown.stdout
         assert f"pipe vo: {site.trouble('vo')}" in site.factory.vac("machinetypes", "-t", "1").stdout
         assert not [life for life in site.factory.lives() if life.finished and life.message[:3] != "200"]
 
@@ -185,6 +128,7 @@ def test_each_failure_has_its_own_words_and_holds_up_nothing(tmp_path: Path) -> 
     }
     with piped(tmp_path, pages, 2) as site, closed_port() as port:
         server = site.server
+        site.add_file("lasting", LASTING)
         urls = {name: server.url(f"/{name}") for name in ("html", "flat", "missing", "slow", "file")}
         urls.update(
             circle=server.url("/circle/0"),

@@ -14,8 +14,9 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import require_root, require_tool
-from tests.engines.web_fixture import PATIENCE_SECONDS, ROOT, WebSite
+from tests.engines.web_fixture import FACTORY, PATIENCE_SECONDS, ROOT, WebSite
 from vac.host.privileges import READ_ANY_FILE, unprivileged_user
+from vac.machines.slots import discard
 
 pytestmark = pytest.mark.engine
 METADATA, MJF = "169.254.169.254", "169.254.169.253"
@@ -87,6 +88,32 @@ def test_machines_are_served_without_rights_wherever_the_addresses_come_from(hos
             time.sleep(0.05)
         process.send_signal(signal.SIGTERM)
         assert process.wait(PATIENCE_SECONDS) == 0
+
+
+def test_vacd_starts_them_once_a_type_of_vms_is_configured(host: Host) -> None:
+    host.configure(
+        FACTORY, "[machinetype c]\nmachine_model = bubblewrap\nroot_image = /none\nuser_data = none\n"
+    )
+    for machine in host.machines:
+        discard(host.state, machine)
+    files = host.state.machinetype_files("v")
+    files.mkdir(parents=True)
+    (files / "user_data").write_text("#!/bin/sh\n")
+    host.start_vacd()
+    host.wait_for_line("vacd", "factory is ready")
+    assert "metadata" not in host.log("vacd")
+    host.configure(
+        FACTORY,
+        f"libvirt_uri = qemu+unix:///system?socket={host.state.root}/none\n[machinetype v]\ntarget_share = 1\n"
+        "machine_model = vm-raw\nroot_image = /none\nuser_data = user_data\n",
+    )
+    host.processes["vacd"].send_signal(signal.SIGUSR1)
+    for role in ("metadata", "mjf"):
+        host.wait_for_line("vacd", f"vacd-{role}")
+        host.wait_for_line("vacd", f"{role} is ready")
+    assert host.log("vacd").count("serving at") == 2
+    host.processes["vacd"].send_signal(signal.SIGTERM)
+    assert host.processes["vacd"].wait(PATIENCE_SECONDS) == 0
 
 
 def test_a_process_that_serves_the_wrong_factory_ends_to_be_started_anew(host: Host) -> None:

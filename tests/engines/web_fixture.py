@@ -55,11 +55,11 @@ class WebSite:
             user_data=user_data,
         )
 
-    def configure(self, factory_name: str) -> None:
-        """Write the configuration."""
+    def configure(self, factory_name: str, more: str = "") -> None:
+        """Write the configuration; more goes to its end, where [settings] still are."""
         self.config.write_text(
             f"[settings]\nvac_space = vac01.example.org\nfactory_name = {factory_name}\n"
-            f"state_dir = {self.state.root}\n"
+            f"state_dir = {self.state.root}\n{more}"
         )
 
     def inside(self, *command: str) -> list[str]:
@@ -68,25 +68,30 @@ class WebSite:
 
     def start(self, role: str) -> None:
         """Start one of the processes and wait until it serves."""
-        command = [sys.executable, "-m", "vac.daemon", "--role", role, "--config", str(self.config)]
-        log = (self.state.root / f"{role}.log").open("ab")
-        with log:
-            self.processes[role] = subprocess.Popen(
-                self.inside(*command),
-                cwd=ROOT,
-                stdout=log,
-                stderr=log,
-                env={**os.environ, "PYTHONPATH": str(ROOT)},
-            )
+        self._start(role, "--role", role)
         self.wait_for_line(role, "serving at")
+
+    def start_vacd(self) -> None:
+        """Start all of vacd."""
+        self._start("vacd")
+
+    def _start(self, name: str, *words: str) -> None:
+        command = self.inside(sys.executable, "-m", "vac.daemon", *words, "--config", str(self.config))
+        environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+        with (self.state.root / f"{name}.log").open("ab") as log:
+            process = subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=log, env=environment)
+        self.processes[name] = process
+
+    def log(self, name: str) -> str:
+        """What a process has logged."""
+        return (self.state.root / f"{name}.log").read_text()
 
     def wait_for_line(self, role: str, text: str) -> None:
         """Wait until the process has logged this."""
         end = time.monotonic() + PATIENCE_SECONDS
-        log = self.state.root / f"{role}.log"
-        while text not in log.read_text():
-            assert time.monotonic() < end, log.read_text()
-            assert self.processes[role].poll() is None, log.read_text()
+        while text not in self.log(role):
+            assert time.monotonic() < end, self.log(role)
+            assert self.processes[role].poll() is None, self.log(role)
             time.sleep(0.05)
 
     def ask(

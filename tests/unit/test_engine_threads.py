@@ -7,7 +7,7 @@ import logging
 import queue
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
 import pytest
@@ -47,11 +47,15 @@ class Factory:
     """The loop's side of an engine: its queue."""
 
     def __init__(
-        self, clock: Clock, driver: FakeDriver, retry_seconds: float = 600.0, independent: bool = False
+        self,
+        clock: Clock,
+        driver: FakeDriver,
+        retry_seconds: float = 600.0,
+        apart: Collection[ActionKind] = (),
     ) -> None:
         self.messages: queue.SimpleQueue[Message] = queue.SimpleQueue()
         deadlines = Deadlines(retry_seconds=retry_seconds)
-        self.engine = Engine("fake", driver, self.messages.put, clock, deadlines, independent)
+        self.engine = Engine("fake", driver, self.messages.put, clock, deadlines, apart)
 
     def next(self, *kinds: type) -> Message:
         """The next message of these kinds; others are dropped."""
@@ -138,6 +142,29 @@ def test_requests_during_an_observation_make_one_more(factory: Factory, fake: Fa
     assert isinstance(factory.next(Created, Observation), Created)
 
 
+def test_stops_that_take_their_time_hold_up_neither_each_other_nor_creations(
+    fake: FakeEngine, clock: Clock
+) -> None:
+    factory = Factory(clock, fake.driver(), apart=[ActionKind.STOP])
+    names = [f"f1-0{number}.example.com" for number in range(3)]
+    for name in names:
+        factory.engine.create(spec(name, name))
+        factory.next(Created)
+    gate = fake.hang("stop")
+    for name in names:
+        factory.engine.stop(name, name)
+    deadline = time.monotonic() + PATIENCE
+    while len(factory.engine._outstanding()) < len(names):
+        assert time.monotonic() < deadline, "all stops are under way"
+        time.sleep(0.001)
+    factory.engine.create(spec("f1-03.example.com", "u3"))
+    assert isinstance(factory.next(Created, Stopped), Created)
+    gate.set()
+    stopped = [factory.next(Stopped) for _ in names]
+    assert {message.name for message in stopped if isinstance(message, Stopped)} == set(names)
+    factory.engine.close()
+
+
 def test_life_of_a_machine_is_reported_step_by_step(factory: Factory) -> None:
     factory.engine.create(spec())
     factory.engine.stop("f1-00.example.com", "u0")
@@ -167,7 +194,7 @@ def test_hung_observation_does_not_hold_up_creations(factory: Factory, fake: Fak
 
 
 def test_of_independent_machines_one_that_hangs_holds_up_no_other(clock: Clock, fake: FakeEngine) -> None:
-    factory = Factory(clock, fake.driver(), independent=True)
+    factory = Factory(clock, fake.driver(), apart=ActionKind)
     gate = fake.hang("create")
     factory.engine.create(spec())
     wait_until_blocked(gate, factory.engine)
@@ -364,11 +391,11 @@ def test_events_are_listened_to_as_soon_as_an_observation_shows_that_the_engine_
     factory.engine.close()
 
 
-@pytest.mark.parametrize("independent", [False, True])
+@pytest.mark.parametrize("apart", [(), ActionKind])
 def test_closed_engine_does_not_begin_what_was_queued(
-    clock: Clock, fake: FakeEngine, independent: bool
+    clock: Clock, fake: FakeEngine, apart: Collection[ActionKind]
 ) -> None:
-    factory = Factory(clock, fake.driver(), independent=independent)
+    factory = Factory(clock, fake.driver(), apart=apart)
     gate = fake.hang("create")
     factory.engine.create(spec())
     wait_until_blocked(gate, factory.engine)

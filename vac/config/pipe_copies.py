@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -72,7 +73,7 @@ def record_path(directory: Path, prefix: str) -> Path:
 
 def record(url: str, failure: str | None = None, failure_time: float = 0.0) -> bytes:
     """The content of PREFIX.fetch, in which a URL's password doesn't appear."""
-    content = {"url_sha256": digest(url.encode()), "failure": failure, "failure_time": failure_time}
+    content = {"url_sha256": _url_digest(url), "failure": failure, "failure_time": failure_time}
     return json.dumps(content).encode("ascii")
 
 
@@ -81,7 +82,7 @@ def read_copy(directory: Path, pipe: VacuumPipe) -> PipeCopy:
     path = document_path(directory, pipe.name)
     try:
         found = _record(directory, pipe.name)
-        if found.get("url_sha256") not in (None, digest(pipe.vacuum_pipe_url.encode())):
+        if found.get("url_sha256") not in (None, _url_digest(pipe.vacuum_pipe_url)):
             return PipeCopy(foreign=True)
         with path.open("rb") as file:
             content = file.read(LARGEST_BYTES + 1)
@@ -99,7 +100,7 @@ def read_copy(directory: Path, pipe: VacuumPipe) -> PipeCopy:
 
 def _with_failure(copy: PipeCopy, found: Mapping[str, object]) -> PipeCopy:
     failure, time = found.get("failure"), found.get("failure_time")
-    if not isinstance(failure, str) or not isinstance(time, (int, float)):
+    if not isinstance(failure, str) or not isinstance(time, (int, float)) or not abs(time) < math.inf:
         return copy
     return dataclasses.replace(copy, failure=failure, failure_time=float(time))
 
@@ -111,6 +112,10 @@ def _record(directory: Path, prefix: str) -> Mapping[str, object]:
     except (FileNotFoundError, ValueError):
         return {}
     return found if isinstance(found, dict) else {}
+
+
+def _url_digest(url: str) -> str:
+    return digest(url.encode("utf-8", "surrogateescape"))
 
 
 def digest(content: bytes) -> str:

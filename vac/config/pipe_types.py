@@ -21,7 +21,7 @@ from vac.config.values import without_password
 
 LONGEST_NAME = 100
 MOST_WARNINGS = 20
-"""Of one pipe's document; `vac pipe show` has all."""
+"""Of one pipe's document; `vac pipe check` tells all."""
 _NOTHING = Parsed("", {}, {USER_DATA_OPTION: {}, USER_DATA_FILE: {}}, {}, "")
 
 

@@ -35,6 +35,8 @@ from vac.context.certificates import (
 
 BLOCK_BYTES = 32 * 1024
 PIECE_BYTES = 1024 * 1024
+LONGEST_DN = 256
+"""Patterns may come from others, and one that doesn't match can take a time that grows fast with the name's length."""
 _SLIPS = (
     (re.compile(r'(HEAD"),(\s*\})'), r"\1\2"),
     (re.compile(r'(signature>")(\s*\n\s*")'), r"\1,\2"),
@@ -94,14 +96,16 @@ def judge(signer: Signer, dn_pattern: str, ca_directory: Path, now: float) -> No
             f"the trusted CAs in {ca_directory} can't be read: {error.strerror}"
         ) from error
     try:
-        name = dn(signer.certificate.subject)
-        if not re.search(dn_pattern, name):
-            raise SignatureRefused(f"signed by {name}, in which image_signing_dn {dn_pattern} isn't found")
         check_chain(signer.certificate, authorities, now)
+        name = dn(signer.certificate.subject)
     except CertificateError as error:
         raise SignatureRefused(f"the signer's certificate: {error}") from error
     if not may_sign(signer.certificate):
         raise SignatureRefused("the signer's certificate: its key isn't meant for signatures")
+    if len(name) > LONGEST_DN:
+        raise SignatureRefused(f"the signer's certificate: its name is longer than {LONGEST_DN} characters")
+    if not re.search(dn_pattern, name):
+        raise SignatureRefused(f"signed by {name}, in which image_signing_dn {dn_pattern} isn't found")
 
 
 def verify_image(path: Path, dn_pattern: str, ca_directory: Path, now: float) -> None:

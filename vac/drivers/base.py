@@ -176,6 +176,14 @@ class Tracing(Protocol):
 
 
 @runtime_checkable
+class Noticing(Protocol):
+    """A driver that sees what is probably wrong with this host though machines can be made."""
+
+    def notices(self) -> Sequence[str]:
+        """One line each, from memory."""
+
+
+@runtime_checkable
 class Adopting(Protocol):
     """A driver whose engine may hold machines made by an older Vac, without the marks that we go by."""
 

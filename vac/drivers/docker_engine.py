@@ -11,6 +11,7 @@ import contextlib
 import logging
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Callable
 
@@ -20,7 +21,7 @@ from vac.config.machinetype import Machinetype
 from vac.config.settings import Settings
 from vac.config.values import without_password
 from vac.drivers.base import CreationFailed, EngineState, MachineSpec, Observed, Trace, Usage
-from vac.drivers.docker_api import CALL_SECONDS, Client, Connection
+from vac.drivers.docker_api import CALL_SECONDS, Client, Connection, explanation
 from vac.drivers.docker_create import LABEL_UUID, Image
 from vac.drivers.docker_details import container_details
 from vac.drivers.docker_events import EventReader, await_listing
@@ -102,7 +103,7 @@ class DockerDriver:
                 if each.state is EngineState.HALF_MADE:
                     continue
                 with contextlib.suppress(docker.errors.NotFound):
-                    _kill(client, each.id)
+                    _kill(client, each)
                     client.wait(each.id)
                     await_listing(client, each.id)
 
@@ -180,12 +181,22 @@ def open_driver(settings: Settings, fetch: Callable[[str], Path] | None = None) 
     return DockerDriver(settings, fetch)
 
 
-def _kill(client: Client, container_id: str) -> None:
+def _kill(client: Client, machine: Listed) -> None:
+    """Kill it, unless it doesn't run. Podman kills nothing that is paused."""
     try:
-        client.kill(container_id)
+        client.kill(machine.id)
     except docker.errors.APIError as error:
-        if error.status_code != 409:  # that is: it doesn't run
+        if not _runs_not(error):
             raise
+        if machine.state is EngineState.PAUSED:
+            with contextlib.suppress(docker.errors.APIError):
+                client.unpause(machine.id)
+            _kill(client, replace(machine, state=EngineState.RUNNING))
+
+
+def _runs_not(error: docker.errors.APIError) -> bool:
+    """Does the engine say that there is nothing to be killed? Podman 4 has the status of a failure of its own."""
+    return error.status_code == 409 or "can only kill running containers" in explanation(error)
 
 
 def _remove(client: Client, container_id: str) -> None:

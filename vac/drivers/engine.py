@@ -12,7 +12,7 @@ import enum
 import logging
 import queue
 import threading
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Callable, NamedTuple, TypeVar
@@ -27,6 +27,7 @@ from vac.drivers.base import (
     EngineState,
     EngineUnavailable,
     MachineSpec,
+    Noticing,
     Observed,
     Preparing,
     Trace,
@@ -155,6 +156,11 @@ class InlineEngine:
         """Why no machine of this type can be made yet, such as an image that is being pulled; see Preparing."""
         driver: object = self._driver
         return driver.prepare(machinetype, settings, files) if isinstance(driver, Preparing) else None
+
+    def notices(self) -> Sequence[str]:
+        """What is probably wrong with this host; see Noticing."""
+        driver: object = self._driver
+        return driver.notices() if isinstance(driver, Noticing) else ()
 
     def adopt(self, machines: Mapping[str, str]) -> None:
         """Tell the driver which machines are the factory's whatever marks they bear; see Adopting."""
@@ -289,7 +295,7 @@ class InlineEngine:
 class Engine(InlineEngine):
     """The engine with its three threads. No method blocks, whatever the engine does.
 
-    independent: an action of one machine doesn't wait for those of others, which get threads of their own.
+    apart: what doesn't wait for other machines: it is done in threads of each machine's own, in order.
     """
 
     def __init__(
@@ -299,10 +305,11 @@ class Engine(InlineEngine):
         post: Callable[[Message], object],
         clock: Callable[[], float],
         deadlines: Deadlines = Deadlines(),
-        independent: bool = False,
+        apart: Collection[ActionKind] = (),
     ) -> None:
         super().__init__(name, driver, post, clock, deadlines)
-        self._lines = Lines(f"{name}-acting") if independent else None
+        self._apart = frozenset(apart)
+        self._lines = Lines(f"{name}-acting")
         self._closed = threading.Event()
         self._observation_wanted = threading.Event()
         self._answers_again = threading.Event()
@@ -324,10 +331,10 @@ class Engine(InlineEngine):
         super().close()
 
     def _submit(self, action: Action, call: Callable[[], None]) -> None:
-        if self._lines is None:
-            self._actions.put((action, call))
-        else:
+        if action.kind in self._apart:
             self._lines.add(action.name, lambda: self._act_unless_closed(action, call))
+        else:
+            self._actions.put((action, call))
 
     def _act_unless_closed(self, action: Action, call: Callable[[], None]) -> None:
         if not self._closed.is_set():

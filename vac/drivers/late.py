@@ -13,6 +13,7 @@ from vac.drivers.base import (
     Detailing,
     Driver,
     MachineSpec,
+    Noticing,
     Observed,
     Preparing,
     Trace,
@@ -66,6 +67,11 @@ class LateDriver:
         """As Detailing; a driver that isn't one has none."""
         driver: object = self._open()
         return driver.details(uuid) if isinstance(driver, Detailing) else {}
+
+    def notices(self) -> Sequence[str]:
+        """As Noticing; a driver that isn't one, or isn't open yet, notices nothing."""
+        driver: object = self._opened
+        return driver.notices() if isinstance(driver, Noticing) else ()
 
     def traces(self) -> Mapping[str, Trace]:
         """As Tracing; a driver that isn't one has none."""

@@ -64,7 +64,7 @@ class EventReader:
                 return
             self._listener = news
         with self._connection.explained():
-            connection = self._connection.open()
+            connection = self._connection.open("events")
         callback = None
         try:
             with self._connection.explained():

@@ -24,13 +24,14 @@ from vac.drivers.base import (
     CreationFailed,
     EngineState,
     EngineUnavailable,
+    Fetch,
     MachineSpec,
     Observed,
     Trace,
     Usage,
 )
 from vac.drivers.digests import ImageVersion
-from vac.drivers.images import Fetch, ImageFiles
+from vac.drivers.images import ImageFiles
 from vac.drivers.process_plan import Model, account, limits_of, make_plan, model_of, prepare_directory
 from vac.drivers.traces import ImageFacts, Sampling, merged, shared_network
 from vac.host.cgroup_watch import EndWatcher

@@ -299,6 +299,11 @@ class TestCopies:
         assert self.read(site, "https://example.org/").document is None
         assert site.types(PIPE.replace("vo.example.org", "example.org")) == {}
 
+    def test_a_url_may_hold_bytes_that_are_no_text(self, site: Site) -> None:
+        url = "https://vo.example.org/\udce9"
+        site.cached({"machinetypes": [GOOD]}, url=url)
+        assert self.read(site, url).document is not None
+
     def test_a_copy_that_a_classic_factory_has_left_serves(self, site: Site) -> None:
         site.cached({"machinetypes": [GOOD]})
         record_path(site.cache, "vo").unlink()
@@ -312,7 +317,17 @@ class TestCopies:
         assert copy.trouble() == "the server is on fire; the copy in the cache serves"
         assert copy.failure_time == 123.0
 
-    @pytest.mark.parametrize("damage", [b"", b"{", b"[]", b"\xff", b'{"failure": 3, "failure_time": "x"}'])
+    @pytest.mark.parametrize(
+        "damage",
+        [
+            b"",
+            b"{",
+            b"[]",
+            b"\xff",
+            b'{"failure": 3, "failure_time": "x"}',
+            b'{"failure": "x", "failure_time": NaN}',
+        ],
+    )
     def test_a_damaged_record_costs_nothing(self, site: Site, damage: bytes) -> None:
         site.cached({"machinetypes": [GOOD]})
         record_path(site.cache, "vo").write_bytes(damage)

@@ -314,6 +314,19 @@ def test_a_name_that_looks_like_another_is_refused(image: Path, trust: Trust) ->
     assert "ambiguous" in refusal(image, trust)
 
 
+def test_a_name_of_excessive_length_is_refused_before_a_pattern_is_tried_on_it(
+    image: Path, trust: Trust
+) -> None:
+    name = "/DC=org" + "/OU=aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa" * 5
+    image.write_bytes(signed_image(CONTENT, trust.signer(subject=name)))
+    assert "longer than 256 characters" in refusal(image, trust, "(a+)+$")
+
+
+def test_a_pattern_is_tried_only_on_names_that_a_ca_vouches_for(image: Path, trust: Trust) -> None:
+    image.write_bytes(signed_image(CONTENT, trust.signer(subject="/CN=" + "a" * 60 + "!", issuer=None)))
+    assert "is not among the trusted CAs" in refusal(image, trust, "(a+)+$")
+
+
 def test_without_cas_nothing_is_trusted(image: Path, tmp_path: Path, trust: Trust, signer: Certified) -> None:
     image.write_bytes(signed_image(CONTENT, signer))
     nowhere = tmp_path / "nowhere"
@@ -375,3 +388,6 @@ def test_vac_cernvm_signature_tells_who_and_when_and_whether(
     image.unlink()
     assert main(words) == 1
     assert "can't be read: No such file" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main([*words, "--dn", "("])
+    assert "'(' is not a regular expression" in capsys.readouterr().err

@@ -24,7 +24,7 @@ class Source:
         self.asked: queue.SimpleQueue[tuple[str, str | None]] = queue.SimpleQueue()
         self.answers: queue.SimpleQueue[OSError | None] = queue.SimpleQueue()
 
-    def fetch(self, source: str, signing_dn: str | None) -> Path:
+    def fetch(self, source: str, signing_dn: str | None = None) -> Path:
         self.asked.put((source, signing_dn))
         failure = self.answers.get(timeout=60)
         if failure is not None:

@@ -40,9 +40,11 @@ def test_classic_factories_take_an_hour_to_fill() -> None:
     assert result.fill_seconds == pytest.approx(64 * 62, abs=120)
 
 
-def test_a_type_without_work_is_probed_now_and_then() -> None:
-    works = {**SHORT_WORK, "cms": NEVER}
-    result = run(works=works, hardware=SMALL, factories=50, hours=6)
+@pytest.mark.parametrize("message", ["300 Nothing to do", "none"])
+def test_a_type_without_work_is_probed_now_and_then(message: str) -> None:
+    """Whether its machines say so or just end."""
+    works = {**SHORT_WORK, "cms": dataclasses.replace(NEVER, no_work_message=message)}
+    result = run(works=works, hardware=SMALL, factories=30, hours=6)
     (probes,) = result.probes
     assert probes.machinetype == "cms"
     assert probes.periods == 36
