@@ -1,4 +1,5 @@
-"""What the Docker driver costs: observing 1, 64 and 256 containers, and how fast they are made and removed.
+"""What the Docker driver costs: observing 1, 64 and 256 containers, how fast they are made and removed, and how fast
+a factory fills its slots with them.
 
 It runs on a dockerd of its own, with the fixture of the engine tests.
 """
@@ -11,7 +12,8 @@ import tempfile
 import time
 from pathlib import Path
 
-from tests.engines.docker_fixture import PrivateDocker
+from bench.factory import fill
+from tests.engines.docker_fixture import IMAGE, PrivateDocker
 from tests.engines.docker_machines import Machines
 from vac.drivers.base import MachineSpec
 from vac.drivers.docker_engine import DockerDriver
@@ -41,7 +43,11 @@ def run() -> None:
         for spec in specs:
             machines.driver.destroy(spec.name, spec.uuid)
         seconds = time.perf_counter() - started
-        print(f"docker: {len(specs)} destroyed in {seconds:.1f} s, {len(specs) / seconds:.1f} a second")
+        print(
+            f"docker: {len(specs)} destroyed in {seconds:.1f} s, {len(specs) / seconds:.1f} a second",
+            flush=True,
+        )
+        fill("docker", {"root_image": f"docker://{IMAGE}"}, docker_host=engine.url)
 
 
 def _create(machines: Machines, specs: list[MachineSpec], size: int) -> float:
@@ -54,7 +60,7 @@ def _create(machines: Machines, specs: list[MachineSpec], size: int) -> float:
         specs.append(spec)
     seconds = time.perf_counter() - started
     rate = (size - before) / seconds
-    print(f"docker: {size - before} created in {seconds:.1f} s, {rate:.1f} a second")
+    print(f"docker: {size - before} created in {seconds:.1f} s, {rate:.1f} a second", flush=True)
     return rate
 
 
@@ -65,7 +71,8 @@ def _observe(machines: Machines, size: int) -> None:
         first_seconds = _seconds_of_observation(successor, size)
     print(
         f"docker: observing {size}: median {statistics.median(rounds):.4f}, longest {max(rounds):.4f}, "
-        f"first after a restart {first_seconds:.4f}"
+        f"first after a restart {first_seconds:.4f}",
+        flush=True,
     )
 
 

@@ -11,12 +11,13 @@ import shutil
 import statistics
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Callable
+from types import MappingProxyType
+from typing import Any, Callable
 
 from tests.conftest import require_root, require_tool
-from tests.engines.factory_fixture import AT_ONCE, Kind, factory_site, replacements
+from tests.engines.factory_fixture import AT_ONCE, Kind, Option, factory_site, replacements
 from tests.simulated import World, one_type
 from vac.config.settings import Settings
 from vac.drivers.engine import InlineEngine
@@ -34,8 +35,8 @@ GROUP_FILES = 4
 """What has to be read of a machine's cgroup: processes, CPU time, memory, peak memory."""
 SLEEP = "#!/bin/sh\nexec sleep 3600\n"
 WORK = """
-sleep $(( 20 + 0x$(cut -c1-2 /tmp/jobfeatures/job_id) * 20 / 256 ))
-echo '200 done' > /tmp/joboutputs/shutdown_message
+sleep $(( 20 + 0x$(cut -c1-2 $JOBFEATURES/job_id) * 20 / 256 ))
+echo '200 done' > $JOBOUTPUTS/shutdown_message
 """
 Step = Callable[[], object]
 
@@ -68,7 +69,7 @@ def run() -> None:
     for size in SIZES:
         with _directory() as root, _real_world(root, size) as world:
             _observe_and_cycle(world, size, _reading(world), _writing(root, size))
-    _fill()
+    fill("bubblewrap")
 
 
 def _observe_and_cycle(world: RealWorld, size: int, reading: Step, writing: Step) -> None:
@@ -162,17 +163,18 @@ def _real_world(root: Path, size: int) -> Iterator[RealWorld]:
         driver.close()
 
 
-def _fill() -> None:
+def fill(model: str, options: Mapping[str, Option] = MappingProxyType({}), **settings: Any) -> None:
     """A real factory process: time to fill by the ramp, then to replace what ends."""
-    with factory_site({"work": Kind(WORK, {"fizzle_seconds": 3})}, processors=SLOTS) as site:
+    kind = Kind(WORK, {"fizzle_seconds": 3, "machine_model": model, **options})
+    with factory_site({"work": kind}, processors=SLOTS, **settings) as site:
         site.wait_for(site.lives, "the first machine")
         begun = site.lives()[0].created
         site.wait_for(lambda: site.occupied() >= SLOTS, "all slots are taken", 180)
         full = max(life.started or 0.0 for life in site.lives())
-        print(f"filling {SLOTS} slots by the ramp: {full - begun:.1f} s", flush=True)
+        print(f"filling {SLOTS} {model} slots by the ramp: {full - begun:.1f} s", flush=True)
         site.wait_for(lambda: len(replacements(site.lives(), full)) >= REPLACED, "so many are replaced", 120)
         pauses = [start - end for end, start in replacements(site.lives(), full)]
         print(
-            f"replacing a machine that has ended, with {SLOTS - 1} beside it: median {statistics.median(pauses):.3f} s,"
-            f" longest of {len(pauses)} {max(pauses):.3f} s"
+            f"replacing a {model} machine that has ended, with {SLOTS - 1} beside it: "
+            f"median {statistics.median(pauses):.3f} s, longest of {len(pauses)} {max(pauses):.3f} s"
         )

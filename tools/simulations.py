@@ -2,7 +2,7 @@
 
     PYTHONPATH=. python tools/simulations.py [--kept] [FACTORIES …]
 
-With 10 and 100 factories it takes some five minutes, with 1,000 (the first 26 hours only) nearly an hour more.
+With 10 and 100 factories it takes some five minutes, with 1,000 (the first 30 hours only) half an hour more.
 Finished runs are kept in build/simulations and not run again: remove that after a change. --kept prints what
 is there, and runs nothing.
 """
@@ -26,7 +26,7 @@ HERE = Path(__file__).resolve().parent.parent
 SCENARIOS = HERE / "examples" / "simulate"
 KEPT = HERE / "build" / "simulations"
 ORDER = ("fill", "days", "idle", "broken", "return", "loss", "crashes", "mixed", "superslots", "half-classic")
-LARGE, MOST_HOURS = 1000, 26.0
+LARGE, MOST_HOURS = 1000, 30.0
 """So many factories are simulated for so long at most."""
 HEADER = (
     "| factories | policy | time to fill | in use | free despite work | error while filling, at most "
@@ -53,7 +53,7 @@ def main(words: list[str]) -> None:
             for policy in POLICIES:
                 result = results.get((name, size, policy))
                 if result is not None:
-                    print(row(size, policy, result))
+                    print(row(name, size, policy, result))
         print()
 
 
@@ -79,8 +79,8 @@ def no_site() -> tuple[Settings, dict[str, Machinetype]]:
     return Settings(), {}
 
 
-def row(size: int, policy: str, result: Result) -> str:
-    """One line of a table."""
+def row(name: str, size: int, policy: str, result: Result) -> str:
+    """One line of a table; hours where it isn't the whole scenario."""
     settled = percent(result.full.mean) if result.full else "–"
     if result.full and not result.recoveries:
         settled += f" ({percent(result.full.most)})"
@@ -89,8 +89,10 @@ def row(size: int, policy: str, result: Result) -> str:
         f"{one.machinetype} {duration(one.arrived_seconds)} ({duration(one.possible_seconds)})"
         for one in result.recoveries
     )
+    whole = read_scenario(SCENARIOS / f"{name}.ini", no_site).space.hours
+    hours = "" if result.space["hours"] == whole else f" ({result.space['hours']:g} h)"
     cells = (
-        f"{size:,}",
+        f"{size:,}{hours}",
         policy,
         duration(result.fill_seconds),
         percent(result.used),

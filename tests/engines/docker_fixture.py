@@ -1,7 +1,7 @@
-"""A dockerd of the tests' own: own directories, socket, containerd and network name space.
+"""Engines of containers of the tests' own: own directories, socket, containerd and network name space.
 
-It touches no engine that runs already, can be killed, stopped and restarted under its containers, and leaves
-neither processes nor mounts behind: it has network and mount name spaces to itself (a second dockerd in the
+They touch no engine that runs already, can be killed, stopped and restarted under their containers, and leave
+neither processes nor mounts behind: each has network and mount name spaces to itself (a second dockerd in the
 same network name space would destroy the first one's bridge).
 """
 
@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import io
+import json
 import os
 import shutil
 import signal
@@ -19,9 +20,10 @@ import tarfile
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Callable
+from typing import Callable, ClassVar
 
 import docker
 import pytest
@@ -34,6 +36,7 @@ COMMANDS = (
     "sh",
     "sleep",
     "cat",
+    "cut",
     "id",
     "hostname",
     "ls",
@@ -45,7 +48,6 @@ COMMANDS = (
     "readlink",
 )
 NEEDED = {
-    "dockerd": "docker.io",
     "docker-init": "tini",
     "busybox": "busybox-static",
     "ip": "iproute2",
@@ -55,11 +57,11 @@ NEEDED = {
 START_SECONDS = 60.0
 
 
-def require_docker() -> None:
-    """Fail, saying what to install, on a host where a private dockerd can't be run."""
-    missing = [package for program, package in NEEDED.items() if shutil.which(program) is None]
+def require(needed: Mapping[str, str]) -> None:
+    """Fail, saying what to install, where a private engine can't be run: Debian packages by command."""
+    missing = [package for program, package in needed.items() if shutil.which(program) is None]
     if missing:
-        pytest.fail(f"this test needs a Docker engine; as root: apt-get install {' '.join(missing)}")
+        pytest.fail(f"this test needs an engine of containers; as root: apt-get install {' '.join(missing)}")
     if os.geteuid() != 0:
         pytest.fail(f"this test needs root, and runs with user id {os.geteuid()}")
 
@@ -94,29 +96,43 @@ def wait_for(condition: Callable[[], bool], what: str, seconds: float = 60.0) ->
         time.sleep(0.02)
 
 
-class PrivateDocker:
-    """One dockerd. The image IMAGE is there from the start."""
+class PrivateEngine(ABC):
+    """One engine. The image IMAGE is there from the start."""
 
-    def __init__(self, live_restore: bool = False) -> None:
-        require_docker()
-        self.directory = Path(tempfile.mkdtemp(prefix="vac-dockerd-", dir="/tmp"))
-        self.url = f"unix://{self.directory}/docker.sock"
-        self.live_restore = live_restore
+    kind: ClassVar[str]
+    daemon: ClassVar[str]
+    """The command that is the engine."""
+    package: ClassVar[str]
+
+    def __init__(self) -> None:
+        require({self.daemon: self.package, **NEEDED})
+        self.directory = Path(tempfile.mkdtemp(prefix=f"vac-{self.kind}-", dir="/tmp"))
+        self.url = f"unix://{self.directory}/{self.kind}.sock"
         self._daemon: subprocess.Popen[bytes] | None = None
-        self._containerd: subprocess.Popen[bytes] | None = None
+        self._launched: list[subprocess.Popen[bytes]] = []
         self._holder = subprocess.Popen(
             ["unshare", "--net", "--mount", "--propagation", "private", "sleep", "infinity"]
         )
         try:
             wait_for(self._apart, "the name spaces are there")
             self.run("ip", "link", "set", "lo", "up")
-            self._start_containerd()
+            self.prepare()
             self.start()
             with contextlib.closing(self.client()) as client:
-                client.import_image_from_data(root_tar(), *IMAGE.split(":"))
+                done = client.import_image_from_data(root_tar(), *IMAGE.split(":"))
+                repository, tag = IMAGE.split(":")
+                client.tag(json.loads(done.split("\n")[0])["status"], repository, tag)
         except BaseException:
             self.close()
             raise
+
+    @abstractmethod
+    def prepare(self) -> None:
+        """Make what the engine needs before it starts for the first time."""
+
+    @abstractmethod
+    def command(self) -> Sequence[str]:
+        """The engine's command line."""
 
     def run(self, *command: str) -> None:
         """Run a command in the engine's network and mount name spaces."""
@@ -132,42 +148,34 @@ class PrivateDocker:
             return str(client.inspect_image(reference)["Id"])  # type: ignore[no-untyped-call]
 
     def start(self) -> None:
-        """Start dockerd and wait until it answers."""
-        command = [
-            *(*self._enter(), "dockerd", "--host", self.url),
-            *("--data-root", f"{self.directory}/data", "--exec-root", f"{self.directory}/exec"),
-            *("--pidfile", f"{self.directory}/pid", "--shutdown-timeout", "2"),
-            *("--containerd", f"{self.directory}/containerd.sock"),
-            *("--cgroup-parent", f"/{self.directory.name}"),
-            *(["--live-restore"] if self.live_restore else []),
-        ]
-        self._daemon = self._launch(command)
-        wait_for(self.answers, f"dockerd answers; its log: {self.directory}/log", START_SECONDS)
+        """Start the engine and wait until it answers."""
+        self._daemon = self.launch(*self.command())
+        wait_for(self.answers, f"{self.daemon} answers; its log: {self.directory}/log", START_SECONDS)
 
     def answers(self) -> bool:
         """Does the engine answer now?"""
         if self._daemon is not None and self._daemon.poll() is not None:
-            pytest.fail(f"dockerd has ended:\n{(self.directory / 'log').read_text()[-2000:]}")
+            pytest.fail(f"{self.daemon} has ended:\n{(self.directory / 'log').read_text()[-2000:]}")
         with socket.socket(socket.AF_UNIX) as probe:
             try:
                 probe.settimeout(5)
-                probe.connect(str(self.directory / "docker.sock"))
+                probe.connect(self.url.partition("://")[2])
                 probe.sendall(b"GET /_ping HTTP/1.0\r\n\r\n")
                 return b" 200 " in probe.recv(64)
             except OSError:
                 return False
 
     def kill(self) -> None:
-        """Kill dockerd alone, as a crash would; containerd and containers go on."""
+        """Kill the daemon alone, as a crash would; containerd and containers go on."""
         self._end(signal.SIGKILL)
 
     def stop(self) -> None:
-        """End dockerd properly; without live-restore it ends its containers."""
+        """End the daemon properly; dockerd without live-restore ends its containers."""
         self._end(signal.SIGTERM)
 
     @contextlib.contextmanager
     def hanging(self) -> Iterator[None]:
-        """Within it dockerd accepts connections and answers nothing."""
+        """Within it the daemon accepts connections and answers nothing."""
         assert self._daemon is not None
         os.kill(self._daemon.pid, signal.SIGSTOP)
         tasks = Path(f"/proc/{self._daemon.pid}/task")
@@ -177,21 +185,21 @@ class PrivateDocker:
                     (task / "stat").read_text().rpartition(")")[2].split()[0] == "T"
                     for task in tasks.iterdir()
                 ),
-                "all of dockerd has stopped",
+                "all of it has stopped",
             )
             yield
         finally:
             os.kill(self._daemon.pid, signal.SIGCONT)
 
-    def listening_socket(self) -> socket.socket:
-        """A TCP server socket on the loopback address that this dockerd sees as its own."""
+    def listening_socket(self, address: str = "127.0.0.1") -> socket.socket:
+        """A TCP server socket at this address of the network namespace that this engine is in."""
         made: list[socket.socket] = []
 
         def make() -> None:
             with Path(f"/proc/{self._holder.pid}/ns/net").open("rb") as namespace:
                 if ctypes.CDLL(None, use_errno=True).setns(namespace.fileno(), 0):
                     raise OSError(ctypes.get_errno(), "setns")
-            made.append(socket.create_server(("127.0.0.1", 0)))
+            made.append(socket.create_server((address, 0)))
 
         thread = threading.Thread(target=make)
         thread.start()
@@ -211,15 +219,13 @@ class PrivateDocker:
             self.remove_containers()
         if self._daemon is not None and self._daemon.poll() is None:
             self.stop()
-        if self._containerd is not None:
-            self._containerd.terminate()
-            self._containerd.wait(20)
-        for process in self._processes():
+        for number in self._processes():
             with contextlib.suppress(ProcessLookupError):
-                os.kill(process, signal.SIGKILL)
+                os.kill(number, signal.SIGKILL)
         wait_for(lambda: not self._processes(), "the engine's processes are gone")
         self._holder.kill()
-        self._holder.wait()
+        for process in (self._holder, *self._launched):
+            process.wait(20)
         for parent in Path("/sys/fs/cgroup").glob(f"**/{self.directory.name}"):
             for group, _, _ in os.walk(parent, topdown=False):
                 Path(group).rmdir()
@@ -236,22 +242,22 @@ class PrivateDocker:
         own, theirs = Path("/proc/self/ns"), Path(f"/proc/{self._holder.pid}/ns")
         return all((own / kind).stat().st_ino != (theirs / kind).stat().st_ino for kind in ("net", "mnt"))
 
-    def _start_containerd(self) -> None:
-        """Of its own, as hosts have it: one that dockerd starts would die with it."""
-        configuration = self.directory / "containerd.toml"
-        configuration.write_text('version = 2\ndisabled_plugins = ["io.containerd.grpc.v1.cri"]\n')
-        address = self.directory / "containerd.sock"
-        self._containerd = self._launch(
-            [
-                *(*self._enter(), "containerd", "--config", str(configuration), "--address", str(address)),
-                *("--root", f"{self.directory}/containerd", "--state", f"{self.directory}/containerd-state"),
-            ]
-        )
-        wait_for(address.exists, "containerd listens", START_SECONDS)
-
-    def _launch(self, command: list[str]) -> subprocess.Popen[bytes]:
+    def launch(self, *command: str) -> subprocess.Popen[bytes]:
+        """Start a daemon in the engine's name spaces."""
         with (self.directory / "log").open("ab") as log:
-            return subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
+            process = subprocess.Popen(
+                [*self._enter(), *command],
+                stdout=log,
+                stderr=log,
+                env={**os.environ, **self.environment()},
+                start_new_session=True,
+            )
+        self._launched.append(process)
+        return process
+
+    def environment(self) -> Mapping[str, str]:
+        """What daemons find in their environment beside what is there."""
+        return {}
 
     def _end(self, how: signal.Signals) -> None:
         assert self._daemon is not None
@@ -266,3 +272,36 @@ class PrivateDocker:
                 if entry.name.isdigit() and mark in (entry / "cmdline").read_bytes():
                     found.append(int(entry.name))
         return [process for process in found if process != os.getpid()]
+
+
+class PrivateDocker(PrivateEngine):
+    """A dockerd. live_restore: it keeps its containers when it ends."""
+
+    kind = "docker"
+    daemon = "dockerd"
+    package = "docker.io"
+
+    def __init__(self, live_restore: bool = False) -> None:
+        self.live_restore = live_restore
+        super().__init__()
+
+    def prepare(self) -> None:
+        """A containerd of its own, as hosts have it: one that dockerd starts would die with it."""
+        configuration = self.directory / "containerd.toml"
+        configuration.write_text('version = 2\ndisabled_plugins = ["io.containerd.grpc.v1.cri"]\n')
+        address = self.directory / "containerd.sock"
+        self.launch(
+            *("containerd", "--config", str(configuration), "--address", str(address)),
+            *("--root", f"{self.directory}/containerd", "--state", f"{self.directory}/containerd-state"),
+        )
+        wait_for(address.exists, "containerd listens", START_SECONDS)
+
+    def command(self) -> Sequence[str]:
+        """See PrivateEngine."""
+        return [
+            *("dockerd", "--host", self.url, "--shutdown-timeout", "2"),
+            *("--data-root", f"{self.directory}/data", "--exec-root", f"{self.directory}/exec"),
+            *("--pidfile", f"{self.directory}/pid", "--containerd", f"{self.directory}/containerd.sock"),
+            *("--cgroup-parent", f"/{self.directory.name}"),
+            *(["--live-restore"] if self.live_restore else []),
+        ]

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Callable, Union
@@ -90,6 +90,10 @@ class FactorySite:
         self.config = home / "config" / "vac.conf"
         self.log_file = home / "log"
         self.process: subprocess.Popen[bytes] | None = None
+        self.enter: Sequence[str] = ()
+        """Words before each command: where it runs."""
+        self.words: Sequence[str] = ("--role", "factory")
+        """What is started of vacd; nothing: all of it."""
         self.state.root.mkdir()
         self.config.parent.mkdir(mode=0o700)
 
@@ -122,7 +126,7 @@ class FactorySite:
 
     def start(self, module: str = "vac.daemon", **variables: str) -> None:
         """Start the factory; its log goes to log_file. variables are added to its environment."""
-        command = [sys.executable, "-m", module, "--role", "factory", "--config", str(self.config)]
+        command = [*self.enter, sys.executable, "-m", module, *self.words, "--config", str(self.config)]
         environment = {**self.environment, **variables}
         with self.log_file.open("ab") as log:
             self.process = subprocess.Popen(command, env=environment, cwd=ROOT, stderr=log, stdout=log)
@@ -140,7 +144,7 @@ class FactorySite:
 
     def vac(self, *words: str) -> subprocess.CompletedProcess[str]:
         """Run bin/vac for this factory."""
-        command = [str(ROOT / "bin" / "vac"), "--config", str(self.config), *words]
+        command = [*self.enter, str(ROOT / "bin" / "vac"), "--config", str(self.config), *words]
         return subprocess.run(
             command,
             env=self.environment,

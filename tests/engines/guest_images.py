@@ -27,7 +27,8 @@ KERNEL = "linux-image-cloud-amd64"
 PACKAGES = ("isolinux", "syslinux-common", "busybox-static")
 MODULES = ("virtio_pci", "virtio_net", "virtio_blk", "virtio-rng", "button", "evdev")
 """What a guest needs beside what is built in: serial console, ext4."""
-COMMAND_LINE = "console=ttyS0 quiet panic=1 random.trust_cpu=on"
+COMMAND_LINE = "console=ttyS0 quiet panic=1 random.trust_cpu=on no_timer_check"
+"""On a busy host the kernel would take the emulated timer for a broken one."""
 Content = Union[str, bytes, Path]
 
 PREAMBLE = """#!/bin/busybox sh
@@ -116,11 +117,11 @@ def initramfs(guest: Guest) -> Path:
         **{str(path.relative_to(packages)): path for path in modules},
         **guest.files,
     }
-    return _built("initrd.gz", files, lambda target: _make_initramfs(files, _version(packages), target))
+    return built("initrd.gz", files, lambda target: _make_initramfs(files, _version(packages), target))
 
 
-def boot_iso(guest: Guest) -> Path:
-    """A CD image that boots it, also as a disk; 16 MiB."""
+def boot_iso(guest: Guest, partition: Path | None = None) -> Path:
+    """A CD image that boots it, also as a disk; 16 MiB. partition: the image of a second one on it."""
     packages = _unpacked()
     files: dict[str, Content] = {
         "isolinux/vmlinuz": kernel(),
@@ -130,17 +131,21 @@ def boot_iso(guest: Guest) -> Path:
         "isolinux/isolinux.cfg": _ISOLINUX,
     }
     hybrid = packages / "usr/lib/ISOLINUX/isohdpfx.bin"
-    return _built("iso", files, lambda target: _make_iso(files, hybrid, target))
+    options = ["-isohybrid-mbr", str(hybrid)]
+    if partition is not None:
+        options += ["-append_partition", "2", "0x83", str(partition)]
+    parts = {**files, **({} if partition is None else {"": partition})}
+    return built("iso", parts, lambda target: _make_iso(files, options, target))
 
 
-def disk_qcow2(guest: Guest) -> Path:
+def disk_qcow2(guest: Guest, partition: Path | None = None) -> Path:
     """The same as a disk image."""
-    iso = boot_iso(guest)
+    iso = boot_iso(guest, partition)
     command = [require_tool("qemu-img"), "convert", "-q", "-f", "raw", "-O", "qcow2", str(iso)]
-    return _built("qcow2", {"iso": iso}, lambda target: _run(*command, str(target)))
+    return built("qcow2", {"iso": iso}, lambda target: run(*command, str(target)))
 
 
-def _built(kind: str, parts: Mapping[str, Content], make: Callable[[Path], object]) -> Path:
+def built(kind: str, parts: Mapping[str, Content], make: Callable[[Path], object]) -> Path:
     """What make() makes of these parts, which is done once. Files among them are known by path and mtime."""
     digest = hashlib.sha256()
     for name, content in sorted(parts.items()):
@@ -180,9 +185,9 @@ def _unpacked() -> Path:
         debs.mkdir()
         _download(debs)
         for deb in debs.iterdir():
-            _run("dpkg", "-x", str(deb), str(tree))
+            run("dpkg", "-x", str(deb), str(tree))
         version = _version(tree)
-        _run("depmod", "-b", str(tree), version)
+        run("depmod", "-b", str(tree), version)
         shutil.rmtree(tree / "usr/share", ignore_errors=True)
         tree.rename(CACHE / f"packages-{version}")
     return CACHE / f"packages-{version}"
@@ -192,7 +197,7 @@ def _download(directory: Path) -> None:
     """The packages. A fresh host may not know yet which there are."""
     for prepare in ([], ["apt-get", "-q", "update"]):
         if prepare:
-            _run(*prepare)
+            run(*prepare)
         depends = subprocess.run(
             ["apt-cache", "depends", KERNEL], capture_output=True, text=True, check=False
         ).stdout
@@ -212,7 +217,7 @@ def _module_files(packages: Path, modules: Sequence[str]) -> list[Path]:
     found = []
     for module in modules:
         command = ["modprobe", "-d", str(packages), "-S", _version(packages), "--show-depends", module]
-        for line in _run(*command).splitlines():
+        for line in run(*command).splitlines():
             kind, _, path = line.partition(" ")
             if kind == "insmod":
                 found.append(Path(path.strip()))
@@ -226,19 +231,19 @@ def _make_initramfs(files: Mapping[str, Content], version: str, target: Path) ->
         for name in ("proc", "sys", "dev", "tmp", "etc", "mnt"):
             (root / name).mkdir(exist_ok=True)
         _fill(root, files)
-        _run("depmod", "-b", str(root), version)
+        run("depmod", "-b", str(root), version)
         names = b"\0".join(os.fsencode(path.relative_to(root)) for path in sorted(root.rglob("*")))
         command = [require_tool("cpio"), "--null", "--create", "--format=newc", "--quiet", "--owner=0:0"]
         done = subprocess.run(command, cwd=root, input=names, capture_output=True, check=True)
         target.write_bytes(gzip.compress(done.stdout, 6, mtime=0))
 
 
-def _make_iso(files: Mapping[str, Content], hybrid: Path, target: Path) -> None:
+def _make_iso(files: Mapping[str, Content], options: Sequence[str], target: Path) -> None:
     with tempfile.TemporaryDirectory(dir=CACHE) as scratch:
         _fill(Path(scratch), files)
         boot = ["-b", "isolinux/isolinux.bin", "-c", "isolinux/boot.cat", "-no-emul-boot"]
-        boot += ["-boot-load-size", "4", "-boot-info-table", "-isohybrid-mbr", str(hybrid)]
-        _run(
+        boot += ["-boot-load-size", "4", "-boot-info-table", *options]
+        run(
             require_tool("xorriso"),
             "-as",
             "mkisofs",
@@ -263,7 +268,8 @@ def _fill(root: Path, files: Mapping[str, Content]) -> None:
         path.chmod(0o755)
 
 
-def _run(*command: str) -> str:
+def run(*command: str) -> str:
+    """What the command prints; it has to succeed."""
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, f"{' '.join(command)}: {done.stderr}"
     return done.stdout

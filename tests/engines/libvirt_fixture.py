@@ -7,15 +7,17 @@ neither processes nor files behind.
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
 import shutil
 import signal
 import subprocess
 import tempfile
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Callable
+from typing import Any, Callable, TypeVar
 
 import libvirt
 import pytest
@@ -25,6 +27,7 @@ from tests.engines.guest_images import CACHE
 from vac.drivers.libvirt_api import start_event_loop
 from vac.drivers.libvirt_xml import NETWORK
 
+_Result = TypeVar("_Result")
 TOOLS = ("libvirtd", "virtlogd", "virsh", "qemu-system-x86_64", "qemu-img", "dnsmasq", "ip", "nsenter")
 PATIENCE_SECONDS = 90.0
 PRIVATE = {
@@ -37,6 +40,7 @@ PRIVATE = {
 """Directories that libvirtd doesn't let anybody choose: it gets its own by mounts."""
 CONFIGURATION = """
 mkdir -p /run/libvirt
+cp /etc/hosts "$0/hosts"; mount --bind "$0/hosts" /etc/hosts
 cp -a /etc/libvirt/qemu.conf /etc/libvirt/nwfilter "$0/etc/"
 touch "$0/etc/libvirtd.conf"
 if [ -c /dev/kvm ]; then
@@ -84,7 +88,7 @@ class PrivateLibvirt:
             self.run("sh", "-eu", "-c", CONFIGURATION, str(self.directory))
             for name, place in PRIVATE.items():
                 self.run("mount", "--bind", str((self.directory / name).resolve()), place)
-            self._launch("virtlogd", "virtlogd")
+            self._launch("virtlogd", "virtlogd", "--pid-file", f"{self.directory}/virtlogd.pid")
             self.start()
         except BaseException:
             self.close()
@@ -96,9 +100,29 @@ class PrivateLibvirt:
         namespaces = f"/proc/{self._holder.pid}/ns"
         return ["nsenter", f"--net={namespaces}/net", f"--mount={namespaces}/mnt"]
 
+    @property
+    def proc(self) -> Path:
+        """What /proc tells there of the network and the mounts."""
+        return Path(f"/proc/{self._holder.pid}")
+
     def run(self, *command: str) -> None:
         """Run a command there."""
         subprocess.run([*self.enter, *command], check=True)
+
+    def inside(self, call: Callable[[], _Result]) -> _Result:
+        """What call() gives in a thread that sees libvirtd's network as its own."""
+        results: list[_Result] = []
+
+        def enter() -> None:
+            with Path(f"/proc/{self._holder.pid}/ns/net").open("rb") as namespace:
+                if ctypes.CDLL(None, use_errno=True).setns(namespace.fileno(), 0):
+                    raise OSError(ctypes.get_errno(), "setns")
+            results.append(call())
+
+        thread = threading.Thread(target=enter)
+        thread.start()
+        thread.join()
+        return results[0]
 
     def virsh(self, *words: str) -> str:
         """What virsh prints."""

@@ -13,9 +13,9 @@ from typing import Any
 from tests.engines.libvirt_fixture import PATIENCE_SECONDS, PrivateLibvirt, wait_for
 from vac.config.machinetype import Machinetype
 from vac.config.settings import Settings
-from vac.drivers.base import EngineState, EngineUnavailable, MachineSpec, Observed
-from vac.drivers.images import Fetch
+from vac.drivers.base import EngineState, EngineUnavailable, Fetch, MachineSpec, Observed
 from vac.drivers.libvirt_engine import LibvirtDriver
+from vac.host.nat import NatHost
 
 FACTORY = "factory1.example.com"
 MIB = 1024 * 1024
@@ -38,7 +38,8 @@ class Machines:
 
     def successor(self, **keywords: Any) -> LibvirtDriver:
         """Another driver of the same factory, as after a restart."""
-        driver = LibvirtDriver(self.settings, self._fetch, **keywords)
+        nat = NatHost(tuple(self.engine.enter), self.engine.directory / "hosts")
+        driver = LibvirtDriver(self.settings, self._fetch, nat=nat, **keywords)
         self._drivers.append(driver)
         return driver
 
@@ -62,12 +63,17 @@ class Machines:
             address=f"169.254.169.{number}",
         )
 
-    def create(self, spec: MachineSpec) -> MachineSpec:
-        """Create the machine as soon as its image is ready."""
-        machinetype = spec.machinetype
+    def prepare(self, spec: MachineSpec) -> None:
+        """Wait until the machine's type can be made."""
+        kind = spec.machinetype
         wait_for(
-            lambda: self.driver.prepare(machinetype, self.settings, spec.files) is None, "the image is ready"
+            lambda: self.driver.prepare(kind, self.settings, spec.files) is None,
+            lambda: f"its type is ready: {self.driver.prepare(kind, self.settings, spec.files)}",
         )
+
+    def create(self, spec: MachineSpec) -> MachineSpec:
+        """Create the machine as soon as its image and network are ready."""
+        self.prepare(spec)
         self.driver.create(spec)
         return spec
 

@@ -70,7 +70,8 @@ class Site:
             (state_dir / name).mkdir(exist_ok=True)
         self.groups = groups
         self.model = model
-        self.driver = ProcessDriver(groups, ImageCache(state_dir / "imagecache", state_dir / "tmp").fetch)
+        cache = ImageCache(state_dir / "imagecache", state_dir / "tmp")
+        self.driver = ProcessDriver(groups, lambda source, signing_dn=None: cache.fetch(source))
         self.image = "/"
         if model == "singularity":
             self.image = str(state_dir / "machinetypes/t/files/busybox")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import email.utils
+import hashlib
 import http.server
 import os
 import shutil
@@ -16,9 +17,9 @@ from typing import Any
 import pytest
 
 from tests.conftest import require_root, require_tool
-from tests.engines.process_site import Site, group_makers, make_tree, open_site
+from tests.engines.process_site import Site, group_makers, make_tree, open_site, wait_for
 from vac.cli.main import main
-from vac.drivers.base import Preparing
+from vac.drivers.base import MachineSpec, Preparing, Trace
 
 pytestmark = pytest.mark.engine
 
@@ -66,12 +67,26 @@ def runs_from(site: Site, **options: Any) -> bool:
     return site.output(spec, "motd") == "the image"
 
 
+def facts_of(site: Site, spec: MachineSpec, wanted: str) -> str:
+    """What the driver tells of a machine, which may take a while."""
+    found: dict[str, str] = {}
+
+    def told() -> bool:
+        found.update(site.driver.traces().get(spec.uuid, Trace()).facts)
+        return wanted in found
+
+    wait_for(told, f"{wanted} is known")
+    return found[wanted]
+
+
 @pytest.mark.parametrize("image", ["image.sif", "image.sqsh"])
 def test_image_file(site: Site, image: str) -> None:
     spec = site.create(site.spec(1, root_image=image))
     assert runs_from(site, root_image=image)
     own = [Path(f"/proc/{process}/cmdline").read_bytes() for process in site.processes(spec)]
     assert b"sleep\x00600\x00" in own
+    file = site.settings.state_dir / "machinetypes/t/files" / image
+    assert facts_of(site, spec, "image_digest") == f"sha256:{hashlib.sha256(file.read_bytes()).hexdigest()}"
     site.driver.destroy(spec.name, spec.uuid)
     assert not site.processes(spec), "the program that serves the image belongs to the machine as well"
 

@@ -281,7 +281,7 @@ APPTAINER_FAILURES: list[Failure] = [
     ("", {"root_image": "docker://busybox"}, "takes http:// and https:// URLs and paths only"),
     ("", {"root_image": "oras://a/b"}, "takes http:// and https:// URLs and paths only"),
     ("", {"root_image": "--fakeroot"}, "files/--fakeroot can't be found"),
-    ("", {"root_image": "http://a/b"}, "image http://a/b has not been downloaded"),
+    ("", {"root_image": "http://a/b"}, "image http://a/b"),
     ("", {"root_image": "/etc/passwd"}, "/etc/passwd"),
     ("", {"container_command": "/not/there"}, "stat /not/there: no such file or directory"),
     ("", {"container_command": "/etc/motd"}, "permission denied"),

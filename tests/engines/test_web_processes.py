@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
-import os
 import signal
 import subprocess
 import sys
@@ -12,70 +10,28 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from tests.conftest import require_root, require_tool
-from tests.unit.state_dirs import machinetype_of, new_machine, new_state
+from tests.engines.web_fixture import FACTORY, PATIENCE_SECONDS, ROOT, WebSite
 from vac.host.privileges import READ_ANY_FILE, unprivileged_user
-from vac.machines.creation import Access
-from vac.machines.layout import StateDir, slot_address, slot_name
+from vac.machines.slots import discard
 
 pytestmark = pytest.mark.engine
-ROOT = Path(__file__).parents[2]
-FACTORY = "node1.example.org"
 METADATA, MJF = "169.254.169.254", "169.254.169.253"
-PATIENCE_SECONDS = 60
-CLIENT = """
-import http.client, json, sys
-for line in sys.stdin:
-    source, host, method, path, body = json.loads(line)
-    try:
-        connection = http.client.HTTPConnection(host, 80, 60, source_address=(source, 0))
-        connection.request(method, path, body)
-        reply = connection.getresponse()
-        print(json.dumps([reply.status, reply.read().decode("latin-1")]), flush=True)
-        connection.close()
-    except OSError as error:
-        print(json.dumps([0, str(error)]), flush=True)
-"""
 
 
-class Host:
-    """A network of its own with both processes in it, and a client that has any address."""
+class Host(WebSite):
+    """In a network that has only the loopback interface."""
 
     def __init__(self, directory: Path) -> None:
-        self.state: StateDir = new_state(directory)
-        for number in range(2):
-            name, address = slot_name(FACTORY, number), slot_address(number)
-            content = b"secret of %d" % number
-            machinetype = machinetype_of(machine_model="vm-raw")
-            new_machine(
-                self.state, machinetype, name=name, ip=address, user_data=content, access=Access()
-            ).directory.chmod(0o755)
-        self.config = directory / "vac.conf"
-        self.configure(FACTORY)
         self.keeper = subprocess.Popen(["unshare", "--net", "sleep", "infinity"])
         while Path(f"/proc/{self.keeper.pid}/ns/net").readlink() == Path("/proc/self/ns/net").readlink():
             time.sleep(0.01)
+        enter = ["nsenter", "--net", f"--target={self.keeper.pid}"]
+        super().__init__(directory, enter, [b"secret of 0", b"secret of 1"])
         self.ip("link", "set", "lo", "up")
-        self.client = subprocess.Popen(
-            self.inside(sys.executable, "-c", CLIENT),
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        self.processes: dict[str, subprocess.Popen[bytes]] = {}
-
-    def configure(self, factory_name: str) -> None:
-        self.config.write_text(
-            f"[settings]\nvac_space = vac01.example.org\nfactory_name = {factory_name}\n"
-            f"state_dir = {self.state.root}\n"
-        )
-
-    def inside(self, *command: str) -> list[str]:
-        return ["nsenter", "--net", f"--target={self.keeper.pid}", *command]
 
     def ip(self, *words: str) -> None:
         subprocess.run(self.inside("ip", *words), check=True, timeout=PATIENCE_SECONDS)
@@ -84,52 +40,10 @@ class Host:
         for address in (METADATA, MJF, "169.254.169.0", "169.254.169.1"):
             self.ip("addr", verb, f"{address}/32", "dev", "lo")
 
-    def start(self, role: str) -> None:
-        command = [sys.executable, "-m", "vac.daemon", "--role", role, "--config", str(self.config)]
-        log = (self.state.root / f"{role}.log").open("ab")
-        with log:
-            self.processes[role] = subprocess.Popen(
-                self.inside(*command),
-                cwd=ROOT,
-                stdout=log,
-                stderr=log,
-                env={**os.environ, "PYTHONPATH": str(ROOT)},
-            )
-        self.wait_for_line(role, "serving at")
-
-    def wait_for_line(self, role: str, text: str) -> None:
-        end = time.monotonic() + PATIENCE_SECONDS
-        log = self.state.root / f"{role}.log"
-        while text not in log.read_text():
-            assert time.monotonic() < end, log.read_text()
-            assert self.processes[role].poll() is None, log.read_text()
-            time.sleep(0.05)
-
-    def ask(
-        self, host: str, path: str, method: str = "GET", body: str | None = None, source: int = 0
-    ) -> tuple[int, str]:
-        assert self.client.stdin
-        assert self.client.stdout
-        self.client.stdin.write(json.dumps([slot_address(source), host, method, path, body]) + "\n")
-        self.client.stdin.flush()
-        status, content = json.loads(self.client.stdout.readline())
-        return status, content
-
-    def line(self, role: str, name: str) -> list[str]:
-        for line in Path(f"/proc/{self.processes[role].pid}/status").read_text().splitlines():
-            if line.startswith(f"{name}:"):
-                return line.split()[1:]
-        return []
-
     def close(self) -> None:
-        running: list[subprocess.Popen[Any]] = [*self.processes.values(), self.client, self.keeper]
-        for process in running:
-            process.kill()
-            process.wait()
-        for pipe in (self.client.stdin, self.client.stdout):
-            if pipe is not None:
-                with contextlib.suppress(OSError):
-                    pipe.close()
+        super().close()
+        self.keeper.kill()
+        self.keeper.wait()
 
 
 @pytest.fixture
@@ -174,6 +88,32 @@ def test_machines_are_served_without_rights_wherever_the_addresses_come_from(hos
             time.sleep(0.05)
         process.send_signal(signal.SIGTERM)
         assert process.wait(PATIENCE_SECONDS) == 0
+
+
+def test_vacd_starts_them_once_a_type_of_vms_is_configured(host: Host) -> None:
+    host.configure(
+        FACTORY, "[machinetype c]\nmachine_model = bubblewrap\nroot_image = /none\nuser_data = none\n"
+    )
+    for machine in host.machines:
+        discard(host.state, machine)
+    files = host.state.machinetype_files("v")
+    files.mkdir(parents=True)
+    (files / "user_data").write_text("#!/bin/sh\n")
+    host.start_vacd()
+    host.wait_for_line("vacd", "factory is ready")
+    assert "metadata" not in host.log("vacd")
+    host.configure(
+        FACTORY,
+        f"libvirt_uri = qemu+unix:///system?socket={host.state.root}/none\n[machinetype v]\ntarget_share = 1\n"
+        "machine_model = vm-raw\nroot_image = /none\nuser_data = user_data\n",
+    )
+    host.processes["vacd"].send_signal(signal.SIGUSR1)
+    for role in ("metadata", "mjf"):
+        host.wait_for_line("vacd", f"vacd-{role}")
+        host.wait_for_line("vacd", f"{role} is ready")
+    assert host.log("vacd").count("serving at") == 2
+    host.processes["vacd"].send_signal(signal.SIGTERM)
+    assert host.processes["vacd"].wait(PATIENCE_SECONDS) == 0
 
 
 def test_a_process_that_serves_the_wrong_factory_ends_to_be_started_anew(host: Host) -> None:

@@ -43,11 +43,15 @@ KINDS = {
 def space() -> Iterator[Space]:
     """The space, started from nothing with all that the tests need."""
     with space_of(FACTORIES, PROCESSORS) as space:
-        own: Mapping[str, Mapping[str, Option]] = {CLASSIC: {"share_policy": "classic"}}
-        space.configure(KINDS, own, udp_timeout_seconds=2, machines_per_cycle=AT_ONCE)
+        configure(space)
         for factory in space.factories:
             factory.start_vacd()
         yield space
+
+
+def configure(space: Space, **settings: Option) -> None:
+    own: Mapping[str, Mapping[str, Option]] = {CLASSIC: {"share_policy": "classic"}}
+    space.configure(KINDS, own, udp_timeout_seconds=2, machines_per_cycle=AT_ONCE, **settings)
 
 
 def shares_are_met(space: Space, begin: float, end: float) -> bool:
@@ -125,7 +129,6 @@ def test_from_one_factory_the_whole_space_is_seen(space: Space) -> None:
     space.wait_for(lambda: seen_types() == types, "all machinetypes are told of")
 
 
-@pytest.mark.slow
 def test_a_factory_cut_off_goes_on_with_what_it_knows_and_is_missed(space: Space) -> None:
     space.wait_for(space.is_full, "all slots are taken")
     alone, others = space.factories[2], [*space.factories[:2], *space.factories[3:]]
@@ -167,6 +170,22 @@ def test_a_factory_killed_and_started_again_keeps_its_machines(space: Space) -> 
     space.wait_for(lambda: len(ended()) == len(before), "all of them end")
     assert all(life.message == "200 all done" for life in ended()), "each of them has come to its own end"
     wait_for_shares(space)
+
+
+def test_a_changed_port_and_a_key_are_taken_up_by_all(space: Space) -> None:
+    space.wait_for(space.is_full, "all slots are taken", 60)
+    asked = space.factories[0]
+    key = asked.home / "space.key"
+    key.write_text("a secret of the whole space")
+    configure(space, vacquery_port=1995, vacquery_key_file=key)
+    for factory in space.factories:
+        factory.wake()
+
+    def answers() -> int:
+        return len(asked.vac("factories").stdout.splitlines())
+
+    space.wait_for(lambda: answers() == FACTORIES, "all answer at the new port and by the key", 90)
+    space.wait_for(lambda: not any(map(silent_for, space.factories)), "all hear each other again", 90)
 
 
 @pytest.mark.slow

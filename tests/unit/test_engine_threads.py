@@ -44,15 +44,22 @@ class Clock:
         return self.now
 
 
-DEADLINES = Deadlines()
-
-
 class Factory:
     """The loop's side of an engine: its queue."""
 
-    def __init__(self, clock: Clock, driver: FakeDriver, deadlines: Deadlines = DEADLINES) -> None:
+    def __init__(
+        self, clock: Clock, driver: FakeDriver, retry_seconds: float = 600.0, patient: bool = False
+    ) -> None:
         self.messages: queue.SimpleQueue[Message] = queue.SimpleQueue()
-        self.engine = Engine("fake", driver, self.messages.put, clock, deadlines, lambda: clock.elapsed)
+        self.engine = Engine(
+            "fake",
+            driver,
+            self.messages.put,
+            clock,
+            Deadlines(retry_seconds=retry_seconds),
+            timer=lambda: clock.elapsed,
+            patient=patient,
+        )
 
     def next(self, *kinds: type) -> Message:
         """The next message of these kinds; others are dropped."""
@@ -139,6 +146,29 @@ def test_requests_during_an_observation_make_one_more(factory: Factory, fake: Fa
     assert isinstance(factory.next(Created, Observation), Created)
 
 
+def test_stops_that_take_their_time_hold_up_neither_each_other_nor_creations(
+    fake: FakeEngine, clock: Clock
+) -> None:
+    factory = Factory(clock, fake.driver(), patient=True)
+    names = [f"f1-0{number}.example.com" for number in range(3)]
+    for name in names:
+        factory.engine.create(spec(name, name))
+        factory.next(Created)
+    gate = fake.hang("stop")
+    for name in names:
+        factory.engine.stop(name, name)
+    deadline = time.monotonic() + PATIENCE
+    while len(factory.engine._outstanding()) < len(names):
+        assert time.monotonic() < deadline, "all stops are under way"
+        time.sleep(0.001)
+    factory.engine.create(spec("f1-03.example.com", "u3"))
+    assert isinstance(factory.next(Created, Stopped), Created)
+    gate.set()
+    stopped = [factory.next(Stopped) for _ in names]
+    assert {message.name for message in stopped if isinstance(message, Stopped)} == set(names)
+    factory.engine.close()
+
+
 def test_life_of_a_machine_is_reported_step_by_step(factory: Factory) -> None:
     factory.engine.create(spec())
     factory.engine.stop("f1-00.example.com", "u0")
@@ -214,7 +244,7 @@ def test_unavailable_engine_is_a_problem_until_it_answers_again(factory: Factory
 def test_observation_that_failed_is_made_again_without_being_asked_for(
     clock: Clock, fake: FakeEngine
 ) -> None:
-    factory = Factory(clock, fake.driver(), Deadlines(retry_seconds=0.01))
+    factory = Factory(clock, fake.driver(), retry_seconds=0.01)
     fake.unavailable = "cannot connect"
     factory.engine.request_observation()
     assert factory.next(ObservationFailed) and factory.next(ObservationFailed)
@@ -340,7 +370,7 @@ def test_events_are_listened_to_as_soon_as_an_observation_shows_that_the_engine_
 ) -> None:
     monkeypatch.setattr("vac.drivers.engine.FIRST_PAUSE_SECONDS", 1000.0)
     fake.unavailable = "cannot connect"
-    factory = Factory(clock, fake.driver(), Deadlines(retry_seconds=0.01))
+    factory = Factory(clock, fake.driver(), retry_seconds=0.01)
     factory.engine.request_observation()
     factory.next(ObservationFailed)
     fake.unavailable = None

@@ -43,6 +43,7 @@ FULL = Status(
     silent={"b.example.org": None, "c.example.org": 3.0},
     created=(Creation(1.0, "t", "a-00.example.org", 1, "share"),),
     failed={"u": Creation(2.0, "u", reason="no image")},
+    pipes={"vo": "no such host", "other": None},
     slot_states={"a-00.example.org": "Zombie"},
 )
 json_values = st.recursive(

@@ -14,14 +14,14 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from vac.cli import common
+from vac.cli import common, doctor_vms
 from vac.cli.doctor_processes import apptainer_problem, bubblewrap_problem, image_file_problem
 from vac.config.errors import ConfigurationError
 from vac.config.load import Configuration
-from vac.config.machinetype import Machinetype
+from vac.config.machinetype import VM_MODELS, Machinetype
 from vac.config.settings import Settings
 from vac.drivers.base import CreationFailed, EngineUnavailable
-from vac.drivers.processes import account
+from vac.drivers.process_plan import account
 from vac.drivers.registry import driver_for
 from vac.host.cgroups import CgroupError, open_groups
 from vac.host.privileges import PREFERRED, unprivileged_user
@@ -78,10 +78,14 @@ def examine(arguments: argparse.Namespace) -> Iterator[Finding]:
     settings = configuration.settings
     yield from _host(settings)
     yield from _peers(settings)
+    for name, copy in configuration.copies.items():
+        yield Finding(f"pipe {name}", copy.trouble(), serious=False)
     wanted = [one for one in configuration.machinetypes.values() if one.target_share > 0]
     models = sorted({one.machine_model for one in wanted})
     if {"bubblewrap", "singularity"} & set(models):
         yield from _process_containers(settings)
+    if set(VM_MODELS) & set(models):
+        yield from (Finding(*row) for row in doctor_vms.rows(settings))
     for model in models:
         yield from _model(model, settings)
     for one in wanted:
@@ -134,6 +138,9 @@ def _model(model: str, settings: Settings) -> Iterator[Finding]:
         yield Finding(f"engine for {model}")
     except EngineUnavailable as error:
         yield Finding(f"engine for {model}", str(error))
+        return
+    if model in VM_MODELS:
+        yield from (Finding(*row) for row in doctor_vms.hypervisor_rows(settings))
 
 
 def _process_containers(settings: Settings) -> Iterator[Finding]:

@@ -10,9 +10,11 @@ from collections.abc import Mapping
 
 from vac.cli import common
 from vac.machines import status as statuses
-from vac.machines.layout import StateDir
+from vac.machines.contacts import read_contacts
+from vac.machines.layout import StateDir, slot_number
 from vac.machines.machine import Machine, read_details
 from vac.machines.messages import shutdown_message
+from vac.machines.slots import find_by_uuid
 from vac.machines.status import Status
 
 _OUTPUTS_LISTED = 50
@@ -22,7 +24,11 @@ _TIMES = ("created", "started", "last seen alive", "must end by")
 def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add the command."""
     command = commands.add_parser("machine", help="everything known of one machine of this factory")
-    command.add_argument("machine", metavar="NAME", help="host name of the machine; the short form will do")
+    command.add_argument(
+        "machine",
+        metavar="NAME",
+        help="host name of the machine, short or in full, or its uuid, which finds earlier ones too",
+    )
     command.add_argument("-J", "--json", action="store_true", help="as JSON; times are Unix seconds")
     command.set_defaults(run=run)
 
@@ -31,14 +37,16 @@ def run(arguments: argparse.Namespace) -> int:
     """Print what is known; 1 if there is no such machine."""
     settings = common.settings(arguments)
     state = StateDir(settings.state_dir)
-    machine = common.find_machine(state, arguments.machine)
+    machine, status = common.find_machine(state, arguments.machine), statuses.read(state)
+    if machine is None:
+        machine, status = find_by_uuid(state, arguments.machine), None
     if machine is None:
         print(
             f"vac machine: {settings.factory_name} has no machine {arguments.machine}; `vac machines` lists them",
             file=sys.stderr,
         )
         return 1
-    facts = known_of(machine, statuses.read(state))
+    facts = known_of(machine, status, settings.factory_name)
     if arguments.json:
         print(json.dumps(facts, indent=1))
     else:
@@ -47,10 +55,11 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def known_of(machine: Machine, status: Status | None) -> dict[str, object]:
-    """Facts by name, in the order in which people want them; what isn't known is left out."""
+def known_of(machine: Machine, status: Status | None, factory: str) -> dict[str, object]:
+    """Facts of this factory's machine by name, in the order in which people want them; what isn't known is left out."""
     facts: dict[str, object] = {
         "machine": machine.name,
+        "slot": slot_number(factory, machine.name),
         "machinetype": machine.machinetype,
         "machine model": machine.model,
         "uuid": machine.uuid,
@@ -71,7 +80,12 @@ def known_of(machine: Machine, status: Status | None) -> dict[str, object]:
         "joboutputs": _outputs(machine),
     }
     told = {name: value for name, value in read_details(machine).items() if name not in facts}
-    return {name: value for name, value in {**facts, **told}.items() if value not in (None, "", {}, [])}
+    contacts = {"contacts": read_contacts(machine)}
+    return {
+        name: value
+        for name, value in {**facts, **told, **contacts}.items()
+        if value not in (None, "", {}, [])
+    }
 
 
 def state_of(machine: Machine, status: Status | None) -> str:
@@ -98,11 +112,19 @@ def _outputs(machine: Machine) -> list[str]:
     return names[:_OUTPUTS_LISTED] + more
 
 
+def _contact_line(entry: Mapping[str, object]) -> str:
+    which = "from {address} to own port {port}" if entry["incoming"] else "to {address} port {port}"
+    seen = time.strftime("%Y-%m-%d %H:%M:%S %Z", time.localtime(float(str(entry["last_seen"]))))
+    return f"\n  {entry['protocol']} {which.format(**entry)}, last seen {seen}"
+
+
 def _words(name: str, value: object) -> str:
     if name in _TIMES and isinstance(value, (int, float)):
         return time.strftime("%Y-%m-%d %H:%M:%S %Z", time.localtime(value))
     if isinstance(value, Mapping):
         return " ".join(f"{key}={content}" for key, content in value.items())
+    if isinstance(value, list) and name == "contacts":
+        return "".join(map(_contact_line, value))
     if isinstance(value, list):
         return " ".join("".join(c if c.isprintable() else "?" for c in text) for text in value)
     return str(value)

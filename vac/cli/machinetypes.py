@@ -38,9 +38,12 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _failures_here(arguments: argparse.Namespace) -> Iterator[str]:
-    """Why this factory's last creations failed, if it is among those that are asked and its status can be read."""
+    """What fails on this factory, creations and pipes, if it is among those that are asked and can be read."""
     status = statuses.read(StateDir(common.settings(arguments).state_dir))
     if status is None or arguments.factories or arguments.space not in (None, status.space):
         return
     for line in why.failures(status, arguments.name, time.time()):
         yield f"On {status.factory}, {line}"
+    for pipe, trouble in status.pipes.items():
+        if trouble and (arguments.name is None or arguments.name.startswith(f"{pipe}-")):
+            yield tables.printable(f"On {status.factory}, pipe {pipe}: {trouble}")

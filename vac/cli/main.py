@@ -22,6 +22,7 @@ _MODULES = (
     "ending",
     "doctor",
     "config",
+    "pipe",
     "simulate",
     "apel",
     "signature",

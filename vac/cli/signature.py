@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 import time
 from pathlib import Path
@@ -16,7 +17,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     command = commands.add_parser("cernvm-signature", help=text, description=text)
     command.add_argument("image", type=Path, metavar="IMAGE")
     dn_help = "what the DN has to match, as image_signing_dn; default: any"
-    command.add_argument("--dn", default="", metavar="REGEX", help=dn_help)
+    command.add_argument("--dn", default="", type=_regex, metavar="REGEX", help=dn_help)
     ca_help = "trusted CAs, default %(default)s"
     command.add_argument("--ca-directory", type=Path, default=GRID_CERTIFICATES, metavar="DIR", help=ca_help)
     command.set_defaults(run=run)
@@ -43,3 +44,11 @@ def run(arguments: argparse.Namespace) -> int:
         return 1
     print("verdict:    good")
     return 0
+
+
+def _regex(text: str) -> str:
+    try:
+        re.compile(text)
+    except re.error as error:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a regular expression: {error}") from error
+    return text

@@ -58,9 +58,8 @@ def reasons(status: Status, machinetype: str | None, now: float) -> Iterator[str
         yield f"Warning: {warning}."
     if status.guard:
         yield f"Nothing is created: {status.guard}."
-    for engine, problem_of in status.engines.items():
-        if problem_of:
-            yield f"Engine {engine}: {problem_of}."
+    for kind, troubles in (("Engine", status.engines), ("Pipe", status.pipes)):
+        yield from (f"{kind} {name}: {trouble}." for name, trouble in troubles.items() if trouble)
     if status.silent:
         yield f"No answer from {len(status.silent)} of {len(status.factories)} factories: {', '.join(status.silent)}."
     for facts in status.machinetypes:

@@ -7,7 +7,7 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +15,11 @@ from vac.config.checks import check_machinetype, check_settings, check_shares, u
 from vac.config.errors import ConfigurationError, Problem
 from vac.config.files import COMMON, DEFAULT_PATHS, Contents, Section, Value, read
 from vac.config.machinetype import Machinetype
+from vac.config.making import make_machinetype
 from vac.config.options import declared
 from vac.config.pipe import VacuumPipe
+from vac.config.pipe_copies import DIRECTORY, PipeCopy, read_copy
+from vac.config.pipe_types import FromPipe, expand
 from vac.config.sections import (
     MACHINEFEATURES_OPTION,
     MACHINETYPE,
@@ -52,6 +55,8 @@ class Configuration:
     warnings: tuple[Problem, ...]
     digest: str
     """Another one whenever an option's value, written or worked out, is another one."""
+    copies: Mapping[str, PipeCopy] = field(default_factory=dict, compare=False)
+    """By prefix, what the cache had of each pipe when this was read."""
 
 
 def load(paths: Sequence[Path] | None, host: HostFacts) -> Configuration:
@@ -68,46 +73,60 @@ def load(paths: Sequence[Path] | None, host: HostFacts) -> Configuration:
     check_common(common, report)
     sections = _sort_out(contents, report)
     settings = _settings(sections, common, _place(contents, paths), bool(contents.problems), host, report)
+    local = {
+        name: parse_section(f"machinetype {name}", MACHINETYPE, section, common, report)
+        for (kind, name), section in sorted(sections.items())
+        if kind == "machinetype"
+    }
+    pipes, copies, from_pipes = _pipes(sections, common, local, settings, report)
     machinetypes: dict[str, Machinetype] = {}
-    pipes: dict[str, VacuumPipe] = {}
     reasons: dict[str, str] = {}
-    for (kind, name), section in sorted(sections.items()):
-        if kind == "machinetype":
-            parsed = parse_section(f"machinetype {name}", MACHINETYPE, section, common, report)
-            machinetype = machinetypes[name] = make_machinetype(name, parsed, settings)
+    for name in sorted({**local, **from_pipes}):
+        if name in from_pipes:
+            machinetype, parsed = from_pipes[name].machinetype, from_pipes[name].parsed
+        else:
+            parsed = local[name]
+            machinetype = make_machinetype(name, parsed, settings)
             check_machinetype(machinetype, settings, parsed, report)
-            reason = unusable(machinetype, settings)
-            if reason:
-                reasons[name] = reason
-            if reason and machinetype.target_share > 0:
-                report.warn(parsed.file, parsed.name, "", f"{reason}; until then none is created")
-        elif kind == "vacuum_pipe":
-            pipes[name] = _pipe(name, parse_section(f"vacuum_pipe {name}", PIPE, section, common, report))
+        machinetypes[name] = machinetype
+        reason = unusable(machinetype, settings)
+        if reason:
+            reasons[name] = reason
+        if reason and machinetype.target_share > 0:
+            report.warn(parsed.file, parsed.name, "", f"{reason}; until then none is created")
     check_shares(
         machinetypes, sum(pipe.target_share for pipe in pipes.values()), _place(contents, paths), report
     )
     if report.errors:
         raise ConfigurationError(report.errors, report.warnings, settings)
-    digest = _digest(sections, common, host)
-    return Configuration(settings, machinetypes, pipes, reasons, tuple(report.warnings), digest)
+    digest = _digest(sections, common, host, copies)
+    return Configuration(settings, machinetypes, pipes, reasons, tuple(report.warnings), digest, copies)
 
 
-def make_machinetype(name: str, parsed: Parsed, settings: Settings) -> Machinetype:
-    """A machinetype with its defaults worked out, of which some come from [settings]."""
-    values: dict[str, Any] = dict(parsed.values)
-    values.setdefault(
-        "min_wallclock_seconds", values.get("max_wallclock_seconds", Machinetype.max_wallclock_seconds)
-    )
-    values.setdefault("machinegroup", values.get("accounting_fqan", name))
-    values["disk_gb_per_processor"] = values.get("disk_gb_per_processor") or settings.disk_gb_per_processor
-    files = parsed.free[USER_DATA_FILE]
-    inherited = {key: text for key, text in settings.user_data_options.items() if key not in files}
-    return Machinetype(
-        name=name,
-        **values,
-        user_data_options={**inherited, **parsed.free[USER_DATA_OPTION]},
-        user_data_files={**settings.user_data_files, **files},
-    )
+def _pipes(
+    sections: Sections,
+    common: Mapping[str, Value],
+    local: Mapping[str, Parsed],
+    settings: Settings,
+    report: Report,
+) -> tuple[dict[str, VacuumPipe], dict[str, PipeCopy], dict[str, FromPipe]]:
+    """The pipes by prefix, what the cache has of them, and the machinetypes of those copies by name."""
+    parsed = {
+        name: parse_section(f"vacuum_pipe {name}", PIPE, section, common, report)
+        for (kind, name), section in sorted(sections.items())
+        if kind == "vacuum_pipe"
+    }
+    pipes = {name: _pipe(name, each) for name, each in parsed.items()}
+    copies = {name: read_copy(settings.state_dir / DIRECTORY, pipe) for name, pipe in pipes.items()}
+    found: dict[str, FromPipe] = {}
+    for name, copy in copies.items():
+        if copy.document is not None:
+            found.update(
+                expand(pipes[name], copy.document, parsed[name], local, list(pipes), settings, report)
+            )
+        if copy.problem is not None:
+            report.warn(parsed[name].file, parsed[name].name, "", copy.problem)
+    return pipes, copies, found
 
 
 def _place(contents: Contents, paths: Sequence[Path] | None) -> str:
@@ -200,10 +219,13 @@ def _pipe(name: str, parsed: Parsed) -> VacuumPipe:
     )
 
 
-def _digest(sections: Sections, common: Mapping[str, Value], host: HostFacts) -> str:
+def _digest(
+    sections: Sections, common: Mapping[str, Value], host: HostFacts, copies: Mapping[str, PipeCopy]
+) -> str:
     def texts(values: Mapping[str, Value]) -> list[tuple[str, str]]:
         return sorted((option, value.text) for option, value in values.items())
 
     each = sorted((kind, name, texts(section.values)) for (kind, name), section in sections.items())
-    content = json.dumps([host.name, host.processors, texts(common), each])
+    fetched = [(name, copy.digest) for name, copy in copies.items()]
+    content = json.dumps([host.name, host.processors, texts(common), each, fetched])
     return hashlib.sha256(content.encode("ascii")).hexdigest()

@@ -25,12 +25,12 @@ PIPE = declared(VacuumPipe)
 
 def as_ini(configuration: Configuration) -> str:
     """Every option that has a value, set or by default, as INI text."""
-    sections = [("settings", _settings(configuration.settings))]
-    sections += [
-        (f"machinetype {name}", _machinetype(kind)) for name, kind in configuration.machinetypes.items()
-    ]
-    sections += [(f"vacuum_pipe {name}", _pipe(pipe)) for name, pipe in configuration.pipes.items()]
-    return "\n".join("\n".join([f"[{title}]", *map(_line, options), ""]) for title, options in sections)
+    sections = [("[settings]", _settings(configuration.settings))]
+    for name, kind in configuration.machinetypes.items():
+        origin = f"# from [vacuum_pipe {kind.pipe}]\n" if kind.pipe else ""
+        sections.append((f"{origin}[machinetype {name}]", _machinetype(kind)))
+    sections += [(f"[vacuum_pipe {name}]", _pipe(pipe)) for name, pipe in configuration.pipes.items()]
+    return "\n".join("\n".join([title, *map(_line, options), ""]) for title, options in sections)
 
 
 def as_json(configuration: Configuration) -> str:

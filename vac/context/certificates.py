@@ -8,10 +8,9 @@ under any name that ends in .pem, .crt or .0 to .9 (OpenSSL's hashes).
 from __future__ import annotations
 
 import base64
-import binascii
 import datetime
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TypeVar
 
@@ -56,6 +55,19 @@ _UNDERSTOOD = frozenset(
 )
 
 
+_UNREADABLE = (
+    ArithmeticError,
+    LookupError,
+    TypeError,
+    UnsupportedAlgorithm,
+    ValueError,
+    x509.DuplicateExtension,
+    x509.InvalidVersion,
+    x509.UnsupportedGeneralNameType,
+)
+"""What the library raises for certificates that aren't well formed."""
+
+
 class CertificateError(ValueError):
     """Why a certificate can't be used, for people."""
 
@@ -64,9 +76,19 @@ def read_certificates(content: bytes) -> list[x509.Certificate]:
     """All certificates of a PEM file, in its order. Raises CertificateError if one of them is none."""
     try:
         encoded = [base64.b64decode(match[1]) for match in _PEM.finditer(content)]
-        return [x509.load_der_x509_certificate(each) for each in encoded]
-    except (ValueError, binascii.Error) as error:
+        return [_load(each) for each in encoded]
+    except _UNREADABLE as error:
         raise CertificateError("holds a certificate that can't be read") from error
+
+
+def _load(encoded: bytes) -> x509.Certificate:
+    """A certificate all of which can be read: the library looks at most parts only when asked for them."""
+    certificate = x509.load_der_x509_certificate(encoded)
+    for name in (certificate.subject, certificate.issuer):
+        name.rfc4514_string()
+    _ = certificate.public_key(), certificate.signature_hash_algorithm, list(certificate.extensions)
+    validity(certificate)
+    return certificate
 
 
 def dn(name: x509.Name) -> str:
@@ -181,7 +203,7 @@ def _check_authority(authority: x509.Certificate, now: float, below: int) -> Non
 
 
 def _check_extensions(certificate: x509.Certificate) -> None:
-    for extension in _extensions(certificate):
+    for extension in certificate.extensions:
         if extension.critical and extension.oid not in _UNDERSTOOD:
             raise CertificateError(
                 f"has a critical extension that isn't understood: {extension.oid.dotted_string}"
@@ -195,22 +217,12 @@ def may_sign(certificate: x509.Certificate) -> bool:
 
 
 def _extension(certificate: x509.Certificate, kind: type[_Kind]) -> _Kind | None:
-    return next((each.value for each in _extensions(certificate) if isinstance(each.value, kind)), None)
-
-
-def _extensions(certificate: x509.Certificate) -> Iterable[x509.Extension[x509.ExtensionType]]:
-    try:
-        return certificate.extensions
-    except (ValueError, x509.DuplicateExtension) as error:
-        raise CertificateError("has extensions that can't be read") from error
+    return next((each.value for each in certificate.extensions if isinstance(each.value, kind)), None)
 
 
 def check_signature(certificate: x509.Certificate, issuer: x509.Certificate) -> None:
     """Has the issuer's key signed the certificate? Raises CertificateError if not."""
-    try:
-        algorithm, key = certificate.signature_hash_algorithm, issuer.public_key()
-    except (ValueError, UnsupportedAlgorithm) as error:
-        raise CertificateError("has a key or signature of a kind that isn't known") from error
+    algorithm, key = certificate.signature_hash_algorithm, issuer.public_key()
     if not isinstance(algorithm, _HASHES):
         raise CertificateError(
             f"signs by {algorithm.name if algorithm else 'an unknown hash'}, which is too weak"

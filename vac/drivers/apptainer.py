@@ -30,7 +30,7 @@ _FAILED = 255
 
 
 def plan(spec: MachineSpec, program: str) -> dict[str, Any]:
-    """What command_line() needs, for JSON. Directories below mnt are as vac.drivers.processes makes them.
+    """What command_line() needs, for JSON. Directories below mnt are as vac.drivers.process_plan makes them.
 
     A root_image with a URL has been replaced by its copy's path. Raises ValueError with a reason if the
     machinetype can't be run like this.

@@ -15,6 +15,7 @@ from typing import Protocol, runtime_checkable
 
 from vac.config.machinetype import Machinetype
 from vac.config.settings import Settings
+from vac.host.contacts import Contact
 
 
 class EngineUnavailable(Exception):
@@ -138,7 +139,7 @@ class Preparing(Protocol):
 
         To be asked whenever a creation is considered: asking starts what is needed. It answers from memory,
         and the first time within about a second, however the engine fares. events() yields "" when an answer
-        changes to None. files is the machinetype's files/ directory.
+        changes to None, or to another failure. files is the machinetype's files/ directory.
         """
 
 
@@ -151,6 +152,35 @@ class Detailing(Protocol):
 
         May block, as the calls of Driver do.
         """
+
+
+@dataclass(frozen=True)
+class Trace:
+    """What there is to tell anew of a machine, for incident teams."""
+
+    facts: Mapping[str, str] = field(default_factory=dict)
+    """As Detailing's; they add to those or replace them."""
+    contacts: frozenset[Contact] = frozenset()
+    """With whom it has connections just now."""
+
+
+@runtime_checkable
+class Tracing(Protocol):
+    """A driver that looks, now and then, at what its machines do."""
+
+    def traces(self) -> Mapping[str, Trace]:
+        """By uuid, of machines that run, what has changed. To be asked after each list(); it need not look each time.
+
+        May block, as the calls of Driver do.
+        """
+
+
+@runtime_checkable
+class Noticing(Protocol):
+    """A driver that sees what is probably wrong with this host though machines can be made."""
+
+    def notices(self) -> Sequence[str]:
+        """One line each, from memory."""
 
 
 @runtime_checkable

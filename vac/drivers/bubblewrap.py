@@ -31,7 +31,7 @@ MOST_LINKS = 40
 
 
 def plan(spec: MachineSpec, program: str) -> dict[str, Any]:
-    """What command_line() needs, for JSON. Directories below mnt are as vac.drivers.processes makes them.
+    """What command_line() needs, for JSON. Directories below mnt are as vac.drivers.process_plan makes them.
 
     Raises ValueError with a reason if the machinetype can't be run like this.
     """
@@ -56,7 +56,7 @@ def plan(spec: MachineSpec, program: str) -> dict[str, Any]:
     return {
         "program": program,
         "hostname": spec.name,
-        "root": root,
+        "image": root,
         "mounts": mounts,
         "command": kind.container_command,
     }
@@ -92,7 +92,7 @@ def command_line(plan: dict[str, Any]) -> list[str]:
 
     Raises OSError or ValueError with a reason if image or command are not there.
     """
-    root, command = os.path.realpath(plan["root"]), plan["command"]
+    root, command = os.path.realpath(plan["image"]), plan["command"]
     if not os.path.isdir(root):
         what = "is a file" if os.path.exists(root) else "can't be found"
         raise ValueError(f"root_image {root} {what}; bubblewrap takes / or the path of a directory tree")

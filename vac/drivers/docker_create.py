@@ -32,6 +32,8 @@ JOBOUTPUTS = "/var/spool/joboutputs"
 CVMFS = "/cvmfs"
 TOKENS = "/etc/vac-tokens"
 
+FUSE = Path("/dev/fuse")
+"""With which unprivileged programs mount image files: the kernel asks for no more than a user name space."""
 LONGEST_HOST_NAME = 64
 """Of the kernel, bytes."""
 MOST_CPU_SHARES = 262144
@@ -52,8 +54,17 @@ class Image:
     """Has it an ENTRYPOINT, to which the command is an argument?"""
 
 
-def container_config(spec: MachineSpec, image: Image, cgroup_parent: str | None) -> dict[str, object]:
-    """The container of this machine. cgroup_parent: None leaves it to the engine."""
+@dataclass(frozen=True)
+class EngineKind:
+    """What has to be known of the engine before it is asked for a container."""
+
+    podman: bool = False
+    systemd: bool = False
+    """It leaves cgroups to systemd."""
+
+
+def container_config(spec: MachineSpec, image: Image, engine: EngineKind = EngineKind()) -> dict[str, object]:
+    """The container of this machine, in vac.slice where systemd is, else where the engine puts them."""
     machinetype = spec.machinetype
     fits = len(spec.name.encode()) <= LONGEST_HOST_NAME
     short, _, domain = spec.name.partition(".")
@@ -86,8 +97,9 @@ def container_config(spec: MachineSpec, image: Image, cgroup_parent: str | None)
             "NetworkMode": machinetype.container_network,
             "Dns": list(machinetype.container_dns),
             "Mounts": _mounts(spec),
-            **_limits(spec, cgroup_parent),
-            **_privileges(spec),
+            **_limits(spec),
+            **({"CgroupParent": "vac.slice"} if engine.systemd else {}),
+            **_privileges(spec, engine),
         },
     }
 
@@ -118,6 +130,22 @@ def missing_source(spec: MachineSpec) -> str | None:
     return f"{tokens}, the token_dir, is no directory of this host"
 
 
+def profile_path(spec: MachineSpec) -> Path:
+    """Where the profile of system calls is for Podman, which takes the path of a file, to be written before."""
+    return spec.directory / "seccomp.json"
+
+
+def opens_proc(spec: MachineSpec) -> bool:
+    """May the machine see all of /proc, which is what the kernel asks for before it lets a nested one mount its own?
+
+    Its files keep to owners: whoever is root there, or could become it, would write the host's settings in it.
+    """
+    machinetype = spec.machinetype
+    user = (machinetype.container_user or "0").partition(":")[0]
+    root = user == "root" or (user.isdigit() and int(user) == 0)
+    return machinetype.container_nested and not root and not machinetype.container_capabilities
+
+
 def hand_over(spec: MachineSpec, uid: int) -> None:
     """Give the container's user what it must execute and write: user_data is for that user alone."""
     user_data = spec.directory / "user_data"
@@ -135,8 +163,9 @@ def creation_failure(text: str, spec: MachineSpec) -> str:
         return (
             f"{found[1]} can't follow later mounts: make {found[2]} shared (mount --make-rshared {found[2]})"
         )
-    if "docker-init" in text and "not found" in text:
-        return "the engine lacks docker-init, which reaps zombies in containers: install it (Debian: tini)"
+    for init, package in (("docker-init", "tini"), ("container-init", "catatonit")):
+        if init in text and "not found" in text:
+            return f"the engine lacks its {init}, which reaps zombies in containers: install {package}"
     if re.search(r"unable to find user|unknown user|no matching entries in passwd", text):
         return f"the image has no user {spec.machinetype.container_user or 'as its USER says'}: {text}"
     if found := re.search(r'exec: "([^"]*)"', text):
@@ -170,7 +199,7 @@ def _bind(source: Path, target: str, *, read_only: bool, propagation: str = "rpr
     }
 
 
-def _limits(spec: MachineSpec, cgroup_parent: str | None) -> Mapping[str, object]:
+def _limits(spec: MachineSpec) -> Mapping[str, object]:
     """Memory reserved and, times memory_limit_factor, at most; no swap beyond it."""
     limits: dict[str, object] = {
         "CpuShares": min(1024 * spec.processors, MOST_CPU_SHARES),
@@ -181,17 +210,23 @@ def _limits(spec: MachineSpec, cgroup_parent: str | None) -> Mapping[str, object
         most_bytes = int(spec.memory_bytes * spec.settings.memory_limit_factor)
         limits["Memory"] = limits["MemorySwap"] = most_bytes
         limits["MemoryReservation"] = min(spec.memory_bytes, most_bytes)
-    if cgroup_parent is not None:
-        limits["CgroupParent"] = cgroup_parent
     return limits
 
 
-def _privileges(spec: MachineSpec) -> Mapping[str, object]:
-    """Capabilities; for container_nested also the profile, and /proc unmasked: nested ones mount it anew."""
+def _privileges(spec: MachineSpec, engine: EngineKind) -> Mapping[str, object]:
     capabilities = spec.machinetype.container_capabilities
     options = [] if capabilities else ["no-new-privileges:true"]
     privileges: dict[str, object] = {"CapDrop": ["ALL"], "CapAdd": list(capabilities), "SecurityOpt": options}
-    if spec.machinetype.container_nested:
-        options += [f"seccomp={nested_profile()}", "apparmor=unconfined"]
-        privileges |= {"MaskedPaths": [], "ReadonlyPaths": []}
+    if not spec.machinetype.container_nested:
+        return privileges
+    profile = str(profile_path(spec)) if engine.podman else nested_profile()
+    options += [f"seccomp={profile}", "apparmor=unconfined"]
+    if FUSE.exists():
+        privileges["Devices"] = [
+            {"PathOnHost": str(FUSE), "PathInContainer": str(FUSE), "CgroupPermissions": "rw"}
+        ]
+    if opens_proc(spec) and engine.podman:
+        options.append("unmask=/proc/*")
+    elif opens_proc(spec):
+        privileges |= {"MaskedPaths": ["/sys/firmware"], "ReadonlyPaths": []}
     return privileges

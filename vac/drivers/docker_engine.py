@@ -11,6 +11,7 @@ import contextlib
 import logging
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Callable
 
@@ -19,8 +20,8 @@ import docker.errors
 from vac.config.machinetype import Machinetype
 from vac.config.settings import Settings
 from vac.config.values import without_password
-from vac.drivers.base import CreationFailed, EngineState, MachineSpec, Observed, Usage
-from vac.drivers.docker_api import CALL_SECONDS, Client, Connection
+from vac.drivers.base import CreationFailed, EngineState, MachineSpec, Observed, Trace, Usage
+from vac.drivers.docker_api import CALL_SECONDS, Client, Connection, explanation
 from vac.drivers.docker_create import LABEL_UUID, Image
 from vac.drivers.docker_details import container_details
 from vac.drivers.docker_events import EventReader, await_listing
@@ -29,6 +30,8 @@ from vac.drivers.docker_listing import Listed, Ownership, adoptable
 from vac.drivers.docker_make import ContainerMaker
 from vac.drivers.docker_progress import LIMITS, PullLimits
 from vac.drivers.docker_usage import UsageMeter
+from vac.drivers.traces import Sampling, merged
+from vac.host.contacts import Contact
 
 CONSOLE_BYTES = 64 * 1024
 CONSOLE_LINES = 1000
@@ -37,7 +40,7 @@ _log = logging.getLogger(__name__)
 
 
 class DockerDriver:
-    """A Driver that is also Preparing, Detailing and Adopting: see there for what the methods promise.
+    """A Driver that is also Preparing, Detailing, Tracing and Adopting: see there for what the methods promise.
 
     fetch: see ImageKeeper. call_seconds: how long the engine may be silent within a call.
     """
@@ -55,6 +58,7 @@ class DockerDriver:
         self._images = ImageKeeper(self._connection, self._events.wake, fetch, limits)
         self._maker = ContainerMaker()
         self._meter = UsageMeter()
+        self._sampling = Sampling()
         self._listed: Sequence[Listed] | None = None
         self._creating: set[str] = set()
 
@@ -99,7 +103,7 @@ class DockerDriver:
                 if each.state is EngineState.HALF_MADE:
                     continue
                 with contextlib.suppress(docker.errors.NotFound):
-                    _kill(client, each.id)
+                    _kill(client, each)
                     client.wait(each.id)
                     await_listing(client, each.id)
 
@@ -118,6 +122,15 @@ class DockerDriver:
                 with contextlib.suppress(docker.errors.NotFound):
                     return container_details(client.inspect_container(each.id))
         return {}
+
+    def traces(self) -> Mapping[str, Trace]:
+        """See Tracing."""
+
+        def look() -> Mapping[str, frozenset[Contact]]:
+            found = self._meter.contacts()
+            return {each.uuid: found[each.id] for each in self._listed or () if each.id in found}
+
+        return merged({}, self._sampling.sample(look))
 
     def events(self) -> Iterator[str]:
         """See Driver."""
@@ -168,12 +181,22 @@ def open_driver(settings: Settings, fetch: Callable[[str], Path] | None = None) 
     return DockerDriver(settings, fetch)
 
 
-def _kill(client: Client, container_id: str) -> None:
+def _kill(client: Client, machine: Listed) -> None:
+    """Kill it, unless it doesn't run. Podman kills nothing that is paused."""
     try:
-        client.kill(container_id)
+        client.kill(machine.id)
     except docker.errors.APIError as error:
-        if error.status_code != 409:  # that is: it doesn't run
+        if not _runs_not(error):
             raise
+        if machine.state is EngineState.PAUSED:
+            with contextlib.suppress(docker.errors.APIError):
+                client.unpause(machine.id)
+            _kill(client, replace(machine, state=EngineState.RUNNING))
+
+
+def _runs_not(error: docker.errors.APIError) -> bool:
+    """Does the engine say that there is nothing to be killed? Podman 4 has the status of a failure of its own."""
+    return error.status_code == 409 or "can only kill running containers" in explanation(error)
 
 
 def _remove(client: Client, container_id: str) -> None:

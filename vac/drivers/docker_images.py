@@ -51,20 +51,20 @@ class _Entry:
 class ImageKeeper:
     """The images that machinetypes name.
 
-    became_ready is called, from any thread, when an image has come that was waited for. fetch gives the local
+    news is called, from any thread, when an image has come that was waited for, or can't be had. fetch gives the local
     path of the archive with a URL, and raises OSError with a reason if it can't; None: URLs are refused.
     """
 
     def __init__(
         self,
         connection: Connection,
-        became_ready: Callable[[], object],
+        news: Callable[[], object],
         fetch: Callable[[str], Path] | None = None,
         limits: PullLimits = LIMITS,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._connection = connection
-        self._became_ready = became_ready
+        self._news = news
         self._fetch = fetch
         self._limits = limits
         self._clock = clock
@@ -105,7 +105,7 @@ class ImageKeeper:
         if entry.name is not None:
             return None
         if entry.working or not entry.failure:
-            return f"image {shown} is {entry.doing}"
+            return f"image {shown} is {entry.doing}" + (f", after {entry.failure}" if entry.failure else "")
         seconds = max(entry.next_time - self._clock(), 0)
         return f"image {shown}: {entry.failure}; next attempt in {seconds:.0f} s"
 
@@ -130,11 +130,15 @@ class ImageKeeper:
             self._connection.forget()
 
     def _note_failure(self, key: str, entry: _Entry, reason: str) -> None:
-        if reason != entry.failure and entry.name is None:
-            _log.warning("image %s: %s", without_password(key), reason)
-        elif reason != entry.failure:
-            _log.info("image %s: used as it is, for it can't be refreshed: %s", without_password(key), reason)
+        if reason == entry.failure:
+            return
         entry.failure = reason
+        if entry.name is not None:
+            _log.info("image %s: used as it is, for it can't be refreshed: %s", without_password(key), reason)
+            return
+        _log.warning("image %s: %s", without_password(key), reason)
+        if entry.settled.is_set():
+            self._news()
 
     def _found(self, entry: _Entry, name: str) -> None:
         """The engine has the image. Whoever doesn't wait in prepare() any more has to be told."""
@@ -142,7 +146,7 @@ class ImageKeeper:
         entry.name = name
         entry.settled.set()
         if late:
-            self._became_ready()
+            self._news()
 
     def _pull(self, key: str, entry: _Entry) -> float:
         """Get the image from its registry; how long, in seconds, it is good for."""

@@ -17,6 +17,7 @@ import docker.errors
 from vac.drivers.base import CreationFailed, MachineSpec
 from vac.drivers.docker_api import Client, explanation
 from vac.drivers.docker_create import (
+    EngineKind,
     Image,
     container_config,
     creation_failure,
@@ -24,7 +25,10 @@ from vac.drivers.docker_create import (
     make_tmp_binds,
     missing_source,
     mount_targets,
+    opens_proc,
+    profile_path,
 )
+from vac.drivers.docker_nested import nested_profile
 
 PASSWD = "/etc/passwd"
 LONGEST_PASSWD_BYTES = 1024 * 1024
@@ -38,7 +42,7 @@ class ContainerMaker:
     def __init__(self) -> None:
         self._uids: dict[tuple[str, str], int] = {}
         self._commands: set[tuple[str, str]] = set()
-        self._systemd: bool | None = None
+        self._engine: EngineKind | None = None
 
     def make(self, client: Client, spec: MachineSpec, image: Image) -> str:
         """Make and start the machine's container, and give its id. Raises CreationFailed with a reason.
@@ -53,7 +57,12 @@ class ContainerMaker:
             container_id = self._create(client, spec, image)
             try:
                 user = spec.machinetype.container_user or image.user
-                hand_over(spec, self._uid(client, container_id, image, user))
+                uid = self._uid(client, container_id, image, user)
+                if uid == 0 and opens_proc(spec):
+                    raise CreationFailed(
+                        f"container_user {user} is root in the image: not with container_nested"
+                    )
+                hand_over(spec, uid)
                 self._check_command(client, container_id, spec, image)
                 client.start(container_id)
             except BaseException:
@@ -69,7 +78,10 @@ class ContainerMaker:
         return container_id
 
     def _create(self, client: Client, spec: MachineSpec, image: Image) -> str:
-        config = container_config(spec, image, self._cgroup_parent(client))
+        engine = self._kind(client)
+        if engine.podman and spec.machinetype.container_nested:
+            profile_path(spec).write_text(nested_profile())
+        config = container_config(spec, image, engine)
         try:
             return client.make_container(config, spec.name)
         except docker.errors.APIError as error:
@@ -79,11 +91,14 @@ class ContainerMaker:
             _log.warning("%s: another container has this name; it is made as %s", spec.name, name)
             return client.make_container(config, name)
 
-    def _cgroup_parent(self, client: Client) -> str | None:
-        """vac.slice where the engine leaves cgroups to systemd; elsewhere where the engine puts them."""
-        if self._systemd is None:
-            self._systemd = client.info().get("CgroupDriver") == "systemd"
-        return "vac.slice" if self._systemd else None
+    def _kind(self, client: Client) -> EngineKind:
+        if self._engine is None:
+            parts = client.version(api_version=False).get("Components") or []
+            self._engine = EngineKind(
+                podman=any("podman" in str(part.get("Name", "")).lower() for part in parts),
+                systemd=client.info().get("CgroupDriver") == "systemd",
+            )
+        return self._engine
 
     def _uid(self, client: Client, container_id: str, image: Image, user: str) -> int:
         """The number of the user who runs inside; names are looked up in the image."""

@@ -18,8 +18,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from vac.drivers.base import Usage
-from vac.host.cgroup_foreign import ForeignGroup, find_group, foreign_usage
+from vac.drivers.traces import shared_network
+from vac.host.cgroup_foreign import ForeignGroup, find_group, foreign_processes, foreign_usage
 from vac.host.cgroups import find_mounts
+from vac.host.contacts import Contact, contacts_within
 
 PROC = Path("/proc")
 HIGHEST_PRIORITY = -20
@@ -93,6 +95,20 @@ class UsageMeter:
                     _measure(container_id, container)
             return {container_id: container.usage for container_id, container in self._containers.items()}
 
+    def contacts(self) -> Mapping[str, frozenset[Contact]]:
+        """With whom containers that run have connections, by id. Raises OSError and CgroupError."""
+        with self._lock:
+            running = {
+                container_id: each for container_id, each in self._containers.items() if not each.ended
+            }
+        shared = {id_: foreign_processes(each.group) for id_, each in running.items() if not each.own_network}
+        found = dict(shared_network(shared)) if shared else {}
+        for container_id, container in running.items():
+            with contextlib.suppress(OSError):
+                if container.own_network and _is_first_process(container_id, container):
+                    found[container_id] = contacts_within(container.pid)
+        return found
+
     def close(self) -> None:
         """Stop watching. What is asked later is answered from what has been seen."""
         with self._lock:
@@ -163,11 +179,16 @@ def _measure(container_id: str, container: _Container) -> None:
     )
     if container.own_network:
         with contextlib.suppress(OSError):
-            if container_id in (PROC / str(container.pid) / "cgroup").read_text():
+            if _is_first_process(container_id, container):
                 received, sent = parse_net_dev((PROC / str(container.pid) / "net" / "dev").read_text())
                 container.usage = replace(
                     container.usage, network_received_bytes=received, network_sent_bytes=sent
                 )
+
+
+def _is_first_process(container_id: str, container: _Container) -> bool:
+    """Has the process number not been given to another meanwhile? Raises OSError if there is no such process."""
+    return container_id in (PROC / str(container.pid) / "cgroup").read_text()
 
 
 def _later(before: float | None, now: float | None) -> float | None:

@@ -13,7 +13,7 @@ import logging
 import queue
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Callable, NamedTuple, TypeVar
@@ -28,9 +28,11 @@ from vac.drivers.base import (
     EngineState,
     EngineUnavailable,
     MachineSpec,
+    Noticing,
     Observed,
     Preparing,
-    Usage,
+    Trace,
+    Tracing,
 )
 from vac.drivers.messages import (
     ActionResult,
@@ -159,6 +161,11 @@ class InlineEngine:
         driver: object = self._driver
         return driver.prepare(machinetype, settings, files) if isinstance(driver, Preparing) else None
 
+    def notices(self) -> Sequence[str]:
+        """What is probably wrong with this host; see Noticing."""
+        driver: object = self._driver
+        return driver.notices() if isinstance(driver, Noticing) else ()
+
     def adopt(self, machines: Mapping[str, str]) -> None:
         """Tell the driver which machines are the factory's whatever marks they bear; see Adopting."""
         driver: object = self._driver
@@ -221,20 +228,26 @@ class InlineEngine:
         self._act(action, call)
 
     def _observe(self) -> None:
-        def look() -> tuple[tuple[Observed, ...], Mapping[str, Usage], Mapping[str, Mapping[str, str]]]:
-            machines = tuple(self._driver.list())
-            return machines, dict(self._driver.usage()), self._details(machines)
-
         asked_time = self._clock()
+
+        def look() -> Observation:
+            machines = tuple(self._driver.list())
+            usage, details, traces = dict(self._driver.usage()), self._details(machines), self._traces()
+            told = {
+                uuid: {**details.get(uuid, {}), **traces.get(uuid, Trace()).facts}
+                for uuid in {*details, *traces}
+            }
+            contacts = {uuid: trace.contacts for uuid, trace in traces.items() if trace.contacts}
+            told = {uuid: facts for uuid, facts in told.items() if facts}
+            return Observation(self.name, machines, usage, asked_time, self._clock(), told, contacts)
+
         seen = self._attempt("", self._deadlines.observation_seconds, look)
-        now = self._clock()
         if isinstance(seen, _Failure):
             self._observation_failure = seen.reason
-            self._post(ObservationFailed(self.name, seen.reason, asked_time, now))
+            self._post(ObservationFailed(self.name, seen.reason, asked_time, self._clock()))
         else:
             self._observation_failure = None
-            machines, usage, details = seen
-            self._post(Observation(self.name, machines, usage, asked_time, now, details))
+            self._post(seen)
 
     def _details(self, machines: tuple[Observed, ...]) -> Mapping[str, Mapping[str, str]]:
         driver: object = self._driver
@@ -243,7 +256,11 @@ class InlineEngine:
         running = {machine.uuid for machine in machines if machine.state is EngineState.RUNNING}
         found = {uuid: dict(driver.details(uuid)) for uuid in running - self._detailed}
         self._detailed = running
-        return {uuid: details for uuid, details in found.items() if details}
+        return found
+
+    def _traces(self) -> Mapping[str, Trace]:
+        driver: object = self._driver
+        return driver.traces() if isinstance(driver, Tracing) else {}
 
     def _act(self, action: Action, call: Callable[[], None]) -> None:
         kind, name, uuid = action
@@ -282,7 +299,10 @@ class InlineEngine:
 
 
 class Engine(InlineEngine):
-    """The engine with its three threads. No method blocks, whatever the engine does."""
+    """The engine with its three threads. No method blocks, whatever the engine does.
+
+    patient: machines get time to end by themselves, so each stop has a thread of its own.
+    """
 
     def __init__(
         self,
@@ -292,8 +312,10 @@ class Engine(InlineEngine):
         clock: Callable[[], float],
         deadlines: Deadlines = Deadlines(),
         timer: Callable[[], float] = time.monotonic,
+        patient: bool = False,
     ) -> None:
         super().__init__(name, driver, post, clock, deadlines, timer)
+        self._patient = patient
         self._closed = threading.Event()
         self._observation_wanted = threading.Event()
         self._answers_again = threading.Event()
@@ -315,7 +337,11 @@ class Engine(InlineEngine):
         super().close()
 
     def _submit(self, action: Action, call: Callable[[], None]) -> None:
-        self._actions.put((action, call))
+        if self._patient and action.kind is ActionKind.STOP:
+            title = f"{self.name}-stop"
+            threading.Thread(target=self._act, args=(action, call), name=title, daemon=True).start()
+        else:
+            self._actions.put((action, call))
 
     def _keep_observing(self) -> None:
         while True:

@@ -11,10 +11,10 @@ import threading
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Callable, NamedTuple, Optional
+from typing import Callable, NamedTuple
 
 from vac.config.values import without_password
-from vac.drivers.base import CreationFailed
+from vac.drivers.base import CreationFailed, Fetch
 
 FIRST_LOOK_SECONDS = 1.0
 """How long prepare() waits for an image that may be there already."""
@@ -23,10 +23,6 @@ REFRESH_SECONDS = 600.0
 FIRST_PAUSE_SECONDS = 30.0
 """After a failure; doubled with each further one."""
 LONGEST_PAUSE_SECONDS = 1800.0
-
-Fetch = Callable[[str, Optional[str]], Path]
-"""Gives the local path of the image with a URL or path, which that DN has signed if one is given; it blocks as
-long as that takes, and raises OSError with a reason."""
 
 _log = logging.getLogger(__name__)
 
@@ -134,8 +130,8 @@ class ImageFiles:
         late, pause_seconds = False, REFRESH_SECONDS
         try:
             path = fetch(key.source, key.signing_dn)
-            late = entry.ready is None and entry.settled.is_set()
-            entry.ready = _Ready(path, _stamp(path))
+            first, entry.ready = entry.ready is None, _Ready(path, _stamp(path))
+            late = first and entry.settled.is_set()
             entry.failure, entry.failures = "", 0
         except OSError as error:
             pause_seconds = min(self._first_pause_seconds * 2**entry.failures, LONGEST_PAUSE_SECONDS)

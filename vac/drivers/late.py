@@ -14,8 +14,11 @@ from vac.drivers.base import (
     Driver,
     EngineUnavailable,
     MachineSpec,
+    Noticing,
     Observed,
     Preparing,
+    Trace,
+    Tracing,
     Usage,
 )
 
@@ -79,6 +82,16 @@ class LateDriver:
         """As Detailing; a driver that isn't one has none."""
         driver: object = self._open()
         return driver.details(uuid) if isinstance(driver, Detailing) else {}
+
+    def notices(self) -> Sequence[str]:
+        """As Noticing; a driver that isn't one, or isn't open yet, notices nothing."""
+        driver: object = self._opened
+        return driver.notices() if isinstance(driver, Noticing) else ()
+
+    def traces(self) -> Mapping[str, Trace]:
+        """As Tracing; a driver that isn't one has none."""
+        driver: object = self._open()
+        return driver.traces() if isinstance(driver, Tracing) else {}
 
     def adopt(self, machines: Mapping[str, str]) -> None:
         """As Adopting; what is said before the driver is open is told to it then."""

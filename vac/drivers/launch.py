@@ -3,8 +3,9 @@
 Started by vac.drivers.processes as `python -I -S launch.py PLAN`, PLAN being JSON. It enters the machine's
 cgroup, becomes the unprivileged user, works out the command line (which may mean to look at an image on a
 network file system: never in the factory's process) and executes it. What is wrong is written to descriptor
-3 as {"failure": REASON}. A program of its own because in a process with threads little else than exec is safe
-after a fork, and in Python, not in shell, because paths are not to be parsed; it costs some 20 ms.
+3 as {"failure": REASON}, and what the image is as {"image_path": PATH, "stamp": VERSION}. A program of its own
+because in a process with threads little else than exec is safe after a fork, and in Python, not in shell,
+because paths are not to be parsed; it costs some 20 ms.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import importlib
 import json
 import os
 import signal
+import stat
 import sys
 from typing import Any, NoReturn
 
@@ -51,6 +53,15 @@ def become(plan: dict[str, Any]) -> None:
     os.setresuid(plan["uid"], plan["uid"], plan["uid"])
 
 
+def tell_image(path: str) -> None:
+    """Tell the driver which version of which file the image is; "stamp" as vac.host.sha256.stamp(), null for a tree."""
+    path = os.path.realpath(path)
+    status = os.stat(path)  # noqa: PTH116
+    version = [status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns]
+    told = {"image_path": path, "stamp": version if stat.S_ISREG(status.st_mode) else None}
+    os.write(STATUS, json.dumps(told).encode() + b"\n")
+
+
 def main() -> NoReturn:
     """Become the machine."""
     plan = json.loads(sys.argv[1])
@@ -59,6 +70,7 @@ def main() -> NoReturn:
     try:
         become(plan)
         arguments = model.command_line(plan)
+        tell_image(plan["image"])
         os.write(STATUS, EXECUTING)
         os.set_inheritable(STATUS, model.TELLS)
         os.execve(arguments[0], arguments, plan["environment"])

@@ -7,6 +7,7 @@ by which a daemon that hangs is noticed, works on the connection's own calls and
 from __future__ import annotations
 
 import logging
+import queue
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -20,6 +21,8 @@ from vac.drivers.libvirt_xml import FILTER, Hypervisor, hypervisor
 KEEPALIVE_SECONDS = 5
 KEEPALIVE_COUNT = 3
 """A daemon that doesn't answer so many times so many seconds apart counts as dead."""
+OPEN_SECONDS = 15.0
+"""How long it may take to connect."""
 GONE = frozenset({libvirt.VIR_ERR_NO_DOMAIN, libvirt.VIR_ERR_OPERATION_INVALID})
 """What calls for a domain that has ended fail with."""
 _CONNECTION_DOMAINS = frozenset({libvirt.VIR_FROM_RPC, libvirt.VIR_FROM_REMOTE})
@@ -50,6 +53,7 @@ class Connection:
         self._hypervisor_type = hypervisor_type
         self._lock = threading.Lock()
         self._connections: dict[str, libvirt.virConnect] = {}
+        self._opening: dict[str, queue.Queue[Any]] = {}
         self._hypervisor: Hypervisor | None = None
 
     @contextmanager
@@ -58,18 +62,31 @@ class Connection:
         with self.explained():
             connection = self._connections.get(purpose)
             if connection is None or not connection.isAlive():
-                connection = self.open()
+                connection = self.open(purpose)
                 with self._lock:
                     self._connections[purpose] = connection
             yield connection
 
-    def open(self) -> libvirt.virConnect:
-        """A new connection. Raises libvirtError."""
+    def open(self, purpose: str) -> libvirt.virConnect:
+        """A new connection. Raises libvirtError, and EngineUnavailable if that takes too long.
+
+        Keepalive works on what is open only; what opens when it's too late is there for the next one who asks.
+        """
         start_event_loop()
-        connection = libvirt.open(self.uri)
+        self._hypervisor = None
+        with self._lock:
+            opening = self._opening.pop(purpose, None) or _open_aside(self.uri)
+        try:
+            opened = opening.get(timeout=OPEN_SECONDS)
+        except queue.Empty:
+            with self._lock:
+                self._opening[purpose] = opening
+            raise EngineUnavailable(f"{self.uri}: libvirtd doesn't answer") from None
+        if isinstance(opened, libvirt.libvirtError):
+            raise opened
         with suppress(libvirt.libvirtError):  # a mock inside this process needs none
-            connection.setKeepAlive(KEEPALIVE_SECONDS, KEEPALIVE_COUNT)
-        return connection
+            opened.setKeepAlive(KEEPALIVE_SECONDS, KEEPALIVE_COUNT)
+        return opened
 
     @contextmanager
     def explained(self) -> Iterator[None]:
@@ -80,8 +97,9 @@ class Connection:
             raise EngineUnavailable(f"{self.uri}: {explanation(error)}") from error
 
     def hypervisor(self, connection: libvirt.virConnect) -> Hypervisor:
-        """What it offers, asked for once."""
-        if self._hypervisor is None:
+        """What it offers, asked for once as long as nothing is connected anew."""
+        known = self._hypervisor
+        if known is None:
             filtering = True
             try:
                 connection.nwfilterLookupByName(FILTER)
@@ -89,8 +107,9 @@ class Connection:
                 if lost(error):
                     raise
                 filtering = False
-            self._hypervisor = hypervisor(connection.getCapabilities(), self._hypervisor_type, filtering)
-        return self._hypervisor
+            known = hypervisor(connection.getCapabilities(), self._hypervisor_type, filtering)
+            self._hypervisor = known
+        return known
 
     def close(self) -> None:
         """Let go of all connections."""
@@ -99,6 +118,20 @@ class Connection:
         for connection in connections.values():
             with suppress(libvirt.libvirtError):
                 connection.close()
+
+
+def _open_aside(uri: str) -> queue.Queue[Any]:
+    """Connect in a thread of its own, for that may never end; what becomes of it comes by the queue."""
+    opening: queue.Queue[Any] = queue.Queue()
+
+    def connect() -> None:
+        try:
+            opening.put(libvirt.open(uri))
+        except libvirt.libvirtError as error:
+            opening.put(error)
+
+    threading.Thread(target=connect, name="libvirt-open", daemon=True).start()
+    return opening
 
 
 def lost(error: libvirt.libvirtError) -> bool:

@@ -7,10 +7,10 @@ and the factory, which has them on record, names them to adopt().
 
 from __future__ import annotations
 
-import logging
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +18,9 @@ import libvirt
 
 from vac.config.machinetype import Machinetype
 from vac.config.settings import Settings
-from vac.drivers.base import CreationFailed, EngineUnavailable, MachineSpec, Observed, Usage
-from vac.drivers.images import Fetch, ImageFiles
+from vac.drivers.base import CreationFailed, EngineUnavailable, Fetch, MachineSpec, Observed, Trace, Usage
+from vac.drivers.digests import version_of
+from vac.drivers.images import ImageFiles
 from vac.drivers.libvirt_api import (
     GONE,
     Connection,
@@ -32,36 +33,47 @@ from vac.drivers.libvirt_disks import remove_names
 from vac.drivers.libvirt_events import EventReader
 from vac.drivers.libvirt_listing import Samples, machine_state, may_be_ours, starting_up, usage_of
 from vac.drivers.libvirt_make import DomainMaker
+from vac.drivers.libvirt_network import NetworkKeeper
 from vac.drivers.libvirt_volumes import group_in_use
 from vac.drivers.libvirt_xml import DomainFacts, domain_facts, mac_address
+from vac.drivers.traces import ImageFacts, Sampling, merged
+from vac.host.conntrack import tracked
+from vac.host.nat import NatHost
 
 GRACE_SECONDS = 30.0
 """From pressing a machine's power button to ending it by force."""
 LOOK_SECONDS = 1.0
 """How often a machine that is to end by itself is looked at, should its event be lost."""
-OBSERVE, ACT = "observe", "act"
+OBSERVE, ACT, PRESS = "observe", "act", "press"
+"""What connections are for. A power button is pressed by the hypervisor's process, which may hang: so not by ACT."""
 STATISTICS = (
     libvirt.VIR_DOMAIN_STATS_STATE | libvirt.VIR_DOMAIN_STATS_BALLOON | libvirt.VIR_DOMAIN_STATS_INTERFACE
 )
 FLAGS = libvirt.VIR_CONNECT_GET_ALL_DOMAINS_STATS_ACTIVE | libvirt.VIR_CONNECT_GET_ALL_DOMAINS_STATS_NOWAIT
 
-_log = logging.getLogger(__name__)
-
 
 class LibvirtDriver:
-    """A Driver that is also Preparing, Detailing and Adopting: see there for what the methods promise.
+    """A Driver that is also Preparing, Noticing, Detailing, Tracing and Adopting: see there for what the methods
+    promise.
 
     stop() may be called for many machines at once, each call in a thread of its own.
     """
 
     def __init__(
-        self, settings: Settings, fetch: Fetch | None = None, grace_seconds: float = GRACE_SECONDS
+        self,
+        settings: Settings,
+        fetch: Fetch | None = None,
+        grace_seconds: float = GRACE_SECONDS,
+        nat: NatHost | None = None,
     ) -> None:
         self._settings = settings
         self._grace_seconds = grace_seconds
         self._connection = Connection(settings.libvirt_uri, settings.vm_domain_type)
         self._events = EventReader(self._connection, self._look, self._may_be_ours)
         self._images = ImageFiles(fetch, self._events.wake)
+        self._network = NetworkKeeper(self._connection, self._events.wake, nat)
+        self._image_facts = ImageFacts()
+        self._sampling = Sampling()
         self._maker = DomainMaker()
         self._samples = Samples()
         self._looking = threading.Lock()
@@ -70,8 +82,14 @@ class LibvirtDriver:
         self._closed = False
 
     def prepare(self, machinetype: Machinetype, settings: Settings, files: Path) -> str | None:
-        """See Preparing: the image is what has to be there."""
-        return self._images.prepare(machinetype.root_image, machinetype.image_signing_dn, files)
+        """See Preparing: network and image are what has to be there."""
+        self._settings = settings
+        network = self._network.prepare(settings)
+        return self._images.prepare(machinetype.root_image, machinetype.image_signing_dn, files) or network
+
+    def notices(self) -> Sequence[str]:
+        """See Noticing."""
+        return [*self._network.notices(), *self._maker.notices()]
 
     def adopt(self, machines: Mapping[str, str]) -> None:
         """See Adopting."""
@@ -79,6 +97,7 @@ class LibvirtDriver:
 
     def list(self) -> Sequence[Observed]:
         """See Driver."""
+        self._network.keep()
         self._look()
         return self._samples.all()
 
@@ -92,6 +111,7 @@ class LibvirtDriver:
         image = self._images.path(kind.root_image, kind.image_signing_dn, spec.files)
         with self._connection.use(ACT) as connection:
             self._maker.make(connection, spec, self._connection.hypervisor(connection), image)
+        self._image_facts.note(spec.uuid, {"image_path": str(image)}, version_of(image))
 
     def stop(self, name: str, uuid: str) -> None:
         """See Driver. The machine has time to shut down by itself."""
@@ -99,8 +119,15 @@ class LibvirtDriver:
             domain = find_domain(connection, uuid)
             if domain is None:
                 return
-            if press_power_button(domain):
-                self._wait_for_end(domain, uuid)
+            refused = threading.Event()
+            threading.Thread(
+                target=self._press, args=(uuid, refused), name="power-button", daemon=True
+            ).start()
+            deadline = time.monotonic() + self._grace_seconds
+            while (
+                is_active(domain) and time.monotonic() < deadline and not (refused.is_set() or self._closed)
+            ):
+                self._samples.wait_for_end(uuid, LOOK_SECONDS)
             self._look()
             end_domain(domain)
             self._look()
@@ -117,6 +144,7 @@ class LibvirtDriver:
             raise EngineUnavailable(str(failure)) from failure
         with self._looking:
             self._samples.forget(uuid)
+            self._image_facts.forget(uuid)
             self._facts.pop(uuid, None)
 
     def details(self, uuid: str) -> Mapping[str, str]:
@@ -132,6 +160,12 @@ class LibvirtDriver:
             "domain_type": facts.domain_type,
         }
         return {name: text for name, text in details.items() if text}
+
+    def traces(self) -> Mapping[str, Trace]:
+        """See Tracing."""
+        addresses = {uuid: facts.address for uuid, facts in list(self._facts.items()) if facts.address}
+        found = self._sampling.sample(lambda: tracked(addresses))
+        return merged(self._image_facts.news(machine.uuid for machine in self._samples.all()), found)
 
     def events(self) -> Iterator[str]:
         """See Driver."""
@@ -174,25 +208,27 @@ class LibvirtDriver:
         uuid = domain.UUIDString()
         facts = self._facts.get(uuid)
         if facts is None:
-            facts = self._first_sight(domain, statistics)
+            facts = self._facts[uuid] = domain_facts(domain.XMLDesc())
         if facts.factory is None:
             return uuid in self._adopted
-        return facts.factory == self._settings.factory_name
+        if facts.factory != self._settings.factory_name:
+            return False
+        if facts.own_files and not starting_up(statistics):
+            # its maker may have died before it could do that
+            remove_names(facts.own_files)
+            self._facts[uuid] = replace(facts, own_files=())
+        return True
 
-    def _first_sight(self, domain: Any, statistics: Mapping[str, Any]) -> DomainFacts:
-        """What doesn't change in a domain's life is asked for once. And its files lose their names: if it was made by
-        a process that died before it did that, nobody else will."""
-        facts = domain_facts(domain.XMLDesc())
-        if not starting_up(statistics):
-            self._facts[domain.UUIDString()] = facts
-            if facts.factory == self._settings.factory_name:
-                remove_names(facts.own_files)
-        return facts
-
-    def _wait_for_end(self, domain: Any, uuid: str) -> None:
-        deadline = time.monotonic() + self._grace_seconds
-        while is_active(domain) and not self._closed and time.monotonic() < deadline:
-            self._samples.wait_for_end(uuid, LOOK_SECONDS)
+    def _press(self, uuid: str, refused: threading.Event) -> None:
+        """Press the machine's power button; if that can't be done, say so."""
+        try:
+            with self._connection.use(PRESS) as connection:
+                domain = find_domain(connection, uuid)
+                if domain is not None and press_power_button(domain):
+                    return
+        except EngineUnavailable:
+            pass
+        refused.set()
 
 
 def open_driver(settings: Settings, fetch: Fetch | None = None) -> LibvirtDriver:

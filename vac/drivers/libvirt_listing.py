@@ -6,12 +6,12 @@ virConnectGetAllDomainStats.
 
 from __future__ import annotations
 
-import re
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TypeVar
 
+from vac.config.slots import slot_number
 from vac.drivers.base import EngineState, Observed, Usage
 
 PAUSED = 3
@@ -56,8 +56,7 @@ def usage_of(statistics: Mapping[str, object], cpu_nanoseconds: int) -> Usage:
 
 def may_be_ours(name: str, factory: str) -> bool:
     """Is this the name of a machine of that factory's slots?"""
-    host, dot, domain = factory.partition(".")
-    return re.fullmatch(re.escape(host) + r"-[0-9]{2,}" + re.escape(dot + domain), name) is not None
+    return slot_number(factory, name) is not None
 
 
 class Samples:

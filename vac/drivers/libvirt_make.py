@@ -57,6 +57,10 @@ class DomainMaker:
             raise CreationFailed(explanation(error)) from error
         remove_names(files)
 
+    def notices(self) -> list[str]:
+        """What this host could not do."""
+        return [f"VMs run without the filter {FILTER}: one can take another's address"] * self._unfiltered
+
     def remove_volume(self, name: str, uuid: str, group: str | None) -> None:
         """Remove the machine's logical volume, if it has one. Raises CreationFailed."""
         if group is not None:

@@ -9,6 +9,7 @@ import logging
 import threading
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, Callable
 
 import libvirt
@@ -23,6 +24,7 @@ from vac.drivers.network_xml import (
     NetworkFacts,
     host_changes,
     host_xml,
+    hosts_after,
     network_facts,
     network_xml,
     slot_hosts,
@@ -30,13 +32,16 @@ from vac.drivers.network_xml import (
     wanted_facts,
 )
 from vac.host import hosts_file
-from vac.host.nat import BRIDGE, NatHost, NatProblem
+from vac.host.nat import NatHost, NatProblem
+from vac.host.nat_rules import BRIDGE
 from vac.logs import OnChange
 
 CHECK_SECONDS = 60.0
 """How long an answer of `right` holds …"""
 RETRY_SECONDS = 10.0
 """… and one of `not right`."""
+MOCK = "test:"
+"""Beginning of the URIs of libvirt's mock, whose machines have no network."""
 NETWORK_PURPOSE = "network"
 """Which of the connections it uses: its own, as nobody waits for it."""
 
@@ -114,9 +119,11 @@ def _same(one: NetworkFacts, other: NetworkFacts, *, all_addresses: bool = True)
 
 def _repaired(connection: Any, network: Any, wanted: NetworkFacts, settings: Settings, host: NatHost) -> Any:
     """The network, defined as it should be, and active so."""
-    if not _same(network_facts(network.XMLDesc(libvirt.VIR_NETWORK_XML_INACTIVE)), wanted):
+    defined = network_facts(network.XMLDesc(libvirt.VIR_NETWORK_XML_INACTIVE))
+    if not _same(defined, wanted):
+        hosts = hosts_after(defined.hosts, wanted.hosts, settings.factory_name)
         _may_fix(settings, f"network {NETWORK} isn't what Vac needs: virsh net-undefine {NETWORK}")
-        network = connection.networkDefineXML(network_xml(wanted, network.UUIDString()))
+        network = connection.networkDefineXML(network_xml(replace(wanted, hosts=hosts), network.UUIDString()))
         _log.warning("network %s was defined otherwise: defined anew", NETWORK)
     if not network.isActive():
         _may_fix(settings, f"network {NETWORK} isn't active: virsh net-start {NETWORK}")
@@ -151,19 +158,22 @@ def _restart(connection: Any, network: Any, host: NatHost, why: str) -> None:
 
 
 def _change_hosts(network: Any, settings: Settings) -> None:
-    """Let DHCP know all slots, without disturbing VMs."""
-    present = network_facts(network.XMLDesc(0)).hosts
-    remove, add = host_changes(present, slot_hosts(settings), settings.factory_name)
-    section = libvirt.VIR_NETWORK_SECTION_IP_DHCP_HOST
-    flags = libvirt.VIR_NETWORK_UPDATE_AFFECT_LIVE | libvirt.VIR_NETWORK_UPDATE_AFFECT_CONFIG
-    for command, hosts in (
-        (libvirt.VIR_NETWORK_UPDATE_COMMAND_DELETE, remove),
-        (libvirt.VIR_NETWORK_UPDATE_COMMAND_ADD_LAST, add),
+    """Let DHCP know all slots, now and when the network is next started, without disturbing VMs."""
+    for described, affected in (
+        (0, libvirt.VIR_NETWORK_UPDATE_AFFECT_LIVE),
+        (libvirt.VIR_NETWORK_XML_INACTIVE, libvirt.VIR_NETWORK_UPDATE_AFFECT_CONFIG),
     ):
-        for one in hosts:
-            network.update(command, section, -1, host_xml(one), flags)
-    if remove or add:
-        _log.info("network %s: %d DHCP entries removed, %d added", NETWORK, len(remove), len(add))
+        present = network_facts(network.XMLDesc(described)).hosts
+        remove, add = host_changes(present, slot_hosts(settings), settings.factory_name)
+        for command, hosts in (
+            (libvirt.VIR_NETWORK_UPDATE_COMMAND_DELETE, remove),
+            (libvirt.VIR_NETWORK_UPDATE_COMMAND_ADD_LAST, add),
+        ):
+            for one in hosts:
+                section = libvirt.VIR_NETWORK_SECTION_IP_DHCP_HOST
+                network.update(command, section, -1, host_xml(one), affected)
+        if remove or add:
+            _log.info("network %s: %d DHCP entries removed, %d added", NETWORK, len(remove), len(add))
 
 
 def _check_bridge(connection: Any, network: Any, settings: Settings, host: NatHost) -> None:
@@ -202,10 +212,13 @@ class NetworkKeeper:
         self._next_time = 0.0
         self._busy = False
         self._settings: Settings | None = None
+        self._notices: list[str] = []
         self._changes = OnChange(_log)
 
     def prepare(self, settings: Settings) -> str | None:
         """None if VMs can be made; else why not. Answers from memory; looks again if it is time to."""
+        if self._connection.uri.startswith(MOCK):
+            return None
         with self._lock:
             changed = self._settings is not None and _relevant(settings) != _relevant(self._settings)
             if not self._busy and (changed or time.monotonic() >= self._next_time):
@@ -214,12 +227,22 @@ class NetworkKeeper:
                 threading.Thread(target=self._look, args=(settings,), name="network", daemon=True).start()
             return self._problem
 
+    def notices(self) -> Sequence[str]:
+        """What probably keeps VMs from the network, though it is there."""
+        return self._notices
+
+    def keep(self) -> None:
+        """Look again if it is time to, with the settings of the last prepare()."""
+        if self._settings is not None:
+            self.prepare(self._settings)
+
     def _look(self, settings: Settings) -> None:
         problems: Sequence[str] = ["looking at its network failed"]
         try:
             with self._connection.use(NETWORK_PURPOSE) as connection:
                 problems = ensure_network(connection, settings, self._host)
-            self._changes.only({one: f"VMs' network: {one}" for one in self._host.missing()}, logging.WARNING)
+            self._notices = [f"VMs' network: {one}" for one in self._host.missing()]
+            self._changes.only({one: one for one in self._notices}, logging.WARNING)
         except EngineUnavailable as error:
             problems = [str(error)]
         finally:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Union
 
 from vac.drivers.base import Observed, Usage
+from vac.host.contacts import Contact
 
 
 @dataclass(frozen=True)
@@ -22,7 +23,9 @@ class Observation:
     time: float
     """When it had answered."""
     details: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
-    """By uuid what else there is to know, of machines that run and weren't among an earlier observation's."""
+    """By uuid what else there is to know of machines that run, as far as it hasn't been told before."""
+    contacts: Mapping[str, frozenset[Contact]] = field(default_factory=dict)
+    """By uuid with whom machines have connections, of those of which that was looked at."""
 
 
 @dataclass(frozen=True)

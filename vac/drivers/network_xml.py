@@ -13,7 +13,7 @@ from typing import NamedTuple
 from vac.config.settings import Settings
 from vac.config.slots import slot_address, slot_name, slot_number
 from vac.drivers.libvirt_xml import NETWORK, mac_address
-from vac.host.nat import BRIDGE
+from vac.host.nat_rules import BRIDGE
 
 SERVER = "169.254.169.253"
 """Gateway, DHCP and name server, Machine/Job Features."""
@@ -118,6 +118,13 @@ def host_changes(
         and (slot_number(factory_name, host.name) is None or taken & {host.mac, host.address})
     ]
     return remove, [host for host in wanted if host not in present]
+
+
+def hosts_after(present: Iterable[Host], wanted: Sequence[Host], factory_name: str) -> tuple[Host, ...]:
+    """All entries once these changes are made."""
+    present = list(present)
+    remove, add = host_changes(present, wanted, factory_name)
+    return (*(host for host in present if host not in remove), *add)
 
 
 def taps(xml: str) -> list[str]:

@@ -1,37 +1,43 @@
 """Machines that are processes of this host: one cgroup each, which holds all of them and tells their end.
 
-The cgroup is the truth: a machine runs while its cgroup is populated, and outlives the factory in it. What
-differs between bubblewrap and Singularity is a Model: how the command line is made and when it has begun.
+The cgroup is the truth: a machine runs while its cgroup is populated, and outlives the factory in it.
 """
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
-import importlib
 import json
 import os
-import pwd
-import shutil
 import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Callable, Protocol, cast
+from typing import Any
 
 from vac.config.machinetype import Machinetype
 from vac.config.settings import Settings
 from vac.config.values import without_password
 from vac.drivers import launch
-from vac.drivers.base import CreationFailed, EngineState, EngineUnavailable, MachineSpec, Observed, Usage
-from vac.drivers.fetched import FetchedImages
+from vac.drivers.base import (
+    CreationFailed,
+    EngineState,
+    EngineUnavailable,
+    Fetch,
+    MachineSpec,
+    Observed,
+    Trace,
+    Usage,
+)
+from vac.drivers.digests import ImageVersion
+from vac.drivers.images import ImageFiles
+from vac.drivers.process_plan import Model, account, limits_of, make_plan, model_of, prepare_directory
+from vac.drivers.traces import ImageFacts, Sampling, merged, shared_network
 from vac.host.cgroup_watch import EndWatcher
-from vac.host.cgroups import CgroupError, Groups, Limits, open_groups
+from vac.host.cgroups import CgroupError, Groups, open_groups
+from vac.host.contacts import Contact, host_addresses
 
-MODELS = {"bubblewrap": "vac.drivers.bubblewrap", "singularity": "vac.drivers.apptainer"}
-"""Module, a Model, by machine model."""
-PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 KILL_SECONDS = 60.0
 """Longest that processes may take to end after SIGKILL."""
 START_SECONDS = 200.0
@@ -39,38 +45,8 @@ START_SECONDS = 200.0
 MOST_REASON_CHARACTERS = 300
 
 
-class Model(Protocol):
-    """What a module of MODELS offers."""
-
-    PROGRAMS: tuple[str, ...]
-    """Programs that make the machine; the first that is found in PATH is taken."""
-    PACKAGE: str
-    """What to install if there is none."""
-    OPTION: str
-    """The option of [settings] that names another; "" if there is none."""
-    TELLS: bool
-    """Does the program get descriptor 3 to write its status to?"""
-    TAKES_URLS: bool
-    """May root_image be the URL of an image? plan() is given the path of its copy."""
-
-    def plan(self, spec: MachineSpec, program: str) -> dict[str, Any]:
-        """What the launcher needs to know, for JSON; ValueError with a reason if that can't be."""
-
-    def command_line(self, plan: dict[str, Any]) -> list[str]:
-        """The program and its arguments; called in the launcher. OSError or ValueError with a reason."""
-
-    def scratch(self, spec: MachineSpec) -> list[tuple[str, str]]:
-        """Fresh directories that are to be made: name below mnt, and place inside."""
-
-    def running(self, status: str, first: bytes, others: list[bytes]) -> bool:
-        """Does the machine's own command run? By what the program has told and processes' command lines."""
-
-    def has_run(self, status: str, exit_code: int, said: str) -> bool:
-        """Now that the program has ended: had the machine's own command been begun? said is the end of its output."""
-
-
-def open_driver(settings: Settings, fetch: Callable[[str], Path] | None = None) -> ProcessDriver:
-    """A driver of this factory's machines; fetch as in FetchedImages.
+def open_driver(settings: Settings, fetch: Fetch | None = None) -> ProcessDriver:
+    """A driver of this factory's machines; fetch as in ImageFiles.
 
     Raises EngineUnavailable if the host has no cgroups for them.
     """
@@ -80,25 +56,15 @@ def open_driver(settings: Settings, fetch: Callable[[str], Path] | None = None) 
         raise EngineUnavailable(str(error)) from error
 
 
-def account(settings: Settings) -> pwd.struct_passwd:
-    """The unprivileged account that machines run as. Raises CreationFailed if there is no such one."""
-    name = settings.singularity_user or "nobody"
-    try:
-        user = pwd.getpwnam(name)
-    except KeyError:
-        raise CreationFailed(f"there is no account {name}: singularity_user must name one") from None
-    if user.pw_uid == 0 or user.pw_gid == 0:
-        raise CreationFailed(f"singularity_user {name} is root; machines run unprivileged")
-    return user
-
-
 class ProcessDriver:
-    """A Driver, and Preparing, for the factory's machines in these groups; fetch as in FetchedImages."""
+    """A Driver, Preparing and Tracing, for the factory's machines in these groups; fetch as in ImageFiles."""
 
-    def __init__(self, groups: Groups, fetch: Callable[[str], Path] | None = None) -> None:
+    def __init__(self, groups: Groups, fetch: Fetch | None = None) -> None:
         self._groups = groups
         self._watcher = EndWatcher(groups)
-        self._images = FetchedImages(fetch, self._watcher.wake)
+        self._images = ImageFiles(fetch, self._watcher.wake)
+        self._facts = ImageFacts()
+        self._sampling = Sampling()
         self._lock = threading.Lock()
         self._starting: set[str] = set()
         self._children: set[int] = set()
@@ -116,16 +82,18 @@ class ProcessDriver:
 
     def create(self, spec: MachineSpec) -> None:
         """See Driver."""
-        model, plan = _plan(self._with_image(spec))
+        model, plan = make_plan(self._with_image(spec))
         group = f"{spec.name}_{spec.uuid}"
         with self._lock:
             self._starting.add(group)
         try:
-            self._groups.create(group, _limits(spec))
+            self._groups.create(group, limits_of(spec))
             plan["entrances"] = [str(entrance) for entrance in self._groups.entrances(group)]
-            _prepare_directory(spec, model, plan["uid"], plan["gid"])
-            self._start(spec, model, plan, group)
+            prepare_directory(spec, model, plan["uid"], plan["gid"])
+            told = self._start(spec, model, plan, group)
             self._watcher.add(group)
+            path, image = _image(told)
+            self._facts.note(spec.uuid, _facts(spec, path), image)
         except OSError as error:
             self._clear(group)
             raise CreationFailed(f"{error.filename}: {error.strerror}") from error
@@ -150,6 +118,7 @@ class ProcessDriver:
         self.stop(name, uuid)
         with _unavailable():
             self._groups.remove(f"{name}_{uuid}")
+        self._facts.forget(uuid)
 
     def events(self) -> Iterator[str]:
         """See Driver."""
@@ -164,16 +133,24 @@ class ProcessDriver:
 
     def prepare(self, machinetype: Machinetype, settings: Settings, files: Path) -> str | None:
         """See Preparing."""
-        return self._images.prepare(machinetype.root_image or "") if _fetches(machinetype) else None
+        return self._images.prepare(machinetype.root_image, None, files) if _fetches(machinetype) else None
+
+    def traces(self) -> Mapping[str, Trace]:
+        """See Tracing."""
+        uuids = {_identity(group)[1]: group for group in self._machines()}
+
+        def look() -> Mapping[str, frozenset[Contact]]:
+            return shared_network({uuid: self._groups.processes(group) for uuid, group in uuids.items()})
+
+        with _unavailable():
+            return merged(self._facts.news(uuids), self._sampling.sample(look))
 
     def _with_image(self, spec: MachineSpec) -> MachineSpec:
         """The same with the path of the image's copy for its URL, readable by the machine's user."""
         kind = spec.machinetype
         if not _fetches(kind):
             return spec
-        path = self._images.path(kind.root_image or "")
-        if path is None:
-            raise CreationFailed(f"image {without_password(kind.root_image or '')} has not been downloaded")
+        path = self._images.path(kind.root_image, None, spec.files)
         try:
             os.chown(path, -1, account(spec.settings).pw_gid)
             path.chmod(0o640)
@@ -196,7 +173,8 @@ class ProcessDriver:
         used = self._groups.usage(group)
         return Usage(used.cpu_seconds, used.memory_bytes, used.peak_memory_bytes)
 
-    def _start(self, spec: MachineSpec, model: Model, plan: dict[str, Any], group: str) -> None:
+    def _start(self, spec: MachineSpec, model: Model, plan: dict[str, Any], group: str) -> str:
+        """Start the machine; what launcher and program have told."""
         console = spec.directory / "console.log"
         flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC
         output = os.open(console, flags, 0o600)
@@ -216,11 +194,12 @@ class ProcessDriver:
                 with self._lock:
                     self._children.add(child)
         if exit_code is None:
-            return
+            return told
         said = _said(console, said_before)
         failure = _failure(told)
         if failure or launch.EXECUTING.decode() not in told or not model.has_run(told, exit_code, said):
             raise CreationFailed(failure or said or f"{Path(plan['program']).name} ended at once")
+        return told
 
     def _wait_for_start(self, model: Model, child: int, status: int, group: str) -> tuple[str, int | None]:
         """Wait until the machine's command runs, or the program has ended: what was told, and its exit code then."""
@@ -265,73 +244,10 @@ def _identity(group: str) -> tuple[str, str]:
     return name, uuid
 
 
-def _model(machine_model: str) -> Model:
-    return cast(Model, importlib.import_module(MODELS[machine_model]))
-
-
-def _plan(spec: MachineSpec) -> tuple[Model, dict[str, Any]]:
-    """How this machine is to be launched; everything but the cgroup."""
-    kind = spec.machinetype.machine_model
-    user = account(spec.settings)
-    model = _model(kind)
-    program = find_program(kind, spec.settings)
-    try:
-        plan = model.plan(spec, program)
-    except ValueError as error:
-        raise CreationFailed(str(error)) from error
-    features = {
-        f"{name.upper()}": f"/tmp/{name}" for name in ("machinefeatures", "jobfeatures", "joboutputs")
-    }
-    plan["environment"] = {"PATH": PATH, "HOME": "/tmp", **features, **plan.get("environment", {})}
-    plan["module"], plan["path"] = MODELS[kind], str(Path(__file__).parents[2])
-    plan["uid"], plan["gid"] = user.pw_uid, user.pw_gid
-    return model, plan
-
-
-def find_program(machine_model: str, settings: Settings) -> str:
-    """The path of the program that makes machines of this model. Raises CreationFailed if there is none."""
-    model = _model(machine_model)
-    chosen = getattr(settings, model.OPTION) if model.OPTION else None
-    if chosen is not None:
-        if not os.access(chosen, os.X_OK):
-            raise CreationFailed(f"{model.OPTION} {chosen} is no program")
-        return str(chosen)
-    found = filter(None, (shutil.which(each, path=PATH) for each in model.PROGRAMS))
-    for program in found:
-        return program
-    raise CreationFailed(f"{model.PROGRAMS[0]} is not installed: install the package {model.PACKAGE}")
-
-
 def _fetches(machinetype: Machinetype) -> bool:
     """Is its image one to be downloaded?"""
     is_url = (machinetype.root_image or "").startswith(("http://", "https://"))
-    return is_url and _model(machinetype.machine_model).TAKES_URLS
-
-
-def _limits(spec: MachineSpec) -> Limits:
-    factor = spec.settings.memory_limit_factor
-    return Limits(
-        spec.processors,
-        spec.memory_bytes,
-        int(spec.memory_bytes * factor) if factor else None,
-        spec.settings.pids_per_processor * spec.processors,
-    )
-
-
-def _prepare_directory(spec: MachineSpec, model: Model, uid: int, gid: int) -> None:
-    """Give the machine's user what is its own to write or run, and make the fresh directories."""
-    os.chown(spec.directory / "joboutputs", uid, gid)
-    user_data = spec.directory / "user_data"
-    if user_data.exists():
-        os.chown(user_data, uid, gid)
-        user_data.chmod(0o500)
-    below = spec.directory / "mnt"
-    below.mkdir(exist_ok=True)
-    below.chmod(0o711)
-    for name, _ in model.scratch(spec):
-        (below / name).mkdir(exist_ok=True)
-        (below / name).chmod(0o700)
-        os.chown(below / name, uid, gid)
+    return is_url and model_of(machinetype.machine_model).TAKES_URLS
 
 
 def _spawn(plan: dict[str, Any], output: int, status: int) -> int:
@@ -370,12 +286,37 @@ def _command_line(process: int) -> bytes:
 
 def _failure(said: str) -> str:
     """The launcher's reason, "" if it got so far as to execute the program."""
+    return str(_told(said, "failure").get("failure", ""))
+
+
+def _image(said: str) -> tuple[str, ImageVersion | None]:
+    """The image's real path, as the launcher has told it, and its version if it is a file."""
+    told = _told(said, "image_path")
+    path, stamp = str(told.get("image_path", "")), told.get("stamp")
+    return path, ImageVersion(path, tuple(stamp)) if stamp else None
+
+
+def _told(said: str, key: str) -> dict[str, Any]:
+    """What launcher and program have said in the JSON object that has this key; empty if they haven't."""
     for line in said.splitlines():
         with contextlib.suppress(json.JSONDecodeError):
             told = json.loads(line)
-            if isinstance(told, dict) and "failure" in told:
-                return str(told["failure"])
-    return ""
+            if isinstance(told, dict) and key in told:
+                return told
+    return {}
+
+
+def _facts(spec: MachineSpec, image_path: str) -> dict[str, str]:
+    """What is known of a machine as soon as it has been made. All share the host's network."""
+    user = account(spec.settings)
+    facts = {
+        "user": f"{user.pw_name} ({user.pw_uid})",
+        "image": without_password(spec.machinetype.root_image or ""),
+        "image_path": image_path,
+        "network": "host",
+        "addresses": " ".join(host_addresses()),
+    }
+    return {name: text for name, text in facts.items() if text}
 
 
 def _said(console: Path, start: int) -> str:

@@ -22,8 +22,9 @@ MODULES = {
     "docker": "vac.drivers.docker_engine",
     "processes": "vac.drivers.processes",
 }
-"""By engine; each has a function open_driver(settings), those in FETCHING open_driver(settings, fetch)."""
-FETCHING = frozenset(["docker", "processes"])
+"""By engine; each has a function open_driver(settings, fetch)."""
+PATIENT = frozenset(["libvirt"])
+"""Engines whose machines get time to end by themselves, so that one stop must not wait for another."""
 PACKAGES = {"libvirt": "python3-libvirt", "docker": "python3-docker"}
 """What has to be installed for an engine's Python library, by the name that Debian and EL9 share."""
 
@@ -52,5 +53,4 @@ def driver_for(machine_model: str, settings: Settings, fetch: Fetch | None = Non
         else:
             reason = f"{error}; install {PACKAGES.get(engine, 'it')}"
         raise EngineUnavailable(reason) from error
-    more = (fetch,) if engine in FETCHING else ()
-    return cast(Driver, module.open_driver(settings, *more))
+    return cast(Driver, module.open_driver(settings, fetch))

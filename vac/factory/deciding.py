@@ -11,6 +11,7 @@ from vac.config.machinetype import Machinetype
 from vac.factory.creation import Creation
 from vac.factory.floor import Floor
 from vac.factory.orders import Orders
+from vac.factory.repositories import Repositories
 from vac.factory.space import Space
 from vac.scheduling.age import CYCLE_SECONDS
 from vac.scheduling.decide import Situation, decide
@@ -29,11 +30,14 @@ _ORDINARY = ("full",)
 class Deciding:
     """Asks the scheduler whenever something has changed, or time alone may have changed the answer."""
 
-    def __init__(self, floor: Floor, creation: Creation, orders: Orders, space: Space) -> None:
+    def __init__(
+        self, floor: Floor, creation: Creation, orders: Orders, space: Space, repositories: Repositories
+    ) -> None:
         self.floor = floor
         self.creation = creation
         self.orders = orders
         self.space = space
+        self.repositories = repositories
         self.ramp = RampState()
         self.health_problem: str | None = None
         self.decision = Decision()
@@ -105,7 +109,9 @@ class Deciding:
             unprepared = None
             if one.target_share > 0:
                 files = floor.state.machinetype_files(one.pipe or name)
-                unprepared = floor.engine_of(one.machine_model).prepare(one, floor.settings, files)
+                engine = floor.engine_of(one.machine_model)
+                missing = self.repositories.problem(one)
+                unprepared = missing or engine.prepare(one, floor.settings, files)
             if unprepared is None:
                 usable[name] = one
             else:

@@ -65,6 +65,8 @@ class Floor:
     """Machines that started, are in no slot and have not been accounted for."""
     observed: set[str] = field(default_factory=set)
     """Engines that have been seen to answer; nothing is created before."""
+    pipes: dict[str, str | None] = field(default_factory=dict)
+    """By pipe, what is the matter with it; None: nothing."""
     changed: bool = True
     """Something has happened that a decision should take into account."""
     reported: bool = False

@@ -19,10 +19,13 @@ from vac.factory.deciding import Deciding
 from vac.factory.ending import Ending
 from vac.factory.floor import Floor
 from vac.factory.orders import Orders
+from vac.factory.pipes import PipeFetched, Pipes
 from vac.factory.reporting import Reporting
+from vac.factory.repositories import Repositories
 from vac.factory.rules import Rules
 from vac.factory.space import Answers, Ask, Space
 from vac.factory.watching import Watcher
+from vac.host.cvmfs import RepositorySeen, RepositoryWatch
 from vac.host.disk import DiskMeasured, DiskMessage, DiskMeter, DiskNotMeasured
 from vac.host.health import HealthCheck, HealthChecked
 from vac.scheduling.eligibility import NO_ANSWER
@@ -51,7 +54,17 @@ class Stuck(Exception):
     """A thread of an engine never returned; only a new process helps."""
 
 
-Message = Union[engines.Message, ContextMessage, DiskMessage, HealthChecked, Answers, Wake, Stop]
+Message = Union[
+    engines.Message,
+    ContextMessage,
+    DiskMessage,
+    HealthChecked,
+    RepositorySeen,
+    PipeFetched,
+    Answers,
+    Wake,
+    Stop,
+]
 
 
 class Factory:
@@ -68,9 +81,11 @@ class Factory:
         self.rules = Rules(floor, self.ending, DiskMeter(inbox.put))
         self.orders = Orders(floor, self.ending)
         self.space = Space(ask, inbox.put, floor.clock)
-        self.deciding = Deciding(floor, self.creation, self.orders, self.space)
+        self.repositories = Repositories(floor, RepositoryWatch(inbox.put))
+        self.deciding = Deciding(floor, self.creation, self.orders, self.space, self.repositories)
         self.reporting = Reporting(floor, self.deciding)
         self.loader = loader
+        self.pipes = Pipes(floor, inbox.put)
         self.next_cycle_time = floor.clock()
         self._turn_time = self.next_cycle_time
         self.stopping = False
@@ -93,7 +108,9 @@ class Factory:
             DiskMeasured: self.rules.measured,
             DiskNotMeasured: self.rules.not_measured,
             HealthChecked: self._health_checked,
+            RepositorySeen: self.repositories.seen,
             Answers: self._answered,
+            PipeFetched: self._pipe_fetched,
             Wake: self._woken,
             Stop: self._stop,
         }
@@ -121,6 +138,7 @@ class Factory:
             return
         if due:
             self._cycle()
+        self.pipes.start_due(now)
         self._check_engines()
         self.rules.check(now)
         self.creation.check(now)
@@ -172,6 +190,7 @@ class Factory:
             engine.request_observation()
         self.rules.measure()
         self._check_health()
+        self.repositories.look()
         self.reporting.cycle()
         self.next_cycle_time = self.floor.clock() + CYCLE_SECONDS
 
@@ -303,6 +322,11 @@ class Factory:
         self._look(message.engine)
         if not message.name:
             self.floor.changed = True
+
+    def _pipe_fetched(self, message: PipeFetched) -> None:
+        """Another document is another configuration, which is loaded at once."""
+        if self.pipes.fetched(message):
+            self.next_cycle_time = self.floor.clock()
 
     def _woken(self, message: Wake) -> None:
         self.next_cycle_time = self.floor.clock()

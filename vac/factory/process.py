@@ -20,7 +20,7 @@ from vac.context.signatures import SignedImages
 from vac.context.transfers import GRID_CERTIFICATES
 from vac.drivers.engine import Engine, InlineEngine
 from vac.drivers.late import LateDriver
-from vac.drivers.registry import driver_for, engine_name
+from vac.drivers.registry import PATIENT, driver_for, engine_name
 from vac.factory.contexts import Run, in_thread
 from vac.factory.floor import Floor, slot_names
 from vac.factory.loop import Factory, Message, Stop, Stuck, Wake
@@ -116,7 +116,8 @@ def open_factory(
         if machine_model in VM_MODELS:
             vms()
         driver = LateDriver(lambda: driver_for(machine_model, settings, images.fetch))
-        return Engine(engine_name(machine_model), driver, inbox.put, clock)
+        name = engine_name(machine_model)
+        return Engine(name, driver, inbox.put, clock, patient=name in PATIENT)
 
     statefiles.write_version(state, vac.__version__)
     machines = load_slots(state, configuration.machinetypes, settings)

@@ -103,7 +103,7 @@ class Reporting:
             machinetypes=tuple(self._facts()),
             engines={name: engine.problem() for name, engine in floor.engines.items()},
             problems=floor.problems,
-            warnings=self.deciding.warnings,
+            warnings=(*self.deciding.warnings, *self._notices()),
             drain=Drain(order.reason, order.since, order.until) if order else None,
             shutdown_time=settings.shutdown_time,
             decision_time=self.deciding.decision_time,
@@ -115,8 +115,12 @@ class Reporting:
             silent=self.deciding.space.silent(settings),
             created=tuple(floor.created),
             failed=dict(floor.failed),
+            pipes=dict(floor.pipes),
             slot_states=self._slot_states(now),
         )
+
+    def _notices(self) -> list[str]:
+        return [notice for engine in self.floor.engines.values() for notice in engine.notices()]
 
     def _facts(self) -> list[TypeFacts]:
         names = [field.name for field in dataclasses.fields(TypeFacts) if field.name != "fqan"]

@@ -10,6 +10,8 @@ from vac.drivers.messages import Observation
 from vac.factory.ending import Ending
 from vac.factory.floor import Floor
 from vac.factory.slots import Slot
+from vac.host.contacts import Contact
+from vac.machines import contacts
 from vac.machines import machine as machines
 from vac.machines.machine import Machine
 
@@ -34,6 +36,8 @@ class Watcher:
         for slot in self.floor.slots_of(seen.engine):
             if slot.machine and slot.machine.uuid in seen.details:
                 self._note_details(slot.machine, seen.details[slot.machine.uuid])
+            if slot.machine and slot.machine.uuid in seen.contacts:
+                self._note_contacts(slot.machine, seen.contacts[slot.machine.uuid], seen.time)
             found = listed.pop(slot.machine.uuid, None) if slot.machine else None
             usage = seen.usage.get(found.uuid, found.usage) if found else Usage()
             self._slot(slot, found, usage, seen.asked_time)
@@ -110,6 +114,14 @@ class Watcher:
             f"details {machine.uuid}",
             text,
             lambda: machines.note_details(self.floor.state, machine, details),
+        )
+
+    def _note_contacts(self, machine: Machine, found: frozenset[Contact], time: float) -> None:
+        text = f"{machine.name}: with whom it has connections can't be written"
+        self.floor.written(
+            f"contacts {machine.uuid}",
+            text,
+            lambda: contacts.note_contacts(self.floor.state, machine, found, time),
         )
 
     def gone(self, engine: str, uuid: str) -> None:

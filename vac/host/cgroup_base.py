@@ -82,6 +82,18 @@ def read_number(file: Path) -> int | None:
     return int(text) if text.isdigit() else None
 
 
+def processes_in(group: Path) -> list[int]:
+    """Numbers of the processes in a group's directory and those below; none if it isn't there. Raises CgroupError."""
+    found: list[int] = []
+    for directory, _, _ in os.walk(group):
+        try:
+            found += map(int, Path(directory, "cgroup.procs").read_text().split())
+        except OSError as error:
+            if error.errno not in (errno.ENOENT, errno.ENODEV):
+                raise CgroupError(f"{directory}/cgroup.procs: {error.strerror}") from error
+    return found
+
+
 class Groups(abc.ABC):
     """The groups of one factory. Names are plain directory names. All raise CgroupError."""
 
@@ -116,14 +128,7 @@ class Groups(abc.ABC):
 
     def processes(self, name: str) -> list[int]:
         """Numbers of the group's processes, groups inside it included; none if there is no such group."""
-        found: list[int] = []
-        for directory, _, _ in os.walk(self._homes[0] / name):
-            try:
-                found += map(int, Path(directory, "cgroup.procs").read_text().split())
-            except OSError as error:
-                if error.errno not in (errno.ENOENT, errno.ENODEV):
-                    raise CgroupError(f"{directory}/cgroup.procs: {error.strerror}") from error
-        return found
+        return processes_in(self._homes[0] / name)
 
     def populated(self, name: str) -> bool:
         """Does any process live in the group?"""

@@ -1,4 +1,4 @@
-"""The usage of cgroups that an engine has made: found through one of its processes, read in one go.
+"""Usage and processes of cgroups that an engine has made: found through one of its processes.
 
 A container's group is where its first process is, whichever cgroup driver the engine uses: the path in
 /proc/PID/cgroup (cgroups(7)), cut after the component that holds the container's id, since the container may
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vac.host import cgroup_v1, cgroup_v2
-from vac.host.cgroup_base import GroupUsage
+from vac.host.cgroup_base import GroupUsage, processes_in
 from vac.host.cgroups import Mounts
 
 PROC = Path("/proc")
@@ -57,3 +57,9 @@ def foreign_usage(group: ForeignGroup) -> GroupUsage | None:
     except OSError:
         return None
     return None if usage.cpu_seconds is None and usage.memory_bytes is None else usage
+
+
+def foreign_processes(group: ForeignGroup) -> list[int]:
+    """Numbers of the group's processes; none if it is gone. Raises CgroupError."""
+    directory = group.v1[1] if group.v1 is not None else group.v2
+    return processes_in(directory) if directory is not None else []

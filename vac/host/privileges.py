@@ -4,6 +4,7 @@ capset(2), linux/capability.h and linux/prctl.h."""
 from __future__ import annotations
 
 import ctypes
+import encodings.ascii  # noqa: F401  state files need it later, when the interpreter's own files may be out of reach
 import os
 import pwd
 import re

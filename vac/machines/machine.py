@@ -221,11 +221,11 @@ def _write_usage(state: StateDir, machine: Machine) -> None:
 
 
 def note_details(state: StateDir, machine: Machine, details: Mapping[str, str]) -> None:
-    """Keep what the engine tells of a machine, such as its image's digest and its addresses.
+    """Keep what the engine tells of a machine, such as its image's digest and its addresses, beside what it has told.
 
     On a full disk it isn't kept: people can do without.
     """
-    content = json.dumps(details, indent=1).encode("ascii") + b"\n"
+    content = json.dumps({**read_details(machine), **details}, indent=1).encode("ascii") + b"\n"
     try:
         files.write_atomic(machine.directory / "details.json", content, tmp=state.tmp, sync=False)
     except OSError as error:

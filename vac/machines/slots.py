@@ -136,6 +136,15 @@ def strays(
     return found
 
 
+def find_by_uuid(state: StateDir, uuid: str) -> Machine | None:
+    """The machine with this uuid, as long as its directory is kept."""
+    for directory in _directories(state):
+        machine = load(directory, machinetypes={}, settings=None)
+        if machine is not None and machine.uuid == uuid:
+            return machine
+    return None
+
+
 def free_slot(factory_name: str, slots: int, occupied: Collection[str]) -> str | None:
     """The name of the lowest slot that isn't occupied, or None if all of them are."""
     names = (slot_name(factory_name, number) for number in range(slots))

@@ -105,6 +105,8 @@ class Status:
     """The last creations, newest first."""
     failed: Mapping[str, Creation] = field(default_factory=dict)
     """By machinetype: its last creation that failed, until one succeeds."""
+    pipes: Mapping[str, str | None] = field(default_factory=dict)
+    """By Vacuum Pipe: what is the matter with it, None if nothing is."""
     slot_states: Mapping[str, str] = field(default_factory=dict)
     """By machine name, what only the engine knows: Paused, Zombie or Unknown."""
 
@@ -242,5 +244,6 @@ _READERS: dict[str, Callable[[object], Any]] = {
     "silent": _by_name_or_none(_number),
     "created": _many(_creation),
     "failed": _by_name(_creation),
+    "pipes": _by_name_or_none(_text),
     "slot_states": _by_name(_text),
 }

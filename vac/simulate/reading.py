@@ -11,8 +11,8 @@ from typing import Any
 
 from vac.config.errors import ConfigurationError
 from vac.config.files import COMMON, Section, Value, read
-from vac.config.load import make_machinetype
 from vac.config.machinetype import Machinetype
+from vac.config.making import make_machinetype
 from vac.config.options import declared
 from vac.config.sections import MACHINETYPE, SETTINGS, Report, Schema, nearest, parse_section
 from vac.config.settings import Settings

@@ -111,7 +111,9 @@ class Work:
     no_work: str = option(
         Kind.TEXT, "60s-120s", "how long one without lives", pattern=_SPREAD, pattern_doc=SPREAD_DOC
     )
-    no_work_message: str = option(Kind.TEXT, "300 Nothing to do", "its shutdown message; may be empty")
+    no_work_message: str = option(
+        Kind.TEXT, "300 Nothing to do", "its shutdown message; none: it leaves none"
+    )
 
 
 @dataclass(frozen=True)

@@ -52,6 +52,7 @@ class Queue:
         self.lifetime = spread(work.lifetime)
         self.startup = spread(work.startup)
         self.no_work = spread(work.no_work)
+        self.no_work_message = None if work.no_work_message == "none" else work.no_work_message
 
     def has_work(self, now: float) -> bool:
         """Whether a machine that asks now may find some."""
@@ -217,7 +218,7 @@ class World:
             self.measure.found(machine.machinetype, self.now)
             life = queue.lifetime(self.rng)
         else:
-            machine.message = queue.work.no_work_message
+            machine.message = queue.no_work_message
             life = queue.no_work(self.rng)
         if life >= left:
             life, machine.message = left, "100 Shutdown time has come"

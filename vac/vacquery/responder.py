@@ -132,16 +132,16 @@ class Refresher:
         self._written: dict[str, int] = {}
         self._silent = False
         self._blind = False
-        self._begun_with: str | None = None
+        self._begin: float | None = None
         self.outdated = False
-        """Whether the factory has taken up another port or key since."""
+        """Whether the factory works by another port or key: this process is to start anew with them."""
 
     def refresh(self, now: float) -> None:
         """Make the answers anew, and do what else is due at this time."""
         snapshot = self._build(now)
         if snapshot is not None:
             self._responder.answers = Answers(snapshot, self._key, self._responder.answers)
-            self._compare(snapshot.status.vacquery)
+            self._compare(snapshot.status, now)
         if not 0 <= now - self._heartbeat_time < HEARTBEAT_SECONDS:
             self._heartbeat_time = now
             if snapshot is not None:
@@ -159,13 +159,21 @@ class Refresher:
         self._blind = False
         return snapshot
 
-    def _compare(self, wanted: str) -> None:
-        """Only a change counts: the factory may still work by the configuration before the one that was read here."""
-        if self._begun_with is None:
-            self._begun_with = wanted
-        elif wanted not in (self._begun_with, self._works_by) and not self.outdated:
-            log.warning("vacquery_port or vacquery_key_file has changed: starting anew with them")
-            self.outdated = True
+    def _compare(self, status: Status, now: float) -> None:
+        """Starting anew is tried once: a factory that goes on with the last good configuration may differ for good."""
+        self._begin = now if self._begin is None else self._begin
+        if self.outdated or self._works_by is None or not status.vacquery or status.time < self._begin:
+            return
+        note = counters_file(self._state).with_name("started-anew-for")
+        try:
+            if status.vacquery == self._works_by:
+                note.unlink(missing_ok=True)
+            elif not note.exists() or note.read_text() != status.vacquery:
+                files.write_atomic(note, status.vacquery.encode(), tmp=note.parent, sync=False)
+                log.warning("vacquery_port or vacquery_key_file has changed: starting anew with them")
+                self.outdated = True
+        except OSError as error:
+            log.error("The responder can't start anew for a changed port or key: %s", error)
 
     def _refresh_access(self, status: Status) -> None:
         self._names.request(status.factories)

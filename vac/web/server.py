@@ -125,6 +125,7 @@ def adjustments(body_limit_bytes: int) -> Adjustments:
         "max_request_body_size": body_limit_bytes + 1,
         "outbuf_high_watermark": 64 * 1024 * 1024,  # an answer never waits for its client in a thread
         "asyncore_use_poll": True,
+        "clear_untrusted_proxy_headers": True,
         "log_socket_errors": False,
         "ident": "Vac",
     }

@@ -14,7 +14,7 @@ def test_what_an_engine_once_told_takes_nothing_from_what_the_factory_knows(tmp_
     state = new_state(tmp_path)
     machine = new_machine(state)
     note_details(state, machine, {"state": "running", "uuid": "x", "image_digest": "site/pilot@sha256:1"})
-    told = known_of(machine, Status(slot_states={machine.name: "Unknown"}))
+    told = known_of(machine, Status(slot_states={machine.name: "Unknown"}), "f1.example.com")
     assert told["state"] == "Unknown"
     assert told["uuid"] == machine.uuid
     assert told["image_digest"] == "site/pilot@sha256:1"

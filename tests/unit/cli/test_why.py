@@ -34,6 +34,7 @@ def said(machinetype: str | None = None, now: float = NOW, **facts: object) -> s
             {"engines": {"docker": "no answer for 34 s", "libvirt": None}},
             "Engine docker: no answer for 34 s.",
         ),
+        ({"pipes": {"vo": "no such host", "well": None}}, "Pipe vo: no such host."),
         ({"silent": {"f2": None}, "factories": ("f1", "f2")}, "No answer from 1 of 2 factories: f2."),
         ({"passed_over": {"lhcb-prod": "target_share is 0"}}, "lhcb-prod: target_share is 0"),
         ({"warnings": ("this node is probably broken",)}, "Warning: this node is probably broken."),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 import time
@@ -105,7 +106,21 @@ FLIPPED: dict[str, Any] = {}
 @pytest.fixture(autouse=True, scope="module")
 def _flipped(tmp_path_factory: pytest.TempPathFactory, trust: Trust, signer: Certified) -> None:
     path = tmp_path_factory.mktemp("flipped") / "image"
-    FLIPPED.update(path=path, content=signed_image(CONTENT, signer), trust=trust)
+    FLIPPED.update(path=path, signer=signer, content=signed_image(CONTENT, signer), trust=trust)
+
+
+@pytest.mark.filterwarnings("ignore::cryptography.utils.CryptographyDeprecationWarning")
+@given(st.lists(st.tuples(st.integers(0, 5000), st.integers(0, 255)), min_size=1, max_size=3))
+def test_a_broken_certificate_is_refused_and_harms_nothing(changes: list[tuple[int, int]]) -> None:
+    good: Certified = FLIPPED["signer"]
+    der = bytearray(good.certificate.public_bytes(Encoding.DER))
+    for place, value in changes:
+        der[place % len(der)] = value
+    for content, reason in ((good.certificate.public_bytes(Encoding.DER), ""), (bytes(der), ".")):
+        pem = b"-----BEGIN CERTIFICATE-----\n" + base64.b64encode(content) + b"\n-----END CERTIFICATE-----\n"
+        FLIPPED["path"].write_bytes(signed_image(CONTENT, good, certificate_pem=pem))
+        same = content == good.certificate.public_bytes(Encoding.DER)
+        assert bool(refusal(FLIPPED["path"], FLIPPED["trust"])) == bool(reason and not same)
 
 
 @pytest.mark.parametrize(
@@ -299,6 +314,19 @@ def test_a_name_that_looks_like_another_is_refused(image: Path, trust: Trust) ->
     assert "ambiguous" in refusal(image, trust)
 
 
+def test_a_name_of_excessive_length_is_refused_before_a_pattern_is_tried_on_it(
+    image: Path, trust: Trust
+) -> None:
+    name = "/DC=org" + "/OU=aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa" * 5
+    image.write_bytes(signed_image(CONTENT, trust.signer(subject=name)))
+    assert "longer than 256 characters" in refusal(image, trust, "(a+)+$")
+
+
+def test_a_pattern_is_tried_only_on_names_that_a_ca_vouches_for(image: Path, trust: Trust) -> None:
+    image.write_bytes(signed_image(CONTENT, trust.signer(subject="/CN=" + "a" * 60 + "!", issuer=None)))
+    assert "is not among the trusted CAs" in refusal(image, trust, "(a+)+$")
+
+
 def test_without_cas_nothing_is_trusted(image: Path, tmp_path: Path, trust: Trust, signer: Certified) -> None:
     image.write_bytes(signed_image(CONTENT, signer))
     nowhere = tmp_path / "nowhere"
@@ -360,3 +388,6 @@ def test_vac_cernvm_signature_tells_who_and_when_and_whether(
     image.unlink()
     assert main(words) == 1
     assert "can't be read: No such file" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main([*words, "--dn", "("])
+    assert "'(' is not a regular expression" in capsys.readouterr().err

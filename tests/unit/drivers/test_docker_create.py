@@ -13,6 +13,7 @@ from vac.config.machinetype import CAPABILITIES, Machinetype
 from vac.config.settings import Settings
 from vac.drivers.base import MachineSpec
 from vac.drivers.docker_create import (
+    EngineKind,
     Image,
     container_config,
     creation_failure,
@@ -24,6 +25,7 @@ from vac.drivers.docker_nested import REFUSED
 
 GOLDEN = Path(__file__).parents[2] / "data" / "docker-create.json"
 IMAGE = Image("sha256:1234", "example.com/pilot@sha256:5678", "", entrypoint=False)
+DOCKER = EngineKind()
 UUID = "4b0a5e86-6d0f-4a7a-8a3c-9f3f0f1d2c3b"
 
 
@@ -46,8 +48,8 @@ def make_spec(
     )
 
 
-def host_config(spec: MachineSpec, cgroup_parent: str | None = None) -> dict[str, Any]:
-    return cast("dict[str, Any]", container_config(spec, IMAGE, cgroup_parent)["HostConfig"])
+def host_config(spec: MachineSpec, engine: EngineKind = DOCKER) -> dict[str, Any]:
+    return cast("dict[str, Any]", container_config(spec, IMAGE, engine)["HostConfig"])
 
 
 def test_the_create_call_is_as_recorded() -> None:
@@ -57,7 +59,7 @@ def test_the_create_call_is_as_recorded() -> None:
         token_dir=Path("/etc/grid-tokens"),
         container_dns=("192.0.2.53",),
     )
-    assert container_config(spec, IMAGE, "vac.slice") == json.loads(GOLDEN.read_text())
+    assert container_config(spec, IMAGE, EngineKind(systemd=True)) == json.loads(GOLDEN.read_text())
 
 
 @pytest.mark.parametrize(
@@ -88,14 +90,55 @@ def test_without_a_factor_there_is_no_hard_limit_and_the_engine_places_the_cgrou
     assert not {"Memory", "MemorySwap", "CgroupParent"} & found.keys()
 
 
+PILOT: dict[str, Any] = {"container_nested": True, "container_capabilities": (), "container_user": "pilot"}
+
+
 def test_nested_machines_get_a_profile_that_still_refuses_what_is_not_needed() -> None:
-    found = host_config(make_spec(container_nested=True, container_capabilities=()))
+    found = host_config(make_spec(**PILOT))
     options = dict(option.split("=", 1) for option in found["SecurityOpt"] if "=" in option)
     profile = json.loads(options["seccomp"])
     assert profile["syscalls"][0]["names"] == sorted(set(REFUSED))
     assert not {"unshare", "clone", "mount", "umount2", "pivot_root", "setns"} & set(REFUSED)
     assert "no-new-privileges:true" in found["SecurityOpt"]
-    assert found["MaskedPaths"] == found["ReadonlyPaths"] == []
+    assert (found["MaskedPaths"], found["ReadonlyPaths"]) == (["/sys/firmware"], [])
+
+
+def test_podman_has_the_profile_in_a_file_and_paths_unmasked_by_name() -> None:
+    spec = make_spec(**PILOT)
+    found = host_config(spec, EngineKind(podman=True))
+    assert {f"seccomp={spec.directory}/seccomp.json", "unmask=/proc/*"} <= set(found["SecurityOpt"])
+    assert not {"MaskedPaths", "ReadonlyPaths"} & found.keys()
+
+
+@pytest.mark.parametrize("podman", [False, True])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"container_user": None},
+        {"container_user": "root"},
+        {"container_user": "00:1000"},
+        {"container_capabilities": ("SETUID",)},
+        {"container_nested": False},
+    ],
+)
+def test_where_there_may_be_a_root_or_nothing_is_nested_proc_stays_masked(
+    options: dict[str, Any], podman: bool
+) -> None:
+    found = host_config(make_spec(**{**PILOT, **options}), EngineKind(podman=podman))
+    assert not {"MaskedPaths", "ReadonlyPaths"} & found.keys()
+    assert not [option for option in found["SecurityOpt"] if "unmask" in option]
+
+
+@pytest.mark.parametrize("nested", [False, True])
+def test_nested_machines_have_fuse_where_the_host_has_it(
+    nested: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fuse = tmp_path / "fuse"
+    monkeypatch.setattr("vac.drivers.docker_create.FUSE", fuse)
+    assert "Devices" not in host_config(make_spec(container_nested=nested))
+    fuse.touch()
+    found = host_config(make_spec(container_nested=nested)).get("Devices", [])
+    assert [device["PathOnHost"] for device in found] == [str(fuse)] * nested
 
 
 @pytest.mark.parametrize(
@@ -106,7 +149,7 @@ def test_nested_machines_get_a_profile_that_still_refuses_what_is_not_needed() -
     ],
 )
 def test_a_name_that_the_kernel_cant_hold_is_split(name: str, hostname: str, domainname: str) -> None:
-    config = container_config(dataclasses.replace(make_spec(), name=name), IMAGE, None)
+    config = container_config(dataclasses.replace(make_spec(), name=name), IMAGE)
     assert (config["Hostname"], config["Domainname"]) == (hostname, domainname)
 
 
@@ -145,7 +188,11 @@ def test_user_data_becomes_executable_for_its_user_alone(
         ),
         (
             'exec: "docker-init": executable file not found in $PATH',
-            "the engine lacks docker-init, which reaps zombies in containers: install it (Debian: tini)",
+            "the engine lacks its docker-init, which reaps zombies in containers: install tini",
+        ),
+        (
+            "container create: container-init binary not found on the host: stat /usr/libexec/podman/catatonit",
+            "the engine lacks its container-init, which reaps zombies in containers: install catatonit",
         ),
         (
             "unable to find user pilot: no matching entry",

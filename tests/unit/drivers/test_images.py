@@ -24,7 +24,7 @@ class Source:
         self.asked: queue.SimpleQueue[tuple[str, str | None]] = queue.SimpleQueue()
         self.answers: queue.SimpleQueue[OSError | None] = queue.SimpleQueue()
 
-    def fetch(self, source: str, signing_dn: str | None) -> Path:
+    def fetch(self, source: str, signing_dn: str | None = None) -> Path:
         self.asked.put((source, signing_dn))
         failure = self.answers.get(timeout=60)
         if failure is not None:
@@ -77,7 +77,28 @@ def test_nobody_waits_for_a_download_and_its_end_is_told(site: Site) -> None:
     assert site.source.asked.empty()
 
 
-def test_a_failure_is_told_and_tried_again_after_a_pause_that_grows(site: Site) -> None:
+def test_an_image_that_is_there_soon_is_known_at_once(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(images, "FIRST_LOOK_SECONDS", 60.0)
+    site.source.answers.put(None)
+    assert site.prepare() is None
+    assert not site.woken.is_set()
+
+
+def test_a_copy_that_somebody_has_removed_is_fetched_again(site: Site) -> None:
+    site.source.answers.put(None)
+    wait_until(lambda: site.prepare() is None)
+    site.source.path.unlink()
+    with pytest.raises(CreationFailed, match="to be looked at again"):
+        site.path()
+    site.source.path.write_bytes(b"2")
+    site.source.answers.put(None)
+    wait_until(lambda: site.prepare() is None)
+    assert site.path() == site.source.path
+
+
+def test_a_failure_is_told_and_tried_again_after_a_pause_that_grows(
+    site: Site, caplog: pytest.LogCaptureFixture
+) -> None:
     for seconds in (30, 60, 120):
         site.prepare()
         site.source.answers.put(OSError("no such host"))
@@ -86,6 +107,8 @@ def test_a_failure_is_told_and_tried_again_after_a_pause_that_grows(site: Site) 
         with pytest.raises(CreationFailed, match="no such host"):
             site.path()
         site.now += seconds
+    assert [record.levelname for record in caplog.records] == ["WARNING"], "said once"
+    assert "secret" not in caplog.text
     site.source.answers.put(None)
     wait_until(lambda: site.prepare() is None)
 
@@ -130,4 +153,7 @@ def test_an_image_that_is_not_there(site: Site, image: str, reason: str) -> None
 
 def test_without_a_way_to_check_what_must_be_signed_is_refused(tmp_path: Path) -> None:
     images = ImageFiles(None, lambda: None)
-    assert "can't be downloaded or checked" in (images.prepare("boot.iso", "/CN=x", tmp_path) or "")
+    for image, dn in (("boot.iso", "/CN=x"), (URL, None)):
+        reason = images.prepare(image, dn, tmp_path) or ""
+        assert "can't be downloaded or checked" in reason
+        assert "secret" not in reason

@@ -35,6 +35,9 @@ class Talkative(FakeDriver):
     def prepare(self, machinetype: Machinetype, settings: Settings, files: Path) -> str | None:
         return f"pulling the image of {machinetype.name}"
 
+    def notices(self) -> list[str]:  # type: ignore[valid-type]
+        return ["no rule masquerades"]
+
     def details(self, uuid: str) -> Mapping[str, str]:
         self.asked.append(uuid)
         return {"image_digest": f"sha256:{uuid}"}
@@ -81,10 +84,12 @@ def test_optional_abilities_reach_the_driver_behind(talkative: Talkative) -> Non
     engine, posted = engine_of(LateDriver(lambda: talkative))
     engine.adopt({"u1": "f1-00.example.com"})
     assert engine.prepare(TYPE, SETTINGS, FILES) is None, "nothing is known before it is open"
+    assert engine.notices() == ()
     engine.request_observation()
     posted()
     assert talkative.adopted == {"u1": "f1-00.example.com"}, "what was said before it was open is told then"
     assert engine.prepare(TYPE, SETTINGS, FILES) == "pulling the image of t"
+    assert engine.notices() == ["no rule masquerades"]
     engine.adopt({})
     assert talkative.adopted == {}
 
@@ -109,6 +114,7 @@ def test_a_driver_without_the_abilities_needs_none() -> None:
     engine.request_observation()
     message = posted()
     assert isinstance(message, Observation) and message.details == {}
+    assert engine.notices() == ()
     assert engine.prepare(TYPE, SETTINGS, FILES) is None
 
 

@@ -259,26 +259,35 @@ def test_answers_stay_as_they_were_while_the_status_is_missing(tmp_path: Path) -
 
 
 @pytest.mark.parametrize(
-    ("statuses_since", "outdated"),
+    ("lives", "outdated"),
     [
-        (("port 995", "port 995"), False),
-        (("port 995", "port 996"), True),
-        (("port 994", "port 995"), False),
-        (("port 994", "port 994"), False),
-        (("", "port 995"), False),
-        (("port 994", "port 995", "port 994"), False),
-        (("port 994", "port 995", "port 996"), True),
+        ([("port 995", ["port 995"])], [False]),
+        ([("port 995", ["port 995", "port 996"]), ("port 996", ["port 996"])], [True, False]),
+        ([("port 995", ["port 994"])], [True]),
+        ([("port 995", [""])], [False]),
+        ([("port 996", ["port 995"]), ("port 996", ["port 995"])], [True, False]),
+        ([("port 996", ["port 995"]), ("port 996", ["port 995", "port 996", "port 995"])], [True, True]),
+        ([("port 996", ["port 995"]), ("port 996", ["port 994"])], [True, True]),
     ],
 )
-def test_a_port_or_key_that_the_factory_takes_up_later_makes_it_start_anew(
-    statuses_since: tuple[str, ...], outdated: bool, tmp_path: Path
+def test_it_starts_anew_for_the_port_or_key_that_the_factory_works_by_but_once(
+    lives: list[tuple[str, list[str]]], outdated: list[bool], tmp_path: Path
 ) -> None:
     state = make_state(tmp_path)
-    refresher = Refresher(Responder(), state, NoNames(), works_by="port 995")
-    for seconds, vacquery in enumerate(statuses_since):
-        statuses.write(state, dataclasses.replace(factory_status(), vacquery=vacquery))
-        refresher.refresh(NOW + seconds)
-    assert refresher.outdated == outdated
+    prepare_state(state, None)
+    found = []
+    now = NOW
+    statuses.write(state, dataclasses.replace(factory_status(), time=NOW - 1, vacquery="port of before"))
+    for works_by, wanted in lives:
+        refresher = Refresher(Responder(), state, NoNames(), works_by=works_by)
+        refresher.refresh(now)
+        for vacquery in wanted:
+            now += 1
+            statuses.write(state, dataclasses.replace(factory_status(), time=now, vacquery=vacquery))
+            refresher.refresh(now)
+        found.append(refresher.outdated)
+        now += 1
+    assert found == outdated
 
 
 def test_port_and_key_file_tell_when_a_responder_is_outdated(tmp_path: Path) -> None:
@@ -397,13 +406,15 @@ def test_the_process_ends_when_told_or_outdated_and_tells_that_it_is_ready(
     ready = threading.Event()
     codes: list[int] = []
     thread = threading.Thread(
-        target=lambda: codes.append(module.run(state, sockets, stopped, names=NoNames(), ready=ready.set))
+        target=lambda: codes.append(
+            module.run(state, sockets, stopped, works_by="port 995", names=NoNames(), ready=ready.set)
+        )
     )
     thread.start()
     assert ready.wait(60)
     assert len(ask(sockets[0].getsockname()[1], datagrams(Kind.MACHINES, "query")[0], 8)) == 8
     if outdated:
-        statuses.write(state, dataclasses.replace(factory_status(), vacquery="port 996"))
+        statuses.write(state, dataclasses.replace(factory_status(), time=time.time(), vacquery="port 996"))
     else:
         stop.close()
     thread.join(60)

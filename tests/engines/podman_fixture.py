@@ -1,0 +1,69 @@
+"""Podman's Docker-compatible service of the tests' own; see docker_fixture."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping, Sequence
+
+from tests.engines.docker_fixture import PrivateEngine
+
+RUNTIME = """#!/usr/bin/env python3
+import json, os, sys
+words = sys.argv[1:]
+if "create" in words:
+    path = os.path.join(words[words.index("--bundle") + 1], "config.json")
+    with open(path) as file:
+        config = json.load(file)
+    del config["process"]["rlimits"]
+    with open(path, "w") as file:
+        json.dump(config, file)
+os.execv({runtime!r}, [{runtime!r}, *words])
+"""
+"""The runtime without limits on a process's resources: Podman raises them, which a host without CAP_SYS_RESOURCE
+refuses even to root. What Vac sets are limits of cgroups."""
+CONFIGURATION = """
+[network]
+network_config_dir = "{directory}/networks"
+[engine]
+init_path = "{init}"
+cgroup_manager = "cgroupfs"
+events_logger = "file"
+lock_type = "file"
+runtime = "runc"
+[engine.runtimes]
+runc = ["{directory}/runc"]
+"""
+REGISTRIES = """
+unqualified-search-registries = ["registry.example.com"]
+[[registry]]
+location = "127.0.0.1:{port}"
+insecure = true
+"""
+
+
+class PrivatePodman(PrivateEngine):
+    """A Podman service. It keeps its containers when it ends: each has a monitor of its own."""
+
+    kind = "podman"
+    daemon = "podman"
+    package = "podman"
+    live_restore = True
+
+    def prepare(self) -> None:
+        """Its configuration, and the runtime."""
+        runtime, init = shutil.which("runc"), shutil.which("docker-init")
+        (self.directory / "runc").write_text(RUNTIME.format(runtime=runtime))
+        (self.directory / "runc").chmod(0o755)
+        configuration = CONFIGURATION.format(directory=self.directory, init=init)
+        (self.directory / "containers.conf").write_text(configuration)
+
+    def environment(self) -> Mapping[str, str]:
+        """See PrivateEngine."""
+        return {"CONTAINERS_CONF": f"{self.directory}/containers.conf", "TMPDIR": str(self.directory)}
+
+    def command(self) -> Sequence[str]:
+        """See PrivateEngine."""
+        return [
+            *("podman", "--root", f"{self.directory}/data", "--runroot", f"{self.directory}/run"),
+            *("--tmpdir", f"{self.directory}/libpod", "system", "service", "--time=0", self.url),
+        ]

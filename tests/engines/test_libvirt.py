@@ -1,0 +1,294 @@
+"""The libvirt driver on a real hypervisor, with tiny guests of plain QEMU."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import shutil
+import signal
+import threading
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.engines.guest_images import ACPI, IDLE, PREAMBLE, Guest, boot_iso, disk_qcow2, initramfs, kernel
+from tests.engines.libvirt_fixture import PATIENCE_SECONDS, PrivateLibvirt, wait_for
+from tests.engines.libvirt_machines import MIB, Machines, console
+from vac.config.settings import Settings
+from vac.drivers import libvirt_api
+from vac.drivers.base import CreationFailed, EngineState, EngineUnavailable, MachineSpec
+from vac.drivers.libvirt_engine import LibvirtDriver
+
+pytestmark = [pytest.mark.engine, pytest.mark.timeout(200)]
+
+TELLING = (
+    PREAMBLE
+    + ACPI
+    + """
+say product=$(cat /sys/class/dmi/id/product_name)
+say mac=$(cat /sys/class/net/eth0/address) cpus=$(nproc)
+say disk=$(cat /sys/block/vda/size)
+echo 'written by the guest' | dd of=/dev/vda conv=fsync 2>/dev/null && say "wrote $(head -c 20 /dev/vda)"
+say ready
+"""
+)
+"""Says what it sees, and writes over the beginning of its disk."""
+ENDING = TELLING + "i=0; while [ $i -lt 300000 ]; do i=$((i+1)); done; poweroff -f\n"
+WAITING = TELLING + "while :; do sleep 3600; done\n"
+DEAF = PREAMBLE + "while :; do sleep 3600; done\n"
+"""Has no power button."""
+
+
+@pytest.fixture(scope="module")
+def engine() -> Iterator[PrivateLibvirt]:
+    with contextlib.closing(PrivateLibvirt()) as engine:
+        engine.define_network()
+        yield engine
+
+
+@pytest.fixture
+def machines(engine: PrivateLibvirt) -> Iterator[Machines]:
+    with contextlib.closing(Machines(engine)) as machines:
+        try:
+            yield machines
+        finally:
+            machines.successor().list()
+            machines.destroy_all()
+            assert not engine.processes("qemu-system")
+
+
+def own_copy(engine: PrivateLibvirt, image: Path, mode: int = 0o644) -> Path:
+    """The image as a site has it."""
+    copy = engine.directory / f"{image.stem[:8]}-{mode:o}{image.suffix}"
+    if not copy.exists():
+        shutil.copyfile(image, copy)
+        copy.chmod(mode)
+    return copy
+
+
+def digest(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def cpu_seconds(process: int) -> float:
+    """Of a process, as the kernel counts it; 0.0 if it has gone."""
+    with contextlib.suppress(OSError):
+        fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+    return 0.0
+
+
+@pytest.mark.parametrize("mode", [0o644, 0o600])
+def test_a_machine_boots_from_cd_and_its_disk_goes_with_it(
+    engine: PrivateLibvirt, machines: Machines, mode: int
+) -> None:
+    image = own_copy(engine, boot_iso(Guest(ENDING)), mode)
+    before = digest(image)
+    spec = machines.spec(image, machine_model="cernvm3")
+    with machines.listening() as news:
+        machines.create(spec)
+        assert [path.name for path in spec.directory.iterdir()] == ["console.log"]
+        assert machines.state(spec) is EngineState.RUNNING
+        (process,) = engine.processes("qemu-system")
+        machines.wait_for_console(spec, "ready")
+        told = console(spec)
+        used = [cpu_seconds(process)]
+
+        def over() -> bool:
+            used.append(cpu_seconds(process))
+            return not used[-1]
+
+        wait_for(over, "it has powered off")
+        while news.get(timeout=PATIENCE_SECONDS) != spec.name or machines.state(spec) is EngineState.RUNNING:
+            continue
+    assert "product=OpenStack Nova" in told
+    assert "mac=56:4d:a9:fe:a9:00 cpus=1" in told
+    assert f"disk={10**9 // 512}" in told
+    assert "wrote written by the guest" in told
+    ended = machines.observed(spec)
+    assert ended is not None
+    assert ended.state is EngineState.ENDED
+    assert (ended.usage.cpu_seconds or 0) >= max(used) / 2
+    assert (ended.usage.peak_memory_bytes or 0) > 32 * MIB
+    machines.driver.destroy(spec.name, spec.uuid)
+    assert machines.state(spec) is None
+    assert [path.name for path in spec.directory.iterdir()] == ["console.log"]
+    assert digest(image) == before
+    assert (image.stat().st_uid == 0) or mode == 0o600
+
+
+def test_a_machine_boots_from_an_overlay_and_never_writes_its_image(
+    engine: PrivateLibvirt, machines: Machines
+) -> None:
+    image = own_copy(engine, disk_qcow2(Guest(WAITING)))
+    before = digest(image)
+    specs = [machines.spec(image, machine_model="vm-raw") for _ in range(2)]
+    for spec in specs:
+        machines.create(spec)
+    for spec in specs:
+        machines.wait_for_console(spec, "wrote written by the guest")
+        assert machines.state(spec) is EngineState.RUNNING
+        assert machines.driver.details(spec.uuid)["image"] == str(image)
+    assert digest(image) == before
+    assert image.stat().st_uid == 0
+    assert not list(engine.directory.glob("machine-*/root.qcow2"))
+
+
+def test_machines_that_are_stopped_shut_down_by_themselves_if_they_can_and_at_once(
+    engine: PrivateLibvirt, machines: Machines
+) -> None:
+    driver = machines.driver = machines.successor(grace_seconds=4.0)
+    images = {"polite": IDLE, "also": IDLE, "deaf": DEAF, "paused": IDLE, "hanging": IDLE}
+    specs = {
+        name: machines.create(machines.spec(own_copy(engine, boot_iso(Guest(init)))))
+        for name, init in images.items()
+    }
+    for spec in specs.values():
+        machines.wait_for_console(spec, "started")
+    ended: list[str] = []
+
+    def stop(name: str, spec: MachineSpec) -> None:
+        driver.stop(spec.name, spec.uuid)
+        ended.append(name)
+
+    with machines.listening():
+        engine.virsh("suspend", specs["paused"].name)
+        machines.wait_for_state(specs["paused"], EngineState.PAUSED)
+        os.kill(engine.processes(specs["hanging"].name)[0], signal.SIGSTOP)
+        threads = [threading.Thread(target=stop, args=item) for item in specs.items()]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(PATIENCE_SECONDS)
+        listed = {machine.name: machine for machine in driver.list()}
+    assert sorted(ended) == sorted(specs)
+    assert {machine.state for machine in listed.values()} == {EngineState.ENDED}
+    assert all((machine.usage.cpu_seconds or 0) > 0 for machine in listed.values())
+    assert "Power down" in console(specs["polite"])
+    assert "Power down" in console(specs["also"])
+    assert "Power down" not in console(specs["deaf"])
+    for spec in specs.values():
+        driver.stop(spec.name, spec.uuid)
+        driver.destroy(spec.name, spec.uuid)
+        driver.destroy(spec.name, spec.uuid)
+    assert not driver.list()
+
+
+def test_what_people_and_guests_do_is_seen_and_a_hypervisor_process_that_hangs_holds_up_nobody(
+    engine: PrivateLibvirt, machines: Machines
+) -> None:
+    image = own_copy(engine, boot_iso(Guest(IDLE)))
+    crashing = own_copy(
+        engine, boot_iso(Guest(PREAMBLE + "echo 1 >/proc/sys/kernel/sysrq; echo c >/proc/sysrq-trigger\n"))
+    )
+    with machines.listening() as news:
+        destroyed, killed, hanging = (machines.create(machines.spec(image)) for _ in range(3))
+        process = {spec.name: engine.processes(spec.name)[0] for spec in (killed, hanging)}
+        os.kill(process[hanging.name], signal.SIGSTOP)
+        assert len(machines.driver.list()) == 3
+        crashed = machines.create(machines.spec(crashing))
+        engine.virsh("destroy", destroyed.name)
+        os.kill(process[killed.name], signal.SIGKILL)
+        for spec in (destroyed, killed, crashed):
+            machines.wait_for_state(spec, EngineState.ENDED)
+        assert machines.state(hanging) is EngineState.RUNNING
+        os.kill(process[hanging.name], signal.SIGCONT)
+        told: set[str | None] = set()
+        while not {destroyed.name, killed.name, crashed.name} <= told:
+            told.add(news.get(timeout=PATIENCE_SECONDS))
+
+
+def test_a_libvirtd_that_is_down_or_hangs_is_told_and_machines_outlive_it(
+    engine: PrivateLibvirt, machines: Machines, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(libvirt_api, "KEEPALIVE_SECONDS", 2)
+    monkeypatch.setattr(libvirt_api, "OPEN_SECONDS", 5.0)
+    spec = machines.create(machines.spec(own_copy(engine, boot_iso(Guest(WAITING)))))
+    machines.wait_for_console(spec, "ready")
+    before = machines.observed(spec)
+    assert before is not None
+    with machines.listening() as news:
+        for how in (signal.SIGTERM, signal.SIGKILL):
+            engine.stop(how)
+            with pytest.raises(EngineUnavailable, match="libvirt"):
+                machines.driver.list()
+            with pytest.raises(EngineUnavailable):
+                machines.driver.stop(spec.name, spec.uuid)
+            engine.start()
+            wait_for(lambda: machines.observed(spec) is not None, "libvirtd knows its machines again")
+            after = machines.observed(spec)
+            assert after is not None
+            assert after.state is EngineState.RUNNING
+            assert (after.usage.cpu_seconds or 0) >= (before.usage.cpu_seconds or 0)
+        words = set(iter(news.get, None))
+        assert [word for word in words if word and word.startswith("!")]
+    machines.driver = machines.successor()
+    with machines.listening() as news, engine.hanging():
+        assert (news.get(timeout=PATIENCE_SECONDS) or "").endswith("libvirtd doesn't answer")
+        for driver in (machines.driver, machines.successor()):
+            with pytest.raises(EngineUnavailable, match="libvirtd doesn't answer"):
+                driver.list()
+    wait_for(lambda: _listed(machines, spec), "it is listed again")
+    machines.driver.destroy(spec.name, spec.uuid)
+
+
+def _listed(machines: Machines, spec: MachineSpec) -> bool:
+    with contextlib.suppress(EngineUnavailable):
+        return machines.state(spec) is EngineState.RUNNING
+    return False
+
+
+def test_only_this_factorys_domains_are_its_machines(engine: PrivateLibvirt, machines: Machines) -> None:
+    image = own_copy(engine, boot_iso(Guest(IDLE)))
+    spec = machines.create(machines.spec(image))
+    with contextlib.closing(Machines(engine, factory_name="factory2.example.com")) as other:
+        theirs = other.spec(image)
+        other.create(replace(theirs, name="factory2-00.example.com", address="169.254.169.77"))
+        other.create(replace(other.spec(image), name="factory1-88.example.com", address="169.254.169.88"))
+        older = f"""<domain type="qemu"><name>factory1-99.example.com</name><memory>98304</memory>
+<os><type>hvm</type><kernel>{kernel()}</kernel><initrd>{initramfs(Guest(IDLE))}</initrd></os></domain>"""
+        with engine.connection() as connection:
+            uuid = connection.createXML(older, 0).UUIDString()
+        assert [machine.uuid for machine in machines.driver.list()] == [spec.uuid]
+        assert [machine.uuid for machine in other.driver.list()] == [theirs.uuid]
+        machines.driver.adopt({uuid: "factory1-99.example.com", spec.uuid: spec.name})
+        assert {machine.uuid for machine in machines.driver.list()} == {spec.uuid, uuid}
+        machines.driver.destroy("factory1-99.example.com", uuid)
+        assert [machine.uuid for machine in machines.driver.list()] == [spec.uuid]
+        for name in ("factory2-00.example.com", "factory1-88.example.com"):
+            engine.virsh("destroy", name)
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        ({"root_image": "/no/such.iso"}, "image /no/such.iso: No such file or directory"),
+        ({"root_device": "hdz"}, "hdz|IDE"),
+        ({"machine_model": "vm-raw", "root_image": "/dev/null"}, "."),
+    ],
+)
+def test_a_machine_that_can_not_be_made_leaves_nothing_but_its_reason(
+    engine: PrivateLibvirt, machines: Machines, options: dict[str, Any], reason: str
+) -> None:
+    image = own_copy(engine, boot_iso(Guest(IDLE)))
+    spec = machines.spec(image)
+    first = machines.create(machines.spec(image))
+    spec = replace(spec, machinetype=replace(spec.machinetype, **options))
+    if spec.machinetype.machine_model == "vm-raw":
+        spec = replace(spec, address=first.address)
+    with pytest.raises(CreationFailed, match=reason):
+        machines.driver.create(spec)
+    assert [machine.uuid for machine in machines.driver.list()] == [first.uuid]
+    assert not list(spec.directory.glob("root.*"))
+
+
+def test_a_hypervisor_that_is_not_there_is_told(tmp_path: Path) -> None:
+    driver = LibvirtDriver(Settings(libvirt_uri=f"qemu+unix:///system?socket={tmp_path}/none"))
+    for call in (driver.list, lambda: next(driver.events())):
+        with pytest.raises(EngineUnavailable, match=r"No such file or directory; is libvirtd installed"):
+            call()
+    driver.close()

@@ -1,0 +1,89 @@
+"""What `vac doctor` says of a host for VMs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from vac.cli import doctor_vms
+from vac.config.settings import Settings
+from vac.host.nat import NatHost, NatProblem
+
+BOTH = ["169.254.169.253", "169.254.169.254"]
+
+
+class Host(NatHost):
+    """A host whose kernel says what a test wants."""
+
+    found: list[str] | None = BOTH
+    lacks: tuple[str, ...] = ()
+
+    def addresses(self) -> list[str] | None:
+        return self.found
+
+    def missing(self) -> list[str]:
+        return [*self.lacks]
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> Settings:
+    key = tmp_path / "key.pub"
+    key.write_text("ssh-rsa AAAA")
+    return Settings(state_dir=tmp_path, root_public_key=key, vm_domain_type="qemu")
+
+
+@pytest.fixture(autouse=True)
+def programs(monkeypatch: pytest.MonkeyPatch) -> set[str]:
+    there = {"dnsmasq", "qemu-img", "ip", "nft"}
+    monkeypatch.setattr("shutil.which", lambda name: name if name in there else None)
+    return there
+
+
+def problems(settings: Settings, host: NatHost) -> dict[str, str]:
+    return {what: problem for what, problem, _ in doctor_vms.rows(settings, host) if problem is not None}
+
+
+def of_network(settings: Settings, host: NatHost) -> dict[str, str]:
+    return {what: text for what, text in problems(settings, host).items() if "port 80" not in what}
+
+
+def test_a_host_that_has_everything_has_no_problem(settings: Settings) -> None:
+    assert of_network(settings, Host()) == {}
+
+
+def test_missing_programs_come_with_their_packages(settings: Settings, programs: set[str]) -> None:
+    programs.clear()
+    found = of_network(settings, Host())
+    assert found["dnsmasq"] == "install dnsmasq-base (EL9: dnsmasq)"
+    assert set(found) == {"dnsmasq", "qemu-img", "ip", "iptables-save or nft"}
+
+
+@pytest.mark.parametrize(
+    ("addresses", "words"),
+    [(None, "isn't there yet"), ([BOTH[0]], "has not 169.254.169.254:")],
+)
+def test_the_state_of_the_network_is_told(
+    settings: Settings, addresses: list[str] | None, words: str
+) -> None:
+    host = Host()
+    object.__setattr__(host, "found", addresses)
+    assert words in of_network(settings, host)["network of VMs on virbr1"]
+
+
+def test_missing_rules_and_a_missing_ip_program_are_problems(settings: Settings) -> None:
+    host = Host()
+    object.__setattr__(host, "lacks", ("no rule masquerades",))
+    assert of_network(settings, host) == {"packet filter": "no rule masquerades"}
+
+    class Without(NatHost):
+        def addresses(self) -> list[str] | None:
+            raise NatProblem("ip is not installed")
+
+    assert of_network(settings, Without())["network of VMs on virbr1"] == "ip is not installed"
+
+
+def test_a_missing_key_is_no_more_than_a_note(settings: Settings) -> None:
+    settings.root_public_key.unlink()
+    rows = {what: serious for what, problem, serious in doctor_vms.rows(settings, Host()) if problem}
+    assert rows[f"root_public_key {settings.root_public_key}"] is False

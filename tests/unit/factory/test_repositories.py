@@ -1,0 +1,56 @@
+"""Which repositories a machinetype needs, and what its machines wait for."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from tests.unit.factory.conftest import MakeWorld
+from vac.config.machinetype import Machinetype
+from vac.factory.repositories import Repositories, needed
+from vac.host.cvmfs import RepositorySeen, RepositoryWatch
+
+
+@pytest.mark.parametrize(
+    ("options", "repositories"),
+    [
+        ({"machine_model": "docker"}, []),
+        ({"machine_model": "docker", "cvmfs_repositories": ("a.b", "c.d/e")}, ["a.b", "c.d/e"]),
+        ({"machine_model": "cernvm4", "cvmfs_repositories": ("a.b",)}, []),
+        ({"machine_model": "cernvm4", "root_image": "/cvmfs/c.d/image.iso"}, ["c.d"]),
+        ({"machine_model": "singularity", "root_image": "/cvmfs/c.d"}, ["c.d"]),
+        (
+            {"machine_model": "singularity", "root_image": "/cvmfs/c.d/x", "cvmfs_repositories": ("c.d",)},
+            ["c.d"],
+        ),
+        ({"machine_model": "singularity", "root_image": "/var/cvmfs/c.d"}, []),
+        ({"machine_model": "singularity", "root_image": "/cvmfs/"}, []),
+    ],
+)
+def test_repositories_that_are_needed(options: dict[str, Any], repositories: list[str]) -> None:
+    assert needed(Machinetype("t", **options)) == repositories
+
+
+class Nobody(RepositoryWatch):
+    """Looks at nothing."""
+
+    def look(self, repositories: Any) -> None:
+        """Nothing."""
+
+
+def test_a_type_waits_for_all_of_its_repositories(make_world: MakeWorld) -> None:
+    floor = make_world().start().floor
+    one = Machinetype("t", machine_model="docker", cvmfs_repositories=("a.b", "c.d"))
+    repositories = Repositories(floor, Nobody(lambda _: None))
+    assert repositories.problem(one) == "repository /cvmfs/a.b has not answered yet"
+    repositories.seen(RepositorySeen("a.b", None))
+    floor.changed = False
+    repositories.seen(RepositorySeen("c.d", "is empty"))
+    assert floor.changed, "to be shown"
+    assert repositories.problem(one) == "repository /cvmfs/c.d is empty"
+    repositories.seen(RepositorySeen("c.d", None))
+    assert repositories.problem(one) is None
+    floor.changed = False
+    repositories.seen(RepositorySeen("c.d", None))
+    assert not floor.changed, "no news"

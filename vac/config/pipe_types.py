@@ -1,0 +1,147 @@
+"""From a Vacuum Pipe's document to machinetypes: the site's word is last.
+
+Precedence, highest first: [machinetype PREFIX-suffix], [vacuum_pipe PREFIX], the document, [settings].
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+
+from vac.config.checks import check_machinetype, unusable
+from vac.config.machinetype import Machinetype
+from vac.config.making import make_machinetype
+from vac.config.pipe import VacuumPipe
+from vac.config.pipe_document import Entry, PipeDocument
+from vac.config.sections import USER_DATA_FILE, USER_DATA_OPTION, Parsed, Report
+from vac.config.settings import Settings
+from vac.config.strict_json import Flaw
+from vac.config.values import without_password
+
+LONGEST_NAME = 100
+MOST_WARNINGS = 20
+"""Of one pipe's document; `vac pipe check` tells all."""
+_NOTHING = Parsed("", {}, {USER_DATA_OPTION: {}, USER_DATA_FILE: {}}, {}, "")
+
+
+@dataclass(frozen=True)
+class FromPipe:
+    """A machinetype that a pipe defines, with what the site changes in it."""
+
+    machinetype: Machinetype
+    parsed: Parsed
+
+
+def expand(
+    pipe: VacuumPipe,
+    document: PipeDocument,
+    section: Parsed,
+    local: Mapping[str, Parsed],
+    prefixes: Iterable[str],
+    settings: Settings,
+    report: Report,
+) -> dict[str, FromPipe]:
+    """The pipe's machinetypes by name; what is wrong with the document is only warned about.
+
+    section is [vacuum_pipe PREFIX], local the [machinetype NAME]s, prefixes are those of all pipes.
+    """
+    problems = Report()
+    for flaw in document.flaws:
+        left_out = flaw.serious and flaw.path.startswith("$.machinetypes[")
+        what = "the machinetype is left out: " if left_out else ""
+        problems.warn(_source(pipe), f"vacuum_pipe {pipe.name}", flaw.path, what + flaw.text)
+    found: dict[str, FromPipe] = {}
+    total = 0.0
+    for name, entry in _named(pipe, document, prefixes, problems):
+        parsed = _overlaid(f"machinetype {name}", pipe, entry, section, local.get(name, _NOTHING))
+        machinetype = dataclasses.replace(make_machinetype(name, parsed, settings), pipe=pipe.name)
+        own = Report()
+        check_machinetype(machinetype, settings, parsed, own)
+        problems.warnings += own.warnings
+        for error in own.errors:
+            problems.warn(
+                error.file, error.section, error.option, f"the machinetype is left out: {error.text}"
+            )
+        if not own.errors:
+            total += entry.values.get("target_share", 0.0)
+            found[name] = FromPipe(machinetype, parsed)
+    _tell(pipe, problems, report)
+    shares = {name: _share(pipe, one, total, local.get(name, _NOTHING)) for name, one in found.items()}
+    return {
+        name: FromPipe(dataclasses.replace(one.machinetype, target_share=shares[name]), one.parsed)
+        for name, one in found.items()
+    }
+
+
+def review(document: PipeDocument) -> Iterator[Flaw]:
+    """What is wrong with each entry's options together, for a site that changes nothing in them."""
+    pipe, title = VacuumPipe("pipe"), "machinetype pipe"
+    for entry in document.entries:
+        parsed = _overlaid(title, pipe, entry, _NOTHING, _NOTHING)
+        processors = entry.values.get("min_processors", 1)
+        settings = Settings(singularity_user="user", processors_per_superslot=processors)
+        machinetype = make_machinetype("pipe", parsed, settings)
+        found = Report()
+        check_machinetype(machinetype, settings, parsed, found)
+        for problems, serious in ((found.errors, True), (found.warnings, False)):
+            yield from (Flaw(f"{entry.path}.{each.option}", each.text, serious) for each in problems)
+        reason = unusable(machinetype, settings)
+        if reason is not None:
+            yield Flaw(entry.path, f"{reason}; sites would have to add it", serious=False)
+
+
+def _named(
+    pipe: VacuumPipe, document: PipeDocument, prefixes: Iterable[str], problems: Report
+) -> Iterator[tuple[str, Entry]]:
+    """The entries with the names of their machinetypes, which are in no other pipe's name space."""
+    closer = [prefix for prefix in prefixes if prefix.startswith(f"{pipe.name}-")]
+    for entry in document.entries:
+        name = f"{pipe.name}-{entry.suffix}"
+        owner = next((prefix for prefix in closer if name.startswith(f"{prefix}-")), None)
+        if owner is not None:
+            text = f"the machinetype is left out: {name} belongs to [vacuum_pipe {owner}]"
+        elif len(name) > LONGEST_NAME:
+            text = f"the machinetype is left out: its name {name} has more than {LONGEST_NAME} characters"
+        else:
+            yield name, entry
+            continue
+        problems.warn(_source(pipe), f"vacuum_pipe {pipe.name}", f"{entry.path}.suffix", text)
+
+
+def _overlaid(title: str, pipe: VacuumPipe, entry: Entry, section: Parsed, local: Parsed) -> Parsed:
+    """The entry, [vacuum_pipe PREFIX] over it, [machinetype PREFIX-suffix] over both."""
+    source = _source(pipe)
+    files = {**dict.fromkeys(entry.values, source), **section.files, **local.files}
+    options: dict[str, str] = {}
+    paths: dict[str, str] = {}
+    layers = (
+        (entry.user_data_options, entry.user_data_files),
+        (pipe.user_data_options, pipe.user_data_files),
+        (local.free[USER_DATA_OPTION], local.free[USER_DATA_FILE]),
+    )
+    for texts, names in layers:
+        options = {**{key: text for key, text in options.items() if key not in names}, **texts}
+        paths = {**paths, **names}
+    values = {**entry.values, **pipe.overrides, **local.values}
+    return Parsed(title, values, {USER_DATA_OPTION: options, USER_DATA_FILE: paths}, files, source)
+
+
+def _share(pipe: VacuumPipe, one: FromPipe, total: float, local: Parsed) -> float:
+    """The document's shares divide that of the pipe; a share in [machinetype PREFIX-suffix] stands as it is."""
+    share = one.machinetype.target_share
+    if "target_share" in local.values:
+        return share
+    return pipe.target_share * (share / total) if total > 0 else 0.0
+
+
+def _tell(pipe: VacuumPipe, problems: Report, report: Report) -> None:
+    report.warnings += problems.warnings[:MOST_WARNINGS]
+    more = len(problems.warnings) - MOST_WARNINGS
+    if more > 0:
+        text = f"and {more} more warnings; `vac pipe check` on its URL tells them all"
+        report.warn(_source(pipe), f"vacuum_pipe {pipe.name}", "", text)
+
+
+def _source(pipe: VacuumPipe) -> str:
+    return without_password(pipe.vacuum_pipe_url)

@@ -1,0 +1,126 @@
+"""How a process machine is to be made: by which program, as which user, with which limits.
+
+What differs between bubblewrap and Singularity is a Model.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import pwd
+import shutil
+from pathlib import Path
+from typing import Any, Protocol, cast
+
+from vac.config.settings import Settings
+from vac.drivers.base import CreationFailed, MachineSpec
+from vac.host.cgroups import Limits
+
+MODELS = {"bubblewrap": "vac.drivers.bubblewrap", "singularity": "vac.drivers.apptainer"}
+"""Module, a Model, by machine model."""
+PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+
+
+class Model(Protocol):
+    """What a module of MODELS offers. Plans have "program" and "image", its path, among others."""
+
+    PROGRAMS: tuple[str, ...]
+    """Programs that make the machine; the first that is found in PATH is taken."""
+    PACKAGE: str
+    """What to install if there is none."""
+    OPTION: str
+    """The option of [settings] that names another; "" if there is none."""
+    TELLS: bool
+    """Does the program get descriptor 3 to write its status to?"""
+    TAKES_URLS: bool
+    """May root_image be the URL of an image? plan() is given the path of its copy."""
+
+    def plan(self, spec: MachineSpec, program: str) -> dict[str, Any]:
+        """What the launcher needs to know, for JSON; ValueError with a reason if that can't be."""
+
+    def command_line(self, plan: dict[str, Any]) -> list[str]:
+        """The program and its arguments; called in the launcher. OSError or ValueError with a reason."""
+
+    def scratch(self, spec: MachineSpec) -> list[tuple[str, str]]:
+        """Fresh directories that are to be made: name below mnt, and place inside."""
+
+    def running(self, status: str, first: bytes, others: list[bytes]) -> bool:
+        """Does the machine's own command run? By what the program has told and processes' command lines."""
+
+    def has_run(self, status: str, exit_code: int, said: str) -> bool:
+        """Now that the program has ended: had the machine's own command been begun? said is the end of its output."""
+
+
+def account(settings: Settings) -> pwd.struct_passwd:
+    """The unprivileged account that machines run as. Raises CreationFailed if there is no such one."""
+    name = settings.singularity_user or "nobody"
+    try:
+        user = pwd.getpwnam(name)
+    except KeyError:
+        raise CreationFailed(f"there is no account {name}: singularity_user must name one") from None
+    if user.pw_uid == 0 or user.pw_gid == 0:
+        raise CreationFailed(f"singularity_user {name} is root; machines run unprivileged")
+    return user
+
+
+def model_of(machine_model: str) -> Model:
+    return cast(Model, importlib.import_module(MODELS[machine_model]))
+
+
+def make_plan(spec: MachineSpec) -> tuple[Model, dict[str, Any]]:
+    """How this machine is to be launched; everything but the cgroup."""
+    kind = spec.machinetype.machine_model
+    user = account(spec.settings)
+    model = model_of(kind)
+    program = find_program(kind, spec.settings)
+    try:
+        plan = model.plan(spec, program)
+    except ValueError as error:
+        raise CreationFailed(str(error)) from error
+    features = {
+        f"{name.upper()}": f"/tmp/{name}" for name in ("machinefeatures", "jobfeatures", "joboutputs")
+    }
+    plan["environment"] = {"PATH": PATH, "HOME": "/tmp", **features, **plan.get("environment", {})}
+    plan["module"], plan["path"] = MODELS[kind], str(Path(__file__).parents[2])
+    plan["uid"], plan["gid"] = user.pw_uid, user.pw_gid
+    return model, plan
+
+
+def find_program(machine_model: str, settings: Settings) -> str:
+    """The path of the program that makes machines of this model. Raises CreationFailed if there is none."""
+    model = model_of(machine_model)
+    chosen = getattr(settings, model.OPTION) if model.OPTION else None
+    if chosen is not None:
+        if not os.access(chosen, os.X_OK):
+            raise CreationFailed(f"{model.OPTION} {chosen} is no program")
+        return str(chosen)
+    found = filter(None, (shutil.which(each, path=PATH) for each in model.PROGRAMS))
+    for program in found:
+        return program
+    raise CreationFailed(f"{model.PROGRAMS[0]} is not installed: install the package {model.PACKAGE}")
+
+
+def limits_of(spec: MachineSpec) -> Limits:
+    factor = spec.settings.memory_limit_factor
+    return Limits(
+        spec.processors,
+        spec.memory_bytes,
+        int(spec.memory_bytes * factor) if factor else None,
+        spec.settings.pids_per_processor * spec.processors,
+    )
+
+
+def prepare_directory(spec: MachineSpec, model: Model, uid: int, gid: int) -> None:
+    """Give the machine's user what is its own to write or run, and make the fresh directories."""
+    os.chown(spec.directory / "joboutputs", uid, gid)
+    user_data = spec.directory / "user_data"
+    if user_data.exists():
+        os.chown(user_data, uid, gid)
+        user_data.chmod(0o500)
+    below = spec.directory / "mnt"
+    below.mkdir(exist_ok=True)
+    below.chmod(0o711)
+    for name, _ in model.scratch(spec):
+        (below / name).mkdir(exist_ok=True)
+        (below / name).chmod(0o700)
+        os.chown(below / name, uid, gid)

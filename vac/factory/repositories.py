@@ -1,0 +1,54 @@
+"""Which CernVM-FS repositories machinetypes need, and which of them can't be used now."""
+
+from __future__ import annotations
+
+import logging
+
+from vac.config.checks import CONTAINER_MODELS
+from vac.config.machinetype import Machinetype
+from vac.factory.floor import Floor
+from vac.host.cvmfs import CVMFS, RepositorySeen, RepositoryWatch
+
+
+class Repositories:
+    """Keeps an eye on all that are needed; a machinetype whose repository doesn't answer has to wait."""
+
+    def __init__(self, floor: Floor, watch: RepositoryWatch) -> None:
+        self._floor = floor
+        self._watch = watch
+        self._problems: dict[str, str | None] = {}
+        """By repository that has been looked at."""
+
+    def look(self) -> None:
+        """Once a cycle: look at all that machinetypes with a share need."""
+        types = self._floor.configuration.machinetypes.values()
+        wanted = {each for one in types if one.target_share > 0 for each in needed(one)}
+        self._problems = {each: problem for each, problem in self._problems.items() if each in wanted}
+        self._watch.look(wanted)
+
+    def seen(self, message: RepositorySeen) -> None:
+        """A repository has answered, or has not in time."""
+        name, problem = message.repository, message.problem
+        if self._problems.get(name, "") != problem:
+            self._floor.changed = True
+        self._problems[name] = problem
+        if problem is None:
+            self._floor.changes.clear(("cvmfs", name))
+        else:
+            self._floor.changes.say(("cvmfs", name), f"{CVMFS / name} {problem}", logging.WARNING)
+
+    def problem(self, machinetype: Machinetype) -> str | None:
+        """Why no machine of this type can be made now: the first of its repositories that can't be used."""
+        for name in needed(machinetype):
+            problem = self._problems.get(name, "has not answered yet")
+            if problem is not None:
+                return f"repository {CVMFS / name} {problem}"
+        return None
+
+
+def needed(machinetype: Machinetype) -> list[str]:
+    """The repositories of containers, and the one that the image is in."""
+    listed = machinetype.cvmfs_repositories if machinetype.machine_model in CONTAINER_MODELS else ()
+    image = machinetype.root_image or ""
+    own = image.split("/")[2:3] if image.startswith(f"{CVMFS}/") else []
+    return [name for name in dict.fromkeys([*listed, *own]) if name]

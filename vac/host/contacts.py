@@ -1,0 +1,119 @@
+"""Whom processes of this host talk to, as the kernel lists sockets at one moment.
+
+The tables are proc_net(5)'s tcp, tcp6, udp and udp6. What a socket that isn't connected sends (most UDP) and what
+came and went between two looks is not in them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import struct
+from collections.abc import Iterable, Iterator, Mapping
+from ipaddress import ip_address
+from pathlib import Path
+from typing import NamedTuple
+
+PROC = Path("/proc")
+MOST_DESCRIPTORS = 20_000
+"""Looked at per machine: one that has more must not hold up the look at others."""
+_TABLES = ("tcp", "tcp6", "udp", "udp6")
+_LISTENING = "0A"
+_FIELDS = 10
+_NOBODY = frozenset(["0.0.0.0", "::"])
+
+
+class Contact(NamedTuple):
+    """One remote end of connections of a machine."""
+
+    protocol: str
+    """tcp or udp."""
+    address: str
+    port: int
+    """The remote one's; of incoming connections the machine's own, to which they were made."""
+    incoming: bool
+
+
+class _Socket(NamedTuple):
+    local_port: int
+    address: str
+    port: int
+    state: str
+    inode: int
+
+
+def sockets(net: Path = PROC / "net") -> Iterator[tuple[int, Contact]]:
+    """Inode (0 if no process holds it any more) and contact of all sockets of one network name space that have one.
+
+    net: the directory of the tables. A table that isn't there has none; raises OSError if one can't be read.
+    """
+    for table in _TABLES:
+        try:
+            lines = (net / table).read_text().splitlines()[1:]
+        except FileNotFoundError:
+            continue
+        found = [_parse(fields) for fields in map(str.split, lines) if len(fields) >= _FIELDS]
+        served = {each.local_port for each in found if each.state == _LISTENING}
+        for each in found:
+            if each.state != _LISTENING and each.port and each.address not in _NOBODY:
+                incoming = each.local_port in served
+                port = each.local_port if incoming else each.port
+                yield each.inode, Contact(table.rstrip("6"), each.address, port, incoming)
+
+
+def contacts_within(pid: int) -> frozenset[Contact]:
+    """Contacts of all that is in the network name space of this process, but for its own loopback. Raises OSError."""
+    found = (contact for _, contact in sockets(PROC / str(pid) / "net"))
+    return frozenset(contact for contact in found if not ip_address(contact.address).is_loopback)
+
+
+def contacts_of(processes: Iterable[int], by_inode: Mapping[int, Contact]) -> frozenset[Contact]:
+    """Contacts of these processes, which share a network name space with others; by_inode: those of all sockets."""
+    left, found = MOST_DESCRIPTORS, set()
+    for process in processes:
+        for inode in _inodes(process, left):
+            left -= 1
+            if inode and inode in by_inode:
+                found.add(by_inode[inode])
+    return frozenset(found)
+
+
+def host_addresses(proc: Path = PROC) -> list[str]:
+    """This host's own addresses, loopback and link-local ones left out; from net/fib_trie and net/if_inet6."""
+    found, last = [], ""
+    with contextlib.suppress(OSError):
+        for line in (proc / "net/fib_trie").read_text().splitlines():
+            words = line.split()
+            if words[-2:] == ["host", "LOCAL"]:
+                found.append(last)
+            last = words[-1] if words else ""
+    with contextlib.suppress(OSError):
+        for line in (proc / "net/if_inet6").read_text().splitlines():
+            found.append(socket.inet_ntop(socket.AF_INET6, bytes.fromhex(line.split()[0])))
+    addresses = map(ip_address, dict.fromkeys(found))
+    return [str(each) for each in addresses if not each.is_loopback and not each.is_link_local]
+
+
+def _inodes(process: int, most: int) -> Iterator[int]:
+    """The inodes of so many of the process's descriptors, 0 for what isn't a socket."""
+    with contextlib.suppress(OSError), os.scandir(PROC / str(process) / "fd") as entries:
+        for entry, _ in zip(entries, range(most)):
+            target = ""
+            with contextlib.suppress(OSError):
+                target = os.readlink(entry.path)  # noqa: PTH115  twice as fast
+            yield int(target[8:-1]) if target.startswith("socket:[") else 0
+
+
+def _parse(fields: list[str]) -> _Socket:
+    address, port = fields[2].split(":")
+    return _Socket(
+        int(fields[1].split(":")[1], 16), _address(address), int(port, 16), fields[3], int(fields[9])
+    )
+
+
+def _address(words: str) -> str:
+    """An address from the kernel's 32-bit words in hex, each in the host's byte order."""
+    packed = b"".join(struct.pack("=I", int(words[at : at + 8], 16)) for at in range(0, len(words), 8))
+    mapped = packed[12:] if packed.startswith(bytes(10) + b"\xff\xff") else packed
+    return socket.inet_ntop(socket.AF_INET if len(mapped) == 4 else socket.AF_INET6, mapped)
