@@ -7,7 +7,7 @@ import logging
 import queue
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
 import pytest
@@ -34,10 +34,11 @@ PATIENCE = 60.0
 
 
 class Clock:
-    """A clock that tests move."""
+    """A clock that tests move, and a timer that doesn't move with it."""
 
     def __init__(self) -> None:
         self.now = 1000.0
+        self.elapsed = 0.0
 
     def __call__(self) -> float:
         return self.now
@@ -47,11 +48,22 @@ class Factory:
     """The loop's side of an engine: its queue."""
 
     def __init__(
-        self, clock: Clock, driver: FakeDriver, retry_seconds: float = 600.0, patient: bool = False
+        self,
+        clock: Clock,
+        driver: FakeDriver,
+        retry_seconds: float = 600.0,
+        apart: Collection[ActionKind] = (),
     ) -> None:
         self.messages: queue.SimpleQueue[Message] = queue.SimpleQueue()
-        deadlines = Deadlines(retry_seconds=retry_seconds)
-        self.engine = Engine("fake", driver, self.messages.put, clock, deadlines, patient)
+        self.engine = Engine(
+            "fake",
+            driver,
+            self.messages.put,
+            clock,
+            Deadlines(retry_seconds=retry_seconds),
+            timer=lambda: clock.elapsed,
+            apart=apart,
+        )
 
     def next(self, *kinds: type) -> Message:
         """The next message of these kinds; others are dropped."""
@@ -141,7 +153,7 @@ def test_requests_during_an_observation_make_one_more(factory: Factory, fake: Fa
 def test_stops_that_take_their_time_hold_up_neither_each_other_nor_creations(
     fake: FakeEngine, clock: Clock
 ) -> None:
-    factory = Factory(clock, fake.driver(), patient=True)
+    factory = Factory(clock, fake.driver(), apart=[ActionKind.STOP])
     names = [f"f1-0{number}.example.com" for number in range(3)]
     for name in names:
         factory.engine.create(spec(name, name))
@@ -189,29 +201,54 @@ def test_hung_observation_does_not_hold_up_creations(factory: Factory, fake: Fak
     gate.set()
 
 
+def test_of_independent_machines_one_that_hangs_holds_up_no_other(clock: Clock, fake: FakeEngine) -> None:
+    factory = Factory(clock, fake.driver(), apart=ActionKind)
+    gate = fake.hang("create")
+    factory.engine.create(spec())
+    wait_until_blocked(gate, factory.engine)
+    factory.engine.destroy("f1-00.example.com", "u0")
+    factory.engine.destroy("f1-01.example.com", "u1")
+    other = factory.next(Created, Destroyed)
+    assert isinstance(other, Destroyed) and other.uuid == "u1"
+    gate.set()
+    assert isinstance(factory.next(Created, Destroyed), Created), (
+        "what is done to one machine keeps its order"
+    )
+    last = factory.next(Created, Destroyed)
+    assert isinstance(last, Destroyed) and last.uuid == "u0"
+    factory.engine.create(spec(uuid="u2"))
+    assert factory.next(Created), "its line can be used again"
+    factory.engine.close()
+
+
 def test_engine_is_late_after_its_deadline_and_stuck_from_then(
     factory: Factory, fake: FakeEngine, clock: Clock
 ) -> None:
     gate = fake.hang("list")
     factory.engine.request_observation()
     wait_until_blocked(gate, factory.engine)
-    assert not factory.engine.late(1030.0)
-    assert factory.engine.problem(1030.0) is None
-    assert factory.engine.late(1034.0)
-    assert factory.engine.problem(1034.0) == "no answer for 34 s"
-    assert factory.engine.stuck_seconds(1640.0) == 610.0
-    clock.now = 1700.0
+    clock.now += 86400  # somebody sets the clock
+    clock.elapsed = 30.0
+    assert not factory.engine.late()
+    assert factory.engine.problem() is None
+    clock.elapsed = 34.0
+    assert factory.engine.late()
+    assert factory.engine.problem() == "no answer for 34 s"
+    clock.elapsed = 640.0
+    assert factory.engine.stuck_seconds() == 610.0
+    clock.elapsed = 700.0
     gate.set()
     assert factory.next(Observation)
-    assert factory.engine.problem(1700.0) is None
-    assert factory.engine.stuck_seconds(1700.0) == 0.0
+    assert factory.engine.problem() is None
+    assert factory.engine.stuck_seconds() == 0.0
 
 
-def test_late_creation_is_named(factory: Factory, fake: FakeEngine) -> None:
+def test_late_creation_is_named(factory: Factory, fake: FakeEngine, clock: Clock) -> None:
     gate = fake.hang("create")
     factory.engine.create(spec())
     wait_until_blocked(gate, factory.engine)
-    assert factory.engine.problem(1400.0) == "no answer for 400 s to create f1-00.example.com"
+    clock.elapsed = 400.0
+    assert factory.engine.problem() == "no answer for 400 s to create f1-00.example.com"
     gate.set()
 
 
@@ -221,11 +258,11 @@ def test_unavailable_engine_is_a_problem_until_it_answers_again(factory: Factory
     failed = factory.next(ObservationFailed)
     assert isinstance(failed, ObservationFailed)
     assert failed.reason == "cannot connect"
-    assert factory.engine.problem(1000.0) == "cannot connect"
+    assert factory.engine.problem() == "cannot connect"
     fake.unavailable = None
     factory.engine.request_observation()
     assert factory.next(Observation)
-    assert factory.engine.problem(1000.0) is None
+    assert factory.engine.problem() is None
 
 
 def test_observation_that_failed_is_made_again_without_being_asked_for(
@@ -237,7 +274,7 @@ def test_observation_that_failed_is_made_again_without_being_asked_for(
     assert factory.next(ObservationFailed) and factory.next(ObservationFailed)
     fake.unavailable = None
     assert factory.next(Observation)
-    assert factory.engine.problem(clock.now) is None
+    assert factory.engine.problem() is None
     factory.engine.close()
 
 
@@ -367,12 +404,15 @@ def test_events_are_listened_to_as_soon_as_an_observation_shows_that_the_engine_
     factory.engine.close()
 
 
-def test_closed_engine_does_not_begin_what_was_queued(clock: Clock, fake: FakeEngine) -> None:
-    factory = Factory(clock, fake.driver())
+@pytest.mark.parametrize("apart", [(), ActionKind])
+def test_closed_engine_does_not_begin_what_was_queued(
+    clock: Clock, fake: FakeEngine, apart: Collection[ActionKind]
+) -> None:
+    factory = Factory(clock, fake.driver(), apart=apart)
     gate = fake.hang("create")
     factory.engine.create(spec())
     wait_until_blocked(gate, factory.engine)
-    factory.engine.create(spec("f1-01.example.com", "u1"))
+    factory.engine.create(spec("f1-00.example.com", "u1"))
     factory.engine.close()
     gate.set()
     assert factory.next(Created)

@@ -1,6 +1,6 @@
 """What a machine looks like to Docker: its container's configuration, and the reasons why one can't be made.
 
-The paths inside are spec/state.md's and spec/machines.md's; the form is the body of the Docker Engine API's
+The paths inside are those of Vac 3's containers; the form is the body of the Docker Engine API's
 POST /containers/create. Mounts are given as such, never as "binds": the engine would create a missing source.
 """
 

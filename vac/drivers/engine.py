@@ -1,9 +1,8 @@
 """An engine's threads: they make the calls that may never return, so that nobody else waits for them.
 
-Three daemon threads go with one driver: one observes, one creates and ends machines, one listens for
-events. What comes of a call is posted as a message; the factory's loop, which alone writes state, takes it
-from there.
-The rule is DESIGN.md's "An engine call may never return".
+Three daemon threads go with one driver: one observes, one creates and ends machines (or, if these don't depend on
+one another, one for each machine to which something is being done), one listens for events. What comes of a call is
+posted as a message; the factory's loop, which alone writes state, takes it from there.
 """
 
 from __future__ import annotations
@@ -12,7 +11,8 @@ import enum
 import logging
 import queue
 import threading
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Callable, NamedTuple, TypeVar
@@ -33,6 +33,7 @@ from vac.drivers.base import (
     Trace,
     Tracing,
 )
+from vac.drivers.lines import Lines
 from vac.drivers.messages import (
     ActionResult,
     Changed,
@@ -91,6 +92,7 @@ class _Call:
     what: str
     """For people; "" for an observation."""
     begun_time: float
+    """By the timer, as deadline is."""
     deadline: float
 
 
@@ -113,7 +115,8 @@ class InlineEngine:
     """The engine without threads: each request is carried out at once, in the caller's thread.
 
     For tests and simulations in virtual time, and the part that Engine shares. Events are not listened to.
-    post takes each Message; clock gives Unix seconds.
+    post takes each Message; clock gives Unix seconds, and timer those that deadlines are reckoned in, which no
+    setting of the host's clock touches.
     """
 
     def __init__(
@@ -123,11 +126,13 @@ class InlineEngine:
         post: Callable[[Message], object],
         clock: Callable[[], float],
         deadlines: Deadlines = Deadlines(),
+        timer: Callable[[], float] = time.monotonic,
     ) -> None:
         self.name = name
         self._driver = driver
         self._post = post
         self._clock = clock
+        self._timer = timer
         self._deadlines = deadlines
         self._lock = threading.Lock()
         self._calls: dict[int, _Call] = {}
@@ -188,22 +193,24 @@ class InlineEngine:
         """Names of the machines whose end is pending, be it stop or destroy."""
         return frozenset(action.name for action in self.pending if action.kind is not ActionKind.CREATE)
 
-    def late(self, now: float) -> bool:
+    def late(self) -> bool:
         """Is a call outstanding for longer than its deadline?"""
-        return self.stuck_seconds(now) > 0
+        return self.stuck_seconds() > 0
 
-    def problem(self, now: float) -> str | None:
+    def problem(self) -> str | None:
         """Why this engine must be taken as unavailable, in words; None if it need not.
 
         That is a call that is late, or an observation that failed and no better one since.
         """
+        now = self._timer()
         for call in self._outstanding():
             if now > call.deadline:
                 return f"no answer for {now - call.begun_time:.0f} s{call.what}"
         return self._observation_failure
 
-    def stuck_seconds(self, now: float) -> float:
+    def stuck_seconds(self) -> float:
         """For how long the latest call has been past its deadline, seconds; 0.0 if none is."""
+        now = self._timer()
         return max((now - call.deadline for call in self._outstanding() if now > call.deadline), default=0.0)
 
     def close(self) -> None:
@@ -274,7 +281,7 @@ class InlineEngine:
 
     def _attempt(self, what: str, deadline_seconds: float, call: Callable[[], _Result]) -> _Result | _Failure:
         thread = threading.get_ident()
-        begun_time = self._clock()
+        begun_time = self._timer()
         with self._lock:
             self._calls[thread] = _Call(what, begun_time, begun_time + deadline_seconds)
         try:
@@ -294,7 +301,7 @@ class InlineEngine:
 class Engine(InlineEngine):
     """The engine with its three threads. No method blocks, whatever the engine does.
 
-    patient: machines get time to end by themselves, so each stop has a thread of its own.
+    apart: what doesn't wait for other machines: it is done in threads of each machine's own, in order.
     """
 
     def __init__(
@@ -304,10 +311,12 @@ class Engine(InlineEngine):
         post: Callable[[Message], object],
         clock: Callable[[], float],
         deadlines: Deadlines = Deadlines(),
-        patient: bool = False,
+        timer: Callable[[], float] = time.monotonic,
+        apart: Collection[ActionKind] = (),
     ) -> None:
-        super().__init__(name, driver, post, clock, deadlines)
-        self._patient = patient
+        super().__init__(name, driver, post, clock, deadlines, timer)
+        self._apart = frozenset(apart)
+        self._lines = Lines(f"{name}-acting")
         self._closed = threading.Event()
         self._observation_wanted = threading.Event()
         self._answers_again = threading.Event()
@@ -329,11 +338,14 @@ class Engine(InlineEngine):
         super().close()
 
     def _submit(self, action: Action, call: Callable[[], None]) -> None:
-        if self._patient and action.kind is ActionKind.STOP:
-            title = f"{self.name}-stop"
-            threading.Thread(target=self._act, args=(action, call), name=title, daemon=True).start()
+        if action.kind in self._apart:
+            self._lines.add(action.name, lambda: self._act_unless_closed(action, call))
         else:
             self._actions.put((action, call))
+
+    def _act_unless_closed(self, action: Action, call: Callable[[], None]) -> None:
+        if not self._closed.is_set():
+            self._act(action, call)
 
     def _keep_observing(self) -> None:
         while True:

@@ -20,7 +20,7 @@ from vac.context.signatures import SignedImages
 from vac.context.transfers import GRID_CERTIFICATES
 from vac.drivers.engine import Engine, InlineEngine
 from vac.drivers.late import LateDriver
-from vac.drivers.registry import PATIENT, driver_for, engine_name
+from vac.drivers.registry import APART, driver_for, engine_name
 from vac.factory.contexts import Run, in_thread
 from vac.factory.floor import Floor, slot_names
 from vac.factory.loop import Factory, Message, Stop, Stuck, Wake
@@ -33,7 +33,7 @@ from vac.logs import OnChange
 from vac.machines import statefiles
 from vac.machines.layout import StateDir, StateDirBusy
 from vac.machines.slots import finished_machines, load_slots, strays
-from vac.roles import RoleOptions
+from vac.roles import EXIT_OTHER_AT_WORK, RoleOptions
 from vac.scheduling.backoff import History, reported_message
 from vac.vacquery.names import Names, Resolver
 
@@ -71,7 +71,7 @@ def main(options: RoleOptions) -> int:
             factory.run(alive=options.alive, ready=options.ready)
     except StateDirBusy as busy:
         log.error("%s", busy)
-        return 1
+        return EXIT_OTHER_AT_WORK
     except Stuck as stuck:
         log.critical("leaving, to be started anew: %s", stuck)
         logging.shutdown()
@@ -117,7 +117,7 @@ def open_factory(
             vms()
         driver = LateDriver(lambda: driver_for(machine_model, settings, images.fetch))
         name = engine_name(machine_model)
-        return Engine(name, driver, inbox.put, clock, patient=name in PATIENT)
+        return Engine(name, driver, inbox.put, clock, apart=APART.get(name, frozenset()))
 
     statefiles.write_version(state, vac.__version__)
     machines = load_slots(state, configuration.machinetypes, settings)
