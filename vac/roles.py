@@ -22,6 +22,9 @@ class Role:
     """Started only once the factory has said that there are, or may be, virtual machines."""
 
 
+EXIT_OTHER_AT_WORK = 75
+"""Exit status of a role that can't work because another process does its work; EX_TEMPFAIL of sysexits.h."""
+
 ROLES = (
     Role("factory", "vac.factory", must_be_ready=True, stuck_seconds=600),
     Role("responder", "vac.vacquery.responder"),

@@ -276,8 +276,10 @@ def test_a_factory_that_is_killed_finds_its_machines_again(engine: PrivateLibvir
     full.stop(signal.SIGKILL)
     os.kill(engine.processes(lost.name)[0], signal.SIGKILL)
     full.start()
-    wait_for_ends(full, lost)
+    full.wait_for(lambda: ended(lost), "the end that nobody saw is written", PATIENCE_SECONDS)
+    full.wait_for(lambda: len(full.running()) == SLOTS, "all slots are taken again", PATIENCE_SECONDS)
     assert {machine.uuid for machine in others} <= uuids(full)
+    assert records(full)
 
 
 def why(site: FactorySite) -> str:

@@ -22,7 +22,7 @@ from typing import Any
 from vac.daemon import role as role_process
 from vac.daemon.child import Timing
 from vac.daemon.command import main as vacd
-from vac.roles import Role, RoleOptions
+from vac.roles import EXIT_OTHER_AT_WORK, Role, RoleOptions
 
 PLAN = "VAC_TEST_PLAN"
 NOBODY = 65534
@@ -109,6 +109,12 @@ def failing(options: RoleOptions, report: Reporter) -> int:
     raise RuntimeError("a bug\n<6>vacd: all is well")
 
 
+def superfluous(options: RoleOptions, report: Reporter) -> int:
+    """Finds another at its work."""
+    report("superfluous")
+    return EXIT_OTHER_AT_WORK
+
+
 def leaving(options: RoleOptions, report: Reporter) -> int:
     """Has a child that lives until its standard input ends, when the test closes the FIFO."""
     command = [sys.executable, "-c", "import sys; sys.stdin.read()"]
@@ -119,7 +125,10 @@ def leaving(options: RoleOptions, report: Reporter) -> int:
 
 BEHAVIOURS = {
     behaviour.__name__: behaviour
-    for behaviour in (good, unprivileged, ready_when_woken, knowing_vms, lively, hanging, failing, leaving)
+    for behaviour in (
+        *(good, unprivileged, ready_when_woken, knowing_vms),
+        *(lively, hanging, failing, superfluous, leaving),
+    )
 }
 
 

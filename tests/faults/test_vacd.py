@@ -103,6 +103,22 @@ def test_a_role_with_a_bug_is_started_again_and_its_traceback_forges_no_line(vac
     assert "ended with exit status 1" in vacd.log()
 
 
+def test_vacd_leaves_to_another_what_that_keeps_doing(vacd: Vacd) -> None:
+    vacd.start(factory="superfluous", timing={"first_pause": 0.05, "longest_pause": 0.05, "other": 1.0})
+    vacd.wait_for("factory", "superfluous")
+    vacd.wait_for("factory", "superfluous")
+    assert vacd.wait() == 1
+    assert "leaving: another vacd is at work on the same state_dir" in vacd.log()
+
+
+def test_vacd_waits_for_what_a_killed_one_has_left_behind(vacd: Vacd) -> None:
+    vacd.start(factory="superfluous", timing={"first_pause": 0.05, "longest_pause": 0.05, "other": 1000.0})
+    for _ in range(5):
+        vacd.wait_for("factory", "superfluous")
+    vacd.signal(signal.SIGTERM)
+    assert vacd.wait() == 0
+
+
 def test_a_role_that_cannot_be_started_is_tried_again(vacd: Vacd) -> None:
     vacd.log_dir.joinpath("vacd-factory").mkdir()
     vacd.start(timing={"first_pause": 0.05}, environ=notify(vacd))

@@ -34,10 +34,11 @@ PATIENCE = 60.0
 
 
 class Clock:
-    """A clock that tests move."""
+    """A clock that tests move, and a timer that doesn't move with it."""
 
     def __init__(self) -> None:
         self.now = 1000.0
+        self.elapsed = 0.0
 
     def __call__(self) -> float:
         return self.now
@@ -54,8 +55,15 @@ class Factory:
         apart: Collection[ActionKind] = (),
     ) -> None:
         self.messages: queue.SimpleQueue[Message] = queue.SimpleQueue()
-        deadlines = Deadlines(retry_seconds=retry_seconds)
-        self.engine = Engine("fake", driver, self.messages.put, clock, deadlines, apart)
+        self.engine = Engine(
+            "fake",
+            driver,
+            self.messages.put,
+            clock,
+            Deadlines(retry_seconds=retry_seconds),
+            timer=lambda: clock.elapsed,
+            apart=apart,
+        )
 
     def next(self, *kinds: type) -> Message:
         """The next message of these kinds; others are dropped."""
@@ -219,23 +227,28 @@ def test_engine_is_late_after_its_deadline_and_stuck_from_then(
     gate = fake.hang("list")
     factory.engine.request_observation()
     wait_until_blocked(gate, factory.engine)
-    assert not factory.engine.late(1030.0)
-    assert factory.engine.problem(1030.0) is None
-    assert factory.engine.late(1034.0)
-    assert factory.engine.problem(1034.0) == "no answer for 34 s"
-    assert factory.engine.stuck_seconds(1640.0) == 610.0
-    clock.now = 1700.0
+    clock.now += 86400  # somebody sets the clock
+    clock.elapsed = 30.0
+    assert not factory.engine.late()
+    assert factory.engine.problem() is None
+    clock.elapsed = 34.0
+    assert factory.engine.late()
+    assert factory.engine.problem() == "no answer for 34 s"
+    clock.elapsed = 640.0
+    assert factory.engine.stuck_seconds() == 610.0
+    clock.elapsed = 700.0
     gate.set()
     assert factory.next(Observation)
-    assert factory.engine.problem(1700.0) is None
-    assert factory.engine.stuck_seconds(1700.0) == 0.0
+    assert factory.engine.problem() is None
+    assert factory.engine.stuck_seconds() == 0.0
 
 
-def test_late_creation_is_named(factory: Factory, fake: FakeEngine) -> None:
+def test_late_creation_is_named(factory: Factory, fake: FakeEngine, clock: Clock) -> None:
     gate = fake.hang("create")
     factory.engine.create(spec())
     wait_until_blocked(gate, factory.engine)
-    assert factory.engine.problem(1400.0) == "no answer for 400 s to create f1-00.example.com"
+    clock.elapsed = 400.0
+    assert factory.engine.problem() == "no answer for 400 s to create f1-00.example.com"
     gate.set()
 
 
@@ -245,11 +258,11 @@ def test_unavailable_engine_is_a_problem_until_it_answers_again(factory: Factory
     failed = factory.next(ObservationFailed)
     assert isinstance(failed, ObservationFailed)
     assert failed.reason == "cannot connect"
-    assert factory.engine.problem(1000.0) == "cannot connect"
+    assert factory.engine.problem() == "cannot connect"
     fake.unavailable = None
     factory.engine.request_observation()
     assert factory.next(Observation)
-    assert factory.engine.problem(1000.0) is None
+    assert factory.engine.problem() is None
 
 
 def test_observation_that_failed_is_made_again_without_being_asked_for(
@@ -261,7 +274,7 @@ def test_observation_that_failed_is_made_again_without_being_asked_for(
     assert factory.next(ObservationFailed) and factory.next(ObservationFailed)
     fake.unavailable = None
     assert factory.next(Observation)
-    assert factory.engine.problem(clock.now) is None
+    assert factory.engine.problem() is None
     factory.engine.close()
 
 

@@ -34,9 +34,9 @@ def settings(arguments: argparse.Namespace) -> Settings:
 
 
 def find_machine(state: StateDir, name: str) -> Machine | None:
-    """The machine in the slot of this host name; the short form will do."""
+    """The machine in the slot of this host name, whose short form will do, or the slot's one with this uuid."""
     for machine in read_slots(state).values():
-        if name.lower() in (machine.name, machine.name.partition(".")[0]):
+        if name and name.lower() in (machine.name, machine.name.partition(".")[0], machine.uuid):
             return machine
     return None
 

@@ -47,7 +47,9 @@ def run(arguments: argparse.Namespace, host: HostFacts | None = None) -> int:
         errors, warnings = error.problems, error.warnings
     if arguments.action == "check":
         _print(
-            _check_json(errors, warnings) if arguments.json else _check(configuration, errors, warnings, host)
+            _check_json(configuration, errors, warnings)
+            if arguments.json
+            else _check(configuration, errors, warnings, host)
         )
     elif configuration is not None:
         _print(show.as_json(configuration) if arguments.json else show.as_ini(configuration))
@@ -84,11 +86,15 @@ def _check(
     return "\n".join(lines)
 
 
-def _check_json(errors: Sequence[Problem], warnings: Sequence[Problem]) -> str:
+def _check_json(
+    configuration: Configuration | None, errors: Sequence[Problem], warnings: Sequence[Problem]
+) -> str:
+    copies = configuration.copies if configuration else {}
     content = {
         "valid": not errors,
         "errors": [vars(problem) for problem in errors],
         "warnings": [vars(problem) for problem in warnings],
+        "pipes": {name: copy.trouble() for name, copy in copies.items()},
     }
     return json.dumps(content, indent=2)
 

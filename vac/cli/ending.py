@@ -18,7 +18,9 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     ):
         command = commands.add_parser(action, help=words)
         command.add_argument(
-            "machine", metavar="NAME", help="host name of the machine; the short form will do"
+            "machine",
+            metavar="NAME",
+            help="host name of the machine, the short form will do; or its uuid, which never means its successor",
         )
         command.set_defaults(run=run, action=action)
 
@@ -35,5 +37,6 @@ def run(arguments: argparse.Namespace) -> int:
         )
         return 1
     requests.ask(state, requests.Request(arguments.action, machine.name, machine.uuid))
-    print(f"{machine.name}: asked to {arguments.action}{common.tell_factory(state)}")
+    told = common.tell_factory(state)
+    print(f"{machine.name}: asked to {arguments.action} machine {machine.uuid}{told}")
     return 0

@@ -16,7 +16,7 @@ import vac
 from vac import logs
 from vac.daemon import link as messages
 from vac.daemon import sdnotify
-from vac.roles import Role
+from vac.roles import EXIT_OTHER_AT_WORK, Role
 
 PACKAGE_ROOT = Path(vac.__file__).resolve().parent.parent
 
@@ -37,6 +37,9 @@ class Timing:
     """From SIGTERM to SIGKILL."""
     dump: float = 2.0
     """From asking a stuck process where it is to SIGKILL."""
+    other: float = 45.0
+    """How long another process may do a role's work before this vacd gives way; it may be one that a killed vacd
+    has left behind, which ends by itself."""
 
 
 def next_pause(last: float | None, ran_seconds: float, timing: Timing) -> float:
@@ -115,6 +118,8 @@ class Post:
     end: str = field(default="not started", init=False)
     wanted: bool = field(init=False)
     """Is there to be such a process?"""
+    other_since: float | None = field(default=None, init=False)
+    """Since when each of its processes has ended because another does its work."""
     vms: bool = field(default=False, init=False)
     """Has it said that there may be virtual machines?"""
 
@@ -203,6 +208,10 @@ class Post:
         child, self.child = self.child, None
         child.link.close()
         end = describe_end(wait_status)
+        if os.waitstatus_to_exitcode(wait_status) != EXIT_OTHER_AT_WORK:
+            self.other_since = None
+        elif self.other_since is None:
+            self.other_since = child.start_time
         if expected:
             self.end = end
             logger.info("%s (process %d) %s", self.role.name, child.pid, end)
@@ -215,6 +224,10 @@ class Post:
         self.start_time = now + self.pause
         self.end = f"{end}; starts again in {self.pause:g} s"
         logger.warning("%s %s", self.role.name, self.end)
+
+    def gives_way(self, now: float) -> bool:
+        """Has another process done this role's work for so long that it is another vacd's?"""
+        return self.other_since is not None and now - self.other_since >= self.timing.other
 
     def describe(self) -> str:
         """For `systemctl status`."""

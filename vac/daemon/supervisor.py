@@ -46,12 +46,13 @@ class Supervisor:
         self._selector = selectors.DefaultSelector()
         self._signals = signal_pipe(*STOPPING, signal.SIGHUP, signal.SIGUSR1, signal.SIGCHLD)
         self._stopping = False
+        self._status = 0
         self._told_ready = False
         self._told_status = ""
         self._watchdog_time = -math.inf if notifier.watchdog_seconds else math.inf
 
     def run(self) -> int:
-        """Until SIGTERM or SIGINT; the exit status."""
+        """Until SIGTERM or SIGINT, or another vacd turns out to do the work; the exit status."""
         logger.info("vacd %s started, process %d", __version__, os.getpid())
         faulthandler.register(signal.SIGUSR2, all_threads=True)
         try:
@@ -71,7 +72,7 @@ class Supervisor:
             self._reap()
         self._selector.close()
         logger.info("vacd ended")
-        return 0
+        return self._status
 
     def _attend(self, post: Post, now: float) -> None:
         post.attend(now)
@@ -106,12 +107,15 @@ class Supervisor:
                 post.tell(messages.WAKE, None)
         stopping = next((number for number in STOPPING if number in numbers), None)
         if stopping is not None and not self._stopping:
-            self._stopping = True
-            self._watchdog_time = math.inf
             logger.info("stopping: %s; machines go on running", stopping.name)
-            self._notifier.send("STOPPING=1", "STATUS=stopping")
-            for post in self._posts:
-                post.stop(time.monotonic())
+            self._stop()
+
+    def _stop(self) -> None:
+        self._stopping = True
+        self._watchdog_time = math.inf
+        self._notifier.send("STOPPING=1", "STATUS=stopping")
+        for post in self._posts:
+            post.stop(time.monotonic())
 
     def _reap(self) -> None:
         """Deal with every child that has ended; those that aren't ours were left behind by ours."""
@@ -126,6 +130,14 @@ class Supervisor:
                 if post.child is not None and post.child.pid == pid:
                     self._drain(post)
                     post.ended(wait_status, time.monotonic(), expected=self._stopping)
+                    self._give_way(post)
+
+    def _give_way(self, post: Post) -> None:
+        """End if there is another vacd, which has the same state_dir."""
+        if post.gives_way(time.monotonic()) and not self._stopping:
+            logger.critical("leaving: another vacd is at work on the same state_dir")
+            self._status = 1
+            self._stop()
 
     def _drain(self, post: Post) -> None:
         """Hear the last messages of a process that has ended."""

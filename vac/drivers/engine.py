@@ -3,7 +3,6 @@
 Three daemon threads go with one driver: one observes, one creates and ends machines (or, if these don't depend on
 one another, one for each machine to which something is being done), one listens for events. What comes of a call is
 posted as a message; the factory's loop, which alone writes state, takes it from there.
-The rule is DESIGN.md's "An engine call may never return".
 """
 
 from __future__ import annotations
@@ -12,6 +11,7 @@ import enum
 import logging
 import queue
 import threading
+import time
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -92,6 +92,7 @@ class _Call:
     what: str
     """For people; "" for an observation."""
     begun_time: float
+    """By the timer, as deadline is."""
     deadline: float
 
 
@@ -114,7 +115,8 @@ class InlineEngine:
     """The engine without threads: each request is carried out at once, in the caller's thread.
 
     For tests and simulations in virtual time, and the part that Engine shares. Events are not listened to.
-    post takes each Message; clock gives Unix seconds.
+    post takes each Message; clock gives Unix seconds, and timer those that deadlines are reckoned in, which no
+    setting of the host's clock touches.
     """
 
     def __init__(
@@ -124,11 +126,13 @@ class InlineEngine:
         post: Callable[[Message], object],
         clock: Callable[[], float],
         deadlines: Deadlines = Deadlines(),
+        timer: Callable[[], float] = time.monotonic,
     ) -> None:
         self.name = name
         self._driver = driver
         self._post = post
         self._clock = clock
+        self._timer = timer
         self._deadlines = deadlines
         self._lock = threading.Lock()
         self._calls: dict[int, _Call] = {}
@@ -189,22 +193,24 @@ class InlineEngine:
         """Names of the machines whose end is pending, be it stop or destroy."""
         return frozenset(action.name for action in self.pending if action.kind is not ActionKind.CREATE)
 
-    def late(self, now: float) -> bool:
+    def late(self) -> bool:
         """Is a call outstanding for longer than its deadline?"""
-        return self.stuck_seconds(now) > 0
+        return self.stuck_seconds() > 0
 
-    def problem(self, now: float) -> str | None:
+    def problem(self) -> str | None:
         """Why this engine must be taken as unavailable, in words; None if it need not.
 
         That is a call that is late, or an observation that failed and no better one since.
         """
+        now = self._timer()
         for call in self._outstanding():
             if now > call.deadline:
                 return f"no answer for {now - call.begun_time:.0f} s{call.what}"
         return self._observation_failure
 
-    def stuck_seconds(self, now: float) -> float:
+    def stuck_seconds(self) -> float:
         """For how long the latest call has been past its deadline, seconds; 0.0 if none is."""
+        now = self._timer()
         return max((now - call.deadline for call in self._outstanding() if now > call.deadline), default=0.0)
 
     def close(self) -> None:
@@ -275,7 +281,7 @@ class InlineEngine:
 
     def _attempt(self, what: str, deadline_seconds: float, call: Callable[[], _Result]) -> _Result | _Failure:
         thread = threading.get_ident()
-        begun_time = self._clock()
+        begun_time = self._timer()
         with self._lock:
             self._calls[thread] = _Call(what, begun_time, begun_time + deadline_seconds)
         try:
@@ -305,9 +311,10 @@ class Engine(InlineEngine):
         post: Callable[[Message], object],
         clock: Callable[[], float],
         deadlines: Deadlines = Deadlines(),
+        timer: Callable[[], float] = time.monotonic,
         apart: Collection[ActionKind] = (),
     ) -> None:
-        super().__init__(name, driver, post, clock, deadlines)
+        super().__init__(name, driver, post, clock, deadlines, timer)
         self._apart = frozenset(apart)
         self._lines = Lines(f"{name}-acting")
         self._closed = threading.Event()

@@ -12,6 +12,7 @@ from vac.drivers.base import (
     Adopting,
     Detailing,
     Driver,
+    EngineUnavailable,
     MachineSpec,
     Noticing,
     Observed,
@@ -29,14 +30,28 @@ class LateDriver:
         self._opener = opener
         self._opened: Driver | None = None
         self._opening = threading.Lock()
+        self._closing = threading.Lock()
+        self._closed = threading.Event()
         self._adopted: Mapping[str, str] = {}
 
     def _open(self) -> Driver:
         with self._opening:
-            if self._opened is None:
-                self._opened = self._opener()
+            if self._closed.is_set():
+                raise EngineUnavailable("its connection has been closed")
+            driver = self._opened
+            if driver is None:
+                driver = self._opened = self._opener()
                 self.adopt(self._adopted)
-            return self._opened
+                if self._closed.is_set():
+                    self._close()
+            return driver
+
+    def _close(self) -> None:
+        """Close what is open, once."""
+        with self._closing:
+            driver, self._opened = self._opened, None
+        if driver is not None:
+            driver.close()
 
     def list(self) -> Sequence[Observed]:
         """As Driver."""
@@ -90,6 +105,6 @@ class LateDriver:
         return self._open().events()
 
     def close(self) -> None:
-        """As Driver; one that was never opened needs no closing."""
-        if self._opened is not None:
-            self._opened.close()
+        """As Driver. One that is being opened, which may take for ever, is closed afterwards; none is opened then."""
+        self._closed.set()
+        self._close()

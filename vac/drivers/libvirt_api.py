@@ -53,7 +53,7 @@ class Connection:
         self._hypervisor_type = hypervisor_type
         self._lock = threading.Lock()
         self._connections: dict[str, libvirt.virConnect] = {}
-        self._opening: dict[str, queue.SimpleQueue[Any]] = {}
+        self._opening: dict[str, queue.Queue[Any]] = {}
         self._hypervisor: Hypervisor | None = None
 
     @contextmanager
@@ -120,9 +120,9 @@ class Connection:
                 connection.close()
 
 
-def _open_aside(uri: str) -> queue.SimpleQueue[Any]:
+def _open_aside(uri: str) -> queue.Queue[Any]:
     """Connect in a thread of its own, for that may never end; what becomes of it comes by the queue."""
-    opening: queue.SimpleQueue[Any] = queue.SimpleQueue()
+    opening: queue.Queue[Any] = queue.Queue()
 
     def connect() -> None:
         try:

@@ -103,11 +103,11 @@ class EventReader:
                 return
             if isinstance(item, _Closed):
                 raise EngineUnavailable(f"{self._connection.uri}: {item.reason}")
-            if item and self._ours(item):
+            if item and not self._ours(item):
+                continue
+            if item:
                 self._sample()
-                yield item
-            elif not item:
-                yield item
+            yield item
 
     def _put(self, item: _News) -> None:
         with self._lock:

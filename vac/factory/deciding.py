@@ -15,6 +15,7 @@ from vac.factory.repositories import Repositories
 from vac.factory.space import Space
 from vac.scheduling.age import CYCLE_SECONDS
 from vac.scheduling.decide import Situation, decide
+from vac.scheduling.eligibility import NO_ANSWER
 from vac.scheduling.holdback import broken_here
 from vac.scheduling.model import Decision, Host, Occupied, SpaceView
 from vac.scheduling.own import own_reports
@@ -69,7 +70,7 @@ class Deciding:
             history=self.floor.history,
             space=self.space.view(settings, reports, now),
             host=self._host(),
-            engines=self._engines(machinetypes, now),
+            engines=self._engines(machinetypes),
             now=now,
             config_problem=self.floor.configuration_problem,
             drain=order.reason or "as asked by `vac drain`" if order else None,
@@ -117,14 +118,14 @@ class Deciding:
                 reasons[name] = unprepared
         return usable, reasons
 
-    def _engines(self, machinetypes: Mapping[str, Machinetype], now: float) -> dict[str, str | None]:
+    def _engines(self, machinetypes: Mapping[str, Machinetype]) -> dict[str, str | None]:
         """By machine model, why its engine can't be used now; None if it can."""
         problems: dict[str, str | None] = {}
         for one in machinetypes.values():
             if one.target_share > 0:
                 engine = self.floor.engine_of(one.machine_model)
-                waiting = None if engine.name in self.floor.observed else "it has not answered yet"
-                problems[one.machine_model] = engine.problem(now) or waiting
+                waiting = None if engine.name in self.floor.observed else NO_ANSWER
+                problems[one.machine_model] = engine.problem() or waiting
         return problems
 
     def _host(self) -> Host:
@@ -146,9 +147,15 @@ class Deciding:
         self.warnings = tuple(warnings)
 
     def _tell(self, decision: Decision) -> None:
-        if decision.guard is None or decision.guard_name in _ORDINARY:
+        if decision.guard is None or decision.guard_name in _ORDINARY or self._begins(decision):
             self.floor.changes.clear("guard")
         elif self.decision.guard_name != decision.guard_name:
             self.floor.changes.say("guard", f"nothing is created: {decision.guard}")
         for note in decision.notes:
             self.floor.changes.say(("note", note), note)
+
+    def _begins(self, decision: Decision) -> bool:
+        """Is nothing known against creating but that the engines, or the health command, have yet to answer?"""
+        if decision.guard_name == "engines":
+            return not any(engine.problem() for engine in self.floor.engines.values())
+        return decision.guard_name == "health" and self.health_problem == NO_ANSWER

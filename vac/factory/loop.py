@@ -28,6 +28,7 @@ from vac.factory.watching import Watcher
 from vac.host.cvmfs import RepositorySeen, RepositoryWatch
 from vac.host.disk import DiskMeasured, DiskMessage, DiskMeter, DiskNotMeasured
 from vac.host.health import HealthCheck, HealthChecked
+from vac.scheduling.eligibility import NO_ANSWER
 
 log = logging.getLogger(__name__)
 
@@ -138,7 +139,7 @@ class Factory:
         if due:
             self._cycle()
         self.pipes.start_due(now)
-        self._check_engines(now)
+        self._check_engines()
         self.rules.check(now)
         self.creation.check(now)
         self.deciding.decide_if_due()
@@ -199,7 +200,7 @@ class Factory:
             self._health_checked(HealthChecked(None))
         elif self.health_time is None or not 0 <= now - self.health_time < HEALTH_SECONDS:
             if self.health_time is None:
-                self._health_checked(HealthChecked("it has not answered yet"))
+                self._health_checked(HealthChecked(NO_ANSWER))
             self.health_time = now
             self.health.start(command)
 
@@ -225,18 +226,18 @@ class Factory:
             return
         self.floor.configure(configuration)
 
-    def _check_engines(self, now: float) -> None:
+    def _check_engines(self) -> None:
         """An engine that falls ill, or is well again, is a reason to decide and report anew."""
         unwell = set()
         for name, engine in self.floor.engines.items():
-            problem = engine.problem(now)
+            problem = engine.problem()
             if problem is None:
                 self.floor.changes.clear(f"engine {name}")
                 continue
             unwell.add(name)
-            said = "it doesn't answer in time" if engine.late(now) else problem
+            said = "it doesn't answer in time" if engine.late() else problem
             self.floor.changes.say(f"engine {name}", f"{name}: {said}", logging.WARNING)
-            if engine.stuck_seconds(now) > STUCK_SECONDS:
+            if engine.stuck_seconds() > STUCK_SECONDS:
                 raise Stuck(f"{name}: {problem}")
         if unwell != self._unwell:
             self._unwell = unwell

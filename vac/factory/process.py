@@ -33,7 +33,7 @@ from vac.logs import OnChange
 from vac.machines import statefiles
 from vac.machines.layout import StateDir, StateDirBusy
 from vac.machines.slots import finished_machines, load_slots, strays
-from vac.roles import RoleOptions
+from vac.roles import EXIT_OTHER_AT_WORK, RoleOptions
 from vac.scheduling.backoff import History, reported_message
 from vac.vacquery.names import Names, Resolver
 
@@ -71,7 +71,7 @@ def main(options: RoleOptions) -> int:
             factory.run(alive=options.alive, ready=options.ready)
     except StateDirBusy as busy:
         log.error("%s", busy)
-        return 1
+        return EXIT_OTHER_AT_WORK
     except Stuck as stuck:
         log.critical("leaving, to be started anew: %s", stuck)
         logging.shutdown()

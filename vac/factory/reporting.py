@@ -101,7 +101,7 @@ class Reporting:
             mb_per_processor=settings.mb_per_processor,
             hs06_per_processor=settings.hs06,
             machinetypes=tuple(self._facts()),
-            engines={name: engine.problem(now) for name, engine in floor.engines.items()},
+            engines={name: engine.problem() for name, engine in floor.engines.items()},
             problems=floor.problems,
             warnings=(*self.deciding.warnings, *self._notices()),
             drain=Drain(order.reason, order.since, order.until) if order else None,
@@ -140,6 +140,6 @@ class Reporting:
             return "Zombie"
         if slot.machine is None or slot.machine.finished:
             return None
-        if slot.running and self.floor.engine_of(slot.machine.model).problem(now):
+        if slot.running and self.floor.engine_of(slot.machine.model).problem():
             return "Unknown"
         return "Paused" if slot.engine_state is EngineState.PAUSED else None

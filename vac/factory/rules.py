@@ -76,7 +76,7 @@ class Rules:
         machine = slot.machine
         if machine is None or machine.started_time is None or not slot.running or slot.stopping:
             return None
-        if slot.engine_state is None or self.floor.engine_of(machine.model).problem(now):
+        if slot.engine_state is None or self.floor.engine_of(machine.model).problem():
             return None
         _note_activity(slot, machine)
         watched = Watched(

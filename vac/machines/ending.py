@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -18,6 +19,13 @@ from vac.config.options import declared
 from vac.config.settings import Settings
 
 _MIB = 1024 * 1024
+_TYPES: Mapping[str, tuple[type, ...]] = {
+    "str": (str,),
+    "int": (int,),
+    "float": (float, int),
+    "None": (type(None),),
+}
+"""What JSON may have, by what is written in EndingOptions."""
 
 
 @dataclass(frozen=True)
@@ -74,7 +82,8 @@ def to_json(options: EndingOptions) -> bytes:
 def from_json(content: bytes, stand_in: EndingOptions) -> EndingOptions:
     """Options as machinetype.json has them; stand_in has those that another version didn't keep.
 
-    A file that isn't a JSON object (torn by a power failure) gives stand_in.
+    So it has those whose value is of another type (spoilt by hand), and all of a file that isn't a JSON object
+    (torn by a power failure).
     """
     try:
         kept = json.loads(content)
@@ -82,8 +91,16 @@ def from_json(content: bytes, stand_in: EndingOptions) -> EndingOptions:
         return stand_in
     if not isinstance(kept, dict):
         return stand_in
-    known = {field.name for field in dataclasses.fields(EndingOptions)}
-    return dataclasses.replace(stand_in, **{name: value for name, value in kept.items() if name in known})
+    types = {field.name: str(field.type) for field in dataclasses.fields(EndingOptions)}
+    fit = {name: value for name, value in kept.items() if name in types and _fits(value, types[name])}
+    return dataclasses.replace(stand_in, **fit)
+
+
+def _fits(value: object, annotation: str) -> bool:
+    """Is it of the type that a field's annotation names, and no number that can't be reckoned with?"""
+    if isinstance(value, float) and not math.isfinite(value):
+        return False
+    return any(type(value) in _TYPES[name] for name in annotation.split(" | "))
 
 
 def standing_in(

@@ -62,8 +62,9 @@ def pending(state: StateDir) -> list[Request]:
 
 
 def done(state: StateDir, request: Request) -> None:
-    """Forget a request that has been carried out, or can't be."""
-    files.remove(state.requests / f"{request.action}-{request.machine}")
+    """Forget a request that has been carried out, or can't be; not one for the slot's next machine made since."""
+    if request in pending(state):
+        files.remove(state.requests / f"{request.action}-{request.machine}")
 
 
 def drain(state: StateDir, order: Drain) -> None:

@@ -102,6 +102,24 @@ def test_a_request_names_the_very_machine_that_is_meant(
     assert "no factory runs" in capsys.readouterr().out
 
 
+def test_a_request_by_uuid_never_means_the_next_machine_of_the_slot(
+    state: StateDir, machine: Machine
+) -> None:
+    assert vac(state, "destroy", UUID.upper()) == 0
+    assert requests.pending(state) == [requests.Request("destroy", NAME, UUID)]
+    assert vac(state, "destroy", "6a0e3c1e-0000-4000-8000-000000000000") == 1
+
+
+def test_a_request_is_not_forgotten_for_another_that_has_been_carried_out(state: StateDir) -> None:
+    before, after = (requests.Request("destroy", NAME, uuid) for uuid in ("u1", "u2"))
+    requests.ask(state, before)
+    requests.ask(state, after)
+    requests.done(state, before)
+    assert requests.pending(state) == [after]
+    requests.done(state, after)
+    assert requests.pending(state) == []
+
+
 def test_draining_lasts_until_it_is_undone(state: StateDir, capsys: pytest.CaptureFixture[str]) -> None:
     assert vac(state, "drain", "--reason", "new disk") == 0
     order = requests.draining(state, NOW)

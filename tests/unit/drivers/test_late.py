@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import queue
+import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -71,11 +72,11 @@ def test_a_driver_that_cannot_be_opened_yet_is_tried_again() -> None:
     engine.request_observation()
     failed = posted()
     assert isinstance(failed, ObservationFailed) and failed.reason == "no socket"
-    assert engine.problem(0.0) == "no socket"
+    assert engine.problem() == "no socket"
     for _ in range(2):
         engine.request_observation()
         assert isinstance(posted(), Observation)
-    assert engine.problem(0.0) is None
+    assert engine.problem() is None
     assert answers == [], "once open, it stays open"
 
 
@@ -115,3 +116,27 @@ def test_a_driver_without_the_abilities_needs_none() -> None:
     assert isinstance(message, Observation) and message.details == {}
     assert engine.notices() == ()
     assert engine.prepare(TYPE, SETTINGS, FILES) is None
+
+
+def test_a_driver_that_is_still_being_opened_is_closed_afterwards(talkative: Talkative) -> None:
+    asked, go = threading.Event(), threading.Event()
+    closed: list[str] = []
+    talkative.close = lambda: closed.append("once")
+
+    def opener() -> Driver:
+        asked.set()
+        go.wait(60)
+        return talkative
+
+    late = LateDriver(opener)
+    opening = threading.Thread(target=late.list)
+    opening.start()
+    asked.wait(60)
+    late.close()
+    assert closed == []
+    go.set()
+    opening.join(60)
+    late.close()
+    assert closed == ["once"]
+    with pytest.raises(EngineUnavailable, match="closed"):
+        late.list()

@@ -22,7 +22,7 @@ from vac.factory import process
 from vac.factory.loop import Factory, Message, Stuck, Wake
 from vac.machines.layout import StateDir
 from vac.machines.machine import load
-from vac.roles import RoleOptions
+from vac.roles import EXIT_OTHER_AT_WORK, RoleOptions
 
 PATIENCE_SECONDS = 60.0
 CONFIGURATION = """
@@ -132,7 +132,7 @@ def test_two_factories_never_work_on_one_state_dir(
     with started.state.lock():
         thread = started.start()
         thread.join(PATIENCE_SECONDS)
-    assert started.status == 1
+    assert started.status == EXIT_OTHER_AT_WORK
     assert f"factory process {os.getpid()} works on it" in caplog.text
     assert not started.engine.machines
     assert (started.state.tmp / "half-built").exists(), "it is the other one's"
@@ -158,7 +158,7 @@ def test_an_engine_that_hangs_for_good_ends_the_process(make_world: MakeWorld) -
     opened: list[Engine] = []
 
     def open_engine(machine_model: str, settings: Settings) -> Engine:
-        opened.append(Engine("docker", world.engine().driver(), inbox.put, world.clock))
+        opened.append(Engine("docker", world.engine().driver(), inbox.put, world.clock, timer=world.clock))
         return opened[-1]
 
     world.state.prepare()
@@ -174,7 +174,7 @@ def test_an_engine_that_hangs_for_good_ends_the_process(make_world: MakeWorld) -
     world.factory = factory
     factory.turn(0.0)
     deadline = time.monotonic() + PATIENCE_SECONDS
-    while opened[0].problem(world.clock.now + 31) is None:
+    while not opened[0]._outstanding():
         assert time.monotonic() < deadline
         time.sleep(0.01)
     world.clock.now += 40

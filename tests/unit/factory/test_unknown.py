@@ -72,8 +72,8 @@ def test_an_engine_that_does_not_answer_is_said_once(
     world.fill()
     engine = world.factory.floor.engines["docker"]
     begun = world.clock.now
-    monkeypatch.setattr(engine, "stuck_seconds", lambda now: now - begun + 1)
-    monkeypatch.setattr(engine, "problem", lambda now: f"no answer for {now - begun:.0f} s")
+    monkeypatch.setattr(engine, "stuck_seconds", lambda: world.clock.now - begun + 1)
+    monkeypatch.setattr(engine, "problem", lambda: f"no answer for {world.clock.now - begun:.0f} s")
     caplog.set_level("INFO")
     world.run(100)
     assert [record.message for record in caplog.records if "answer" in record.message] == [
@@ -105,13 +105,23 @@ def test_an_engine_that_is_late_is_said_to_be_once(
     world.fill()
     engine, since = world.factory.floor.engine_of("docker"), world.clock.now
 
-    def late(now: float) -> float:
-        return now - since
+    def late() -> float:
+        return world.clock.now - since
 
     monkeypatch.setattr(engine, "stuck_seconds", late)
-    monkeypatch.setattr(engine, "problem", lambda now: f"no answer for {late(now):.0f} s")
+    monkeypatch.setattr(engine, "problem", lambda: f"no answer for {late():.0f} s")
     world.run(300)
     assert caplog.text.count("docker: no answer") == 1
+
+
+def test_a_factory_that_starts_does_not_complain_that_engines_have_yet_to_answer(
+    world: World, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    world.start()
+    world.run(120)
+    assert len(world.made) == 2
+    assert "nothing is created" not in caplog.text
 
 
 def test_nothing_is_created_before_an_engine_has_answered(world: World) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import json
 import os
@@ -280,6 +281,16 @@ def test_options_that_another_version_did_not_keep_come_from_the_configuration()
     options = ending.from_json(b'{"heartbeat_file": "hb", "of_the_future": 1}', stand_in)
     assert isinstance(options, EndingOptions)
     assert (options.heartbeat_file, options.fizzle_seconds) == ("hb", 5)
+
+
+@pytest.mark.parametrize("field", dataclasses.fields(EndingOptions), ids=lambda field: field.name)
+def test_options_spoilt_by_hand_come_from_the_configuration(field: dataclasses.Field[object]) -> None:
+    stand_in = ending.ending_options(machinetype_of(fizzle_seconds=5), Settings(vac_space="a.b"))
+    wrong = ["[]", "{}", "true", "NaN", "1e999", "0" if "str" in str(field.type) else '"5"']
+    wrong += [] if "None" in str(field.type) else ["null"]
+    for value in wrong:
+        content = f'{{"{field.name}": {value}}}'.encode()
+        assert ending.from_json(content, stand_in) == stand_in, content
 
 
 def test_a_machine_is_read_back_as_it_was(tmp_path: Path) -> None:
