@@ -385,6 +385,16 @@ def test_an_end_is_listed_as_soon_as_it_is_told(machines: Machines) -> None:
             assert machines.state(spec) is EngineState.ENDED
 
 
+def test_a_driver_that_did_not_see_a_machine_end_knows_when_it_did(machines: Machines) -> None:
+    begun = time.time()
+    spec = machines.spec("#!/bin/sh\nexit 0\n")
+    machines.create(spec)
+    machines.wait_for_state(spec, EngineState.ENDED)
+    ended = machines.successor().usage()[spec.uuid].ended_time
+    assert ended is not None
+    assert int(begun) <= ended <= time.time()
+
+
 def test_what_a_container_said_last_stays_with_its_machine(machines: Machines) -> None:
     spec = machines.spec("#!/bin/sh\necho for standard output\necho for standard error >&2\n")
     machines.create(spec)
