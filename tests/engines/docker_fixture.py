@@ -103,6 +103,10 @@ class PrivateEngine(ABC):
     daemon: ClassVar[str]
     """The command that is the engine."""
     package: ClassVar[str]
+    registry_port: ClassVar[int] = 0
+    """Where it trusts a registry without TLS on its own loopback address; 0: at any port."""
+    live_restore: bool
+    """Containers go on when it ends."""
 
     def __init__(self) -> None:
         require({self.daemon: self.package, **NEEDED})
@@ -118,10 +122,7 @@ class PrivateEngine(ABC):
             self.run("ip", "link", "set", "lo", "up")
             self.prepare()
             self.start()
-            with contextlib.closing(self.client()) as client:
-                done = client.import_image_from_data(root_tar(), *IMAGE.split(":"))
-                repository, tag = IMAGE.split(":")
-                client.tag(json.loads(done.split("\n")[0])["status"], repository, tag)
+            self.import_image(IMAGE, root_tar())
         except BaseException:
             self.close()
             raise
@@ -141,6 +142,13 @@ class PrivateEngine(ABC):
     def client(self) -> docker.APIClient:
         """A new client of the engine; the caller closes it or lets it go."""
         return docker.APIClient(base_url=self.url, version="auto", timeout=30)
+
+    def import_image(self, image: str, root: bytes) -> None:
+        """Make an image of a root file system; Podman doesn't heed the tag."""
+        repository, tag = image.split(":")
+        with contextlib.closing(self.client()) as client:
+            done = client.import_image_from_data(root, repository, tag)
+            client.tag(json.loads(done.split("\n")[0])["status"], repository, tag)
 
     def image_id(self, reference: str) -> str:
         """The engine's id of an image."""
@@ -199,7 +207,7 @@ class PrivateEngine(ABC):
             with Path(f"/proc/{self._holder.pid}/ns/net").open("rb") as namespace:
                 if ctypes.CDLL(None, use_errno=True).setns(namespace.fileno(), 0):
                     raise OSError(ctypes.get_errno(), "setns")
-            made.append(socket.create_server((address, 0)))
+            made.append(socket.create_server((address, self.registry_port)))
 
         thread = threading.Thread(target=make)
         thread.start()

@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 from collections.abc import Mapping, Sequence
 
 from tests.engines.docker_fixture import PrivateEngine
 
-RUNTIME = """#!/usr/bin/env python3
-import json, os, sys
-words = sys.argv[1:]
-if "create" in words:
-    path = os.path.join(words[words.index("--bundle") + 1], "config.json")
-    with open(path) as file:
-        config = json.load(file)
-    del config["process"]["rlimits"]
-    with open(path, "w") as file:
-        json.dump(config, file)
-os.execv({runtime!r}, [{runtime!r}, *words])
+RUNTIME = """#!/bin/sh
+case " $* " in
+*" create "*) python3 {directory}/unlimited.py "$@" || exit ;;
+esac
+exec {runtime} "$@"
+"""
+UNLIMITED = """
+import json, pathlib, sys
+path = pathlib.Path(sys.argv[sys.argv.index("--bundle") + 1], "config.json")
+config = json.loads(path.read_text())
+del config["process"]["rlimits"]
+path.write_text(json.dumps(config))
 """
 """The runtime without limits on a process's resources: Podman raises them, which a host without CAP_SYS_RESOURCE
 refuses even to root. What Vac sets are limits of cgroups."""
@@ -47,19 +49,26 @@ class PrivatePodman(PrivateEngine):
     kind = "podman"
     daemon = "podman"
     package = "podman"
+    registry_port = 5000
     live_restore = True
 
     def prepare(self) -> None:
         """Its configuration, and the runtime."""
         runtime, init = shutil.which("runc"), shutil.which("docker-init")
-        (self.directory / "runc").write_text(RUNTIME.format(runtime=runtime))
+        (self.directory / "unlimited.py").write_text(UNLIMITED)
+        (self.directory / "runc").write_text(RUNTIME.format(runtime=runtime, directory=self.directory))
         (self.directory / "runc").chmod(0o755)
         configuration = CONFIGURATION.format(directory=self.directory, init=init)
+        (self.directory / "registries.conf").write_text(REGISTRIES.format(port=self.registry_port))
         (self.directory / "containers.conf").write_text(configuration)
 
     def environment(self) -> Mapping[str, str]:
         """See PrivateEngine."""
-        return {"CONTAINERS_CONF": f"{self.directory}/containers.conf", "TMPDIR": str(self.directory)}
+        return {
+            "CONTAINERS_CONF": f"{self.directory}/containers.conf",
+            "CONTAINERS_REGISTRIES_CONF": f"{self.directory}/registries.conf",
+            "TMPDIR": str(self.directory),
+        }
 
     def command(self) -> Sequence[str]:
         """See PrivateEngine."""
@@ -67,3 +76,8 @@ class PrivatePodman(PrivateEngine):
             *("podman", "--root", f"{self.directory}/data", "--runroot", f"{self.directory}/run"),
             *("--tmpdir", f"{self.directory}/libpod", "system", "service", "--time=0", self.url),
         ]
+
+    def digests(self) -> set[str]:
+        """Of all its images, as their registries know them."""
+        with contextlib.closing(self.client()) as client:
+            return {digest for image in client.images() for digest in image["RepoDigests"] or ()}

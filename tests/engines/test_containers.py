@@ -6,6 +6,8 @@ One table of behaviour for both engines; where one differs, the test says so.
 from __future__ import annotations
 
 import contextlib
+import os
+import signal
 import time
 import uuid
 from collections.abc import Iterator
@@ -169,49 +171,6 @@ def test_a_user_that_the_image_lacks_is_named(machines: Machines) -> None:
     with pytest.raises(CreationFailed, match="no user nobody-knows"):
         machines.create(machines.spec(LOOK, container_user="nobody-knows"))
     assert machines.driver.list() == []
-
-
-IN_A_USER_NAMESPACE = "mount -t tmpfs x /mnt && touch /mnt/file && id -u"
-WITH_A_PROC = f"mount -t proc x /proc && {IN_A_USER_NAMESPACE}"
-
-
-@pytest.mark.parametrize(
-    ("options", "user_namespace", "own_proc"),
-    [
-        ({"container_user": "pilot", "container_capabilities": ()}, True, True),
-        ({"container_user": "pilot"}, True, False),
-        ({}, None, False),  # that depends: since 5.12 the kernel asks root for CAP_SETFCAP
-        (
-            {"container_nested": False, "container_user": "pilot", "container_capabilities": ()},
-            False,
-            False,
-        ),
-    ],
-    ids=["pilot", "capable", "root", "not-nested"],
-)
-def test_nested_machines_may_use_user_namespaces_and_no_root_may_reach_the_hosts_settings(
-    engine: PrivateEngine,
-    machines: Machines,
-    options: dict[str, object],
-    user_namespace: bool | None,
-    own_proc: bool,
-) -> None:
-    script = (
-        "#!/bin/sh\ncd /var/spool/joboutputs\n"
-        f"unshare -U -r -m sh -c '{IN_A_USER_NAMESPACE}' > namespace\n"
-        f"unshare -U -r -m -p -f sh -c '{WITH_A_PROC}' > proc\n"
-        "echo name > /proc/sys/kernel/domainname && echo written > written\n"
-        "mount -t tmpfs x /mnt && echo mounted > mounted\n"
-        "touch done\n"
-    )
-    spec = machines.spec(script, **{"container_nested": True, **options})
-    machines.create(spec)
-    outputs = machines.wait_for_output(spec, "done")
-    if user_namespace is not None:
-        by_default = engine.kind == "podman"  # its profile allows them to everybody
-        assert (outputs / "namespace").read_text() == "0\n" * (user_namespace or by_default)
-    assert (outputs / "proc").read_text() == "0\n" * own_proc
-    assert not (outputs / "written").exists() and not (outputs / "mounted").exists()
 
 
 def test_limits_are_those_of_the_machine(machines: Machines, client: docker.APIClient) -> None:
@@ -395,6 +354,22 @@ def test_a_driver_that_did_not_see_a_machine_end_knows_when_it_did(machines: Mac
     assert int(begun) <= ended <= time.time()
 
 
+def test_a_machine_whose_monitor_was_killed_ends_and_leaves_nothing(machines: Machines) -> None:
+    spec = machines.spec("#!/bin/sh\nexec sleep 600\n")
+    machines.create(spec)
+    process = int(machines.driver.details(spec.uuid)["pid"])
+    monitor = int(Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[1])
+    assert any(name in Path(f"/proc/{monitor}/cmdline").read_text() for name in ("containerd-shim", "conmon"))
+    os.kill(monitor, signal.SIGKILL)
+    with contextlib.suppress(ProcessLookupError):  # Docker has ended it; Podman doesn't notice either end
+        os.kill(process, signal.SIGKILL)
+    machines.wait_for_state(spec, EngineState.ENDED)
+    assert machines.driver.usage()[spec.uuid].cpu_seconds is not None
+    machines.driver.stop(spec.name, spec.uuid)
+    machines.driver.destroy(spec.name, spec.uuid)
+    assert machines.driver.list() == []
+
+
 def test_what_a_container_said_last_stays_with_its_machine(machines: Machines) -> None:
     spec = machines.spec("#!/bin/sh\necho for standard output\necho for standard error >&2\n")
     machines.create(spec)
@@ -414,7 +389,7 @@ def test_details_tell_what_an_incident_team_asks_for(
     assert details["container"] == client.inspect_container(spec.name)["Id"]
     assert details["image"] == f"docker://{IMAGE}"
     assert details["image_id"] == engine.image_id(IMAGE)
-    assert details["addresses"].startswith("172.")
+    assert details["addresses"].startswith(("172.", "10."))
     assert int(details["pid"]) > 1
     assert machines.driver.details(str(uuid.uuid4())) == {}
 
@@ -438,15 +413,16 @@ def test_what_is_wrong_with_a_machinetype_is_the_reason(
     assert machines.driver.list() == []
 
 
-def test_twenty_machines_are_listed_and_measured(machines: Machines) -> None:
-    specs = [machines.spec("#!/bin/sh\nexec sleep 600\n") for _ in range(20)]
+def test_many_machines_are_listed_and_measured(engine: PrivateEngine, machines: Machines) -> None:
+    many = 20 if engine.kind == "docker" else 5
+    specs = [machines.spec("#!/bin/sh\nexec sleep 600\n") for _ in range(many)]
     for spec in specs:
         machines.create(spec)
     started = time.perf_counter()
     listed = machines.driver.list()
     seen = time.perf_counter()
     usage = machines.driver.usage()
-    print(f"20 containers: list {seen - started:.4f} s, usage {time.perf_counter() - seen:.4f} s")
+    print(f"{many} containers: list {seen - started:.4f} s, usage {time.perf_counter() - seen:.4f} s")
     assert {each.uuid for each in listed} == {spec.uuid for spec in specs} == set(usage)
     assert all(each.cpu_seconds is not None and each.memory_bytes is not None for each in usage.values())
     wait_for(lambda: machines.successor().list() == listed, "a new driver lists the same")

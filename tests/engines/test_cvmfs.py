@@ -4,26 +4,58 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.conftest import require_root, require_tool
+from tests.engines.process_site import group_makers
 
 pytestmark = pytest.mark.engine
 
+ROOT = Path(__file__).parents[2]
+PRIVATE = ("unshare", "--mount", "--propagation", "private")
+VERSION = "v1" if "v1" in group_makers() else "v2"
+LATER = """
+import subprocess, sys
+from pathlib import Path
+from tests.engines.process_site import open_site
+def run(*command): subprocess.run(command, check=True)
+run("mount", "-t", "tmpfs", "none", "/cvmfs")
+run("mount", "--make-shared", "/cvmfs")
+Path("/cvmfs/a.cern.ch").mkdir()
+with open_site(*sys.argv[1:]) as site:
+    wait = "while [ ! -e /cvmfs/a.cern.ch/new ]; do sleep 0.02; done; touch /cvmfs/x || echo read-only"
+    spec = site.create(site.spec(0, wait + " >$JOBOUTPUTS/x\\n", cvmfs_repositories=("a.cern.ch",)))
+    run("mount", "-t", "tmpfs", "none", "/cvmfs/a.cern.ch")
+    Path("/cvmfs/a.cern.ch/new").touch()
+    site.wait_for_end(spec)
+    assert site.output(spec, "x") == "read-only\\n"
+"""
 
-def test_a_repository_that_hangs_holds_up_only_types_that_need_it() -> None:
+
+@pytest.fixture
+def cvmfs() -> Iterator[None]:
+    """There is a /cvmfs, for others to mount something at in their own mount name spaces."""
     require_root()
-    for tool in ("squashfuse", "mksquashfs", "apptainer", "bwrap"):
-        require_tool(tool)
     cvmfs = Path("/cvmfs")
     made = not cvmfs.exists()
     cvmfs.mkdir(exist_ok=True)
-    private = ["unshare", "--mount", "--propagation", "private"]
+    yield
+    if made:
+        cvmfs.rmdir()
+
+
+@pytest.mark.usefixtures("cvmfs")
+def test_a_repository_that_hangs_holds_up_only_types_that_need_it() -> None:
+    for tool in ("squashfuse", "mksquashfs", "apptainer", "bwrap"):
+        require_tool(tool)
     scene = [sys.executable, "-m", "tests.engines.cvmfs_scene"]
-    try:
-        subprocess.run([*private, *scene], check=True, timeout=280, cwd=Path(__file__).parents[2])
-    finally:
-        if made:
-            cvmfs.rmdir()
+    subprocess.run([*PRIVATE, *scene], check=True, timeout=280, cwd=ROOT)
+
+
+@pytest.mark.usefixtures("cvmfs")
+@pytest.mark.parametrize("model", ["bubblewrap", "singularity"])
+def test_a_repository_that_is_mounted_later_appears_inside(model: str) -> None:
+    subprocess.run([*PRIVATE, sys.executable, "-c", LATER, VERSION, model], check=True, timeout=250, cwd=ROOT)

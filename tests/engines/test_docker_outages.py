@@ -1,4 +1,4 @@
-"""The Docker driver when its engine is killed, hangs, or comes back."""
+"""The driver of containers when its engine is killed, hangs, or comes back."""
 
 from __future__ import annotations
 
@@ -6,12 +6,14 @@ import contextlib
 import gc
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
 
-from tests.engines.docker_fixture import PrivateDocker
+from tests.engines.docker_fixture import PrivateDocker, PrivateEngine
 from tests.engines.docker_machines import Machines
+from tests.engines.podman_fixture import PrivatePodman
 from vac.drivers.base import EngineState, EngineUnavailable
 
 # The SDK leaves sockets that could not be connected to the garbage collector.
@@ -23,16 +25,19 @@ pytestmark = [
 SLEEP = "#!/bin/sh\nexec sleep 600\n"
 
 
-@pytest.fixture(params=[True, False], ids=["live-restore", "plain"])
-def engine(request: pytest.FixtureRequest) -> Iterator[PrivateDocker]:
-    engine = PrivateDocker(live_restore=request.param)
+@pytest.fixture(
+    params=[partial(PrivateDocker, live_restore=True), PrivateDocker, PrivatePodman],
+    ids=["live-restore", "plain", "podman"],
+)
+def engine(request: pytest.FixtureRequest) -> Iterator[PrivateEngine]:
+    engine = request.param()
     yield engine
     engine.close()
     gc.collect()
 
 
 def test_nothing_is_concluded_while_the_engine_is_down_and_all_is_found_when_it_is_back(
-    engine: PrivateDocker, tmp_path: Path
+    engine: PrivateEngine, tmp_path: Path
 ) -> None:
     with contextlib.closing(Machines(engine.url, tmp_path)) as machines:
         spec = machines.spec(SLEEP)
@@ -61,8 +66,11 @@ def test_nothing_is_concluded_while_the_engine_is_down_and_all_is_found_when_it_
             assert machines.successor().usage().keys() == {spec.uuid, another.uuid}
 
 
-def test_an_engine_that_hangs_is_unavailable_in_time_and_goes_on_afterwards(tmp_path: Path) -> None:
-    with contextlib.closing(PrivateDocker()) as engine:
+@pytest.mark.parametrize("kind", [PrivateDocker, PrivatePodman], ids=["docker", "podman"])
+def test_an_engine_that_hangs_is_unavailable_in_time_and_goes_on_afterwards(
+    kind: type[PrivateEngine], tmp_path: Path
+) -> None:
+    with contextlib.closing(kind()) as engine:
         with contextlib.closing(Machines(engine.url, tmp_path, call_seconds=1.0)) as machines:
             spec = machines.spec(SLEEP)
             machines.create(spec)

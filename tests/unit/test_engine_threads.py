@@ -7,7 +7,7 @@ import logging
 import queue
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
 import pytest
@@ -48,7 +48,11 @@ class Factory:
     """The loop's side of an engine: its queue."""
 
     def __init__(
-        self, clock: Clock, driver: FakeDriver, retry_seconds: float = 600.0, patient: bool = False
+        self,
+        clock: Clock,
+        driver: FakeDriver,
+        retry_seconds: float = 600.0,
+        apart: Collection[ActionKind] = (),
     ) -> None:
         self.messages: queue.SimpleQueue[Message] = queue.SimpleQueue()
         self.engine = Engine(
@@ -58,7 +62,7 @@ class Factory:
             clock,
             Deadlines(retry_seconds=retry_seconds),
             timer=lambda: clock.elapsed,
-            patient=patient,
+            apart=apart,
         )
 
     def next(self, *kinds: type) -> Message:
@@ -149,7 +153,7 @@ def test_requests_during_an_observation_make_one_more(factory: Factory, fake: Fa
 def test_stops_that_take_their_time_hold_up_neither_each_other_nor_creations(
     fake: FakeEngine, clock: Clock
 ) -> None:
-    factory = Factory(clock, fake.driver(), patient=True)
+    factory = Factory(clock, fake.driver(), apart=[ActionKind.STOP])
     names = [f"f1-0{number}.example.com" for number in range(3)]
     for name in names:
         factory.engine.create(spec(name, name))
@@ -195,6 +199,26 @@ def test_hung_observation_does_not_hold_up_creations(factory: Factory, fake: Fak
     factory.engine.create(spec())
     assert factory.next(Created)
     gate.set()
+
+
+def test_of_independent_machines_one_that_hangs_holds_up_no_other(clock: Clock, fake: FakeEngine) -> None:
+    factory = Factory(clock, fake.driver(), apart=ActionKind)
+    gate = fake.hang("create")
+    factory.engine.create(spec())
+    wait_until_blocked(gate, factory.engine)
+    factory.engine.destroy("f1-00.example.com", "u0")
+    factory.engine.destroy("f1-01.example.com", "u1")
+    other = factory.next(Created, Destroyed)
+    assert isinstance(other, Destroyed) and other.uuid == "u1"
+    gate.set()
+    assert isinstance(factory.next(Created, Destroyed), Created), (
+        "what is done to one machine keeps its order"
+    )
+    last = factory.next(Created, Destroyed)
+    assert isinstance(last, Destroyed) and last.uuid == "u0"
+    factory.engine.create(spec(uuid="u2"))
+    assert factory.next(Created), "its line can be used again"
+    factory.engine.close()
 
 
 def test_engine_is_late_after_its_deadline_and_stuck_from_then(
@@ -380,12 +404,15 @@ def test_events_are_listened_to_as_soon_as_an_observation_shows_that_the_engine_
     factory.engine.close()
 
 
-def test_closed_engine_does_not_begin_what_was_queued(clock: Clock, fake: FakeEngine) -> None:
-    factory = Factory(clock, fake.driver())
+@pytest.mark.parametrize("apart", [(), ActionKind])
+def test_closed_engine_does_not_begin_what_was_queued(
+    clock: Clock, fake: FakeEngine, apart: Collection[ActionKind]
+) -> None:
+    factory = Factory(clock, fake.driver(), apart=apart)
     gate = fake.hang("create")
     factory.engine.create(spec())
     wait_until_blocked(gate, factory.engine)
-    factory.engine.create(spec("f1-01.example.com", "u1"))
+    factory.engine.create(spec("f1-00.example.com", "u1"))
     factory.engine.close()
     gate.set()
     assert factory.next(Created)

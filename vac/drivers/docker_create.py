@@ -1,6 +1,6 @@
 """What a machine looks like to Docker: its container's configuration, and the reasons why one can't be made.
 
-The paths inside are spec/state.md's and spec/machines.md's; the form is the body of the Docker Engine API's
+The paths inside are those of Vac 3's containers; the form is the body of the Docker Engine API's
 POST /containers/create. Mounts are given as such, never as "binds": the engine would create a missing source.
 """
 
@@ -125,9 +125,11 @@ def make_tmp_binds(spec: MachineSpec) -> None:
 def missing_source(spec: MachineSpec) -> str | None:
     """Why the machine's mounts can't be made, None if they can: Podman would make a missing directory."""
     tokens = spec.machinetype.token_dir
-    if tokens is None or tokens.is_dir():
-        return None
-    return f"{tokens}, the token_dir, is no directory of this host"
+    if tokens is not None and not tokens.is_dir():
+        return f"{tokens}, the token_dir, is no directory of this host"
+    if spec.machinetype.cvmfs_repositories and not Path(CVMFS).is_dir():
+        return f"{CVMFS} doesn't exist on this host, and the machinetype has cvmfs_repositories"
+    return None
 
 
 def profile_path(spec: MachineSpec) -> Path:

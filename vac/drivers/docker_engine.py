@@ -106,7 +106,7 @@ class DockerDriver:
         """See Driver."""
         with self._connection.client() as client:
             for each in self._find(client, name, uuid):
-                if each.state is EngineState.HALF_MADE:
+                if each.state not in (EngineState.RUNNING, EngineState.PAUSED):
                     continue
                 with contextlib.suppress(docker.errors.NotFound):
                     _kill(client, each)
@@ -155,13 +155,23 @@ class DockerDriver:
             filters["label"].append(f"{LABEL_UUID}={uuid}")
         found = map(self._ownership.recognize, client.containers(all=True, filters=filters))
         return [
-            each
+            self._corrected(client, each)
             for each in found
             if each is not None
             and not (each.state is EngineState.HALF_MADE and each.uuid in self._creating)
             and name in (None, each.name)
             and uuid in (None, each.uuid)
         ]
+
+    def _corrected(self, client: Client, machine: Listed) -> Listed:
+        """As ended, if its process has: Podman lists a container as running when conmon, its monitor, is gone."""
+        process = self._meter.ended_process(machine.id)
+        if process is None or machine.state not in (EngineState.RUNNING, EngineState.PAUSED):
+            return machine
+        with contextlib.suppress(docker.errors.NotFound):
+            if client.inspect_container(machine.id)["State"].get("Pid") not in (0, process):
+                return machine
+        return replace(machine, state=EngineState.ENDED)
 
     def _image(self, client: Client, spec: MachineSpec) -> Image:
         """The machine's image as the engine has it now."""
@@ -215,9 +225,12 @@ def _remove(client: Client, container_id: str) -> None:
     try:
         client.remove_container(container_id, force=True, v=True)
     except docker.errors.APIError as error:
-        if error.status_code != 409:  # that is: it is being removed already
+        if "could not be stopped" in explanation(error):  # Podman has only now seen that nothing of it runs
+            client.remove_container(container_id, force=True, v=True)
+        elif error.status_code == 409:  # that is: it is being removed already
+            client.wait(container_id, condition="removed")
+        else:
             raise
-        client.wait(container_id, condition="removed")
 
 
 def _keep_console(client: Client, machine: Listed) -> None:

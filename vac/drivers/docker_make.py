@@ -85,7 +85,7 @@ class ContainerMaker:
         try:
             return client.make_container(config, spec.name)
         except docker.errors.APIError as error:
-            if error.status_code != 409 or "already in use" not in explanation(error):
+            if "already in use" not in explanation(error):
                 raise
             name = f"{spec.name}.{spec.uuid[:8]}"
             _log.warning("%s: another container has this name; it is made as %s", spec.name, name)

@@ -59,6 +59,12 @@ class UsageMeter:
             container = self._containers.get(container_id)
             return container is not None and not container.ended
 
+    def ended_process(self, container_id: str) -> int | None:
+        """Number of the container's first process if that has been seen to end; None if not."""
+        with self._lock:
+            container = self._containers.get(container_id)
+            return container.pid if container is not None and container.ended else None
+
     def add(self, container_id: str, pid: int, own_network: bool) -> None:
         """Measure this container, whose first process has this number, from now on.
 

@@ -1,9 +1,8 @@
 """An engine's threads: they make the calls that may never return, so that nobody else waits for them.
 
-Three daemon threads go with one driver: one observes, one creates and ends machines, one listens for
-events. What comes of a call is posted as a message; the factory's loop, which alone writes state, takes it
-from there.
-The rule is DESIGN.md's "An engine call may never return".
+Three daemon threads go with one driver: one observes, one creates and ends machines (or, if these don't depend on
+one another, one for each machine to which something is being done), one listens for events. What comes of a call is
+posted as a message; the factory's loop, which alone writes state, takes it from there.
 """
 
 from __future__ import annotations
@@ -13,7 +12,7 @@ import logging
 import queue
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Callable, NamedTuple, TypeVar
@@ -34,6 +33,7 @@ from vac.drivers.base import (
     Trace,
     Tracing,
 )
+from vac.drivers.lines import Lines
 from vac.drivers.messages import (
     ActionResult,
     Changed,
@@ -301,7 +301,7 @@ class InlineEngine:
 class Engine(InlineEngine):
     """The engine with its three threads. No method blocks, whatever the engine does.
 
-    patient: machines get time to end by themselves, so each stop has a thread of its own.
+    apart: what doesn't wait for other machines: it is done in threads of each machine's own, in order.
     """
 
     def __init__(
@@ -312,10 +312,11 @@ class Engine(InlineEngine):
         clock: Callable[[], float],
         deadlines: Deadlines = Deadlines(),
         timer: Callable[[], float] = time.monotonic,
-        patient: bool = False,
+        apart: Collection[ActionKind] = (),
     ) -> None:
         super().__init__(name, driver, post, clock, deadlines, timer)
-        self._patient = patient
+        self._apart = frozenset(apart)
+        self._lines = Lines(f"{name}-acting")
         self._closed = threading.Event()
         self._observation_wanted = threading.Event()
         self._answers_again = threading.Event()
@@ -337,11 +338,14 @@ class Engine(InlineEngine):
         super().close()
 
     def _submit(self, action: Action, call: Callable[[], None]) -> None:
-        if self._patient and action.kind is ActionKind.STOP:
-            title = f"{self.name}-stop"
-            threading.Thread(target=self._act, args=(action, call), name=title, daemon=True).start()
+        if action.kind in self._apart:
+            self._lines.add(action.name, lambda: self._act_unless_closed(action, call))
         else:
             self._actions.put((action, call))
+
+    def _act_unless_closed(self, action: Action, call: Callable[[], None]) -> None:
+        if not self._closed.is_set():
+            self._act(action, call)
 
     def _keep_observing(self) -> None:
         while True:

@@ -1,6 +1,6 @@
 """Domain XML: what a machine looks like to libvirt, and what of it is read back.
 
-The form is https://libvirt.org/formatdomain.html, the content spec/machines.md's. Needs no libvirt.
+The form is https://libvirt.org/formatdomain.html; the content is what CernVM and cloud images expect. Needs no libvirt.
 """
 
 from __future__ import annotations

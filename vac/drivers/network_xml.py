@@ -20,6 +20,11 @@ SERVER = "169.254.169.253"
 METADATA = "169.254.169.254"
 NETMASK = "255.255.0.0"
 _ONE_ADDRESS = "255.255.255.255"
+_BROADCAST = "169.254.255.255"
+"""Told to guests in so many words: dnsmasq would take it from METADATA's entry, and so make that unreachable."""
+_DNSMASQ = "http://libvirt.org/schemas/network/dnsmasq/1.0"
+
+ET.register_namespace("dnsmasq", _DNSMASQ)
 
 
 class Host(NamedTuple):
@@ -74,6 +79,8 @@ def network_xml(facts: NetworkFacts, uuid: str | None = None) -> str:
         if address == SERVER:
             dhcp = ET.SubElement(ip, "dhcp")
             dhcp.extend(_host(host) for host in facts.hosts)
+    options = ET.SubElement(network, f"{{{_DNSMASQ}}}options")
+    ET.SubElement(options, f"{{{_DNSMASQ}}}option", value=f"dhcp-option=option:broadcast,{_BROADCAST}")
     ET.indent(network)
     return ET.tostring(network, encoding="unicode") + "\n"
 

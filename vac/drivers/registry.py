@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import importlib
+from collections.abc import Mapping
 from typing import cast
 
 from vac.config.settings import Settings
 from vac.drivers.base import Driver, EngineUnavailable, Fetch
+from vac.drivers.engine import ActionKind
 
 ENGINES = {
     "cernvm3": "libvirt",
@@ -23,8 +25,12 @@ MODULES = {
     "processes": "vac.drivers.processes",
 }
 """By engine; each has a function open_driver(settings, fetch)."""
-PATIENT = frozenset(["libvirt"])
-"""Engines whose machines get time to end by themselves, so that one stop must not wait for another."""
+APART: Mapping[str, frozenset[ActionKind]] = {
+    "libvirt": frozenset([ActionKind.STOP]),
+    "processes": frozenset(ActionKind),
+}
+"""By engine what must not wait for other machines: stops where machines get time to end by themselves, and all where a
+creation may hang with the file system that its image is on."""
 PACKAGES = {"libvirt": "python3-libvirt", "docker": "python3-docker"}
 """What has to be installed for an engine's Python library, by the name that Debian and EL9 share."""
 

@@ -20,7 +20,7 @@ from vac.context.signatures import SignedImages
 from vac.context.transfers import GRID_CERTIFICATES
 from vac.drivers.engine import Engine, InlineEngine
 from vac.drivers.late import LateDriver
-from vac.drivers.registry import PATIENT, driver_for, engine_name
+from vac.drivers.registry import APART, driver_for, engine_name
 from vac.factory.contexts import Run, in_thread
 from vac.factory.floor import Floor, slot_names
 from vac.factory.loop import Factory, Message, Stop, Stuck, Wake
@@ -117,7 +117,7 @@ def open_factory(
             vms()
         driver = LateDriver(lambda: driver_for(machine_model, settings, images.fetch))
         name = engine_name(machine_model)
-        return Engine(name, driver, inbox.put, clock, patient=name in PATIENT)
+        return Engine(name, driver, inbox.put, clock, apart=APART.get(name, frozenset()))
 
     statefiles.write_version(state, vac.__version__)
     machines = load_slots(state, configuration.machinetypes, settings)

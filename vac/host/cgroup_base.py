@@ -13,6 +13,7 @@ import contextlib
 import errno
 import os
 import select
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -100,6 +101,7 @@ class Groups(abc.ABC):
     def __init__(self, homes: Sequence[Path]) -> None:
         """homes: the factory's directory in each hierarchy, the one that is asked first."""
         self._homes = tuple(homes)
+        self._making_home = threading.Lock()
 
     def names(self) -> list[str]:
         """All groups there are."""
@@ -113,8 +115,9 @@ class Groups(abc.ABC):
         """Make an empty group; it is an error if there is one of this name."""
         with explained():
             for home in self._homes:
-                if not home.is_dir():
-                    self._make_home(home)
+                with self._making_home:
+                    if not home.is_dir():
+                        self._make_home(home)
                 (home / name).mkdir()
             self._set_limits(name, limits)
 

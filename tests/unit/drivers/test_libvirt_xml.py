@@ -1,4 +1,4 @@
-"""Domain XML: golden files, made anew with VAC_WRITE_GOLDEN=1; and what is read back of it."""
+"""Domain XML: golden files, made anew with VAC_REGENERATE=1; and what is read back of it."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ CASES = {
 @pytest.mark.parametrize("name", CASES)
 def test_a_machines_domain(name: str) -> None:
     path = GOLDEN / f"{name}.xml"
-    if "VAC_WRITE_GOLDEN" in os.environ:
+    if "VAC_REGENERATE" in os.environ:
         path.write_text(CASES[name])
     assert CASES[name] == path.read_text()
 

@@ -1,0 +1,136 @@
+"""What container_nested opens, on Docker and on Podman: what unprivileged containers inside the container need."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import tarfile
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import require_tool
+from tests.engines.docker_fixture import PrivateDocker, PrivateEngine, root_tar
+from tests.engines.docker_machines import Machines
+from tests.engines.podman_fixture import PrivatePodman
+
+pytestmark = [pytest.mark.engine, pytest.mark.timeout(180)]
+
+APPTAINER = "apptainer:1"
+SANDBOX = "sandbox"
+FILES = {"etc/group": "root:x:0:\npilot:x:1235:\n", "etc/localtime": ""}
+"""What Apptainer wants of the image that it runs in."""
+SESSION = "var/lib/apptainer/mnt/session"
+PLACES = (
+    "/usr/bin/apptainer",
+    "/usr/lib/x86_64-linux-gnu/apptainer",
+    "/etc/apptainer",
+    "/usr/local/lib/apptainer-libraries",
+)
+
+
+@pytest.fixture(scope="module", params=[PrivateDocker, PrivatePodman], ids=["docker", "podman"])
+def engine(request: pytest.FixtureRequest) -> Iterator[PrivateEngine]:
+    engine = request.param()
+    yield engine
+    engine.close()
+
+
+@pytest.fixture
+def machines(engine: PrivateEngine, tmp_path: Path) -> Iterator[Machines]:
+    with contextlib.closing(Machines(engine.url, tmp_path)) as machines:
+        yield machines
+    engine.remove_containers()
+
+
+IN_A_USER_NAMESPACE = "mount -t tmpfs x /mnt && touch /mnt/file && id -u"
+WITH_A_PROC = f"mount -t proc x /proc && {IN_A_USER_NAMESPACE}"
+
+
+@pytest.mark.parametrize(
+    ("options", "user_namespace", "own_proc"),
+    [
+        ({"container_user": "pilot", "container_capabilities": ()}, True, True),
+        ({"container_user": "pilot"}, True, False),
+        ({}, None, False),  # that depends: since 5.12 the kernel asks root for CAP_SETFCAP
+        (
+            {"container_nested": False, "container_user": "pilot", "container_capabilities": ()},
+            False,
+            False,
+        ),
+    ],
+    ids=["pilot", "capable", "root", "not-nested"],
+)
+def test_nested_machines_may_use_user_namespaces_and_no_root_may_reach_the_hosts_settings(
+    engine: PrivateEngine,
+    machines: Machines,
+    options: dict[str, object],
+    user_namespace: bool | None,
+    own_proc: bool,
+) -> None:
+    script = (
+        "#!/bin/sh\ncd /var/spool/joboutputs\n"
+        f"unshare -U -r -m sh -c '{IN_A_USER_NAMESPACE}' > namespace\n"
+        f"unshare -U -r -m -p -f sh -c '{WITH_A_PROC}' > proc\n"
+        "echo name > /proc/sys/kernel/domainname && echo written > written\n"
+        "mount -t tmpfs x /mnt && echo mounted > mounted\n"
+        "touch done\n"
+    )
+    spec = machines.spec(script, **{"container_nested": True, **options})
+    machines.create(spec)
+    outputs = machines.wait_for_output(spec, "done")
+    if user_namespace is not None:
+        by_default = engine.kind == "podman"  # its profile allows them to everybody
+        assert (outputs / "namespace").read_text() == "0\n" * (user_namespace or by_default)
+    assert (outputs / "proc").read_text() == "0\n" * own_proc
+    assert not (outputs / "written").exists() and not (outputs / "mounted").exists()
+
+
+def apptainer_tar() -> bytes:
+    """An image with this host's Apptainer, and below /sandbox a root file system for it."""
+    require_tool("apptainer")
+    buffer = io.BytesIO(root_tar(FILES))
+    with tarfile.open(fileobj=buffer, mode="a") as archive:
+        for place in PLACES:
+            archive.add(place, place.lstrip("/"))
+        for path in (
+            "tmp",
+            SESSION,
+            *(f"{SANDBOX}/{each}" for each in ("dev", "proc", "sys", "tmp", "etc", "var/tmp")),
+        ):
+            entry = tarfile.TarInfo(path)
+            entry.type, entry.mode = tarfile.DIRTYPE, 0o1777
+            archive.addfile(entry)
+        with tarfile.open(fileobj=io.BytesIO(root_tar())) as sandbox:
+            for member in sandbox.getmembers():
+                content = sandbox.extractfile(member) if member.isfile() else None
+                archive.addfile(member.replace(name=f"{SANDBOX}/{member.name}"), content)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize("nested", [True, False])
+def test_a_pilot_runs_its_payload_in_unprivileged_apptainer_where_containers_may_be_nested(
+    engine: PrivateEngine, machines: Machines, nested: bool
+) -> None:
+    engine.import_image(APPTAINER, apptainer_tar())
+    script = (
+        "#!/bin/sh\nexport HOME=/tmp\ncd /var/spool/joboutputs\n"
+        f"apptainer exec --userns --containall --no-home /{SANDBOX} "
+        "/bin/sh -c 'id -u; ls /user_data || cat /proc/1/cmdline' > payload 2> errors\n"
+        "touch done\nexec sleep 600\n"
+    )
+    spec = machines.spec(
+        script,
+        root_image=f"docker://{APPTAINER}",
+        container_nested=nested,
+        container_user="pilot",
+        container_capabilities=(),
+    )
+    spec = replace(spec, memory_bytes=512 * 1024 * 1024)
+    machines.create(spec)
+    outputs = machines.wait_for_output(spec, "done")
+    payload, errors = (outputs / "payload").read_text(), (outputs / "errors").read_text()
+    assert payload.startswith("1234\n") is nested, errors
+    assert ("No such file or directory" in errors) is nested
