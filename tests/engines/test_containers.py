@@ -298,6 +298,16 @@ def test_a_machine_whose_monitor_was_killed_ends_and_leaves_nothing(machines: Ma
     assert machines.driver.list() == []
 
 
+def test_a_driver_that_did_not_see_a_machine_end_knows_when_it_did(machines: Machines) -> None:
+    begun = time.time()
+    spec = machines.spec("#!/bin/sh\nexit 0\n")
+    machines.create(spec)
+    machines.wait_for_state(spec, EngineState.ENDED)
+    ended = machines.successor().usage()[spec.uuid].ended_time
+    assert ended is not None
+    assert int(begun) <= ended <= time.time()
+
+
 def test_what_a_container_said_last_stays_with_its_machine(machines: Machines) -> None:
     spec = machines.spec("#!/bin/sh\necho for standard output\necho for standard error >&2\n")
     machines.create(spec)

@@ -38,7 +38,8 @@ def finish(state: StateDir, machine: Machine, usage: Usage | None, now: float, *
     """Write the machine's end.
 
     usage is the engine's last word, if it has one. live: this process has itself seen the machine alive
-    within its last observations, so that it has ended now; else the time of the stored heartbeat is its end.
+    within its last observations, so that it has ended now; else its end is what the engine tells, or the time of
+    the stored heartbeat.
     On a full disk the reserve is given up. If somebody has removed the machine's directory, what is known of
     it is accounted for all the same. Raises FinishFailed.
     """
@@ -61,6 +62,7 @@ def _finish(state: StateDir, machine: Machine, usage: Usage, now: float, live: b
             machine,
             now,
             live=live,
+            ended_time=usage.ended_time,
             cpu_seconds=usage.cpu_seconds,
             peak_memory_bytes=usage.peak_memory_bytes,
         )

@@ -47,6 +47,8 @@ class Usage:
     peak_memory_bytes: int | None = None
     network_received_bytes: int | None = None
     network_sent_bytes: int | None = None
+    ended_time: float | None = None
+    """When it ended, Unix seconds, for where nobody has seen it end."""
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,8 @@ The form is that of GET /containers/ID/json of the Docker Engine API.
 
 from __future__ import annotations
 
+import datetime
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -36,3 +38,16 @@ def container_details(inspected: Mapping[str, Any]) -> dict[str, str]:
     return {
         name: str(value) for name, value in facts.items() if value is not None and value not in ("", 0)
     } | ({"exit_code": "0"} if facts["exit_code"] == 0 else {})
+
+
+def ended_time(inspected: Mapping[str, Any]) -> float | None:
+    """When the container ended last, Unix seconds; None if it hasn't, which engines tell as the year 1."""
+    text = str((inspected.get("State") or {}).get("FinishedAt") or "")
+    match = re.fullmatch(r"(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d)(?:\.\d+)?(Z|[+-]\d\d:\d\d)", text)
+    if match is None:
+        return None
+    try:
+        seconds = datetime.datetime.fromisoformat(match[1] + match[2].replace("Z", "+00:00")).timestamp()
+    except (ValueError, OverflowError):
+        return None
+    return seconds if seconds > 0 else None

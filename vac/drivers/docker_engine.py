@@ -23,7 +23,7 @@ from vac.config.values import without_password
 from vac.drivers.base import CreationFailed, EngineState, MachineSpec, Observed, Trace, Usage
 from vac.drivers.docker_api import CALL_SECONDS, Client, Connection, explanation
 from vac.drivers.docker_create import LABEL_UUID, Image
-from vac.drivers.docker_details import container_details
+from vac.drivers.docker_details import container_details, ended_time
 from vac.drivers.docker_events import EventReader, await_listing
 from vac.drivers.docker_images import ImageKeeper
 from vac.drivers.docker_listing import Listed, Ownership, adoptable
@@ -61,6 +61,7 @@ class DockerDriver:
         self._sampling = Sampling()
         self._listed: Sequence[Listed] | None = None
         self._creating: set[str] = set()
+        self._ends: Mapping[str, float | None] = {}
 
     def prepare(self, machinetype: Machinetype, settings: Settings, files: Path) -> str | None:
         """See Preparing: the image is what has to be there."""
@@ -77,14 +78,19 @@ class DockerDriver:
         return [Observed(each.name, each.uuid, each.state) for each in self._listed]
 
     def usage(self) -> Mapping[str, Usage]:
-        """See Driver. The engine is asked only for containers that are measured for the first time."""
+        """See Driver. The engine is asked only for containers that are measured for the first time, or have ended."""
         with self._connection.client() as client:
             listed = self._find(client) if self._listed is None else self._listed
             for each in listed:
                 if each.state in (EngineState.RUNNING, EngineState.PAUSED) and not self._meter.knows(each.id):
                     self._measure(client, each.id, each.own_network)
+            ended = [each.id for each in listed if each.state is EngineState.ENDED]
+            self._ends = {each: self._ends.get(each) or _ended_time(client, each) for each in ended}
         used = self._meter.read(each.id for each in listed)
-        return {each.uuid: used.get(each.id, Usage()) for each in listed}
+        return {
+            each.uuid: replace(used.get(each.id, Usage()), ended_time=self._ends.get(each.id))
+            for each in listed
+        }
 
     def create(self, spec: MachineSpec) -> None:
         """See Driver."""
@@ -207,6 +213,12 @@ def _kill(client: Client, machine: Listed) -> None:
 def _runs_not(error: docker.errors.APIError) -> bool:
     """Does the engine say that there is nothing to be killed? Podman 4 has the status of a failure of its own."""
     return error.status_code == 409 or "can only kill running containers" in explanation(error)
+
+
+def _ended_time(client: Client, container_id: str) -> float | None:
+    with contextlib.suppress(docker.errors.NotFound):
+        return ended_time(client.inspect_container(container_id))
+    return None
 
 
 def _remove(client: Client, container_id: str) -> None:

@@ -184,18 +184,20 @@ def write_final_heartbeat(
     now: float,
     *,
     live: bool,
+    ended_time: float | None = None,
     cpu_seconds: float | None = None,
     peak_memory_bytes: int | None = None,
 ) -> None:
-    """Write final usage. Its time, the machine's end, is now if it was live until now, else stays what it
-    was.
+    """Write final usage. Its time, the machine's end, is now if it was live until now, else ended_time, which its
+    engine tells, or if that is None or can't be true, what it was.
 
     Does nothing if that has been done, so that whatever is derived from it stays the same.
     """
     if machine.final:
         return
     _take_usage(machine, cpu_seconds, peak_memory_bytes)
-    ended = max(now, end_time(machine)) if live else end_time(machine)
+    told = now if live else min(now, ended_time or 0.0)
+    ended = max(told, end_time(machine))
     _write_usage(state, machine)
     _write_heartbeat(state, machine, ended, sync=True)
     machine.final = True

@@ -126,6 +126,20 @@ def test_a_machine_that_fizzled_has_no_record(
     assert state.finish("lhcb-prod").exists()
 
 
+@pytest.mark.parametrize(
+    ("told", "end"),
+    [(None, ENDED), (ENDED + 50.0, ENDED + 50), (ENDED - 50.0, ENDED), (ENDED + 5000.0, ENDED + 900)],
+    ids=["not told", "told", "seen later", "in the future"],
+)
+def test_a_machine_that_nobody_saw_end_has_ended_when_its_engine_says(
+    tmp_path: Path, told: float | None, end: float
+) -> None:
+    state = new_state(tmp_path)
+    machine = running_machine(state)
+    done = finish(state, machine, Usage(cpu_seconds=1.0, ended_time=told), ENDED + 900, live=False)
+    assert done.ended_time == end
+
+
 def test_a_machine_that_never_started_has_no_record_and_says_nothing_of_its_type(tmp_path: Path) -> None:
     state = new_state(tmp_path)
     machine = new_machine(state)

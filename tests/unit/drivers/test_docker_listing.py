@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from vac.drivers.base import EngineState
-from vac.drivers.docker_details import container_details
+from vac.drivers.docker_details import container_details, ended_time
 from vac.drivers.docker_events import event_machine
 from vac.drivers.docker_listing import Ownership, adoptable
 
@@ -112,6 +112,22 @@ def test_machines_whose_uuid_is_no_containers_id_are_not_adopted() -> None:
 )
 def test_events_are_news_of_our_machines_or_nothing(event: dict[str, Any], name: str | None) -> None:
     assert event_machine(event, OURS) == name
+
+
+@pytest.mark.parametrize(
+    ("told", "seconds"),
+    [
+        ("2026-11-21T07:23:36.123456789Z", 1795245816.0),
+        ("2026-11-21T09:23:36+02:00", 1795245816.0),
+        ("0001-01-01T00:00:00Z", None),
+        ("2026-13-21T07:23:36Z", None),
+        ("yesterday", None),
+        ("", None),
+        (None, None),
+    ],
+)
+def test_when_a_container_ended(told: str | None, seconds: float | None) -> None:
+    assert ended_time({"State": {"FinishedAt": told}}) == seconds
 
 
 def test_details_leave_out_what_is_not_known() -> None:
