@@ -279,7 +279,7 @@ def test_a_factory_that_is_killed_finds_its_machines_again(engine: PrivateLibvir
     full.wait_for(lambda: ended(lost), "the end that nobody saw is written", PATIENCE_SECONDS)
     full.wait_for(lambda: len(full.running()) == SLOTS, "all slots are taken again", PATIENCE_SECONDS)
     assert {machine.uuid for machine in others} <= uuids(full)
-    assert records(full)
+    assert len(records(full)) <= len(full.lives()), "none has two"
 
 
 def why(site: FactorySite) -> str:
