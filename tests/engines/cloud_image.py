@@ -21,6 +21,7 @@ apt-get -q update
 apt-get -q -y --no-install-recommends install cloud-init
 systemctl enable cloud-init-local cloud-init cloud-config cloud-final
 systemctl mask getty.target systemd-timesyncd apt-daily.timer apt-daily-upgrade.timer
+echo 'locale: false' >/etc/cloud/cloud.cfg.d/99-image.cfg
 echo '/dev/vda2 / ext4 defaults 0 0' >/etc/fstab
 rm -rf /var/lib/cloud /var/cache/apt/archives/*.deb /var/lib/apt/lists/*
 : >/etc/machine-id

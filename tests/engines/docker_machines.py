@@ -20,6 +20,24 @@ from vac.drivers.docker_progress import PullLimits
 
 FACTORY = "factory1.example.com"
 LIMITS = PullLimits(stall_seconds=2.0, first_pause_seconds=0.1)
+LOOK = """#!/bin/sh
+cd /var/spool/joboutputs
+hostname > hostname
+cat /etc/hosts > hosts
+cat /etc/resolv.conf > resolv.conf
+cat /etc/machinefeatures/total_cpu /etc/jobfeatures/job_id > features
+env > env
+id -u > uid
+cat /proc/self/status > status
+cat /proc/1/cmdline > init
+cat /proc/self/mountinfo > mountinfo
+touch /etc/machinefeatures/x /etc/jobfeatures/x /user_data 2> refused
+touch /scratch/file /var/scratch/deep/file
+ls -a /run /var/run > run
+touch done
+exec sleep 600
+"""
+"""User data that writes down what it sees."""
 
 
 class Machines:

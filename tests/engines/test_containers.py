@@ -19,9 +19,8 @@ import docker
 import pytest
 
 from tests.engines.docker_fixture import IMAGE, PrivateDocker, PrivateEngine, wait_for
-from tests.engines.docker_machines import FACTORY, Machines
+from tests.engines.docker_machines import FACTORY, LOOK, Machines
 from tests.engines.podman_fixture import PrivatePodman
-from vac.config.machinetype import CAPABILITIES
 from vac.drivers.base import CreationFailed, EngineState, Usage
 
 pytestmark = pytest.mark.engine
@@ -48,25 +47,6 @@ def machines(engine: PrivateEngine, tmp_path: Path) -> Iterator[Machines]:
     with contextlib.closing(Machines(engine.url, tmp_path)) as machines:
         yield machines
     engine.remove_containers()
-
-
-LOOK = """#!/bin/sh
-cd /var/spool/joboutputs
-hostname > hostname
-cat /etc/hosts > hosts
-cat /etc/resolv.conf > resolv.conf
-cat /etc/machinefeatures/total_cpu /etc/jobfeatures/job_id > features
-env > env
-id -u > uid
-cat /proc/self/status > status
-cat /proc/1/cmdline > init
-cat /proc/self/mountinfo > mountinfo
-touch /etc/machinefeatures/x /etc/jobfeatures/x /user_data 2> refused
-touch /scratch/file /var/scratch/deep/file
-ls -a /run /var/run > run
-touch done
-exec sleep 600
-"""
 
 
 def test_a_machine_sees_its_files_name_and_resolvers(machines: Machines) -> None:
@@ -129,48 +109,6 @@ def test_tokens_and_cvmfs_that_are_mounted_later_appear_inside(
     finally:
         if made:
             cvmfs.rmdir()
-
-
-def status(outputs: Path) -> dict[str, str]:
-    lines = (outputs / "status").read_text().splitlines()
-    return {key: value.strip() for key, _, value in (line.partition(":") for line in lines)}
-
-
-def test_none_leaves_no_capability_and_no_way_to_new_ones(machines: Machines) -> None:
-    spec = machines.spec(LOOK, container_capabilities=())
-    machines.create(spec)
-    found = status(machines.wait_for_output(spec, "done"))
-    assert int(found["CapEff"], 16) == int(found["CapBnd"], 16) == 0
-    assert found["NoNewPrivs"] == "1"
-    assert found["Seccomp"] == "2"
-
-
-def test_only_the_listed_capabilities_are_kept(machines: Machines) -> None:
-    numbers = dict(zip(("CHOWN", "DAC_OVERRIDE", "FOWNER", "FSETID", "KILL"), (0, 1, 3, 4, 5)))
-    numbers.update(SETGID=6, SETUID=7, SETPCAP=8, SYS_CHROOT=18, NET_BIND_SERVICE=10)
-    for capabilities in (CAPABILITIES, ("CHOWN", "NET_BIND_SERVICE")):
-        spec = machines.spec(LOOK, container_capabilities=capabilities)
-        machines.create(spec)
-        found = status(machines.wait_for_output(spec, "done"))
-        assert int(found["CapBnd"], 16) == sum(1 << numbers[name] for name in capabilities)
-        assert found["NoNewPrivs"] == "0"
-
-
-@pytest.mark.parametrize(("user", "uid"), [("4321", 4321), ("pilot", 1234)])
-def test_container_user_runs_user_data_and_writes_joboutputs(machines: Machines, user: str, uid: int) -> None:
-    spec = machines.spec(LOOK, container_user=user, container_capabilities=(), tmp_binds=("/scratch",))
-    machines.create(spec)
-    outputs = machines.wait_for_output(spec, "done")
-    assert (outputs / "uid").read_text().strip() == str(uid)
-    assert int(status(outputs)["CapEff"], 16) == 0
-    user_data = (spec.directory / "user_data").stat()
-    assert (user_data.st_uid, user_data.st_mode & 0o777) == (uid, 0o500)
-
-
-def test_a_user_that_the_image_lacks_is_named(machines: Machines) -> None:
-    with pytest.raises(CreationFailed, match="no user nobody-knows"):
-        machines.create(machines.spec(LOOK, container_user="nobody-knows"))
-    assert machines.driver.list() == []
 
 
 def test_limits_are_those_of_the_machine(machines: Machines, client: docker.APIClient) -> None:
@@ -344,16 +282,6 @@ def test_an_end_is_listed_as_soon_as_it_is_told(machines: Machines) -> None:
             assert machines.state(spec) is EngineState.ENDED
 
 
-def test_a_driver_that_did_not_see_a_machine_end_knows_when_it_did(machines: Machines) -> None:
-    begun = time.time()
-    spec = machines.spec("#!/bin/sh\nexit 0\n")
-    machines.create(spec)
-    machines.wait_for_state(spec, EngineState.ENDED)
-    ended = machines.successor().usage()[spec.uuid].ended_time
-    assert ended is not None
-    assert int(begun) <= ended <= time.time()
-
-
 def test_a_machine_whose_monitor_was_killed_ends_and_leaves_nothing(machines: Machines) -> None:
     spec = machines.spec("#!/bin/sh\nexec sleep 600\n")
     machines.create(spec)
@@ -368,6 +296,16 @@ def test_a_machine_whose_monitor_was_killed_ends_and_leaves_nothing(machines: Ma
     machines.driver.stop(spec.name, spec.uuid)
     machines.driver.destroy(spec.name, spec.uuid)
     assert machines.driver.list() == []
+
+
+def test_a_driver_that_did_not_see_a_machine_end_knows_when_it_did(machines: Machines) -> None:
+    begun = time.time()
+    spec = machines.spec("#!/bin/sh\nexit 0\n")
+    machines.create(spec)
+    machines.wait_for_state(spec, EngineState.ENDED)
+    ended = machines.successor().usage()[spec.uuid].ended_time
+    assert ended is not None
+    assert int(begun) <= ended <= time.time()
 
 
 def test_what_a_container_said_last_stays_with_its_machine(machines: Machines) -> None:

@@ -23,7 +23,7 @@ from vac.drivers import libvirt_api
 from vac.drivers.base import CreationFailed, EngineState, EngineUnavailable, MachineSpec
 from vac.drivers.libvirt_engine import LibvirtDriver
 
-pytestmark = [pytest.mark.engine, pytest.mark.timeout(200)]
+pytestmark = [pytest.mark.engine, pytest.mark.timeout(400)]
 
 TELLING = (
     PREAMBLE

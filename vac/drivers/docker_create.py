@@ -127,7 +127,9 @@ def missing_source(spec: MachineSpec) -> str | None:
     tokens = spec.machinetype.token_dir
     if tokens is not None and not tokens.is_dir():
         return f"{tokens}, the token_dir, is no directory of this host"
-    if spec.machinetype.cvmfs_repositories and not Path(CVMFS).is_dir():
+    if (
+        spec.machinetype.cvmfs_repositories and Path(CVMFS) not in Path("/").iterdir()
+    ):  # it isn't touched here
         return f"{CVMFS} doesn't exist on this host, and the machinetype has cvmfs_repositories"
     return None
 

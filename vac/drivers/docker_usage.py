@@ -60,10 +60,10 @@ class UsageMeter:
             return container is not None and not container.ended
 
     def ended_process(self, container_id: str) -> int | None:
-        """Number of the container's first process if that has been seen to end; None if not."""
+        """Number of the container's first process if that was measured, and is gone; None if not."""
         with self._lock:
             container = self._containers.get(container_id)
-            return container.pid if container is not None and container.ended else None
+        return container.pid if container is not None and container.ended and _gone(container.pid) else None
 
     def add(self, container_id: str, pid: int, own_network: bool) -> None:
         """Measure this container, whose first process has this number, from now on.
@@ -195,6 +195,14 @@ def _measure(container_id: str, container: _Container) -> None:
 def _is_first_process(container_id: str, container: _Container) -> bool:
     """Has the process number not been given to another meanwhile? Raises OSError if there is no such process."""
     return container_id in (PROC / str(container.pid) / "cgroup").read_text()
+
+
+def _gone(pid: int) -> bool:
+    """Does no process of this number run? One that has ended and waits for its parent doesn't."""
+    try:
+        return (PROC / str(pid) / "stat").read_text().rpartition(")")[2].split()[0] in "ZX"
+    except (FileNotFoundError, ProcessLookupError):
+        return True
 
 
 def _later(before: float | None, now: float | None) -> float | None:

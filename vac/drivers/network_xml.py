@@ -21,7 +21,7 @@ METADATA = "169.254.169.254"
 NETMASK = "255.255.0.0"
 _ONE_ADDRESS = "255.255.255.255"
 _BROADCAST = "169.254.255.255"
-"""Told to guests in so many words: dnsmasq would take it from METADATA's entry, and so make that unreachable."""
+"""DHCP option 28, in so many words: dnsmasq would tell guests METADATA, which they then couldn't reach."""
 _DNSMASQ = "http://libvirt.org/schemas/network/dnsmasq/1.0"
 
 ET.register_namespace("dnsmasq", _DNSMASQ)
@@ -80,7 +80,7 @@ def network_xml(facts: NetworkFacts, uuid: str | None = None) -> str:
             dhcp = ET.SubElement(ip, "dhcp")
             dhcp.extend(_host(host) for host in facts.hosts)
     options = ET.SubElement(network, f"{{{_DNSMASQ}}}options")
-    ET.SubElement(options, f"{{{_DNSMASQ}}}option", value=f"dhcp-option=option:broadcast,{_BROADCAST}")
+    ET.SubElement(options, f"{{{_DNSMASQ}}}option", value=f"dhcp-option=28,{_BROADCAST}")
     ET.indent(network)
     return ET.tostring(network, encoding="unicode") + "\n"
 

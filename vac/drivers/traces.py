@@ -103,5 +103,5 @@ def merged(
 
 def shared_network(processes: Mapping[str, Iterable[int]]) -> Mapping[str, frozenset[Contact]]:
     """Contacts by key of groups of processes in the host's own network name space. Raises OSError."""
-    by_inode = dict(contacts.sockets())
+    by_inode = dict(contacts.sockets(contacts.PROC / "net"))
     return {key: contacts.contacts_of(numbers, by_inode) for key, numbers in processes.items()}

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import os
+import shutil
 from pathlib import Path
 
 import pytest
 
+from vac.drivers import docker_usage
 from vac.drivers.base import Usage
 from vac.drivers.docker_usage import UsageMeter, parse_net_dev
+from vac.host import contacts
 from vac.host.cgroup_foreign import ForeignGroup, find_group, foreign_usage
 from vac.host.cgroups import Mounts
 
 ID = "bc681720a870"
+TABLES = Path(__file__).parents[2] / "data/proc_net"
 
 
 @pytest.mark.parametrize(
@@ -79,6 +83,31 @@ def test_network_bytes_are_those_of_all_interfaces_but_lo() -> None:
         "  eth1:1000       2    0    0    0     0          0         0        4       0    0    0\n"
     )
     assert parse_net_dev(text) == (1200, 34)
+
+
+@pytest.mark.parametrize(
+    ("own_network", "addresses"),
+    [(True, {"10.0.2.10", "192.168.0.2", "192.168.0.3", "2001:db8::1", "8.8.8.8"}), (False, {"192.168.0.2"})],
+)
+def test_contacts_are_the_name_spaces_or_those_of_the_containers_own_sockets(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, own_network: bool, addresses: set[str]
+) -> None:
+    for directory in (tmp_path / "net", tmp_path / "7/net"):
+        shutil.copytree(TABLES, directory)
+    (tmp_path / "7/cgroup").write_text(f"0::/docker/{ID}\n")
+    (tmp_path / "7/fd").mkdir()
+    (tmp_path / "7/fd/3").symlink_to("socket:[13]")
+    (tmp_path / "cgroup.procs").write_text("7\n")
+    monkeypatch.setattr(docker_usage, "PROC", tmp_path)
+    monkeypatch.setattr(contacts, "PROC", tmp_path)
+    monkeypatch.setattr(docker_usage, "find_group", lambda *_: ForeignGroup(tmp_path, None))
+    monkeypatch.delattr(os, "pidfd_open", raising=False)
+    meter = UsageMeter()
+    meter.add(ID, 7, own_network)
+    assert {contact.address for contact in meter.contacts()[ID]} == addresses
+    (tmp_path / "7/cgroup").write_text("0::/another\n")
+    assert not own_network or meter.contacts() == {}, "the number has been given to another process"
+    meter.close()
 
 
 def test_a_container_that_was_never_seen_has_no_usage() -> None:

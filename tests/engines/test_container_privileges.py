@@ -1,4 +1,4 @@
-"""What container_nested opens, on Docker and on Podman: what unprivileged containers inside the container need."""
+"""What machines may do, on Docker and on Podman: users, capabilities, and containers nested in the container."""
 
 from __future__ import annotations
 
@@ -13,8 +13,10 @@ import pytest
 
 from tests.conftest import require_tool
 from tests.engines.docker_fixture import PrivateDocker, PrivateEngine, root_tar
-from tests.engines.docker_machines import Machines
+from tests.engines.docker_machines import LOOK, Machines
 from tests.engines.podman_fixture import PrivatePodman
+from vac.config.machinetype import CAPABILITIES
+from vac.drivers.base import CreationFailed
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(180)]
 
@@ -43,6 +45,48 @@ def machines(engine: PrivateEngine, tmp_path: Path) -> Iterator[Machines]:
     with contextlib.closing(Machines(engine.url, tmp_path)) as machines:
         yield machines
     engine.remove_containers()
+
+
+def status(outputs: Path) -> dict[str, str]:
+    lines = (outputs / "status").read_text().splitlines()
+    return {key: value.strip() for key, _, value in (line.partition(":") for line in lines)}
+
+
+def test_none_leaves_no_capability_and_no_way_to_new_ones(machines: Machines) -> None:
+    spec = machines.spec(LOOK, container_capabilities=())
+    machines.create(spec)
+    found = status(machines.wait_for_output(spec, "done"))
+    assert int(found["CapEff"], 16) == int(found["CapBnd"], 16) == 0
+    assert found["NoNewPrivs"] == "1"
+    assert found["Seccomp"] == "2"
+
+
+def test_only_the_listed_capabilities_are_kept(machines: Machines) -> None:
+    numbers = dict(zip(("CHOWN", "DAC_OVERRIDE", "FOWNER", "FSETID", "KILL"), (0, 1, 3, 4, 5)))
+    numbers.update(SETGID=6, SETUID=7, SETPCAP=8, SYS_CHROOT=18, NET_BIND_SERVICE=10)
+    for capabilities in (CAPABILITIES, ("CHOWN", "NET_BIND_SERVICE")):
+        spec = machines.spec(LOOK, container_capabilities=capabilities)
+        machines.create(spec)
+        found = status(machines.wait_for_output(spec, "done"))
+        assert int(found["CapBnd"], 16) == sum(1 << numbers[name] for name in capabilities)
+        assert found["NoNewPrivs"] == "0"
+
+
+@pytest.mark.parametrize(("user", "uid"), [("4321", 4321), ("pilot", 1234)])
+def test_container_user_runs_user_data_and_writes_joboutputs(machines: Machines, user: str, uid: int) -> None:
+    spec = machines.spec(LOOK, container_user=user, container_capabilities=(), tmp_binds=("/scratch",))
+    machines.create(spec)
+    outputs = machines.wait_for_output(spec, "done")
+    assert (outputs / "uid").read_text().strip() == str(uid)
+    assert int(status(outputs)["CapEff"], 16) == 0
+    user_data = (spec.directory / "user_data").stat()
+    assert (user_data.st_uid, user_data.st_mode & 0o777) == (uid, 0o500)
+
+
+def test_a_user_that_the_image_lacks_is_named(machines: Machines) -> None:
+    with pytest.raises(CreationFailed, match="no user nobody-knows"):
+        machines.create(machines.spec(LOOK, container_user="nobody-knows"))
+    assert machines.driver.list() == []
 
 
 IN_A_USER_NAMESPACE = "mount -t tmpfs x /mnt && touch /mnt/file && id -u"

@@ -1,0 +1,53 @@
+"""An image that hangs while a machine is being made of it; run by test_cvmfs.py in a mount namespace of its own."""
+
+from __future__ import annotations
+
+import queue
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from tests.conftest import require_tool
+from tests.engines.process_site import PATIENCE, open_site, wait_for
+from vac.drivers.engine import Engine
+from vac.drivers.messages import Created, CreationRefused, Message
+from vac.drivers.processes import ProcessDriver
+from vac.drivers.registry import APART
+
+
+def main(version: str) -> None:
+    with open_site(version) as site:
+        tree, image, mounted = (site.settings.state_dir / name for name in ("tree", "image", "mounted"))
+        for directory in (tree / "etc", mounted):
+            directory.mkdir(parents=True)
+        subprocess.run([require_tool("mksquashfs"), tree, image, "-quiet", "-no-progress"], check=True)
+        command: list[str | Path] = [require_tool("squashfuse"), "-f", "-o", "allow_other", image, mounted]
+        messages: queue.Queue[Message] = queue.Queue()
+        with subprocess.Popen(command) as server:
+            wait_for(mounted.is_mount, "the image is mounted")
+            server.send_signal(signal.SIGSTOP)
+            try:
+                driver = ProcessDriver(site.groups)
+                engine = Engine("processes", driver, messages.put, time.time, apart=APART["processes"])
+                hanging, other = site.spec(0, root_image=str(mounted)), site.spec(1)
+                engine.create(hanging)
+                wait_for(lambda: site.processes(hanging), "its creation has begun")
+                engine.create(other)
+                created = messages.get(timeout=PATIENCE)
+                assert isinstance(created, Created), created
+                assert created.name == other.name
+                assert engine.pending_creations >= {hanging.name}
+            finally:
+                server.send_signal(signal.SIGCONT)
+            refused = messages.get(timeout=PATIENCE)
+            assert isinstance(refused, CreationRefused), refused
+            assert "user_data" in refused.reason, "it is looked at, and lacks an interpreter"
+            site.driver.destroy(other.name, other.uuid)
+            engine.close()
+            subprocess.run(["umount", "--lazy", mounted], check=True)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])
