@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import shutil
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 from tests.engines.docker_fixture import PrivateEngine
 
@@ -76,6 +77,18 @@ class PrivatePodman(PrivateEngine):
             *("podman", "--root", f"{self.directory}/data", "--runroot", f"{self.directory}/run"),
             *("--tmpdir", f"{self.directory}/libpod", "system", "service", "--time=0", self.url),
         ]
+
+    def close(self) -> None:
+        """See PrivateEngine. Podman leaves the cgroups of containers whose monitor was killed."""
+        events = "".join(path.read_text(errors="replace") for path in self.directory.rglob("events.log"))
+        super().close()
+        for parent in Path("/sys/fs/cgroup").glob("*/libpod_parent"):
+            for group in parent.glob("libpod-*"):
+                if group.name.partition("-")[2] in events:
+                    group.rmdir()
+            for group in (parent / "conmon", parent):
+                with contextlib.suppress(OSError):  # others' containers may be there
+                    group.rmdir()
 
     def digests(self) -> set[str]:
         """Of all its images, as their registries know them."""
