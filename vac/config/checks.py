@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from vac.config.machinetype import Machinetype
+from vac.config.options import NO_EFFECT, declared
 from vac.config.sections import Parsed, Report
 from vac.config.settings import Settings
 from vac.config.values import host_name, quoted
@@ -37,9 +38,9 @@ def check_settings(settings: Settings, parsed: Parsed, host: HostFacts, report: 
     if len(missing) == 1:
         present = pair[1 - pair.index(missing[0])]
         report.error(*parsed.where(present), f"is set without {missing[0]}: set both or none")
-    if settings.version_logger > 0 and settings.version_logger_hostport is None:
-        text = "nothing is sent, since version_logger_hostport is not set; set that or version_logger = 0"
-        report.warn(*parsed.where("version_logger"), text)
+    for name, option in declared(Settings).items():
+        if option.no_effect and parsed.values.get(name) not in (None, getattr(Settings, name)):
+            report.warn(*parsed.where(name), NO_EFFECT)
 
 
 def _check_user(settings: Settings, parsed: Parsed, host: HostFacts, report: Report) -> None:
