@@ -45,14 +45,21 @@ class TooLarge(Error):
 
 
 class Parser(HTTPRequestParser):
-    """Tells in our words that what is sent is too large, and never tells such a client to continue."""
+    """Takes one request at a time; tells in our words that one is too large, and not to continue with it."""
 
     def received(self, data: bytes) -> int:
-        """Take what has come of a request; how much of it belongs to this one."""
+        """Take what has come of a request; how much of it is not to be looked at again.
+
+        What follows a request before its answer is dropped, and the answer is the connection's last (RFC 9112,
+        9.3.2): answers that pile up unread would make threads wait for their client, without end.
+        """
         consumed = super().received(data)
         if isinstance(self.error, RequestEntityTooLarge):
             self.error = TooLarge(f"at most {self.adj.max_request_body_size - 1} bytes are taken")
             self.expect_continue = False
+        if self.completed and not self.empty and data[consumed:].strip():
+            self.headers = {**self.headers, "CONNECTION": "close"}
+            return len(data)
         return consumed
 
 
@@ -123,7 +130,7 @@ def adjustments(body_limit_bytes: int) -> Adjustments:
         "cleanup_interval": IDLE_SECONDS // 3,
         "max_request_header_size": HEADER_LIMIT_BYTES,
         "max_request_body_size": body_limit_bytes + 1,
-        "outbuf_high_watermark": 64 * 1024 * 1024,  # an answer never waits for its client in a thread
+        "outbuf_high_watermark": 64 * 1024 * 1024,  # one answer never waits for its client in a thread
         "asyncore_use_poll": True,
         "clear_untrusted_proxy_headers": True,
         "log_socket_errors": False,

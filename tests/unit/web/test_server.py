@@ -104,6 +104,39 @@ def test_a_client_has_only_so_many_connections_and_others_have_theirs(port: int)
         each.close()
 
 
+@pytest.mark.parametrize(
+    "first",
+    [b"GET /large HTTP/1.1\r\n\r\n", b"GET /large HTTP/1.0\r\nConnection: keep-alive\r\n\r\n"],
+    ids=["1.1", "1.0"],
+)
+def test_requests_sent_ahead_of_an_answer_get_none(port: int, first: bytes) -> None:
+    with client(port, QUICK, first + 3 * first) as ahead, ahead.makefile("rb") as stream:
+        head, _, body = stream.read().partition(b"\r\n\r\n")
+    assert b"\r\nConnection: close" in head
+    assert body == LARGE
+
+
+def test_requests_one_after_the_other_share_a_connection(port: int) -> None:
+    with contextlib.closing(http.client.HTTPConnection(QUICK, port, PATIENCE)) as connection:
+        connection.connect()
+        own = connection.sock
+        for end in (b"", b"\r\n", b"\r\n"):  # some send an empty line after a body
+            connection.request("PUT", "/x", b"hello" + end, {"Content-Length": "5"})
+            assert connection.getresponse().read() == b"5"
+            assert connection.sock is own
+
+
+def test_clients_that_ask_for_much_and_read_nothing_keep_nobody_waiting(port: int) -> None:
+    sent = 40 * b"GET /large HTTP/1.1\r\n\r\n"
+    greedy = [client(port, f"127.0.1.{number}", sent) for number in range(1, server.THREADS + 3)]
+    try:
+        for _ in range(300):
+            assert ask(port)[0] == 200
+    finally:
+        for each in greedy:
+            each.close()
+
+
 def test_idle_connections_are_closed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(server, "IDLE_SECONDS", 1)
     with serving() as port, client(port, QUICK, b"GET / HTTP/1.1\r\n") as idle:
