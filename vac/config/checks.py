@@ -9,6 +9,7 @@ from vac.config.options import NO_EFFECT, declared
 from vac.config.sections import Parsed, Report
 from vac.config.settings import Settings
 from vac.config.values import host_name, quoted
+from vac.host.cvmfs import CVMFS
 from vac.host.facts import HostFacts
 
 CONTAINER_MODELS = ("docker", "singularity", "bubblewrap")
@@ -94,6 +95,14 @@ def _check_sizes(machinetype: Machinetype, settings: Settings, parsed: Parsed, r
     if limit is not None and disk is not None and disk > limit:
         text = f"{disk} is more than the {limit} of [settings], which it may lower only"
         report.error(*parsed.where("disk_gb_per_processor"), text)
+
+
+def needed_repositories(machinetype: Machinetype) -> list[str]:
+    """The CernVM-FS repositories of containers, and the one that the image is in."""
+    listed = machinetype.cvmfs_repositories if machinetype.machine_model in CONTAINER_MODELS else ()
+    image = machinetype.root_image or ""
+    own = image.split("/")[2:3] if image.startswith(f"{CVMFS}/") else []
+    return [name for name in dict.fromkeys([*listed, *own]) if name]
 
 
 def unusable(machinetype: Machinetype, settings: Settings) -> str | None:
