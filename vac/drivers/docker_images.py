@@ -9,12 +9,14 @@ from __future__ import annotations
 import hashlib
 import logging
 import re
+import stat
 import threading
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Callable
+from typing import BinaryIO, Callable
 
 import docker.errors
 
@@ -23,6 +25,7 @@ from vac.drivers.base import EngineUnavailable
 from vac.drivers.docker_api import Client, Connection, explanation, timed_out
 from vac.drivers.docker_create import Image
 from vac.drivers.docker_progress import LIMITS, PullError, PullLimits, PullProgress, pull_failure
+from vac.drivers.image_archive import BadArchive, read_archive
 from vac.host.cvmfs_paths import real_image
 
 SCHEME = "docker://"
@@ -30,6 +33,9 @@ FIRST_LOOK_SECONDS = 1.0
 """How long prepare() waits for the first look whether an image is there."""
 ARCHIVE_LOOK_SECONDS = 60.0
 """How often an archive is looked at, in case it has been replaced."""
+
+_OWN = "vac-archive/"
+"""How the names begin that archives' images get from us."""
 
 _log = logging.getLogger(__name__)
 
@@ -72,6 +78,7 @@ class ImageKeeper:
         self._lock = threading.Lock()
         self._entries: dict[str, _Entry] = {}
         self._superseded: set[str] = set()
+        self._loading = threading.Lock()
 
     def prepare(self, root_image: str | None, files: Path) -> str | None:
         """None if a container can be made from this image now, else why not yet. Starts what is needed."""
@@ -194,7 +201,9 @@ class ImageKeeper:
                 entry.doing = "being downloaded"
             path = self._fetch(key) if is_url(key) and self._fetch is not None else Path(real_image(key))
             stamp = path.stat()
-            name = f"vac-archive/{_hash(key)}:{_hash(f'{stamp.st_mtime_ns} {stamp.st_size}')}"
+            if not stat.S_ISREG(stamp.st_mode):
+                raise PullError("no image archive: no regular file")
+            name = f"{_OWN}{_hash(key)}:{_hash(f'{stamp.st_mtime_ns} {stamp.st_size}')}"
             repository, _, tag = name.partition(":")
             with self._connection.client() as client:
                 present = inspect_image(client, name) is not None
@@ -202,7 +211,12 @@ class ImageKeeper:
                 entry.doing = "being loaded"
                 entry.settled.set()
                 silence_seconds = self._limits.stall_seconds
-                with self._connection.stream_client(silence_seconds) as client, path.open("rb") as file:
+                with (
+                    self._loading,
+                    path.open("rb") as file,
+                    self._connection.stream_client(silence_seconds) as client,
+                    self._only_its_own(client, file),
+                ):
                     client.tag(loaded_image(client.load_lines(file)), repository, tag)
         except OSError as error:
             raise PullError(error.strerror or str(error)) from error
@@ -216,6 +230,37 @@ class ImageKeeper:
             self._superseded.add(entry.name)
         self._found(entry, name)
         return self._limits.refresh_seconds if is_url(key) else ARCHIVE_LOOK_SECONDS
+
+    @contextmanager
+    def _only_its_own(self, client: Client, file: BinaryIO) -> Iterator[None]:
+        """While this archive is loaded: it takes no name from another image, and afterwards has lost those it brought.
+
+        Raises PullError if it would.
+        """
+        try:
+            archive = read_archive(file)
+        except BadArchive as error:
+            raise PullError(f"no image archive: {error}") from error
+        file.seek(0)
+        with self._lock:
+            wanted = {_plain(key[len(SCHEME) :]) for key in self._entries if key.startswith(SCHEME)}
+        fresh = []
+        for tag in archive.tags:
+            there = inspect_image(client, tag)
+            if there is None:
+                fresh.append(tag)
+            taken = there is not None and there.id.rpartition(":")[2] != archive.id.rpartition(":")[2]
+            if taken or _plain(tag).startswith(_OWN) or (there is None and _plain(tag) in wanted):
+                other = "another image's" if taken else "that of an image which is got otherwise"
+                raise PullError(
+                    f"the archive's name {tag!r} is {other}; `docker tag`, then save it by a new one"
+                )
+        try:
+            yield
+        finally:
+            for tag in fresh:
+                with suppress(docker.errors.APIError):
+                    client.remove_image(tag, noprune=True)
 
     def _remove_superseded(self) -> None:
         """Remove images that a newer one has replaced, as far as no container needs them any more."""
@@ -267,6 +312,11 @@ def loaded_image(lines: Iterable[Mapping[str, object]]) -> str:
     if len(loaded) != 1:
         raise PullError(f"the archive holds {len(loaded)} images; `docker save IMAGE` makes one of one image")
     return loaded[0]
+
+
+def _plain(name: str) -> str:
+    """An image's name as people write it: engines put these in front, each its own."""
+    return re.sub(r"^((index\.)?docker\.io/|localhost/)?(library/)?", "", name)
 
 
 def _hash(text: str) -> str:
