@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import subprocess
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,8 @@ from vac.drivers.libvirt_listing import may_be_ours
 DEFAULT_GROUP = "vac_volume_group"
 TAG = "vac.uuid="
 LVM_SECONDS = 60.0
+GROUP_LOOK_SECONDS = 300.0
+"""How long it is remembered whether there is the usual group."""
 Run = Callable[[Sequence[str]], str]
 """Runs a command, and gives what it prints; raises CreationFailed with what it says."""
 
@@ -42,11 +45,38 @@ class Group:
     volumes: tuple[Volume, ...]
 
 
-def group_in_use(settings: Settings) -> str | None:
-    """The volume group for machines' disks: the one that is configured, else the usual one if there is one."""
+class GroupFinder:
+    """Tells which volume group to use, and remembers for GROUP_LOOK_SECONDS whether there is the usual one."""
+
+    def __init__(self, run: Run, clock: Callable[[], float] = time.monotonic) -> None:
+        self._run = run
+        self._clock = clock
+        self._usual: str | None = None
+        self._good_until = float("-inf")
+
+    def in_use(self, settings: Settings) -> str | None:
+        """As group_in_use."""
+        if settings.volume_group is not None:
+            return settings.volume_group
+        if self._clock() >= self._good_until:
+            self._usual = group_in_use(settings, self._run)
+            self._good_until = self._clock() + GROUP_LOOK_SECONDS
+        return self._usual
+
+
+def group_in_use(settings: Settings, run: Run) -> str | None:
+    """The volume group for machines' disks: the one that is configured, else the usual one if there is one.
+
+    LVM is asked, for /dev has no directory of a group without active volumes. If it can't tell, there is none:
+    nobody has asked for it.
+    """
     if settings.volume_group is not None:
         return settings.volume_group
-    return DEFAULT_GROUP if Path("/dev", DEFAULT_GROUP).is_dir() else None
+    try:
+        run(group_command(DEFAULT_GROUP))
+    except CreationFailed:
+        return None
+    return DEFAULT_GROUP
 
 
 def device(group: str, name: str) -> Path:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import struct
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,18 @@ import pytest
 from vac.config.settings import Settings
 from vac.drivers.base import CreationFailed
 from vac.drivers.libvirt_disks import make_sparse, open_image, overlay_command, remove_names
-from vac.drivers.libvirt_volumes import Group, Volume, make_volume, read_group, remove_volume, volume_bytes
+from vac.drivers.libvirt_volumes import (
+    DEFAULT_GROUP,
+    GROUP_LOOK_SECONDS,
+    Group,
+    GroupFinder,
+    Volume,
+    group_in_use,
+    make_volume,
+    read_group,
+    remove_volume,
+    volume_bytes,
+)
 from vac.drivers.libvirt_xml import Image
 
 SETTINGS = Settings(factory_name="factory1.example.com", total_processors=8)
@@ -155,3 +167,31 @@ def test_only_the_machines_own_volume_is_removed(uuid: str, told: list[list[str]
     lvm = Lvm()
     remove_volume("vg", NAME, uuid, lvm)
     assert lvm.told == told
+
+
+def no_group(command: Sequence[str]) -> str:
+    raise CreationFailed(f"{command[0]}: Volume group not found")
+
+
+def test_the_usual_group_is_used_if_lvm_knows_it_though_dev_has_no_directory_of_it() -> None:
+    assert group_in_use(SETTINGS, Lvm()) == DEFAULT_GROUP
+    assert group_in_use(SETTINGS, no_group) is None
+
+
+def test_a_configured_group_is_used_without_asking() -> None:
+    assert group_in_use(replace(SETTINGS, volume_group="vg"), no_group) == "vg"
+
+
+def test_lvm_is_asked_for_the_usual_group_now_and_then_only() -> None:
+    asked: list[Sequence[str]] = []
+    now = 0.0
+
+    def run(command: Sequence[str]) -> str:
+        asked.append(command)
+        return no_group(command) if len(asked) == 1 else GROUP_REPORT
+
+    groups = GroupFinder(run, lambda: now)
+    assert [groups.in_use(SETTINGS), groups.in_use(SETTINGS), len(asked)] == [None, None, 1]
+    now = GROUP_LOOK_SECONDS
+    assert [groups.in_use(SETTINGS), groups.in_use(SETTINGS), len(asked)] == [DEFAULT_GROUP, DEFAULT_GROUP, 2]
+    assert groups.in_use(replace(SETTINGS, volume_group="vg")) == "vg"
