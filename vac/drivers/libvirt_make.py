@@ -65,9 +65,7 @@ class DomainMaker:
 
     def remove_volume(self, name: str, uuid: str, settings: Settings) -> None:
         """Remove the machine's logical volume, if it has one. Raises CreationFailed."""
-        group = self._groups.in_use(settings)
-        if group is not None:
-            remove_volume(group, name, uuid, self._run)
+        remove_volume(self._groups.in_use(settings), name, uuid, self._run)
 
     def _start(
         self,

@@ -23,6 +23,7 @@ from vac.drivers.libvirt_volumes import (
     make_volume,
     read_group,
     remove_volume,
+    run_lvm,
     volume_bytes,
 )
 from vac.drivers.libvirt_xml import Image
@@ -56,6 +57,22 @@ VOLUMES_REPORT = """
 """
 
 
+OWNERS_REPORT = """
+  {
+      "report": [
+          {
+              "lv": [
+                  {"vg_name":"debian", "lv_name":"root", "lv_tags":""},
+                  {"vg_name":"old", "lv_name":"factory1-00.example.com", "lv_tags":"vac.uuid=5b4e6c1a"},
+                  {"vg_name":"vg", "lv_name":"factory1-00.example.com", "lv_tags":"vac.uuid=0815"},
+                  {"vg_name":"vg", "lv_name":"factory1-01.example.com", "lv_tags":"a,vac.uuid=77"}
+              ]
+          }
+      ]
+  }
+"""
+
+
 class Lvm:
     """Answers as recorded, and remembers what it was told."""
 
@@ -64,6 +81,8 @@ class Lvm:
 
     def __call__(self, command: Sequence[str]) -> str:
         if command[0] in ("vgs", "lvs"):
+            if "vg_name,lv_name,lv_tags" in command:
+                return OWNERS_REPORT
             return GROUP_REPORT if command[0] == "vgs" else VOLUMES_REPORT
         self.told.append(list(command))
         return ""
@@ -161,12 +180,44 @@ def test_a_volume_left_by_another_machine_is_replaced() -> None:
 
 
 @pytest.mark.parametrize(
-    ("uuid", "told"), [(UUID, [["lvremove", "--yes", f"vg/{NAME}"]]), ("another", []), ("77", [])]
+    ("uuid", "told"),
+    [
+        (UUID, [["lvremove", "--yes", f"old/{NAME}"]]),
+        ("0815", [["lvremove", "--yes", f"vg/{NAME}"]]),
+        ("another", []),
+        ("77", []),
+    ],
 )
-def test_only_the_machines_own_volume_is_removed(uuid: str, told: list[list[str]]) -> None:
+def test_only_the_machines_own_volume_is_removed_in_whatever_group_it_is(
+    uuid: str, told: list[list[str]]
+) -> None:
     lvm = Lvm()
     remove_volume("vg", NAME, uuid, lvm)
     assert lvm.told == told
+
+
+def test_without_lvm_no_volume_has_to_be_removed(monkeypatch: pytest.MonkeyPatch) -> None:
+    def run(command: Sequence[str], **_: object) -> None:
+        raise FileNotFoundError(2, "No such file or directory", command[0])
+
+    monkeypatch.setattr("subprocess.run", run)
+    remove_volume("vg", NAME, UUID, run_lvm)
+
+
+def test_a_volume_that_lvm_can_not_look_for_is_not_taken_as_removed_where_a_group_is_in_use() -> None:
+    with pytest.raises(CreationFailed, match="not found"):
+        remove_volume("vg", NAME, UUID, no_group)
+    with pytest.raises(CreationFailed, match="LVM's report"):
+        remove_volume("vg", NAME, UUID, lambda _: '{"report": [{"lv": [{"lv_name": "a"}]}]}')
+    remove_volume(None, NAME, UUID, no_group)
+
+
+def test_a_volume_that_can_not_be_removed_is_an_error_in_any_group() -> None:
+    def run(command: Sequence[str]) -> str:
+        return OWNERS_REPORT if command[0] == "lvs" else no_group(command)
+
+    with pytest.raises(CreationFailed, match="lvremove"):
+        remove_volume(None, NAME, UUID, run)
 
 
 def no_group(command: Sequence[str]) -> str:
