@@ -110,7 +110,8 @@ def _serve(ready: Connection, service: str, root: Path) -> None:
     if service == "mjf":
         respond = partial(mjf.respond, mjf.prepare(state))
     bound = listen(HOST, 0)
-    server = Server(application(respond, OneGuest(state, FACTORY)), bound, adjustments(1_000_000))
+    app = application(respond, OneGuest(state, FACTORY))
+    server = Server(app, bound, adjustments(1_000_000), lambda _: True)
     ready.send(bound.getsockname()[1])
     server.serve()
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
 
 from vac.config.machinetype import Machinetype
 from vac.config.settings import Settings
-from vac.drivers import bubblewrap
+from vac.drivers import apptainer, bubblewrap
 from vac.drivers.base import MachineSpec
 
 
@@ -147,7 +148,7 @@ def test_host_tree_hides_what_machines_must_not_see(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("root_image", "binds", "hidden"),
-    [("site", (), True), ("site/state/machinetypes", (), False), ("site", ("/state",), False)],
+    [("site", (), True), ("site/state/machinetypes/t/files", (), False), ("site", ("/state",), False)],
 )
 def test_state_dir_is_hidden_wherever_the_image_shows_it(
     tmp_path: Path, root_image: str, binds: tuple[str, ...], hidden: bool
@@ -157,6 +158,35 @@ def test_state_dir_is_hidden_wherever_the_image_shows_it(
     arguments = command_line(spec)
     assert has(arguments, "--tmpfs", "/state") is hidden
     assert has(arguments, "--ro-bind", str(tmp_path / "site/state"), "/state") is False
+
+
+@pytest.mark.parametrize("root_image", ["state", "state/machinetypes", "state/machines/x", "way/state/tmp"])
+def test_an_image_in_what_machines_must_not_see_is_refused(tmp_path: Path, root_image: str) -> None:
+    make_tree(tmp_path / "state", "machinetypes/u/usr/bin/sh", "machines/x/usr/bin/sh", "tmp/usr/bin/sh")
+    (tmp_path / "way").symlink_to(tmp_path)
+    with pytest.raises(ValueError, match=r"is in .*/state, which machines must not see"):
+        command_line(make_spec(tmp_path, root_image=str(tmp_path / root_image)))
+
+
+@pytest.mark.parametrize("hidden", ["/run", "/home", "/root", "/etc/vac.d"])
+def test_an_image_in_a_hidden_directory_of_the_host_is_refused(tmp_path: Path, hidden: str) -> None:
+    plan = bubblewrap.plan(make_spec(tmp_path), "/usr/bin/bwrap")
+    with pytest.raises(ValueError, match=f"is in {hidden}, which machines must not see"):
+        bubblewrap.check_root(f"{hidden}/user", plan)
+
+
+@pytest.mark.parametrize("model", [bubblewrap, apptainer])
+def test_a_link_out_of_cvmfs_is_no_image(
+    tmp_path: Path, model: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("vac.host.cvmfs_paths.real_image.__defaults__", (str(tmp_path / "cvmfs"),))
+    make_tree(tmp_path / "cvmfs/a", "tree/usr/bin/sh", "inner -> tree", "outer -> /", "up/x -> ../../..")
+    inner = model.plan(make_spec(tmp_path, root_image=f"{tmp_path}/cvmfs/a/inner"), "")
+    assert any(f"{tmp_path}/cvmfs/a/tree" in word for word in model.command_line(inner))
+    for name in ("outer", "outer/usr", "up/x"):
+        outer = model.plan(make_spec(tmp_path, root_image=f"{tmp_path}/cvmfs/a/{name}"), "")
+        with pytest.raises(ValueError, match="must not leave it"):
+            model.command_line(outer)
 
 
 def test_relative_root_image_is_below_the_types_files(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from pathlib import Path
 
 import pytest
@@ -197,6 +198,21 @@ def test_usage_v2_without_memory_peak_of_older_kernels(tmp_path: Path) -> None:
     groups = GroupsV2(tmp_path, "f1")
     assert groups.usage("m_u") == GroupUsage(2.5, 4096, None)
     assert groups.usage("none") == GroupUsage(None, None, None)
+
+
+@pytest.mark.parametrize("failure", [errno.ENOENT, errno.ENODEV])
+def test_usage_of_a_group_that_goes_while_it_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failure: int
+) -> None:
+    v2_mount(tmp_path / "v2", "cpu memory pids")
+    two = GroupsV2(tmp_path / "v2", "f1")
+    one = GroupsV1(dict.fromkeys(CONTROLLERS, tmp_path), [], "f1")
+
+    def fail(path: Path) -> str:
+        raise OSError(failure, "gone", str(path))
+
+    monkeypatch.setattr(Path, "read_text", fail)
+    assert one.usage("m_u") == two.usage("m_u") == GroupUsage(None, None, None)
 
 
 def test_factories_on_one_host_see_only_their_own_groups(tmp_path: Path) -> None:

@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from vac.config.machinetype import Machinetype
+from vac.config.options import NO_EFFECT, declared
 from vac.config.sections import Parsed, Report
 from vac.config.settings import Settings
 from vac.config.values import host_name, quoted
+from vac.host.cvmfs import CVMFS
 from vac.host.facts import HostFacts
 
 CONTAINER_MODELS = ("docker", "singularity", "bubblewrap")
@@ -37,9 +39,9 @@ def check_settings(settings: Settings, parsed: Parsed, host: HostFacts, report: 
     if len(missing) == 1:
         present = pair[1 - pair.index(missing[0])]
         report.error(*parsed.where(present), f"is set without {missing[0]}: set both or none")
-    if settings.version_logger > 0 and settings.version_logger_hostport is None:
-        text = "nothing is sent, since version_logger_hostport is not set; set that or version_logger = 0"
-        report.warn(*parsed.where("version_logger"), text)
+    for name, option in declared(Settings).items():
+        if option.no_effect and parsed.values.get(name) not in (None, getattr(Settings, name)):
+            report.warn(*parsed.where(name), NO_EFFECT)
 
 
 def _check_user(settings: Settings, parsed: Parsed, host: HostFacts, report: Report) -> None:
@@ -93,6 +95,14 @@ def _check_sizes(machinetype: Machinetype, settings: Settings, parsed: Parsed, r
     if limit is not None and disk is not None and disk > limit:
         text = f"{disk} is more than the {limit} of [settings], which it may lower only"
         report.error(*parsed.where("disk_gb_per_processor"), text)
+
+
+def needed_repositories(machinetype: Machinetype) -> list[str]:
+    """The CernVM-FS repositories of containers, and the one that the image is in."""
+    listed = machinetype.cvmfs_repositories if machinetype.machine_model in CONTAINER_MODELS else ()
+    image = machinetype.root_image or ""
+    own = image.split("/")[2:3] if image.startswith(f"{CVMFS}/") else []
+    return [name for name in dict.fromkeys([*listed, *own]) if name]
 
 
 def unusable(machinetype: Machinetype, settings: Settings) -> str | None:

@@ -11,6 +11,8 @@ import enum
 from dataclasses import dataclass
 from typing import Any
 
+NO_EFFECT = "has no effect in this version"
+
 
 class Kind(enum.Enum):
     """The type of an option's value, as people write it."""
@@ -64,6 +66,8 @@ class Option:
     """The default in words, where it is worked out when the configuration is read."""
     ending: bool = False
     """Kept with each machine, because its watching and accounting need it until it has ended."""
+    no_effect: bool = False
+    """Accepted because the classic has it; nothing uses it yet."""
 
 
 def option(kind: Kind, default: Any, doc: str, **details: Any) -> Any:

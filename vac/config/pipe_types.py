@@ -9,7 +9,7 @@ import dataclasses
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
-from vac.config.checks import check_machinetype, unusable
+from vac.config.checks import check_machinetype, needed_repositories, unusable
 from vac.config.machinetype import Machinetype
 from vac.config.making import make_machinetype
 from vac.config.pipe import VacuumPipe
@@ -22,6 +22,8 @@ from vac.config.values import without_password
 LONGEST_NAME = 100
 MOST_WARNINGS = 20
 """Of one pipe's document; `vac pipe check` tells all."""
+MOST_REPOSITORIES = 20
+"""That the machinetypes of one pipe may need: a thread and a child process looks at each, every cycle."""
 _NOTHING = Parsed("", {}, {USER_DATA_OPTION: {}, USER_DATA_FILE: {}}, {}, "")
 
 
@@ -52,6 +54,7 @@ def expand(
         what = "the machinetype is left out: " if left_out else ""
         problems.warn(_source(pipe), f"vacuum_pipe {pipe.name}", flaw.path, what + flaw.text)
     found: dict[str, FromPipe] = {}
+    repositories: set[str] = set()
     total = 0.0
     for name, entry in _named(pipe, document, prefixes, problems):
         parsed = _overlaid(f"machinetype {name}", pipe, entry, section, local.get(name, _NOTHING))
@@ -59,6 +62,8 @@ def expand(
         own = Report()
         check_machinetype(machinetype, settings, parsed, own)
         problems.warnings += own.warnings
+        if not own.errors and (text := _too_many(repositories, machinetype)):
+            own.error(*parsed.where("cvmfs_repositories"), text)
         for error in own.errors:
             problems.warn(
                 error.file, error.section, error.option, f"the machinetype is left out: {error.text}"
@@ -77,6 +82,7 @@ def expand(
 def review(document: PipeDocument) -> Iterator[Flaw]:
     """What is wrong with each entry's options together, for a site that changes nothing in them."""
     pipe, title = VacuumPipe("pipe"), "machinetype pipe"
+    repositories: set[str] = set()
     for entry in document.entries:
         parsed = _overlaid(title, pipe, entry, _NOTHING, _NOTHING)
         processors = entry.values.get("min_processors", 1)
@@ -86,6 +92,8 @@ def review(document: PipeDocument) -> Iterator[Flaw]:
         check_machinetype(machinetype, settings, parsed, found)
         for problems, serious in ((found.errors, True), (found.warnings, False)):
             yield from (Flaw(f"{entry.path}.{each.option}", each.text, serious) for each in problems)
+        if not found.errors and (text := _too_many(repositories, machinetype)):
+            yield Flaw(f"{entry.path}.cvmfs_repositories", text, serious=True)
         reason = unusable(machinetype, settings)
         if reason is not None:
             yield Flaw(entry.path, f"{reason}; sites would have to add it", serious=False)
@@ -107,6 +115,15 @@ def _named(
             yield name, entry
             continue
         problems.warn(_source(pipe), f"vacuum_pipe {pipe.name}", f"{entry.path}.suffix", text)
+
+
+def _too_many(repositories: set[str], machinetype: Machinetype) -> str | None:
+    """Adds to the pipe's repositories those that this type needs, unless there are too many: then says so."""
+    more = repositories.union(needed_repositories(machinetype))
+    if len(more) > MOST_REPOSITORIES:
+        return f"with it the pipe needs {len(more)} CernVM-FS repositories; at most {MOST_REPOSITORIES} are looked at"
+    repositories |= more
+    return None
 
 
 def _overlaid(title: str, pipe: VacuumPipe, entry: Entry, section: Parsed, local: Parsed) -> Parsed:

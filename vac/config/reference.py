@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from vac.config.machinetype import Machinetype
-from vac.config.options import Option, declared
+from vac.config.options import NO_EFFECT, Option, declared
 from vac.config.pipe import VacuumPipe
 from vac.config.sections import (
     MACHINEFEATURES_OPTION,
@@ -134,7 +134,7 @@ def _declared(section: str, holder: type) -> Iterator[Entry]:
         yield Entry(
             section,
             name,
-            option.doc,
+            f"{option.doc} ({NO_EFFECT})" if option.no_effect else option.doc,
             allowed(option),
             default,
             example,

@@ -27,7 +27,11 @@ class Settings:
         sample="vac01.example.org",
     )
     description: str = option(
-        Kind.TEXT, "", "short description for monitoring", sample="Worker nodes in the basement"
+        Kind.TEXT,
+        "",
+        "short description for monitoring",
+        sample="Worker nodes in the basement",
+        no_effect=True,
     )
     factories: tuple[str, ...] = option(
         Kind.HOSTS,
@@ -178,26 +182,34 @@ class Settings:
         None,
         "certificate for publishing capacity to GOCDB",
         sample="/etc/grid-security/hostcert.pem",
+        no_effect=True,
     )
-    gocdb_key_file: Path | None = option(Kind.PATH, None, "its key", sample="/etc/grid-security/hostkey.pem")
+    gocdb_key_file: Path | None = option(
+        Kind.PATH, None, "its key", sample="/etc/grid-security/hostkey.pem", no_effect=True
+    )
     gocdb_url: str = option(
         Kind.URL,
         "https://goc.egi.eu",
         "base of the GOCDB API",
         pattern=r"https?://[^\s]+",
         pattern_doc="an http:// or https:// URL",
+        no_effect=True,
     )
     version_logger: int = option(
-        Kind.COUNT_OR_BOOLEAN, 0, "factory messages a day to version_logger_hostport"
+        Kind.COUNT_OR_BOOLEAN, 0, "factory messages a day to version_logger_hostport", no_effect=True
     )
     version_logger_hostport: str | None = option(
-        Kind.HOST_PORT, None, "where these go", sample="versions.example.org:8884"
+        Kind.HOST_PORT, None, "where these go", sample="versions.example.org:8884", no_effect=True
     )
     vacmon_hostport: tuple[str, ...] = option(
         Kind.HOST_PORTS, (), "VacMon services that get status messages", sample="vacmon.example.org:8884"
     )
     metrics_listen: str | None = option(
-        Kind.HOST_PORT, None, "address of Prometheus metrics and of the status page", sample="0.0.0.0:9995"
+        Kind.HOST_PORT,
+        None,
+        "address of Prometheus metrics and of the status page",
+        sample="0.0.0.0:9995",
+        no_effect=True,
     )
     machinefeatures_options: Mapping[str, str] = field(default_factory=dict)
     """machinefeatures_option_XXX by XXX: extra keys of $MACHINEFEATURES."""

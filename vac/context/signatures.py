@@ -13,6 +13,7 @@ import logging
 import os
 import re
 import threading
+from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -128,6 +129,7 @@ class SignedImages:
         self._ca_directory = ca_directory
         self._clock = clock
         self._lock = threading.Lock()
+        self._locks: defaultdict[Path, threading.Lock] = defaultdict(threading.Lock)
         self._read: dict[Path, tuple[tuple[int, ...], Signer | SignatureRefused]] = {}
 
     def fetch(self, source: str, signing_dn: str | None = None) -> Path:
@@ -142,6 +144,8 @@ class SignedImages:
 
     def _signer(self, path: Path) -> Signer:
         with self._lock:
+            lock = self._locks[path]
+        with lock:
             identity = _identity(path.stat())
             known, found = self._read.get(path, (None, None))
             if found is None or known != identity:

@@ -11,6 +11,8 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, Any
 
+from vac.host.cvmfs_paths import real_image
+
 if TYPE_CHECKING:
     from vac.drivers.base import MachineSpec
 
@@ -89,9 +91,9 @@ def command_line(plan: dict[str, Any]) -> list[str]:
 
     The image is given as an absolute path without `//`, which can be neither option nor URI.
 
-    Raises OSError or ValueError with a reason if the image isn't there.
+    Raises OSError or ValueError with a reason if the image isn't there, or is a link out of /cvmfs.
     """
-    image = os.path.realpath(plan["image"])
+    image = real_image(plan["image"])
     if not os.path.exists(image):
         where = "can't be found, or not by user"
         raise ValueError(

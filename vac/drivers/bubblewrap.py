@@ -15,6 +15,8 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, Any
 
+from vac.host.cvmfs_paths import real_image
+
 if TYPE_CHECKING:
     from vac.drivers.base import MachineSpec
 
@@ -57,6 +59,7 @@ def plan(spec: MachineSpec, program: str) -> dict[str, Any]:
         "program": program,
         "hostname": spec.name,
         "image": root,
+        "files": os.path.realpath(spec.files),
         "mounts": mounts,
         "command": kind.container_command,
     }
@@ -90,12 +93,13 @@ def has_run(status: str, exit_code: int, said: str) -> bool:
 def command_line(plan: dict[str, Any]) -> list[str]:
     """bwrap with all its arguments. Called in the launcher's process, as the machine's user.
 
-    Raises OSError or ValueError with a reason if image or command are not there.
+    Raises OSError or ValueError with a reason if image or command are not there, or the image may not be used.
     """
-    root, command = os.path.realpath(plan["image"]), plan["command"]
+    root, command = real_image(plan["image"]), plan["command"]
     if not os.path.isdir(root):
         what = "is a file" if os.path.exists(root) else "can't be found"
         raise ValueError(f"root_image {root} {what}; bubblewrap takes / or the path of a directory tree")
+    check_root(root, plan)
     points = mount_points(root, plan["mounts"])
     check_command(root, command, points)
     return [
@@ -105,6 +109,18 @@ def command_line(plan: dict[str, Any]) -> list[str]:
         *compose(root, points),
         *("--chdir", "/tmp", "--", command),
     ]
+
+
+def check_root(root: str, plan: dict[str, Any]) -> None:
+    """Raise ValueError if the image is, or lies in, what machines must not see: there nothing of it could be hidden.
+
+    The site's files/ directory of the machinetype is for images.
+    """
+    if f"{root}/".startswith(f"{plan['files']}/"):
+        return
+    for kind, _, dest in plan["mounts"]:
+        if kind == "blank" and f"{root}/".startswith(f"{os.path.realpath(dest)}/"):
+            raise ValueError(f"root_image {root} is in {dest}, which machines must not see")
 
 
 def check_command(root: str, command: str, points: dict[str, tuple[str, str]]) -> None:
@@ -130,8 +146,6 @@ def mount_points(root: str, mounts: list[tuple[str, str, str]]) -> dict[str, tup
     for kind, source, dest in mounts:
         if kind == "blank":
             below = os.path.relpath(dest, root)
-            if below == ".":
-                raise ValueError(f"root_image {root} is a directory that machines must not see")
             place = resolve(root, "/" + below, points)
             if not below.startswith("..") and os.path.isdir(dest) and not inside(place, points):
                 points.setdefault(place, (kind, source))

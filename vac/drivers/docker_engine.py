@@ -16,6 +16,8 @@ from pathlib import Path
 from typing import Callable
 
 import docker.errors
+import requests
+import urllib3.exceptions
 
 from vac.config.machinetype import Machinetype
 from vac.config.settings import Settings
@@ -234,13 +236,17 @@ def _remove(client: Client, container_id: str) -> None:
 
 
 def _keep_console(client: Client, machine: Listed) -> None:
-    """Write what the container has said last into its machine's directory, unless that is done."""
+    """Write what the container has said last into its machine's directory, unless that is done or can't be."""
     path = Path(machine.directory, "console.log")
     if not machine.directory or machine.state is EngineState.HALF_MADE or path.exists():
         return
     try:
         text = client.logs(machine.id, tail=CONSOLE_LINES)[-CONSOLE_BYTES:]
-    except docker.errors.APIError as error:
+    except (
+        docker.errors.DockerException,
+        requests.RequestException,
+        urllib3.exceptions.HTTPError,
+    ) as error:
         _log.info("%s: its console can't be had: %s", machine.name, error)
         return
     try:

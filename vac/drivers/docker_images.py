@@ -23,6 +23,7 @@ from vac.drivers.base import EngineUnavailable
 from vac.drivers.docker_api import Client, Connection, explanation, timed_out
 from vac.drivers.docker_create import Image
 from vac.drivers.docker_progress import LIMITS, PullError, PullLimits, PullProgress, pull_failure
+from vac.host.cvmfs_paths import real_image
 
 SCHEME = "docker://"
 FIRST_LOOK_SECONDS = 1.0
@@ -199,7 +200,7 @@ class ImageKeeper:
         try:
             if is_url(key):
                 entry.doing = "being downloaded"
-            path = self._fetch(key) if is_url(key) and self._fetch is not None else Path(key)
+            path = self._fetch(key) if is_url(key) and self._fetch is not None else Path(real_image(key))
             stamp = path.stat()
             name = f"{ARCHIVES}{_hash(key)}:{_hash(f'{stamp.st_mtime_ns} {stamp.st_size}')}"
             repository, _, tag = name.partition(":")
@@ -213,6 +214,8 @@ class ImageKeeper:
                     client.tag(loaded_image(client.load_lines(file)), repository, tag)
         except OSError as error:
             raise PullError(error.strerror or str(error)) from error
+        except ValueError as error:
+            raise PullError(str(error)) from error
         except EngineUnavailable as error:
             if isinstance(error.__cause__, docker.errors.APIError):
                 raise PullError(f"no image archive: {explanation(error.__cause__)}") from error

@@ -9,7 +9,7 @@ import contextlib
 import io
 import logging
 import tarfile
-from collections.abc import Iterable
+from collections.abc import Generator, Iterable
 from typing import cast
 
 import docker.errors
@@ -32,6 +32,10 @@ from vac.drivers.docker_nested import nested_profile
 
 PASSWD = "/etc/passwd"
 LONGEST_PASSWD_BYTES = 1024 * 1024
+TAR_OVERHEAD_BYTES = 64 * 1024
+"""Headers, extended ones too, and padding, of an archive of one file."""
+FILE_TYPE_BITS = 0x8F280000
+"""Of a Go os.FileMode: ModeType. A regular file has none of them set."""
 
 _log = logging.getLogger(__name__)
 
@@ -130,14 +134,28 @@ def read_passwd(client: Client, container_id: str) -> str:
         stream, found = client.get_archive(container_id, PASSWD)
     except docker.errors.NotFound:
         return ""
-    if found["size"] > LONGEST_PASSWD_BYTES:
+    regular = not found["mode"] & FILE_TYPE_BITS
+    with contextlib.closing(cast("Generator[bytes, None, None]", stream)) as pieces:
+        content = _whole(pieces) if regular and found["size"] <= LONGEST_PASSWD_BYTES else None
+    if content is None:
         return ""
-    with tarfile.open(fileobj=io.BytesIO(b"".join(cast("Iterable[bytes]", stream)))) as archive:
-        for member in archive.getmembers():
-            file = archive.extractfile(member) if member.isfile() else None
-            if file is not None:
-                return file.read().decode(errors="replace")
-    return ""
+    try:
+        with tarfile.open(fileobj=io.BytesIO(content)) as archive:
+            first = archive.next()
+            file = archive.extractfile(first) if first is not None and first.isfile() else None
+            return "" if file is None else file.read(LONGEST_PASSWD_BYTES).decode(errors="replace")
+    except tarfile.TarError:
+        return ""
+
+
+def _whole(pieces: Iterable[bytes]) -> bytes | None:
+    """The archive of one file; None if there is more of it than such a file can need."""
+    content = bytearray()
+    for piece in pieces:
+        content += piece
+        if len(content) > LONGEST_PASSWD_BYTES + TAR_OVERHEAD_BYTES:
+            return None
+    return bytes(content)
 
 
 def _look_up(passwd: str, name: str) -> int:

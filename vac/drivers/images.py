@@ -58,19 +58,19 @@ class _Entry:
 class ImageFiles:
     """The images that machinetypes name.
 
-    fetch None: URLs, and images that have to be signed, are refused. became_ready is called, from any thread,
-    when an image has come that was waited for.
+    fetch None: URLs, and images that have to be signed, are refused. news is called, from any thread, when
+    an image has come that was waited for, or something else than before keeps it from coming.
     """
 
     def __init__(
         self,
         fetch: Fetch | None,
-        became_ready: Callable[[], object],
+        news: Callable[[], object],
         clock: Callable[[], float] = time.monotonic,
         first_pause_seconds: float = FIRST_PAUSE_SECONDS,
     ) -> None:
         self._fetch = fetch
-        self._became_ready = became_ready
+        self._news = news
         self._clock = clock
         self._first_pause_seconds = first_pause_seconds
         self._lock = threading.Lock()
@@ -139,6 +139,7 @@ class ImageFiles:
             reason = error.strerror or str(error)
             if reason != entry.failure:
                 _log.warning("image %s: %s", key.shown, reason)
+                late = entry.settled.is_set()
             entry.failure = reason
         finally:
             with self._lock:
@@ -146,7 +147,7 @@ class ImageFiles:
                 entry.working = False
             entry.settled.set()
         if late:
-            self._became_ready()
+            self._news()
 
 
 def _key(root_image: str, signing_dn: str | None, files: Path) -> _Key:

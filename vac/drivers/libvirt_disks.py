@@ -16,6 +16,7 @@ from pathlib import Path
 
 from vac.drivers.base import CreationFailed
 from vac.drivers.libvirt_xml import Image
+from vac.host.cvmfs_paths import CVMFS, real_image
 
 DEFAULT_GB_PER_PROCESSOR = 40
 """Of file-backed disks, if nothing is configured."""
@@ -58,15 +59,22 @@ def make_overlay(image: Image, overlay: Path) -> Path:
     return overlay
 
 
-def open_image(path: Path) -> Image:
-    """What the image is: qcow2 or raw. Raises OSError, and CreationFailed for one that would have the hypervisor open
-    other files of this host: its author may be a stranger.
+def open_image(path: Path, cvmfs: str = CVMFS) -> Image:
+    """What the image is: qcow2 or raw, and where its file really is. Raises OSError, and CreationFailed for one that
+    is no regular file or would have the hypervisor open other files of this host: its author may be a stranger.
 
     The header is that of QEMU's docs/interop/qcow2.txt.
     """
-    with path.open("rb") as file:
+    try:
+        path = Path(real_image(str(path), cvmfs))
+    except ValueError as error:
+        raise CreationFailed(str(error)) from error
+    with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
+        mode = os.fstat(file.fileno()).st_mode
+        if not stat.S_ISREG(mode):
+            raise CreationFailed(f"root_image {path} is no regular file; a disk image would be right")
         header = file.read(_QCOW2_INCOMPATIBLE.stop)
-        readable = bool(os.fstat(file.fileno()).st_mode & stat.S_IROTH)
+    readable = bool(mode & stat.S_IROTH)
     if not header.startswith(_QCOW2_MAGIC):
         return Image(path, "raw", readable)
     if len(header) < _QCOW2_INCOMPATIBLE.stop:

@@ -151,6 +151,8 @@ class Deciding:
             self.floor.changes.clear("guard")
         elif self.decision.guard_name != decision.guard_name:
             self.floor.changes.say("guard", f"nothing is created: {decision.guard}")
+        for note in set(self.decision.notes).difference(decision.notes):
+            self.floor.changes.clear(("note", note))
         for note in decision.notes:
             self.floor.changes.say(("note", note), note)
 

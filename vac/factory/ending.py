@@ -89,6 +89,7 @@ class Ending:
             log.info("%s: what was left of its machine is gone", slot.name)
         slot.removing_since = None
         slot.zombie = False
+        slot.known_since = self.floor.clock()
         self.floor.changed = True
 
     def retry_release(self, slot: Slot) -> None:

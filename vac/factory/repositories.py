@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 
-from vac.config.checks import CONTAINER_MODELS
+from vac.config.checks import needed_repositories
 from vac.config.machinetype import Machinetype
 from vac.factory.floor import Floor
 from vac.host.cvmfs import CVMFS, RepositorySeen, RepositoryWatch
@@ -22,7 +22,7 @@ class Repositories:
     def look(self) -> None:
         """Once a cycle: look at all that machinetypes with a share need."""
         types = self._floor.configuration.machinetypes.values()
-        wanted = {each for one in types if one.target_share > 0 for each in needed(one)}
+        wanted = {each for one in types if one.target_share > 0 for each in needed_repositories(one)}
         self._problems = {each: problem for each, problem in self._problems.items() if each in wanted}
         self._watch.look(wanted)
 
@@ -39,16 +39,8 @@ class Repositories:
 
     def problem(self, machinetype: Machinetype) -> str | None:
         """Why no machine of this type can be made now: the first of its repositories that can't be used."""
-        for name in needed(machinetype):
+        for name in needed_repositories(machinetype):
             problem = self._problems.get(name, "has not answered yet")
             if problem is not None:
                 return f"repository {CVMFS / name} {problem}"
         return None
-
-
-def needed(machinetype: Machinetype) -> list[str]:
-    """The repositories of containers, and the one that the image is in."""
-    listed = machinetype.cvmfs_repositories if machinetype.machine_model in CONTAINER_MODELS else ()
-    image = machinetype.root_image or ""
-    own = image.split("/")[2:3] if image.startswith(f"{CVMFS}/") else []
-    return [name for name in dict.fromkeys([*listed, *own]) if name]

@@ -33,7 +33,7 @@ class Slot:
     """Host name of the machine in it."""
     machine: Machine | None = None
     known_since: float = 0.0
-    """An engine's listing that was asked for before this time may not know the machine yet."""
+    """A listing that was asked for before may not know the machine yet, or show what is gone since."""
     begun: Begun | None = None
     """What is about to take its place."""
     creating: bool = False

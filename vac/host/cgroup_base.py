@@ -23,6 +23,8 @@ SERVICE = Path("vac.slice/vac-machines.service")
 """Where systemd has delegated a cgroup to Vac; systemd/vac-machines.service in our tree."""
 OWN = Path("vac")
 """Our own base where it hasn't."""
+GONE = (errno.ENOENT, errno.ENODEV)
+"""What the kernel says of a file in a group that isn't there, or was removed since the file was opened."""
 
 
 class CgroupError(Exception):
@@ -76,11 +78,18 @@ def explained() -> Iterator[None]:
 
 def read_number(file: Path) -> int | None:
     """The number in a cgroup file; None if there is no such file or it says `max`."""
-    try:
-        text = file.read_text().strip()
-    except FileNotFoundError:
-        return None
+    text = read_text(file).strip()
     return int(text) if text.isdigit() else None
+
+
+def read_text(file: Path) -> str:
+    """A cgroup file's content; empty if there is no such file, or its group goes while it is read."""
+    try:
+        return file.read_text()
+    except OSError as error:
+        if error.errno not in GONE:
+            raise
+        return ""
 
 
 def processes_in(group: Path) -> list[int]:
@@ -90,7 +99,7 @@ def processes_in(group: Path) -> list[int]:
         try:
             found += map(int, Path(directory, "cgroup.procs").read_text().split())
         except OSError as error:
-            if error.errno not in (errno.ENOENT, errno.ENODEV):
+            if error.errno not in GONE:
                 raise CgroupError(f"{directory}/cgroup.procs: {error.strerror}") from error
     return found
 

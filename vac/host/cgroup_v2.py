@@ -12,7 +12,7 @@ import signal
 import time
 from pathlib import Path
 
-from vac.host.cgroup_base import SERVICE, Groups, GroupUsage, Limits, Watch, base_in, read_number
+from vac.host.cgroup_base import SERVICE, Groups, GroupUsage, Limits, Watch, base_in, read_number, read_text
 
 CONTROLLERS = ("cpu", "memory", "pids")
 MOST_WEIGHT = 10000
@@ -22,10 +22,8 @@ LEAF = "init"
 
 def read_usage(group: Path) -> GroupUsage:
     """What the group with this directory has used."""
-    microseconds = None
-    with contextlib.suppress(FileNotFoundError):
-        words = (group / "cpu.stat").read_text().split()
-        microseconds = int(words[words.index("usage_usec") + 1])
+    words = read_text(group / "cpu.stat").split()
+    microseconds = int(words[words.index("usage_usec") + 1]) if words else None
     return GroupUsage(
         None if microseconds is None else microseconds / 1e6,
         read_number(group / "memory.current"),

@@ -15,6 +15,10 @@ from pathlib import Path
 CVMFS = Path("/cvmfs")
 ANSWER_SECONDS = 15.0
 """A repository that takes longer counts as one that doesn't answer, until it does."""
+AT_ONCE = 32
+"""So many are looked at together; one that doesn't answer in time makes room for another."""
+MOST_HANGING = 256
+"""No more are looked at while so many children hang: each keeps a thread and an open file."""
 _LOOK = """
 import os, sys
 try:
@@ -44,22 +48,44 @@ class RepositoryWatch:
         self._answer_seconds = answer_seconds
         self._lock = threading.Lock()
         self._looking: set[str] = set()
+        self._late: set[str] = set()
+        self._round = 0
+        self._last: dict[str, int] = {}
+        """The round in which each was last looked at."""
 
     def look(self, repositories: Iterable[str]) -> None:
-        """Look at these, but not twice at one at a time: a child that hangs can't even be killed."""
+        """Look at these, but not twice at one at a time: a child that hangs can't even be killed.
+
+        If there are too many, those that have waited longest come first, and the others in later calls.
+        """
+        wanted = set(repositories)
+        self._round += 1
+        self._last = {each: when for each, when in self._last.items() if each in wanted}
         with self._lock:
-            new = set(repositories) - self._looking
-            self._looking |= new
-        for each in sorted(new):
-            threading.Thread(target=self._look, args=(each,), name="cvmfs", daemon=True).start()
+            in_time = self._looking - self._late
+            room = max(0, AT_ONCE - len(in_time)) if len(self._late) < MOST_HANGING else 0
+            waiting = sorted(wanted - self._looking, key=lambda each: (self._last.get(each, 0), each))
+            new = waiting[:room]
+            self._looking.update(new)
+        for each in new:
+            self._last[each] = self._round
+            try:
+                threading.Thread(target=self._look, args=(each,), name="cvmfs", daemon=True).start()
+            except (RuntimeError, OSError) as error:
+                self._forget(each)
+                self._post(RepositorySeen(each, f"can't be looked at: {error}"))
 
     def _look(self, repository: str) -> None:
         try:
             problem = self._wait_for_answer(repository)
         finally:
-            with self._lock:
-                self._looking.discard(repository)
+            self._forget(repository)
         self._post(RepositorySeen(repository, problem))
+
+    def _forget(self, repository: str) -> None:
+        with self._lock:
+            self._looking.discard(repository)
+            self._late.discard(repository)
 
     def _wait_for_answer(self, repository: str) -> str | None:
         try:
@@ -76,6 +102,8 @@ class RepositoryWatch:
         try:
             said, _ = child.communicate(timeout=self._answer_seconds)
         except subprocess.TimeoutExpired:
+            with self._lock:
+                self._late.add(repository)
             late = f"doesn't answer within {self._answer_seconds:.0f} s"
             self._post(RepositorySeen(repository, late))
             said, _ = child.communicate()

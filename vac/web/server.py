@@ -2,7 +2,8 @@
 
 Waitress reads requests and writes answers in one thread that never blocks; its other threads work on complete
 requests only, so a slow client costs no more than its connections. Those of one client are limited here, or
-one VM could use up what there is for all.
+one VM could use up what there is for all; so could a process of this host, which has all of 127.0.0.0/8 to
+connect from, if others than VMs were listened to.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import logging
 import resource
 import socket
 from collections import Counter
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from waitress import wasyncore
@@ -21,6 +23,7 @@ from waitress.server import TcpWSGIServer
 from waitress.utilities import Error, RequestEntityTooLarge
 
 from vac.logs import OnChange
+from vac.machines.layout import address_slot
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import WSGIApplication
@@ -45,14 +48,21 @@ class TooLarge(Error):
 
 
 class Parser(HTTPRequestParser):
-    """Tells in our words that what is sent is too large, and never tells such a client to continue."""
+    """Takes one request at a time; tells in our words that one is too large, and not to continue with it."""
 
     def received(self, data: bytes) -> int:
-        """Take what has come of a request; how much of it belongs to this one."""
+        """Take what has come of a request; how much of it is not to be looked at again.
+
+        What follows a request before its answer is dropped, and the answer is the connection's last (RFC 9112,
+        9.3.2): answers that pile up unread would make threads wait for their client, without end.
+        """
         consumed = super().received(data)
         if isinstance(self.error, RequestEntityTooLarge):
             self.error = TooLarge(f"at most {self.adj.max_request_body_size - 1} bytes are taken")
             self.expect_continue = False
+        if self.completed and not self.empty and data[consumed:].strip():
+            self.headers = {**self.headers, "CONNECTION": "close"}
+            return len(data)
         return consumed
 
 
@@ -68,20 +78,33 @@ class Channel(HTTPChannel):
             self.request.close()
 
 
+def is_slot(address: str) -> bool:
+    """Can a VM have this address?"""
+    return address_slot(address) is not None
+
+
 class Server(TcpWSGIServer):
-    """Answers at one bound socket; connections beyond a client's share are closed at once."""
+    """Answers at one bound socket; connections beyond a client's share, and strangers', are closed at once."""
 
     channel_class = Channel
 
-    def __init__(self, app: WSGIApplication, bound: socket.socket, adjustments: Adjustments) -> None:
+    def __init__(
+        self,
+        app: WSGIApplication,
+        bound: socket.socket,
+        adjustments: Adjustments,
+        admits: Callable[[str], bool] = is_slot,
+    ) -> None:
+        """admits: tells whether a client with this address is listened to."""
         self._sockets: dict[int, Any] = {}
         sockinfo = (bound.family, bound.type, bound.proto, bound.getsockname())
         super().__init__(app, self._sockets, True, bound, None, adjustments, sockinfo, bind_socket=False)
         self._channels: Any = self.active_channels
+        self._admits = admits
         self._changes = OnChange(log)
 
     def handle_accept(self) -> None:
-        """Take a connection, unless its client has enough of them."""
+        """Take a connection, unless its client is a stranger or has enough of them."""
         try:
             accepted = self.accept()
         except OSError:
@@ -90,6 +113,10 @@ class Server(TcpWSGIServer):
             return
         connection, address = accepted
         host = address[0]
+        if not self._admits(host):
+            connection.close()
+            log.debug("%s is no VM's address", host)
+            return
         clients = Counter(channel.addr[0] for channel in self._channels.values())
         if clients[host] >= MOST_OF_ONE_CLIENT:
             connection.close()
@@ -123,7 +150,7 @@ def adjustments(body_limit_bytes: int) -> Adjustments:
         "cleanup_interval": IDLE_SECONDS // 3,
         "max_request_header_size": HEADER_LIMIT_BYTES,
         "max_request_body_size": body_limit_bytes + 1,
-        "outbuf_high_watermark": 64 * 1024 * 1024,  # an answer never waits for its client in a thread
+        "outbuf_high_watermark": 64 * 1024 * 1024,  # one answer never waits for its client in a thread
         "asyncore_use_poll": True,
         "clear_untrusted_proxy_headers": True,
         "log_socket_errors": False,

@@ -18,7 +18,7 @@ from vac.config import reference, show
 from vac.config.errors import ConfigurationError
 from vac.config.load import Configuration, load
 from vac.config.machinetype import Machinetype
-from vac.config.options import declared
+from vac.config.options import NO_EFFECT, declared
 from vac.config.pipe import VacuumPipe
 from vac.config.settings import Settings
 from vac.host.facts import HostFacts
@@ -212,6 +212,7 @@ def test_the_reference_has_every_option_once(host: HostFacts, capsys: pytest.Cap
         assert [name for name in names if "XXX" not in name] == list(declared(holder))
         assert all(f"\n{name}\n" in out for name in names)
     assert "Formerly: cpu_total." in out
+    assert "status page (has no effect in this version).\n" in out
     assert max(map(len, out.splitlines())) <= 110
 
 
@@ -237,7 +238,10 @@ def test_the_sample_with_every_option_in_force_is_right_too(tmp_path: Path, host
     ]
     path.write_text("\n".join(["[settings]", *lines]))
     configuration = load([path], host)
-    assert configuration.warnings == ()
+    assert {warning.text for warning in configuration.warnings} == {NO_EFFECT}
+    unused = {name for name, option in declared(Settings).items() if option.no_effect}
+    defaults = {"gocdb_url", "version_logger"}
+    assert {warning.option for warning in configuration.warnings} == unused - defaults
     assert list(configuration.pipes) == ["example"]
 
 

@@ -45,13 +45,31 @@ def warnings_of(configuration: Configuration) -> list[str]:
         ("[DEFAULT]\nfizle_seconds = 1\n", "no section has this option, the nearest is fizzle_seconds"),
         ("[machinetype x]\ntarget_shar = 1\n", "the nearest is target_share"),
         ("[vmtype x]\ntarget_share = 1\n", "[vmtype x] : is deprecated; write [machinetype x]"),
-        ("version_logger = 1\n", "version_logger: nothing is sent, since version_logger_hostport is not set"),
         ("", "target_share: there is no machinetype with a target_share above 0: nothing will be created"),
         ("[machinetype x]\n", "target_share: no machinetype has a target_share above 0"),
     ],
 )
 def test_what_somebody_should_look_at_is_a_warning(load_text: LoadText, text: str, words: str) -> None:
     assert words in "\n".join(warnings_of(load_text(SPACE + text)))
+
+
+@pytest.mark.parametrize(
+    ("lines", "options"),
+    [
+        ("description = basement", ["description"]),
+        ("metrics_listen = 127.0.0.1:9995", ["metrics_listen"]),
+        ("gocdb_cert_file = /c\ngocdb_key_file = /k", ["gocdb_cert_file", "gocdb_key_file"]),
+        ("gocdb_url = https://gocdb.example.org", ["gocdb_url"]),
+        ("version_logger = 1", ["version_logger"]),
+        ("version_logger_hostport = versions.example.org:8884", ["version_logger_hostport"]),
+        ("version_logger = no\ngocdb_url = https://goc.egi.eu\ndescription =\ngocdb_sitename = SITE", []),
+    ],
+)
+def test_options_that_nothing_uses_are_warned_about_if_they_ask_for_something(
+    load_text: LoadText, lines: str, options: list[str]
+) -> None:
+    found = warnings_of(load_text(f"{SPACE}{lines}\n{TYPE}"))
+    assert found == [f"[settings] {name}: has no effect in this version" for name in options]
 
 
 @pytest.mark.parametrize(

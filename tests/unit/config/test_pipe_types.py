@@ -23,6 +23,8 @@ from vac.config.pipe_copies import (
     record,
     record_path,
 )
+from vac.config.pipe_document import parse_pipe
+from vac.config.pipe_types import MOST_REPOSITORIES, review
 from vac.host.facts import HostFacts
 from vac.machines.layout import StateDir
 
@@ -350,6 +352,28 @@ class TestCopies:
 
     def test_the_layout_knows_the_same_directory(self, site: Site) -> None:
         assert StateDir(site.state).pipescache == site.cache
+
+
+def test_a_pipe_has_only_so_many_repositories(site: Site) -> None:
+    most = [f"r{number}.example.org" for number in range(MOST_REPOSITORIES)]
+    found: list[dict[str, Any]] = [
+        {"suffix": "a", "cvmfs_repositories": most[:-1]},
+        {"suffix": "b", "cvmfs_repositories": [most[0], "x.example.org", "y.example.org"]},
+        {"suffix": "c", "root_image": "/cvmfs/x.example.org/image"},
+        {"suffix": "d", "root_image": "/cvmfs/y.example.org/image"},
+        {"suffix": "e", "cvmfs_repositories": most[:2]},
+    ]
+    site.cached(entries(*found))
+    configuration = site.load(PIPE)
+    assert sorted(configuration.machinetypes) == ["vo-a", "vo-c", "vo-e"]
+    warned = [str(each) for each in configuration.warnings if "CernVM-FS repositories" in str(each)]
+    assert len(warned) == 2
+    assert "[machinetype vo-b] cvmfs_repositories: the machinetype is left out: with it" in warned[0]
+    flaws = [flaw for flaw in review(parse_pipe(json.dumps(entries(*found)).encode())) if flaw.serious]
+    assert [flaw.path for flaw in flaws] == [
+        "$.machinetypes[1].cvmfs_repositories",
+        "$.machinetypes[3].cvmfs_repositories",
+    ]
 
 
 def test_a_new_copy_is_noticed_and_one_that_says_the_same_is_no_news(site: Site) -> None:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import base64
 import json
 import os
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -362,6 +364,34 @@ def test_an_image_is_read_once_as_long_as_it_stays_the_same(
         with pytest.raises(SignatureRefused, match="has been changed"):
             images.fetch(str(image), PATTERN)
     assert len(read) == 2
+
+
+def test_an_image_does_not_wait_until_another_one_is_read(
+    image: Path, trust: Trust, signer: Certified, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    image.write_bytes(signed_image(CONTENT, signer))
+    other = image.with_name("other.iso")
+    other.write_bytes(image.read_bytes())
+    begun, go_on = threading.Event(), threading.Event()
+    really = signatures.read_signature
+
+    def slow(path: Path) -> signatures.Signer:
+        if path == other:
+            begun.set()
+            assert go_on.wait(60)
+        return really(path)
+
+    monkeypatch.setattr(signatures, "read_signature", slow)
+    images = SignedImages(Path, trust.directory, lambda: NOW)
+    with ThreadPoolExecutor() as threads:
+        try:
+            slowly = threads.submit(images.fetch, str(other), PATTERN)
+            assert begun.wait(60)
+            assert threads.submit(images.fetch, str(image), PATTERN).result(timeout=60) == image
+            assert not slowly.done()
+        finally:
+            go_on.set()
+        assert slowly.result(timeout=60) == other
 
 
 def test_an_image_that_need_not_be_signed_is_not_read(tmp_path: Path) -> None:

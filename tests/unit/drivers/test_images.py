@@ -11,7 +11,7 @@ import pytest
 
 from vac.drivers import images
 from vac.drivers.base import CreationFailed
-from vac.drivers.images import REFRESH_SECONDS, ImageFiles
+from vac.drivers.images import LONGEST_PAUSE_SECONDS, REFRESH_SECONDS, ImageFiles
 
 URL = "https://user:secret@example.com/boot.iso"
 
@@ -111,6 +111,20 @@ def test_a_failure_is_told_and_tried_again_after_a_pause_that_grows(
     assert "secret" not in caplog.text
     site.source.answers.put(None)
     wait_until(lambda: site.prepare() is None)
+
+
+def test_another_reason_of_failure_is_news_and_the_same_is_none(site: Site) -> None:
+    for reason, news in (("no such host", True), ("no such host", False), ("status 404", True)):
+        before = set(threading.enumerate())
+        site.prepare()
+        (thread,) = set(threading.enumerate()) - before
+        site.woken.clear()
+        site.source.asked.get(timeout=60)
+        site.source.answers.put(OSError(reason))
+        thread.join(60)
+        assert site.woken.is_set() is news
+        assert reason in (site.prepare() or "")
+        site.now += LONGEST_PAUSE_SECONDS
 
 
 def test_the_server_is_asked_again_now_and_then_while_the_copy_serves(site: Site) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import struct
 from collections.abc import Sequence
 from dataclasses import replace
@@ -127,6 +128,30 @@ def test_an_image_that_refers_to_the_hosts_files_is_refused(
     path.write_bytes(content)
     with pytest.raises(CreationFailed, match=reason):
         open_image(path)
+
+
+def test_only_a_regular_file_is_an_image(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "directory").mkdir()
+    (tmp_path / "device").symlink_to("/dev/zero")
+    for name in ("pipe", "device"):
+        with pytest.raises(CreationFailed, match="is no regular file"):
+            open_image(tmp_path / name)
+    with pytest.raises(IsADirectoryError):
+        open_image(tmp_path / "directory")
+
+
+def test_a_link_out_of_cvmfs_is_no_image(tmp_path: Path) -> None:
+    repository = tmp_path / "cvmfs/a.example.com"
+    repository.mkdir(parents=True)
+    (tmp_path / "shadow").write_text("secret")
+    (repository / "image").write_text("")
+    (repository / "inner").symlink_to("image")
+    (repository / "outer").symlink_to("../../shadow")
+    cvmfs = str(tmp_path / "cvmfs")
+    assert open_image(repository / "inner", cvmfs).path == repository / "image"
+    with pytest.raises(CreationFailed, match=r"is a link to .*/shadow; one below .* must not leave it"):
+        open_image(repository / "outer", cvmfs)
 
 
 def test_an_overlay_names_the_format_of_what_is_below_it() -> None:

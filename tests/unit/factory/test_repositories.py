@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 
 from tests.unit.factory.conftest import MakeWorld
+from vac.config.checks import needed_repositories
 from vac.config.machinetype import Machinetype
-from vac.factory.repositories import Repositories, needed
+from vac.factory.repositories import Repositories
 from vac.host.cvmfs import RepositorySeen, RepositoryWatch
 
 
@@ -29,7 +30,7 @@ from vac.host.cvmfs import RepositorySeen, RepositoryWatch
     ],
 )
 def test_repositories_that_are_needed(options: dict[str, Any], repositories: list[str]) -> None:
-    assert needed(Machinetype("t", **options)) == repositories
+    assert needed_repositories(Machinetype("t", **options)) == repositories
 
 
 class Nobody(RepositoryWatch):

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 
 from tests.simulated import World
-from vac.drivers.base import EngineUnavailable
+from vac.drivers.base import EngineState, EngineUnavailable, Observed
 from vac.drivers.fake import Script
+from vac.drivers.messages import Observation
 
 ELSEWHERE = "f1-07.example.com"
 
@@ -105,3 +108,19 @@ def test_remains_are_still_known_after_a_restart(world: World) -> None:
     world.run(60)
     assert machine.uuid not in world.engine().machines
     assert len(world.records()) == 1
+
+
+def test_a_listing_asked_before_the_removal_does_not_take_the_slot_again(world: World) -> None:
+    world.scripts = lambda spec: Script(300.0, "200 Success")
+    world.fill()
+    machine = world.machine()
+    world.settings = dataclasses.replace(world.settings, draining=True)
+    world.run(400)
+    assert machine.uuid not in world.engine().machines
+    assert world.slot().free
+    listed = (Observed(machine.name, machine.uuid, EngineState.ENDED),)
+    world.hold = True
+    world.inbox.put(Observation("docker", listed, {}, machine.created_time + 299.9, world.clock.now))
+    world.turn()
+    assert world.slot().free
+    assert world.held == []

@@ -6,12 +6,13 @@ import contextlib
 import http.client
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 
+from vac.machines.layout import slot_address
 from vac.web import server
-from vac.web.server import MOST_OF_ONE_CLIENT, Server, adjustments, listen
+from vac.web.server import MOST_OF_ONE_CLIENT, Server, adjustments, is_slot, listen
 
 PATIENCE = 60
 BODY_LIMIT = 100_000
@@ -20,8 +21,8 @@ QUICK = "127.0.0.1"
 
 
 @contextlib.contextmanager
-def serving() -> Iterator[int]:
-    """A server that answers /large with much and a PUT with the number of bytes; its port."""
+def serving(admits: Callable[[str], bool] = lambda _: True) -> Iterator[int]:
+    """A server of these clients that answers /large with much and a PUT with the number of bytes; its port."""
 
     def app(environ, start_response):  # type: ignore[no-untyped-def]
         body = environ["wsgi.input"].read()
@@ -30,7 +31,7 @@ def serving() -> Iterator[int]:
         return [answer]
 
     bound = listen(QUICK, 0)
-    one = Server(app, bound, adjustments(BODY_LIMIT))
+    one = Server(app, bound, adjustments(BODY_LIMIT), admits)
     thread = threading.Thread(target=one.serve)
     thread.start()
     try:
@@ -102,6 +103,59 @@ def test_a_client_has_only_so_many_connections_and_others_have_theirs(port: int)
         each.sendall(b"GET / HTTP/1.0\r\n\r\n")
         assert each.recv(12) == b"HTTP/1.0 200"
         each.close()
+
+
+def test_strangers_take_nothing_from_those_who_are_served(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server, "MOST_CONNECTIONS", 20)
+    with serving(lambda host: host == QUICK) as port, contextlib.ExitStack() as stack:
+        strangers = [stack.enter_context(client(port, f"127.0.1.{number}", b"")) for number in range(1, 101)]
+        assert ask(port)[0] == 200
+        assert all(is_closed(each) for each in strangers)
+
+
+@pytest.mark.parametrize("number", [0, 252, 253, 1000])
+def test_a_slot_is_served(number: int) -> None:
+    assert is_slot(slot_address(number))
+
+
+@pytest.mark.parametrize(
+    "address", ["127.0.0.1", "127.0.169.5", "10.0.0.5", "169.254.169.253", "169.254.169.254", "169.254.168.1"]
+)
+def test_any_other_address_is_a_strangers(address: str) -> None:
+    assert not is_slot(address)
+
+
+@pytest.mark.parametrize(
+    "first",
+    [b"GET /large HTTP/1.1\r\n\r\n", b"GET /large HTTP/1.0\r\nConnection: keep-alive\r\n\r\n"],
+    ids=["1.1", "1.0"],
+)
+def test_requests_sent_ahead_of_an_answer_get_none(port: int, first: bytes) -> None:
+    with client(port, QUICK, first + 3 * first) as ahead, ahead.makefile("rb") as stream:
+        head, _, body = stream.read().partition(b"\r\n\r\n")
+    assert b"\r\nConnection: close" in head
+    assert body == LARGE
+
+
+def test_requests_one_after_the_other_share_a_connection(port: int) -> None:
+    with contextlib.closing(http.client.HTTPConnection(QUICK, port, PATIENCE)) as connection:
+        connection.connect()
+        own = connection.sock
+        for end in (b"", b"\r\n", b"\r\n"):  # some send an empty line after a body
+            connection.request("PUT", "/x", b"hello" + end, {"Content-Length": "5"})
+            assert connection.getresponse().read() == b"5"
+            assert connection.sock is own
+
+
+def test_clients_that_ask_for_much_and_read_nothing_keep_nobody_waiting(port: int) -> None:
+    sent = 40 * b"GET /large HTTP/1.1\r\n\r\n"
+    greedy = [client(port, f"127.0.1.{number}", sent) for number in range(1, server.THREADS + 3)]
+    try:
+        for _ in range(300):
+            assert ask(port)[0] == 200
+    finally:
+        for each in greedy:
+            each.close()
 
 
 def test_idle_connections_are_closed(monkeypatch: pytest.MonkeyPatch) -> None:
