@@ -12,7 +12,7 @@ from typing import Optional
 
 from vac.config.settings import Settings
 from vac.drivers.base import EngineUnavailable
-from vac.drivers.libvirt_volumes import group_in_use
+from vac.drivers.libvirt_volumes import Run, group_in_use, run_lvm
 from vac.drivers.libvirt_xml import FILTER
 from vac.drivers.network_xml import METADATA, SERVER
 from vac.host.nat import NatHost, NatProblem
@@ -64,7 +64,12 @@ def hypervisor_rows(settings: Settings) -> Iterator[Row]:
         yield "what VMs are made of", str(error), True
     finally:
         connection.close()
-    if group_in_use(settings) is not None:
+    yield from lvm_rows(settings)
+
+
+def lvm_rows(settings: Settings, run: Run = run_lvm) -> Iterator[Row]:
+    """What is needed for disks in a volume group, if one is used."""
+    if group_in_use(settings, run) is not None:
         missing = [name for name in ("vgs", "lvs", "lvcreate", "lvremove") if shutil.which(name) is None]
         yield "LVM's programs", f"{' '.join(missing)} not there: install lvm2" if missing else None, True
 

@@ -33,9 +33,8 @@ FIRST_LOOK_SECONDS = 1.0
 """How long prepare() waits for the first look whether an image is there."""
 ARCHIVE_LOOK_SECONDS = 60.0
 """How often an archive is looked at, in case it has been replaced."""
-
-_OWN = "vac-archive/"
-"""How the names begin that archives' images get from us."""
+ARCHIVES = "vac-archive/"
+"""What the names of loaded archives begin with."""
 
 _log = logging.getLogger(__name__)
 
@@ -49,6 +48,8 @@ class _Entry:
     """Set once it is known whether the image is there."""
     name: str | None = None
     """By which the engine has it; None: it hasn't."""
+    pulled_id: str = ""
+    """The engine's id of what was last seen by a name from a registry."""
     doing: str = "being looked for"
     failure: str = ""
     failures: int = 0
@@ -152,6 +153,7 @@ class ImageKeeper:
         """The engine has the image. Whoever doesn't wait in prepare() any more has to be told."""
         late = entry.name is None and entry.settled.is_set()
         entry.name = name
+        self._superseded.discard(name)
         entry.settled.set()
         if late:
             self._news()
@@ -162,6 +164,7 @@ class ImageKeeper:
         with self._connection.client() as client:
             before = inspect_image(client, reference)
         if before is not None:
+            entry.pulled_id = before.id
             self._found(entry, reference)
             if "@" in reference:
                 return self._limits.refresh_seconds
@@ -174,6 +177,8 @@ class ImageKeeper:
             raise PullError("pulled, but the engine doesn't have it")
         if before is not None and before.id != after.id:
             self._superseded.add(before.id)
+        entry.pulled_id = after.id
+        self._superseded.discard(after.id)
         if before is None or before.id != after.id:
             _log.info("image %s: pulled %s", key, after.digest or after.id)
         self._found(entry, reference)
@@ -203,7 +208,7 @@ class ImageKeeper:
             stamp = path.stat()
             if not stat.S_ISREG(stamp.st_mode):
                 raise PullError("no image archive: no regular file")
-            name = f"{_OWN}{_hash(key)}:{_hash(f'{stamp.st_mtime_ns} {stamp.st_size}')}"
+            name = f"{ARCHIVES}{_hash(key)}:{_hash(f'{stamp.st_mtime_ns} {stamp.st_size}')}"
             repository, _, tag = name.partition(":")
             with self._connection.client() as client:
                 present = inspect_image(client, name) is not None
@@ -250,7 +255,7 @@ class ImageKeeper:
             if there is None:
                 fresh.append(tag)
             taken = there is not None and there.id.rpartition(":")[2] != archive.id.rpartition(":")[2]
-            if taken or _plain(tag).startswith(_OWN) or (there is None and _plain(tag) in wanted):
+            if taken or _plain(tag).startswith(ARCHIVES) or (there is None and _plain(tag) in wanted):
                 other = "another image's" if taken else "that of an image which is got otherwise"
                 raise PullError(
                     f"the archive's name {tag!r} is {other}; `docker tag`, then save it by a new one"
@@ -263,15 +268,24 @@ class ImageKeeper:
                     client.remove_image(tag, noprune=True)
 
     def _remove_superseded(self) -> None:
-        """Remove images that a newer one has replaced, as far as no container needs them any more."""
+        """Remove images that a newer one has replaced, as far as no container needs them any more.
+
+        What is removed by its id loses all its names: so not if it has a tag, or a machinetype names it by digest.
+        """
         for image in tuple(self._superseded):
             with self._connection.client() as client:
+                if not image.startswith(ARCHIVES) and (self._is_named(image) or has_tags(client, image)):
+                    continue
                 try:
                     client.remove_image(image)
                 except docker.errors.APIError as error:
                     if error.status_code == 409:
                         continue
                 self._superseded.discard(image)
+
+    def _is_named(self, image_id: str) -> bool:
+        with self._lock:
+            return any(entry.pulled_id == image_id for entry in self._entries.values())
 
 
 def inspect_image(client: Client, reference: str) -> Image | None:
@@ -284,6 +298,11 @@ def inspect_image(client: Client, reference: str) -> Image | None:
     repository = re.sub(r"(@.*|:[^/:]*)$", "", reference)
     own = [digest for digest in digests if digest.startswith(f"{repository}@")]
     return Image(found["Id"], (own or digests)[0], config.get("User") or "", bool(config.get("Entrypoint")))
+
+
+def has_tags(client: Client, image_id: str) -> bool:
+    """Does any tag name this image?"""
+    return bool((client.image(image_id) or {}).get("RepoTags"))
 
 
 def image_key(root_image: str, files: Path) -> str:

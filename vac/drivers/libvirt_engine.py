@@ -34,7 +34,6 @@ from vac.drivers.libvirt_events import EventReader
 from vac.drivers.libvirt_listing import Samples, machine_state, may_be_ours, starting_up, usage_of
 from vac.drivers.libvirt_make import DomainMaker
 from vac.drivers.libvirt_network import NetworkKeeper
-from vac.drivers.libvirt_volumes import group_in_use
 from vac.drivers.libvirt_xml import DomainFacts, domain_facts, mac_address
 from vac.drivers.traces import ImageFacts, Sampling, merged
 from vac.host.conntrack import tracked
@@ -139,7 +138,7 @@ class LibvirtDriver:
             if domain is not None:
                 end_domain(domain)
         try:
-            self._maker.remove_volume(name, uuid, group_in_use(self._settings))
+            self._maker.remove_volume(name, uuid, self._settings)
         except CreationFailed as failure:
             raise EngineUnavailable(str(failure)) from failure
         with self._looking:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import libvirt
 
+from vac.config.settings import Settings
 from vac.drivers.base import CreationFailed, MachineSpec
 from vac.drivers.libvirt_api import explanation, lost, no_filter
 from vac.drivers.libvirt_disks import (
@@ -20,7 +21,7 @@ from vac.drivers.libvirt_disks import (
     open_image,
     remove_names,
 )
-from vac.drivers.libvirt_volumes import Run, group_in_use, make_volume, remove_volume, run_lvm
+from vac.drivers.libvirt_volumes import GroupFinder, Run, make_volume, remove_volume, run_lvm
 from vac.drivers.libvirt_xml import FILTER, Disk, Hypervisor, Image, domain_xml
 
 _log = logging.getLogger(__name__)
@@ -31,6 +32,7 @@ class DomainMaker:
 
     def __init__(self, run: Run = run_lvm) -> None:
         self._run = run
+        self._groups = GroupFinder(run)
         self._unfiltered = False
 
     def make(
@@ -53,7 +55,7 @@ class DomainMaker:
             if lost(error):  # it may run all the same
                 raise
             remove_names(files)
-            self.remove_volume(spec.name, spec.uuid, group_in_use(spec.settings))
+            self.remove_volume(spec.name, spec.uuid, spec.settings)
             raise CreationFailed(explanation(error)) from error
         remove_names(files)
 
@@ -61,10 +63,9 @@ class DomainMaker:
         """What this host could not do."""
         return [f"VMs run without the filter {FILTER}: one can take another's address"] * self._unfiltered
 
-    def remove_volume(self, name: str, uuid: str, group: str | None) -> None:
+    def remove_volume(self, name: str, uuid: str, settings: Settings) -> None:
         """Remove the machine's logical volume, if it has one. Raises CreationFailed."""
-        if group is not None:
-            remove_volume(group, name, uuid, self._run)
+        remove_volume(self._groups.in_use(settings), name, uuid, self._run)
 
     def _start(
         self,
@@ -90,7 +91,7 @@ class DomainMaker:
     def _disks(self, spec: MachineSpec, image: Image) -> list[Disk]:
         """An empty disk beside the CD, or the image's overlay and, on LVM, scratch. Raises OSError, CreationFailed."""
         machinetype = spec.machinetype
-        group = group_in_use(spec.settings)
+        group = self._groups.in_use(spec.settings)
         if machinetype.machine_model == "vm-raw":
             overlay = make_overlay(image, spec.directory / "root.qcow2")
             disks = [Disk(overlay, machinetype.root_device, "qcow2", backing=image)]

@@ -6,7 +6,9 @@ Whose a volume is, is told by a tag with the machine's uuid. Formats: lvs(8), vg
 from __future__ import annotations
 
 import json
+import logging
 import subprocess
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,8 +22,15 @@ from vac.drivers.libvirt_listing import may_be_ours
 DEFAULT_GROUP = "vac_volume_group"
 TAG = "vac.uuid="
 LVM_SECONDS = 60.0
+GROUP_LOOK_SECONDS = 300.0
+"""How long it is remembered whether there is the usual group."""
 Run = Callable[[Sequence[str]], str]
 """Runs a command, and gives what it prints; raises CreationFailed with what it says."""
+_log = logging.getLogger(__name__)
+
+
+class NoLvm(CreationFailed):
+    """LVM's programs are not installed."""
 
 
 @dataclass(frozen=True)
@@ -42,11 +51,38 @@ class Group:
     volumes: tuple[Volume, ...]
 
 
-def group_in_use(settings: Settings) -> str | None:
-    """The volume group for machines' disks: the one that is configured, else the usual one if there is one."""
+class GroupFinder:
+    """Tells which volume group to use, and remembers for GROUP_LOOK_SECONDS whether there is the usual one."""
+
+    def __init__(self, run: Run, clock: Callable[[], float] = time.monotonic) -> None:
+        self._run = run
+        self._clock = clock
+        self._usual: str | None = None
+        self._good_until = float("-inf")
+
+    def in_use(self, settings: Settings) -> str | None:
+        """As group_in_use."""
+        if settings.volume_group is not None:
+            return settings.volume_group
+        if self._clock() >= self._good_until:
+            self._usual = group_in_use(settings, self._run)
+            self._good_until = self._clock() + GROUP_LOOK_SECONDS
+        return self._usual
+
+
+def group_in_use(settings: Settings, run: Run) -> str | None:
+    """The volume group for machines' disks: the one that is configured, else the usual one if there is one.
+
+    LVM is asked, for /dev has no directory of a group without active volumes. If it can't tell, there is none:
+    nobody has asked for it.
+    """
     if settings.volume_group is not None:
         return settings.volume_group
-    return DEFAULT_GROUP if Path("/dev", DEFAULT_GROUP).is_dir() else None
+    try:
+        run(group_command(DEFAULT_GROUP))
+    except CreationFailed:
+        return None
+    return DEFAULT_GROUP
 
 
 def device(group: str, name: str) -> Path:
@@ -77,11 +113,24 @@ def make_volume(
     return device(group, name)
 
 
-def remove_volume(group: str, name: str, uuid: str, run: Run) -> None:
-    """Remove the machine's volume; no error if it has none. Raises CreationFailed."""
-    volumes = read_group(run(group_command(group)), run(volumes_command(group))).volumes
-    if any(volume.name == name and TAG + uuid in volume.tags for volume in volumes):
-        run(removal_command(group, name))
+def remove_volume(in_use: str | None, name: str, uuid: str, run: Run) -> None:
+    """Remove the machine's volume, in whatever group it is: another may be in use since it was made.
+
+    in_use: the group used now. No error if there is no volume or no LVM, nor if LVM can't list volumes where no group
+    is in use. Raises CreationFailed.
+    """
+    try:
+        found = read_owners(run(owners_command()))
+    except NoLvm:
+        return
+    except CreationFailed as failure:
+        if in_use is not None:
+            raise
+        _log.warning("whether %s has left a logical volume can't be told: %s", name, failure)
+        return
+    for group, volume, tags in found:
+        if volume == name and TAG + uuid in tags:
+            run(removal_command(group, name))
 
 
 def volume_bytes(group: Group, gb_per_processor: int | None, processors: int, settings: Settings) -> int:
@@ -105,6 +154,11 @@ def volumes_command(group: str) -> list[str]:
     return ["lvs", *_REPORT, "-o", "lv_name,lv_size,lv_tags", group]
 
 
+def owners_command() -> list[str]:
+    """Asks for the volumes of all groups, and whose they are."""
+    return ["lvs", *_REPORT, "-o", "vg_name,lv_name,lv_tags"]
+
+
 def creation_command(group: str, name: str, uuid: str, size_bytes: int) -> list[str]:
     """Makes a volume. What a predecessor has left in these blocks is not looked for."""
     options = ["--yes", "--wipesignatures", "y", "--addtag", TAG + uuid]
@@ -121,14 +175,20 @@ def read_group(group_report: str, volumes_report: str) -> Group:
     try:
         (group,) = _rows(group_report, "vg")
         volumes = tuple(
-            Volume(
-                str(row["lv_name"]), int(row["lv_size"]), tuple(filter(None, str(row["lv_tags"]).split(",")))
-            )
+            Volume(str(row["lv_name"]), int(row["lv_size"]), _tags(row))
             for row in _rows(volumes_report, "lv")
         )
         return Group(int(group["vg_size"]), int(group["vg_extent_size"]), volumes)
-    except (ValueError, KeyError, IndexError, TypeError) as error:
-        raise CreationFailed(f"LVM's report can't be understood: {error!r}") from error
+    except _UNREADABLE as error:
+        raise _not_understood(error) from error
+
+
+def read_owners(report: str) -> list[tuple[str, str, tuple[str, ...]]]:
+    """The answer to owners_command: group, name and tags. Raises CreationFailed if it isn't."""
+    try:
+        return [(str(row["vg_name"]), str(row["lv_name"]), _tags(row)) for row in _rows(report, "lv")]
+    except _UNREADABLE as error:
+        raise _not_understood(error) from error
 
 
 def run_lvm(command: Sequence[str]) -> str:
@@ -136,7 +196,7 @@ def run_lvm(command: Sequence[str]) -> str:
     try:
         done = subprocess.run(command, capture_output=True, timeout=LVM_SECONDS, check=False)
     except FileNotFoundError as error:
-        raise CreationFailed(f"{command[0]} isn't there: install lvm2") from error
+        raise NoLvm(f"{command[0]} isn't there: install lvm2") from error
     except subprocess.TimeoutExpired as error:
         raise CreationFailed(f"{command[0]} hasn't answered for {LVM_SECONDS:.0f} s") from error
     if done.returncode != 0:
@@ -146,8 +206,17 @@ def run_lvm(command: Sequence[str]) -> str:
 
 
 _REPORT = ("--reportformat", "json", "--units", "b", "--nosuffix")
+_UNREADABLE = (ValueError, KeyError, IndexError, TypeError)
 
 
 def _rows(report: str, kind: str) -> Sequence[Mapping[str, Any]]:
     rows: Sequence[Mapping[str, Any]] = json.loads(report)["report"][0][kind]
     return rows
+
+
+def _tags(row: Mapping[str, Any]) -> tuple[str, ...]:
+    return tuple(filter(None, str(row["lv_tags"]).split(",")))
+
+
+def _not_understood(error: Exception) -> CreationFailed:
+    return CreationFailed(f"LVM's report can't be understood: {error!r}")

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
 from vac.cli import doctor_vms
 from vac.config.settings import Settings
+from vac.drivers.base import CreationFailed
 from vac.host.nat import NatHost, NatProblem
 
 BOTH = ["169.254.169.253", "169.254.169.254"]
@@ -87,3 +89,13 @@ def test_a_missing_key_is_no_more_than_a_note(settings: Settings) -> None:
     settings.root_public_key.unlink()
     rows = {what: serious for what, problem, serious in doctor_vms.rows(settings, Host()) if problem}
     assert rows[f"root_public_key {settings.root_public_key}"] is False
+
+
+def test_lvms_programs_are_needed_only_if_a_group_is_used(settings: Settings, programs: set[str]) -> None:
+    def no_group(_: Sequence[str]) -> str:
+        raise CreationFailed("vgs isn't there")
+
+    assert [*doctor_vms.lvm_rows(settings, no_group)] == []
+    programs |= {"vgs", "lvs"}
+    missing = "lvcreate lvremove not there: install lvm2"
+    assert [*doctor_vms.lvm_rows(settings, lambda _: "")] == [("LVM's programs", missing, True)]

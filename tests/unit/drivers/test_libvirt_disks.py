@@ -6,6 +6,7 @@ import json
 import os
 import struct
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,19 @@ import pytest
 from vac.config.settings import Settings
 from vac.drivers.base import CreationFailed
 from vac.drivers.libvirt_disks import make_sparse, open_image, overlay_command, remove_names
-from vac.drivers.libvirt_volumes import Group, Volume, make_volume, read_group, remove_volume, volume_bytes
+from vac.drivers.libvirt_volumes import (
+    DEFAULT_GROUP,
+    GROUP_LOOK_SECONDS,
+    Group,
+    GroupFinder,
+    Volume,
+    group_in_use,
+    make_volume,
+    read_group,
+    remove_volume,
+    run_lvm,
+    volume_bytes,
+)
 from vac.drivers.libvirt_xml import Image
 
 SETTINGS = Settings(factory_name="factory1.example.com", total_processors=8)
@@ -45,6 +58,22 @@ VOLUMES_REPORT = """
 """
 
 
+OWNERS_REPORT = """
+  {
+      "report": [
+          {
+              "lv": [
+                  {"vg_name":"debian", "lv_name":"root", "lv_tags":""},
+                  {"vg_name":"old", "lv_name":"factory1-00.example.com", "lv_tags":"vac.uuid=5b4e6c1a"},
+                  {"vg_name":"vg", "lv_name":"factory1-00.example.com", "lv_tags":"vac.uuid=0815"},
+                  {"vg_name":"vg", "lv_name":"factory1-01.example.com", "lv_tags":"a,vac.uuid=77"}
+              ]
+          }
+      ]
+  }
+"""
+
+
 class Lvm:
     """Answers as recorded, and remembers what it was told."""
 
@@ -53,6 +82,8 @@ class Lvm:
 
     def __call__(self, command: Sequence[str]) -> str:
         if command[0] in ("vgs", "lvs"):
+            if "vg_name,lv_name,lv_tags" in command:
+                return OWNERS_REPORT
             return GROUP_REPORT if command[0] == "vgs" else VOLUMES_REPORT
         self.told.append(list(command))
         return ""
@@ -174,9 +205,69 @@ def test_a_volume_left_by_another_machine_is_replaced() -> None:
 
 
 @pytest.mark.parametrize(
-    ("uuid", "told"), [(UUID, [["lvremove", "--yes", f"vg/{NAME}"]]), ("another", []), ("77", [])]
+    ("uuid", "told"),
+    [
+        (UUID, [["lvremove", "--yes", f"old/{NAME}"]]),
+        ("0815", [["lvremove", "--yes", f"vg/{NAME}"]]),
+        ("another", []),
+        ("77", []),
+    ],
 )
-def test_only_the_machines_own_volume_is_removed(uuid: str, told: list[list[str]]) -> None:
+def test_only_the_machines_own_volume_is_removed_in_whatever_group_it_is(
+    uuid: str, told: list[list[str]]
+) -> None:
     lvm = Lvm()
     remove_volume("vg", NAME, uuid, lvm)
     assert lvm.told == told
+
+
+def test_without_lvm_no_volume_has_to_be_removed(monkeypatch: pytest.MonkeyPatch) -> None:
+    def run(command: Sequence[str], **_: object) -> None:
+        raise FileNotFoundError(2, "No such file or directory", command[0])
+
+    monkeypatch.setattr("subprocess.run", run)
+    remove_volume("vg", NAME, UUID, run_lvm)
+
+
+def test_a_volume_that_lvm_can_not_look_for_is_not_taken_as_removed_where_a_group_is_in_use() -> None:
+    with pytest.raises(CreationFailed, match="not found"):
+        remove_volume("vg", NAME, UUID, no_group)
+    with pytest.raises(CreationFailed, match="LVM's report"):
+        remove_volume("vg", NAME, UUID, lambda _: '{"report": [{"lv": [{"lv_name": "a"}]}]}')
+    remove_volume(None, NAME, UUID, no_group)
+
+
+def test_a_volume_that_can_not_be_removed_is_an_error_in_any_group() -> None:
+    def run(command: Sequence[str]) -> str:
+        return OWNERS_REPORT if command[0] == "lvs" else no_group(command)
+
+    with pytest.raises(CreationFailed, match="lvremove"):
+        remove_volume(None, NAME, UUID, run)
+
+
+def no_group(command: Sequence[str]) -> str:
+    raise CreationFailed(f"{command[0]}: Volume group not found")
+
+
+def test_the_usual_group_is_used_if_lvm_knows_it_though_dev_has_no_directory_of_it() -> None:
+    assert group_in_use(SETTINGS, Lvm()) == DEFAULT_GROUP
+    assert group_in_use(SETTINGS, no_group) is None
+
+
+def test_a_configured_group_is_used_without_asking() -> None:
+    assert group_in_use(replace(SETTINGS, volume_group="vg"), no_group) == "vg"
+
+
+def test_lvm_is_asked_for_the_usual_group_now_and_then_only() -> None:
+    asked: list[Sequence[str]] = []
+    now = 0.0
+
+    def run(command: Sequence[str]) -> str:
+        asked.append(command)
+        return no_group(command) if len(asked) == 1 else GROUP_REPORT
+
+    groups = GroupFinder(run, lambda: now)
+    assert [groups.in_use(SETTINGS), groups.in_use(SETTINGS), len(asked)] == [None, None, 1]
+    now = GROUP_LOOK_SECONDS
+    assert [groups.in_use(SETTINGS), groups.in_use(SETTINGS), len(asked)] == [DEFAULT_GROUP, DEFAULT_GROUP, 2]
+    assert groups.in_use(replace(SETTINGS, volume_group="vg")) == "vg"
