@@ -8,6 +8,7 @@ an initramfs. The processor is emulated: what takes a second here takes ten ther
 from __future__ import annotations
 
 import contextlib
+import re
 import resource
 import shlex
 import shutil
@@ -129,8 +130,8 @@ def run_in_guest(command: Sequence[str], *, systemd: bool = False) -> Ran:
             qemu(directory, socket, options)
         output = (directory / "output").read_text(errors="replace").replace("\r", "")
         console = (directory / "console").read_text(errors="replace")
-    said, found, status = output.rpartition(MARK)
-    return Ran(int(status) if found else None, said if found else output, console)
+    ended = re.search(rf"^{MARK} (\d+)$", output, re.MULTILINE)
+    return Ran(int(ended[1]) if ended else None, output[: ended.start()] if ended else output, console)
 
 
 def make_units(directory: Path, script: Path) -> None:

@@ -106,6 +106,11 @@ def done_by(site: Piped) -> dict[str, list[int]]:
     return found
 
 
+def ends(site: Piped) -> set[tuple[str, str]]:
+    """Machinetype and shutdown code of machines that have ended."""
+    return {(life.machinetype, life.message[:3]) for life in site.factory.lives() if life.finished}
+
+
 def test_work_is_shared_ends_and_resumes(tmp_path: Path) -> None:
     with contextlib.ExitStack() as stack:
         tasks, vm_has_come = tmp_path / "tasks", threading.Event()
@@ -147,9 +152,11 @@ def test_work_is_shared_ends_and_resumes(tmp_path: Path) -> None:
         site.factory.wait_for(
             lambda: set(site.factory.status().held_here) == set(TYPES), "all types are held back", PATIENCE
         )
-        ends = Counter((life.machinetype, life.message[:3]) for life in site.factory.lives() if life.finished)
-        assert {code for _, code in ends} == {"200", "300"}
-        assert {name for name, code in ends if code == "200"} == set(TYPES)
+        site.factory.wait_for(
+            lambda: "300" in {code for _, code in ends(site)}, "a pilot finds no work", PATIENCE
+        )
+        assert {code for _, code in ends(site)} == {"200", "300"}
+        assert {name for name, code in ends(site) if code == "200"} == set(TYPES)
 
         queue.add(f"echo {number}" for number in range(MORE_TASKS))
         site.factory.wait_for(
