@@ -19,7 +19,8 @@ from vac.drivers.registry import APART
 
 def main(version: str) -> None:
     with open_site(version) as site:
-        tree, image, mounted = (site.settings.state_dir / name for name in ("tree", "image", "mounted"))
+        files = site.settings.state_dir / "machinetypes/t/files"
+        tree, image, mounted = (files / name for name in ("tree", "image", "mounted"))
         for directory in (tree / "etc", mounted):
             directory.mkdir(parents=True)
         subprocess.run([require_tool("mksquashfs"), tree, image, "-quiet", "-no-progress"], check=True)
