@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import queue
-import threading
 import uuid
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from tests.engines.docker_fixture import IMAGE, wait_for
+from tests.engines.listening import listening
 from vac.config.machinetype import Machinetype
 from vac.config.settings import Settings
-from vac.drivers.base import EngineState, EngineUnavailable, MachineSpec
+from vac.drivers.base import EngineState, MachineSpec
 from vac.drivers.docker_engine import DockerDriver
 from vac.drivers.docker_progress import PullLimits
 
@@ -109,26 +108,9 @@ class Machines:
         wait_for((outputs / name).exists, f"{name} exists in joboutputs, which has {list(outputs.iterdir())}")
         return outputs
 
-    @contextlib.contextmanager
-    def listening(self) -> Iterator[queue.SimpleQueue[str | None]]:
-        """What the driver's events say from now on; a text with ! if they fail, None when they have ended."""
-        news: queue.SimpleQueue[str | None] = queue.SimpleQueue()
-
-        def listen() -> None:
-            try:
-                for name in self.driver.events():
-                    news.put(name)
-            except EngineUnavailable as error:
-                news.put(f"!{error}")
-            news.put(None)
-
-        thread = threading.Thread(target=listen)
-        thread.start()
-        try:
-            yield news
-        finally:
-            self.driver.close()
-            thread.join()
+    def listening(self) -> contextlib.AbstractContextManager[queue.SimpleQueue[str | None]]:
+        """As listening() of the driver."""
+        return listening(self.driver)
 
     def close(self) -> None:
         """Close all drivers."""

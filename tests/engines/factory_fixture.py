@@ -296,3 +296,29 @@ def _mtime(path: Path) -> float | None:
     with contextlib.suppress(OSError):
         return path.stat().st_mtime
     return None
+
+
+def records(site: FactorySite) -> dict[str, dict[str, str]]:
+    """The fields of all accounting records by uuid; a second one of a machine is an error."""
+    found: dict[str, dict[str, str]] = {}
+    for path in site.state.apel_archive.glob("*/*"):
+        fields = dict(line.split(": ", 1) for line in path.read_text().splitlines() if ": " in line)
+        assert fields["LocalJobId"] not in found
+        found[fields["LocalJobId"]] = fields
+    return found
+
+
+def uuids(site: FactorySite, machinetype: str | None = None) -> set[str]:
+    """Of the machines that run."""
+    return {machine.uuid for machine in site.running(machinetype)}
+
+
+def ended(machine: Machine) -> bool:
+    """Has the factory written its end?"""
+    return (machine.directory / "finished").exists()
+
+
+def message(machine: Machine) -> str:
+    """Its shutdown message as it is kept."""
+    path = machine.directory / "shutdown_message"
+    return path.read_text().strip() if path.exists() else ""

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import queue
-import threading
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from tests.engines.libvirt_fixture import PATIENCE_SECONDS, PrivateLibvirt, wait_for
+from tests.engines.listening import listening
 from vac.config.machinetype import Machinetype
 from vac.config.settings import Settings
-from vac.drivers.base import EngineState, EngineUnavailable, Fetch, MachineSpec, Observed
+from vac.drivers.base import EngineState, Fetch, MachineSpec, Observed
 from vac.drivers.libvirt_engine import LibvirtDriver
 from vac.host.nat import NatHost
 
@@ -96,26 +96,10 @@ class Machines:
 
     @contextlib.contextmanager
     def listening(self) -> Iterator[queue.SimpleQueue[str | None]]:
-        """What the driver's events say from now on; a text with ! if they fail, None when they have ended."""
-        news: queue.SimpleQueue[str | None] = queue.SimpleQueue()
-
-        def listen() -> None:
-            try:
-                for name in self.driver.events():
-                    news.put(name)
-            except EngineUnavailable as error:
-                news.put(f"!{error}")
-            news.put(None)
-
-        thread = threading.Thread(target=listen)
-        thread.start()
-        try:
+        """As listening() of the driver, once it has begun."""
+        with listening(self.driver) as news:
             assert news.get(timeout=PATIENCE_SECONDS) == ""
             yield news
-        finally:
-            self.driver.close()
-            thread.join(PATIENCE_SECONDS)
-            assert not thread.is_alive()
 
     def destroy_all(self) -> None:
         """End whatever there is."""

@@ -11,7 +11,16 @@ from functools import partial
 import pytest
 
 from tests.engines.docker_fixture import IMAGE, PrivateDocker, root_tar
-from tests.engines.factory_fixture import FactorySite, Kind, Option, factory_site
+from tests.engines.factory_fixture import (
+    FactorySite,
+    Kind,
+    Option,
+    ended,
+    factory_site,
+    message,
+    records,
+    uuids,
+)
 from tests.engines.impatient import STALL_SECONDS
 from tests.engines.registry_fixture import Registry, incompressible
 from vac.drivers.docker_create import LABEL_FACTORY, LABEL_NAME, LABEL_UUID
@@ -118,31 +127,6 @@ def wait_until_full(site: FactorySite) -> None:
 def end(machine: Machine) -> None:
     """Let it end by itself."""
     (machine.directory / "joboutputs" / "end").touch()
-
-
-def ended(machine: Machine) -> bool:
-    """Has the factory written its end?"""
-    return (machine.directory / "finished").exists()
-
-
-def message(machine: Machine) -> str:
-    """Its shutdown message as it is kept."""
-    path = machine.directory / "shutdown_message"
-    return path.read_text().strip() if path.exists() else ""
-
-
-def records(site: FactorySite) -> dict[str, dict[str, str]]:
-    """The fields of all accounting records by uuid; a second one of a machine is an error."""
-    found: dict[str, dict[str, str]] = {}
-    for path in site.state.apel_archive.glob("*/*"):
-        fields = dict(line.split(": ", 1) for line in path.read_text().splitlines() if ": " in line)
-        assert fields["LocalJobId"] not in found
-        found[fields["LocalJobId"]] = fields
-    return found
-
-
-def uuids(site: FactorySite, machinetype: str | None = None) -> set[str]:
-    return {machine.uuid for machine in site.running(machinetype)}
 
 
 def wait_for_replacement(site: FactorySite, *machines: Machine, but: Sequence[Machine] = ()) -> None:

@@ -19,7 +19,17 @@ from typing import Callable
 import libvirt
 import pytest
 
-from tests.engines.factory_fixture import AT_ONCE, FactorySite, Kind, Option, factory_site
+from tests.engines.factory_fixture import (
+    AT_ONCE,
+    FactorySite,
+    Kind,
+    Option,
+    ended,
+    factory_site,
+    message,
+    records,
+    uuids,
+)
 from tests.engines.guest_images import CONTEXTUALIZED, Guest, boot_iso, disk_qcow2
 from tests.engines.libvirt_fixture import PATIENCE_SECONDS, PrivateLibvirt
 from tests.https_server import Page, Web
@@ -104,29 +114,6 @@ def full(site: FactorySite) -> FactorySite:
 
     site.wait_for(old_enough, "all slots are taken", PATIENCE_SECONDS)
     return site
-
-
-def records(site: FactorySite) -> dict[str, dict[str, str]]:
-    """The fields of all accounting records by uuid; a second one of a machine is an error."""
-    found: dict[str, dict[str, str]] = {}
-    for path in site.state.apel_archive.glob("*/*"):
-        fields = dict(line.split(": ", 1) for line in path.read_text().splitlines() if ": " in line)
-        assert fields["LocalJobId"] not in found
-        found[fields["LocalJobId"]] = fields
-    return found
-
-
-def uuids(site: FactorySite, machinetype: str | None = None) -> set[str]:
-    return {machine.uuid for machine in site.running(machinetype)}
-
-
-def ended(machine: Machine) -> bool:
-    return (machine.directory / "finished").exists()
-
-
-def message(machine: Machine) -> str:
-    path = machine.directory / "shutdown_message"
-    return path.read_text().strip() if path.exists() else ""
 
 
 def console(machine: Machine) -> str:
