@@ -24,6 +24,7 @@ from vac.context.certificates import (
     shown_name,
     validity,
 )
+from vac.context.reading import read_limited
 
 CERTIFICATE_FILE, KEY_FILE = "x509cert.pem", "x509key.pem"
 """In a machinetype's directory."""
@@ -151,13 +152,9 @@ def _public(key: object) -> bytes:
 
 def _read(path: Path) -> bytes:
     try:
-        with path.open("rb") as file:
-            content = file.read(LARGEST_FILE + 1)
-    except OSError as error:
-        raise ProxyRefused(f"{path} can't be read: {error.strerror}") from error
-    if len(content) > LARGEST_FILE:
-        raise ProxyRefused(f"{path} is larger than {LARGEST_FILE} bytes")
-    return content
+        return read_limited(path, LARGEST_FILE)
+    except ValueError as error:
+        raise ProxyRefused(str(error)) from error
 
 
 def _time(unix_seconds: float) -> datetime.datetime:

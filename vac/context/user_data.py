@@ -16,6 +16,7 @@ from vac.config.machinetype import VM_MODELS, Machinetype
 from vac.config.settings import Settings
 from vac.config.values import without_password
 from vac.context.proxies import CERTIFICATE_FILE, KEY_FILE, ProxyRefused, proxy_from_files
+from vac.context.reading import read_limited
 from vac.context.transfers import DownloadFailed, Limits, document, is_html
 
 LIMIT_BYTES = 10 * 1024 * 1024
@@ -209,13 +210,9 @@ def _proxy(wanted: Wanted) -> bytes:
 
 def _read(path: Path, what: str) -> bytes:
     try:
-        with path.open("rb") as opened:
-            content = opened.read(LIMIT_BYTES + 1)
-    except OSError as error:
-        raise ContextError(f"{what}: {path} can't be read: {error.strerror}") from error
-    if len(content) > LIMIT_BYTES:
-        raise ContextError(f"{what}: {path} is larger than {LIMIT_BYTES} bytes")
-    return content
+        return read_limited(path, LIMIT_BYTES)
+    except ValueError as error:
+        raise ContextError(f"{what}: {error}") from error
 
 
 def _bytes(text: str) -> bytes:
