@@ -9,8 +9,8 @@ import functools
 import sys
 
 from vac.daemon import main
-from vac.drivers import docker_engine
-from vac.drivers.docker_progress import PullLimits
+from vac.drivers.docker import engine as docker_engine
+from vac.drivers.docker.progress import PullLimits
 from vac.drivers.engine import Deadlines, Engine
 from vac.factory import process, watching
 

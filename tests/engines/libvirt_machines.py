@@ -14,7 +14,7 @@ from tests.engines.listening import listening
 from vac.config.machinetype import Machinetype
 from vac.config.settings import Settings
 from vac.drivers.base import EngineState, Fetch, MachineSpec, Observed
-from vac.drivers.libvirt_engine import LibvirtDriver
+from vac.drivers.libvirt.engine import LibvirtDriver
 from vac.host.nat import NatHost
 
 FACTORY = "factory1.example.com"

@@ -19,7 +19,7 @@ from vac.config.machinetype import Machinetype
 from vac.config.settings import Settings
 from vac.context.downloads import ImageCache
 from vac.drivers.base import EngineState, MachineSpec, Observed
-from vac.drivers.processes import ProcessDriver
+from vac.drivers.processes.engine import ProcessDriver
 from vac.host.cgroup_v1 import GroupsV1
 from vac.host.cgroup_v2 import GroupsV2
 from vac.host.cgroups import Groups, find_mounts

@@ -19,7 +19,7 @@ from tests.engines.registry_fixture import Registry, incompressible
 from vac.context.downloads import ImageCache
 from vac.context.signatures import SignedImages
 from vac.drivers.base import CreationFailed, EngineState
-from vac.drivers.docker_engine import DockerDriver
+from vac.drivers.docker.engine import DockerDriver
 from vac.drivers.registry import driver_for
 
 pytestmark = pytest.mark.engine
@@ -148,7 +148,7 @@ def test_an_archive_is_loaded_and_run(engine: PrivateDocker, machines: Machines)
 def test_an_archive_that_has_been_replaced_is_loaded_anew(
     engine: PrivateDocker, machines: Machines, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("vac.drivers.docker_images.ARCHIVE_LOOK_SECONDS", 0.0)
+    monkeypatch.setattr("vac.drivers.docker.images.ARCHIVE_LOOK_SECONDS", 0.0)
     spec = machines.spec(SLEEP, root_image="image.tar")
     spec.files.mkdir()
     archive = spec.files / "image.tar"

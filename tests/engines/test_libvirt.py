@@ -19,9 +19,9 @@ from tests.engines.guest_images import ACPI, IDLE, PREAMBLE, Guest, boot_iso, di
 from tests.engines.libvirt_fixture import PATIENCE_SECONDS, PrivateLibvirt, wait_for
 from tests.engines.libvirt_machines import MIB, Machines, console
 from vac.config.settings import Settings
-from vac.drivers import libvirt_api
 from vac.drivers.base import CreationFailed, EngineState, EngineUnavailable, MachineSpec
-from vac.drivers.libvirt_engine import LibvirtDriver
+from vac.drivers.libvirt import api as libvirt_api
+from vac.drivers.libvirt.engine import LibvirtDriver
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(400)]
 

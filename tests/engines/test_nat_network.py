@@ -18,9 +18,9 @@ from tests.conftest import require_tool
 from tests.engines.libvirt_fixture import PrivateLibvirt, wait_for
 from tests.engines.web_fixture import FACTORY, WebSite
 from vac.config.settings import Settings
-from vac.drivers.libvirt_api import Connection
-from vac.drivers.libvirt_network import NetworkKeeper, ensure_network
-from vac.drivers.network_xml import network_facts, slot_hosts, wanted_facts
+from vac.drivers.libvirt.api import Connection
+from vac.drivers.libvirt.network import NetworkKeeper, ensure_network
+from vac.drivers.libvirt.network_xml import network_facts, slot_hosts, wanted_facts
 from vac.host.nat import NatHost
 
 pytestmark = pytest.mark.engine

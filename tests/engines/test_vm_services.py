@@ -18,10 +18,10 @@ from tests.engines.libvirt_machines import console
 from tests.engines.web_fixture import FACTORY, WebSite
 from tests.unit.state_dirs import machinetype_of
 from vac.config.settings import Settings
-from vac.drivers import libvirt_network
 from vac.drivers.base import MachineSpec
-from vac.drivers.libvirt_engine import LibvirtDriver
-from vac.drivers.libvirt_xml import FILTER
+from vac.drivers.libvirt import network as libvirt_network
+from vac.drivers.libvirt.domain_xml import FILTER
+from vac.drivers.libvirt.engine import LibvirtDriver
 from vac.host.nat import NatHost
 from vac.machines.layout import slot_address
 

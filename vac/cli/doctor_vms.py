@@ -12,9 +12,9 @@ from typing import Optional
 
 from vac.config.settings import Settings
 from vac.drivers.base import EngineUnavailable
-from vac.drivers.libvirt_volumes import Run, group_in_use, run_lvm
-from vac.drivers.libvirt_xml import FILTER
-from vac.drivers.network_xml import METADATA, SERVER
+from vac.drivers.libvirt.domain_xml import FILTER
+from vac.drivers.libvirt.network_xml import METADATA, SERVER
+from vac.drivers.libvirt.volumes import Run, group_in_use, run_lvm
 from vac.host.nat import NatHost, NatProblem
 from vac.host.nat_rules import BRIDGE
 from vac.machines.layout import StateDir
@@ -51,7 +51,7 @@ def rows(settings: Settings, host: NatHost | None = None) -> Iterator[Row]:
 
 def hypervisor_rows(settings: Settings) -> Iterator[Row]:
     """What the hypervisor offers, once it has been seen to answer."""
-    from vac.drivers.libvirt_api import Connection  # only here is libvirt needed
+    from vac.drivers.libvirt.api import Connection  # only here is libvirt needed
 
     connection = Connection(settings.libvirt_uri, settings.vm_domain_type)
     try:

@@ -20,9 +20,9 @@ ENGINES = {
 }
 """By machine model. Singularity and bubblewrap share one, as their machines share one tree of cgroups."""
 MODULES = {
-    "libvirt": "vac.drivers.libvirt_engine",
-    "docker": "vac.drivers.docker_engine",
-    "processes": "vac.drivers.processes",
+    "libvirt": "vac.drivers.libvirt.engine",
+    "docker": "vac.drivers.docker.engine",
+    "processes": "vac.drivers.processes.engine",
 }
 """By engine; each has a function open_driver(settings, fetch)."""
 APART: Mapping[str, frozenset[ActionKind]] = {

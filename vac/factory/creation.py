@@ -9,7 +9,7 @@ from vac.config.machinetype import VM_MODELS, Machinetype
 from vac.context.user_data import Wanted
 from vac.drivers.base import CreationFailed, EngineState, MachineSpec
 from vac.drivers.messages import Created, CreationRefused
-from vac.drivers.process_plan import account
+from vac.drivers.processes.plan import account
 from vac.factory.contexts import ContextFailed, ContextMade, Contexts
 from vac.factory.ending import Ending
 from vac.factory.floor import Floor

@@ -1,6 +1,6 @@
 """Paths below /cvmfs, whose files are written by strangers: a symbolic link there may lead anywhere on the host.
 
-This module is also imported by vac.drivers.launch, which is why it imports so little.
+This module is also imported by vac.drivers.processes.launch, which is why it imports so little.
 """
 
 # ruff: noqa: PTH118

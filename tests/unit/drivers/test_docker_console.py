@@ -13,8 +13,8 @@ import requests
 import urllib3.exceptions
 
 from vac.config.settings import Settings
-from vac.drivers import docker_engine
-from vac.drivers.docker_engine import DockerDriver
+from vac.drivers.docker import engine as docker_engine
+from vac.drivers.docker.engine import DockerDriver
 
 FACTORY, NAME, UUID = "f1.example.com", "f1-00.example.com", "4b0a5e86-6d0f-4a7a-8a3c-9f3f0f1d2c3b"
 

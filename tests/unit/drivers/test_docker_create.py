@@ -12,7 +12,7 @@ import pytest
 from vac.config.machinetype import CAPABILITIES, Machinetype
 from vac.config.settings import Settings
 from vac.drivers.base import MachineSpec
-from vac.drivers.docker_create import (
+from vac.drivers.docker.create import (
     EngineKind,
     Image,
     container_config,
@@ -21,7 +21,7 @@ from vac.drivers.docker_create import (
     make_tmp_binds,
     tmp_bind_directory,
 )
-from vac.drivers.docker_nested import REFUSED
+from vac.drivers.docker.nested import REFUSED
 
 GOLDEN = Path(__file__).parents[2] / "data" / "docker-create.json"
 IMAGE = Image("sha256:1234", "example.com/pilot@sha256:5678", "", entrypoint=False)
@@ -134,7 +134,7 @@ def test_nested_machines_have_fuse_where_the_host_has_it(
     nested: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fuse = tmp_path / "fuse"
-    monkeypatch.setattr("vac.drivers.docker_create.FUSE", fuse)
+    monkeypatch.setattr("vac.drivers.docker.create.FUSE", fuse)
     assert "Devices" not in host_config(make_spec(container_nested=nested))
     fuse.touch()
     found = host_config(make_spec(container_nested=nested)).get("Devices", [])

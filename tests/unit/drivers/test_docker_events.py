@@ -11,9 +11,9 @@ from typing import Any, cast
 import pytest
 
 from vac.drivers.base import EngineUnavailable
-from vac.drivers.docker_api import Connection
-from vac.drivers.docker_events import EventReader, event_machine
-from vac.drivers.docker_listing import Ownership
+from vac.drivers.docker.api import Connection
+from vac.drivers.docker.events import EventReader, event_machine
+from vac.drivers.docker.listing import Ownership
 
 OWNERSHIP = Ownership("f1.example.com", {})
 LABELS = {"vac.factory": "f1.example.com", "vac.uuid": "u0", "vac.machine": "f1-00.example.com"}

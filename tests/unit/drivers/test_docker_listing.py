@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 
 from vac.drivers.base import EngineState
-from vac.drivers.docker_details import container_details, ended_time
-from vac.drivers.docker_events import event_machine
-from vac.drivers.docker_listing import Ownership, adoptable
+from vac.drivers.docker.details import container_details, ended_time
+from vac.drivers.docker.events import event_machine
+from vac.drivers.docker.listing import Ownership, adoptable
 
 FACTORY = "factory1.example.com"
 NAME = "factory1-00.example.com"

@@ -9,8 +9,8 @@ from typing import cast
 
 import pytest
 
-from vac.drivers.docker_api import Client
-from vac.drivers.docker_make import LONGEST_PASSWD_BYTES, read_passwd
+from vac.drivers.docker.api import Client
+from vac.drivers.docker.make import LONGEST_PASSWD_BYTES, read_passwd
 
 PASSWD = b"root:x:0:0::/:/bin/sh\npilot:x:1234:1235::/:/bin/sh\n"
 DIRECTORY, LINK, DEVICE = 1 << 31, 1 << 27, 1 << 26

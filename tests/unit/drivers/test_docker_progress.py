@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vac.drivers.docker_images import image_key, loaded_image
-from vac.drivers.docker_progress import PullError, PullLimits, PullProgress, pull_failure
+from vac.drivers.docker.images import image_key, loaded_image
+from vac.drivers.docker.progress import PullError, PullLimits, PullProgress, pull_failure
 
 LIMITS = PullLimits(stall_seconds=10, least_bytes=1000, total_seconds=100)
 

@@ -12,9 +12,9 @@ import docker.errors
 import pytest
 import requests
 
-from vac.drivers.docker_api import Connection
-from vac.drivers.docker_images import ImageKeeper
-from vac.drivers.docker_progress import LIMITS
+from vac.drivers.docker.api import Connection
+from vac.drivers.docker.images import ImageKeeper
+from vac.drivers.docker.progress import LIMITS
 
 OLD, NEW = "sha256:aa", "sha256:bb"
 PATIENCE_SECONDS = 60

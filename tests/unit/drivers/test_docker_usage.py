@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from vac.drivers import docker_usage
 from vac.drivers.base import Usage
-from vac.drivers.docker_usage import UsageMeter, parse_net_dev
+from vac.drivers.docker import usage as docker_usage
+from vac.drivers.docker.usage import UsageMeter, parse_net_dev
 from vac.host import contacts
 from vac.host.cgroup_foreign import ForeignGroup, find_group, foreign_usage
 from vac.host.cgroups import Mounts

@@ -17,9 +17,9 @@ from typing import Any, BinaryIO, Callable, cast
 
 import pytest
 
-from vac.drivers.docker_api import Connection
-from vac.drivers.docker_images import ImageKeeper
-from vac.drivers.image_archive import BadArchive, ImageArchive, read_archive
+from vac.drivers.docker.api import Connection
+from vac.drivers.docker.image_archive import BadArchive, ImageArchive, read_archive
+from vac.drivers.docker.images import ImageKeeper
 
 VICTIM = "sha256:" + "11" * 32
 

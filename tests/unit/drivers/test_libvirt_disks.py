@@ -13,8 +13,9 @@ import pytest
 
 from vac.config.settings import Settings
 from vac.drivers.base import CreationFailed
-from vac.drivers.libvirt_disks import make_sparse, open_image, overlay_command, remove_names
-from vac.drivers.libvirt_volumes import (
+from vac.drivers.libvirt.disks import make_sparse, open_image, overlay_command, remove_names
+from vac.drivers.libvirt.domain_xml import Image
+from vac.drivers.libvirt.volumes import (
     DEFAULT_GROUP,
     GROUP_LOOK_SECONDS,
     Group,
@@ -27,7 +28,6 @@ from vac.drivers.libvirt_volumes import (
     run_lvm,
     volume_bytes,
 )
-from vac.drivers.libvirt_xml import Image
 
 SETTINGS = Settings(factory_name="factory1.example.com", total_processors=8)
 NAME, UUID = "factory1-00.example.com", "5b4e6c1a"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from vac.drivers.base import EngineState, Observed, Usage
-from vac.drivers.libvirt_listing import Samples, machine_state, may_be_ours, starting_up, usage_of
+from vac.drivers.libvirt.listing import Samples, machine_state, may_be_ours, starting_up, usage_of
 
 RECORDED = {
     "state.state": 1,

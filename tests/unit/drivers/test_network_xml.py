@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from vac.config.settings import Settings
-from vac.drivers.network_xml import (
+from vac.drivers.libvirt.network_xml import (
     Host,
     host_changes,
     host_xml,

@@ -16,8 +16,8 @@ from typing import Any, Callable
 
 from vac.config.settings import Settings
 from vac.drivers.base import CreationFailed
-from vac.drivers.libvirt_disks import GB
-from vac.drivers.libvirt_listing import may_be_ours
+from vac.drivers.libvirt.disks import GB
+from vac.drivers.libvirt.listing import may_be_ours
 
 DEFAULT_GROUP = "vac_volume_group"
 TAG = "vac.uuid="

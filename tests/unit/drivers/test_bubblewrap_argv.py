@@ -11,8 +11,8 @@ import pytest
 
 from vac.config.machinetype import Machinetype
 from vac.config.settings import Settings
-from vac.drivers import apptainer, bubblewrap
 from vac.drivers.base import MachineSpec
+from vac.drivers.processes import apptainer, bubblewrap
 
 
 def make_spec(site: Path, **options: Any) -> MachineSpec:

@@ -16,9 +16,9 @@ import libvirt
 
 from vac.config.settings import Settings
 from vac.drivers.base import EngineUnavailable
-from vac.drivers.libvirt_api import Connection, explanation, lost
-from vac.drivers.libvirt_xml import NETWORK
-from vac.drivers.network_xml import (
+from vac.drivers.libvirt.api import Connection, explanation, lost
+from vac.drivers.libvirt.domain_xml import NETWORK
+from vac.drivers.libvirt.network_xml import (
     METADATA,
     SERVER,
     NetworkFacts,

@@ -23,15 +23,15 @@ from vac.config.machinetype import Machinetype
 from vac.config.settings import Settings
 from vac.config.values import without_password
 from vac.drivers.base import CreationFailed, EngineState, MachineSpec, Observed, Trace, Usage
-from vac.drivers.docker_api import CALL_SECONDS, Client, Connection, explanation
-from vac.drivers.docker_create import LABEL_UUID, Image
-from vac.drivers.docker_details import container_details, ended_time
-from vac.drivers.docker_events import EventReader, await_listing
-from vac.drivers.docker_images import ImageKeeper
-from vac.drivers.docker_listing import Listed, Ownership, adoptable
-from vac.drivers.docker_make import ContainerMaker
-from vac.drivers.docker_progress import LIMITS, PullLimits
-from vac.drivers.docker_usage import UsageMeter
+from vac.drivers.docker.api import CALL_SECONDS, Client, Connection, explanation
+from vac.drivers.docker.create import LABEL_UUID, Image
+from vac.drivers.docker.details import container_details, ended_time
+from vac.drivers.docker.events import EventReader, await_listing
+from vac.drivers.docker.images import ImageKeeper
+from vac.drivers.docker.listing import Listed, Ownership, adoptable
+from vac.drivers.docker.make import ContainerMaker
+from vac.drivers.docker.progress import LIMITS, PullLimits
+from vac.drivers.docker.usage import UsageMeter
 from vac.drivers.traces import Sampling, merged
 from vac.host.contacts import Contact
 

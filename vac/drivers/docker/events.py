@@ -16,8 +16,8 @@ from typing import Any, Callable, Union
 import docker.errors
 
 from vac.drivers.base import EngineUnavailable
-from vac.drivers.docker_api import Client, Connection, timed_out
-from vac.drivers.docker_listing import Ownership
+from vac.drivers.docker.api import Client, Connection, timed_out
+from vac.drivers.docker.listing import Ownership
 
 NEWS = frozenset({"die", "died", "destroy", "remove", "pause", "unpause", "rename", "oom"})
 ENDS = frozenset({"die", "died"})

@@ -16,7 +16,7 @@ from typing import Any, Callable, NamedTuple, Union
 import libvirt
 
 from vac.drivers.base import EngineUnavailable
-from vac.drivers.libvirt_api import Connection
+from vac.drivers.libvirt.api import Connection
 
 SAMPLE_SECONDS = 10.0
 """Usage is sampled at least this often, since a domain that crashes takes its figures with it."""

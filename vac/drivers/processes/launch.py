@@ -1,6 +1,6 @@
 """The small program between the driver and a machine's first process.
 
-Started by vac.drivers.processes as `python -I -S launch.py PLAN`, PLAN being JSON. It enters the machine's
+Started by vac.drivers.processes.engine as `python -I -S launch.py PLAN`, PLAN being JSON. It enters the machine's
 cgroup, becomes the unprivileged user, works out the command line (which may mean to look at an image on a
 network file system: never in the factory's process) and executes it. What is wrong is written to descriptor
 3 as {"failure": REASON}, and what the image is as {"image_path": PATH, "stamp": VERSION}. A program of its own

@@ -1,7 +1,7 @@
 """The command line of a Singularity/Apptainer machine: apptainer-exec(1), of Apptainer 1.0 and SingularityCE 3.9
 or later, with or without their setuid parts.
 
-This module is also imported by vac.drivers.launch, which is why it imports so little.
+This module is also imported by vac.drivers.processes.launch, which is why it imports so little.
 """
 
 # ruff: noqa: PTH110
@@ -32,7 +32,7 @@ _FAILED = 255
 
 
 def plan(spec: MachineSpec, program: str) -> dict[str, Any]:
-    """What command_line() needs, for JSON. Directories below mnt are as vac.drivers.process_plan makes them.
+    """What command_line() needs, for JSON. Directories below mnt are as vac.drivers.processes.plan makes them.
 
     A root_image with a URL has been replaced by its copy's path. Raises ValueError with a reason if the
     machinetype can't be run like this.

@@ -14,7 +14,7 @@ from pathlib import Path
 from urllib.parse import quote
 
 from vac.drivers.base import MachineSpec
-from vac.drivers.docker_nested import nested_profile
+from vac.drivers.docker.nested import nested_profile
 
 LABEL_SPACE = "vac.space"
 LABEL_FACTORY = "vac.factory"

@@ -21,7 +21,7 @@ from vac.config.settings import Settings
 from vac.drivers.base import CreationFailed, EngineUnavailable, Fetch, MachineSpec, Observed, Trace, Usage
 from vac.drivers.digests import version_of
 from vac.drivers.images import ImageFiles
-from vac.drivers.libvirt_api import (
+from vac.drivers.libvirt.api import (
     GONE,
     Connection,
     end_domain,
@@ -29,12 +29,12 @@ from vac.drivers.libvirt_api import (
     is_active,
     press_power_button,
 )
-from vac.drivers.libvirt_disks import remove_names
-from vac.drivers.libvirt_events import EventReader
-from vac.drivers.libvirt_listing import Samples, machine_state, may_be_ours, starting_up, usage_of
-from vac.drivers.libvirt_make import DomainMaker
-from vac.drivers.libvirt_network import NetworkKeeper
-from vac.drivers.libvirt_xml import DomainFacts, domain_facts, mac_address
+from vac.drivers.libvirt.disks import remove_names
+from vac.drivers.libvirt.domain_xml import DomainFacts, domain_facts, mac_address
+from vac.drivers.libvirt.events import EventReader
+from vac.drivers.libvirt.listing import Samples, machine_state, may_be_ours, starting_up, usage_of
+from vac.drivers.libvirt.make import DomainMaker
+from vac.drivers.libvirt.network import NetworkKeeper
 from vac.drivers.traces import ImageFacts, Sampling, merged
 from vac.host.conntrack import tracked
 from vac.host.nat import NatHost

@@ -12,11 +12,12 @@ import shutil
 from pathlib import Path
 from typing import Any, Protocol, cast
 
+import vac
 from vac.config.settings import Settings
 from vac.drivers.base import CreationFailed, MachineSpec
 from vac.host.cgroups import Limits
 
-MODELS = {"bubblewrap": "vac.drivers.bubblewrap", "singularity": "vac.drivers.apptainer"}
+MODELS = {"bubblewrap": "vac.drivers.processes.bubblewrap", "singularity": "vac.drivers.processes.apptainer"}
 """Module, a Model, by machine model."""
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
@@ -81,7 +82,7 @@ def make_plan(spec: MachineSpec) -> tuple[Model, dict[str, Any]]:
         f"{name.upper()}": f"/tmp/{name}" for name in ("machinefeatures", "jobfeatures", "joboutputs")
     }
     plan["environment"] = {"PATH": PATH, "HOME": "/tmp", **features, **plan.get("environment", {})}
-    plan["module"], plan["path"] = MODELS[kind], str(Path(__file__).parents[2])
+    plan["module"], plan["path"] = MODELS[kind], str(Path(vac.__file__).parents[1])
     plan["uid"], plan["gid"] = user.pw_uid, user.pw_gid
     return model, plan
 

@@ -15,8 +15,8 @@ from typing import cast
 import docker.errors
 
 from vac.drivers.base import CreationFailed, MachineSpec
-from vac.drivers.docker_api import Client, explanation
-from vac.drivers.docker_create import (
+from vac.drivers.docker.api import Client, explanation
+from vac.drivers.docker.create import (
     EngineKind,
     Image,
     container_config,
@@ -28,7 +28,7 @@ from vac.drivers.docker_create import (
     opens_proc,
     profile_path,
 )
-from vac.drivers.docker_nested import nested_profile
+from vac.drivers.docker.nested import nested_profile
 
 PASSWD = "/etc/passwd"
 LONGEST_PASSWD_BYTES = 1024 * 1024

@@ -15,7 +15,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from vac.drivers.base import CreationFailed
-from vac.drivers.libvirt_xml import Image
+from vac.drivers.libvirt.domain_xml import Image
 from vac.host.cvmfs_paths import CVMFS, real_image
 
 DEFAULT_GB_PER_PROCESSOR = 40

@@ -12,8 +12,8 @@ import libvirt
 
 from vac.config.settings import Settings
 from vac.drivers.base import CreationFailed, MachineSpec
-from vac.drivers.libvirt_api import explanation, lost, no_filter
-from vac.drivers.libvirt_disks import (
+from vac.drivers.libvirt.api import explanation, lost, no_filter
+from vac.drivers.libvirt.disks import (
     DEFAULT_GB_PER_PROCESSOR,
     GB,
     make_overlay,
@@ -21,8 +21,8 @@ from vac.drivers.libvirt_disks import (
     open_image,
     remove_names,
 )
-from vac.drivers.libvirt_volumes import GroupFinder, Run, make_volume, remove_volume, run_lvm
-from vac.drivers.libvirt_xml import FILTER, Disk, Hypervisor, Image, domain_xml
+from vac.drivers.libvirt.domain_xml import FILTER, Disk, Hypervisor, Image, domain_xml
+from vac.drivers.libvirt.volumes import GroupFinder, Run, make_volume, remove_volume, run_lvm
 
 _log = logging.getLogger(__name__)
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from vac.drivers.base import EngineState
-from vac.drivers.docker_create import LABEL_DIRECTORY, LABEL_FACTORY, LABEL_NAME, LABEL_UUID
+from vac.drivers.docker.create import LABEL_DIRECTORY, LABEL_FACTORY, LABEL_NAME, LABEL_UUID
 
 STATES: Mapping[str, EngineState] = {
     "created": EngineState.HALF_MADE,

@@ -1,6 +1,6 @@
 """The command line of a bubblewrap machine. Options are bubblewrap 0.4.1's (EL9) and later; see bwrap(1).
 
-This module is also imported by vac.drivers.launch, which is why it imports so little: pathlib alone would add
+This module is also imported by vac.drivers.processes.launch, which is why it imports so little: pathlib alone would add
 5 ms to each machine's start.
 
 bwrap can't make a mount point inside a read-only bind. Therefore the machine's root is a fresh file system
@@ -33,7 +33,7 @@ MOST_LINKS = 40
 
 
 def plan(spec: MachineSpec, program: str) -> dict[str, Any]:
-    """What command_line() needs, for JSON. Directories below mnt are as vac.drivers.process_plan makes them.
+    """What command_line() needs, for JSON. Directories below mnt are as vac.drivers.processes.plan makes them.
 
     Raises ValueError with a reason if the machinetype can't be run like this.
     """

@@ -10,7 +10,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from vac.drivers.docker_create import LABEL_DIGEST, LABEL_IMAGE
+from vac.drivers.docker.create import LABEL_DIGEST, LABEL_IMAGE
 
 
 def container_details(inspected: Mapping[str, Any]) -> dict[str, str]:

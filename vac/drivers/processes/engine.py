@@ -19,7 +19,6 @@ from typing import Any
 from vac.config.machinetype import Machinetype
 from vac.config.settings import Settings
 from vac.config.values import without_password
-from vac.drivers import launch
 from vac.drivers.base import (
     CreationFailed,
     EngineState,
@@ -32,7 +31,8 @@ from vac.drivers.base import (
 )
 from vac.drivers.digests import ImageVersion
 from vac.drivers.images import ImageFiles
-from vac.drivers.process_plan import Model, account, limits_of, make_plan, model_of, prepare_directory
+from vac.drivers.processes import launch
+from vac.drivers.processes.plan import Model, account, limits_of, make_plan, model_of, prepare_directory
 from vac.drivers.traces import ImageFacts, Sampling, merged, shared_network
 from vac.host.cgroup_watch import EndWatcher
 from vac.host.cgroups import CgroupError, Groups, open_groups

@@ -16,7 +16,7 @@ from typing import Any
 import libvirt
 
 from vac.drivers.base import EngineUnavailable
-from vac.drivers.libvirt_xml import FILTER, Hypervisor, hypervisor
+from vac.drivers.libvirt.domain_xml import FILTER, Hypervisor, hypervisor
 
 KEEPALIVE_SECONDS = 5
 KEEPALIVE_COUNT = 3

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from tests.unit.test_bubblewrap_argv import has, make_spec
-from vac.drivers import apptainer
+from tests.unit.drivers.test_bubblewrap_argv import has, make_spec
 from vac.drivers.base import MachineSpec
+from vac.drivers.processes import apptainer
 
 PARENT = b"Apptainer runtime parent: image.sif\0"
 INIT = b"appinit\0\0\0\0"

@@ -12,7 +12,7 @@ import pytest
 from vac.config.machinetype import Machinetype
 from vac.config.settings import Settings
 from vac.drivers.base import EngineUnavailable, MachineSpec
-from vac.drivers.libvirt_xml import (
+from vac.drivers.libvirt.domain_xml import (
     Disk,
     Hypervisor,
     Image,

@@ -22,10 +22,10 @@ import docker.errors
 
 from vac.config.values import without_password
 from vac.drivers.base import EngineUnavailable
-from vac.drivers.docker_api import Client, Connection, explanation, timed_out
-from vac.drivers.docker_create import Image
-from vac.drivers.docker_progress import LIMITS, PullError, PullLimits, PullProgress, pull_failure
-from vac.drivers.image_archive import BadArchive, read_archive
+from vac.drivers.docker.api import Client, Connection, explanation, timed_out
+from vac.drivers.docker.create import Image
+from vac.drivers.docker.image_archive import BadArchive, read_archive
+from vac.drivers.docker.progress import LIMITS, PullError, PullLimits, PullProgress, pull_failure
 from vac.host.cvmfs_paths import real_image
 
 SCHEME = "docker://"

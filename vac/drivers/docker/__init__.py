@@ -1,0 +1,1 @@
+"""Docker, and Podman through the same API: the driver and its parts."""

@@ -1,0 +1,1 @@
+"""Virtual machines through libvirt: the driver, its network and their parts."""

@@ -1,0 +1,1 @@
+"""Process containers: the driver of bubblewrap and Singularity/Apptainer, and their parts."""
