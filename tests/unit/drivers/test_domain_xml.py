@@ -135,9 +135,22 @@ def test_what_the_hypervisor_offers_decides(offered: str, wanted: str, expected:
     assert hypervisor(offered, wanted, filtering=False) == expected
 
 
-def test_a_hypervisor_without_kvm_says_so() -> None:
-    with pytest.raises(EngineUnavailable, match="offers qemu machines for x86_64, and vm_domain_type is kvm"):
-        hypervisor(capabilities("qemu"), "kvm", filtering=False)
+@pytest.mark.parametrize(
+    ("told", "wanted", "reason"),
+    [
+        (capabilities("qemu"), "kvm", "offers qemu machines for x86_64, and vm_domain_type is kvm"),
+        (capabilities(), "auto", "offers no machines for x86_64, and vm_domain_type is auto"),
+        (
+            "<capabilities><host><cpu><arch>x86_64</arch></cpu></host></capabilities>",
+            "qemu",
+            "offers no machines for x86_64, and vm_domain_type is qemu",
+        ),
+    ],
+    ids=["no kvm", "no emulator", "no guests at all"],
+)
+def test_what_the_hypervisor_does_not_offer_is_told(told: str, wanted: str, reason: str) -> None:
+    with pytest.raises(EngineUnavailable, match=reason):
+        hypervisor(told, wanted, filtering=False)
 
 
 def test_devices_have_the_bus_of_their_name() -> None:
