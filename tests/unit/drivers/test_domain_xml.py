@@ -79,6 +79,8 @@ def test_what_is_needed_again_is_read_back() -> None:
     )
     assert facts.own_files == (FILE.path,), "the image is shared and no disk of the machine's own"
     assert facts.display == "127.0.0.1:5902"
+    assert facts.filtered
+    assert not domain_facts(CASES["cernvm3-qemu"]).filtered
     assert facts.root_image == "http://user:***@example.com/cernvm.iso"
 
 
@@ -86,6 +88,7 @@ def test_a_strangers_domain_is_not_taken_for_ours() -> None:
     facts = domain_facts("<domain type='kvm'><devices><disk><source file='/x'/></disk></devices></domain>")
     assert facts.factory is None
     assert facts.own_files == ()
+    assert facts.filtered, "its cards, if any, are in no network of ours"
 
 
 def test_passwords_stay_out() -> None:
@@ -120,7 +123,7 @@ def capabilities(*domain_types: str, machines: str = "<machine>pc</machine>", ar
         (
             capabilities("qemu", "kvm"),
             "auto",
-            Hypervisor("kvm", "x86_64", "pc", "ide", False, (64055, 109)),
+            Hypervisor("kvm", "x86_64", "pc", "ide", owner=(64055, 109)),
         ),
         (capabilities("qemu"), "auto", Hypervisor("qemu", "x86_64", "pc", "ide")),
         (capabilities("qemu", "kvm"), "qemu", Hypervisor("qemu", "x86_64", "pc", "ide")),
@@ -132,7 +135,7 @@ def capabilities(*domain_types: str, machines: str = "<machine>pc</machine>", ar
     ],
 )
 def test_what_the_hypervisor_offers_decides(offered: str, wanted: str, expected: Hypervisor) -> None:
-    assert hypervisor(offered, wanted, filtering=False) == expected
+    assert hypervisor(offered, wanted) == expected
 
 
 @pytest.mark.parametrize(
@@ -150,7 +153,7 @@ def test_what_the_hypervisor_offers_decides(offered: str, wanted: str, expected:
 )
 def test_what_the_hypervisor_does_not_offer_is_told(told: str, wanted: str, reason: str) -> None:
     with pytest.raises(EngineUnavailable, match=reason):
-        hypervisor(told, wanted, filtering=False)
+        hypervisor(told, wanted)
 
 
 def test_devices_have_the_bus_of_their_name() -> None:

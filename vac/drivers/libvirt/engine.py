@@ -30,7 +30,7 @@ from vac.drivers.libvirt.api import (
     press_power_button,
 )
 from vac.drivers.libvirt.disks import remove_names
-from vac.drivers.libvirt.domain_xml import DomainFacts, domain_facts, mac_address
+from vac.drivers.libvirt.domain_xml import FILTER, DomainFacts, domain_facts, mac_address
 from vac.drivers.libvirt.events import EventReader
 from vac.drivers.libvirt.listing import Samples, machine_state, may_be_ours, starting_up, usage_of
 from vac.drivers.libvirt.make import DomainMaker
@@ -88,7 +88,16 @@ class LibvirtDriver:
 
     def notices(self) -> Sequence[str]:
         """See Noticing."""
-        return [*self._network.notices(), *self._maker.notices()]
+        unfiltered = sum(
+            not facts.filtered and self._belongs(uuid, facts) for uuid, facts in list(self._facts.items())
+        )
+        network = self._network.notices()
+        if not unfiltered:
+            return network
+        return [
+            *network,
+            f"{unfiltered} VM(s) without libvirt's filter {FILTER}: such a VM can take another's address",
+        ]
 
     def adopt(self, machines: Mapping[str, str]) -> None:
         """See Adopting."""
@@ -208,15 +217,18 @@ class LibvirtDriver:
         facts = self._facts.get(uuid)
         if facts is None:
             facts = self._facts[uuid] = domain_facts(domain.XMLDesc())
-        if facts.factory is None:
-            return uuid in self._adopted
-        if facts.factory != self._settings.factory_name:
+        if not self._belongs(uuid, facts):
             return False
         if facts.own_files and not starting_up(statistics):
             # its maker may have died before it could do that
             remove_names(facts.own_files)
             self._facts[uuid] = replace(facts, own_files=())
         return True
+
+    def _belongs(self, uuid: str, facts: DomainFacts) -> bool:
+        if facts.factory is None:
+            return uuid in self._adopted
+        return facts.factory == self._settings.factory_name
 
     def _press(self, uuid: str, refused: threading.Event) -> None:
         """Press the machine's power button; if that can't be done, say so."""

@@ -23,6 +23,7 @@ from vac.drivers.libvirt.disks import (
 )
 from vac.drivers.libvirt.domain_xml import FILTER, Disk, Hypervisor, Image, domain_xml
 from vac.drivers.libvirt.volumes import GroupFinder, Run, make_volume, remove_volume, run_lvm
+from vac.logs import OnChange
 
 _log = logging.getLogger(__name__)
 
@@ -33,7 +34,7 @@ class DomainMaker:
     def __init__(self, run: Run = run_lvm) -> None:
         self._run = run
         self._groups = GroupFinder(run)
-        self._unfiltered = False
+        self._changes = OnChange(_log)
 
     def make(
         self, connection: libvirt.virConnect, spec: MachineSpec, hypervisor: Hypervisor, image: Path
@@ -59,10 +60,6 @@ class DomainMaker:
             raise CreationFailed(explanation(error)) from error
         remove_names(files)
 
-    def notices(self) -> list[str]:
-        """What this host could not do."""
-        return [f"VMs run without the filter {FILTER}: one can take another's address"] * self._unfiltered
-
     def remove_volume(self, name: str, uuid: str, settings: Settings) -> None:
         """Remove the machine's logical volume, if it has one. Raises CreationFailed."""
         remove_volume(self._groups.in_use(settings), name, uuid, self._run)
@@ -75,18 +72,22 @@ class DomainMaker:
         disks: Sequence[Disk],
         cd_image: Image | None,
     ) -> None:
-        if self._unfiltered:
-            hypervisor = _without_filter(hypervisor)
-        try:
-            connection.createXML(domain_xml(spec, hypervisor, disks, cd_image), 0)
-        except libvirt.libvirtError as error:
-            if not hypervisor.filtering or not no_filter(error):
-                raise
-            connection.createXML(domain_xml(spec, _without_filter(hypervisor), disks, cd_image), 0)
-            self._unfiltered = True
-            _log.warning(
-                "VMs run without the filter %s: this host refuses it: %s", FILTER, explanation(error)
-            )
+        """Without the filter only if it can't be had now: what keeps it from working may pass."""
+        reason = "libvirt has no such filter"
+        if hypervisor.filtering:
+            try:
+                connection.createXML(domain_xml(spec, hypervisor, disks, cd_image), 0)
+            except libvirt.libvirtError as error:
+                if not no_filter(error):
+                    raise
+                reason = f"this host refuses it: {explanation(error)}"
+            else:
+                self._changes.clear(FILTER)
+                return
+        without = replace(hypervisor, filtering=False)
+        connection.createXML(domain_xml(spec, without, disks, cd_image), 0)
+        if spec.address is not None:
+            self._changes.say(FILTER, f"a VM is made without the filter {FILTER}: {reason}", logging.WARNING)
 
     def _disks(self, spec: MachineSpec, image: Image) -> list[Disk]:
         """An empty disk beside the CD, or the image's overlay and, on LVM, scratch. Raises OSError, CreationFailed."""
@@ -107,7 +108,3 @@ class DomainMaker:
     def _volume(self, spec: MachineSpec, group: str) -> Path:
         gb = spec.machinetype.disk_gb_per_processor
         return make_volume(group, spec.name, spec.uuid, gb, spec.processors, spec.settings, self._run)
-
-
-def _without_filter(hypervisor: Hypervisor) -> Hypervisor:
-    return replace(hypervisor, filtering=False)
