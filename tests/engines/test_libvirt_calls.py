@@ -97,6 +97,7 @@ class Hypervisor:
 
     def getAllDomainStats(self, statistics: int, flags: int) -> list[tuple[Domain, Mapping[str, Any]]]:
         self.asked.append("getAllDomainStats")
+        assert not statistics & libvirt.VIR_DOMAIN_STATS_CPU_TOTAL, "a QEMU that hangs would hold up all"
         return [(domain, {"state.state": 1, "state.reason": 1}) for domain in self.domains]
 
 
@@ -178,3 +179,16 @@ def test_what_else_is_refused_is_not_made_without_the_filter(site: Site) -> None
     with pytest.raises(CreationFailed, match="no such bus"):
         site.create(0)
     assert not site.hypervisor.domains
+
+
+def test_looking_at_machines_takes_one_call_for_all_and_one_for_the_cpu_of_each(site: Site) -> None:
+    for number in range(3):
+        site.create(number)
+    site.hypervisor.domains.append(
+        Domain(site.hypervisor.asked, "<domain><name>a.stranger</name><uuid>0</uuid></domain>")
+    )
+    site.driver.list()
+    site.hypervisor.asked.clear()
+    assert [machine.usage.cpu_seconds for machine in site.driver.list()] == [5.0] * 3
+    assert site.driver.usage().keys() == {machine.uuid for machine in site.driver.list()}
+    assert site.hypervisor.asked == ["getAllDomainStats", "info", "info", "info"] * 2
