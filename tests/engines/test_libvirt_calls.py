@@ -10,7 +10,7 @@ import uuid
 import xml.etree.ElementTree as ET
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Callable
 
 import libvirt
 import pytest
@@ -72,6 +72,7 @@ class Hypervisor:
     def __init__(self) -> None:
         self.has_filter = True
         self.refusals: list[libvirt.libvirtError] = []
+        self.starting: Callable[[], object] = lambda: None
         self.domains: list[Domain] = []
         self.asked: list[str] = []
 
@@ -92,6 +93,7 @@ class Hypervisor:
     def createXML(self, xml: str, flags: int) -> Domain:
         if self.refusals and FILTER in xml:
             raise self.refusals.pop()
+        self.starting()
         self.domains.append(Domain(self.asked, xml))
         return self.domains[-1]
 
@@ -106,17 +108,17 @@ class Site:
 
     def __init__(self, directory: Path) -> None:
         self.hypervisor = Hypervisor()
-        self.driver = LibvirtDriver(SETTINGS)
+        self.driver = LibvirtDriver(SETTINGS, lambda source, signing_dn=None: Path(source))
         self.directory = directory
         (directory / "boot.iso").write_bytes(b"an image")
 
-    def spec(self, number: int) -> MachineSpec:
+    def spec(self, number: int, **options: Any) -> MachineSpec:
         directory = self.directory / str(number)
         directory.mkdir()
         return MachineSpec(
             name=f"factory1-{number:02}.example.com",
             uuid=str(uuid.uuid4()),
-            machinetype=Machinetype("t", root_image="boot.iso", disk_gb_per_processor=1),
+            machinetype=Machinetype("t", root_image="boot.iso", disk_gb_per_processor=1, **options),
             settings=SETTINGS,
             processors=1,
             memory_bytes=2**27,
@@ -192,3 +194,36 @@ def test_looking_at_machines_takes_one_call_for_all_and_one_for_the_cpu_of_each(
     assert [machine.usage.cpu_seconds for machine in site.driver.list()] == [5.0] * 3
     assert site.driver.usage().keys() == {machine.uuid for machine in site.driver.list()}
     assert site.hypervisor.asked == ["getAllDomainStats", "info", "info", "info"] * 2
+
+
+def test_what_replaces_a_checked_image_before_the_hypervisor_opens_it_is_not_booted(
+    site: Site, tmp_path: Path
+) -> None:
+    opened: list[bytes] = []
+
+    def replace_then_open() -> None:
+        (tmp_path / "unjudged").write_bytes(b"another")
+        (tmp_path / "unjudged").replace(tmp_path / "boot.iso")
+        opened.append((tmp_path / "0" / "root.image").read_bytes())
+
+    site.hypervisor.starting = replace_then_open
+    spec = site.spec(0, image_signing_dn="/CN=signer")
+    site.driver.create(spec)
+    assert opened == [b"an image"]
+    (domain,) = site.hypervisor.domains
+    cd = ET.fromstring(domain.xml).find("devices/disk[@device='cdrom']/source")
+    assert cd is not None
+    assert cd.get("file") == str(spec.directory / "root.image")
+    assert list(spec.directory.iterdir()) == []
+
+
+def test_a_machine_that_can_not_be_made_leaves_no_names_of_its_image(site: Site) -> None:
+    site.hypervisor.refusals = [NO_DISK]
+    spec = site.spec(0, image_signing_dn="/CN=signer")
+    with pytest.raises(CreationFailed):
+        site.driver.create(spec)
+    (site.directory / "boot.iso").write_bytes(b"QFI\xfb")
+    spec = site.spec(1, image_signing_dn="/CN=another")
+    with pytest.raises(CreationFailed, match="cut off"):
+        site.driver.create(spec)
+    assert not list(site.directory.glob("*/root.*"))

@@ -84,6 +84,13 @@ def test_what_is_needed_again_is_read_back() -> None:
     assert facts.root_image == "http://user:***@example.com/cernvm.iso"
 
 
+def test_all_names_in_its_own_directory_go_when_it_runs() -> None:
+    image = Image(DIRECTORY / "root.image", "qcow2")
+    overlay = Disk(DIRECTORY / "root.qcow2", "vda", "qcow2", backing=image)
+    facts = domain_facts(domain_xml(machine_spec("vm-raw"), KVM, [overlay]))
+    assert facts.own_files == (overlay.path, image.path)
+
+
 def test_a_strangers_domain_is_not_taken_for_ours() -> None:
     facts = domain_facts("<domain type='kvm'><devices><disk><source file='/x'/></disk></devices></domain>")
     assert facts.factory is None

@@ -83,7 +83,7 @@ class DomainFacts:
     domain_type: str
     root_image: str
     own_files: tuple[Path, ...]
-    """Files of its disks in its own directory: they go with it."""
+    """Files of its image and disks in its own directory: they go with it."""
     address: str
     display: str
     filtered: bool
@@ -135,7 +135,7 @@ def domain_facts(xml: str) -> DomainFacts:
     domain = ET.fromstring(xml)
     own = domain.find(f"metadata/{{{NAMESPACE}}}machine")
     directory = own.get("directory", "") if own is not None else ""
-    files = [Path(source.get("file", "")) for source in domain.iterfind("devices/disk/source")]
+    files = [Path(source.get("file", "")) for source in domain.iterfind("devices/disk//source")]
     graphics = domain.find("devices/graphics")
     return DomainFacts(
         factory=own.get("factory") if own is not None else None,

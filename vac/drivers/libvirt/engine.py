@@ -33,7 +33,7 @@ from vac.drivers.libvirt.disks import remove_names
 from vac.drivers.libvirt.domain_xml import FILTER, DomainFacts, domain_facts, mac_address
 from vac.drivers.libvirt.events import EventReader
 from vac.drivers.libvirt.listing import Samples, machine_state, may_be_ours, starting_up, usage_of
-from vac.drivers.libvirt.make import DomainMaker
+from vac.drivers.libvirt.make import IMAGE, DomainMaker
 from vac.drivers.libvirt.network import NetworkKeeper
 from vac.drivers.traces import ImageFacts, Sampling, merged
 from vac.host.conntrack import tracked
@@ -118,10 +118,13 @@ class LibvirtDriver:
     def create(self, spec: MachineSpec) -> None:
         """See Driver."""
         kind = spec.machinetype
-        image = self._images.path(kind.root_image, kind.image_signing_dn, spec.files)
         with self._connection.use(ACT) as connection:
-            self._maker.make(connection, spec, self._connection.hypervisor(connection), image)
-        self._image_facts.note(spec.uuid, {"image_path": str(image)}, version_of(image))
+            hypervisor = self._connection.hypervisor(connection)
+            own_name = spec.directory / IMAGE
+            image, name = self._images.held(kind.root_image, kind.image_signing_dn, spec.files, own_name)
+            version = version_of(image)
+            self._maker.make(connection, spec, hypervisor, name)
+        self._image_facts.note(spec.uuid, {"image_path": str(image)}, version)
 
     def stop(self, name: str, uuid: str) -> None:
         """See Driver. The machine has time to shut down by itself."""

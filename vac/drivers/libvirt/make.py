@@ -25,6 +25,8 @@ from vac.drivers.libvirt.domain_xml import FILTER, Disk, Hypervisor, Image, doma
 from vac.drivers.libvirt.volumes import GroupFinder, Run, make_volume, remove_volume, run_lvm
 from vac.logs import OnChange
 
+IMAGE, OVERLAY, SPARSE = "root.image", "root.qcow2", "root.img"
+"""Names in the machine's directory, until its hypervisor has these files open: its image's own one, its disks'."""
 _log = logging.getLogger(__name__)
 
 
@@ -41,24 +43,19 @@ class DomainMaker:
     ) -> None:
         """Make the machine and start it. Raises CreationFailed, or libvirtError if the connection fails."""
         try:
-            root_image = open_image(image)
-            disks = self._disks(spec, root_image)
-            files = [disk.path for disk in disks if not disk.block]
-            if hypervisor.owner is not None:
-                for path in files:
-                    os.chown(path, *hypervisor.owner)
-        except OSError as error:
-            raise CreationFailed(f"{error.filename or spec.directory}: {error.strerror or error}") from error
-        cd_image = None if spec.machinetype.machine_model == "vm-raw" else root_image
-        try:
+            root_image, disks = self._parts(spec, hypervisor, image)
+            cd_image = None if spec.machinetype.machine_model == "vm-raw" else root_image
             self._start(connection, spec, hypervisor, disks, cd_image)
         except libvirt.libvirtError as error:
             if lost(error):  # it may run all the same
                 raise
-            remove_names(files)
+            _remove_names(spec)
             self.remove_volume(spec.name, spec.uuid, spec.settings)
             raise CreationFailed(explanation(error)) from error
-        remove_names(files)
+        except CreationFailed:
+            _remove_names(spec)
+            raise
+        _remove_names(spec)
 
     def remove_volume(self, name: str, uuid: str, settings: Settings) -> None:
         """Remove the machine's logical volume, if it has one. Raises CreationFailed."""
@@ -89,12 +86,25 @@ class DomainMaker:
         if spec.address is not None:
             self._changes.say(FILTER, f"a VM is made without the filter {FILTER}: {reason}", logging.WARNING)
 
+    def _parts(self, spec: MachineSpec, hypervisor: Hypervisor, image: Path) -> tuple[Image, list[Disk]]:
+        """The image, and all disks. Raises CreationFailed."""
+        try:
+            root_image = open_image(image)
+            disks = self._disks(spec, root_image)
+            if hypervisor.owner is not None:
+                for disk in disks:
+                    if not disk.block:
+                        os.chown(disk.path, *hypervisor.owner)
+        except OSError as error:
+            raise CreationFailed(f"{error.filename or spec.directory}: {error.strerror or error}") from error
+        return root_image, disks
+
     def _disks(self, spec: MachineSpec, image: Image) -> list[Disk]:
         """An empty disk beside the CD, or the image's overlay and, on LVM, scratch. Raises OSError, CreationFailed."""
         machinetype = spec.machinetype
         group = self._groups.in_use(spec.settings)
         if machinetype.machine_model == "vm-raw":
-            overlay = make_overlay(image, spec.directory / "root.qcow2")
+            overlay = make_overlay(image, spec.directory / OVERLAY)
             disks = [Disk(overlay, machinetype.root_device, "qcow2", backing=image)]
             if group is not None:
                 disks.append(Disk(self._volume(spec, group), machinetype.scratch_device, block=True))
@@ -102,9 +112,13 @@ class DomainMaker:
         if group is not None:
             return [Disk(self._volume(spec, group), machinetype.root_device, block=True)]
         gb = machinetype.disk_gb_per_processor or DEFAULT_GB_PER_PROCESSOR
-        path = make_sparse(spec.directory / "root.img", gb * GB * spec.processors)
+        path = make_sparse(spec.directory / SPARSE, gb * GB * spec.processors)
         return [Disk(path, machinetype.root_device)]
 
     def _volume(self, spec: MachineSpec, group: str) -> Path:
         gb = spec.machinetype.disk_gb_per_processor
         return make_volume(group, spec.name, spec.uuid, gb, spec.processors, spec.settings, self._run)
+
+
+def _remove_names(spec: MachineSpec) -> None:
+    remove_names(spec.directory / name for name in (IMAGE, OVERLAY, SPARSE))
