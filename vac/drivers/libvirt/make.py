@@ -22,7 +22,7 @@ from vac.drivers.libvirt.disks import (
     remove_names,
 )
 from vac.drivers.libvirt.domain_xml import FILTER, Disk, Hypervisor, Image, domain_xml
-from vac.drivers.libvirt.volumes import GroupFinder, Run, make_volume, remove_volume, run_lvm
+from vac.drivers.libvirt.volumes import GroupFinder, Run, Wipe, Wiper, make_volume, remove_volume, run_lvm
 from vac.logs import OnChange
 
 IMAGE, OVERLAY, SPARSE = "root.image", "root.qcow2", "root.img"
@@ -36,6 +36,7 @@ class DomainMaker:
     def __init__(self, run: Run = run_lvm) -> None:
         self._run = run
         self._groups = GroupFinder(run)
+        self._wiper = Wiper(run)
         self._changes = OnChange(_log)
 
     def make(
@@ -50,16 +51,18 @@ class DomainMaker:
             if lost(error):  # it may run all the same
                 raise
             _remove_names(spec)
-            self.remove_volume(spec.name, spec.uuid, spec.settings)
+            self.remove_volume(spec.name, spec.uuid, spec.settings, used=False)
             raise CreationFailed(explanation(error)) from error
         except CreationFailed:
             _remove_names(spec)
             raise
         _remove_names(spec)
 
-    def remove_volume(self, name: str, uuid: str, settings: Settings) -> None:
-        """Remove the machine's logical volume, if it has one. Raises CreationFailed."""
-        remove_volume(self._groups.in_use(settings), name, uuid, self._run)
+    def remove_volume(self, name: str, uuid: str, settings: Settings, *, used: bool = True) -> None:
+        """Remove the machine's logical volume, if it has one, after it was wiped if it was used. Raises CreationFailed,
+        also while it is being wiped."""
+        wipe: Wipe = self._wiper.wipe if used else lambda path: None
+        remove_volume(self._groups.in_use(settings), name, uuid, self._run, wipe)
 
     def _start(
         self,
@@ -117,7 +120,8 @@ class DomainMaker:
 
     def _volume(self, spec: MachineSpec, group: str) -> Path:
         gb = spec.machinetype.disk_gb_per_processor
-        return make_volume(group, spec.name, spec.uuid, gb, spec.processors, spec.settings, self._run)
+        settings, wipe = spec.settings, self._wiper.wipe
+        return make_volume(group, spec.name, spec.uuid, gb, spec.processors, settings, self._run, wipe)
 
 
 def _remove_names(spec: MachineSpec) -> None:
