@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -18,7 +19,7 @@ from vac.config.settings import Settings
 from vac.context.signatures import SignatureRefused
 from vac.context.transfers import DownloadFailed
 from vac.drivers.base import Driver, Fetch
-from vac.drivers.engine import Engine
+from vac.drivers.engine import ActionKind, Engine
 from vac.drivers.fake import FakeEngine
 from vac.factory import process
 from vac.factory.loop import Factory, Message, Stuck, Wake
@@ -138,6 +139,21 @@ def test_drivers_get_images_checked_and_through_the_cache(started: Process, tmp_
         started.fetch(str(image), "/CN=signer")
     with pytest.raises(DownloadFailed):
         started.fetch("http://127.0.0.1:9/boot.iso", "/CN=signer")
+
+
+def test_vms_ends_are_not_done_one_after_another(started: Process, monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[tuple[object, object]] = []
+
+    def engine(*arguments: Any, **keywords: Any) -> Engine:
+        made.append((arguments[0], keywords["apart"]))
+        return Engine(*arguments, **keywords)
+
+    monkeypatch.setattr(process, "Engine", engine)
+    started.configure(CONFIGURATION.replace("docker://image", "/boot.iso").replace("docker", "cernvm3"))
+    thread = started.start()
+    started.wait_for_machine()
+    finish(started, thread)
+    assert made == [("libvirt", {ActionKind.STOP})]
 
 
 def test_two_factories_never_work_on_one_state_dir(
