@@ -26,6 +26,7 @@ pytestmark = pytest.mark.engine
 
 CAPABILITIES = """<capabilities><host><cpu><arch>x86_64</arch></cpu></host><guest><os_type>hvm</os_type>
 <arch name="x86_64"><domain type="qemu"/></arch></guest></capabilities>"""
+RUNNING, STARTING_UP = {"state.state": 1, "state.reason": 1}, {"state.state": 3, "state.reason": 11}
 SETTINGS = Settings(vac_space="vac.example.com", factory_name="factory1.example.com")
 
 
@@ -75,6 +76,7 @@ class Hypervisor:
         self.starting: Callable[[], object] = lambda: None
         self.domains: list[Domain] = []
         self.asked: list[str] = []
+        self.state = RUNNING
 
     def isAlive(self) -> bool:
         return True
@@ -100,7 +102,7 @@ class Hypervisor:
     def getAllDomainStats(self, statistics: int, flags: int) -> list[tuple[Domain, Mapping[str, Any]]]:
         self.asked.append("getAllDomainStats")
         assert not statistics & libvirt.VIR_DOMAIN_STATS_CPU_TOTAL, "a QEMU that hangs would hold up all"
-        return [(domain, {"state.state": 1, "state.reason": 1}) for domain in self.domains]
+        return [(domain, self.state) for domain in self.domains]
 
 
 class Site:
@@ -162,6 +164,18 @@ def test_the_filter_is_tried_for_each_machine_and_those_without_are_told_as_long
     assert successor.notices() == [notice], "so does a factory that was started anew"
     del site.hypervisor.domains[1]
     assert site.notices() == []
+
+
+def test_a_machine_that_was_seen_before_the_filter_was_refused_is_told(site: Site) -> None:
+    site.create(0)
+    site.hypervisor.state = STARTING_UP
+    site.driver.list()
+    without = ET.fromstring(site.hypervisor.domains[0].xml)
+    for card in without.iterfind("devices/interface"):
+        card.remove(card.findall("filterref")[0])
+    site.hypervisor.domains = [Domain([], ET.tostring(without, encoding="unicode"))]
+    site.hypervisor.state = RUNNING
+    assert len(site.notices()) == 1
 
 
 def test_a_libvirt_without_the_filter_is_told_until_it_has_got_it(

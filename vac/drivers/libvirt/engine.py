@@ -222,7 +222,9 @@ class LibvirtDriver:
         uuid = domain.UUIDString()
         facts = self._facts.get(uuid)
         if facts is None:
-            facts = self._facts[uuid] = domain_facts(domain.XMLDesc())
+            facts = domain_facts(domain.XMLDesc())
+            if not starting_up(statistics):  # it may be made once more, without the filter
+                self._facts[uuid] = facts
         if not self._belongs(uuid, facts):
             return False
         if facts.own_files and not starting_up(statistics):
