@@ -219,15 +219,26 @@ def test_what_people_do_to_domains_ends_them_as_specified(engine: PrivateLibvirt
     assert kept <= uuids(full)
 
 
-def test_machines_that_are_told_to_end_shut_down_at_once_and_hold_up_nothing(full: FactorySite) -> None:
+def test_machines_that_are_told_to_end_shut_down_at_once_and_hold_up_nothing(
+    engine: PrivateLibvirt, full: FactorySite
+) -> None:
     told = full.running("cd")[:3]
+    deaf, *polite = told
     for machine in told:
         serving(full, machine)
+    (process,) = engine.processes(deaf.name)
+    os.kill(process, signal.SIGSTOP)
     for machine in told:
         assert full.vac("destroy", machine.name).returncode == 0
     end_beside(full)
-    wait_for_ends(full, *told)
-    for machine in told:
+    wait_for_ends(full, *polite)
+    full.wait_for(lambda: len(full.running()) == SLOTS, "they are replaced", PATIENCE_SECONDS)
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(process, signal.SIGCONT)
+    wait_for_ends(full, deaf)
+    times = [(machine.directory / "finished").stat().st_mtime for machine in (deaf, *polite)]
+    assert max(times[1:]) < times[0], "none waits for the one that doesn't hear"
+    for machine in polite:
         assert message(machine).startswith("100 ")
         assert "Power down" in console(machine)
 
