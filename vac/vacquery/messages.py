@@ -344,6 +344,13 @@ def message_of(status: AnyStatus) -> dict[str, Any]:
     return message
 
 
+def least_of(status: AnyStatus) -> dict[str, Any]:
+    """What an answer must have, under the newest names, but for cookie and time_sent."""
+    message = message_of(status)
+    needed = [read.names[0] for read in _PLANS[type(status)] if read.required]
+    return {name: message[name] for name in ("message_type", "vacquery_version", *needed)}
+
+
 def shortened(message: Mapping[str, Any], limit: int) -> dict[str, Any] | None:
     """The message with long texts cut, then old names and what isn't needed left out, until it fits.
 

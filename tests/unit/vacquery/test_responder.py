@@ -32,9 +32,10 @@ from vac import __version__
 from vac.machines import status as statuses
 from vac.machines.layout import StateDir
 from vac.machines.status import TypeFacts
+from vac.vacquery import answers as answers_module
 from vac.vacquery import responder as module
 from vac.vacquery.access import AccessList
-from vac.vacquery.answers import Answers
+from vac.vacquery.answers import Answers, Template
 from vac.vacquery.messages import Kind, Query, Received, decode_answer, encode_query
 from vac.vacquery.responder import (
     Refresher,
@@ -127,6 +128,31 @@ def test_long_messages_of_machines_do_not_make_too_long_answers(tmp_path: Path) 
             answers = responder.handle(encode_query(Query(kind, SPACE, "c" * 64), NOW, key), HOME, NOW)
             assert len(answers) == len(messages(kind))
             assert all(len(answer) + 48 < 1500 for answer in answers)
+
+
+def test_long_cookies_cost_no_more_than_one_more_making_of_each_answer(
+    state: StateDir, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    responder = make_responder(state)
+    made: list[object] = []
+    monkeypatch.setattr(answers_module, "Template", lambda message: made.append(message) or Template(message))
+    monkeypatch.setattr(answers_module, "shortened", lambda message, limit: pytest.fail("cut anew"))
+    found = []
+    for cookie in [
+        *("c" * length for length in range(60, 850)),
+        *("\\" * length for length in range(400)),
+        "é" * 240,
+    ]:
+        query = json.dumps({"message_type": Kind.MACHINES.value, "space": SPACE, "cookie": cookie}).encode()
+        datagrams = responder.handle(query, HOME, NOW)
+        assert all(len(datagram) + 48 < 1500 for datagram in datagrams)
+        assert all(
+            isinstance(decode_answer(datagram, Kind.MACHINES, SPACE, {cookie: FACTORY}, NOW), Received)
+            for datagram in datagrams
+        )
+        found.append(len(datagrams))
+    assert len(made) == len(messages(Kind.MACHINES))
+    assert set(found) == {0, 8}
 
 
 def test_a_machinetype_that_fits_no_datagram_is_left_out_and_named_once(
