@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import heapq
 import secrets
+import sys
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
@@ -44,7 +45,8 @@ RESOLVE_SECONDS = 0.01
 """How often names that aren't resolved yet are asked about."""
 DECODED_AT_ONCE = 64
 """Datagrams decoded before the socket is emptied again."""
-MOST_BACKLOG = 20_000
+MOST_BACKLOG_BYTES = 4 * 1024 * 1024
+"""With more than this still to be decoded, a poll leaves what comes to the kernel, which drops what is too much."""
 
 
 @dataclass(frozen=True)
@@ -153,6 +155,7 @@ class _Poll:
         most = transport.capacity // TYPICAL_ANSWERS[self._kind]
         most = max(LEAST_BURST, min(MOST_BURST, most))
         backlog: deque[bytes] = deque()
+        backlog_bytes = 0
         at = start
         while self._incomplete:
             last = end if self.waited_for else min(end, start + DOUBTFUL_SECONDS)
@@ -161,11 +164,15 @@ class _Poll:
             self._resolve(at)
             self._send(transport, most, at)
             waiting = 0.0 if backlog else max(0.0, min(self._next_time(at), last) - at)
-            if len(backlog) < MOST_BACKLOG:
-                backlog.extend(transport.receive(waiting))
+            if backlog_bytes < MOST_BACKLOG_BYTES:
+                arrived = transport.receive(waiting)
+                backlog.extend(arrived)
+                backlog_bytes += sum(map(sys.getsizeof, arrived))
             at = clock()
             for _ in range(min(len(backlog), DECODED_AT_ONCE)):
-                self._take(backlog.popleft(), at, now())
+                data = backlog.popleft()
+                backlog_bytes -= sys.getsizeof(data)
+                self._take(data, at, now())
         return self._result(clock() - start)
 
     def _prepare(self, start: float, now: float) -> None:
