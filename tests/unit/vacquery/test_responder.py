@@ -135,7 +135,12 @@ def test_long_cookies_cost_no_more_than_one_more_making_of_each_answer(
 ) -> None:
     responder = make_responder(state)
     made: list[object] = []
-    monkeypatch.setattr(answers_module, "Template", lambda message: made.append(message) or Template(message))
+
+    def make(message: dict[str, object]) -> Template:
+        made.append(message)
+        return Template(message)
+
+    monkeypatch.setattr(answers_module, "Template", make)
     monkeypatch.setattr(answers_module, "shortened", lambda message, limit: pytest.fail("cut anew"))
     found = []
     for cookie in [
