@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.unit.vacquery.recorded import FACTORY, SPACE, cookies, datagrams, messages
+from tests.unit.vacquery.recorded import FACTORY, SPACE, cookies, datagrams, messages, overridden_datagrams
 from vac import __version__
 from vac.vacquery.messages import (
     ANSWER_LIMIT,
@@ -260,6 +260,15 @@ def test_no_bytes_make_decoding_raise(data: bytes) -> None:
         assert isinstance(decode_query(data, SPACE, NOW, key), (Query, Dropped))
         for kind in Kind:
             assert isinstance(decode(data, kind, key), (Received, Dropped))
+
+
+def test_recorded_queries_for_another_space_are_that_ones_only() -> None:
+    found = overridden_datagrams()
+    assert found
+    for data in found:
+        asked = decode_query(data, "other.example.org", NOW)
+        assert asked == Query(Kind.MACHINES, "other.example.org", json.loads(data)["cookie"])
+        assert decode_query(data, SPACE, NOW) == Dropped(Reason.SPACE)
 
 
 @given(st.data())
