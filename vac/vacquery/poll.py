@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from vac.vacquery.messages import (
+    Dropped,
     Kind,
     Query,
     Reason,
@@ -65,6 +66,8 @@ class PollResult:
     """Datagrams that came and were not used."""
     seconds: float
     """How long it took."""
+    unusable: Mapping[str, Dropped] = field(default_factory=dict)
+    """By missing factory: why what came from it last was not used, if anything was not."""
 
 
 @dataclass
@@ -147,6 +150,7 @@ class _Poll:
         self._incomplete = len(factories)
         self.waited_for = set(factories)
         self._dropped: Counter[Reason] = Counter()
+        self._unusable: dict[str, Dropped] = {}
 
     def run(self, transport: Transport, clock: Clock, now: Callable[[], float]) -> PollResult:
         start = clock()
@@ -241,6 +245,7 @@ class _Poll:
         received = decode_answer(data, self._kind, self._space, self._cookies, now, self._key)
         if not isinstance(received, Received):
             self._dropped[received.reason] += 1
+            self._unusable[received.factory] = received
             return
         asked = self._asked[received.status.factory]
         if asked.complete:
@@ -263,4 +268,5 @@ class _Poll:
         complete = frozenset(asked.factory for asked in self._asked.values() if asked.complete)
         missing = tuple(factory for factory in self._factories if factory not in complete)
         unresolved = frozenset(self._unresolved)
-        return PollResult(answers, complete, missing, unresolved, dict(self._dropped), seconds)
+        unusable = {factory: self._unusable[factory] for factory in missing if factory in self._unusable}
+        return PollResult(answers, complete, missing, unresolved, dict(self._dropped), seconds, unusable)

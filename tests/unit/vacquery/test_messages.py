@@ -241,7 +241,7 @@ def test_with_a_key_only_fresh_answers_signed_with_it_are_taken() -> None:
         signed({**message, "time_sent": None}): Reason.STALE,
     }
     for data, reason in cases.items():
-        assert decode(data, key=KEY) == Dropped(reason), data
+        assert decode(data, key=KEY) == Dropped(reason, factory=FACTORY), data
 
 
 def test_a_query_is_signed_where_there_is_a_key_and_then_has_to_be() -> None:

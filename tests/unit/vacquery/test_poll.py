@@ -253,6 +253,8 @@ def test_a_liar_is_counted_and_costs_its_own_answer_only(lie: dict[str, object],
     assert result.missing == (factories(3)[2],)
     assert set(result.answers) == set(factories(2))
     assert set(result.dropped) == {reason}
+    told = {name: why.reason for name, why in result.unusable.items()}
+    assert told == ({} if reason is Reason.COOKIE else {factories(3)[2]: reason})
 
 
 def test_with_a_key_only_signed_answers_count() -> None:
@@ -263,6 +265,9 @@ def test_with_a_key_only_signed_answers_count() -> None:
     result = World(answers=signing).poll(2, timeout=2, key=KEY)
     assert result.complete == set(factories(2)[:1])
     assert set(result.dropped) == {Reason.SIGNATURE}
+    assert {name: str(why) for name, why in result.unusable.items()} == {
+        factories(2)[1]: "wrong or no signature"
+    }
 
 
 def test_the_memory_of_a_flooded_poll_is_bounded_however_long_the_datagrams_are() -> None:

@@ -223,6 +223,23 @@ def test_a_refused_source_is_logged_once_and_counted_each_time(
     assert responder.counts == {"dropped: source not allowed": 3}
 
 
+def test_who_signs_with_another_key_or_clock_is_logged_once_and_counted_each_time(
+    state: StateDir, caplog: pytest.LogCaptureFixture
+) -> None:
+    responder = make_responder(state, KEY)
+    asked = Query(Kind.MACHINES, SPACE, "c")
+    for time_sent, key in (
+        (NOW, None),
+        (NOW, b"another secret, of nobody"),
+        (NOW - 301, KEY),
+        (NOW + 301, KEY),
+    ):
+        assert responder.handle(encode_query(asked, time_sent, key), HOME, NOW) == ()
+    assert responder.counts == {"dropped: wrong or no signature": 2, "dropped: signed too long ago": 2}
+    assert [record.levelno for record in caplog.records] == [logging.WARNING] * 2
+    assert caplog.text.count(f"A query from {HOME} is not answered: ") == 2
+
+
 def test_a_flood_of_spoofed_sources_fills_neither_log_nor_memory(
     state: StateDir, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
