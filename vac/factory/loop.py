@@ -71,7 +71,13 @@ class Factory:
     """One factory. All its methods are for one thread; others put messages into its inbox."""
 
     def __init__(
-        self, floor: Floor, loader: Loader, inbox: queue.Queue[Message], ask: Ask, run: Run = in_thread
+        self,
+        floor: Floor,
+        loader: Loader,
+        inbox: queue.Queue[Message],
+        ask: Ask,
+        run: Run = in_thread,
+        need: Callable[[str, str], None] = lambda role, purpose: None,
     ) -> None:
         self.floor = floor
         self.inbox = inbox
@@ -85,6 +91,7 @@ class Factory:
         self.deciding = Deciding(floor, self.creation, self.orders, self.space, self.repositories)
         self.reporting = Reporting(floor, self.deciding)
         self.loader = loader
+        self._need = need
         self.pipes = Pipes(floor, inbox.put)
         self.next_cycle_time = floor.clock()
         self._turn_time = self.next_cycle_time
@@ -192,7 +199,14 @@ class Factory:
         self._check_health()
         self.repositories.look()
         self.reporting.cycle()
+        self._need_page()
         self.next_cycle_time = self.floor.clock() + CYCLE_SECONDS
+
+    def _need_page(self) -> None:
+        """The page reads what this factory writes, and is started anew where that or its address changes."""
+        settings = self.floor.settings
+        address = settings.metrics_listen
+        self._need("page", f"{address} {settings.state_dir}" if address else "")
 
     def _check_health(self) -> None:
         command, now = self.floor.settings.health_command, self.floor.clock()
