@@ -28,6 +28,7 @@ from vac.factory.watching import Watcher
 from vac.host.cvmfs import RepositorySeen, RepositoryWatch
 from vac.host.disk import DiskMeasured, DiskMessage, DiskMeter, DiskNotMeasured
 from vac.host.health import HealthCheck, HealthChecked
+from vac.machines.status import Happening
 from vac.scheduling.eligibility import NO_ANSWER
 
 log = logging.getLogger(__name__)
@@ -150,6 +151,8 @@ class Factory:
         self.rules.check(now)
         self.creation.check(now)
         self.deciding.decide_if_due()
+        if due:
+            self.floor.tallies.add(Happening.CYCLE, "", "", self.floor.clock() - now)
         self.reporting.report_if_due()
 
     def _clock_was_set_back(self, now: float) -> None:
@@ -331,6 +334,9 @@ class Factory:
         self._settle(message)
         text = f"{message.name}: not removed: {message.reason}"
         self.floor.changes.say(f"destroy {message.uuid}", text, logging.WARNING)
+        slot = self.floor.slots.get(message.name)
+        if slot is not None and slot.machine is not None and slot.machine.uuid == message.uuid:
+            self.ending.destroyed_or_not(slot, "failed")
 
     def _changed(self, message: engines.Changed) -> None:
         self._look(message.engine)
