@@ -30,6 +30,7 @@ ROLES = (
     Role("responder", "vac.vacquery.responder"),
     Role("metadata", "vac.web.metadata", on_demand=True),
     Role("mjf", "vac.web.mjf", on_demand=True),
+    Role("page", "vac.web.page", on_demand=True),
 )
 
 
