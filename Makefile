@@ -17,11 +17,11 @@ help:  ## list the targets
 demo: .venv/run-stamp  ## a factory with three machinetypes on this host
 	$(BIN)/python examples/demo/demo.py
 
-test: lint  ## lint, unit tests on every Python found, tests with real engines
-	$(BIN)/python tools/each_python.py
+test: lint  ## lint, unit tests also on the oldest and newest Python, tests with real engines
+	$(BIN)/python tools/each_python.py 3.9 3.13
 	$(BIN)/python -m pytest
 
-test-all: lint  ## the same with the tests that take minutes
+test-all: lint  ## the same on every Python found, with the tests that take minutes
 	$(BIN)/python tools/each_python.py
 	$(BIN)/python -m pytest -m ""
 

@@ -1,4 +1,5 @@
-"""Runs the unit tests on every other supported Python of this host; those that aren't there are left out.
+"""Runs the unit tests on other supported Pythons of this host: `each_python.py [VERSION …]`, or all; those that
+aren't there are left out.
 
 Looks in pyenv's versions and on PATH. Each interpreter gets an environment below .venv with only what unit
 tests need, so `make` renews it together with .venv when setup.py changes. Prints one line per interpreter,
@@ -72,11 +73,11 @@ def unit_tests(version: str, python: Path) -> bool:
     return True
 
 
-def main() -> int:
+def main(versions: list[str]) -> int:
     """One interpreter per processor at a time."""
     running = "{}.{}".format(*sys.version_info[:2])
     found = {}
-    for version in SUPPORTED:
+    for version in versions or SUPPORTED:
         python = next(filter(works, candidates(version)), None)
         if python and version != running:
             found[version] = python
@@ -86,4 +87,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))

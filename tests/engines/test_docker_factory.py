@@ -50,7 +50,7 @@ def in_docker(script: str = lasting(IN_DOCKER), **options: Option) -> Kind:
 
 
 BESIDE = Kind(lasting(IN_BUBBLEWRAP), {"fizzle_seconds": FIZZLE_SECONDS})
-DOWN_SECONDS = 20.0
+DOWN_SECONDS = 60.0
 """How long the engine is down."""
 AT_ONCE = 100
 """machines_per_cycle: what the ramp does is tested elsewhere."""
