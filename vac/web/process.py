@@ -80,7 +80,7 @@ def run(
     adjusted = adjustments(service.body_limit_bytes)
     become(unprivileged_user(), keep)
     if service.for_people:
-        server = Server(application(respond, None), bound, adjusted, _is_person, network_of)
+        server = Server(application(respond, None), bound, adjusted, is_person, network_of)
     else:
         app = application(respond, Guests(state, settings.factory_name))
         server = Server(app, bound, adjusted, is_slot)
@@ -95,7 +95,7 @@ def run(
     return 0
 
 
-def _is_person(address: str) -> bool:
+def is_person(address: str) -> bool:
     """Is it no VM that asks? What is for people tells of other machines."""
     return not is_slot(network_of(address))
 

@@ -31,7 +31,6 @@ def test_a_taken_port_is_told_unless_the_page_has_it(tmp_path: Path, monkeypatch
     ("listen", "problem"),
     [
         ("127.0.0.1:0", None),
-        ("[::1]:0", None),
         ("192.0.2.1:9995", "Cannot assign requested address"),
         ("nowhere.invalid:9995", ""),
     ],

@@ -28,6 +28,7 @@ from vac.roles import RoleOptions
 from vac.vacquery.responder import counters_file, write_counters
 from vac.web import page, people
 from vac.web.metrics import Metrics
+from vac.web.process import is_person
 from vac.web.server import network_of
 from vac.web.view import LONGEST_NAME, LONGEST_TEXT, View, name, shown
 from vac.web.wsgi import Answer, Request
@@ -421,3 +422,9 @@ def test_without_an_address_there_is_nothing_to_serve() -> None:
 )
 def test_a_client_is_its_network_where_it_has_all_of_that(address: str, network: str) -> None:
     assert network_of(address) == network
+    assert is_person(address)
+
+
+@pytest.mark.parametrize("address", ["169.254.169.7", "::ffff:169.254.169.7", "169.254.170.0"])
+def test_machines_are_refused(address: str) -> None:
+    assert not is_person(address)
