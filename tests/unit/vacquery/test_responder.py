@@ -18,6 +18,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.unit.host.test_measures import ROUTES
 from tests.unit.vacquery.recorded import (
     FACTORY,
     NOW,
@@ -29,6 +30,7 @@ from tests.unit.vacquery.recorded import (
     messages,
 )
 from vac import __version__
+from vac.host.measures import connected_networks
 from vac.machines import status as statuses
 from vac.machines.layout import StateDir
 from vac.machines.status import TypeFacts
@@ -294,6 +296,27 @@ def test_the_snapshot_follows_the_disk_and_who_may_ask_follows_the_factory(tmp_p
     refresher.refresh(NOW + 6)
     assert json.loads(responder.handle(query, HOME, NOW)[0])["machinetype"] is None
     assert len(responder.handle(query, "198.51.100.9", NOW)) == 8
+
+
+@pytest.mark.parametrize(
+    ("allow", "source", "allowed"),
+    [
+        ((), "169.254.169.1", False),
+        ((), "192.0.2.77", True),
+        (("169.254.0.0/16",), "169.254.169.1", True),
+        (("169.254.0.0/16",), "192.0.2.77", False),
+    ],
+)
+def test_virtual_machines_may_ask_only_if_their_network_is_named(
+    allow: tuple[str, ...], source: str, allowed: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "route").write_text(ROUTES)
+    monkeypatch.setattr(module, "connected_networks", lambda: connected_networks(tmp_path))
+    state = make_state(tmp_path / "state")
+    statuses.write(state, dataclasses.replace(factory_status(), vacquery_allow=allow))
+    responder = Responder()
+    Refresher(responder, state, NoNames()).refresh(NOW)
+    assert bool(responder.handle(datagrams(Kind.MACHINES, "query")[0], source, NOW)) is allowed
 
 
 def test_answers_stay_as_they_were_while_the_status_is_missing(tmp_path: Path) -> None:
