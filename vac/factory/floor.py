@@ -22,6 +22,7 @@ from vac.machines import machine as machines
 from vac.machines.layout import StateDir, slot_name
 from vac.machines.machine import Machine
 from vac.machines.status import Creation
+from vac.machines.sweeping import Sweeper
 from vac.scheduling.backoff import History
 from vac.scheduling.model import Outcome
 
@@ -49,6 +50,7 @@ class Floor:
     changes: OnChange
     history: History
     monitor: Monitor
+    sweeper: Sweeper
     engines: dict[str, InlineEngine] = field(default_factory=dict)
     created: deque[Creation] = field(default_factory=lambda: deque(maxlen=REMEMBERED_CREATIONS))
     """The last creations, newest first."""
