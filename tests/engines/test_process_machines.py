@@ -7,6 +7,7 @@ import dataclasses
 import os
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -135,6 +136,26 @@ def test_machine_sees_and_changes_nothing_of_others(site: Site) -> None:
     console = (spec.directory / "console.log").read_text()
     assert not any(word in console for word in ("read\n", "seen", "changed")), console
     assert site.state(other) is EngineState.RUNNING
+
+
+def test_machine_sees_no_secrets_of_the_configuration_nor_tokens_of_others(site: Site) -> None:
+    with tempfile.TemporaryDirectory(prefix="vac-test-", dir="/opt") as name:
+        place = Path(name)
+        place.chmod(0o755)
+        for each in ("vac.conf", "tokens/other", "plain"):
+            (place / each).parent.mkdir(exist_ok=True)
+            (place / each).write_text(f"{each} S3CRET")
+        script = (
+            f"cd {place}; cat plain; while [ ! -e /tmp/joboutputs/go ]; do sleep 0.02; done; grep -r S3C .\n"
+        )
+        hidden = (place / "vac.conf", place / "tokens")
+        spec = site.create(dataclasses.replace(site.spec(0, script), hidden=hidden))
+        successor = place / "new"
+        successor.write_text("successor S3CRET")
+        successor.rename(place / "vac.conf")
+        (spec.directory / "joboutputs/go").touch()
+        site.wait_for_end(spec)
+    assert (spec.directory / "console.log").read_text() == "plain S3CRET./plain:plain S3CRET\n"
 
 
 @both

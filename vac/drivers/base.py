@@ -80,6 +80,8 @@ class MachineSpec:
     """The machinetype's files/ directory, to which a relative root_image refers."""
     address: str | None = None
     """The IPv4 address of a VM."""
+    hidden: tuple[Path, ...] = ()
+    """Files and directories of this host that no machine may see, where an image shows the host's own tree."""
 
 
 class Driver(Protocol):
