@@ -110,6 +110,7 @@ def test_machine_finds_its_own(site: Site) -> None:
     assert site.output(spec, "fds").split() == ["0", "1", "2", "3"], "3 being ls's own"
     assert site.output(spec, "writable").split() == ["/tmp", "/var/tmp", "/scratch", "/var/spool/x"]
     assert site.output(spec, "token") == "T0K3N"
+    assert (spec.directory / "pid").read_text().strip().isdigit()
     assert (spec.directory / "console.log").read_text() == "to the console\n"
     scratch = {path.parent.name for path in (spec.directory / "mnt").glob("*/x")}
     assert scratch == {"tmp", "var_tmp", "bind0", "bind1"}, "on the machine's own disk"
