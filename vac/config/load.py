@@ -93,9 +93,9 @@ def load(paths: Sequence[Path] | None, host: HostFacts) -> Configuration:
         machinetypes[name] = machinetype
         reason = unusable(machinetype, settings)
         if reason:
-            reasons[name] = reason
+            reasons[name] = reason.text
         if reason and machinetype.target_share > 0:
-            report.warn(parsed.file, parsed.name, "", f"{reason}; until then none is created")
+            report.warn(parsed.file, parsed.name, "", f"{reason.text}; until then none is created")
     check_shares(
         machinetypes, sum(pipe.target_share for pipe in pipes.values()), _place(contents, paths), report
     )

@@ -15,6 +15,7 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, Any
 
+from vac.config.taken import taken_binds
 from vac.host.cvmfs_paths import real_image
 
 if TYPE_CHECKING:
@@ -67,11 +68,10 @@ def plan(spec: MachineSpec, program: str) -> dict[str, Any]:
 
 def scratch(spec: MachineSpec) -> list[tuple[str, str]]:
     """The machine's fresh writable directories: name below mnt, and place inside."""
+    for path in taken_binds("bubblewrap", spec.machinetype.tmp_binds):
+        raise ValueError(f"tmp_binds: {path} can't be a fresh directory")
     paths = [os.path.normpath(path) for path in spec.machinetype.tmp_binds]
     binds = [(f"bind{number}", path) for number, path in enumerate(paths)]
-    for path in paths:
-        if path in ("/", "/dev", "/proc", "/user_data"):
-            raise ValueError(f"tmp_binds: {path} can't be a fresh directory")
     return [("tmp", "/tmp"), ("var_tmp", "/var/tmp"), *binds]
 
 
