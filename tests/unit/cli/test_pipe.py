@@ -208,6 +208,14 @@ def test_show_tells_what_a_site_wants_to_know(config: Path, capsys: pytest.Captu
     assert "hunter2" not in out
 
 
+def test_show_keeps_an_image_s_password(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    image = "https://me:hunter2@vo.example.org/image.tar"
+    path = document_path(config.parent / "state" / DIRECTORY, "vo")
+    path.write_text(json.dumps({"machinetypes": [{**GOOD, "root_image": image}]}))
+    assert run("--config", str(config), "pipe", "show", "vo") == 0
+    assert "vo-good  share 2  docker  https://me:***@vo.example.org/image.tar\n" in capsys.readouterr().out
+
+
 def test_show_for_programs(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run("--config", str(config), "pipe", "show", "--json", "vo") == 0
     found = json.loads(capsys.readouterr().out)

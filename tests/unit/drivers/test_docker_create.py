@@ -62,6 +62,12 @@ def test_the_create_call_is_as_recorded() -> None:
     assert container_config(spec, IMAGE, EngineKind(systemd=True)) == json.loads(GOLDEN.read_text())
 
 
+def test_a_password_in_the_image_s_url_is_in_no_label() -> None:
+    config = container_config(make_spec(root_image="https://me:hunter2@example.com/image.tar"), IMAGE)
+    assert "hunter2" not in json.dumps(config)
+    assert "https://me:***@example.com/image.tar" in json.dumps(config["Labels"])
+
+
 @pytest.mark.parametrize(
     ("options", "expected"),
     [

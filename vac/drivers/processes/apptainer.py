@@ -43,7 +43,7 @@ def plan(spec: MachineSpec, program: str) -> dict[str, Any]:
     if not image:
         raise ValueError("root_image is not set; singularity takes a directory tree, an image file or a URL")
     if "://" in image:
-        raise ValueError(f"root_image {image}: singularity takes http:// and https:// URLs and paths only")
+        raise ValueError("root_image: singularity takes http:// and https:// URLs and paths only")
     binds = [(str(directory / name), f"/tmp/{name}", "ro") for name in ("machinefeatures", "jobfeatures")]
     binds.append((str(directory / "joboutputs"), "/tmp/joboutputs", "rw"))
     if (directory / "user_data").exists():

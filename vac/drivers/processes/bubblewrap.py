@@ -42,7 +42,7 @@ def plan(spec: MachineSpec, program: str) -> dict[str, Any]:
     if not kind.root_image:
         raise ValueError("root_image is not set; bubblewrap takes / or the path of a directory tree")
     if "://" in kind.root_image:
-        raise ValueError(f"root_image {kind.root_image} is a URL; bubblewrap takes / or a directory tree")
+        raise ValueError("root_image is a URL; bubblewrap takes / or a directory tree")
     root = os.path.normpath(spec.files / kind.root_image)
     state_dir = str(spec.settings.state_dir)
     mounts = [("rw", str(directory / "mnt" / source), dest) for source, dest in scratch(spec)]
