@@ -83,15 +83,19 @@ def main(options: RoleOptions) -> int:
 def _first_configuration(
     loader: Loader, inbox: queue.Queue[Message]
 ) -> tuple[Configuration | None, ConfigurationError | None]:
-    """The configuration to begin with; of a broken one, what suffices to watch the machines that there are."""
+    """The configuration to begin with; of a broken one, what suffices to watch the machines that
+    there are, and to fetch pipes."""
     try:
         return loader.load(time.time()), None
     except ConfigurationError as error:
         for problem in error.problems:
             log.error("%s", problem)
-        if error.settings is None:
-            return None, error
-        return Configuration(error.settings, {}, {}, {}, (), ""), error
+        return stand_in(error), error
+
+
+def stand_in(error: ConfigurationError) -> Configuration | None:
+    """In place of a broken configuration: no machinetypes; None if not even [settings] could be looked at."""
+    return None if error.settings is None else Configuration(error.settings, {}, error.pipes, {}, (), "")
 
 
 def open_factory(

@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, Any
 
+from vac.config.taken import taken_binds
 from vac.host.cvmfs_paths import real_image
 
 if TYPE_CHECKING:
@@ -42,7 +43,7 @@ def plan(spec: MachineSpec, program: str) -> dict[str, Any]:
     if not image:
         raise ValueError("root_image is not set; singularity takes a directory tree, an image file or a URL")
     if "://" in image:
-        raise ValueError(f"root_image {image}: singularity takes http:// and https:// URLs and paths only")
+        raise ValueError("root_image: singularity takes http:// and https:// URLs and paths only")
     binds = [(str(directory / name), f"/tmp/{name}", "ro") for name in ("machinefeatures", "jobfeatures")]
     binds.append((str(directory / "joboutputs"), "/tmp/joboutputs", "rw"))
     if (directory / "user_data").exists():
@@ -68,10 +69,9 @@ def plan(spec: MachineSpec, program: str) -> dict[str, Any]:
 def scratch(spec: MachineSpec) -> list[tuple[str, str]]:
     """The machine's fresh writable directories: name below mnt, and place inside. Those of tmp, var_tmp and home
     are --workdir's own; places to mount at can be made in them by nobody but us."""
+    for path in taken_binds("singularity", spec.machinetype.tmp_binds):
+        raise ValueError(f"tmp_binds: {path} can't be a fresh directory")
     paths = [os.path.normpath(path) for path in spec.machinetype.tmp_binds]
-    for path in paths:
-        if path in ("/", "/dev", "/proc", "/sys", "/tmp", "/var/tmp", "/user_data"):
-            raise ValueError(f"tmp_binds: {path} can't be a fresh directory")
     features = [(f"tmp/{name}", f"/tmp/{name}") for name in ("machinefeatures", "jobfeatures", "joboutputs")]
     binds = [(f"bind{number}", path) for number, path in enumerate(paths)]
     return [("tmp", "/tmp"), ("var_tmp", "/var/tmp"), ("home", ""), *features, *binds]

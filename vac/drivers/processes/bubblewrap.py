@@ -15,6 +15,7 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, Any
 
+from vac.config.taken import taken_binds
 from vac.host.cvmfs_paths import real_image
 
 if TYPE_CHECKING:
@@ -41,7 +42,7 @@ def plan(spec: MachineSpec, program: str) -> dict[str, Any]:
     if not kind.root_image:
         raise ValueError("root_image is not set; bubblewrap takes / or the path of a directory tree")
     if "://" in kind.root_image:
-        raise ValueError(f"root_image {kind.root_image} is a URL; bubblewrap takes / or a directory tree")
+        raise ValueError("root_image is a URL; bubblewrap takes / or a directory tree")
     root = os.path.normpath(spec.files / kind.root_image)
     state_dir = str(spec.settings.state_dir)
     mounts = [("rw", str(directory / "mnt" / source), dest) for source, dest in scratch(spec)]
@@ -68,11 +69,10 @@ def plan(spec: MachineSpec, program: str) -> dict[str, Any]:
 
 def scratch(spec: MachineSpec) -> list[tuple[str, str]]:
     """The machine's fresh writable directories: name below mnt, and place inside."""
+    for path in taken_binds("bubblewrap", spec.machinetype.tmp_binds):
+        raise ValueError(f"tmp_binds: {path} can't be a fresh directory")
     paths = [os.path.normpath(path) for path in spec.machinetype.tmp_binds]
     binds = [(f"bind{number}", path) for number, path in enumerate(paths)]
-    for path in paths:
-        if path in ("/", "/dev", "/proc", "/user_data"):
-            raise ValueError(f"tmp_binds: {path} can't be a fresh directory")
     return [("tmp", "/tmp"), ("var_tmp", "/var/tmp"), *binds]
 
 
