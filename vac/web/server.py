@@ -8,6 +8,7 @@ so could a process of this host, which has all of 127.0.0.0/8 to connect from, i
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import resource
 import socket
@@ -46,6 +47,15 @@ MOST_UNREAD_BYTES = 64 * 1024 * 1024
 THREADS = 4
 IP_FREEBIND = 15
 """linux/in.h: an address may be listened at before this host has it, and when it has it again."""
+
+_NOTHING_HERE = b"""HTTP/1.0 404 Not Found\r
+Content-Type: text/plain; charset=utf-8\r
+Content-Length: 10\r
+Connection: close\r
+\r
+Not Found
+"""
+_ONE_REQUEST_BYTES = 64 * 1024
 
 
 class TooLarge(Error):
@@ -145,7 +155,7 @@ def is_slot(address: str) -> bool:
 
 
 class Server(TcpWSGIServer):
-    """Answers at one bound socket; connections beyond a client's share, and strangers', are closed at once."""
+    """Answers at one bound socket; strangers get 404, and connections beyond a client's share are closed, at once."""
 
     channel_class = Channel
 
@@ -175,7 +185,7 @@ class Server(TcpWSGIServer):
         connection, address = accepted
         host = address[0]
         if not self._admits(host):
-            connection.close()
+            _turn_away(connection)
             log.debug("%s is no VM's address", host)
             return
         clients = Counter(channel.addr[0] for channel in self._channels.values())
@@ -207,6 +217,15 @@ class Server(TcpWSGIServer):
         logging.getLogger("waitress.queue").setLevel(logging.ERROR)
         self.run()
         self.task_dispatcher.shutdown()
+
+
+def _turn_away(connection: socket.socket) -> None:
+    """Say that there is nothing, whatever is asked, as far as that goes without waiting, and close."""
+    with connection, contextlib.suppress(OSError):
+        connection.setblocking(False)
+        connection.send(_NOTHING_HERE)
+        connection.shutdown(socket.SHUT_WR)
+        connection.recv(_ONE_REQUEST_BYTES)  # what is left unread would take the answer back
 
 
 def adjustments(body_limit_bytes: int) -> Adjustments:

@@ -121,7 +121,14 @@ def test_strangers_take_nothing_from_those_who_are_served(monkeypatch: pytest.Mo
     with serving(lambda host: host == QUICK) as port, contextlib.ExitStack() as stack:
         strangers = [stack.enter_context(client(port, f"127.0.1.{number}", b"")) for number in range(1, 101)]
         assert ask(port)[0] == 200
-        assert all(is_closed(each) for each in strangers)
+        assert all(everything(each).startswith(b"HTTP/1.0 404 ") for each in strangers)
+
+
+@pytest.mark.parametrize("method", ["GET", "HEAD", "PUT"])
+def test_a_stranger_is_told_that_there_is_nothing(method: str) -> None:
+    with serving(lambda _: False) as port:
+        for _ in range(20):
+            assert ask(port, method) == (404, b"" if method == "HEAD" else b"Not Found\n")
 
 
 @pytest.mark.parametrize("number", [0, 252, 253, 1000])
