@@ -16,7 +16,7 @@ from vac.drivers.libvirt.domain_xml import FILTER
 from vac.drivers.libvirt.network_xml import METADATA, SERVER
 from vac.drivers.libvirt.volumes import Run, group_in_use, run_lvm
 from vac.host.nat import NatHost, NatProblem
-from vac.host.nat_rules import BRIDGE
+from vac.host.rule_match import BRIDGE
 from vac.machines.layout import StateDir
 
 Row = tuple[str, Optional[str], bool]
@@ -87,8 +87,11 @@ def _network(host: NatHost) -> Iterator[Row]:
     missing = [address for address in (SERVER, METADATA) if address not in addresses]
     problem = f"has not {' and '.join(missing)}: vacd repairs it with fix_networking" if missing else None
     yield what, problem, False
-    for found in host.missing():
+    lacks = host.lacks()
+    for found in lacks.missing:
         yield "packet filter", found, True
+    for found in lacks.doubtful:
+        yield "packet filter", found, False
 
 
 def _port(settings: Settings, role: str, address: str) -> Row:

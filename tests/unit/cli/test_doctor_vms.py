@@ -11,6 +11,7 @@ from vac.cli import doctor_vms
 from vac.config.settings import Settings
 from vac.drivers.base import CreationFailed
 from vac.host.nat import NatHost, NatProblem
+from vac.host.nat_rules import Lacks
 
 BOTH = ["169.254.169.253", "169.254.169.254"]
 
@@ -19,13 +20,14 @@ class Host(NatHost):
     """A host whose kernel says what a test wants."""
 
     found: list[str] | None = BOTH
-    lacks: tuple[str, ...] = ()
+    missing_rules: tuple[str, ...] = ()
+    doubtful_rules: tuple[str, ...] = ()
 
     def addresses(self) -> list[str] | None:
         return self.found
 
-    def missing(self) -> list[str]:
-        return [*self.lacks]
+    def lacks(self) -> Lacks:
+        return Lacks([*self.missing_rules], [*self.doubtful_rules])
 
 
 @pytest.fixture
@@ -75,7 +77,7 @@ def test_the_state_of_the_network_is_told(
 
 def test_missing_rules_and_a_missing_ip_program_are_problems(settings: Settings) -> None:
     host = Host()
-    object.__setattr__(host, "lacks", ("no rule masquerades",))
+    object.__setattr__(host, "missing_rules", ("no rule masquerades",))
     assert of_network(settings, host) == {"packet filter": "no rule masquerades"}
 
     class Without(NatHost):
@@ -83,6 +85,12 @@ def test_missing_rules_and_a_missing_ip_program_are_problems(settings: Settings)
             raise NatProblem("ip is not installed")
 
     assert of_network(settings, Without())["network of VMs on virbr1"] == "ip is not installed"
+
+
+def test_rules_that_are_not_understood_are_no_more_than_a_note(settings: Settings) -> None:
+    host = Host()
+    object.__setattr__(host, "doubtful_rules", ("some rules aren't understood",))
+    assert ("packet filter", "some rules aren't understood", False) in [*doctor_vms.rows(settings, host)]
 
 
 def test_a_missing_key_is_no_more_than_a_note(settings: Settings) -> None:
