@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Optional
 
+from vac.config.machinetype import Machinetype
 from vac.config.settings import Settings
 from vac.drivers.base import EngineUnavailable
 from vac.drivers.libvirt.domain_xml import FILTER
@@ -72,6 +73,18 @@ def lvm_rows(settings: Settings, run: Run = run_lvm) -> Iterator[Row]:
     if group_in_use(settings, run) is not None:
         missing = [name for name in ("vgs", "lvs", "lvcreate", "lvremove") if shutil.which(name) is None]
         yield "LVM's programs", f"{' '.join(missing)} not there: install lvm2" if missing else None, True
+
+
+def image_problems(one: Machinetype, files: Path, certificates: Path | None = None) -> Iterator[str]:
+    """What VMs of this type lack for their image; relative paths are in files, CAs in certificates."""
+    from vac.context.transfers import GRID_CERTIFICATES  # only here is curl's library needed
+
+    certificates = certificates or GRID_CERTIFICATES
+    if one.image_signing_dn and not (certificates.is_dir() and any(certificates.iterdir())):
+        yield f"image_signing_dn needs the signers' CAs in {certificates}: there are none; install them"
+    image = one.root_image or ""
+    if "://" not in image and not (files / image).is_file():
+        yield f"root_image {files / image} isn't there, or is no file: put a disk image there, or name a URL"
 
 
 def _network(host: NatHost) -> Iterator[Row]:
