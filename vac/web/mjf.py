@@ -118,4 +118,4 @@ def main(options: RoleOptions) -> int:
         lambda state: partial(respond, _keep_all_in(prepare(state))),
         joboutputs.FILE_LIMIT_BYTES,
     )
-    return process.run(service, options)
+    return process.run(lambda _settings: service, options)

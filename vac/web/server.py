@@ -16,6 +16,7 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from functools import partial
+from ipaddress import ip_address, ip_network
 from typing import TYPE_CHECKING, Any
 
 from waitress import wasyncore
@@ -45,8 +46,6 @@ MOST_BODIES = 2
 MOST_UNREAD_BYTES = 64 * 1024 * 1024
 """Of answers that one client hasn't read yet."""
 THREADS = 4
-IP_FREEBIND = 15
-"""linux/in.h: an address may be listened at before this host has it, and when it has it again."""
 
 _NOTHING_HERE = b"""HTTP/1.0 404 Not Found\r
 Content-Type: text/plain; charset=utf-8\r
@@ -120,7 +119,8 @@ class Channel(HTTPChannel):
 
     def _of_this_client(self) -> list[Channel]:
         server: Any = self.server
-        return [one for one in list(server.active_channels.values()) if one.addr[0] == self.addr[0]]
+        channels: list[Channel] = server.channels_of(self.addr[0])
+        return channels
 
     def _is_crowded(self) -> bool:
         requests: list[Any] = [
@@ -154,6 +154,15 @@ def is_slot(address: str) -> bool:
     return address_slot(address) is not None
 
 
+def network_of(address: str) -> str:
+    """Where a client has more than this address to connect from: this host, or an IPv6 network of 64 bits."""
+    found = ip_address(address.partition("%")[0])
+    found = (found.version == 6 and found.ipv4_mapped) or found
+    if found.is_loopback:
+        return "this host"
+    return str(found if found.version == 4 else ip_network((found.packed, 64), strict=False))
+
+
 class Server(TcpWSGIServer):
     """Answers at one bound socket; strangers get 404, and connections beyond a client's share are closed, at once."""
 
@@ -165,13 +174,15 @@ class Server(TcpWSGIServer):
         bound: socket.socket,
         adjustments: Adjustments,
         admits: Callable[[str], bool] = is_slot,
+        client_of: Callable[[str], str] = str,
     ) -> None:
-        """admits: tells whether a client with this address is listened to."""
+        """admits: tells whether a client with this address is listened to. client_of: who that is, for its share."""
         self._sockets: dict[int, Any] = {}
         sockinfo = (bound.family, bound.type, bound.proto, bound.getsockname())
         super().__init__(app, self._sockets, True, bound, None, adjustments, sockinfo, bind_socket=False)
         self._channels: Any = self.active_channels
         self._admits = admits
+        self._client_of = client_of
         self._changes = OnChange(log)
 
     def handle_accept(self) -> None:
@@ -188,12 +199,19 @@ class Server(TcpWSGIServer):
             _turn_away(connection)
             log.debug("%s is no VM's address", host)
             return
-        clients = Counter(channel.addr[0] for channel in self._channels.values())
-        if clients[host] >= MOST_OF_ONE_CLIENT:
+        client = self._client_of(host)
+        clients = Counter(self._client_of(channel.addr[0]) for channel in self._channels.values())
+        if clients[client] >= MOST_OF_ONE_CLIENT:
             connection.close()
-            self._changes.say(host, f"{host} has {clients[host]} connections, which is all that it may have")
+            text = f"{client} has {clients[client]} connections, which is all that it may have"
+            self._changes.say(client, text)
             return
         Channel(self, connection, address, self.adj, map=self._sockets)
+
+    def channels_of(self, address: str) -> list[Channel]:
+        """All connections of the client with this address."""
+        client = self._client_of(address)
+        return [one for one in list(self._channels.values()) if self._client_of(one.addr[0]) == client]
 
     def maintenance(self, now: Any) -> None:
         """Close connections that are idle, and those whose request takes too long; called every few seconds."""
@@ -244,19 +262,6 @@ def adjustments(body_limit_bytes: int) -> Adjustments:
         "ident": "Vac",
     }
     return Adjustments(**options)
-
-
-def listen(address: str, port: int) -> socket.socket:
-    """A socket bound to an address that this host may not have yet. Raises OSError if the port is taken."""
-    bound = socket.socket(socket.AF_INET, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
-    try:
-        bound.setsockopt(socket.IPPROTO_IP, IP_FREEBIND, 1)
-        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        bound.bind((address, port))
-    except OSError:
-        bound.close()
-        raise
-    return bound
 
 
 def allow_connections() -> None:
