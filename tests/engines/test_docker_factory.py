@@ -169,7 +169,10 @@ def test_machine_tells_what_image_it_was_made_from_and_what_it_uses(
         return float(heartbeat(machine)[0]) > 0
 
     full.wait_for(renewed, "its CPU use is in its heartbeat")
-    assert float(str(told_of(full, machine)["CPU seconds"])) > 0
+    told = told_of(full, machine)
+    used = {name: float(str(told[name])) for name in ("CPU seconds", "peak memory MiB", "bytes received")}
+    assert min(used.values()) > 0, used
+    assert "memory MiB" in told and "bytes sent" in told
 
 
 def heartbeat(machine: Machine) -> list[str]:

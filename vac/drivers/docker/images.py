@@ -239,7 +239,7 @@ class ImageKeeper:
         return self._limits.refresh_seconds if is_url(key) else ARCHIVE_LOOK_SECONDS
 
     def _supersede(self, client: Client, repository: str, name: str) -> None:
-        """What was loaded from this archive as it once was, maybe by an earlier process, is replaced by what name is."""
+        """What was loaded from this archive as it was earlier, maybe by an earlier process, is replaced by name."""
         loaded = map(_plain, client.tags())
         self._superseded.update(each for each in loaded if each.startswith(f"{repository}:") and each != name)
 
