@@ -114,6 +114,8 @@ class Reporting:
             held_here=decision.held_here,
             held_in_space=decision.held_in_space,
             silent=self.deciding.space.silent(settings),
+            unusable=self.deciding.space.last.unusable,
+            dropped=self.deciding.space.last.dropped,
             created=tuple(floor.created),
             failed=dict(floor.failed),
             pipes=dict(floor.pipes),
