@@ -10,11 +10,13 @@ import shutil
 import subprocess
 import uuid
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from tests.conftest import require_root, require_tool
+from tests.engines.process_site import group_makers, open_site, wait_for
 from vac.config.machinetype import Machinetype
 from vac.config.settings import Settings
 from vac.drivers.base import MachineSpec
@@ -110,3 +112,22 @@ def test_a_machine_has_a_file_system_of_its_own_until_it_goes(group: LoopGroup, 
     assert not moved.is_mount()
     assert list(moved.iterdir()) == []
     assert group.tags == {}
+
+
+@pytest.mark.parametrize("model", ["bubblewrap", "singularity"])
+def test_what_a_machine_writes_in_fresh_directories_lies_on_its_volume(group: LoopGroup, model: str) -> None:
+    version = "v1" if "v1" in group_makers() else "v2"
+    with open_site(version, model) as site:
+        setattr(site.driver, "_scratch", Scratch(group))  # noqa: B010
+        site.settings = replace(site.settings, volume_group=group.name, total_processors=1)
+        script = "echo content >/tmp/file && echo more >/fresh/file && touch /tmp/joboutputs/done\nexec sleep 600\n"
+        spec = site.spec(user_data=script, tmp_binds=("/fresh",))
+        place = spec.directory / "mnt"
+        place.mkdir()
+        site.create(spec)
+        wait_for((spec.directory / "joboutputs/done").exists, "the machine has written")
+        assert place.is_mount()
+        assert sorted(file.read_text() for file in place.glob("*/file")) == ["content\n", "more\n"]
+        site.driver.destroy(spec.name, spec.uuid)
+        assert not place.is_mount()
+        assert group.tags == {}
