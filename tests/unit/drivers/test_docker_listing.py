@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from vac.drivers.base import EngineState
-from vac.drivers.docker.details import container_details, ended_time
+from vac.drivers.base import WRITES_TO, EngineState
+from vac.drivers.docker.details import container_details, ended_time, written_directories
 from vac.drivers.docker.events import event_machine
 from vac.drivers.docker.listing import Ownership, adoptable
 
@@ -151,3 +151,30 @@ def test_details_of_machines_made_by_earlier_versions_tell_no_password() -> None
     labels = {"vac.image": "https://me:hunter2@example.com/image.tar"}
     told = container_details({"Config": {"Labels": labels}})
     assert told == {"image": "https://me:***@example.com/image.tar"}
+
+
+@pytest.mark.parametrize(
+    ("told", "directories"),
+    [
+        ({"GraphDriver": {"Name": "overlay2", "Data": {"UpperDir": "/data/a/diff"}}}, ["/data/a/diff"]),
+        ({"GraphDriver": {"Name": "vfs", "Data": None}}, []),
+        ({"GraphDriver": None}, []),
+        ({"Storage": {"RootFS": {}}}, []),
+        ({"GraphDriver": {"Name": "x", "Data": {"UpperDir": "relative"}}}, []),
+        (
+            {
+                "GraphDriver": {"Data": {"UpperDir": "/data/a/diff"}},
+                "Mounts": [
+                    {"Type": "bind", "Source": "/d/joboutputs"},
+                    {"Type": "volume", "Source": "/data/volumes/v/_data"},
+                ],
+            },
+            ["/data/a/diff", "/data/volumes/v/_data"],
+        ),
+    ],
+)
+def test_where_a_container_writes_is_told_as_far_as_the_engine_does(
+    told: dict[str, Any], directories: list[str]
+) -> None:
+    assert written_directories(told) == directories
+    assert container_details(told).get(WRITES_TO, "") == ":".join(directories)

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import json
 import logging
+import os
+import re
 import subprocess
 import threading
 import time
@@ -18,12 +20,13 @@ from pathlib import Path
 from typing import Any, Callable
 
 from vac.config.settings import Settings
+from vac.config.slots import slot_number
 from vac.drivers.base import CreationFailed
-from vac.drivers.libvirt.disks import GB
-from vac.drivers.libvirt.listing import may_be_ours
 
+GB = 1000**3
 DEFAULT_GROUP = "vac_volume_group"
 TAG = "vac.uuid="
+MOUNTS = Path("/proc/self/mountinfo")
 LVM_SECONDS = 60.0
 GROUP_LOOK_SECONDS = 300.0
 """How long it is remembered whether there is the usual group."""
@@ -33,6 +36,9 @@ Run = Callable[[Sequence[str]], str]
 """Runs a command, and gives what it prints; raises CreationFailed with what it says."""
 Wipe = Callable[[Path], None]
 """Returns when a volume reads as zeros; raises CreationFailed if that takes longer, or fails."""
+PACKAGES = {"blkdiscard": "util-linux", "mkfs.ext4": "e2fsprogs", "mount": "mount", "umount": "mount"}
+"""Where programs come from that aren't LVM's."""
+_ESCAPED = re.compile(r"\\([0-7]{3})")
 _log = logging.getLogger(__name__)
 
 
@@ -147,8 +153,7 @@ def make_volume(
     """
     found = read_group(run(group_command(group)), run(volumes_command(group)))
     if any(volume.name == name for volume in found.volumes):
-        wipe(device(group, name))
-        run(removal_command(group, name))
+        _remove(group, name, run, wipe)
     size_bytes = volume_bytes(found, gb_per_processor, processors, settings)
     if size_bytes <= 0:
         raise CreationFailed(f"volume group {group} has no room for a volume of {name}")
@@ -173,8 +178,28 @@ def remove_volume(in_use: str | None, name: str, uuid: str, run: Run, wipe: Wipe
         return
     for group, volume, tags in found:
         if volume == name and TAG + uuid in tags:
-            wipe(device(group, name))
-            run(removal_command(group, name))
+            _remove(group, name, run, wipe)
+
+
+def _remove(group: str, name: str, run: Run, wipe: Wipe) -> None:
+    """Wipe and remove a volume, unmounted before wherever it is mounted."""
+    for place in mount_points(device(group, name), MOUNTS):
+        run(["umount", place])
+    wipe(device(group, name))
+    run(removal_command(group, name))
+
+
+def mount_points(volume: Path, mounts: Path) -> list[str]:
+    """Where this device is mounted; the format is proc(5)'s of /proc/PID/mountinfo."""
+    try:
+        number = volume.stat().st_rdev
+    except OSError:
+        return []
+    fields = (line.split(" ") for line in mounts.read_text(errors="surrogateescape").splitlines())
+    wanted = f"{os.major(number)}:{os.minor(number)}"
+    return [
+        _ESCAPED.sub(lambda found: chr(int(found[1], 8)), each[4]) for each in fields if each[2] == wanted
+    ]
 
 
 def volume_bytes(group: Group, gb_per_processor: int | None, processors: int, settings: Settings) -> int:
@@ -182,7 +207,7 @@ def volume_bytes(group: Group, gb_per_processor: int | None, processors: int, se
     if gb_per_processor:
         wanted = gb_per_processor * GB * processors
     else:
-        others = (v for v in group.volumes if not may_be_ours(v.name, settings.factory_name))
+        others = (v for v in group.volumes if slot_number(settings.factory_name, v.name) is None)
         free = group.size_bytes - sum(volume.size_bytes for volume in others)
         wanted = free * processors // settings.total_processors
     return wanted // group.extent_bytes * group.extent_bytes
@@ -246,7 +271,7 @@ def run_lvm(command: Sequence[str]) -> str:
     try:
         done = subprocess.run(command, capture_output=True, timeout=seconds, check=False)
     except FileNotFoundError as error:
-        package = "util-linux" if command[0] == "blkdiscard" else "lvm2"
+        package = PACKAGES.get(command[0], "lvm2")
         raise NoLvm(f"{command[0]} isn't there: install {package}") from error
     except subprocess.TimeoutExpired as error:
         raise CreationFailed(f"{command[0]} hasn't answered for {LVM_SECONDS:.0f} s") from error
