@@ -145,3 +145,8 @@ def test_details_leave_out_what_is_not_known() -> None:
         "killed_for_memory": "yes",
         "error": "a b",
     }
+
+
+@pytest.mark.parametrize(("user", "told"), [("", "root (0)"), ("pilot", "pilot"), ("1000:1000", "1000:1000")])
+def test_details_name_the_user_also_where_nobody_has_named_one(user: str, told: str) -> None:
+    assert container_details({"Config": {"User": user}}) == {"user": told}
