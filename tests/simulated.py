@@ -54,10 +54,12 @@ class Meter:
     def __init__(self, post: Callable[[DiskMessage], object]) -> None:
         self.post = post
         self.asked: list[str] = []
+        self.directories: dict[str, tuple[Path, ...]] = {}
 
-    def start(self, key: str, directory: Path) -> None:
+    def start(self, key: str, *directories: Path) -> None:
         """See DiskMeter."""
         self.asked.append(key)
+        self.directories[key] = directories
 
 
 def simulate_host(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,5 @@
-"""vacd that waits less long than it should: for an engine that hangs, a registry that stalls, the next heartbeat.
+"""vacd that waits less long than it should: for an engine that hangs, a registry that stalls, the next heartbeat or
+measurement.
 
 What happens then is the same, and a test of it takes seconds instead of minutes.
 """
@@ -12,7 +13,7 @@ from vac.daemon import main
 from vac.drivers.docker import engine as docker_engine
 from vac.drivers.docker.progress import PullLimits
 from vac.drivers.engine import Deadlines, Engine
-from vac.factory import process, watching
+from vac.factory import process, rules, watching
 
 RENEW_SECONDS = 3.0
 OBSERVATION_SECONDS = 10.0
@@ -20,6 +21,7 @@ STALL_SECONDS = 3.0
 
 if __name__ == "__main__":
     watching.RENEW_SECONDS = RENEW_SECONDS
+    rules.MEASURE_SECONDS = (RENEW_SECONDS, RENEW_SECONDS)
     deadlines = Deadlines(observation_seconds=OBSERVATION_SECONDS)
     limits = PullLimits(stall_seconds=STALL_SECONDS, first_pause_seconds=1.0)
     setattr(process, "Engine", functools.partial(Engine, deadlines=deadlines))  # noqa: B010  mypy knows a class

@@ -21,7 +21,10 @@ import pytest
 from tests.engines.docker_fixture import IMAGE, PrivateDocker, PrivateEngine, wait_for
 from tests.engines.docker_machines import FACTORY, LOOK, Machines
 from tests.engines.podman_fixture import PrivatePodman
-from vac.drivers.base import CreationFailed, EngineState, Usage
+from vac.cli import doctor_docker
+from vac.config.machinetype import Machinetype
+from vac.config.settings import Settings
+from vac.drivers.base import WRITES_TO, CreationFailed, EngineState, Usage
 
 pytestmark = pytest.mark.engine
 
@@ -349,6 +352,23 @@ def test_what_is_wrong_with_a_machinetype_is_the_reason(
     with pytest.raises(CreationFailed, match=reason):
         machines.create(machines.spec(LOOK, **options))
     assert machines.driver.list() == []
+
+
+def test_what_a_machine_writes_beside_its_directories_is_where_its_engine_says(machines: Machines) -> None:
+    spec = machines.spec("#!/bin/sh\ntouch /fat /var/spool/joboutputs/done\nexec sleep 600\n")
+    machines.create(spec)
+    machines.wait_for_output(spec, "done")
+    (layer,) = machines.driver.details(spec.uuid)[WRITES_TO].split(":")
+    assert Path(layer, "fat").exists()
+
+
+def test_the_doctor_finds_nothing_that_keeps_machines_from_being_made(engine: PrivateEngine) -> None:
+    limited = Machinetype("limited", disk_gb_per_processor=1)
+    rows = [*doctor_docker.rows(Settings(docker_host=engine.url), [limited])]
+    assert [what for what, problem, serious in rows if problem and serious] == []
+    told = {what: problem for what, problem, _ in rows}
+    assert told["disk_gb_per_processor of containers"] is None
+    assert (told.get("live-restore of Docker") is not None) == isinstance(engine, PrivateDocker)
 
 
 def test_many_machines_are_listed_and_measured(engine: PrivateEngine, machines: Machines) -> None:

@@ -101,7 +101,7 @@ def half_and_half(engine: PrivateDocker, kinds: Mapping[str, Kind], slots: int) 
 @pytest.fixture(scope="module")
 def site(engine: PrivateDocker, registry: Registry) -> Iterator[FactorySite]:
     """Its Docker machines' image has to be pulled first."""
-    docked = in_docker(root_image=f"docker://{registry.image}")
+    docked = in_docker(root_image=f"docker://{registry.image}", disk_gb_per_processor=1)
     with half_and_half(engine, {"docked": docked, "beside": BESIDE}, 8) as site:
         yield site
 
@@ -170,11 +170,31 @@ def test_machine_tells_what_image_it_was_made_from_and_what_it_uses(
         return float(heartbeat(machine)[0]) > 0
 
     full.wait_for(renewed, "its CPU use is in its heartbeat")
-    assert float(str(told_of(full, machine)["CPU seconds"])) > 0
+    told = told_of(full, machine)
+    used = {name: float(str(told[name])) for name in ("CPU seconds", "peak memory MiB", "bytes received")}
+    assert min(used.values()) > 0, used
+    assert "memory MiB" in told and "bytes sent" in told
 
 
 def heartbeat(machine: Machine) -> list[str]:
     return (machine.directory / "heartbeat").read_text().split()
+
+
+def test_what_a_container_writes_to_its_own_layer_counts_for_its_disk_limit(
+    engine: PrivateDocker, full: FactorySite
+) -> None:
+    fat, *others = full.running("docked")
+    with contextlib.closing(engine.client()) as client:
+        command = ["/bin/busybox", "fallocate", "-l", "1100M", "/fat"]
+        client.exec_start(client.exec_create(fat.name, command)["Id"])
+
+    def ended_for_it() -> bool:
+        full.wake()
+        return message(fat) == "700 Disk limit"
+
+    full.wait_for(ended_for_it, "it is ended for what it has written")
+    wait_for_replacement(full, fat)
+    assert {machine.uuid for machine in others} <= uuids(full, "docked")
 
 
 def test_a_machines_directory_is_closed_to_all_but_root_and_the_responder(full: FactorySite) -> None:

@@ -11,6 +11,7 @@ from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+import docker
 import pytest
 
 from tests.engines.docker_fixture import IMAGE, PrivateDocker, root_tar, wait_for
@@ -20,6 +21,7 @@ from vac.context.downloads import ImageCache
 from vac.context.signatures import SignedImages
 from vac.drivers.base import CreationFailed, EngineState
 from vac.drivers.docker.engine import DockerDriver
+from vac.drivers.docker.images import ARCHIVES
 from vac.drivers.registry import driver_for
 
 pytestmark = pytest.mark.engine
@@ -153,6 +155,7 @@ def test_an_archive_that_has_been_replaced_is_loaded_anew(
     spec.files.mkdir()
     archive = spec.files / "image.tar"
     with contextlib.closing(engine.client()) as client:
+        others = loaded(client)
         client.import_image_from_data(root_tar({"new": "content"}), "vactest", "2")
         for number, image in enumerate((IMAGE, "vactest:2")):
             archive.write_bytes(b"".join(client.get_image(image)))
@@ -164,6 +167,23 @@ def test_an_archive_that_has_been_replaced_is_loaded_anew(
                 return machines.driver.details(one.uuid)["image_id"] == wanted
 
             wait_for(made_from_it, f"machines are made from archive {number}")
+        before = loaded(client)
+        engine.remove_containers()
+        archive.touch()
+        with contextlib.closing(machines.successor()) as driver:
+
+            def only_the_latest() -> bool:
+                driver.prepare(spec.machinetype, spec.settings, spec.files)
+                own = loaded(client) - others
+                return len(own) == 1 and not own & before
+
+            wait_for(only_the_latest, "what earlier archives held has gone, whichever driver loaded it")
+
+
+def loaded(client: docker.APIClient) -> set[str]:
+    """Names of what the engine has from archives."""
+    tags = {tag for image in client.images() for tag in image["RepoTags"] or ()}
+    return {tag for tag in tags if tag.startswith(ARCHIVES)}
 
 
 def test_an_archive_with_a_url_is_what_was_fetched(engine: PrivateDocker, machines: Machines) -> None:

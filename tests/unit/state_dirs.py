@@ -10,6 +10,7 @@ from typing import Any
 
 from vac.config.machinetype import Machinetype
 from vac.config.settings import Settings
+from vac.drivers.base import Usage
 from vac.machines import files
 from vac.machines.creation import Access, create
 from vac.machines.layout import StateDir
@@ -81,7 +82,7 @@ def running_machine(
 ) -> Machine:
     machine = new_machine(state, **changes)
     mark_started(state, machine, STARTED)
-    renew_heartbeat(state, machine, seen, cpu_seconds=cpu_seconds)
+    renew_heartbeat(state, machine, seen, Usage(cpu_seconds=cpu_seconds))
     return machine
 
 

@@ -57,15 +57,7 @@ def _finish(state: StateDir, machine: Machine, usage: Usage, now: float, live: b
     record, outgoing, message = None, None, None
     files.make_directory(machine.directory, exist_ok=True)
     if machine.started_time is not None:
-        write_final_heartbeat(
-            state,
-            machine,
-            now,
-            live=live,
-            ended_time=usage.ended_time,
-            cpu_seconds=usage.cpu_seconds,
-            peak_memory_bytes=usage.peak_memory_bytes,
-        )
+        write_final_heartbeat(state, machine, now, usage, live=live)
         message = keep_shutdown_message(state, machine, now)
         if end_time(machine) - machine.started_time >= machine.options.fizzle_seconds:
             record = records.archive(state, records.job_record(machine))

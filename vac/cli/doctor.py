@@ -10,11 +10,12 @@ import shutil
 import socket
 import stat
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from vac.cli import common, doctor_vms, doctor_web
+from vac.cli import common, doctor_docker, doctor_files, doctor_vms, doctor_web
+from vac.cli.doctor_files import image_problem
 from vac.cli.doctor_processes import apptainer_problem, bubblewrap_problem, image_file_problem
 from vac.config.errors import ConfigurationError
 from vac.config.load import Configuration
@@ -77,6 +78,7 @@ def examine(arguments: argparse.Namespace) -> Iterator[Finding]:
         yield Finding("configuration", str(warning), serious=False)
     settings = configuration.settings
     yield from _host(settings)
+    yield from (Finding(*row) for row in doctor_files.rows(settings, arguments.config))
     yield from _peers(settings)
     yield from (Finding(*row) for row in doctor_web.rows(settings))
     for name, copy in configuration.copies.items():
@@ -88,7 +90,7 @@ def examine(arguments: argparse.Namespace) -> Iterator[Finding]:
     if set(VM_MODELS) & set(models):
         yield from (Finding(*row) for row in doctor_vms.rows(settings))
     for model in models:
-        yield from _model(model, settings)
+        yield from _model(model, settings, [one for one in wanted if one.machine_model == model])
     for one in wanted:
         yield from _machinetype(one, configuration)
 
@@ -127,7 +129,7 @@ def _peers(settings: Settings) -> Iterator[Finding]:
                 )
 
 
-def _model(model: str, settings: Settings) -> Iterator[Finding]:
+def _model(model: str, settings: Settings, machinetypes: Sequence[Machinetype]) -> Iterator[Finding]:
     if model == "bubblewrap":
         yield Finding("bubblewrap in an unprivileged user namespace", bubblewrap_problem(settings))
     if model == "singularity":
@@ -142,6 +144,8 @@ def _model(model: str, settings: Settings) -> Iterator[Finding]:
         return
     if model in VM_MODELS:
         yield from (Finding(*row) for row in doctor_vms.hypervisor_rows(settings))
+    if model == "docker":
+        yield from (Finding(*row) for row in doctor_docker.rows(settings, machinetypes))
 
 
 def _process_containers(settings: Settings) -> Iterator[Finding]:
@@ -170,6 +174,8 @@ def _machinetype(one: Machinetype, configuration: Configuration) -> Iterator[Fin
         problems.append("/cvmfs isn't there: install and configure CernVM-FS")
     if one.machine_model == "singularity" and not (files / (one.root_image or "")).is_dir():
         problems += filter(None, [image_file_problem(settings)])
+    if one.machine_model in ("bubblewrap", "singularity"):
+        problems += filter(None, [image_problem(one, files)])
     if one.token_dir is not None and not one.token_dir.is_dir():
         problems.append(f"token_dir {one.token_dir} isn't there")
     for problem in problems:

@@ -72,7 +72,10 @@ def known_of(machine: Machine, status: Status | None, factory: str) -> dict[str,
         "shutdown message": shutdown_message(machine),
         "CPU seconds": machine.cpu_seconds,
         "CPU percent": machine.cpu_percent,
-        "peak memory MiB": machine.peak_memory_bytes and machine.peak_memory_bytes >> 20,
+        "memory MiB": None if machine.finished else _mib(machine.memory_bytes),
+        "peak memory MiB": _mib(machine.peak_memory_bytes),
+        "bytes received": machine.network_received_bytes,
+        "bytes sent": machine.network_sent_bytes,
         "accounting FQAN": machine.fqan,
         "directory": str(machine.directory),
         "machinefeatures": _features(machine, "machinefeatures"),
@@ -95,6 +98,10 @@ def state_of(machine: Machine, status: Status | None) -> str:
     if machine.finished:
         return "Shut down"
     return "Starting" if machine.started_time is None else "Running"
+
+
+def _mib(used_bytes: int | None) -> int | None:
+    return None if used_bytes is None else used_bytes >> 20
 
 
 def _features(machine: Machine, kind: str) -> dict[str, str]:

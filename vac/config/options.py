@@ -1,7 +1,7 @@
 """How an option is declared: once, as a field of Settings or Machinetype.
 
 A field's name is the option's name; its metadata holds the Option, from which come the parser, `vac config
-options`, the man page and the sample configuration.
+options` and the sample configuration.
 """
 
 from __future__ import annotations

@@ -145,6 +145,11 @@ class Preparing(Protocol):
         """
 
 
+WRITES_TO = "writes_to"
+"""The detail that names directories of this host outside the machine's own which only this machine writes, such as a
+container's layer; absolute, with colons between them. They count for its disk limit."""
+
+
 @runtime_checkable
 class Detailing(Protocol):
     """A driver that can tell more of a machine than usage."""

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import logging
+from pathlib import Path
 
 from vac.config.machinetype import VM_MODELS
-from vac.drivers.base import EngineState
+from vac.drivers.base import WRITES_TO, EngineState
 from vac.factory.ending import Ending
 from vac.factory.floor import Floor
 from vac.factory.slots import Slot
 from vac.host.disk import DiskMeasured, DiskMeter, DiskNotMeasured
 from vac.machines import files
-from vac.machines.machine import Machine
+from vac.machines.machine import Machine, read_details
 from vac.scheduling.watching import Limits, Watched, judge
 
 log = logging.getLogger(__name__)
@@ -56,7 +57,7 @@ class Rules:
                 continue
             if slot.measured_time is None or not 0 <= now - slot.measured_time < slot.measure_seconds:
                 slot.measured_time = now
-                self.meter.start(machine.uuid, machine.directory)
+                self.meter.start(machine.uuid, *_directories(machine))
 
     def measured(self, message: DiskMeasured) -> None:
         """A measurement has come."""
@@ -109,11 +110,17 @@ def _limits(machine: Machine) -> Limits:
 
 
 def _disk_limit(machine: Machine) -> int | None:
-    """Bytes that a container's directory may use; None: a VM's disk has its size, or nothing is configured."""
+    """Bytes that a container's directories may use; None: a VM's disk has its size, or nothing is configured."""
     per_processor = machine.options.disk_gb_per_processor
     if not per_processor or machine.model in VM_MODELS:
         return None
     return per_processor * machine.processors * GB
+
+
+def _directories(machine: Machine) -> list[Path]:
+    """Its own, and others that its engine has told of."""
+    told = read_details(machine).get(WRITES_TO, "")
+    return [machine.directory, *(Path(path) for path in told.split(":") if path)]
 
 
 def _heartbeat_file_time(machine: Machine) -> float | None:

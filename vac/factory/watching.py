@@ -99,13 +99,7 @@ class Watcher:
             self.floor.written(
                 f"heartbeat {machine.uuid}",
                 f"{machine.name}: that it is alive can't be written",
-                lambda: machines.renew_heartbeat(
-                    self.floor.state,
-                    machine,
-                    now,
-                    cpu_seconds=usage.cpu_seconds,
-                    peak_memory_bytes=usage.peak_memory_bytes,
-                ),
+                lambda: machines.renew_heartbeat(self.floor.state, machine, now, usage),
             )
 
     def _note_details(self, machine: Machine, details: Mapping[str, str]) -> None:

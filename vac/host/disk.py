@@ -1,4 +1,4 @@
-"""How much disk a machine's directory uses, measured by a child process, since looking may take for ever."""
+"""How much disk a machine's directories use, measured by a child process, since looking may take for ever."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ TIME_LIMIT_SECONDS = 120.0
 
 @dataclass(frozen=True)
 class DiskMeasured:
-    """What a directory uses."""
+    """What the directories use together."""
 
     key: str
     used_bytes: int
@@ -40,7 +40,7 @@ DiskMessage = Union[DiskMeasured, DiskNotMeasured]
 class DiskMeter:
     """Measures directories one after another in a thread of its own, which never blocks the caller.
 
-    post takes each DiskMessage. A key is the caller's name for a directory, such as a machine's uuid.
+    post takes each DiskMessage. A key is the caller's name for what is measured, such as a machine's uuid.
     """
 
     def __init__(
@@ -54,17 +54,18 @@ class DiskMeter:
         self._command = tuple(command)
         self._lock = threading.Lock()
         self._waiting: set[str] = set()
-        self._wanted: queue.SimpleQueue[tuple[str, Path] | None] = queue.SimpleQueue()
+        self._wanted: queue.SimpleQueue[tuple[str, tuple[Path, ...]] | None] = queue.SimpleQueue()
         self._stuck: dict[str, subprocess.Popen[str]] = {}
         threading.Thread(target=self._keep_measuring, name="disk", daemon=True).start()
 
-    def start(self, key: str, directory: Path) -> None:
-        """Ask for a measurement; nothing happens if one with this key is under way."""
+    def start(self, key: str, *directories: Path) -> None:
+        """Ask for a measurement; nothing happens if one with this key is under way. What isn't there uses nothing,
+        if it isn't the first."""
         with self._lock:
             if key in self._waiting:
                 return
             self._waiting.add(key)
-        self._wanted.put((key, directory))
+        self._wanted.put((key, directories))
 
     def close(self) -> None:
         """Measure nothing more."""
@@ -72,13 +73,14 @@ class DiskMeter:
 
     def _keep_measuring(self) -> None:
         while (wanted := self._wanted.get()) is not None:
-            key, directory = wanted
-            message = self._measure(key, directory)
+            key, directories = wanted
+            message = self._measure(key, directories)
             with self._lock:
                 self._waiting.discard(key)
             self._post(message)
 
-    def _measure(self, key: str, directory: Path) -> DiskMessage:
+    def _measure(self, key: str, directories: Sequence[Path]) -> DiskMessage:
+        directory = directories[0]
         for each, child in list(self._stuck.items()):
             if child.poll() is not None:
                 del self._stuck[each]
@@ -87,7 +89,7 @@ class DiskMeter:
             return DiskNotMeasured(key, f"an earlier du of {directory} can't even be killed")
         try:
             child = subprocess.Popen(
-                [*self._command, str(directory)],
+                [*self._command, *map(str, directories)],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.DEVNULL,
@@ -100,10 +102,12 @@ class DiskMeter:
         except subprocess.TimeoutExpired:
             self._end(key, child)
             return DiskNotMeasured(key, f"du of {directory} took over {self._time_limit_seconds:.0f} s")
-        number = output.partition("\t")[0]
-        if not number.isdigit():
+        used = {
+            path: int(number) for number, _, path in (line.partition("\t") for line in output.splitlines())
+        }
+        if str(directory) not in used:
             return DiskNotMeasured(key, f"du can't measure {directory}: exit code {child.returncode}")
-        return DiskMeasured(key, int(number), time.monotonic() - begun)
+        return DiskMeasured(key, sum(used.values()), time.monotonic() - begun)
 
     def _end(self, key: str, child: subprocess.Popen[str]) -> None:
         child.kill()

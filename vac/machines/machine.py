@@ -10,6 +10,7 @@ from pathlib import Path
 
 from vac.config.machinetype import Machinetype
 from vac.config.settings import Settings
+from vac.drivers.base import Usage
 from vac.machines import ending, files
 from vac.machines.ending import EndingOptions
 from vac.machines.layout import StateDir, parse_directory_name
@@ -17,7 +18,10 @@ from vac.machines.layout import StateDir, parse_directory_name
 SAMPLE_SECONDS = 30.0
 """Recent CPU use is measured over at least so long."""
 CHECKPOINT_SECONDS = 600.0
-"""CPU time and peak memory are made durable this often, so that a power failure costs no more."""
+"""What a machine has used is made durable this often, so that a power failure costs no more."""
+_INTEGERS = ("memory_bytes", "peak_memory_bytes", "network_received_bytes", "network_sent_bytes")
+"""Of what usage.json holds; named as in Usage."""
+UNKNOWN = Usage()
 _JOBFEATURES = ("job_id", "allocated_cpu", "shutdowntime_job", "max_rss_bytes", "hs06_job", "hepscore23_job")
 
 
@@ -42,7 +46,11 @@ class Machine:
     cpu_seconds: float = 0.0
     cpu_percent: float | None = None
     """Recent CPU use, in percent of one processor."""
+    memory_bytes: int | None = None
+    """When it was last measured."""
     peak_memory_bytes: int | None = None
+    network_received_bytes: int | None = None
+    network_sent_bytes: int | None = None
     fqan: str | None = None
     """accounting_fqan as it was when the machine was created."""
     final: bool = False
@@ -50,7 +58,7 @@ class Machine:
     sample: tuple[float, float] | None = None
     """Time and CPU seconds from which recent CPU use is measured."""
     checkpoint_time: float = 0.0
-    """When usage.json was last written."""
+    """When usage.json was last made durable."""
 
     @property
     def model(self) -> str:
@@ -131,7 +139,8 @@ def _load_usage(machine: Machine) -> None:
         usage = {}
     if isinstance(usage, dict):
         machine.cpu_seconds = max(machine.cpu_seconds, _float(usage.get("cpu_seconds")) or 0.0)
-        machine.peak_memory_bytes = _integer(usage.get("peak_memory_bytes"))
+        for name in _INTEGERS:
+            setattr(machine, name, _integer(usage.get(name)))
     if machine.heartbeat_time is not None:
         machine.sample = (machine.heartbeat_time, machine.cpu_seconds)
 
@@ -145,21 +154,14 @@ def mark_started(state: StateDir, machine: Machine, now: float) -> None:
     _write_heartbeat(state, machine, now, sync=False)
 
 
-def renew_heartbeat(
-    state: StateDir,
-    machine: Machine,
-    now: float,
-    *,
-    cpu_seconds: float | None = None,
-    peak_memory_bytes: int | None = None,
-) -> None:
-    """The machine has been seen alive now, having used so much since its start (None: not known).
+def renew_heartbeat(state: StateDir, machine: Machine, now: float, usage: Usage = UNKNOWN) -> None:
+    """The machine has been seen alive now, having used so much since its start.
 
     On a full disk only the time is renewed, which takes no space.
     """
     if machine.final:
         return
-    _take_usage(machine, cpu_seconds, peak_memory_bytes)
+    _take_usage(machine, usage)
     if machine.sample is None:
         machine.sample = (now, machine.cpu_seconds)
     sample_time, sample_cpu = machine.sample
@@ -167,8 +169,9 @@ def renew_heartbeat(
         machine.cpu_percent = 100.0 * (machine.cpu_seconds - sample_cpu) / (now - sample_time)
         machine.sample = (now, machine.cpu_seconds)
     try:
-        if not 0 <= now - machine.checkpoint_time < CHECKPOINT_SECONDS:
-            _write_usage(state, machine)
+        durable = not 0 <= now - machine.checkpoint_time < CHECKPOINT_SECONDS
+        _write_usage(state, machine, sync=durable)
+        if durable:
             machine.checkpoint_time = now
         _write_heartbeat(state, machine, now, sync=False)
     except OSError as error:
@@ -182,32 +185,35 @@ def write_final_heartbeat(
     state: StateDir,
     machine: Machine,
     now: float,
+    usage: Usage = UNKNOWN,
     *,
     live: bool,
-    ended_time: float | None = None,
-    cpu_seconds: float | None = None,
-    peak_memory_bytes: int | None = None,
 ) -> None:
-    """Write final usage. Its time, the machine's end, is now if it was live until now, else ended_time, which its
-    engine tells, or if that is None or can't be true, what it was.
+    """Write final usage. Its time, the machine's end, is now if it was live until now, else usage.ended_time, which
+    its engine tells, or if that is None or can't be true, what it was.
 
     Does nothing if that has been done, so that whatever is derived from it stays the same.
     """
     if machine.final:
         return
-    _take_usage(machine, cpu_seconds, peak_memory_bytes)
-    told = now if live else min(now, ended_time or 0.0)
+    _take_usage(machine, usage)
+    told = now if live else min(now, usage.ended_time or 0.0)
     ended = max(told, end_time(machine))
-    _write_usage(state, machine)
+    _write_usage(state, machine, sync=True)
     _write_heartbeat(state, machine, ended, sync=True)
     machine.final = True
 
 
-def _take_usage(machine: Machine, cpu_seconds: float | None, peak_memory_bytes: int | None) -> None:
-    if cpu_seconds is not None and math.isfinite(cpu_seconds):
-        machine.cpu_seconds = max(machine.cpu_seconds, cpu_seconds)
-    if peak_memory_bytes is not None:
-        machine.peak_memory_bytes = max(machine.peak_memory_bytes or 0, peak_memory_bytes)
+def _take_usage(machine: Machine, usage: Usage) -> None:
+    """What only grows never shrinks, whatever an engine tells after a restart."""
+    if usage.cpu_seconds is not None and math.isfinite(usage.cpu_seconds):
+        machine.cpu_seconds = max(machine.cpu_seconds, usage.cpu_seconds)
+    if usage.memory_bytes is not None:
+        machine.memory_bytes = usage.memory_bytes
+    for name in _INTEGERS[1:]:
+        told = getattr(usage, name)
+        if told is not None:
+            setattr(machine, name, max(getattr(machine, name) or 0, told))
 
 
 def _write_heartbeat(state: StateDir, machine: Machine, seen_time: float, *, sync: bool) -> None:
@@ -216,10 +222,10 @@ def _write_heartbeat(state: StateDir, machine: Machine, seen_time: float, *, syn
     machine.heartbeat_time = seen_time
 
 
-def _write_usage(state: StateDir, machine: Machine) -> None:
-    usage = {"cpu_seconds": machine.cpu_seconds, "peak_memory_bytes": machine.peak_memory_bytes}
+def _write_usage(state: StateDir, machine: Machine, *, sync: bool) -> None:
+    usage = {name: getattr(machine, name) for name in ("cpu_seconds", *_INTEGERS)}
     content = json.dumps(usage).encode("ascii") + b"\n"
-    files.write_atomic(machine.directory / "usage.json", content, tmp=state.tmp)
+    files.write_atomic(machine.directory / "usage.json", content, tmp=state.tmp, sync=sync)
 
 
 def note_details(state: StateDir, machine: Machine, details: Mapping[str, str]) -> None:

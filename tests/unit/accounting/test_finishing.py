@@ -265,7 +265,7 @@ class Life:
         self.runs.add(machine.uuid)
         self.has_run = True
         mark_started(self.state, machine, STARTED)
-        renew_heartbeat(self.state, machine, ENDED, cpu_seconds=34100.0, peak_memory_bytes=5)
+        renew_heartbeat(self.state, machine, ENDED, Usage(cpu_seconds=34100.0, peak_memory_bytes=5))
         lower_shutdown_time(self.state, machine, ENDED + 100)
         (machine.directory / "joboutputs" / "shutdown_message").write_bytes(b"200 Success")
         self.runs.clear()
@@ -280,7 +280,7 @@ class Life:
         if machine.uuid in self.runs:
             if machine.started_time is None:
                 mark_started(self.state, machine, RESTARTED)
-            renew_heartbeat(self.state, machine, RESTARTED + 3600, cpu_seconds=35000.0)
+            renew_heartbeat(self.state, machine, RESTARTED + 3600, Usage(cpu_seconds=35000.0))
             self.runs.clear()
             finish(self.state, machine, FINAL, RESTARTED + 3630, live=True)
         else:

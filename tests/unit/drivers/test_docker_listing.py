@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from vac.drivers.base import EngineState
-from vac.drivers.docker.details import container_details, ended_time
+from vac.drivers.base import WRITES_TO, EngineState
+from vac.drivers.docker.details import container_details, ended_time, written_directories
 from vac.drivers.docker.events import event_machine
 from vac.drivers.docker.listing import Ownership, adoptable
 
@@ -150,3 +150,30 @@ def test_details_leave_out_what_is_not_known() -> None:
 @pytest.mark.parametrize(("user", "told"), [("", "root (0)"), ("pilot", "pilot"), ("1000:1000", "1000:1000")])
 def test_details_name_the_user_also_where_nobody_has_named_one(user: str, told: str) -> None:
     assert container_details({"Config": {"User": user}}) == {"user": told}
+
+
+@pytest.mark.parametrize(
+    ("told", "directories"),
+    [
+        ({"GraphDriver": {"Name": "overlay2", "Data": {"UpperDir": "/data/a/diff"}}}, ["/data/a/diff"]),
+        ({"GraphDriver": {"Name": "vfs", "Data": None}}, []),
+        ({"GraphDriver": None}, []),
+        ({"Storage": {"RootFS": {}}}, []),
+        ({"GraphDriver": {"Name": "x", "Data": {"UpperDir": "relative"}}}, []),
+        (
+            {
+                "GraphDriver": {"Data": {"UpperDir": "/data/a/diff"}},
+                "Mounts": [
+                    {"Type": "bind", "Source": "/d/joboutputs"},
+                    {"Type": "volume", "Source": "/data/volumes/v/_data"},
+                ],
+            },
+            ["/data/a/diff", "/data/volumes/v/_data"],
+        ),
+    ],
+)
+def test_where_a_container_writes_is_told_as_far_as_the_engine_does(
+    told: dict[str, Any], directories: list[str]
+) -> None:
+    assert written_directories(told) == directories
+    assert container_details(told).get(WRITES_TO, "") == ":".join(directories)

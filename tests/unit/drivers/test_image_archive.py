@@ -143,6 +143,9 @@ class Engine:
         found = self.images.get(reference, reference if reference in self.images.values() else None)
         return None if found is None else {"Id": found}
 
+    def tags(self) -> frozenset[str]:
+        return frozenset(self.images)
+
     def load_lines(self, file: BinaryIO) -> Iterator[Mapping[str, object]]:
         found = read_archive(file)
         self.images.update(dict.fromkeys(found.tags, found.id))
@@ -208,6 +211,15 @@ def test_a_newer_archive_of_the_same_name_replaces_the_older(tmp_path: Path) -> 
         assert site.load(image(content, "x:1") + bytes(len(content))) is None
         assert site.own == [identity(content)]
         assert site.others == {"pilot:1": VICTIM}, "the archive's own name is gone"
+
+
+def test_what_an_archive_was_before_goes_also_after_a_restart(tmp_path: Path) -> None:
+    engine = Engine(**{"pilot_1": VICTIM, "localhost/vac-archive/0_1": VICTIM})
+    for content in ("a", "bb"):
+        site = Site(engine, tmp_path)
+        assert site.load(image(content, "x:1") + bytes(len(content))) is None
+        assert site.own == [VICTIM, identity(content)], "that of another archive stays"
+    assert site.others == {"pilot:1": VICTIM}
 
 
 def test_a_name_that_the_image_has_already_stays(tmp_path: Path) -> None:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from tests.simulated import Meter, World, one_type
 from tests.unit.factory.conftest import MakeWorld
+from vac.drivers.base import WRITES_TO
 from vac.host.disk import DiskMeasured, DiskNotMeasured
+from vac.machines.machine import note_details
 
 GB = 1000**3
 
@@ -58,3 +62,17 @@ def test_what_takes_long_to_measure_is_measured_less_often(
     small.clock.now += 2
     small.wake()
     assert asked(small).count(uuid) == before + 1
+
+
+def test_what_an_engine_tells_that_a_machine_writes_is_measured_with_its_directory(small: World) -> None:
+    machine = small.machine()
+    note_details(small.factory.floor.state, machine, {WRITES_TO: "/engine/layer:/engine/volume"})
+    small.clock.now += 400
+    small.wake()
+    meter = small.factory.rules.meter
+    assert isinstance(meter, Meter)
+    assert meter.directories[machine.uuid] == (
+        machine.directory,
+        Path("/engine/layer"),
+        Path("/engine/volume"),
+    )

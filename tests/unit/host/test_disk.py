@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import queue
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -20,9 +20,11 @@ def messages() -> Iterator[queue.SimpleQueue[DiskMessage]]:
     yield queue.SimpleQueue()
 
 
-def measure(messages: queue.SimpleQueue[DiskMessage], directory: Path, *command: str) -> DiskMessage:
+def measure(
+    messages: queue.SimpleQueue[DiskMessage], directory: Path, *command: str, others: Sequence[Path] = ()
+) -> DiskMessage:
     meter = DiskMeter(messages.put, 0.2 if command else 60.0, command or DU)
-    meter.start("u0", directory)
+    meter.start("u0", directory, *others)
     message = messages.get(timeout=60)
     meter.close()
     return message
@@ -35,6 +37,18 @@ def test_use_is_what_is_allocated(messages: queue.SimpleQueue[DiskMessage], tmp_
     measured = measure(messages, tmp_path)
     assert isinstance(measured, DiskMeasured)
     assert 1_000_000 <= measured.used_bytes < 1_200_000
+
+
+def test_all_directories_are_measured_together_as_far_as_they_are_there(
+    messages: queue.SimpleQueue[DiskMessage], tmp_path: Path
+) -> None:
+    own, layer = tmp_path / "own", tmp_path / "layer"
+    for directory in (own, layer):
+        directory.mkdir()
+        (directory / "file").write_bytes(os.urandom(1_000_000))
+    measured = measure(messages, own, others=[layer, tmp_path / "gone"])
+    assert isinstance(measured, DiskMeasured)
+    assert 2_000_000 <= measured.used_bytes < 2_400_000
 
 
 @pytest.mark.parametrize(

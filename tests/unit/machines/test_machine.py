@@ -32,6 +32,7 @@ from tests.unit.state_dirs import (
 from vac.config.machinetype import Machinetype
 from vac.config.options import declared
 from vac.config.settings import Settings
+from vac.drivers.base import Usage
 from vac.machines import ending, files
 from vac.machines.creation import Access
 from vac.machines.ending import EndingOptions
@@ -327,7 +328,7 @@ def test_recent_cpu_use_is_measured_over_half_a_minute_and_more(tmp_path: Path) 
     mark_started(state, machine, STARTED)
     seen: list[Any] = []
     for seconds, cpu in ((10, 9.0), (60, 30.0), (65, 35.0), (120, 150.0)):
-        renew_heartbeat(state, machine, STARTED + seconds, cpu_seconds=cpu)
+        renew_heartbeat(state, machine, STARTED + seconds, Usage(cpu_seconds=cpu))
         seen.append(machine.cpu_percent)
     assert seen == [None, 50.0, 50.0, 200.0]
     assert (machine.directory / "heartbeat").read_text().split() == ["150.0", "200.0"]
@@ -337,7 +338,7 @@ def test_an_engine_that_does_not_tell_renews_the_time_alone(tmp_path: Path) -> N
     state = new_state(tmp_path)
     machine = running_machine(state, seen=STARTED + 600, cpu_seconds=500.0)
     renew_heartbeat(state, machine, STARTED + 700)
-    renew_heartbeat(state, machine, STARTED + 800, cpu_seconds=3.0)
+    renew_heartbeat(state, machine, STARTED + 800, Usage(cpu_seconds=3.0))
     again = reloaded(machine)
     assert (again.heartbeat_time, again.cpu_seconds) == (STARTED + 800, 500.0)
 
@@ -346,10 +347,20 @@ def test_peak_memory_and_cpu_time_survive_a_heartbeat_lost_in_a_power_failure(tm
     state = new_state(tmp_path)
     machine = new_machine(state)
     mark_started(state, machine, STARTED)
-    renew_heartbeat(state, machine, STARTED + 700, cpu_seconds=650.0, peak_memory_bytes=123456)
+    renew_heartbeat(state, machine, STARTED + 700, Usage(cpu_seconds=650.0, peak_memory_bytes=123456))
     (machine.directory / "heartbeat").write_bytes(b"")
     again = reloaded(machine)
     assert (again.cpu_seconds, again.peak_memory_bytes) == (650.0, 123456)
+
+
+def test_what_engines_tell_is_kept_and_only_memory_shrinks(tmp_path: Path) -> None:
+    state = new_state(tmp_path)
+    machine = running_machine(state)
+    for usage in (Usage(1.0, 300, 400, 5000, 600), Usage(1.0, 200, 300, 4000, 700), Usage()):
+        renew_heartbeat(state, machine, ENDED + 30, usage)
+    again = reloaded(machine)
+    assert (again.memory_bytes, again.peak_memory_bytes) == (200, 400)
+    assert (again.network_received_bytes, again.network_sent_bytes) == (5000, 700)
 
 
 def test_on_a_full_disk_the_time_last_seen_alive_still_moves(
@@ -362,7 +373,7 @@ def test_on_a_full_disk_the_time_last_seen_alive_still_moves(
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(files, "write_new", full)
-    renew_heartbeat(state, machine, STARTED + 1300, cpu_seconds=1.0)
+    renew_heartbeat(state, machine, STARTED + 1300, Usage(cpu_seconds=1.0))
     assert reloaded(machine).heartbeat_time == STARTED + 1300
 
 
@@ -370,9 +381,11 @@ def test_on_a_full_disk_the_time_last_seen_alive_still_moves(
 def test_the_end_is_now_only_for_who_saw_it_alive(tmp_path: Path, live: bool, ended: int) -> None:
     state = new_state(tmp_path)
     machine = running_machine(state)
-    write_final_heartbeat(state, machine, ENDED + 500, live=live, cpu_seconds=35000.0, peak_memory_bytes=7)
-    write_final_heartbeat(state, machine, ENDED + 900, live=True, cpu_seconds=99999.0)
-    renew_heartbeat(state, machine, ENDED + 950, cpu_seconds=99999.0)
+    write_final_heartbeat(
+        state, machine, ENDED + 500, Usage(cpu_seconds=35000.0, peak_memory_bytes=7), live=live
+    )
+    write_final_heartbeat(state, machine, ENDED + 900, Usage(cpu_seconds=99999.0), live=True)
+    renew_heartbeat(state, machine, ENDED + 950, Usage(cpu_seconds=99999.0))
     again = reloaded(machine)
     assert (end_time(again), again.cpu_seconds, again.peak_memory_bytes) == (ended, 35000.0, 7)
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, BinaryIO, cast
 
@@ -48,6 +48,11 @@ class Client(docker.APIClient):
         except docker.errors.NotFound:
             return None
         return found
+
+    def tags(self) -> frozenset[str]:
+        """The names of all images, each with its tag, as the engine writes them."""
+        found = cast("Iterable[Mapping[str, Any]]", self.images())
+        return frozenset(tag for image in found for tag in image.get("RepoTags") or ())
 
     def pull_lines(self, reference: str) -> Iterator[Mapping[str, object]]:
         """Pull an image; the engine's report, as it comes."""

@@ -10,6 +10,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from vac.drivers.base import WRITES_TO
 from vac.drivers.docker.create import LABEL_DIGEST, LABEL_IMAGE
 
 
@@ -38,10 +39,22 @@ def container_details(inspected: Mapping[str, Any]) -> dict[str, str]:
         "exit_code": state.get("ExitCode") if state.get("Status") in ("exited", "dead", "stopped") else None,
         "killed_for_memory": "yes" if state.get("OOMKilled") else "",
         "error": " ".join(error.split()),
+        WRITES_TO: ":".join(written_directories(inspected)),
     }
     return {
         name: str(value) for name, value in facts.items() if value is not None and value not in ("", 0)
     } | ({"exit_code": "0"} if facts["exit_code"] == 0 else {})
+
+
+def written_directories(inspected: Mapping[str, Any]) -> list[str]:
+    """Where the engine keeps what the container writes but for binds: its layer, and volumes that the image asks for.
+
+    Storage drivers other than overlay file systems don't tell of the layer, nor does containerd's image store.
+    """
+    layer = ((inspected.get("GraphDriver") or {}).get("Data") or {}).get("UpperDir")
+    mounts = inspected.get("Mounts") or ()
+    found = [layer, *(mount.get("Source") for mount in mounts if mount.get("Type") == "volume")]
+    return [path for path in found if isinstance(path, str) and path.startswith("/") and ":" not in path]
 
 
 def ended_time(inspected: Mapping[str, Any]) -> float | None:

@@ -212,6 +212,8 @@ class ImageKeeper:
             repository, _, tag = name.partition(":")
             with self._connection.client() as client:
                 present = inspect_image(client, name) is not None
+                if entry.name is None:
+                    self._supersede(client, repository, name)
             if not present:
                 entry.doing = "being loaded"
                 entry.settled.set()
@@ -235,6 +237,11 @@ class ImageKeeper:
             self._superseded.add(entry.name)
         self._found(entry, name)
         return self._limits.refresh_seconds if is_url(key) else ARCHIVE_LOOK_SECONDS
+
+    def _supersede(self, client: Client, repository: str, name: str) -> None:
+        """What was loaded from this archive as it was earlier, maybe by an earlier process, is replaced by name."""
+        loaded = map(_plain, client.tags())
+        self._superseded.update(each for each in loaded if each.startswith(f"{repository}:") and each != name)
 
     @contextmanager
     def _only_its_own(self, client: Client, file: BinaryIO) -> Iterator[None]:

@@ -1,0 +1,71 @@
+"""What `vac doctor` says of an engine of containers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from vac.cli.doctor_docker import disk_row, engine_rows, propagates
+
+LOCAL = "unix:///var/run/docker.sock"
+ROOT = "27 1 254:0 / / rw,relatime{} - ext4 /dev/vda rw\n"
+CVMFS = "90 27 0:50 / /cvmfs rw,relatime{} - autofs /etc/auto.cvmfs rw\n"
+
+
+@pytest.mark.parametrize(
+    ("podman", "url", "there", "problem"),
+    [
+        (False, LOCAL, True, None),
+        (False, LOCAL, False, "isn't there, and no machine can be made: install tini"),
+        (True, LOCAL, False, "isn't there, and no machine can be made: install catatonit"),
+    ],
+)
+def test_containers_need_an_init(
+    monkeypatch: pytest.MonkeyPatch, podman: bool, url: str, there: bool, problem: str | None
+) -> None:
+    monkeypatch.setattr("shutil.which", lambda name, path: name if there else None)
+    name = "catatonit" if podman else "docker-init"
+    assert (f"{name} in containers", problem, True) in [*engine_rows({}, url, podman=podman)]
+
+
+def test_the_init_of_an_engine_elsewhere_can_not_be_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("shutil.which", lambda name, path: None)
+    assert [*engine_rows({}, "tcp://engine.example.com:2376", podman=True)] == []
+
+
+@pytest.mark.parametrize(("told", "noted"), [({"LiveRestoreEnabled": True}, False), ({}, True)])
+def test_machines_that_end_with_dockerd_are_a_note(told: dict[str, Any], noted: bool) -> None:
+    rows = {what: (problem, serious) for what, problem, serious in engine_rows(told, LOCAL, podman=False)}
+    problem, serious = rows["live-restore of Docker"]
+    assert (problem is not None, serious) == (noted, False)
+
+
+@pytest.mark.parametrize(
+    ("told", "known"),
+    [
+        ({"Driver": "overlay2", "DriverStatus": [["Backing Filesystem", "extfs"]]}, True),
+        ({"Driver": "vfs"}, False),
+        ({"Driver": "overlayfs", "DriverStatus": [["driver-type", "io.containerd.snapshotter.v1"]]}, False),
+    ],
+)
+def test_layers_that_can_not_be_measured_are_a_note(told: dict[str, Any], known: bool) -> None:
+    _, problem, serious = disk_row(told)
+    assert ((problem is None), serious) == (known, False)
+
+
+@pytest.mark.parametrize(
+    ("mounts", "shared"),
+    [
+        (ROOT.format(" shared:1"), True),
+        (ROOT.format(""), False),
+        (ROOT.format(" shared:1") + CVMFS.format(""), False),
+        (ROOT.format("") + CVMFS.format(" shared:9"), True),
+        (ROOT.format("") + CVMFS.format(" master:9"), True),
+        (CVMFS.format(" shared:9") + CVMFS.format(""), False),
+        (ROOT.format(" shared:1") + CVMFS.format("").replace("/cvmfs", "/cvmfs-other"), True),
+        ("", False),
+    ],
+)
+def test_whether_later_mounts_come_through(mounts: str, shared: bool) -> None:
+    assert propagates("/cvmfs", mounts) is shared

@@ -1,0 +1,79 @@
+"""What `vac doctor` looks at for Docker and Podman, once the engine has answered. It changes nothing."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Optional
+
+from vac.config.machinetype import Machinetype
+from vac.config.settings import Settings
+from vac.drivers.base import EngineUnavailable
+
+Row = tuple[str, Optional[str], bool]
+"""As doctor.Finding: what, the problem, whether it is serious."""
+PLACES = ("/usr/local/libexec", "/usr/libexec", "/usr/local/lib", "/usr/lib")
+"""Where engines look for their init, each in its own directory, besides PATH."""
+MOUNTS = Path("/proc/self/mountinfo")
+
+
+def rows(settings: Settings, machinetypes: Sequence[Machinetype]) -> Iterator[Row]:
+    """Everything but whether the engine answers; machinetypes are those that it is to make."""
+    from vac.drivers.docker.api import Connection  # only here is the SDK needed
+
+    connection = Connection(settings.docker_host)
+    try:
+        with connection.client() as client:
+            told = client.info()
+            podman = "podman" in str(client.version(api_version=False).get("Components")).lower()
+    except EngineUnavailable as error:
+        yield "what the container engine offers", str(error), True
+        return
+    finally:
+        connection.forget()
+    yield from engine_rows(told, settings.docker_host, podman=podman)
+    if any(one.disk_gb_per_processor for one in machinetypes):
+        yield disk_row(told)
+    if any(one.cvmfs_repositories for one in machinetypes):
+        shared = propagates("/cvmfs", MOUNTS.read_text(errors="replace"))
+        text = "isn't mounted shared: repositories mounted later stay invisible: mount --make-rshared /cvmfs"
+        yield "/cvmfs in containers", None if shared else text, False
+
+
+def engine_rows(told: Mapping[str, Any], url: str, *, podman: bool) -> Iterator[Row]:
+    """By what the engine tells of itself, and, if it is on this host, by its init."""
+    if url.startswith("unix:"):
+        engine, program, package = (
+            ("podman", "catatonit", "catatonit") if podman else ("docker", "docker-init", "tini")
+        )
+        places = [f"{place}/{engine}" for place in PLACES]
+        where = os.pathsep.join([os.environ.get("PATH", os.defpath), *places])
+        missing = f"isn't there, and no machine can be made: install {package}"
+        yield f"{program} in containers", None if shutil.which(program, path=where) else missing, True
+    if not podman:
+        off = 'is off: machines end with dockerd; set "live-restore": true in /etc/docker/daemon.json'
+        yield "live-restore of Docker", None if told.get("LiveRestoreEnabled") else off, False
+
+
+def disk_row(told: Mapping[str, Any]) -> Row:
+    """Can it be measured what machines write to their own layer? The image store of containerd doesn't tell where."""
+    driver = str(told.get("Driver"))
+    own = "io.containerd" not in str(told.get("DriverStatus"))
+    problem = (
+        f"storage driver {driver} doesn't tell where containers write: only their directories are measured"
+    )
+    known = own and driver in ("overlay2", "overlay", "fuse-overlayfs")
+    return "disk_gb_per_processor of containers", None if known else problem, False
+
+
+def propagates(path: str, mountinfo: str) -> bool:
+    """Is the mount that holds this path shared, or a slave? The format is proc(5)'s of /proc/PID/mountinfo."""
+    most, optional = "", ""
+    for line in mountinfo.splitlines():
+        found = re.match(r"(?:\S+ ){4}(\S+) \S+ (.*?)- ", line)
+        if found and f"{path}/".startswith(found[1].rstrip("/") + "/") and len(found[1]) >= len(most):
+            most, optional = found.groups()
+    return "shared:" in optional or "master:" in optional
