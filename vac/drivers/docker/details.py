@@ -13,7 +13,6 @@ from typing import Any
 from vac.drivers.base import WRITES_TO
 from vac.drivers.docker.create import LABEL_DIGEST, LABEL_IMAGE
 
-
 ROOT = "root (0)"
 """Whom a container runs as whose image and configuration name no user."""
 
