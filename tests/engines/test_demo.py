@@ -6,6 +6,7 @@ import re
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -21,12 +22,19 @@ FACTORY = "demo.vac.example.org"
 
 
 @pytest.fixture
-def demo(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
-    """It, for at most twenty seconds, with directories of its own below tmp_path."""
+def place() -> Iterator[Path]:
+    """Where machines' accounts can get at, as they can't at pytest's directories."""
+    with tempfile.TemporaryDirectory(prefix="vac-test-demo-", dir="/var/tmp") as directory:
+        Path(directory).chmod(0o755)
+        yield Path(directory)
+
+
+@pytest.fixture
+def demo(place: Path) -> Iterator[subprocess.Popen[str]]:
+    """It, for twenty seconds, with what it leaves below place."""
     require_root()
-    tmp_path.chmod(0o755)
     command = [sys.executable, str(DEMO), "--seconds", "20"]
-    environment = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "TMPDIR": str(tmp_path)}
+    environment = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "TMPDIR": str(place)}
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
     yield process
     if process.poll() is None:
@@ -34,7 +42,7 @@ def demo(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
         process.wait()
 
 
-def test_it_shows_machines_and_leaves_their_records(demo: subprocess.Popen[str], tmp_path: Path) -> None:
+def test_it_shows_machines_and_leaves_their_records(demo: subprocess.Popen[str], place: Path) -> None:
     output, _ = demo.communicate(timeout=200)
     assert demo.returncode == 0, output
     assert re.search(r"^  demo-00 +\S+ +Running +\d+ s$", output, re.MULTILINE)
@@ -42,11 +50,11 @@ def test_it_shows_machines_and_leaves_their_records(demo: subprocess.Popen[str],
     told = re.search(r"^(\d+) accounting records are in (\S+), for example:$", output, re.MULTILINE)
     assert told is not None and int(told[1]) == len(list(Path(told[2]).glob("*/*"))) > 0
     assert "APEL-individual-job-message: v0.3" in output
-    assert [each.name for each in tmp_path.iterdir()] == [Path(told[2]).relative_to(tmp_path).parts[0]]
-    nothing_is_left_of(tmp_path)
+    assert [each.name for each in place.iterdir()] == [Path(told[2]).relative_to(place).parts[0]]
+    nothing_is_left_of(place)
 
 
-def test_ctrl_c_removes_everything(demo: subprocess.Popen[str], tmp_path: Path) -> None:
+def test_ctrl_c_removes_everything(demo: subprocess.Popen[str], place: Path) -> None:
     assert demo.stdout is not None
     for line in demo.stdout:
         if "Running" in line:
@@ -54,8 +62,8 @@ def test_ctrl_c_removes_everything(demo: subprocess.Popen[str], tmp_path: Path) 
     demo.send_signal(signal.SIGINT)
     output, _ = demo.communicate(timeout=200)
     assert demo.returncode == 130, output
-    assert not list(tmp_path.iterdir())
-    nothing_is_left_of(tmp_path)
+    assert not list(place.iterdir())
+    nothing_is_left_of(place)
 
 
 def nothing_is_left_of(directory: Path) -> None:

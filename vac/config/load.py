@@ -57,6 +57,8 @@ class Configuration:
     """Another one whenever an option's value, written or worked out, is another one."""
     copies: Mapping[str, PipeCopy] = field(default_factory=dict, compare=False)
     """By prefix, what the cache had of each pipe when this was read."""
+    files: tuple[str, ...] = ()
+    """Those that it was read from, in order."""
 
 
 def load(paths: Sequence[Path] | None, host: HostFacts) -> Configuration:
@@ -100,7 +102,8 @@ def load(paths: Sequence[Path] | None, host: HostFacts) -> Configuration:
     if report.errors:
         raise ConfigurationError(report.errors, report.warnings, settings)
     digest = _digest(sections, common, host, copies)
-    return Configuration(settings, machinetypes, pipes, reasons, tuple(report.warnings), digest, copies)
+    warnings = tuple(report.warnings)
+    return Configuration(settings, machinetypes, pipes, reasons, warnings, digest, copies, contents.files)
 
 
 def _pipes(

@@ -33,6 +33,7 @@ from vac.logs import OnChange
 from vac.machines import statefiles
 from vac.machines.layout import StateDir, StateDirBusy
 from vac.machines.slots import finished_machines, load_slots, strays
+from vac.machines.sweeping import Sweeper
 from vac.roles import EXIT_OTHER_AT_WORK, RoleOptions
 from vac.scheduling.backoff import History, reported_message
 from vac.vacquery.names import Names, Resolver
@@ -136,6 +137,7 @@ def open_factory(
         changes=OnChange(log),
         history=History.of(outcomes, fizzles).no_later_than(clock()),
         monitor=Monitor(state, names or Resolver(settings.factory_name), clock),
+        sweeper=Sweeper(state.tmp, run),
         strays=strays(state, machines.values(), configuration.machinetypes, settings),
     )
     running = sum(1 for slot in floor.slots if slot.occupied)

@@ -57,6 +57,7 @@ class Reporting:
             self.expiry.run(machinetypes, directories, now)
             named = [one.root_image for one in machinetypes.values() if one.root_image]
             self.images.expire(named, now, UNUSED_IMAGE_DAYS)
+        self.floor.sweeper.start()
         self.floor.monitor.cycle(settings)
         self.floor.reported = False
 
@@ -114,6 +115,8 @@ class Reporting:
             held_here=decision.held_here,
             held_in_space=decision.held_in_space,
             silent=self.deciding.space.silent(settings),
+            unusable=self.deciding.space.last.unusable,
+            dropped=self.deciding.space.last.dropped,
             created=tuple(floor.created),
             failed=dict(floor.failed),
             pipes=dict(floor.pipes),

@@ -142,6 +142,10 @@ class Status:
     """By machinetype, until when aborts in the space hold it back here."""
     silent: Mapping[str, float | None] = field(default_factory=dict)
     """By factory that doesn't answer: when it last did."""
+    unusable: Mapping[str, str] = field(default_factory=dict)
+    """By peer: why what it has answered was not used, if anything was not."""
+    dropped: Mapping[str, int] = field(default_factory=dict)
+    """Datagrams of the last poll that were not used, by reason."""
     created: tuple[Creation, ...] = ()
     """The last creations, newest first."""
     failed: Mapping[str, Creation] = field(default_factory=dict)
@@ -297,6 +301,8 @@ _READERS: dict[str, Callable[[object], Any]] = {
     "held_here": _by_name(_number),
     "held_in_space": _by_name(_number),
     "silent": _by_name_or_none(_number),
+    "unusable": _by_name(_text),
+    "dropped": _by_name(_whole),
     "created": _many(_creation),
     "failed": _by_name(_creation),
     "pipes": _by_name_or_none(_text),

@@ -21,6 +21,7 @@ from vac.machines.machine import Machine
 from vac.machines.status import Happening, Status, Use
 from vac.scheduling import guards
 from vac.vacquery.messages import FactoryStatus, Kind, MachinetypeStatus, Reason
+from vac.vacquery.responder import dropped_as
 from vac.vacquery.snapshot import Snapshot
 from vac.web.view import View, name, shares, shown, use_of
 
@@ -98,7 +99,7 @@ def _vacquery(view: View) -> Iterator[Metric]:
     text = "Datagrams that answers consisted of."
     yield _counter("vac_vacquery_answers", text, (), [((), counters.get("answers", 0))])
     text = "Datagrams that were not answered, by the reason."
-    drops = (([reason.value], counters.get(f"dropped: {reason.value}", 0)) for reason in Reason)
+    drops = (([reason.value], counters.get(dropped_as(reason), 0)) for reason in Reason)
     yield _counter("vac_vacquery_drops", text, ("reason",), drops)
 
 

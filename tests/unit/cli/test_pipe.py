@@ -183,7 +183,7 @@ def test_config_check_tells_what_is_the_matter_with_pipes(
 
 
 def test_doctor_tells_it_too(config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def nothing(*arguments: object) -> tuple[doctor.Finding, ...]:
+    def nothing(*arguments: object, **keywords: object) -> tuple[doctor.Finding, ...]:
         return ()
 
     for part in ("_host", "_peers", "_model", "_machinetype"):
@@ -211,5 +211,5 @@ def test_machinetypes_tells_what_is_the_matter_with_pipes(
     state.prepare()
     statuses.write(state, Status(factory="f1", pipes=pipes))
     run("--config", str(config), "machinetypes", "-t", "0.1", *words)
-    lines = [line for line in capsys.readouterr().out.splitlines() if "pipe" in line]
+    lines = [line for line in capsys.readouterr().err.splitlines() if "pipe" in line]
     assert lines == [f"On f1, pipe {name}: {pipes[name]}" for name in told]

@@ -27,6 +27,7 @@ def warnings_of(configuration: Configuration) -> list[str]:
 
 def test_a_classic_configuration_loads(host: HostFacts) -> None:
     configuration = load([FIXTURE], host)
+    assert [Path(file).name for file in configuration.files] == ["fixture-vac.conf"]
     found = configuration.settings
     assert (found.vac_space, found.total_processors, found.hs06, found.fix_networking) == (
         "vac01.example.org",

@@ -42,6 +42,8 @@ FULL = Status(
     held_here={"t": 8.0},
     held_in_space={"u": 9.0},
     silent={"b.example.org": None, "c.example.org": 3.0},
+    unusable={"b.example.org": "other space"},
+    dropped={"other space": 2},
     created=(Creation(1.0, "t", "a-00.example.org", 1, "share"),),
     failed={"u": Creation(2.0, "u", reason="no image")},
     pipes={"vo": "no such host", "other": None},

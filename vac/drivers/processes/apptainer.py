@@ -58,6 +58,7 @@ def plan(spec: MachineSpec, program: str) -> dict[str, Any]:
         "hostname": spec.name,
         "image": str(spec.files / image),
         "workdir": str(own),
+        "state_dir": str(spec.settings.state_dir),
         "binds": binds,
         "command": kind.container_command,
         "environment": {"HOME": str(own / "home")},
@@ -91,7 +92,7 @@ def command_line(plan: dict[str, Any]) -> list[str]:
 
     The image is given as an absolute path without `//`, which can be neither option nor URI.
 
-    Raises OSError or ValueError with a reason if the image isn't there, or is a link out of /cvmfs.
+    Raises OSError or ValueError with a reason if the image isn't there, is a link out of /cvmfs, or may not be used.
     """
     image = real_image(plan["image"])
     if not os.path.exists(image):
@@ -99,6 +100,9 @@ def command_line(plan: dict[str, Any]) -> list[str]:
         raise ValueError(
             f"root_image {plan['image']} {where} {os.getuid()}; a path, or a URL, would be right"
         )
+    if os.path.commonpath([image, os.path.realpath(plan["state_dir"])]) == image:
+        what = f"holds {plan['state_dir']}, which machines must not see"
+        raise ValueError(f"root_image {image} {what}; bubblewrap takes / and hides that")
     if ":" in plan["workdir"] or "," in plan["workdir"]:
         raise ValueError(f"{plan['workdir']}: singularity needs a state_dir without : and ,")
     mounts = [f"--mount={mount(*bind)}" for bind in plan["binds"]]
