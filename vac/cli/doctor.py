@@ -89,6 +89,8 @@ def examine(arguments: argparse.Namespace) -> Iterator[Finding]:
         yield from _process_containers(settings)
     if set(VM_MODELS) & set(models):
         yield from (Finding(*row) for row in doctor_vms.rows(settings))
+    if settings.volume_group and not set(VM_MODELS) & set(models):
+        yield from (Finding(*row) for row in doctor_vms.lvm_rows(settings))
     for model in models:
         yield from _model(model, settings, [one for one in wanted if one.machine_model == model])
     broken = set()

@@ -16,10 +16,12 @@ from vac.drivers.base import EngineUnavailable
 
 Row = tuple[str, Optional[str], bool]
 """As doctor.Finding: what, the problem, whether it is serious."""
-PLACES = ("/usr/local/libexec", "/usr/libexec", "/usr/local/lib", "/usr/lib")
-"""Where engines look for their init, each in its own directory, besides PATH."""
 SYSCTLS = {"user/max_user_namespaces": "1000000", "kernel/unprivileged_userns_clone": "1"}
 """Below /proc/sys: what switches user namespaces off if it is 0 (the latter only in Debian), and what is right."""
+PLACES = tuple(
+    f"{place}/docker" for place in ("/usr/local/libexec", "/usr/libexec", "/usr/local/lib", "/usr/lib")
+)
+"""Where Docker looks for its init besides PATH. It comes with one but in distributions' packages."""
 
 
 def rows(settings: Settings, machinetypes: Sequence[Machinetype]) -> Iterator[Row]:
@@ -44,18 +46,16 @@ def rows(settings: Settings, machinetypes: Sequence[Machinetype]) -> Iterator[Ro
 
 
 def engine_rows(told: Mapping[str, Any], url: str, *, podman: bool) -> Iterator[Row]:
-    """By what the engine tells of itself, and, if it is on this host, by its init."""
+    """By what Docker tells of itself, and, if it is on this host, by its init; of Podman there is nothing to say."""
+    if podman:
+        return
     if url.startswith("unix:"):
-        engine, program, package = (
-            ("podman", "catatonit", "catatonit") if podman else ("docker", "docker-init", "tini")
-        )
-        places = [f"{place}/{engine}" for place in PLACES]
-        where = os.pathsep.join([os.environ.get("PATH", os.defpath), *places])
-        missing = f"isn't there, and no machine can be made: install {package}"
-        yield f"{program} in containers", None if shutil.which(program, path=where) else missing, True
-    if not podman:
-        off = 'is off: machines end with dockerd; set "live-restore": true in /etc/docker/daemon.json'
-        yield "live-restore of Docker", None if told.get("LiveRestoreEnabled") else off, False
+        program = str(told.get("InitBinary") or "docker-init")
+        where = os.pathsep.join([os.environ.get("PATH", os.defpath), *PLACES])
+        missing = "isn't there, and no machine can be made: install tini"
+        yield f"{program} of Docker", None if shutil.which(program, path=where) else missing, True
+    off = 'is off: machines end with dockerd; set "live-restore": true in /etc/docker/daemon.json'
+    yield "live-restore of Docker", None if told.get("LiveRestoreEnabled") else off, False
 
 
 def disk_row(told: Mapping[str, Any]) -> Row:

@@ -29,7 +29,7 @@ def rows(settings: Settings, paths: Sequence[Path] | None) -> Iterator[Row]:
         problem = "is no program that can be run, and nothing is created until it succeeds"
         yield f"health_command {command}", None if runs else problem, True
     if key is not None:
-        yield f"vacquery_key_file {key}", _key_problem(key), True
+        yield _key_row(key)
     yield from _open_secrets(paths)
 
 
@@ -55,12 +55,17 @@ def image_problem(machinetype: Machinetype, files: Path) -> str | None:
     return None
 
 
-def _key_problem(key: Path) -> str | None:
+def _key_row(key: Path) -> Row:
+    what = f"vacquery_key_file {key}"
     try:
         read_key(key)
     except OSError as error:
-        return f"{error.strerror}: make it by `openssl rand -base64 32`, the same on all factories"
-    return f"others can read it: chmod 600 {key}" if _open_to_others(key) else None
+        return (
+            what,
+            f"{error.strerror}: make it by `openssl rand -base64 32`, the same on all factories",
+            True,
+        )
+    return what, f"others can read it: chmod 600 {key}" if _open_to_others(key) else None, False
 
 
 def _open_secrets(paths: Sequence[Path] | None) -> Iterator[Row]:

@@ -15,7 +15,7 @@ from vac.config.settings import Settings
 from vac.drivers.base import EngineUnavailable
 from vac.drivers.libvirt.domain_xml import FILTER
 from vac.drivers.libvirt.network_xml import METADATA, SERVER
-from vac.drivers.libvirt.volumes import Run, group_in_use, run_lvm
+from vac.drivers.volumes import Run, group_in_use, run_lvm
 from vac.host.nat import NatHost, NatProblem
 from vac.host.nat_rules import BRIDGE
 from vac.machines.layout import StateDir

@@ -14,25 +14,25 @@ ROOT = "27 1 254:0 / / rw,relatime{} - ext4 /dev/vda rw\n"
 CVMFS = "90 27 0:50 / /cvmfs rw,relatime{} - autofs /etc/auto.cvmfs rw\n"
 
 
-@pytest.mark.parametrize(
-    ("podman", "url", "there", "problem"),
-    [
-        (False, LOCAL, True, None),
-        (False, LOCAL, False, "isn't there, and no machine can be made: install tini"),
-        (True, LOCAL, False, "isn't there, and no machine can be made: install catatonit"),
-    ],
-)
-def test_containers_need_an_init(
-    monkeypatch: pytest.MonkeyPatch, podman: bool, url: str, there: bool, problem: str | None
-) -> None:
-    monkeypatch.setattr("shutil.which", lambda name, path: name if there else None)
-    name = "catatonit" if podman else "docker-init"
-    assert (f"{name} in containers", problem, True) in [*engine_rows({}, url, podman=podman)]
+@pytest.mark.parametrize("told", ["docker-init", "/opt/init"])
+def test_containers_need_an_init(monkeypatch: pytest.MonkeyPatch, told: str) -> None:
+    there = {told}
+    monkeypatch.setattr("shutil.which", lambda name, path: name if name in there else None)
+    rows = engine_rows({"InitBinary": told}, LOCAL, podman=False)
+    assert (f"{told} of Docker", None, True) in [*rows]
+    there.clear()
+    missing = "isn't there, and no machine can be made: install tini"
+    rows = engine_rows({"InitBinary": told}, LOCAL, podman=False)
+    assert (f"{told} of Docker", missing, True) in [*rows]
 
 
 def test_the_init_of_an_engine_elsewhere_can_not_be_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("shutil.which", lambda name, path: None)
-    assert [*engine_rows({}, "tcp://engine.example.com:2376", podman=True)] == []
+    url = "tcp://engine.example.com:2376"
+    assert [*engine_rows({"LiveRestoreEnabled": True}, url, podman=False)] == [
+        ("live-restore of Docker", None, False)
+    ]
+    assert [*engine_rows({}, LOCAL, podman=True)] == []
 
 
 @pytest.mark.parametrize(("told", "noted"), [({"LiveRestoreEnabled": True}, False), ({}, True)])

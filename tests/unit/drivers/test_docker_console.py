@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,8 @@ import urllib3.exceptions
 from vac.config.settings import Settings
 from vac.drivers.docker import engine as docker_engine
 from vac.drivers.docker.engine import DockerDriver
+from vac.drivers.scratch import Scratch
+from vac.drivers.volumes import NoLvm
 
 FACTORY, NAME, UUID = "f1.example.com", "f1-00.example.com", "4b0a5e86-6d0f-4a7a-8a3c-9f3f0f1d2c3b"
 
@@ -54,6 +56,10 @@ class Engine:
         self.removed.append(container_id)
 
 
+def no_lvm(command: Sequence[str]) -> str:
+    raise NoLvm(f"{command[0]} isn't there")
+
+
 @pytest.mark.parametrize(
     "failure",
     [
@@ -70,6 +76,7 @@ def test_a_container_is_removed_though_its_output_can_not_be_had(
 ) -> None:
     engine = Engine(tmp_path, failure)
     monkeypatch.setattr(docker_engine, "Connection", lambda url, seconds: engine)
+    monkeypatch.setattr(docker_engine, "Scratch", lambda: Scratch(no_lvm))
     DockerDriver(Settings(factory_name=FACTORY)).destroy(NAME, UUID)
     assert engine.removed == ["c1"]
     assert not (tmp_path / "console.log").exists()

@@ -15,7 +15,7 @@ from vac.config.settings import Settings
 from vac.drivers.base import CreationFailed
 from vac.drivers.libvirt.disks import make_sparse, open_image, overlay_command, remove_names
 from vac.drivers.libvirt.domain_xml import Image
-from vac.drivers.libvirt.volumes import (
+from vac.drivers.volumes import (
     DEFAULT_GROUP,
     GROUP_LOOK_SECONDS,
     Group,

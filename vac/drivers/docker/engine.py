@@ -32,6 +32,7 @@ from vac.drivers.docker.listing import Listed, Ownership, adoptable
 from vac.drivers.docker.make import ContainerMaker
 from vac.drivers.docker.progress import LIMITS, PullLimits
 from vac.drivers.docker.usage import UsageMeter
+from vac.drivers.scratch import Scratch
 from vac.drivers.traces import Sampling, merged
 from vac.host.contacts import Contact
 
@@ -59,6 +60,7 @@ class DockerDriver:
         self._events = EventReader(self._connection, lambda: self._ownership)
         self._images = ImageKeeper(self._connection, self._events.wake, fetch, limits)
         self._maker = ContainerMaker()
+        self._scratch = Scratch()
         self._meter = UsageMeter()
         self._sampling = Sampling()
         self._listed: Sequence[Listed] | None = None
@@ -99,7 +101,9 @@ class DockerDriver:
         self._creating.add(spec.uuid)
         try:
             with self._connection.client() as client:
-                container_id = self._maker.make(client, spec, self._image(client, spec))
+                image = self._image(client, spec)
+                with self._scratch.made(spec):
+                    container_id = self._maker.make(client, spec, image)
                 self._measure(client, container_id, spec.machinetype.container_network == "bridge")
         finally:
             self._creating.discard(spec.uuid)
@@ -122,6 +126,7 @@ class DockerDriver:
                 with contextlib.suppress(docker.errors.NotFound):
                     _keep_console(client, each)
                     _remove(client, each.id)
+        self._scratch.remove(name, uuid)
 
     def details(self, uuid: str) -> Mapping[str, str]:
         """See Detailing."""

@@ -20,7 +20,6 @@ from vac.host.cvmfs_paths import CVMFS, real_image
 
 DEFAULT_GB_PER_PROCESSOR = 40
 """Of file-backed disks, if nothing is configured."""
-GB = 1000**3
 QEMU_IMG_SECONDS = 60.0
 _QCOW2_MAGIC = b"QFI\xfb"
 _QCOW2_HEADER = struct.Struct(">4sIQ")

@@ -15,14 +15,13 @@ from vac.drivers.base import CreationFailed, MachineSpec
 from vac.drivers.libvirt.api import explanation, lost, no_filter
 from vac.drivers.libvirt.disks import (
     DEFAULT_GB_PER_PROCESSOR,
-    GB,
     make_overlay,
     make_sparse,
     open_image,
     remove_names,
 )
 from vac.drivers.libvirt.domain_xml import FILTER, Disk, Hypervisor, Image, domain_xml
-from vac.drivers.libvirt.volumes import GroupFinder, Run, make_volume, remove_volume, run_lvm
+from vac.drivers.volumes import GB, GroupFinder, Run, make_volume, remove_volume, run_lvm
 
 _log = logging.getLogger(__name__)
 

@@ -35,6 +35,7 @@ from vac.drivers.images import ImageFiles
 from vac.drivers.processes import launch
 from vac.drivers.processes.left import take_in
 from vac.drivers.processes.plan import Model, account, limits_of, make_plan, model_of, prepare_directory
+from vac.drivers.scratch import Scratch
 from vac.drivers.traces import ImageFacts, Sampling, merged, shared_network
 from vac.host.cgroup_watch import EndWatcher
 from vac.host.cgroups import CgroupError, Groups, open_groups
@@ -66,6 +67,7 @@ class ProcessDriver:
         self._watcher = EndWatcher(groups)
         self._images = ImageFiles(fetch, self._watcher.wake)
         self._facts = ImageFacts()
+        self._scratch = Scratch()
         self._sampling = Sampling()
         self._lock = threading.Lock()
         self._starting: set[str] = set()
@@ -88,6 +90,10 @@ class ProcessDriver:
 
     def create(self, spec: MachineSpec) -> None:
         """See Driver."""
+        with self._scratch.made(spec):
+            self._create(spec)
+
+    def _create(self, spec: MachineSpec) -> None:
         model, plan = make_plan(self._with_image(spec))
         group = f"{spec.name}_{spec.uuid}"
         with self._lock:
@@ -124,6 +130,7 @@ class ProcessDriver:
         self.stop(name, uuid)
         with _unavailable():
             self._groups.remove(f"{name}_{uuid}")
+        self._scratch.remove(name, uuid)
         self._facts.forget(uuid)
         self._used_before.pop(uuid, None)
 

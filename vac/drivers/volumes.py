@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import json
 import logging
+import os
+import re
 import subprocess
 import time
 from collections.abc import Mapping, Sequence
@@ -15,17 +17,19 @@ from pathlib import Path
 from typing import Any, Callable
 
 from vac.config.settings import Settings
+from vac.config.slots import slot_number
 from vac.drivers.base import CreationFailed
-from vac.drivers.libvirt.disks import GB
-from vac.drivers.libvirt.listing import may_be_ours
 
+GB = 1000**3
 DEFAULT_GROUP = "vac_volume_group"
 TAG = "vac.uuid="
+MOUNTS = Path("/proc/self/mountinfo")
 LVM_SECONDS = 60.0
 GROUP_LOOK_SECONDS = 300.0
 """How long it is remembered whether there is the usual group."""
 Run = Callable[[Sequence[str]], str]
 """Runs a command, and gives what it prints; raises CreationFailed with what it says."""
+_ESCAPED = re.compile(r"\\([0-7]{3})")
 _log = logging.getLogger(__name__)
 
 
@@ -105,7 +109,7 @@ def make_volume(
     """
     found = read_group(run(group_command(group)), run(volumes_command(group)))
     if any(volume.name == name for volume in found.volumes):
-        run(removal_command(group, name))
+        _remove(group, name, run)
     size_bytes = volume_bytes(found, gb_per_processor, processors, settings)
     if size_bytes <= 0:
         raise CreationFailed(f"volume group {group} has no room for a volume of {name}")
@@ -130,7 +134,27 @@ def remove_volume(in_use: str | None, name: str, uuid: str, run: Run) -> None:
         return
     for group, volume, tags in found:
         if volume == name and TAG + uuid in tags:
-            run(removal_command(group, name))
+            _remove(group, name, run)
+
+
+def _remove(group: str, name: str, run: Run) -> None:
+    """Remove a volume, unmounted before wherever it is mounted."""
+    for place in mount_points(device(group, name), MOUNTS):
+        run(["umount", place])
+    run(removal_command(group, name))
+
+
+def mount_points(volume: Path, mounts: Path) -> list[str]:
+    """Where this device is mounted; the format is proc(5)'s of /proc/PID/mountinfo."""
+    try:
+        number = volume.stat().st_rdev
+    except OSError:
+        return []
+    fields = (line.split(" ") for line in mounts.read_text(errors="surrogateescape").splitlines())
+    wanted = f"{os.major(number)}:{os.minor(number)}"
+    return [
+        _ESCAPED.sub(lambda found: chr(int(found[1], 8)), each[4]) for each in fields if each[2] == wanted
+    ]
 
 
 def volume_bytes(group: Group, gb_per_processor: int | None, processors: int, settings: Settings) -> int:
@@ -138,7 +162,7 @@ def volume_bytes(group: Group, gb_per_processor: int | None, processors: int, se
     if gb_per_processor:
         wanted = gb_per_processor * GB * processors
     else:
-        others = (v for v in group.volumes if not may_be_ours(v.name, settings.factory_name))
+        others = (v for v in group.volumes if slot_number(settings.factory_name, v.name) is None)
         free = group.size_bytes - sum(volume.size_bytes for volume in others)
         wanted = free * processors // settings.total_processors
     return wanted // group.extent_bytes * group.extent_bytes
@@ -196,7 +220,7 @@ def run_lvm(command: Sequence[str]) -> str:
     try:
         done = subprocess.run(command, capture_output=True, timeout=LVM_SECONDS, check=False)
     except FileNotFoundError as error:
-        raise NoLvm(f"{command[0]} isn't there: install lvm2") from error
+        raise NoLvm(f"{command[0]} isn't there: install lvm2 (mkfs.ext4: e2fsprogs)") from error
     except subprocess.TimeoutExpired as error:
         raise CreationFailed(f"{command[0]} hasn't answered for {LVM_SECONDS:.0f} s") from error
     if done.returncode != 0:
