@@ -23,6 +23,9 @@ KINDS = {
     "good": Kind(WORK.format(f"/cvmfs/{GOOD}/etc/motd"), {"cvmfs_repositories": GOOD}),
     "image": Kind(WORK.format("/etc/motd"), {"machine_model": "singularity", "root_image": f"/cvmfs/{GOOD}"}),
     "hung": Kind(WORK.format(f"/cvmfs/{HUNG}/file"), {"cvmfs_repositories": f"{GOOD} {HUNG}"}),
+    "hangs": Kind(
+        WORK.format("/etc/motd"), {"machine_model": "singularity", "root_image": f"/cvmfs/{HUNG}/x"}
+    ),
     "empty": Kind(WORK.format("/etc/motd"), {"cvmfs_repositories": EMPTY}),
 }
 
@@ -79,6 +82,17 @@ def main() -> None:
             site.wait_for(lambda: late in why(site, "hung"), "the reason is shown", 120)
             empty = f"empty: repository /cvmfs/{EMPTY} is empty, so it isn't mounted"
             assert empty in why(site, "empty")
+            told = site.vac("doctor").stdout
+            for line in (
+                f"PROBLEM  /cvmfs/{HUNG}: doesn't answer within 15 s\n",
+                f"PROBLEM  /cvmfs/{EMPTY}: is empty, so it isn't mounted\n",
+                f"ok       /cvmfs/{GOOD}\n",
+                "ok       /cvmfs in containers\n",
+                "PROBLEM  machinetype hung: what it needs below /cvmfs isn't there\n",
+                "PROBLEM  machinetype hangs: what it needs below /cvmfs isn't there\n",
+                "ok       machinetype image\n",
+            ):
+                assert line in told, told
             before = len(site.lives("good"))
             site.wait_for(lambda: len(site.lives("good")) > before, "the others go on", 120)
             assert not site.lives("hung")

@@ -162,6 +162,7 @@ def test_machine_tells_what_image_it_was_made_from_and_what_it_uses(
     assert told["image"] == f"docker://{registry.image}"
     assert told["image_digest"] == registry.digest
     assert told["container_name"] == machine.name
+    assert told["user"] == "root (0)"
     assert str(told["addresses"]).startswith("172.")
 
     def renewed() -> bool:

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from vac.cli import common, doctor_docker, doctor_files, doctor_vms, doctor_web
+from vac.cli import common, doctor_cvmfs, doctor_docker, doctor_files, doctor_vms, doctor_web
 from vac.cli.doctor_files import image_problem
 from vac.cli.doctor_processes import apptainer_problem, bubblewrap_problem, image_file_problem
 from vac.config.errors import ConfigurationError
@@ -93,8 +93,13 @@ def examine(arguments: argparse.Namespace) -> Iterator[Finding]:
         yield from (Finding(*row) for row in doctor_vms.lvm_rows(settings))
     for model in models:
         yield from _model(model, settings, [one for one in wanted if one.machine_model == model])
+    broken = set()
+    for row in doctor_cvmfs.rows(wanted):
+        yield Finding(*row)
+        if row[1] is not None:
+            broken.add(row[0])
     for one in wanted:
-        yield from _machinetype(one, configuration)
+        yield from _machinetype(one, configuration, touched=not broken & {*doctor_cvmfs.paths(one)})
 
 
 def _host(settings: Settings) -> Iterator[Finding]:
@@ -166,7 +171,8 @@ def _process_containers(settings: Settings) -> Iterator[Finding]:
         yield Finding("cgroups", str(error))
 
 
-def _machinetype(one: Machinetype, configuration: Configuration) -> Iterator[Finding]:
+def _machinetype(one: Machinetype, configuration: Configuration, *, touched: bool) -> Iterator[Finding]:
+    """touched: whatever it needs below /cvmfs answers, and may be looked at."""
     what = f"machinetype {one.name}"
     settings = configuration.settings
     problems = [configuration.unusable[one.name]] if one.name in configuration.unusable else []
@@ -174,11 +180,13 @@ def _machinetype(one: Machinetype, configuration: Configuration) -> Iterator[Fin
     problems += _context(one, settings)
     if one.machine_model in _CONTAINERS and one.cvmfs_repositories and not Path("/cvmfs").is_dir():
         problems.append("/cvmfs isn't there: install and configure CernVM-FS")
-    if one.machine_model == "singularity" and not (files / (one.root_image or "")).is_dir():
+    if not touched:
+        problems.append("what it needs below /cvmfs isn't there")
+    elif one.machine_model == "singularity" and not (files / (one.root_image or "")).is_dir():
         problems += filter(None, [image_file_problem(settings)])
-    if one.machine_model in VM_MODELS:
+    if one.machine_model in VM_MODELS and touched:
         problems += doctor_vms.image_problems(one, files)
-    if one.machine_model in ("bubblewrap", "singularity"):
+    if one.machine_model in ("bubblewrap", "singularity") and touched:
         problems += filter(None, [image_problem(one, files)])
     if one.token_dir is not None and not one.token_dir.is_dir():
         problems.append(f"token_dir {one.token_dir} isn't there")

@@ -9,17 +9,19 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Optional
 
+from vac.cli.doctor_processes import FUSE, FUSE_HINT, open_to_all
 from vac.config.machinetype import Machinetype
 from vac.config.settings import Settings
 from vac.drivers.base import EngineUnavailable
 
 Row = tuple[str, Optional[str], bool]
 """As doctor.Finding: what, the problem, whether it is serious."""
+SYSCTLS = {"user/max_user_namespaces": "1000000", "kernel/unprivileged_userns_clone": "1"}
+"""Below /proc/sys: what switches user namespaces off if it is 0 (the latter only in Debian), and what is right."""
 PLACES = tuple(
     f"{place}/docker" for place in ("/usr/local/libexec", "/usr/libexec", "/usr/local/lib", "/usr/lib")
 )
 """Where Docker looks for its init besides PATH. It comes with one but in distributions' packages."""
-MOUNTS = Path("/proc/self/mountinfo")
 
 
 def rows(settings: Settings, machinetypes: Sequence[Machinetype]) -> Iterator[Row]:
@@ -39,10 +41,8 @@ def rows(settings: Settings, machinetypes: Sequence[Machinetype]) -> Iterator[Ro
     yield from engine_rows(told, settings.docker_host, podman=podman)
     if any(one.disk_gb_per_processor for one in machinetypes):
         yield disk_row(told)
-    if any(one.cvmfs_repositories for one in machinetypes):
-        shared = propagates("/cvmfs", MOUNTS.read_text(errors="replace"))
-        text = "isn't mounted shared: repositories mounted later stay invisible: mount --make-rshared /cvmfs"
-        yield "/cvmfs in containers", None if shared else text, False
+    if any(one.container_nested for one in machinetypes) and settings.docker_host.startswith("unix:"):
+        yield from nested_rows()
 
 
 def engine_rows(told: Mapping[str, Any], url: str, *, podman: bool) -> Iterator[Row]:
@@ -67,6 +67,18 @@ def disk_row(told: Mapping[str, Any]) -> Row:
     )
     known = own and driver in ("overlay2", "overlay", "fuse-overlayfs")
     return "disk_gb_per_processor of containers", None if known else problem, False
+
+
+def nested_rows(sysctls: Path = Path("/proc/sys"), fuse: Path = FUSE) -> Iterator[Row]:
+    """What container_nested needs of the kernel."""
+    for name, right in SYSCTLS.items():
+        file = sysctls / name
+        if file.exists() and file.read_text().strip() == "0":
+            option = name.replace("/", ".")
+            problem = f"{option} is 0, which switches user namespaces off: sysctl {option}={right}"
+            yield "user namespaces for container_nested", problem, True
+    missing = f"not there, readable and writable for all: payloads can use directories only: {FUSE_HINT}"
+    yield f"{fuse} for container_nested", None if open_to_all(fuse) else missing, False
 
 
 def propagates(path: str, mountinfo: str) -> bool:

@@ -16,6 +16,7 @@ from vac.drivers.processes.plan import PATH, account, find_program
 
 TRY_SECONDS = 20.0
 FUSE = Path("/dev/fuse")
+FUSE_HINT = f"modprobe fuse, chmod 666 {FUSE}"
 _HINT = "; see sysctl user.max_user_namespaces and kernel.apparmor_restrict_unprivileged_userns"
 
 
@@ -56,10 +57,13 @@ def image_file_problem(settings: Settings) -> str | None:
         return None
     if not any(shutil.which(each, path=PATH) for each in ("squashfuse_ll", "squashfuse")):
         return "squashfuse is not installed: install the package squashfuse"
+    return None if open_to_all(FUSE) else f"{FUSE} must be there, readable and writable for all: {FUSE_HINT}"
+
+
+def open_to_all(device: Path) -> bool:
+    """Is it there, and may everybody use it?"""
     everybody = stat.S_IROTH | stat.S_IWOTH
-    if not FUSE.exists() or FUSE.stat().st_mode & everybody != everybody:
-        return f"{FUSE} must be there, readable and writable for all: modprobe fuse, chmod 666 {FUSE}"
-    return None
+    return device.exists() and device.stat().st_mode & everybody == everybody
 
 
 def _try(command: list[str], settings: Settings) -> str | None:

@@ -16,6 +16,7 @@ from typing import Callable, NamedTuple
 
 from vac.config.values import without_password
 from vac.drivers.base import CreationFailed, Fetch
+from vac.host.cvmfs import problem_of
 
 FIRST_LOOK_SECONDS = 1.0
 """How long prepare() waits for an image that may be there already."""
@@ -119,6 +120,9 @@ class ImageFiles:
         if missing is not None:
             raise CreationFailed(missing)
         key = _key(root_image or "", signing_dn, files)
+        hanging = problem_of(key.source)
+        if hanging is not None:
+            raise CreationFailed(f"image {key.shown} {hanging}")
         entry = self._entries.get(key)
         path = Path(key.source) if entry is None or entry.ready is None else entry.ready.path
         name = path if entry is None or own_name is None else _named(path, own_name)

@@ -20,9 +20,11 @@ class Repositories:
         """By repository that has been looked at."""
 
     def look(self) -> None:
-        """Once a cycle: look at all that machinetypes with a share need."""
+        """Once a cycle: look at all that machinetypes need which have a share or machines."""
+        running = {slot.machine.machinetype for slot in self._floor.slots if slot.machine and slot.occupied}
         types = self._floor.configuration.machinetypes.values()
-        wanted = {each for one in types if one.target_share > 0 for each in needed_repositories(one)}
+        needing = (one for one in types if one.target_share > 0 or one.name in running)
+        wanted = {each for one in needing for each in needed_repositories(one)}
         self._problems = {each: problem for each, problem in self._problems.items() if each in wanted}
         self._watch.look(wanted)
 

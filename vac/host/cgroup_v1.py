@@ -19,6 +19,8 @@ from vac.host.cgroup_base import SERVICE, CgroupError, Groups, GroupUsage, Limit
 
 CONTROLLERS = ("freezer", "memory", "cpu", "cpuacct", "pids")
 MOST_SHARES = 262144
+MEMORY_AND_SWAP = "memory.memsw.limit_in_bytes"
+"""Never below the limit of memory alone, so set after it; there only if the kernel counts swap (swapaccount=1)."""
 
 
 def read_usage(cpuacct: Path, memory: Path) -> GroupUsage:
@@ -63,7 +65,9 @@ class GroupsV1(Groups):
         (self._home["cpu"] / name / "cpu.shares").write_text(str(shares))
         (memory / "memory.soft_limit_in_bytes").write_text(str(limits.memory_bytes))
         if limits.memory_limit_bytes is not None:
-            (memory / "memory.limit_in_bytes").write_text(str(limits.memory_limit_bytes))
+            for limit in (memory / "memory.limit_in_bytes", memory / MEMORY_AND_SWAP):
+                if limit.name != MEMORY_AND_SWAP or limit.exists():
+                    limit.write_text(str(limits.memory_limit_bytes))
         (self._home["pids"] / name / "pids.max").write_text(str(limits.pids))
 
     def _kill(self, name: str) -> None:

@@ -16,6 +16,8 @@ from vac.host.cgroup_base import SERVICE, Groups, GroupUsage, Limits, Watch, bas
 
 CONTROLLERS = ("cpu", "memory", "pids")
 MOST_WEIGHT = 10000
+SWAP = "memory.swap.max"
+"""What may be swapped out beyond memory.max, which doesn't count it; there only if the kernel counts swap."""
 LEAF = "init"
 """The leaf of vac-machines.service's own process: a group with processes can't have controllers below."""
 
@@ -89,6 +91,8 @@ class GroupsV2(Groups):
             (group / "memory.low").write_text(str(limits.memory_bytes))
             most = limits.memory_limit_bytes
             (group / "memory.max").write_text("max" if most is None else str(most))
+            if most is not None and (group / SWAP).exists():
+                (group / SWAP).write_text("0")
         if "pids" in self.controllers:
             (group / "pids.max").write_text(str(limits.pids))
 

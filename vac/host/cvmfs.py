@@ -1,10 +1,12 @@
-"""Whether CernVM-FS repositories answer: a child process looks at each, since looking may take for ever.
+"""Whether CernVM-FS repositories and images in them answer: a child process looks, since looking may take for ever.
 
-Looking is also what keeps a repository mounted where an automounter would let go of it (autofs(5)).
+Looking at a repository is also what keeps it mounted where an automounter would let go of it (autofs(5)).
 """
 
 from __future__ import annotations
 
+import contextlib
+import os
 import subprocess
 import sys
 import threading
@@ -15,6 +17,8 @@ from pathlib import Path
 CVMFS = Path("/cvmfs")
 ANSWER_SECONDS = 15.0
 """A repository that takes longer counts as one that doesn't answer, until it does."""
+KILL_SECONDS = 1.0
+"""How long a child that was killed is waited for: one in the kernel's hands may stay."""
 AT_ONCE = 32
 """So many are looked at together; one that doesn't answer in time makes room for another."""
 MOST_HANGING = 256
@@ -22,8 +26,12 @@ MOST_HANGING = 256
 _LOOK = """
 import os, sys
 try:
-    with os.scandir(sys.argv[1]) as entries:
-        print("" if next(entries, None) else "is empty, so it isn't mounted")
+    if os.path.isdir(sys.argv[1]):
+        with os.scandir(sys.argv[1]) as entries:
+            print("" if next(entries, None) else "is empty, so it isn't mounted")
+    else:
+        with open(sys.argv[1], "rb") as file:
+            file.read(1)
 except OSError as error:
     print(f"can't be read: {error.strerror}")
 """
@@ -89,14 +97,7 @@ class RepositoryWatch:
 
     def _wait_for_answer(self, repository: str) -> str | None:
         try:
-            child = subprocess.Popen(
-                [sys.executable, "-I", "-S", "-c", _LOOK, str(CVMFS / repository)],
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.DEVNULL,
-                cwd="/",
-                text=True,
-            )
+            child = _start(CVMFS / repository)
         except OSError as error:
             return f"can't be looked at: {error.strerror}"
         try:
@@ -104,9 +105,48 @@ class RepositoryWatch:
         except subprocess.TimeoutExpired:
             with self._lock:
                 self._late.add(repository)
-            late = f"doesn't answer within {self._answer_seconds:.0f} s"
-            self._post(RepositorySeen(repository, late))
+            self._post(RepositorySeen(repository, _late(self._answer_seconds)))
             said, _ = child.communicate()
-        if child.returncode != 0:
-            return f"can't be looked at: its child process ended with {child.returncode}"
-        return said.strip() or None
+        return _verdict(child, said)
+
+
+def problem_of(path: str, answer_seconds: float | None = None) -> str | None:
+    """What keeps this file or directory from being used, in words that follow its path; None: it answers.
+
+    Only paths below /cvmfs are looked at; it takes answer_seconds (ANSWER_SECONDS) and a little at most.
+    """
+    if not f"{os.path.normpath(path)}/".startswith(f"{CVMFS}/"):
+        return None
+    seconds = ANSWER_SECONDS if answer_seconds is None else answer_seconds
+    try:
+        child = _start(path)
+    except OSError as error:
+        return f"can't be looked at: {error.strerror}"
+    try:
+        return _verdict(child, child.communicate(timeout=seconds)[0])
+    except subprocess.TimeoutExpired:
+        child.kill()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            child.communicate(timeout=KILL_SECONDS)
+        return _late(seconds)
+
+
+def _start(path: str | Path) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-I", "-S", "-c", _LOOK, str(path)],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        cwd="/",
+        text=True,
+    )
+
+
+def _verdict(child: subprocess.Popen[str], said: str) -> str | None:
+    if child.returncode != 0:
+        return f"can't be looked at: its child process ended with {child.returncode}"
+    return said.strip() or None
+
+
+def _late(seconds: float) -> str:
+    return f"doesn't answer within {seconds:.0f} s"

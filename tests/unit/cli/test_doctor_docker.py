@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from vac.cli.doctor_docker import disk_row, engine_rows, propagates
+from vac.cli.doctor_docker import disk_row, engine_rows, nested_rows, propagates
 
 LOCAL = "unix:///var/run/docker.sock"
 ROOT = "27 1 254:0 / / rw,relatime{} - ext4 /dev/vda rw\n"
@@ -69,3 +70,31 @@ def test_layers_that_can_not_be_measured_are_a_note(told: dict[str, Any], known:
 )
 def test_whether_later_mounts_come_through(mounts: str, shared: bool) -> None:
     assert propagates("/cvmfs", mounts) is shared
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "option"),
+    [
+        ("user/max_user_namespaces", "0", "user.max_user_namespaces"),
+        ("user/max_user_namespaces", "95000", None),
+        ("kernel/unprivileged_userns_clone", "0", "kernel.unprivileged_userns_clone"),
+        ("kernel/unprivileged_userns_clone", "1", None),
+    ],
+)
+def test_user_namespaces_that_are_switched_off_keep_nested_containers_from_being_made(
+    tmp_path: Path, name: str, value: str, option: str | None
+) -> None:
+    (tmp_path / name).parent.mkdir()
+    (tmp_path / name).write_text(f"{value}\n")
+    found = [problem for _, problem, serious in nested_rows(tmp_path) if problem and serious]
+    assert [problem.partition(" ")[0] for problem in found] == ([] if option is None else [option])
+
+
+@pytest.mark.parametrize(("mode", "noted"), [(0o666, False), (0o600, True), (None, True)])
+def test_image_files_in_nested_containers_need_fuse(tmp_path: Path, mode: int | None, noted: bool) -> None:
+    fuse = tmp_path / "fuse"
+    if mode is not None:
+        fuse.touch()
+        fuse.chmod(mode)
+    ((_, problem, serious),) = nested_rows(tmp_path, fuse)
+    assert (problem is not None, serious) == (noted, False)

@@ -244,7 +244,7 @@ def test_config_check_tells_what_is_the_matter_with_pipes(
 
 
 def test_doctor_tells_it_too(config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def nothing(*arguments: object) -> tuple[doctor.Finding, ...]:
+    def nothing(*arguments: object, **keywords: object) -> tuple[doctor.Finding, ...]:
         return ()
 
     for part in ("_host", "_peers", "_model", "_machinetype"):

@@ -150,7 +150,12 @@ def test_details_leave_out_what_is_not_known() -> None:
 def test_details_of_machines_made_by_earlier_versions_tell_no_password() -> None:
     labels = {"vac.image": "https://me:hunter2@example.com/image.tar"}
     told = container_details({"Config": {"Labels": labels}})
-    assert told == {"image": "https://me:***@example.com/image.tar"}
+    assert told["image"] == "https://me:***@example.com/image.tar"
+
+
+@pytest.mark.parametrize(("user", "told"), [("", "root (0)"), ("pilot", "pilot"), ("1000:1000", "1000:1000")])
+def test_details_name_the_user_also_where_nobody_has_named_one(user: str, told: str) -> None:
+    assert container_details({"Config": {"User": user}}) == {"user": told}
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,7 @@ from typing import Any, BinaryIO, Callable, cast
 
 import pytest
 
+from vac.drivers.docker import images
 from vac.drivers.docker.api import Connection
 from vac.drivers.docker.image_archive import BadArchive, ImageArchive, read_archive
 from vac.drivers.docker.images import ImageKeeper
@@ -158,6 +159,11 @@ class Engine:
         del self.images[name]
 
 
+def loaders() -> set[threading.Thread]:
+    """The threads of all keepers."""
+    return {thread for thread in threading.enumerate() if thread.name == "docker-image"}
+
+
 class Site:
     """A keeper of images, and the archive that it is to load."""
 
@@ -175,9 +181,8 @@ class Site:
         return self.keeper.prepare(str(self.archive), Path("/"))
 
     def settle(self) -> None:
-        for thread in threading.enumerate():
-            if thread.name == "docker-image":
-                thread.join()
+        for thread in loaders():
+            thread.join()
 
     @property
     def others(self) -> dict[str, str]:
@@ -228,6 +233,46 @@ def test_a_name_that_the_image_has_already_stays(tmp_path: Path) -> None:
     assert site.others == {"pilot:1": identity("a")}
 
 
+class Stalling(Engine):
+    """Loading an archive of a certain size takes until it is let go."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.size, self.stalls, self.go = size, threading.Event(), threading.Event()
+
+    def load_lines(self, file: BinaryIO) -> Iterator[Mapping[str, object]]:
+        if file.seek(0, 2) == self.size:
+            self.stalls.set()
+            assert self.go.wait(60)
+        file.seek(0)
+        return super().load_lines(file)
+
+
+def test_an_archive_that_hangs_holds_up_those_of_the_same_name_only(tmp_path: Path) -> None:
+    hung = image("a", "x:1") + bytes(1)
+    engine = Stalling(len(hung))
+    keeper = ImageKeeper(cast(Connection, engine), lambda: None)
+
+    def load(name: str, content: bytes) -> str | None:
+        (tmp_path / name).write_bytes(content)
+        return keeper.prepare(name, tmp_path)
+
+    assert "is being loaded" in (load("hung", hung) or "")
+    assert engine.stalls.wait(60)
+    assert "is being loaded" in (load("same", image("b", "docker.io/x:1", "z:1")) or "")
+    before = loaders()
+    load("other", image("c", "y:1"))
+    for thread in loaders() - before:
+        thread.join(60)
+    assert keeper.prepare("other", tmp_path) is None
+    assert "is being loaded" in (keeper.prepare("same", tmp_path) or "")
+    engine.go.set()
+    for thread in loaders():
+        thread.join(60)
+    assert [keeper.prepare(name, tmp_path) for name in ("hung", "same")] == [None, None]
+    assert set(engine.images.values()) == {identity(content) for content in "abc"}
+
+
 def test_a_link_out_of_cvmfs_is_not_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("vac.host.cvmfs_paths.real_image.__defaults__", (str(tmp_path / "cvmfs"),))
     (tmp_path / "cvmfs").mkdir()
@@ -236,3 +281,12 @@ def test_a_link_out_of_cvmfs_is_not_loaded(tmp_path: Path, monkeypatch: pytest.M
     site.archive.symlink_to(tmp_path / "secret.tar")
     assert "must not leave it" in (site.load(image("a", "x:1")) or "")
     assert site.engine.images == {}
+
+
+def test_an_archive_that_does_not_answer_is_not_touched(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(images, "problem_of", "{} doesn't answer".format)
+    monkeypatch.setattr(images, "real_image", None)
+    site = Site(Engine(), tmp_path)
+    assert f"{site.archive} doesn't answer" in (site.load(image("a", "x:1")) or "")

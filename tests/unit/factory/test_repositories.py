@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import pytest
 
+from tests.simulated import one_type
 from tests.unit.factory.conftest import MakeWorld
 from vac.config.checks import needed_repositories
 from vac.config.machinetype import Machinetype
@@ -34,10 +36,13 @@ def test_repositories_that_are_needed(options: dict[str, Any], repositories: lis
 
 
 class Nobody(RepositoryWatch):
-    """Looks at nothing."""
+    """Looks at nothing, and keeps what it was asked for."""
 
-    def look(self, repositories: Any) -> None:
-        """Nothing."""
+    asked: frozenset[str] = frozenset()
+
+    def look(self, repositories: Iterable[str]) -> None:
+        """See RepositoryWatch."""
+        self.asked = frozenset(repositories)
 
 
 def test_a_type_waits_for_all_of_its_repositories(make_world: MakeWorld) -> None:
@@ -55,3 +60,15 @@ def test_a_type_waits_for_all_of_its_repositories(make_world: MakeWorld) -> None
     floor.changed = False
     repositories.seen(RepositorySeen("c.d", None))
     assert not floor.changed, "no news"
+
+
+def test_repositories_are_kept_mounted_as_long_as_machines_run(make_world: MakeWorld) -> None:
+    world = make_world()
+    world.fill()
+    world.types = tuple(
+        one_type(name, root_image=f"/cvmfs/{name}.d", target_share=0.0) for name in ("t", "never")
+    )
+    watch = Nobody(lambda _: None)
+    world.factory.repositories = Repositories(world.factory.floor, watch)
+    world.run(120.0)
+    assert watch.asked == {"t.d"}

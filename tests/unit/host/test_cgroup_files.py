@@ -146,6 +146,38 @@ def test_v1_limits(tmp_path: Path, limits: Limits, files: dict[str, str]) -> Non
     }
 
 
+@pytest.mark.parametrize(
+    ("version", "file", "text"),
+    [
+        ("v1", "memory/vac/f1/m_u/memory.memsw.limit_in_bytes", str(16 * GIB)),
+        ("v2", "vac/f1/m_u/memory.swap.max", "0"),
+    ],
+)
+@pytest.mark.parametrize("counted", [True, False])
+@pytest.mark.parametrize("limits", [LIMITED, UNLIMITED])
+def test_memory_limit_covers_swap_where_the_kernel_counts_that(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    version: str,
+    file: str,
+    text: str,
+    counted: bool,
+    limits: Limits,
+) -> None:
+    mounts = v1_mounts(tmp_path) if version == "v1" else v2_mount(tmp_path, "cpu memory pids")
+    (tmp_path / "mountinfo").write_text(mounts)
+    groups = open_groups("f1", tmp_path / "mountinfo")
+    exists = Path.exists
+    kernels = {tmp_path / file} if counted else set()
+    monkeypatch.setattr(Path, "exists", lambda path: path in kernels or exists(path))
+    groups.create("m_u", limits)
+    monkeypatch.undo()
+    limited = counted and limits.memory_limit_bytes is not None
+    assert ((tmp_path / file).read_text() if (tmp_path / file).exists() else None) == (
+        text if limited else None
+    )
+
+
 def test_v1_under_systemd_leaves_vacd_service_in_systemds_hierarchies_too(tmp_path: Path) -> None:
     text = v1_mounts(tmp_path) + v2_mount(tmp_path / "unified", "")
     (tmp_path / "mountinfo").write_text(text)

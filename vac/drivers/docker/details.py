@@ -14,6 +14,9 @@ from vac.config.values import without_password
 from vac.drivers.base import WRITES_TO
 from vac.drivers.docker.create import LABEL_DIGEST, LABEL_IMAGE
 
+ROOT = "root (0)"
+"""Whom a container runs as whose image and configuration name no user."""
+
 
 def container_details(inspected: Mapping[str, Any]) -> dict[str, str]:
     """The facts by name; those that aren't known are left out."""
@@ -31,7 +34,7 @@ def container_details(inspected: Mapping[str, Any]) -> dict[str, str]:
         "state": state.get("Status"),
         "pid": state.get("Pid"),
         "addresses": " ".join(address for address in addresses if address),
-        "user": config.get("User"),
+        "user": config.get("User") or (ROOT if config else None),
         "network": (inspected.get("HostConfig") or {}).get("NetworkMode"),
         "exit_code": state.get("ExitCode") if state.get("Status") in ("exited", "dead", "stopped") else None,
         "killed_for_memory": "yes" if state.get("OOMKilled") else "",

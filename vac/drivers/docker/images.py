@@ -24,8 +24,9 @@ from vac.config.values import without_password
 from vac.drivers.base import EngineUnavailable
 from vac.drivers.docker.api import Client, Connection, explanation, timed_out
 from vac.drivers.docker.create import Image
-from vac.drivers.docker.image_archive import BadArchive, read_archive
+from vac.drivers.docker.image_archive import BadArchive, ImageArchive, read_archive
 from vac.drivers.docker.progress import LIMITS, PullError, PullLimits, PullProgress, pull_failure
+from vac.host.cvmfs import problem_of
 from vac.host.cvmfs_paths import real_image
 
 SCHEME = "docker://"
@@ -79,7 +80,9 @@ class ImageKeeper:
         self._lock = threading.Lock()
         self._entries: dict[str, _Entry] = {}
         self._superseded: set[str] = set()
-        self._loading = threading.Lock()
+        self._loading: set[str] = set()
+        """Names that archives have which are being loaded."""
+        self._loaded = threading.Condition()
 
     def prepare(self, root_image: str | None, files: Path) -> str | None:
         """None if a container can be made from this image now, else why not yet. Starts what is needed."""
@@ -204,6 +207,9 @@ class ImageKeeper:
         try:
             if is_url(key):
                 entry.doing = "being downloaded"
+            hanging = problem_of(key)
+            if hanging is not None:
+                raise PullError(hanging)
             path = self._fetch(key) if is_url(key) and self._fetch is not None else Path(real_image(key))
             stamp = path.stat()
             if not stat.S_ISREG(stamp.st_mode):
@@ -219,7 +225,6 @@ class ImageKeeper:
                 entry.settled.set()
                 silence_seconds = self._limits.stall_seconds
                 with (
-                    self._loading,
                     path.open("rb") as file,
                     self._connection.stream_client(silence_seconds) as client,
                     self._only_its_own(client, file),
@@ -254,6 +259,25 @@ class ImageKeeper:
         except BadArchive as error:
             raise PullError(f"no image archive: {error}") from error
         file.seek(0)
+        with self._alone({_plain(tag) for tag in archive.tags}), self._tags_of(client, archive):
+            yield
+
+    @contextmanager
+    def _alone(self, names: set[str]) -> Iterator[None]:
+        """While no other archive is loaded that has one of these names; one that hangs holds up no others."""
+        with self._loaded:
+            self._loaded.wait_for(lambda: not names & self._loading)
+            self._loading |= names
+        try:
+            yield
+        finally:
+            with self._loaded:
+                self._loading -= names
+                self._loaded.notify_all()
+
+    @contextmanager
+    def _tags_of(self, client: Client, archive: ImageArchive) -> Iterator[None]:
+        """The engine lends its names to the archive. Raises PullError if they are another's."""
         with self._lock:
             wanted = {_plain(key[len(SCHEME) :]) for key in self._entries if key.startswith(SCHEME)}
         fresh = []
