@@ -33,10 +33,9 @@ class Peers:
             capacity, unrated = capacities(first.answers), without_hs06(first.answers)
             doubtful = {*doubtful, *first.missing}
         result = self._poll(configuration, Kind.MACHINETYPES, doubtful)
-        now = self._clock()
-        reports, _ = to_reports(result.answers, configuration.machinetypes, now)
+        reports, _ = to_reports(result.answers, configuration.machinetypes)
         partial = {name: reports.pop(name) for name in result.missing if name in reports}
-        return Answers(now, reports, capacity, unrated, partial)
+        return Answers(self._clock(), reports, capacity, unrated, partial)
 
     def _poll(self, configuration: Configuration, kind: Kind, doubtful: Collection[str]) -> PollResult:
         settings = configuration.settings

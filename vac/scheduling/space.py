@@ -15,8 +15,8 @@ from vac.scheduling.model import MOST_YOUNG, SpaceView, TypeReport, TypeTotals
 Reports = Mapping[str, TypeReport]
 """What one factory says, by machinetype."""
 
-CLOCK_SKEW_SECONDS = 60
-"""An abort time that is further in the future is not believed."""
+CLOCK_SECONDS = 300
+"""How far a factory's clock may be ahead of ours without its abort times being absurd."""
 MOST_CAPACITY = 32
 """A factory that claims more than this times the median capacity is taken for one of median capacity: the nodes of
 one space may have 8 processors or 256."""
@@ -105,7 +105,7 @@ def _not_later(report: TypeReport, now: float) -> TypeReport:
     time = report.abort_time
     if time is None or time <= now:
         return report
-    return replace(report, abort_time=None if time > now + CLOCK_SKEW_SECONDS else now)
+    return replace(report, abort_time=None if time > now + CLOCK_SECONDS else now)
 
 
 def _failing(believed: Mapping[str, Reports]) -> frozenset[str]:

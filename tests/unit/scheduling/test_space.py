@@ -128,7 +128,7 @@ def test_a_factory_of_unknown_capacity_counts_with_what_it_runs() -> None:
     assert view("x", (), {"stranger": {"a": HEALTHY}}, {}, NOW).types == {}
 
 
-@pytest.mark.parametrize(("age", "believed"), [(-30, NOW), (-61, None), (5, NOW - 5)])
+@pytest.mark.parametrize(("age", "believed"), [(-299, NOW), (-301, None), (5, NOW - 5)])
 def test_an_abort_in_the_future_is_not_believed(age: float, believed: float | None) -> None:
     times = [time for time, _ in space(4, {1: age}).types["a"].aborts]
     assert times == ([] if believed is None else [believed])
