@@ -9,7 +9,9 @@ HERE = Path(__file__).resolve().parent
 VERSION = re.findall(r'^__version__ = "(.+)"$', (HERE / "vac" / "__init__.py").read_text(), re.MULTILINE)[0]
 
 DOCKER = ["docker>=6,<8"]
-VMS = ["libvirt-python>=8,<13", "waitress>=2.1,<4"]
+WEB = ["waitress>=2.1,<4"]
+METRICS = ["prometheus-client>=0.9,<1", *WEB]
+VMS = ["libvirt-python>=8,<13", *WEB]
 TEST = ["hypothesis>=6.100,<7", "pytest>=8.2,<9", "pytest-timeout>=2.3,<3"]  # pytest 9 is not for 3.9
 LINT = [
     "import-linter>=2.1,<3",
@@ -46,9 +48,10 @@ setup(
     ],
     extras_require={
         "docker": DOCKER,
+        "metrics": METRICS,
         "vms": VMS,
-        "test": [*TEST, *DOCKER, "waitress>=2.1,<4"],
-        "dev": [*TEST, *LINT, *DOCKER, *VMS],
+        "test": [*TEST, *DOCKER, *METRICS],
+        "dev": [*TEST, *LINT, *DOCKER, *METRICS, *VMS],
     },
     entry_points={
         "console_scripts": [

@@ -25,7 +25,8 @@ from vac.machines.creation import create
 from vac.machines.layout import StateDir, slot_address, slot_name
 from vac.web import metadata, mjf
 from vac.web.guests import Guest, Guests
-from vac.web.server import Server, adjustments, listen
+from vac.web.listening import listen
+from vac.web.server import Server, adjustments
 from vac.web.wsgi import Answer, Request, application
 
 FACTORY = "bench-1.example.org"

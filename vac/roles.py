@@ -18,8 +18,8 @@ class Role:
     """Is vacd as a whole ready only when this role has said that it is?"""
     stuck_seconds: float | None = None
     """Killed and started again when it has shown no life for so long. None: it shows none."""
-    for_vms: bool = False
-    """Started only once the factory has said that there are, or may be, virtual machines."""
+    on_demand: bool = False
+    """There is such a process only as long as another role says that it is needed (RoleOptions.need)."""
 
 
 EXIT_OTHER_AT_WORK = 75
@@ -28,13 +28,18 @@ EXIT_OTHER_AT_WORK = 75
 ROLES = (
     Role("factory", "vac.factory", must_be_ready=True, stuck_seconds=600),
     Role("responder", "vac.vacquery.responder"),
-    Role("metadata", "vac.web.metadata", for_vms=True),
-    Role("mjf", "vac.web.mjf", for_vms=True),
+    Role("metadata", "vac.web.metadata", on_demand=True),
+    Role("mjf", "vac.web.mjf", on_demand=True),
+    Role("page", "vac.web.page", on_demand=True),
 )
 
 
 def _do_nothing() -> None:
     """Stands in where nobody listens."""
+
+
+def _need_nothing(role: str, purpose: str) -> None:
+    """Likewise."""
 
 
 class Listen(Protocol):
@@ -67,7 +72,8 @@ class RoleOptions:
     """Say that the role does its work (the factory: its first cycle is over, whatever came of it)."""
     alive: Callable[[], None] = _do_nothing
     """Say that the role's loop goes round; to be called much more often than Role.stuck_seconds."""
-    vms: Callable[[], None] = _do_nothing
-    """Say that there are, or may be, virtual machines from now on."""
+    need: Callable[[str, str], None] = _need_nothing
+    """Say for what the role of that name is needed from now on; empty: for nothing, it may go. For another purpose
+    than before it is started anew. May be repeated as often as one likes."""
     listen: Listen = _listen_to_nobody
     """Call it once, from the main thread or any other, when stop can be obeyed."""

@@ -138,12 +138,13 @@ class Demo:
         state = "Starting" if machine.started_time is None else "Running"
         return f"{state:10} {time.time() - machine.created_time:3.0f} s"
 
-    def show_records(self) -> None:
-        """Where the accounting records are, and one of them."""
+    def show_records(self) -> int:
+        """Where the accounting records are, and one of them; returns how many."""
         records = sorted(self.state.apel_archive.glob("*/*"))
         print(f"\n{len(records)} accounting records are in {self.state.apel_archive}, for example:\n")
         if records:
             print(records[-1].read_text(), end="")
+        return len(records)
 
     def end(self, conf: Path, vacd: subprocess.Popen[bytes]) -> None:
         """Destroy what still runs, stop vacd, and leave no process and no cgroup."""
@@ -194,9 +195,9 @@ def main() -> int:
         shutil.rmtree(top)
         return 130
     demo.end(conf, vacd)
-    demo.show_records()
+    records = demo.show_records()
     print(f"\nNo machine, process or cgroup is left; `rm -r {top}` removes the rest.")
-    return 0
+    return 0 if records else 1
 
 
 if __name__ == "__main__":

@@ -147,7 +147,12 @@ def test_shares_are_met_within_two_machines_nearly_all_the_time(run: Run) -> Non
         ]
         far = sum(abs(machines - target) > 2 for machines in seen)
         assert far <= 0.2 * len(seen), f"{machinetype}: {seen}"
-        assert run.mean_machines(machinetype) == pytest.approx(target, abs=2)
+    means = {machinetype: run.mean_machines(machinetype) for machinetype in TARGETS}
+    print(f"machines on average: {means}")
+    whole = sum(means.values())
+    assert whole > SLOTS - 2, "the rest is tries of the types without work"
+    for machinetype, target in TARGETS.items():
+        assert means[machinetype] == pytest.approx(whole * target / SLOTS, abs=0.5)
 
 
 def test_a_machine_that_ends_is_replaced_at_once_and_not_by_the_next_cycle(run: Run) -> None:

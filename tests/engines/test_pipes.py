@@ -100,7 +100,7 @@ def test_a_pipe_over_its_life(tmp_path: Path) -> None:
         shown = site.factory.vac("pipe", "show")
         assert "last attempt failed" in shown.stdout
         assert "vo-docked  share 0.333333  docker" in shown.stdout
-        assert f"pipe vo: {site.trouble('vo')}" in site.factory.vac("machinetypes", "-t", "1").stdout
+        assert f"pipe vo: {site.trouble('vo')}" in site.factory.vac("machinetypes", "-t", "1").stderr
         assert not [life for life in site.factory.lives() if life.finished and life.message[:3] != "200"]
 
 

@@ -79,5 +79,5 @@ def check_words(site: FactorySite, url: str) -> None:
     reason = f"user_data {url}: the server gives a web page (HTML) instead"
     assert f"html: not created: {reason}" in site.log()
     assert reason in site.vac("why", "html").stdout
-    assert reason in site.vac("machinetypes", "-t", "0.5").stdout
+    assert reason in site.vac("machinetypes", "-t", "0.5").stderr
     assert "PRIVATE KEY" not in site.log()

@@ -73,10 +73,15 @@ def ready_when_woken(options: RoleOptions, report: Reporter) -> int:
     return 0
 
 
-def knowing_vms(options: RoleOptions, report: Reporter) -> int:
-    """Learns of virtual machines when it is woken."""
-    stop = threading.Event()
-    options.listen(stop.set, options.vms)
+def needing(options: RoleOptions, report: Reporter) -> int:
+    """Each time it is woken it needs the role `web` for something else, at last for nothing."""
+    stop, purposes = threading.Event(), iter(["this", "that", "that", ""])
+
+    def wake() -> None:
+        options.need("web", next(purposes))
+        report("said")
+
+    options.listen(stop.set, wake)
     options.ready()
     report("ready")
     stop.wait()
@@ -126,7 +131,7 @@ def leaving(options: RoleOptions, report: Reporter) -> int:
 BEHAVIOURS = {
     behaviour.__name__: behaviour
     for behaviour in (
-        *(good, unprivileged, ready_when_woken, knowing_vms),
+        *(good, unprivileged, ready_when_woken, needing),
         *(lively, hanging, failing, superfluous, leaving),
     )
 }
@@ -146,7 +151,7 @@ def run(plan: Mapping[str, Any]) -> int:
     roles = [
         Role("factory", __spec__.name, must_be_ready=True, stuck_seconds=stuck_seconds),
         Role("responder", __spec__.name, stuck_seconds=stuck_seconds),
-        Role("web", __spec__.name, for_vms=True),
+        Role("web", __spec__.name, on_demand=True),
     ]
 
     def command(role: Role, arguments: argparse.Namespace) -> list[str]:

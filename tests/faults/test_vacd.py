@@ -204,8 +204,8 @@ def test_the_service_manager_learns_of_readiness_life_and_end(vacd: Vacd) -> Non
     assert vacd.wait() == 0
 
 
-def test_what_only_vms_need_is_started_when_there_may_be_some(vacd: Vacd) -> None:
-    vacd.start(factory="knowing_vms", environ=notify(vacd), timing={"first_pause": 0.05})
+def test_what_is_needed_on_demand_comes_changes_and_goes(vacd: Vacd) -> None:
+    vacd.start(factory="needing", environ=notify(vacd), timing={"first_pause": 0.05})
     both_ready(vacd)
     vacd.wait_for_notification("STATUS=factory ready; responder ready")
     assert "web" not in vacd.log()
@@ -213,7 +213,20 @@ def test_what_only_vms_need_is_started_when_there_may_be_some(vacd: Vacd) -> Non
     pid = vacd.wait_for("web", "ready")["pid"]
     vacd.wait_for_notification("STATUS=factory ready; responder ready; web ready")
     os.kill(pid, signal.SIGKILL)
-    assert vacd.wait_for("web", "ready")["pid"] != pid
+    another = vacd.wait_for("web", "ready")["pid"]
+    assert another != pid
+    vacd.wait_for("factory", "said")
+    vacd.signal(signal.SIGUSR1)
+    assert vacd.wait_for("web", "stopped")["pid"] == another
+    last = vacd.wait_for("web", "ready")["pid"]
+    assert last != another
+    for _ in range(2):
+        vacd.wait_for("factory", "said")
+        vacd.signal(signal.SIGUSR1)
+    assert vacd.wait_for("web", "stopped")["pid"] == last
+    while vacd.wait_for_notification("STATUS=")[-1] != "STATUS=factory ready; responder ready":
+        pass
+    assert vacd.log().count("starts again") == 1, "only what nobody wanted to end is waited for"
     vacd.signal(signal.SIGTERM)
     assert vacd.wait() == 0
 

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from vac.cli import common, doctor_vms
+from vac.cli import common, doctor_vms, doctor_web
 from vac.cli.doctor_processes import apptainer_problem, bubblewrap_problem, image_file_problem
 from vac.config.errors import ConfigurationError
 from vac.config.load import Configuration
@@ -78,6 +78,7 @@ def examine(arguments: argparse.Namespace) -> Iterator[Finding]:
     settings = configuration.settings
     yield from _host(settings)
     yield from _peers(settings)
+    yield from (Finding(*row) for row in doctor_web.rows(settings))
     for name, copy in configuration.copies.items():
         yield Finding(f"pipe {name}", copy.trouble(), serious=False)
     wanted = [one for one in configuration.machinetypes.values() if one.target_share > 0]

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Optional
 
+from vac.cli.doctor_web import serves
 from vac.config.settings import Settings
 from vac.drivers.base import EngineUnavailable
 from vac.drivers.libvirt.domain_xml import FILTER
@@ -103,15 +104,5 @@ def _port(settings: Settings, role: str, address: str) -> Row:
         except OSError as error:
             if error.errno != errno.EADDRINUSE:
                 return what, f"can't be tried: {error.strerror}", False
-            return what, None if _runs(StateDir(settings.state_dir), role) else taken, True
+            return what, None if serves(StateDir(settings.state_dir), role) else taken, True
     return what, None, True
-
-
-def _runs(state: StateDir, role: str) -> bool:
-    """Is the process of this role alive?"""
-    try:
-        number = int(state.pid(role).read_text(encoding="ascii"))
-        name = Path(f"/proc/{number}/cmdline").read_bytes()
-    except (OSError, ValueError):
-        return False
-    return f"vacd-{role}".encode() in name

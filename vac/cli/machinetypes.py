@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 import time
 from collections.abc import Iterator, Sequence
 
@@ -32,7 +33,11 @@ def run(arguments: argparse.Namespace) -> int:
     def rows(found: Sequence[AnyStatus], colour: bool) -> list[str]:
         types = [status for status in found if isinstance(status, MachinetypeStatus)]
         table = tables.type_rows(types, colour) if name is None else tables.machinetype_rows(types, colour)
-        return [*table, *_failures_here(arguments)]
+        if sys.stdout.isatty():
+            return [*table, *_failures_here(arguments)]
+        for line in _failures_here(arguments):
+            print(line, file=sys.stderr)
+        return table
 
     return space.run(arguments, Kind.MACHINETYPES, rows, chosen)
 

@@ -19,6 +19,7 @@ from vac.vacquery.poll import PollResult, poll
 from vac.vacquery.signing import read_key
 
 WATCH_SECONDS = 5.0
+UNTRUSTING = "with a vacquery_key_file answers nobody who has another key, or whose clock is 300 s off"
 _CLEAR = "\033[H\033[2J"
 
 Rows = Callable[[Sequence[AnyStatus], bool], Iterable[str]]
@@ -158,24 +159,33 @@ def show(
 def problems(asking: Asking, result: PollResult) -> list[str]:
     """In words, which factories didn't answer (in full), and when none did the likely causes."""
     lines = []
+    silent = False
     for factory in result.missing:
         if factory in result.unresolved:
             lines.append(f"vac: {factory}: its address can't be found")
+        elif factory in result.unusable:
+            lines.append(f"vac: {factory}: its answer can't be used: {result.unusable[factory]}")
         elif factory in result.answers:
             lines.append(f"vac: {factory}: only a part of its answer arrived")
         else:
+            silent = True
             addresses = ", ".join(asking.names.known(factory))
             lines.append(f"vac: {factory} ({addresses}): no answer within {asking.timeout:g} s")
-    if result.missing and not result.answers:
+    if result.dropped:
+        counts = ", ".join(f"{count} {reason.value}" for reason, count in result.dropped.items())
+        lines.append(f"vac: datagrams that came and were not used: {counts}")
+    if silent and not result.answers:
         lines += _likely_causes(asking)
+    elif silent and asking.key is not None:
+        lines.append(f"vac: A factory {UNTRUSTING}.")
     return lines
 
 
 def _likely_causes(asking: Asking) -> list[str]:
     port = asking.settings.vacquery_port
-    signed = "" if asking.key is None else ", and only queries signed with the same vacquery_key_file"
     lines = [
-        f"A factory answers queries about its own space only ({asking.space} was asked for){signed};",
+        f"A factory answers queries about its own space only ({asking.space} was asked for);",
+        f"it {UNTRUSTING};",
         "and it answers its space's factories, its own host and the networks of its vacquery_allow",
         "(without that, those directly connected to it). If this host is elsewhere, run vac on a factory,",
         "or have this network added to vacquery_allow. Otherwise see whether vacd runs there, and whether",

@@ -5,12 +5,15 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from types import MappingProxyType
 
 from vac.cli import common
 from vac.machines import status as statuses
 from vac.machines.layout import StateDir
 from vac.machines.status import Status, TypeFacts
+from vac.vacquery.messages import Reason
+from vac.vacquery.responder import dropped_as, read_counters
 
 STALE_SECONDS = 180.0
 
@@ -40,13 +43,15 @@ def run(arguments: argparse.Namespace) -> int:
             file=sys.stderr,
         )
         return 1
-    for line in reasons(status, arguments.machinetype, time.time()):
+    for line in reasons(status, arguments.machinetype, time.time(), read_counters(state)):
         print(line)
     return 0
 
 
-def reasons(status: Status, machinetype: str | None, now: float) -> Iterator[str]:
-    """Lines for people: first what concerns everything, then type by type."""
+def reasons(
+    status: Status, machinetype: str | None, now: float, counters: Mapping[str, int] = MappingProxyType({})
+) -> Iterator[str]:
+    """Lines for people: first what concerns everything, then type by type. counters: the responder's."""
     age = now - status.time
     if age > STALE_SECONDS:
         yield f"The factory has not reported for {age / 60:.0f} minutes: is vacd running? What it said last:"
@@ -62,9 +67,23 @@ def reasons(status: Status, machinetype: str | None, now: float) -> Iterator[str
         yield from (f"{kind} {name}: {trouble}." for name, trouble in troubles.items() if trouble)
     if status.silent:
         yield f"No answer from {len(status.silent)} of {len(status.factories)} factories: {', '.join(status.silent)}."
+    yield from _distrust(status, counters)
+    if status.dropped:
+        counts = ", ".join(f"{count} {reason}" for reason, count in status.dropped.items())
+        yield f"Datagrams that the last poll has dropped: {counts}."
     for facts in status.machinetypes:
         if machinetype in (None, facts.name):
             yield from _of_type(status, facts, now)
+
+
+def _distrust(status: Status, counters: Mapping[str, int]) -> Iterator[str]:
+    """Signs that keys or clocks differ, or programs, and not that peers are away."""
+    for factory, why in status.unusable.items():
+        yield f"{factory}: its answer can't be used: {why}."
+    for reason in (Reason.SIGNATURE, Reason.STALE):
+        count = counters.get(dropped_as(reason), 0)
+        if count and status.silent:
+            yield f"The responder here has dropped {count} queries since it began: {reason.value}."
 
 
 def _of_type(status: Status, facts: TypeFacts, now: float) -> Iterator[str]:

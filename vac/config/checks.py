@@ -12,6 +12,8 @@ from vac.config.values import host_name, quoted
 from vac.host.cvmfs import CVMFS
 from vac.host.facts import HostFacts
 
+METRICS_MODULES = {"prometheus_client": "python3-prometheus-client", "waitress": "python3-waitress"}
+"""What metrics_listen needs, by Python module: the package."""
 CONTAINER_MODELS = ("docker", "singularity", "bubblewrap")
 
 
@@ -39,6 +41,11 @@ def check_settings(settings: Settings, parsed: Parsed, host: HostFacts, report: 
     if len(missing) == 1:
         present = pair[1 - pair.index(missing[0])]
         report.error(*parsed.where(present), f"is set without {missing[0]}: set both or none")
+    if settings.metrics_listen is not None:
+        absent = [package for module, package in METRICS_MODULES.items() if not host.module_exists(module)]
+        if absent:
+            text = f"{' and '.join(absent)} not installed: there will be no metrics and no status page"
+            report.warn(*parsed.where("metrics_listen"), text)
     for name, option in declared(Settings).items():
         if option.no_effect and parsed.values.get(name) not in (None, getattr(Settings, name)):
             report.warn(*parsed.where(name), NO_EFFECT)

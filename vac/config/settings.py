@@ -209,7 +209,6 @@ class Settings:
         None,
         "address of Prometheus metrics and of the status page",
         sample="0.0.0.0:9995",
-        no_effect=True,
     )
     machinefeatures_options: Mapping[str, str] = field(default_factory=dict)
     """machinefeatures_option_XXX by XXX: extra keys of $MACHINEFEATURES."""

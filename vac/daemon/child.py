@@ -102,6 +102,8 @@ class Child:
     kill_time: float = math.inf
     """When it gets SIGKILL; times are those of time.monotonic."""
     stuck: bool = False
+    dismissed: bool = False
+    """It has been told to end because it isn't needed as it is."""
 
 
 @dataclass
@@ -116,15 +118,27 @@ class Post:
     pause: float | None = None
     was_ready: bool = field(default=False, init=False)
     end: str = field(default="not started", init=False)
-    wanted: bool = field(init=False)
-    """Is there to be such a process?"""
+    purpose: str = field(default="", init=False)
+    """What a process of a role that is started on demand is needed for; empty: there is to be none."""
     other_since: float | None = field(default=None, init=False)
     """Since when each of its processes has ended because another does its work."""
-    vms: bool = field(default=False, init=False)
-    """Has it said that there may be virtual machines?"""
+    needs: dict[str, str] = field(default_factory=dict, init=False)
+    """What its processes have last said of other roles: by name, what these are needed for."""
 
-    def __post_init__(self) -> None:
-        self.wanted = not self.role.for_vms
+    @property
+    def wanted(self) -> bool:
+        """Is there to be such a process?"""
+        return bool(self.purpose) or not self.role.on_demand
+
+    def serve(self, purpose: str, now: float) -> None:
+        """From now on it is needed for this, or for nothing; a process that is there for something else ends."""
+        if purpose == self.purpose:
+            return
+        self.purpose, self.pause, self.start_time = purpose, None, now
+        if self.child is not None:
+            logger.info("%s is %s", self.role.name, "to start anew" if purpose else "not needed any more")
+            self.child.dismissed = True
+            self.stop(now)
 
     def start(self, command: Sequence[str], log_file: Path | None, now: float) -> Child | None:
         """Start a process; None if that fails: it will be tried again later."""
@@ -149,7 +163,9 @@ class Post:
         if message == messages.GONE:
             return False
         self.child.alive_time = now
-        self.vms = self.vms or message == messages.VMS
+        needed = messages.needed(message)
+        if needed is not None:
+            self.needs.update([needed])
         if message == messages.READY and not self.child.ready:
             self.child.ready = self.was_ready = True
             logger.info("%s is ready", self.role.name)
@@ -212,7 +228,7 @@ class Post:
             self.other_since = None
         elif self.other_since is None:
             self.other_since = child.start_time
-        if expected:
+        if expected or child.dismissed:
             self.end = end
             logger.info("%s (process %d) %s", self.role.name, child.pid, end)
         else:

@@ -5,6 +5,7 @@ The number of the role's end is in its environment. With a message to it may com
 
 from __future__ import annotations
 
+import os
 import socket
 import struct
 from collections.abc import MutableMapping
@@ -13,9 +14,11 @@ VARIABLE = "VAC_SUPERVISOR_FD"
 
 READY = b"ready"
 ALIVE = b"alive"
-VMS = b"vms"
+NEED = b"need"
+"""Followed by a role's name and what that is needed for, see `need`."""
 RELOAD = b"reload"
 WAKE = b"wake"
+LONGEST = 8192
 GONE = b""
 """What is received when nothing more will come."""
 
@@ -37,6 +40,18 @@ def inherited(environ: MutableMapping[str, str]) -> socket.socket | None:
     return link
 
 
+def need(role: str, purpose: str) -> bytes:
+    """The message that says for what this role is needed; empty: for nothing."""
+    return b" ".join((NEED, os.fsencode(role), os.fsencode(purpose)))
+
+
+def needed(message: bytes) -> tuple[str, str] | None:
+    """Role and purpose if this is such a message."""
+    kind, _, rest = message.partition(b" ")
+    role, _, purpose = rest.partition(b" ")
+    return (os.fsdecode(role), os.fsdecode(purpose)) if kind == NEED else None
+
+
 def send(link: socket.socket, message: bytes, descriptor: int | None = None) -> None:
     """Send without waiting. The other side may be gone, or behind with reading: then the message is lost."""
     ancillary = []
@@ -52,7 +67,7 @@ def receive(link: socket.socket) -> tuple[bytes, int | None]:
     """The next message and the descriptor that came along. GONE at the end, or if a read would block."""
     room = socket.CMSG_SPACE(struct.calcsize("i"))
     try:
-        message, ancillary, _, _ = link.recvmsg(64, room, socket.MSG_CMSG_CLOEXEC)
+        message, ancillary, _, _ = link.recvmsg(LONGEST, room, socket.MSG_CMSG_CLOEXEC)
     except (BlockingIOError, ConnectionError):
         return GONE, None
     if not ancillary:

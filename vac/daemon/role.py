@@ -114,7 +114,7 @@ def run(role: Role, configs: tuple[Path, ...], log_file: Path | None) -> int:
         configs=configs,
         ready=lambda: report(messages.READY),
         alive=lambda: report(messages.ALIVE),
-        vms=lambda: report(messages.VMS),
+        need=lambda name, purpose: report(messages.need(name, purpose)),
         listen=listener.listen,
     )
     status: int = importlib.import_module(role.module).main(options)

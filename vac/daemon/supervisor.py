@@ -62,9 +62,10 @@ class Supervisor:
         self._selector.register(self._signals, selectors.EVENT_READ, self._hear_signals)
         while not self._stopping or any(post.child for post in self._posts):
             now = time.monotonic()
-            vms = any(post.vms for post in self._posts)
+            needs = {name: purpose for post in self._posts for name, purpose in post.needs.items()}
             for post in self._posts:
-                post.wanted = post.wanted or vms
+                if post.role.on_demand:
+                    post.serve(needs.get(post.role.name, ""), now)
                 self._attend(post, now)
             self._notify(now)
             for key, _ in self._selector.select(self._patience(now)):

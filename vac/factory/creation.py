@@ -17,6 +17,7 @@ from vac.factory.slots import Begun, Slot
 from vac.host.privileges import unprivileged_user
 from vac.machines import creation
 from vac.machines.layout import slot_address, slot_number
+from vac.machines.status import Happening
 from vac.scheduling.model import Create
 
 LONGEST_CONTEXT_SECONDS = 300.0
@@ -109,7 +110,7 @@ class Creation:
             root_public_key=self._root_key() if machinetype.machine_model in VM_MODELS else None,
         )
         slot.clear(machine)
-        slot.creating = True
+        slot.creating, slot.begun_time = True, begun.time
         self.floor.changed = True
         self.floor.engine_of(machinetype.machine_model).create(
             MachineSpec(
@@ -165,6 +166,8 @@ class Creation:
         slot.engine_state = EngineState.RUNNING
         if machine.started_time is None and self.floor.mark_started(machine, answer.time):
             log.info("%s (%s): started", machine.name, machine.machinetype)
+        begun = machine.created_time if slot.begun_time is None else slot.begun_time
+        self.floor.tallies.add(Happening.CREATION, machine.model, "created", self.floor.clock() - begun)
         self.floor.creation_succeeded(machine)
 
     def refused(self, slot: Slot, answer: CreationRefused) -> None:

@@ -12,7 +12,8 @@ from vac.factory.floor import Floor
 from vac.factory.slots import Slot
 from vac.machines.messages import set_shutdown_message
 from vac.machines.slots import discard, outcome
-from vac.scheduling.backoff import reported_message, says_no_work
+from vac.machines.status import Happening
+from vac.scheduling.backoff import code_group, reported_message, says_no_work
 from vac.scheduling.model import Outcome
 
 log = logging.getLogger(__name__)
@@ -59,6 +60,8 @@ class Ending:
         end = outcome(machine, reported_message)
         self.floor.remember(end, machine.options.fizzle_seconds)
         log.info("%s (%s): ended: %s", machine.name, machine.machinetype, _epitaph(end))
+        lived = end.ended_time - (machine.started_time or end.ended_time)
+        self.floor.tallies.add(Happening.END, machine.machinetype, code_group(end.message), lived)
         slot.stopping = False
         slot.removing_since = now
         self.release(slot)
@@ -85,12 +88,19 @@ class Ending:
 
     def released(self, slot: Slot) -> None:
         """The engine has let go of it: the slot is free."""
+        self.destroyed_or_not(slot, "destroyed")
         if slot.zombie:
             log.info("%s: what was left of its machine is gone", slot.name)
         slot.removing_since = None
         slot.zombie = False
         slot.known_since = self.floor.clock()
         self.floor.changed = True
+
+    def destroyed_or_not(self, slot: Slot, outcome: str) -> None:
+        """Count that the engine has let go of a finished machine, or said that it couldn't."""
+        if slot.machine is not None and slot.removing_since is not None:
+            seconds = self.floor.clock() - slot.removing_since
+            self.floor.tallies.add(Happening.DESTRUCTION, slot.machine.model, outcome, seconds)
 
     def retry_release(self, slot: Slot) -> None:
         """Ask again for what could not be removed; after a minute the slot counts as a zombie's."""

@@ -16,12 +16,13 @@ from vac.drivers.engine import InlineEngine
 from vac.drivers.registry import engine_name
 from vac.factory.monitor import Monitor
 from vac.factory.slots import Slot, Slots
+from vac.factory.tallies import Tallies
 from vac.logs import OnChange
 from vac.machines import files, statefiles
 from vac.machines import machine as machines
 from vac.machines.layout import StateDir, slot_name
 from vac.machines.machine import Machine
-from vac.machines.status import Creation
+from vac.machines.status import Creation, Happening
 from vac.scheduling.backoff import History
 from vac.scheduling.model import Outcome
 
@@ -65,6 +66,7 @@ class Floor:
     """Machines that started, are in no slot and have not been accounted for."""
     observed: set[str] = field(default_factory=set)
     """Engines that have been seen to answer; nothing is created before."""
+    tallies: Tallies = field(default_factory=Tallies)
     pipes: dict[str, str | None] = field(default_factory=dict)
     """By pipe, what is the matter with it; None: nothing."""
     changed: bool = True
@@ -144,6 +146,8 @@ class Floor:
         now = self.clock()
         begun = now if created_time is None else created_time
         self.history = self.history.add(Outcome(machinetype, begun, None, now, None), 0.0)
+        kind = self.configuration.machinetypes.get(machinetype)
+        self.tallies.add(Happening.CREATION, kind.machine_model if kind else "unknown", "failed", now - begun)
         self.failed[machinetype] = Creation(now, machinetype, reason=reason)
         self.changes.say(f"create {machinetype}", f"{machinetype}: not created: {reason}", logging.WARNING)
         statefiles.set_error(self.state, statefiles.ErrorKind.CREATION, f"{machinetype}: {reason}")

@@ -28,6 +28,7 @@ from vac.factory.watching import Watcher
 from vac.host.cvmfs import RepositorySeen, RepositoryWatch
 from vac.host.disk import DiskMeasured, DiskMessage, DiskMeter, DiskNotMeasured
 from vac.host.health import HealthCheck, HealthChecked
+from vac.machines.status import Happening
 from vac.scheduling.eligibility import NO_ANSWER
 
 log = logging.getLogger(__name__)
@@ -71,7 +72,13 @@ class Factory:
     """One factory. All its methods are for one thread; others put messages into its inbox."""
 
     def __init__(
-        self, floor: Floor, loader: Loader, inbox: queue.Queue[Message], ask: Ask, run: Run = in_thread
+        self,
+        floor: Floor,
+        loader: Loader,
+        inbox: queue.Queue[Message],
+        ask: Ask,
+        run: Run = in_thread,
+        need: Callable[[str, str], None] = lambda role, purpose: None,
     ) -> None:
         self.floor = floor
         self.inbox = inbox
@@ -85,6 +92,7 @@ class Factory:
         self.deciding = Deciding(floor, self.creation, self.orders, self.space, self.repositories)
         self.reporting = Reporting(floor, self.deciding)
         self.loader = loader
+        self._need = need
         self.pipes = Pipes(floor, inbox.put)
         self.next_cycle_time = floor.clock()
         self._turn_time = self.next_cycle_time
@@ -143,6 +151,8 @@ class Factory:
         self.rules.check(now)
         self.creation.check(now)
         self.deciding.decide_if_due()
+        if due:
+            self.floor.tallies.add(Happening.CYCLE, "", "", self.floor.clock() - now)
         self.reporting.report_if_due()
 
     def _clock_was_set_back(self, now: float) -> None:
@@ -192,7 +202,14 @@ class Factory:
         self._check_health()
         self.repositories.look()
         self.reporting.cycle()
+        self._need_page()
         self.next_cycle_time = self.floor.clock() + CYCLE_SECONDS
+
+    def _need_page(self) -> None:
+        """The page reads what this factory writes, and is started anew where that or its address changes."""
+        settings = self.floor.settings
+        address = settings.metrics_listen
+        self._need("page", f"{address} {settings.state_dir}" if address else "")
 
     def _check_health(self) -> None:
         command, now = self.floor.settings.health_command, self.floor.clock()
@@ -317,6 +334,9 @@ class Factory:
         self._settle(message)
         text = f"{message.name}: not removed: {message.reason}"
         self.floor.changes.say(f"destroy {message.uuid}", text, logging.WARNING)
+        slot = self.floor.slots.get(message.name)
+        if slot is not None and slot.machine is not None and slot.machine.uuid == message.uuid:
+            self.ending.destroyed_or_not(slot, "failed")
 
     def _changed(self, message: engines.Changed) -> None:
         self._look(message.engine)

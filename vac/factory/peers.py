@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Collection
 
 from vac.config.load import Configuration
 from vac.factory.space import Answers
-from vac.vacquery.messages import Kind
+from vac.vacquery.messages import Kind, Reason
 from vac.vacquery.names import Names
 from vac.vacquery.poll import PollResult, poll
 from vac.vacquery.reports import capacities, to_reports, without_hs06
@@ -27,15 +28,22 @@ class Peers:
 
         Takes udp_timeout_seconds at most, twice that with capacities. OSError if it can't be asked at all.
         """
-        capacity, unrated = None, frozenset[str]()
+        capacity, unrated, results = None, frozenset[str](), []
         if with_capacities:
             first = self._poll(configuration, Kind.FACTORIES, doubtful)
             capacity, unrated = capacities(first.answers), without_hs06(first.answers)
             doubtful = {*doubtful, *first.missing}
+            results.append(first)
         result = self._poll(configuration, Kind.MACHINETYPES, doubtful)
-        reports, _ = to_reports(result.answers, configuration.machinetypes)
+        now = self._clock()
+        results.append(result)
+        reports, unknown = to_reports(result.answers, configuration.machinetypes)
         partial = {name: reports.pop(name) for name in result.missing if name in reports}
-        return Answers(self._clock(), reports, capacity, unrated, partial)
+        unusable = {name: str(why) for each in results for name, why in each.unusable.items()}
+        dropped = Counter({Reason.MACHINETYPE.value: unknown} if unknown else {})
+        for each in results:
+            dropped.update({reason.value: count for reason, count in each.dropped.items()})
+        return Answers(now, reports, capacity, unrated, partial, unusable, dropped)
 
     def _poll(self, configuration: Configuration, kind: Kind, doubtful: Collection[str]) -> PollResult:
         settings = configuration.settings

@@ -63,7 +63,7 @@ def main(options: RoleOptions) -> int:
             names = Resolver(configuration.settings.factory_name)
             peers = Peers(names, time.time)
             factory = open_factory(
-                state, configuration, loader, inbox, names=names, ask=peers.ask, vms=options.vms
+                state, configuration, loader, inbox, names=names, ask=peers.ask, need=options.need
             )
             if error is not None:
                 factory.floor.sure = False
@@ -104,17 +104,18 @@ def open_factory(
     open_engine: Callable[[str, Settings], InlineEngine] | None = None,
     names: Names | None = None,
     ask: Ask = ask_nobody,
-    vms: Callable[[], None] = lambda: None,
+    need: Callable[[str, str], None] = lambda role, purpose: None,
     run: Run = in_thread,
 ) -> Factory:
-    """A factory with its slots as they are on disk. The keyword arguments are for tests, but for names, ask and vms:
-    vms is called when there are, or may be, virtual machines."""
+    """A factory with its slots as they are on disk. The keyword arguments are for tests, but for names, ask and need,
+    which is that of RoleOptions."""
     settings = configuration.settings
     images = SignedImages(ImageCache(state.imagecache, state.tmp).fetch, GRID_CERTIFICATES, clock)
 
     def engine(machine_model: str, settings: Settings) -> InlineEngine:
         if machine_model in VM_MODELS:
-            vms()
+            need("metadata", "VMs")
+            need("mjf", "VMs")
         driver = LateDriver(lambda: driver_for(machine_model, settings, images.fetch))
         name = engine_name(machine_model)
         return Engine(name, driver, inbox.put, clock, apart=APART.get(name, frozenset()))
@@ -139,4 +140,4 @@ def open_factory(
     )
     running = sum(1 for slot in floor.slots if slot.occupied)
     log.info("%s: %d machines found in %d slots", settings.factory_name, running, len(floor.slots))
-    return Factory(floor, loader, inbox, ask, run)
+    return Factory(floor, loader, inbox, ask, run, need)

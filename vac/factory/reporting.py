@@ -15,7 +15,7 @@ from vac.factory.slots import Slot
 from vac.machines import statefiles
 from vac.machines import status as statuses
 from vac.machines.expiry import Expiry, remove_orphaned_slots
-from vac.machines.status import Drain, Status, TypeFacts
+from vac.machines.status import Drain, Status, TypeFacts, Use
 from vac.scheduling.backoff import reported_message
 from vac.vacquery.signing import identity
 
@@ -109,14 +109,24 @@ class Reporting:
             decision_time=self.deciding.decision_time,
             next_time=self.deciding.next_time,
             guard=decision.guard,
+            guard_name=decision.guard_name,
             passed_over=decision.passed_over,
             held_here=decision.held_here,
             held_in_space=decision.held_in_space,
             silent=self.deciding.space.silent(settings),
+            unusable=self.deciding.space.last.unusable,
+            dropped=self.deciding.space.last.dropped,
             created=tuple(floor.created),
             failed=dict(floor.failed),
             pipes=dict(floor.pipes),
             slot_states=self._slot_states(now),
+            use={
+                slot.name: _use(slot, slot.machine.uuid)
+                for slot in floor.slots
+                if slot.running and slot.machine
+            },
+            begin=floor.started_time,
+            tallies=floor.tallies.tell(floor.configuration.machinetypes),
         )
 
     def _notices(self) -> list[str]:
@@ -143,3 +153,16 @@ class Reporting:
         if slot.running and self.floor.engine_of(slot.machine.model).problem():
             return "Unknown"
         return "Paused" if slot.engine_state is EngineState.PAUSED else None
+
+
+def _use(slot: Slot, uuid: str) -> Use:
+    usage = slot.usage
+    return Use(
+        uuid,
+        usage.cpu_seconds,
+        usage.memory_bytes,
+        usage.peak_memory_bytes,
+        usage.network_received_bytes,
+        usage.network_sent_bytes,
+        slot.disk_used_bytes,
+    )

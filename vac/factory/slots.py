@@ -36,6 +36,8 @@ class Slot:
     """A listing that was asked for before may not know the machine yet, or show what is gone since."""
     begun: Begun | None = None
     """What is about to take its place."""
+    begun_time: float | None = None
+    """When its machine was decided on, if this process did that."""
     creating: bool = False
     """The engine has been told to make it and hasn't answered."""
     stopping: bool = False

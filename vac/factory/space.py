@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from vac.config.load import Configuration
@@ -22,7 +22,7 @@ from vac.scheduling.space import view
 log = logging.getLogger(__name__)
 
 MOST_LISTED = 5
-"""Factories that a warning names."""
+"""Factories that a warning names, or peers that the log does."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +37,10 @@ class Answers:
     """Those of the factories in capacities on which a processor's HS06 isn't configured, and counts as 1."""
     partial: Mapping[str, Mapping[str, TypeReport]] = field(default_factory=dict)
     """What came from factories that have not answered in full."""
+    unusable: Mapping[str, str] = field(default_factory=dict)
+    """Why what came from factories that have not answered in full was not used."""
+    dropped: Mapping[str, int] = field(default_factory=dict)
+    """How many datagrams were not used, by reason."""
 
 
 Ask = Callable[[Configuration, bool, Collection[str]], Answers]
@@ -55,7 +59,8 @@ class Space:
         self._last_poll: float | None = None
         self._capacity_poll: float | None = None
         self._reports: dict[str, tuple[float, Mapping[str, TypeReport]]] = {}
-        self._last = Answers(0.0)
+        self.last = Answers(0.0)
+        """What the last poll has brought."""
         self._capacities: dict[str, tuple[float, float]] = {}
         self._unrated: set[str] = set()
 
@@ -90,7 +95,14 @@ class Space:
         """Take in what a poll has brought."""
         self._asking = False
         self._last_poll = answers.time
-        self._last = answers
+        if answers.unusable != self.last.unusable:
+            told = [f"{name}: {why}" for name, why in sorted(answers.unusable.items())]
+            level = logging.WARNING if told else logging.INFO
+            log.log(level, "peers whose answers can't be used: %s", _listed(told) or "none any more")
+        if answers.dropped.keys() != self.last.dropped.keys():
+            told = [f"{count} {reason}" for reason, count in answers.dropped.items()]
+            log.info("datagrams that a poll has dropped: %s", ", ".join(told) or "none any more")
+        self.last = answers
         for factory, reports in answers.reports.items():
             self._reports[factory] = (answers.time, reports)
         if answers.capacities is not None:
@@ -115,9 +127,9 @@ class Space:
         known = {*self._capacities, settings.factory_name}.intersection(settings.factories)
         if not unrated or len(unrated) >= len(known):
             return None
-        listed = ", ".join(sorted(unrated)[:MOST_LISTED]) + (", …" if len(unrated) > MOST_LISTED else "")
         return (
-            f"{len(unrated)} of {len(known)} factories have no hs06_per_processor ({listed}), the others have: "
+            f"{len(unrated)} of {len(known)} factories have no hs06_per_processor "
+            f"({_listed(sorted(unrated))}), the others have: "
             "shares are counted in HS06, so all of them should have it, or none"
         )
 
@@ -126,7 +138,7 @@ class Space:
 
         What a peer has said in part stands only for one whose last full answer is too old.
         """
-        partial = self._last.partial if 0 <= now - self._last.time < SILENT_SECONDS else {}
+        partial = self.last.partial if 0 <= now - self.last.time < SILENT_SECONDS else {}
         full = {
             name: said for name, (time, said) in self._reports.items() if 0 <= now - time < SILENT_SECONDS
         }
@@ -141,6 +153,10 @@ class Space:
         return view(
             settings.factory_name, settings.factories, reports, capacities, now, self.silent(settings)
         )
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(names[:MOST_LISTED]) + (", …" if len(names) > MOST_LISTED else "")
 
 
 def ask_nobody(configuration: Configuration, capacities: bool, doubtful: Collection[str]) -> Answers:

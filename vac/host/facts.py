@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import pwd
 import re
@@ -32,6 +33,8 @@ class HostFacts:
     """True: the number of processors is VAC_ASSUME_PROCESSORS', for demonstrations and tests."""
     problem: str = ""
     """What is wrong with VAC_ASSUME_PROCESSORS, in words."""
+    module_exists: Callable[[str], bool] = lambda name: importlib.util.find_spec(name) is not None
+    """Is there a Python module of this name, at top level?"""
 
     def same(self, other: HostFacts) -> bool:
         """Do both describe one and the same state of the host? Look-ups are not compared."""

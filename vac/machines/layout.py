@@ -109,11 +109,11 @@ class StateDir:
         return self.machinetypes / name / "files"
 
     def heartbeat(self, role: str) -> Path:
-        """ROLE-heartbeat of factory, responder, mjf or metadata."""
+        """ROLE-heartbeat of factory, responder, mjf, metadata or page."""
         return self.root / f"{role}-heartbeat"
 
     def pid(self, role: str) -> Path:
-        """ROLE.pid of factory, responder, mjf or metadata. factory.pid is written by lock() alone."""
+        """ROLE.pid of factory, responder, mjf, metadata or page. factory.pid is written by lock() alone."""
         return self.root / f"{role}.pid"
 
     def prepare(self) -> None:

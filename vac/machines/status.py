@@ -8,6 +8,7 @@ older or newer factory's file) has its default.
 from __future__ import annotations
 
 import dataclasses
+import enum
 import json
 import math
 from collections.abc import Callable, Mapping
@@ -47,6 +48,44 @@ class Creation:
     machine: str = ""
     processors: int = 0
     reason: str = ""
+
+
+class Happening(enum.Enum):
+    """What is counted."""
+
+    CYCLE = "cycle"
+    CREATION = "creation"
+    """By machine model and `created` or `failed`, from the decision to the machine's start, or the failure."""
+    DESTRUCTION = "destruction"
+    """By machine model and `destroyed` or `failed`, from the end that is written."""
+    END = "end"
+    """By machinetype and shutdown code in hundreds, `none` without one; seconds are of wall-clock time."""
+
+
+@dataclass(frozen=True)
+class Tally:
+    """How often something has happened since the factory's process began."""
+
+    what: str = ""
+    """A Happening's value."""
+    kind: str = ""
+    outcome: str = ""
+    count: int = 0
+    seconds: float = 0.0
+    """How long it took in all."""
+
+
+@dataclass(frozen=True)
+class Use:
+    """What a running machine has used, as its engine last told; None: it doesn't tell."""
+
+    uuid: str = ""
+    cpu_seconds: float | None = None
+    memory_bytes: int | None = None
+    peak_memory_bytes: int | None = None
+    network_received_bytes: int | None = None
+    network_sent_bytes: int | None = None
+    disk_bytes: int | None = None
 
 
 @dataclass(frozen=True)
@@ -93,6 +132,8 @@ class Status:
     """When time alone may change the decision."""
     guard: str | None = None
     """Why nothing at all can be created now."""
+    guard_name: str | None = None
+    """That in one word, see vac.scheduling.guards."""
     passed_over: Mapping[str, str] = field(default_factory=dict)
     """By machinetype, why none (or no more) of it was created."""
     held_here: Mapping[str, float] = field(default_factory=dict)
@@ -101,6 +142,10 @@ class Status:
     """By machinetype, until when aborts in the space hold it back here."""
     silent: Mapping[str, float | None] = field(default_factory=dict)
     """By factory that doesn't answer: when it last did."""
+    unusable: Mapping[str, str] = field(default_factory=dict)
+    """By peer: why what it has answered was not used, if anything was not."""
+    dropped: Mapping[str, int] = field(default_factory=dict)
+    """Datagrams of the last poll that were not used, by reason."""
     created: tuple[Creation, ...] = ()
     """The last creations, newest first."""
     failed: Mapping[str, Creation] = field(default_factory=dict)
@@ -109,6 +154,11 @@ class Status:
     """By Vacuum Pipe: what is the matter with it, None if nothing is."""
     slot_states: Mapping[str, str] = field(default_factory=dict)
     """By machine name, what only the engine knows: Paused, Zombie or Unknown."""
+    use: Mapping[str, Use] = field(default_factory=dict)
+    """By machine name, of running machines."""
+    begin: float | None = None
+    """When the factory's process began, and with it its tallies."""
+    tallies: tuple[Tally, ...] = ()
 
     def machinetype(self, name: str) -> TypeFacts | None:
         """The facts of this machinetype; None if it isn't configured (any more)."""
@@ -156,6 +206,14 @@ def _facts(found: object) -> TypeFacts | None:
 
 def _creation(found: object) -> Creation | None:
     return _plain(Creation, found)
+
+
+def _tally(found: object) -> Tally | None:
+    return _plain(Tally, found)
+
+
+def _use(found: object) -> Use | None:
+    return _plain(Use, found)
 
 
 def _drain(found: object) -> Drain | None:
@@ -238,12 +296,18 @@ _READERS: dict[str, Callable[[object], Any]] = {
     "decision_time": _number,
     "next_time": _number,
     "guard": _text,
+    "guard_name": _text,
     "passed_over": _by_name(_text),
     "held_here": _by_name(_number),
     "held_in_space": _by_name(_number),
     "silent": _by_name_or_none(_number),
+    "unusable": _by_name(_text),
+    "dropped": _by_name(_whole),
     "created": _many(_creation),
     "failed": _by_name(_creation),
     "pipes": _by_name_or_none(_text),
     "slot_states": _by_name(_text),
+    "use": _by_name(_use),
+    "begin": _number,
+    "tallies": _many(_tally),
 }

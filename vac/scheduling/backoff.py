@@ -29,6 +29,12 @@ def message_code(message: str | None) -> int | None:
     return int(found.group()) if found else None
 
 
+def code_group(message: str | None) -> str:
+    """The hundred that the code of a message as reported belongs to: `100` to `900`; `none` without one."""
+    code = message_code(message)
+    return "none" if code is None or code < 100 else str(code // 100 * 100)
+
+
 def is_abort(message: str | None) -> bool:
     """Whether a message as reported (see reported_message) is an abort."""
     code = message_code(message)

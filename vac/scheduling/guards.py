@@ -9,6 +9,8 @@ from vac.config.settings import Settings
 from vac.scheduling.model import Host
 
 LEAST_FREE_BYTES = 1000**3
+NAMES = ("draining", "shutdown", "configuration", "health", "disk", "full", "overload", "engines")
+"""All guards' names."""
 ASK_AGAIN_SECONDS = 15
 """A load average may have fallen after this time."""
 FEW_PROCESSORS = 5

@@ -10,7 +10,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from vac.vacquery.messages import ANSWER_LIMIT, AnyStatus, Kind, message_of, part, shortened
+from vac.vacquery.messages import ANSWER_LIMIT, AnyStatus, Kind, least_of, message_of, part, shortened
 from vac.vacquery.signing import canonical, signature
 from vac.vacquery.snapshot import Snapshot
 
@@ -25,11 +25,8 @@ _SIGNATURE_BYTES = len(',"hmac":""') + 64
 class Template:
     """One answer with gaps for cookie and time_sent."""
 
-    def __init__(self, message: Mapping[str, Any], room: int) -> None:
-        """Cut the message to room bytes without its gaps' content; ValueError if it can't be."""
-        fitting = shortened({**message, "cookie": 0, "time_sent": 0}, room + len("00"))
-        if fitting is None:
-            raise ValueError("too long for a datagram")
+    def __init__(self, message: Mapping[str, Any]) -> None:
+        fitting = {**message, "cookie": 0, "time_sent": 0}
         names = sorted(fitting)
         cookie, time_sent = names.index("cookie"), names.index("time_sent")
         before, between, after = names[:cookie], names[cookie + 1 : time_sent], names[time_sent + 1 :]
@@ -51,15 +48,18 @@ class Answers:
         self._known: dict[AnyStatus, Template] = {}
         older = previous._known if previous else {}
         self._templates = {kind: self._prepare(snapshot.answers(kind), older) for kind in Kind}
+        self._least: dict[Kind, Sequence[Template]] = {}
+        """Made when first needed, and with only what an answer must have."""
 
     def datagrams(self, kind: Kind, cookie: bytes, now: float) -> list[bytes]:
         """The answers to a query.
 
-        cookie: its JSON text. An answer for which an uncommonly long cookie leaves no room is left out.
+        cookie: its JSON text. Beside an uncommonly long one answers have only what they must, where the whole
+        doesn't fit, and those that then still don't are left out.
         """
         templates: Sequence[Template] = self._templates[kind]
         if len(cookie) > ORDINARY_COOKIE_BYTES:
-            templates = self._cut(kind, self._room - len(cookie))
+            templates = self._fitting(kind, self._room - len(cookie))
         time_sent = b"%d" % now
         texts = [b"".join((t.before, cookie, t.between, time_sent, t.after)) for t in templates]
         if self._key is None:
@@ -71,26 +71,23 @@ class Answers:
         for status in statuses:
             template = older.get(status)
             if template is None:
-                try:
-                    template = Template(message_of(status), self._room - ORDINARY_COOKIE_BYTES)
-                except ValueError as error:
-                    log.error("No answer about %s is given: %s", part(status), error)
+                room = self._room - ORDINARY_COOKIE_BYTES
+                message = shortened({**message_of(status), "cookie": 0, "time_sent": 0}, room + len("00"))
+                if message is None:
+                    log.error("No answer about %s is given: too long for a datagram", part(status))
                     continue
+                template = Template(message)
             self._known[status] = template
             templates.append(template)
         return templates
 
-    def _cut(self, kind: Kind, room: int) -> list[Template]:
-        templates = []
-        for status in self.snapshot.answers(kind):
-            template = self._known.get(status)
-            if template is None or template.size > room:
-                try:
-                    template = Template(message_of(status), room)
-                except ValueError:
-                    continue
-            templates.append(template)
-        return templates
+    def _fitting(self, kind: Kind, room: int) -> list[Template]:
+        full = self._templates[kind]
+        if kind not in self._least:
+            answered = (status for status in self.snapshot.answers(kind) if status in self._known)
+            self._least[kind] = [Template(least_of(status)) for status in answered]
+        found = (whole if whole.size <= room else least for whole, least in zip(full, self._least[kind]))
+        return [template for template in found if template.size <= room]
 
 
 def _inside(message: Mapping[str, Any], names: Sequence[str], start: bytes, end: bytes) -> bytes:

@@ -56,6 +56,7 @@ class Reason(enum.Enum):
     FIELD = "bad field"
     SIGNATURE = "wrong or no signature"
     STALE = "signed too long ago"
+    MACHINETYPE = "machinetype not configured here"
     SOURCE = "source not allowed"
     NO_ANSWER = "nothing to answer from"
     SENDING = "answer could not be sent"
@@ -67,6 +68,11 @@ class Dropped:
 
     reason: Reason
     detail: str = ""
+    factory: str = ""
+    """Whose answer it is, if its cookie tells."""
+
+    def __str__(self) -> str:
+        return ": ".join(filter(None, (self.reason.value, self.detail)))
 
 
 @dataclass(frozen=True)
@@ -297,16 +303,15 @@ def decode_answer(
     if factory is None:
         return Dropped(Reason.COOKIE)
     if message.get("message_type") != _STATUS_NAMES[ANSWERED_WITH[kind]]:
-        return Dropped(Reason.KIND)
+        return Dropped(Reason.KIND, factory=factory)
     if message.get("space") != space:
-        return Dropped(Reason.SPACE)
+        return Dropped(Reason.SPACE, factory=factory)
     if message.get("factory") != factory:
-        return Dropped(Reason.FACTORY)
-    unsigned = _signature_problem(message, now, key)
-    if unsigned:
-        return unsigned
-    status = read_status(message, ANSWERED_WITH[kind])
-    return status if isinstance(status, Dropped) else Received(status, message)
+        return Dropped(Reason.FACTORY, factory=factory)
+    found = _signature_problem(message, now, key) or read_status(message, ANSWERED_WITH[kind])
+    if isinstance(found, Dropped):
+        return dataclasses.replace(found, factory=factory)
+    return Received(found, message)
 
 
 def read_status(message: Mapping[str, Any], status: type[AnyStatus]) -> AnyStatus | Dropped:
@@ -342,6 +347,13 @@ def message_of(status: AnyStatus) -> dict[str, Any]:
         if value is not None or not wire.left_out:
             message.update((name, value) for name in wire.names or (field.name,))
     return message
+
+
+def least_of(status: AnyStatus) -> dict[str, Any]:
+    """What an answer must have, under the newest names, but for cookie and time_sent."""
+    message = message_of(status)
+    needed = [read.names[0] for read in _PLANS[type(status)] if read.required]
+    return {name: message[name] for name in ("message_type", "vacquery_version", *needed)}
 
 
 def shortened(message: Mapping[str, Any], limit: int) -> dict[str, Any] | None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import heapq
 import secrets
+import sys
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
@@ -17,6 +18,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from vac.vacquery.messages import (
+    Dropped,
     Kind,
     Query,
     Reason,
@@ -44,7 +46,8 @@ RESOLVE_SECONDS = 0.01
 """How often names that aren't resolved yet are asked about."""
 DECODED_AT_ONCE = 64
 """Datagrams decoded before the socket is emptied again."""
-MOST_BACKLOG = 20_000
+MOST_BACKLOG_BYTES = 4 * 1024 * 1024
+"""With more than this still to be decoded, a poll leaves what comes to the kernel, which drops what is too much."""
 
 
 @dataclass(frozen=True)
@@ -63,6 +66,8 @@ class PollResult:
     """Datagrams that came and were not used."""
     seconds: float
     """How long it took."""
+    unusable: Mapping[str, Dropped] = field(default_factory=dict)
+    """By missing factory: why what came from it last was not used, if anything was not."""
 
 
 @dataclass
@@ -145,6 +150,7 @@ class _Poll:
         self._incomplete = len(factories)
         self.waited_for = set(factories)
         self._dropped: Counter[Reason] = Counter()
+        self._unusable: dict[str, Dropped] = {}
 
     def run(self, transport: Transport, clock: Clock, now: Callable[[], float]) -> PollResult:
         start = clock()
@@ -153,6 +159,7 @@ class _Poll:
         most = transport.capacity // TYPICAL_ANSWERS[self._kind]
         most = max(LEAST_BURST, min(MOST_BURST, most))
         backlog: deque[bytes] = deque()
+        backlog_bytes = 0
         at = start
         while self._incomplete:
             last = end if self.waited_for else min(end, start + DOUBTFUL_SECONDS)
@@ -161,11 +168,15 @@ class _Poll:
             self._resolve(at)
             self._send(transport, most, at)
             waiting = 0.0 if backlog else max(0.0, min(self._next_time(at), last) - at)
-            if len(backlog) < MOST_BACKLOG:
-                backlog.extend(transport.receive(waiting))
+            if backlog_bytes < MOST_BACKLOG_BYTES:
+                arrived = transport.receive(waiting)
+                backlog.extend(arrived)
+                backlog_bytes += sum(map(sys.getsizeof, arrived))
             at = clock()
             for _ in range(min(len(backlog), DECODED_AT_ONCE)):
-                self._take(backlog.popleft(), at, now())
+                data = backlog.popleft()
+                backlog_bytes -= sys.getsizeof(data)
+                self._take(data, at, now())
         return self._result(clock() - start)
 
     def _prepare(self, start: float, now: float) -> None:
@@ -234,6 +245,7 @@ class _Poll:
         received = decode_answer(data, self._kind, self._space, self._cookies, now, self._key)
         if not isinstance(received, Received):
             self._dropped[received.reason] += 1
+            self._unusable[received.factory] = received
             return
         asked = self._asked[received.status.factory]
         if asked.complete:
@@ -256,4 +268,5 @@ class _Poll:
         complete = frozenset(asked.factory for asked in self._asked.values() if asked.complete)
         missing = tuple(factory for factory in self._factories if factory not in complete)
         unresolved = frozenset(self._unresolved)
-        return PollResult(answers, complete, missing, unresolved, dict(self._dropped), seconds)
+        unusable = {factory: self._unusable[factory] for factory in missing if factory in self._unusable}
+        return PollResult(answers, complete, missing, unresolved, dict(self._dropped), seconds, unusable)

@@ -48,7 +48,7 @@ HEARTBEAT_SECONDS = 5.0
 BATCH = 64
 """Queries taken from one socket before the other one has its turn."""
 MOST_LOGGED = 1000
-"""Refused sources that get a log line."""
+"""Sources that get a log line since they aren't answered."""
 SEND_LIMIT = struct.pack("ll", 1, 0)
 """A second, as the kernel's timeval."""
 NO_IPV6 = (errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL, errno.EPROTONOSUPPORT)
@@ -62,7 +62,7 @@ class Responder:
         self.access = AccessList()
         self.counts: Counter[str] = Counter()
         self._key = key
-        self._refused: set[str] = set()
+        self._told: set[tuple[str, str]] = set()
 
     def handle(self, data: bytes, host: str, now: float) -> Sequence[bytes]:
         """The datagrams that answer a datagram from this source address; none if it deserves no answer."""
@@ -74,6 +74,10 @@ class Responder:
             return self._drop(Reason.NO_ANSWER)
         query = decode_query(data, answers.snapshot.status.space, now, self._key)
         if isinstance(query, Dropped):
+            if query.reason in (Reason.SIGNATURE, Reason.STALE):
+                self._tell(
+                    host, f"{query.reason.value}: the keys in vacquery_key_file, or the clocks, differ"
+                )
             return self._drop(query.reason)
         datagrams = answers.datagrams(query.kind, canonical_cookie(query.cookie), now)
         if not datagrams:
@@ -87,18 +91,22 @@ class Responder:
         self._drop(Reason.SENDING)
 
     def _drop(self, reason: Reason) -> tuple[bytes, ...]:
-        self.counts["dropped: " + reason.value] += 1
+        self.counts[dropped_as(reason)] += 1
         return ()
 
     def _refuse(self, host: str) -> None:
         self._drop(Reason.SOURCE)
-        if host not in self._refused and len(self._refused) < MOST_LOGGED:
-            self._refused.add(host)
-            log.warning(
-                "A query from %s is not answered: it is no factory of this space, and in no network of "
-                "vacquery_allow (or, without that, directly connected)",
-                host,
-            )
+        self._tell(
+            host,
+            "it is no factory of this space, and in no network of vacquery_allow (or, without that, "
+            "directly connected)",
+        )
+
+    def _tell(self, host: str, reason: str) -> None:
+        """Once for each source and reason."""
+        if (host, reason) not in self._told and len(self._told) < MOST_LOGGED:
+            self._told.add((host, reason))
+            log.warning("A query from %s is not answered: %s", host, reason)
 
 
 def canonical_cookie(cookie: object) -> bytes:
@@ -196,6 +204,11 @@ class Refresher:
             if not self._silent:
                 log.error("The responder's heartbeat and counters can't be written: %s", error)
             self._silent = True
+
+
+def dropped_as(reason: Reason) -> str:
+    """What counters call datagrams that were dropped for this reason."""
+    return "dropped: " + reason.value
 
 
 def counters_file(state: StateDir) -> Path:

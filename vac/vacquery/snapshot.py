@@ -45,6 +45,8 @@ class Snapshot:
     factory: FactoryStatus
     machinetypes: tuple[MachinetypeStatus, ...]
     machines: tuple[MachineStatus, ...]
+    slots: tuple[Slot, ...] = ()
+    """What `machines` was made from, in the same order."""
 
     def answers(self, kind: Kind) -> Sequence[AnyStatus]:
         """The answers to a query of this kind."""
@@ -218,6 +220,7 @@ class SnapshotBuilder:
                 for facts in status.machinetypes
             ),
             tuple(machine_status(slot, status, self._program) for slot in slots),
+            tuple(slots),
         )
 
     def finished(self, directory: Path) -> MachineStatus | None:

@@ -15,6 +15,7 @@ BUFFER_BYTES = 8 * 1024 * 1024
 DATAGRAM_BYTES = 2304
 """What the kernel takes from a receive buffer for a datagram of our size."""
 MOST_AT_ONCE = 4096
+MOST_BYTES_AT_ONCE = 4 * 1024 * 1024
 
 
 def enlarge_buffer(receiver: socket.socket, wanted_bytes: int = BUFFER_BYTES) -> int:
@@ -62,10 +63,12 @@ class UdpTransport:
         """See Transport."""
         self._poll.poll(max(0.0, seconds) * 1000)
         found: list[bytes] = []
+        room = MOST_BYTES_AT_ONCE
         for each in self._sockets.values():
             with contextlib.suppress(OSError):
-                while len(found) < MOST_AT_ONCE:
+                while len(found) < MOST_AT_ONCE and room > 0:
                     found.append(each.recv(ANSWER_READ + 1, socket.MSG_DONTWAIT))
+                    room -= len(found[-1])
         return found
 
     def close(self) -> None:

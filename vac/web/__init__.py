@@ -1,5 +1,6 @@
-"""What virtual machines find on the network: their metadata, features and the place for their outputs.
+"""What is served over HTTP: to virtual machines their metadata, features and the place for their outputs; to people
+and Prometheus what the factory is doing.
 
-Two processes: vacd-metadata may read every file (user_data holds secrets) and write none, vacd-mjf may write
-joboutputs and read no secrets.
+Three processes: vacd-metadata may read every file (user_data holds secrets) and write none, vacd-mjf may write
+joboutputs and read no secrets, vacd-page reads what everybody may read and is the only one that serves strangers.
 """

@@ -105,4 +105,4 @@ _VALUES: dict[str, Callable[[Guest], str]] = {
 def main(options: RoleOptions) -> int:
     """The process of the role `metadata`: 0 when told to end, 1 when it can't work as configured."""
     service = process.Service("metadata", ADDRESS, lambda _state: respond, _BODY_LIMIT_BYTES)
-    return process.run(service, options, keep=READ_ANY_FILE)
+    return process.run(lambda _settings: service, options, keep=READ_ANY_FILE)

@@ -108,4 +108,4 @@ def main(options: RoleOptions) -> int:
     service = process.Service(
         "mjf", ADDRESS, lambda state: partial(respond, prepare(state)), joboutputs.FILE_LIMIT_BYTES
     )
-    return process.run(service, options)
+    return process.run(lambda _settings: service, options)

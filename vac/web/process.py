@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
 import threading
 import time
 from collections.abc import Callable
@@ -19,12 +20,12 @@ from vac.machines.layout import StateDir
 from vac.machines.statefiles import touch_heartbeat
 from vac.roles import RoleOptions
 from vac.web.guests import Guests
-from vac.web.server import Server, adjustments, allow_connections, listen
+from vac.web.listening import listen, listen_anywhere
+from vac.web.server import Server, adjustments, allow_connections, is_slot, network_of
 from vac.web.wsgi import Answer, Request, application
 
 log = logging.getLogger(__name__)
 
-PORT = 80
 HEARTBEAT_SECONDS = 5.0
 
 
@@ -37,11 +38,23 @@ class Service:
     open: Callable[[StateDir], Callable[[Request], Answer]]
     """Prepares what it needs while the process is still root; gives what answers requests."""
     body_limit_bytes: int
+    port: int = 80
+    for_people: bool = False
+    """Is anybody but VMs listened to, rather than VMs only, at an address that this host has already?"""
+    name: str = ""
+    """What people call the address, where they have configured it."""
+
+    def listen(self) -> socket.socket:
+        """The socket to serve at. Raises OSError."""
+        return (listen_anywhere if self.for_people else listen)(self.address, self.port)
 
 
-def run(service: Service, options: RoleOptions, keep: tuple[int, ...] = ()) -> int:
+def run(
+    service_for: Callable[[Settings], Service | None], options: RoleOptions, keep: tuple[int, ...] = ()
+) -> int:
     """Serve until told to end, or until the configuration names another factory; the exit status.
 
+    service_for: gives what [settings] ask for; None, which is an error here, if that is nothing.
     keep: capabilities that it needs, as for privileges.become.
     """
     loader = Loader(options.configs or None, facts.read)
@@ -49,14 +62,16 @@ def run(service: Service, options: RoleOptions, keep: tuple[int, ...] = ()) -> i
     if settings is None:
         log.error("There is no configuration that tells where the state directory is")
         return 1
+    service = service_for(settings)
+    if service is None:
+        log.error("There is nothing to serve by the configuration as it is now")
+        return 1
+    where = service.name or f"{service.address}:{service.port}"
     try:
-        bound = listen(service.address, PORT)
+        bound = service.listen()
     except OSError as error:
-        log.error(
-            "%s can't be listened at: %s; a service that takes all addresses should name its own",
-            f"{service.address}:{PORT}",
-            error.strerror,
-        )
+        advice = "a service that takes all addresses should name its own"
+        log.error("%s can't be listened at: %s; %s", where, error.strerror, advice)
         return 1
     state = StateDir(settings.state_dir)
     _prepare_state(state, service.role)
@@ -64,17 +79,25 @@ def run(service: Service, options: RoleOptions, keep: tuple[int, ...] = ()) -> i
     allow_connections()
     adjusted = adjustments(service.body_limit_bytes)
     become(unprivileged_user(), keep)
-    app = application(respond, Guests(state, settings.factory_name))
-    server = Server(app, bound, adjusted)
+    if service.for_people:
+        server = Server(application(respond, None), bound, adjusted, is_person, network_of)
+    else:
+        app = application(respond, Guests(state, settings.factory_name))
+        server = Server(app, bound, adjusted, is_slot)
     options.listen(server.stop, lambda: None)
     keeper = threading.Thread(
         target=_keep, args=(state, service.role, loader, settings, server.stop), daemon=True
     )
     keeper.start()
-    log.info("serving at %s", service.address)
+    log.info("serving at %s", service.name or service.address)
     options.ready()
     server.serve()
     return 0
+
+
+def is_person(address: str) -> bool:
+    """Is it no VM that asks? What is for people tells of other machines."""
+    return not is_slot(network_of(address))
 
 
 def _settings(loader: Loader) -> Settings | None:

@@ -13,6 +13,7 @@ import resource
 import socket
 from collections import Counter
 from collections.abc import Callable
+from ipaddress import ip_address, ip_network
 from typing import TYPE_CHECKING, Any
 
 from waitress import wasyncore
@@ -36,8 +37,6 @@ SPARE_FILES = 256
 HEADER_LIMIT_BYTES = 16 * 1024
 IDLE_SECONDS = 30
 THREADS = 4
-IP_FREEBIND = 15
-"""linux/in.h: an address may be listened at before this host has it, and when it has it again."""
 
 
 class TooLarge(Error):
@@ -83,6 +82,15 @@ def is_slot(address: str) -> bool:
     return address_slot(address) is not None
 
 
+def network_of(address: str) -> str:
+    """Where a client has more than this address to connect from: this host, or an IPv6 network of 64 bits."""
+    found = ip_address(address.partition("%")[0])
+    found = (found.version == 6 and found.ipv4_mapped) or found
+    if found.is_loopback:
+        return "this host"
+    return str(found if found.version == 4 else ip_network((found.packed, 64), strict=False))
+
+
 class Server(TcpWSGIServer):
     """Answers at one bound socket; connections beyond a client's share, and strangers', are closed at once."""
 
@@ -94,13 +102,15 @@ class Server(TcpWSGIServer):
         bound: socket.socket,
         adjustments: Adjustments,
         admits: Callable[[str], bool] = is_slot,
+        client_of: Callable[[str], str] = str,
     ) -> None:
-        """admits: tells whether a client with this address is listened to."""
+        """admits: tells whether a client with this address is listened to. client_of: who that is, for its share."""
         self._sockets: dict[int, Any] = {}
         sockinfo = (bound.family, bound.type, bound.proto, bound.getsockname())
         super().__init__(app, self._sockets, True, bound, None, adjustments, sockinfo, bind_socket=False)
         self._channels: Any = self.active_channels
         self._admits = admits
+        self._client_of = client_of
         self._changes = OnChange(log)
 
     def handle_accept(self) -> None:
@@ -117,10 +127,12 @@ class Server(TcpWSGIServer):
             connection.close()
             log.debug("%s is no VM's address", host)
             return
-        clients = Counter(channel.addr[0] for channel in self._channels.values())
-        if clients[host] >= MOST_OF_ONE_CLIENT:
+        client = self._client_of(host)
+        clients = Counter(self._client_of(channel.addr[0]) for channel in self._channels.values())
+        if clients[client] >= MOST_OF_ONE_CLIENT:
             connection.close()
-            self._changes.say(host, f"{host} has {clients[host]} connections, which is all that it may have")
+            text = f"{client} has {clients[client]} connections, which is all that it may have"
+            self._changes.say(client, text)
             return
         Channel(self, connection, address, self.adj, map=self._sockets)
 
@@ -157,19 +169,6 @@ def adjustments(body_limit_bytes: int) -> Adjustments:
         "ident": "Vac",
     }
     return Adjustments(**options)
-
-
-def listen(address: str, port: int) -> socket.socket:
-    """A socket bound to an address that this host may not have yet. Raises OSError if the port is taken."""
-    bound = socket.socket(socket.AF_INET, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
-    try:
-        bound.setsockopt(socket.IPPROTO_IP, IP_FREEBIND, 1)
-        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        bound.bind((address, port))
-    except OSError:
-        bound.close()
-        raise
-    return bound
 
 
 def allow_connections() -> None:

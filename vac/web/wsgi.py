@@ -33,6 +33,8 @@ class Request:
     guest: Guest | None
     body: Callable[[], bytes] = bytes
     """What was sent along."""
+    accept: str = ""
+    """The header field of that name, in which a client says which formats it takes."""
 
 
 @dataclass(frozen=True)
@@ -70,8 +72,8 @@ def path_parts(path_info: str) -> tuple[str, ...] | None:
     return tuple(part for part in path.split("/") if part) if path.isprintable() else None
 
 
-def application(respond: Callable[[Request], Answer], guests: Guests) -> WSGIApplication:
-    """A WSGI application in which respond gives the answers."""
+def application(respond: Callable[[Request], Answer], guests: Guests | None) -> WSGIApplication:
+    """A WSGI application in which respond gives the answers; guests, where clients are VMs, tells which one asks."""
 
     def app(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         method, address = environ["REQUEST_METHOD"], environ["REMOTE_ADDR"]
@@ -80,7 +82,8 @@ def application(respond: Callable[[Request], Answer], guests: Guests) -> WSGIApp
             answer = refusal(HTTPStatus.FORBIDDEN) if method == "PUT" else NOT_FOUND
         else:
             body = cast(BinaryIO, environ["wsgi.input"]).read
-            answer = respond(Request(method, parts, guests.find(address), body))
+            guest = None if guests is None else guests.find(address)
+            answer = respond(Request(method, parts, guest, body, environ.get("HTTP_ACCEPT", "")))
         log.debug("%s: %s %s: %d", address, method, environ["PATH_INFO"], answer.status)
         headers = [("Content-Type", answer.content_type), ("Content-Length", str(len(answer.body)))]
         start_response(f"{answer.status:d} {answer.status.phrase}", [*headers, *answer.headers])

@@ -36,9 +36,12 @@ CONFIGURATION = (
         (["-s", "other.example.org"], []),
     ],
 )
-def test_why_creations_failed_on_this_factory_is_told(
+@pytest.mark.parametrize("terminal", [True, False])
+def test_why_creations_failed_on_this_factory_is_told_where_no_program_reads_a_table(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    terminal: bool,
     words: list[str],
     told: Sequence[str],
 ) -> None:
@@ -57,5 +60,8 @@ def test_why_creations_failed_on_this_factory_is_told(
         return 0
 
     monkeypatch.setattr(space, "run", asked)
+    monkeypatch.setattr("sys.stdout.isatty", lambda: terminal)
     assert main(["--config", str(tmp_path / "vac.conf"), "machinetypes", *words]) == 0
-    assert [row for row in rows if row.startswith("On ")] == [f"On f1.example.org, {line}" for line in told]
+    lines, nothing = (rows, capsys.readouterr().err.splitlines())[:: 1 if terminal else -1]
+    assert [row for row in lines if row.startswith("On ")] == [f"On f1.example.org, {line}" for line in told]
+    assert not any(row.startswith("On ") for row in nothing)

@@ -211,5 +211,5 @@ def test_machinetypes_tells_what_is_the_matter_with_pipes(
     state.prepare()
     statuses.write(state, Status(factory="f1", pipes=pipes))
     run("--config", str(config), "machinetypes", "-t", "0.1", *words)
-    lines = [line for line in capsys.readouterr().out.splitlines() if "pipe" in line]
+    lines = [line for line in capsys.readouterr().err.splitlines() if "pipe" in line]
     assert lines == [f"On f1, pipe {name}: {pipes[name]}" for name in told]

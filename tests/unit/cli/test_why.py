@@ -36,6 +36,14 @@ def said(machinetype: str | None = None, now: float = NOW, **facts: object) -> s
         ),
         ({"pipes": {"vo": "no such host", "well": None}}, "Pipe vo: no such host."),
         ({"silent": {"f2": None}, "factories": ("f1", "f2")}, "No answer from 1 of 2 factories: f2."),
+        (
+            {"silent": {"f2": None}, "factories": ("f1", "f2"), "unusable": {"f2": "other space"}},
+            "f2: its answer can't be used: other space.",
+        ),
+        (
+            {"dropped": {"bad field": 3, "not JSON": 1}},
+            "Datagrams that the last poll has dropped: 3 bad field, 1 not JSON.",
+        ),
         ({"passed_over": {"lhcb-prod": "target_share is 0"}}, "lhcb-prod: target_share is 0"),
         ({"warnings": ("this node is probably broken",)}, "Warning: this node is probably broken."),
         (
@@ -46,6 +54,20 @@ def said(machinetype: str | None = None, now: float = NOW, **facts: object) -> s
 )
 def test_each_reason_is_told(facts: dict[str, object], words: str) -> None:
     assert words in said(None, NOW, **facts)
+
+
+def test_while_peers_are_silent_the_responders_distrust_is_told() -> None:
+    counters = {"dropped: wrong or no signature": 5, "dropped: not JSON": 2, "answers": 7}
+    for silent, lines in (
+        ({}, []),
+        (
+            {"f2": None},
+            ["The responder here has dropped 5 queries since it began: wrong or no signature."],
+        ),
+    ):
+        status = Status(time=NOW, silent=silent)
+        told = list(reasons(status, None, NOW, counters))
+        assert [line for line in told if "responder" in line] == lines
 
 
 def test_a_type_is_told_of_alone_when_it_is_asked_for() -> None:

@@ -212,7 +212,7 @@ def test_the_reference_has_every_option_once(host: HostFacts, capsys: pytest.Cap
         assert [name for name in names if "XXX" not in name] == list(declared(holder))
         assert all(f"\n{name}\n" in out for name in names)
     assert "Formerly: cpu_total." in out
-    assert "status page (has no effect in this version).\n" in out
+    assert "Base of the GOCDB API (has no effect in this version).\n" in out
     assert max(map(len, out.splitlines())) <= 110
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Callable
 
@@ -57,7 +58,6 @@ def test_what_somebody_should_look_at_is_a_warning(load_text: LoadText, text: st
     ("lines", "options"),
     [
         ("description = basement", ["description"]),
-        ("metrics_listen = 127.0.0.1:9995", ["metrics_listen"]),
         ("gocdb_cert_file = /c\ngocdb_key_file = /k", ["gocdb_cert_file", "gocdb_key_file"]),
         ("gocdb_url = https://gocdb.example.org", ["gocdb_url"]),
         ("version_logger = 1", ["version_logger"]),
@@ -70,6 +70,20 @@ def test_options_that_nothing_uses_are_warned_about_if_they_ask_for_something(
 ) -> None:
     found = warnings_of(load_text(f"{SPACE}{lines}\n{TYPE}"))
     assert found == [f"[settings] {name}: has no effect in this version" for name in options]
+
+
+@pytest.mark.parametrize("absent", [(), ("waitress",), ("prometheus_client", "waitress")])
+def test_what_metrics_lack_is_told_once_they_are_asked_for(
+    tmp_path: Path, host: HostFacts, absent: tuple[str, ...]
+) -> None:
+    host = dataclasses.replace(host, module_exists=lambda name: name not in absent)
+    path = tmp_path / "site.conf"
+    for lines, packages in (("", ()), ("metrics_listen = [::]:9995\n", absent)):
+        path.write_text(f"{SPACE}{lines}{TYPE}")
+        warnings = "\n".join(warnings_of(load([path], host)))
+        for module in packages:
+            assert f"python3-{module.replace('_', '-')}" in warnings
+        assert ("no metrics and no status page" in warnings) == bool(packages)
 
 
 @pytest.mark.parametrize(

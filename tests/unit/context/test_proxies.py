@@ -170,6 +170,7 @@ def test_a_source_that_expires_before_the_machine_is_refused(source: Source) -> 
 @pytest.mark.parametrize(
     ("start", "end", "reason"),
     [(NOW - 2 * DAY, NOW - DAY, "has expired on"), (NOW + 60, NOW + 9 * DAY, "is valid only from")],
+    ids=["expired", "not yet valid"],
 )
 def test_a_source_that_is_not_valid_now_is_refused(
     source: Source, start: float, end: float, reason: str

@@ -20,7 +20,7 @@ from vac.factory import peers
 from vac.factory.space import Answers, Space
 from vac.scheduling.age import FRESH_SECONDS, LEAST_RENEW_SECONDS, SILENT_SECONDS
 from vac.scheduling.model import TypeReport
-from vac.vacquery.messages import Kind
+from vac.vacquery.messages import Dropped, Kind, Reason
 from vac.vacquery.names import Resolver
 from vac.vacquery.poll import PollResult
 
@@ -175,6 +175,38 @@ def test_a_type_that_fails_here_while_peers_run_it_is_warned_about_everywhere(ma
 
 def test_a_type_that_fails_everywhere_is_no_warning(make_world: MakeWorld) -> None:
     assert failing_world(make_world, TypeReport(1, 1, 10.0, 1)).status().warnings == ()
+
+
+def test_what_polls_drop_is_kept_by_peer_and_reason_and_logged_on_change(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    (whole,) = recorded(Kind.MACHINETYPES).values()
+    why = {PEERS[1]: Dropped(Reason.SIGNATURE)}
+    found = PollResult(
+        {PEERS[0]: whole}, frozenset(PEERS[:1]), PEERS[1:], frozenset(), {Reason.SIGNATURE: 2}, 0.1, why
+    )
+    monkeypatch.setattr(peers, "poll", lambda *_, **__: found)
+    configuration = dataclasses.replace(CONFIGURATION, machinetypes={"type-00": one_type("type-00")})
+    answers = peers.Peers(Resolver(), lambda: START).ask(configuration, True)
+    assert answers.unusable == {PEERS[1]: "wrong or no signature"}
+    assert answers.dropped == {"wrong or no signature": 4, "machinetype not configured here": len(whole) - 1}
+    space = Asked().space
+    caplog.set_level("INFO")
+    for given, lines in (answers, 2), (answers, 2), (Answers(START), 4), (Answers(START), 4):
+        space.answered(given)
+        assert len(caplog.records) == lines
+    assert f"{PEERS[1]}: wrong or no signature" in caplog.messages[0]
+
+
+def test_what_polls_drop_is_in_the_status(make_world: MakeWorld) -> None:
+    world = make_world(one_type(), factories=SETTINGS.factories)
+    unusable, dropped = {PEERS[1]: "other space"}, {"other space": 3}
+    world.ask_peers = lambda *_: Answers(world.clock.now, unusable=unusable, dropped=dropped)
+    world.start()
+    world.factory.space.answered(Answers(world.clock.now, unusable=unusable, dropped=dropped))
+    world.run(20)
+    status = world.status()
+    assert (status.unusable, status.dropped) == (unusable, dropped)
 
 
 def test_a_peer_that_answers_only_in_part_does_not_count_as_heard(monkeypatch: pytest.MonkeyPatch) -> None:

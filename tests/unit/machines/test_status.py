@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from vac.machines import status as statuses
 from vac.machines.layout import StateDir
-from vac.machines.status import Creation, Drain, Status, TypeFacts, from_json, to_dict
+from vac.machines.status import Creation, Drain, Status, Tally, TypeFacts, Use, from_json, to_dict
 
 FULL = Status(
     time=1.5,
@@ -36,15 +36,21 @@ FULL = Status(
     shutdown_time=5.0,
     decision_time=6.0,
     next_time=7.0,
-    guard="draining",
+    guard="this factory is draining",
+    guard_name="draining",
     passed_over={"t": "held"},
     held_here={"t": 8.0},
     held_in_space={"u": 9.0},
     silent={"b.example.org": None, "c.example.org": 3.0},
+    unusable={"b.example.org": "other space"},
+    dropped={"other space": 2},
     created=(Creation(1.0, "t", "a-00.example.org", 1, "share"),),
     failed={"u": Creation(2.0, "u", reason="no image")},
     pipes={"vo": "no such host", "other": None},
     slot_states={"a-00.example.org": "Zombie"},
+    use={"a-01.example.org": Use("uuid", 1.5, 2, 3, 4, 5, None)},
+    begin=9.5,
+    tallies=(Tally("end", "t", "200", 3, 4.5),),
 )
 json_values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(),

@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.unit.scheduling.one_factory import FACTORY, IDLE_HOST, MODEL, START, machinetype, settings
+from vac.scheduling import guards
 from vac.scheduling.backoff import History, TypeHistory
 from vac.scheduling.decide import Situation, decide
 from vac.scheduling.model import Decision, Host, Occupied, SpaceView, TypeReport, TypeTotals
@@ -223,6 +224,7 @@ def test_a_guard_stops_everything_and_says_why(changes: dict[str, object], name:
     decision = decided(situation(**changes))
     assert decision.creates == ()
     assert decision.guard_name == name
+    assert name in guards.NAMES
     assert words in (decision.guard or "")
     assert decided(situation()).guard is None
 

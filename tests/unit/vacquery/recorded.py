@@ -31,6 +31,12 @@ def datagrams(kind: Kind, direction: str) -> list[bytes]:
     return [line["data"].encode() for line in map(json.loads, lines) if line["dir"] == direction]
 
 
+def overridden_datagrams() -> list[bytes]:
+    """The recorded queries for another space than the factory's."""
+    lines = (WIRE / "space_override.jsonl").read_text().splitlines()
+    return [json.loads(line)["data"].encode() for line in lines]
+
+
 def messages(kind: Kind) -> list[dict[str, Any]]:
     """The recorded responses, as JSON objects."""
     return [json.loads(datagram) for datagram in datagrams(kind, "response")]

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.unit.vacquery.recorded import FACTORY, SPACE, cookies, datagrams, messages
+from tests.unit.vacquery.recorded import FACTORY, SPACE, cookies, datagrams, messages, overridden_datagrams
 from vac import __version__
 from vac.vacquery.messages import (
     ANSWER_LIMIT,
@@ -241,7 +241,7 @@ def test_with_a_key_only_fresh_answers_signed_with_it_are_taken() -> None:
         signed({**message, "time_sent": None}): Reason.STALE,
     }
     for data, reason in cases.items():
-        assert decode(data, key=KEY) == Dropped(reason), data
+        assert decode(data, key=KEY) == Dropped(reason, factory=FACTORY), data
 
 
 def test_a_query_is_signed_where_there_is_a_key_and_then_has_to_be() -> None:
@@ -260,6 +260,15 @@ def test_no_bytes_make_decoding_raise(data: bytes) -> None:
         assert isinstance(decode_query(data, SPACE, NOW, key), (Query, Dropped))
         for kind in Kind:
             assert isinstance(decode(data, kind, key), (Received, Dropped))
+
+
+def test_recorded_queries_for_another_space_are_that_ones_only() -> None:
+    found = overridden_datagrams()
+    assert found
+    for data in found:
+        asked = decode_query(data, "other.example.org", NOW)
+        assert asked == Query(Kind.MACHINES, "other.example.org", json.loads(data)["cookie"])
+        assert decode_query(data, SPACE, NOW) == Dropped(Reason.SPACE)
 
 
 @given(st.data())

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import heapq
 import json
 import random
 import socket
 import threading
+import tracemalloc
 from collections import Counter
 from collections.abc import Callable, Iterable
 
@@ -17,6 +19,7 @@ from hypothesis import strategies as st
 from vac.vacquery.messages import Kind, MachinetypeStatus, Reason, Received, message_of
 from vac.vacquery.poll import PollResult, poll
 from vac.vacquery.signing import canonical, signature
+from vac.vacquery.sockets import UdpTransport
 
 SPACE = "space.example.org"
 START = 1_800_000_000.0
@@ -250,6 +253,8 @@ def test_a_liar_is_counted_and_costs_its_own_answer_only(lie: dict[str, object],
     assert result.missing == (factories(3)[2],)
     assert set(result.answers) == set(factories(2))
     assert set(result.dropped) == {reason}
+    told = {name: why.reason for name, why in result.unusable.items()}
+    assert told == ({} if reason is Reason.COOKIE else {factories(3)[2]: reason})
 
 
 def test_with_a_key_only_signed_answers_count() -> None:
@@ -260,6 +265,33 @@ def test_with_a_key_only_signed_answers_count() -> None:
     result = World(answers=signing).poll(2, timeout=2, key=KEY)
     assert result.complete == set(factories(2)[:1])
     assert set(result.dropped) == {Reason.SIGNATURE}
+    assert {name: str(why) for name, why in result.unusable.items()} == {
+        factories(2)[1]: "wrong or no signature"
+    }
+
+
+def test_the_memory_of_a_flooded_poll_is_bounded_however_long_the_datagrams_are() -> None:
+    class Flooded(World):
+        def receive(self, seconds: float) -> list[bytes]:
+            return [bytes([number]) * 9001 for number in range(256)]
+
+    tracemalloc.start()
+    result = Flooded().poll(1, timeout=0.0005)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert result.dropped[Reason.LONG] > 5000
+    assert peak < 16_000_000
+
+
+def test_no_more_than_so_many_bytes_are_received_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("vac.vacquery.sockets.MOST_BYTES_AT_ONCE", 10_000)
+    with contextlib.closing(UdpTransport()) as transport:
+        receiver = transport._socket(socket.AF_INET)
+        receiver.bind(("127.0.0.1", 0))
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:
+            for _ in range(8):
+                sender.sendto(b"x" * 4000, receiver.getsockname())
+        assert [len(transport.receive(60)) for _ in range(3)] == [3, 3, 2]
 
 
 @given(st.lists(st.binary(max_size=200), max_size=40), st.integers(0, 2**32))

@@ -18,6 +18,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.unit.host.test_measures import ROUTES
 from tests.unit.vacquery.recorded import (
     FACTORY,
     NOW,
@@ -29,12 +30,14 @@ from tests.unit.vacquery.recorded import (
     messages,
 )
 from vac import __version__
+from vac.host.measures import connected_networks
 from vac.machines import status as statuses
 from vac.machines.layout import StateDir
 from vac.machines.status import TypeFacts
+from vac.vacquery import answers as answers_module
 from vac.vacquery import responder as module
 from vac.vacquery.access import AccessList
-from vac.vacquery.answers import Answers
+from vac.vacquery.answers import Answers, Template
 from vac.vacquery.messages import Kind, Query, Received, decode_answer, encode_query
 from vac.vacquery.responder import (
     Refresher,
@@ -129,6 +132,36 @@ def test_long_messages_of_machines_do_not_make_too_long_answers(tmp_path: Path) 
             assert all(len(answer) + 48 < 1500 for answer in answers)
 
 
+def test_long_cookies_cost_no_more_than_one_more_making_of_each_answer(
+    state: StateDir, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    responder = make_responder(state)
+    made: list[object] = []
+
+    def make(message: dict[str, object]) -> Template:
+        made.append(message)
+        return Template(message)
+
+    monkeypatch.setattr(answers_module, "Template", make)
+    monkeypatch.setattr(answers_module, "shortened", lambda message, limit: pytest.fail("cut anew"))
+    found = []
+    for cookie in [
+        *("c" * length for length in range(60, 850)),
+        *("\\" * length for length in range(400)),
+        "é" * 240,
+    ]:
+        query = json.dumps({"message_type": Kind.MACHINES.value, "space": SPACE, "cookie": cookie}).encode()
+        datagrams = responder.handle(query, HOME, NOW)
+        assert all(len(datagram) + 48 < 1500 for datagram in datagrams)
+        assert all(
+            isinstance(decode_answer(datagram, Kind.MACHINES, SPACE, {cookie: FACTORY}, NOW), Received)
+            for datagram in datagrams
+        )
+        found.append(len(datagrams))
+    assert len(made) == len(messages(Kind.MACHINES))
+    assert set(found) == {0, 8}
+
+
 def test_a_machinetype_that_fits_no_datagram_is_left_out_and_named_once(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -192,6 +225,23 @@ def test_a_refused_source_is_logged_once_and_counted_each_time(
     assert responder.counts == {"dropped: source not allowed": 3}
 
 
+def test_who_signs_with_another_key_or_clock_is_logged_once_and_counted_each_time(
+    state: StateDir, caplog: pytest.LogCaptureFixture
+) -> None:
+    responder = make_responder(state, KEY)
+    asked = Query(Kind.MACHINES, SPACE, "c")
+    for time_sent, key in (
+        (NOW, None),
+        (NOW, b"another secret, of nobody"),
+        (NOW - 301, KEY),
+        (NOW + 301, KEY),
+    ):
+        assert responder.handle(encode_query(asked, time_sent, key), HOME, NOW) == ()
+    assert responder.counts == {"dropped: wrong or no signature": 2, "dropped: signed too long ago": 2}
+    assert [record.levelno for record in caplog.records] == [logging.WARNING] * 2
+    assert caplog.text.count(f"A query from {HOME} is not answered: ") == 2
+
+
 def test_a_flood_of_spoofed_sources_fills_neither_log_nor_memory(
     state: StateDir, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -246,6 +296,27 @@ def test_the_snapshot_follows_the_disk_and_who_may_ask_follows_the_factory(tmp_p
     refresher.refresh(NOW + 6)
     assert json.loads(responder.handle(query, HOME, NOW)[0])["machinetype"] is None
     assert len(responder.handle(query, "198.51.100.9", NOW)) == 8
+
+
+@pytest.mark.parametrize(
+    ("allow", "source", "allowed"),
+    [
+        ((), "169.254.169.1", False),
+        ((), "192.0.2.77", True),
+        (("169.254.0.0/16",), "169.254.169.1", True),
+        (("169.254.0.0/16",), "192.0.2.77", False),
+    ],
+)
+def test_virtual_machines_may_ask_only_if_their_network_is_named(
+    allow: tuple[str, ...], source: str, allowed: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "route").write_text(ROUTES)
+    monkeypatch.setattr(module, "connected_networks", lambda: connected_networks(tmp_path))
+    state = make_state(tmp_path / "state")
+    statuses.write(state, dataclasses.replace(factory_status(), vacquery_allow=allow))
+    responder = Responder()
+    Refresher(responder, state, NoNames()).refresh(NOW)
+    assert bool(responder.handle(datagrams(Kind.MACHINES, "query")[0], source, NOW)) is allowed
 
 
 def test_answers_stay_as_they_were_while_the_status_is_missing(tmp_path: Path) -> None:

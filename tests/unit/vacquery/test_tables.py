@@ -24,6 +24,7 @@ from vac.vacquery.messages import (
     Kind,
     MachineStatus,
     MachinetypeStatus,
+    Reason,
     Received,
     part,
     read_status,
@@ -244,6 +245,45 @@ def test_who_did_not_answer_is_named_beside_those_who_did(monkeypatch: pytest.Mo
     assert f"{FACTORY}: only a part of its answer arrived" in errors
     assert "vac-86.example.org" in errors
     assert "vacquery_allow" not in errors
+
+
+@pytest.mark.parametrize(
+    ("key", "changes", "told"),
+    [
+        (
+            None,
+            {
+                "unusable": {FACTORY: Dropped(Reason.FIELD, "hs06: not a number")},
+                "dropped": {Reason.FIELD: 3},
+            },
+            [
+                f"vac: {FACTORY}: its answer can't be used: bad field: hs06: not a number",
+                "vac: datagrams that came and were not used: 3 bad field",
+            ],
+        ),
+        (
+            b"a secret of the space",
+            {"missing": ("vac-86.example.org",)},
+            [
+                "vac: vac-86.example.org (): no answer within 10 s",
+                f"vac: A factory {space.UNTRUSTING}.",
+            ],
+        ),
+        (None, {"missing": ("vac-86.example.org",)}, ["vac: vac-86.example.org (): no answer within 10 s"]),
+        (
+            None,
+            {"missing": (), "dropped": {Reason.JSON: 1, Reason.LONG: 2}},
+            ["vac: datagrams that came and were not used: 1 not JSON, 2 too long"],
+        ),
+    ],
+)
+def test_why_answers_were_not_used_is_told(
+    key: bytes | None, changes: dict[str, Any], told: list[str]
+) -> None:
+    whole = answers(Kind.FACTORIES, WIRE / "factory_query.jsonl")
+    result = dataclasses.replace(whole, **{"missing": (FACTORY,), **changes})
+    asking = space.Asking(Kind.FACTORIES, SETTINGS, (FACTORY,), SPACE, 10.0, key, NoNames())
+    assert space.problems(asking, result) == told
 
 
 def test_watching_goes_on_until_interrupted(monkeypatch: pytest.MonkeyPatch) -> None:

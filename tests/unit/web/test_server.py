@@ -12,7 +12,8 @@ import pytest
 
 from vac.machines.layout import slot_address
 from vac.web import server
-from vac.web.server import MOST_OF_ONE_CLIENT, Server, adjustments, is_slot, listen
+from vac.web.listening import listen
+from vac.web.server import MOST_OF_ONE_CLIENT, Server, adjustments, is_slot
 
 PATIENCE = 60
 BODY_LIMIT = 100_000

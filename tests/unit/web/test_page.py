@@ -1,0 +1,430 @@
+"""Metrics and status page: what they say, in formats that others read, whatever names and texts hold."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import re
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from prometheus_client import parser as plain
+from prometheus_client.openmetrics import parser as openmetrics
+from prometheus_client.samples import Sample
+
+from tests.unit.state_dirs import STARTED, UUID, new_machine, new_state, running_machine
+from vac.config.settings import Settings
+from vac.machines import files
+from vac.machines import status as statuses
+from vac.machines.layout import StateDir
+from vac.machines.slots import write_slot
+from vac.machines.status import Creation, Drain, Status, Tally, TypeFacts, Use
+from vac.roles import RoleOptions
+from vac.vacquery.responder import counters_file, write_counters
+from vac.web import page, people
+from vac.web.metrics import Metrics
+from vac.web.process import is_person
+from vac.web.server import network_of
+from vac.web.view import LONGEST_NAME, LONGEST_TEXT, View, name, shown
+from vac.web.wsgi import Answer, Request
+
+GUIDE = Path(__file__).parents[3] / "docs" / "admin-guide.md"
+NOW = STARTED + 1000.0
+TAGS = ("h1", "h2", "p", "table", "tr", "th", "td", "a")
+OPEN = "application/openmetrics-text;version=1.0.0,text/plain;version=0.0.4;q=0.5"
+HOSTILE = '"} 1\nvac_forged{a="b\\</td><script src=//evil>&amp;\x1b[31m\x00\ud800'
+NAME = HOSTILE.strip("\x00\ud800")
+"""As a file name could be."""
+SECRET = "https://user:hunter2@example.org/pipe?token=hunter2#hunter2 and https://hunter2@example.org/"
+STATUS = Status(
+    time=NOW - 5,
+    space="vac01.example.org",
+    site="SITE",
+    factory="node1.example.org",
+    version="4.0.0",
+    factories=("node1.example.org", "node2.example.org"),
+    slots=3,
+    total_processors=3,
+    mb_per_processor=2048,
+    hs06_per_processor=10.0,
+    machinetypes=(
+        TypeFacts("lhcb-prod", "/lhcb", "lhcb", 3.0, "bubblewrap", fizzle_seconds=600),
+        TypeFacts("held", None, "held", 1.0, "docker"),
+    ),
+    engines={"processes": None, "docker": "no such file: /run/docker.sock"},
+    problems=("vac.conf: bad",),
+    warnings=("this node is probably broken",),
+    drain=Drain("new kernel", NOW - 60, NOW + 600),
+    shutdown_time=NOW + 900,
+    guard="this factory is draining: new kernel",
+    guard_name="draining",
+    passed_over={"held": "held back here after 2 aborts"},
+    held_here={"held": NOW + 300},
+    silent={"node2.example.org": None},
+    failed={"held": Creation(NOW - 30, "held", reason="user_data: no such file")},
+    pipes={"vo": "the server's certificate has expired", "good": None},
+    use={"node1-00.example.org": Use(UUID, 35000.0, 5 << 20, 6 << 20, 100, 200, 300)},
+    begin=NOW - 500,
+    tallies=(
+        Tally("cycle", "", "", 7, 0.5),
+        Tally("creation", "bubblewrap", "created", 4, 6.0),
+        Tally("creation", "docker", "failed", 2, 3.0),
+        Tally("destruction", "bubblewrap", "destroyed", 3, 1.5),
+        Tally("end", "lhcb-prod", "300", 2, 20.0),
+    ),
+)
+
+
+@pytest.fixture
+def state(tmp_path: Path) -> StateDir:
+    """One machine runs, one has ended, one slot is empty."""
+    state = new_state(tmp_path)
+    machine = running_machine(state, seen=NOW - 10)
+    ended = new_machine(state, name="node1-01.example.org", uuid="other")
+    files.write_new(ended.directory / "shutdown_message", b"300 <b>Nothing</b> to do\n")
+    for name_of_file in ("started", "finished"):
+        files.write_new(ended.directory / name_of_file, b"%d\n" % STARTED)
+    for each in (machine, ended):
+        write_slot(state, each)
+    counters_file(state).parent.mkdir()
+    write_counters(
+        counters_file(state), {"factory_query": 5, "answers": 6, "dropped: other space": 2, "x" * 999: 1}
+    )
+    statuses.write(state, STATUS)
+    return state
+
+
+def ask(state: StateDir, path: str = "metrics", method: str = "GET", accept: str = "") -> Answer:
+    parts = tuple(part for part in path.split("/") if part)
+    return people.Site(state, lambda: NOW).respond(Request(method, parts, None, accept=accept))
+
+
+def samples(answer: Answer) -> dict[tuple[str, frozenset[tuple[str, str]]], float]:
+    """All samples of an answer; the same series twice is an error."""
+    open_format = "openmetrics" in answer.content_type
+    parse: Any = (openmetrics if open_format else plain).text_string_to_metric_families
+    found: list[Sample] = [
+        one
+        for family in parse(answer.body.decode())
+        for one in family.samples
+        if family.documentation or pytest.fail(f"{family.name} has no help text")
+    ]
+    series = {(one.name, frozenset(one.labels.items())): one.value for one in found}
+    assert len(series) == len(found)
+    return series
+
+
+def value(found_in: StateDir, metric: str, **labels: str) -> float:
+    return samples(ask(found_in))[metric, frozenset(labels.items())]
+
+
+@pytest.mark.parametrize(
+    ("metric", "labels", "expected"),
+    [
+        ("vac_factory_slots", {"state": "Running"}, 1),
+        ("vac_factory_slots", {"state": "Shut down"}, 2),
+        ("vac_factory_processors", {}, 3),
+        ("vac_factory_running_hs06", {}, 10),
+        ("vac_factory_creation_blocked", {"reason": "draining"}, 1),
+        ("vac_factory_creation_blocked", {"reason": "full"}, 0),
+        ("vac_factory_configuration_problems", {}, 1),
+        ("vac_factory_report_timestamp_seconds", {}, NOW - 5),
+        ("vac_factory_cycle_duration_seconds_count", {}, 7),
+        ("vac_machine_creation_duration_seconds_sum", {"model": "bubblewrap", "outcome": "created"}, 6),
+        ("vac_machine_creation_duration_seconds_count", {"model": "docker", "outcome": "failed"}, 2),
+        (
+            "vac_machine_destruction_duration_seconds_sum",
+            {"model": "bubblewrap", "outcome": "destroyed"},
+            1.5,
+        ),
+        ("vac_machinetype_ends_total", {"machinetype": "lhcb-prod", "code": "300"}, 2),
+        ("vac_machinetype_machines", {"machinetype": "lhcb-prod"}, 1),
+        ("vac_machinetype_target_share_ratio", {"machinetype": "lhcb-prod"}, 0.75),
+        ("vac_machinetype_share_ratio", {"machinetype": "lhcb-prod"}, 1),
+        ("vac_machinetype_held_back", {"machinetype": "held", "reason": "aborts_here"}, 1),
+        ("vac_machinetype_held_back", {"machinetype": "held", "reason": "aborts_in_space"}, 0),
+        ("vac_machinetype_held_back", {"machinetype": "lhcb-prod", "reason": "aborts_here"}, 0),
+        (
+            "vac_machinetype_held_until_timestamp_seconds",
+            {"machinetype": "held", "reason": "aborts_here"},
+            NOW + 300,
+        ),
+        ("vac_machinetype_creation_ok", {"machinetype": "held"}, 0),
+        ("vac_machinetype_creation_ok", {"machinetype": "lhcb-prod"}, 1),
+        (
+            "vac_machinetype_creation_error_info",
+            {"machinetype": "held", "reason": "user_data: no such file"},
+            1,
+        ),
+        ("vac_engine_up", {"engine": "docker"}, 0),
+        ("vac_engine_up", {"engine": "processes"}, 1),
+        ("vac_vacuum_pipe_ok", {"pipe": "vo"}, 0),
+        ("vac_vacuum_pipe_ok", {"pipe": "good"}, 1),
+        (
+            "vac_vacuum_pipe_error_info",
+            {"pipe": "vo", "reason": "the server's certificate has expired"},
+            1,
+        ),
+        ("vac_vacquery_queries_total", {"type": "factory_query"}, 5),
+        ("vac_vacquery_answers_total", {}, 6),
+        ("vac_vacquery_drops_total", {"reason": "other space"}, 2),
+        ("vac_space_silent_factories", {}, 1),
+    ],
+)
+def test_metrics_say_what_the_factory_knows(
+    state: StateDir, metric: str, labels: dict[str, str], expected: float
+) -> None:
+    assert value(state, metric, **labels) == expected
+
+
+def test_running_machines_have_their_own_metrics(state: StateDir) -> None:
+    expected = {
+        "created_timestamp_seconds": STARTED - 60,
+        "started_timestamp_seconds": STARTED,
+        "seen_timestamp_seconds": NOW - 10,
+        "processors": 1,
+        "hs06": 10,
+        "cpu_seconds_total": 35000,
+        "memory_bytes": 5 << 20,
+        "memory_peak_bytes": 6 << 20,
+        "disk_bytes": 300,
+        "network_receive_bytes_total": 100,
+        "network_transmit_bytes_total": 200,
+    }
+    one = {"machine": "node1-00.example.org", "machinetype": "lhcb-prod"}
+    for metric, number in expected.items():
+        assert value(state, f"vac_machine_{metric}", **one) == number
+    assert value(state, "vac_machine_info", model="bubblewrap", state="Running", **one) == 1
+    assert not [labels for _, labels in samples(ask(state)) if ("machine", "node1-01.example.org") in labels]
+
+
+def test_what_another_machine_used_is_not_the_present_ones(state: StateDir) -> None:
+    use = {"node1-00.example.org": dataclasses.replace(STATUS.use["node1-00.example.org"], uuid="before")}
+    statuses.write(state, dataclasses.replace(STATUS, use=use))
+    one = {"machine": "node1-00.example.org", "machinetype": "lhcb-prod"}
+    assert value(state, "vac_machine_cpu_seconds_total", **one) == 34100
+    assert ("vac_machine_memory_bytes", frozenset(one.items())) not in samples(ask(state))
+
+
+@pytest.mark.parametrize(
+    ("accept", "expected"),
+    [
+        ("", "text/plain; version=0.0.4"),
+        ("*/*", "text/plain; version=0.0.4"),
+        ("text/html,application/xhtml+xml", "text/plain; version=0.0.4"),
+        (OPEN, "application/openmetrics-text; version="),
+        ("application/openmetrics-text;version=a.b", ""),
+        ("application/openmetrics-text;version=99.9", "application/openmetrics-text"),
+        (", ;=,;version", "text/plain"),
+    ],
+)
+def test_formats_are_negotiated_and_can_be_read_back(state: StateDir, accept: str, expected: str) -> None:
+    answer = ask(state, accept=accept)
+    assert answer.content_type.startswith(expected)
+    assert len(samples(answer)) > 90
+    assert {key for key, _ in samples(answer)} == {key for key, _ in samples(ask(state))}
+
+
+def test_the_guide_names_exactly_the_metrics_that_there_are(state: StateDir) -> None:
+    families = re.findall("^# TYPE (vac_[a-z0-9_]+) ", ask(state).body.decode(), re.MULTILINE)
+    rows = re.findall("^\\| (`vac_[^|]+)", GUIDE.read_text(), re.MULTILINE)
+    assert re.findall("vac_[a-z0-9_]+", "".join(rows)) == families
+
+
+def test_before_a_factory_has_reported_there_is_little_to_say(tmp_path: Path) -> None:
+    state = StateDir(tmp_path)
+    assert {metric.split("_")[1] for metric, _ in samples(ask(state))} == {"vacquery"}
+    assert b"No factory has reported yet" in ask(state, "").body
+
+
+class Page(HTMLParser):
+    """What a browser makes of a page: its tags and texts."""
+
+    def __init__(self, answer: Answer) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+        self.attributes: list[tuple[str, str | None]] = []
+        self.texts: list[str] = []
+        self.feed(answer.body.decode())
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.attributes += attrs
+
+    def handle_data(self, data: str) -> None:
+        self.texts.append(data)
+
+
+def test_the_page_tells_people_what_is_going_on(state: StateDir) -> None:
+    page_ = Page(ask(state, ""))
+    text = "\n".join(page_.texts)
+    for words in (
+        *("node1.example.org", "Space vac01.example.org", "4.0.0", "1 of 3 processors"),
+        *("Draining since ", "new kernel", "No machine may run past", "vac.conf: bad", "probably broken"),
+        *("held back here after 2 aborts", "30 s ago: user_data: no such file", "75%", "100%"),
+        *("node1-00.example.org", "Running", "300 <b>Nothing</b> to do", "5 MB"),
+        *("no such file: /run/docker.sock", "the server's certificate has expired"),
+        "No answer from 1 of 2 factories",
+    ):
+        assert words in text
+    assert "not reported" not in text
+    assert set(page_.tags) <= {"html", "head", "meta", "title", "style", "body", *TAGS}
+    assert not [name for name, _ in page_.attributes if name in ("src", "onclick", "style")]
+    assert [link for name, link in page_.attributes if name == "href"] == ["/metrics"]
+    assert ("Content-Security-Policy", "default-src 'none'") in [
+        (key, text.partition(";")[0]) for key, text in ask(state, "").headers
+    ]
+
+
+def hostile(key: str, text: str) -> Status:
+    """A status in which everything that others name has this name, and all that they say is this text."""
+    return dataclasses.replace(
+        STATUS,
+        machinetypes=(dataclasses.replace(STATUS.machinetypes[0], fqan=text), TypeFacts(name=key)),
+        engines={key: text},
+        problems=(text,),
+        warnings=(text,),
+        drain=Drain(text),
+        guard=text,
+        guard_name=text,
+        passed_over={key: text},
+        held_here={key: NOW},
+        failed={key: Creation(NOW, key, reason=text)},
+        pipes={key: text, key + "x": text},
+        slot_states={"node1-02.example.org": text},
+        tallies=(Tally("end", key, key, 1, 1.0),),
+    )
+
+
+@pytest.mark.parametrize(
+    ("key", "text"),
+    [(NAME, HOSTILE), ("x" * 100_000, "y" * 100_000), (NAME * 100, HOSTILE * 99), ("a", SECRET), ("", "")],
+    ids=["hostile", "long", "both", "secret", "empty"],
+)
+def test_whatever_names_and_texts_hold_stays_a_label_or_a_cell(state: StateDir, key: str, text: str) -> None:
+    (state.machines / "1795189401_lhcb-prod_node1-01.example.org" / "shutdown_message").write_bytes(
+        text.encode("utf-8", "surrogatepass")
+    )
+    before, tags = len(samples(ask(state))), set(Page(ask(state, "")).tags)
+    statuses.write(state, hostile(key, text))
+    for accept in ("", OPEN):
+        answer = ask(state, accept=accept)
+        found = samples(answer)
+        assert not [metric for metric, _ in found if "forged" in metric]
+        assert len(found) < before + 20
+        assert max(len(content) for _, labels in found for _, content in labels) <= LONGEST_TEXT
+        assert answer.body.decode().count("\n") < 500
+        assert "hunter2" not in answer.body.decode()
+    answer = ask(state, "")
+    assert set(Page(answer).tags) <= tags
+    assert len(answer.body) < 30_000
+    assert "hunter2" not in answer.body.decode()
+
+
+@given(st.text(), st.text())
+def test_names_are_short_printable_and_differ_where_they_did(one: str, other: str) -> None:
+    for text in (one, one * 50):
+        assert len(name(text)) <= LONGEST_NAME
+        assert name(text).isprintable()
+    assert (name(one) == name(other)) == (one == other)
+    assert name(one * 100 + "a") != name(one * 100 + "b")
+
+
+@given(st.text(max_size=500), st.integers(10, 300))
+def test_texts_are_printable_and_of_limited_length(text: str, longest: int) -> None:
+    assert len(shown(text, longest)) <= longest
+    assert shown(text, longest).isprintable()
+
+
+@pytest.mark.parametrize(
+    ("path", "method", "status"),
+    [
+        ("/", "GET", 200),
+        ("/", "HEAD", 200),
+        ("/metrics", "HEAD", 200),
+        ("/metrics/", "GET", 200),
+        ("/metrics", "POST", 405),
+        ("/", "PUT", 405),
+        ("/metrics/x", "GET", 404),
+        ("/status.json", "GET", 404),
+        ("/../user_data", "GET", 404),
+        ("/favicon.ico", "DELETE", 404),
+    ],
+)
+def test_there_is_nothing_else(state: StateDir, path: str, method: str, status: int) -> None:
+    assert ask(state, path, method).status == status
+
+
+def test_asking_often_costs_no_more_than_once_a_second(
+    state: StateDir, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now, views = [NOW], list[View]()
+    site = people.Site(state, lambda: now[0])
+
+    def counted(view: View) -> Metrics:
+        views.append(view)
+        return Metrics(view)
+
+    monkeypatch.setattr(people, "Metrics", counted)
+    for _ in range(5):
+        site.respond(Request("GET", ("metrics",), None))
+    assert len(views) == 1
+    for version in range(100):
+        site.respond(
+            Request("GET", ("metrics",), None, accept=f"application/openmetrics-text;version=1.{version}")
+        )
+    assert len(site._kept) <= people.MOST_KEPT
+    now[0] += 1.5
+    statuses.write(state, dataclasses.replace(STATUS, total_processors=2))
+    body = site.respond(Request("GET", ("metrics",), None)).body
+    assert b"vac_factory_processors 2.0\n" in body
+
+
+@pytest.mark.parametrize("module", ["waitress", "prometheus_client"])
+def test_a_missing_package_is_named_and_nothing_worse(
+    module: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    for loaded in [one for one in sys.modules if one.startswith(f"{module}.")]:
+        monkeypatch.delitem(sys.modules, loaded)
+    for ours in ("metrics", "people", "process", "server"):
+        monkeypatch.delitem(sys.modules, f"vac.web.{ours}", raising=False)
+        monkeypatch.delattr(f"vac.web.{ours}", raising=False)
+    monkeypatch.setitem(sys.modules, module, None)
+    with caplog.at_level(logging.ERROR, logger="vac"):
+        assert page.main(RoleOptions()) == 1
+    assert f"the Python package {module}" in caplog.text
+    assert "install python3-prometheus-client and python3-waitress" in caplog.text
+
+
+def test_without_an_address_there_is_nothing_to_serve() -> None:
+    assert people.service(Settings()) is None
+    service = people.service(Settings(metrics_listen="[::1]:9995"))
+    assert service is not None
+    assert (service.address, service.port, service.for_people) == ("::1", 9995, True)
+
+
+@pytest.mark.parametrize(
+    ("address", "network"),
+    [
+        ("192.0.2.7", "192.0.2.7"),
+        ("::ffff:192.0.2.7", "192.0.2.7"),
+        ("127.3.2.1", "this host"),
+        ("::1", "this host"),
+        ("::ffff:127.0.0.9", "this host"),
+        ("2001:db8::1:2:3:4", "2001:db8::/64"),
+        ("fe80::1%eth0", "fe80::/64"),
+    ],
+)
+def test_a_client_is_its_network_where_it_has_all_of_that(address: str, network: str) -> None:
+    assert network_of(address) == network
+    assert is_person(address)
+
+
+@pytest.mark.parametrize("address", ["169.254.169.7", "::ffff:169.254.169.7", "169.254.170.0"])
+def test_machines_are_refused(address: str) -> None:
+    assert not is_person(address)

@@ -1,0 +1,292 @@
+"""Metrics in Prometheus's terms: names, units and kinds by its conventions, formats by its client library.
+
+What is named in labels is bounded by what the site configures (machinetypes, pipes, slots); texts among them, of
+which there is at most one per machinetype, engine or pipe, are cut.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING, Callable, Optional, Union
+
+from prometheus_client.core import (
+    CounterMetricFamily,
+    GaugeMetricFamily,
+    InfoMetricFamily,
+    Metric,
+    SummaryMetricFamily,
+)
+
+from vac.machines.machine import Machine
+from vac.machines.status import Happening, Status, Use
+from vac.scheduling import guards
+from vac.vacquery.messages import FactoryStatus, Kind, MachinetypeStatus, Reason
+from vac.vacquery.responder import dropped_as
+from vac.vacquery.snapshot import Snapshot
+from vac.web.view import View, name, shares, shown, use_of
+
+if TYPE_CHECKING:
+    from prometheus_client.registry import Collector
+else:
+    Collector = object  # what versions before 0.15 have in its place
+
+_Rows = Iterable[tuple[Sequence[str], Optional[float]]]
+_Kind = Union[type[CounterMetricFamily], type[GaugeMetricFamily]]
+STATES = ("Shut down", "Starting", "Running", "Paused", "Zombie", "Unknown")
+_TYPE = ("machinetype",)
+_MACHINE = ("machine", "machinetype")
+_BYTES_PER_KB = 1024
+
+
+class Metrics(Collector):
+    """All metrics of one view."""
+
+    def __init__(self, view: View) -> None:
+        self._view = view
+
+    def collect(self) -> Iterator[Metric]:
+        """The families, each with its samples; those of the factory only once one has reported."""
+        view, snapshot = self._view, self._view.snapshot
+        text = "When a process of vacd last showed that it is at work."
+        heartbeats = (([role], time) for role, time in view.heartbeats.items())
+        yield _gauge("vac_process_heartbeat_timestamp_seconds", text, ("process",), heartbeats)
+        yield from _vacquery(view)
+        if snapshot is not None:
+            yield from _factory(snapshot.status, snapshot.factory)
+            yield from _slots(snapshot)
+            yield from _happenings(snapshot.status)
+            yield from _machinetypes(snapshot)
+            yield from _holds(snapshot.status)
+            yield from _troubles(snapshot.status)
+            yield from _machines(snapshot)
+
+
+def _gauge(metric: str, text: str, labels: Sequence[str], rows: _Rows) -> Metric:
+    return _family(GaugeMetricFamily, metric, text, labels, rows)
+
+
+def _counter(metric: str, text: str, labels: Sequence[str], rows: _Rows) -> Metric:
+    return _family(CounterMetricFamily, metric, text, labels, rows)
+
+
+def _family(kind: _Kind, metric: str, text: str, labels: Sequence[str], rows: _Rows) -> Metric:
+    """A family of samples; those without a value are left out."""
+    family = kind(metric, text, labels=labels)
+    for values, number in rows:
+        if number is not None:
+            family.add_metric(values, number)
+    return family
+
+
+def _one(metric: str, text: str, number: float | None) -> Metric:
+    return _gauge(metric, text, (), [((), number)])
+
+
+def _info(
+    metric: str, text: str, labels: Sequence[str], rows: Iterable[tuple[Sequence[str], dict[str, str]]]
+) -> Metric:
+    family = InfoMetricFamily(metric, text, labels=labels)
+    for values, facts in rows:
+        family.add_metric(values, facts)
+    return family
+
+
+def _vacquery(view: View) -> Iterator[Metric]:
+    counters = view.counters
+    text = "Queries of other factories and of people that were answered."
+    queries = (([kind.value], counters.get(kind.value, 0)) for kind in Kind)
+    yield _counter("vac_vacquery_queries", text, ("type",), queries)
+    text = "Datagrams that answers consisted of."
+    yield _counter("vac_vacquery_answers", text, (), [((), counters.get("answers", 0))])
+    text = "Datagrams that were not answered, by the reason."
+    drops = (([reason.value], counters.get(dropped_as(reason), 0)) for reason in Reason)
+    yield _counter("vac_vacquery_drops", text, ("reason",), drops)
+
+
+def _factory(status: Status, factory: FactoryStatus) -> Iterator[Metric]:
+    facts = {
+        "factory": name(status.factory),
+        "space": name(status.space),
+        "site": name(status.site),
+        "version": shown(status.version),
+        "kernel": shown(factory.kernel_version),
+        "os": shown(factory.os_issue),
+    }
+    yield _info("vac_factory", "What this factory is.", (), [((), facts)])
+    yield _one("vac_factory_report_timestamp_seconds", "When the factory last reported.", status.time)
+    yield _one("vac_factory_start_timestamp_seconds", "When its process began.", status.begin)
+    yield _one("vac_factory_processors", "Processors that may be allocated.", status.total_processors)
+    yield _one(
+        "vac_factory_running_processors", "Processors of running machines.", factory.running_processors
+    )
+    yield _one("vac_factory_hs06", "HS06 of all processors that may be allocated.", factory.max_hs06)
+    yield _one("vac_factory_running_hs06", "HS06 of running machines.", factory.running_hs06)
+    yield _one("vac_factory_load15", "Load average of the host over 15 minutes.", factory.load_average)
+    free = {
+        "root": (factory.root_disk_avail_kb, factory.root_disk_avail_inodes),
+        "state_dir": (factory.daemon_disk_avail_kb, factory.daemon_disk_avail_inodes),
+    }
+    rows = [([place], kb * _BYTES_PER_KB) for place, (kb, _) in free.items()]
+    yield _gauge("vac_factory_disk_free_bytes", "Free space for ordinary users.", ("place",), rows)
+    inodes = [([place], number) for place, (_, number) in free.items()]
+    yield _gauge("vac_factory_disk_free_inodes", "Free inodes for ordinary users.", ("place",), inodes)
+    blocked = (([guard], float(guard == status.guard_name)) for guard in guards.NAMES)
+    text = "1 for the reason why nothing at all can be created now."
+    yield _gauge("vac_factory_creation_blocked", text, ("reason",), blocked)
+    text = "Mistakes that keep the configuration on disk out of force."
+    yield _one("vac_factory_configuration_problems", text, len(status.problems))
+    text = "Signs that something is wrong with this node or the space."
+    yield _one("vac_factory_warnings", text, len(status.warnings))
+    text = "No machine may run past this time."
+    yield _one("vac_factory_shutdown_timestamp_seconds", text, status.shutdown_time)
+    yield _one("vac_space_factories", "Configured factories of the space.", len(status.factories))
+    yield _one("vac_space_silent_factories", "Those of them that don't answer.", len(status.silent))
+
+
+def _slots(snapshot: Snapshot) -> Iterator[Metric]:
+    states = [machine.state for machine in snapshot.machines]
+    rows = (([state], float(states.count(state))) for state in STATES)
+    yield _gauge("vac_factory_slots", "Slots by what their machine is doing.", ("state",), rows)
+
+
+def _happenings(status: Status) -> Iterator[Metric]:
+    """What the factory has counted since its start."""
+    summaries = (
+        (Happening.CYCLE, "vac_factory_cycle_duration_seconds", "Cycles of the factory.", ()),
+        (
+            Happening.CREATION,
+            "vac_machine_creation_duration_seconds",
+            "Creations, from the decision to the machine's start, or the failure.",
+            ("model", "outcome"),
+        ),
+        (
+            Happening.DESTRUCTION,
+            "vac_machine_destruction_duration_seconds",
+            "Attempts to remove what is left of machines that have ended, from the end on.",
+            ("model", "outcome"),
+        ),
+    )
+    for what, metric, text, labels in summaries:
+        family = SummaryMetricFamily(metric, text, labels=labels)
+        for one in status.tallies:
+            if one.what == what.value:
+                values = (name(one.kind), name(one.outcome)) if labels else ()
+                family.add_metric(values, one.count, one.seconds)
+        yield family
+    ends = [one for one in status.tallies if one.what == Happening.END.value]
+    by_code = ("machinetype", "code")
+    text = "Machines that ended, by their shutdown code in hundreds; from 300 on they are aborts."
+    rows = (([name(one.kind), name(one.outcome)], one.count) for one in ends)
+    yield _counter("vac_machinetype_ends", text, by_code, rows)
+    seconds = (([name(one.kind), name(one.outcome)], one.seconds) for one in ends)
+    yield _counter("vac_machinetype_ended_wallclock_seconds", "How long these lived.", by_code, seconds)
+
+
+def _machinetypes(snapshot: Snapshot) -> Iterator[Metric]:
+    facts, types = snapshot.status.machinetypes, snapshot.machinetypes
+    rows = [
+        ([name(one.name)], {"model": name(one.machine_model), "fqan": shown(one.fqan or "")}) for one in facts
+    ]
+    yield _info("vac_machinetype", "How machines of the type are made.", _TYPE, rows)
+    for metric, text, value in _TYPE_METRICS:
+        yield _gauge(metric, text, _TYPE, [([name(one.machinetype)], value(one)) for one in types])
+    target, actual = shares(snapshot)
+    text = "Part of the factory that is to be the type's, from 0 to 1."
+    yield _gauge("vac_machinetype_target_share_ratio", text, _TYPE, _by_type(target))
+    text = "Part of the HS06 of this factory's machines that is the type's, from 0 to 1."
+    yield _gauge("vac_machinetype_share_ratio", text, _TYPE, _by_type(actual))
+
+
+_TYPE_METRICS: tuple[tuple[str, str, Callable[[MachinetypeStatus], float]], ...] = (
+    ("vac_machinetype_machines", "Machines that start or run.", lambda one: one.running_machines),
+    (
+        "vac_machinetype_young_machines",
+        "Those younger than fizzle_seconds.",
+        lambda one: one.num_before_fizzle,
+    ),
+    ("vac_machinetype_processors", "Processors of these machines.", lambda one: one.running_processors),
+    ("vac_machinetype_hs06", "HS06 of these machines.", lambda one: one.running_hs06),
+)
+
+
+def _by_type(numbers: dict[str, float]) -> _Rows:
+    return [([name(machinetype)], number) for machinetype, number in numbers.items()]
+
+
+def _holds(status: Status) -> Iterator[Metric]:
+    reasons = {"aborts_here": status.held_here, "aborts_in_space": status.held_in_space}
+    held: list[tuple[list[str], float]] = []
+    until: list[tuple[list[str], float]] = []
+    for facts in status.machinetypes:
+        for reason, times in reasons.items():
+            values = [name(facts.name), reason]
+            held.append((values, float(facts.name in times)))
+            if facts.name in times:
+                until.append((values, times[facts.name]))
+    labels = ("machinetype", "reason")
+    text = "1 while aborts, here or anywhere in the space, hold the type back."
+    yield _gauge("vac_machinetype_held_back", text, labels, held)
+    text = "Until when aborts hold the type back."
+    yield _gauge("vac_machinetype_held_until_timestamp_seconds", text, labels, until)
+
+
+def _troubles(status: Status) -> Iterator[Metric]:
+    """What fails: a number for alerts, and its reason for people."""
+    failed = {facts.name: status.failed.get(facts.name) for facts in status.machinetypes}
+    creation = {one: None if trouble is None else trouble.reason for one, trouble in failed.items()}
+    tables = (
+        ("vac_machinetype_creation", "ok", "machinetype", "0 if the last creation failed", creation),
+        ("vac_engine", "up", "engine", "0 if the engine can't be used", status.engines),
+        ("vac_vacuum_pipe", "ok", "pipe", "0 if something is the matter with the Vacuum Pipe", status.pipes),
+    )
+    for metric, well, label, text, troubles in tables:
+        rows = [([name(one)], float(trouble is None)) for one, trouble in troubles.items()]
+        yield _gauge(f"{metric}_{well}", f"{text}.", (label,), rows)
+        reasons = [
+            ([name(one)], {"reason": shown(trouble)})
+            for one, trouble in troubles.items()
+            if trouble is not None
+        ]
+        yield _info(f"{metric}_error", f"Why {metric}_{well} is 0.", (label,), reasons)
+
+
+def _machines(snapshot: Snapshot) -> Iterator[Metric]:
+    found = [
+        (machine, slot.machine, use_of(slot.machine, snapshot.status))
+        for machine, slot in zip(snapshot.machines, snapshot.slots)
+        if slot.machine is not None and not slot.machine.finished
+    ]
+    labels = [(name(machine.name), name(machine.machinetype)) for _, machine, _ in found]
+    text = "How a machine that is starting or running was made, and what it is doing."
+    facts = [{"model": name(machine.model), "state": name(said.state)} for said, machine, _ in found]
+    yield _info("vac_machine", text, _MACHINE, zip(labels, facts))
+    for kind, metric, text, value in _MACHINE_METRICS:
+        numbers = (value(machine, use) for _, machine, use in found)
+        yield _family(kind, f"vac_machine_{metric}", text, _MACHINE, zip(labels, numbers))
+
+
+_Value = Callable[[Machine, Use], Optional[float]]
+_MACHINE_METRICS: tuple[tuple[_Kind, str, str, _Value], ...] = (
+    (GaugeMetricFamily, "created_timestamp_seconds", "When it was created.", lambda m, u: m.created_time),
+    (GaugeMetricFamily, "started_timestamp_seconds", "When it started.", lambda m, u: m.started_time),
+    (
+        GaugeMetricFamily,
+        "seen_timestamp_seconds",
+        "When it was seen alive last.",
+        lambda m, u: m.heartbeat_time,
+    ),
+    (GaugeMetricFamily, "shutdown_timestamp_seconds", "When it must end.", lambda m, u: m.shutdown_time),
+    (GaugeMetricFamily, "processors", "Its processors.", lambda m, u: m.processors),
+    (GaugeMetricFamily, "hs06", "Its HS06.", lambda m, u: m.hs06),
+    (CounterMetricFamily, "cpu_seconds", "CPU time that it has used.", lambda m, u: u.cpu_seconds),
+    (GaugeMetricFamily, "memory_bytes", "Memory that it uses.", lambda m, u: u.memory_bytes),
+    (GaugeMetricFamily, "memory_peak_bytes", "The most that it has used.", lambda m, u: u.peak_memory_bytes),
+    (GaugeMetricFamily, "disk_bytes", "Disk space that it uses.", lambda m, u: u.disk_bytes),
+    (
+        CounterMetricFamily,
+        "network_receive_bytes",
+        "What it received.",
+        lambda m, u: u.network_received_bytes,
+    ),
+    (CounterMetricFamily, "network_transmit_bytes", "What it sent.", lambda m, u: u.network_sent_bytes),
+)

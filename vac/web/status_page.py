@@ -1,0 +1,179 @@
+"""The status page: one plain HTML page without scripts or anything from elsewhere, for people who look at one node.
+
+ElementTree builds and escapes it.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from xml.etree.ElementTree import Element, SubElement, tostring
+
+from vac.machines.status import Status
+from vac.vacquery.messages import MachineStatus
+from vac.vacquery.snapshot import Slot, Snapshot
+from vac.web.view import STALE_SECONDS, View, name, shares, shown, use_of
+
+LONGEST_TEXT = 500
+REFRESH_SECONDS = 60
+_STYLE = """
+body { font-family: sans-serif; margin: 1.5em; }
+table { border-collapse: collapse; margin-bottom: 1.5em; }
+th, td { border: 1px solid #ccc; padding: 0.2em 0.6em; text-align: left; vertical-align: top; }
+th { background: #eee; }
+.bad { color: #a00; }
+"""
+_BYTES_PER_MB = 1024 * 1024
+
+
+def render(view: View) -> bytes:
+    """The page as UTF-8."""
+    snapshot = view.snapshot
+    title = "Vac factory" if snapshot is None else name(snapshot.status.factory)
+    html = Element("html", lang="en")
+    head = SubElement(html, "head")
+    SubElement(head, "meta", charset="utf-8")
+    SubElement(head, "meta", {"http-equiv": "refresh", "content": str(REFRESH_SECONDS)})
+    _text(head, "title", title)
+    _text(head, "style", _STYLE)
+    body = SubElement(html, "body")
+    _text(body, "h1", title)
+    if snapshot is None:
+        _text(body, "p", "No factory has reported yet.", bad=True)
+    else:
+        _body(body, view, snapshot)
+    metrics = _text(SubElement(body, "p"), "a", "Metrics for Prometheus")
+    metrics.set("href", "/metrics")
+    return f"<!DOCTYPE html>\n{tostring(html, encoding='unicode', method='html')}".encode()
+
+
+def _body(body: Element, view: View, snapshot: Snapshot) -> None:
+    status, now = snapshot.status, view.now
+    facts = (
+        f"Space {name(status.space)}, site {name(status.site)}, Vac {shown(status.version)}, "
+        f"{snapshot.factory.running_processors} of {status.total_processors} processors in use, "
+        f"load {snapshot.factory.load_average:.2f}, as of {_moment(status.time)}."
+    )
+    _text(body, "p", facts)
+    for line in _news(status, now):
+        _text(body, "p", line, bad=True)
+    _table(body, "Machinetypes", _TYPE_COLUMNS, _types(snapshot, now))
+    _table(body, "Slots", _SLOT_COLUMNS, _slots(snapshot, now))
+    _table(body, "Engines", ("Engine", "State"), _troubles(status.engines.items()))
+    _table(body, "Vacuum Pipes", ("Pipe", "State"), _troubles(status.pipes.items()))
+
+
+def _news(status: Status, now: float) -> Iterator[str]:
+    """What somebody may have to see to, or has done."""
+    if now - status.time > STALE_SECONDS:
+        yield f"The factory has not reported for {_duration(now - status.time)}: is vacd running?"
+    if status.drain is not None:
+        until = "" if status.drain.until is None else f" until {_moment(status.drain.until)}"
+        since = "" if status.drain.since is None else f" since {_moment(status.drain.since)}"
+        yield f"Draining{since}{until}: {_long(status.drain.reason) or 'no reason given'}."
+    if status.guard is not None:
+        yield f"Nothing is created: {_long(status.guard)}."
+    if status.shutdown_time is not None:
+        yield f"No machine may run past {_moment(status.shutdown_time)}."
+    for problem in status.problems[:20]:
+        yield f"Configuration: {_long(problem)}"
+    for warning in status.warnings[:20]:
+        yield f"Warning: {_long(warning)}."
+    if status.silent:
+        yield f"No answer from {len(status.silent)} of {len(status.factories)} factories."
+
+
+_TYPE_COLUMNS = (
+    *("Machinetype", "Model", "Machines", "Processors", "HS06", "Share", "Target"),
+    *("Why no more are created", "Last creation that failed", "Last end"),
+)
+
+
+def _types(snapshot: Snapshot, now: float) -> Iterator[Sequence[str]]:
+    status = snapshot.status
+    target, actual = shares(snapshot)
+    for facts, one in zip(status.machinetypes, snapshot.machinetypes):
+        reason = status.passed_over.get(facts.name)
+        failed = status.failed.get(facts.name)
+        failure = "" if failed is None else f"{_duration(now - failed.time)} ago: {_long(failed.reason)}"
+        yield (
+            *(name(facts.name), name(facts.machine_model), str(one.running_machines)),
+            *(f"{one.running_processors:.0f}", f"{one.running_hs06:.1f}"),
+            *(f"{actual[facts.name]:.0%}", f"{target[facts.name]:.0%}"),
+            *("" if reason is None else _long(reason), failure, _long(one.shutdown_message or "")),
+        )
+
+
+_SLOT_COLUMNS = (
+    *("Slot", "State", "Machinetype", "Model", "Processors", "Age"),
+    *("CPU", "Memory", "Ends by", "Last end"),
+)
+
+
+def _slots(snapshot: Snapshot, now: float) -> Iterator[Sequence[str]]:
+    return (_slot(slot, said, snapshot.status, now) for slot, said in zip(snapshot.slots, snapshot.machines))
+
+
+def _slot(slot: Slot, said: MachineStatus, status: Status, now: float) -> Sequence[str]:
+    machine = slot.machine
+    beginning = (name(slot.name), shown(said.state))
+    if machine is None:
+        return (*beginning, *[""] * (len(_SLOT_COLUMNS) - len(beginning)))
+    made = (*beginning, name(machine.machinetype), name(machine.model))
+    if machine.finished:
+        gone = len(_SLOT_COLUMNS) - len(made) - 1
+        return (*made, *[""] * gone, _long(slot.message or "no shutdown message"))
+    use = use_of(machine, status)
+    memory = "" if use.memory_bytes is None else f"{use.memory_bytes / _BYTES_PER_MB:.0f} MB"
+    return (
+        *made,
+        str(machine.processors),
+        _duration(now - (machine.started_time or machine.created_time)),
+        "" if machine.cpu_percent is None else f"{machine.cpu_percent:.0f} %",
+        memory,
+        _moment(machine.shutdown_time),
+        "",
+    )
+
+
+def _troubles(troubles: Iterable[tuple[str, str | None]]) -> Iterator[Sequence[str]]:
+    return ((name(one), "ok" if trouble is None else _long(trouble)) for one, trouble in troubles)
+
+
+def _long(text: str) -> str:
+    return shown(text, LONGEST_TEXT)
+
+
+def _moment(seconds: float) -> str:
+    """Unix seconds as people write them."""
+    try:
+        return time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(seconds))
+    except (OverflowError, ValueError, OSError):
+        return "another age"
+
+
+def _duration(seconds: float) -> str:
+    minutes = max(0, int(seconds)) // 60
+    return f"{max(0, int(seconds))} s" if minutes < 2 else f"{minutes // 60} h {minutes % 60:02} min"
+
+
+def _text(parent: Element, tag: str, text: str, *, bad: bool = False) -> Element:
+    element = SubElement(parent, tag, {"class": "bad"} if bad else {})
+    element.text = text
+    return element
+
+
+def _table(body: Element, title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    """A table with its heading; none if there are no rows."""
+    found = list(rows)
+    if not found:
+        return
+    _text(body, "h2", title)
+    table = SubElement(body, "table")
+    line = SubElement(table, "tr")
+    for column in columns:
+        _text(line, "th", column)
+    for row in found:
+        line = SubElement(table, "tr")
+        for cell in row:
+            _text(line, "td", cell)
