@@ -25,7 +25,7 @@ from vac.drivers.registry import engine_name
 from vac.factory import loop
 from vac.factory.contexts import Run
 from vac.factory.loop import Factory, Message, Wake
-from vac.factory.process import open_factory
+from vac.factory.process import open_factory, stand_in
 from vac.factory.slots import Slot
 from vac.factory.space import Ask, ask_nobody
 from vac.host.disk import DiskMessage
@@ -202,8 +202,9 @@ class World:
         try:
             configuration, error = self.configuration(), None
         except ConfigurationError as problem:
-            assert problem.settings is not None
-            configuration, error = Configuration(problem.settings, {}, {}, {}, (), ""), problem
+            meanwhile = stand_in(problem)
+            assert meanwhile is not None
+            configuration, error = meanwhile, problem
         self.state.prepare()
         self.factory = open_factory(
             self.state,

@@ -143,11 +143,11 @@ class PrivateEngine(ABC):
         """A new client of the engine; the caller closes it or lets it go."""
         return docker.APIClient(base_url=self.url, version="auto", timeout=30)
 
-    def import_image(self, image: str, root: bytes) -> None:
-        """Make an image of a root file system; Podman doesn't heed the tag."""
+    def import_image(self, image: str, root: bytes, *changes: str) -> None:
+        """Make an image of a root file system, with lines of a Dockerfile; Podman doesn't heed the tag."""
         repository, tag = image.split(":")
         with contextlib.closing(self.client()) as client:
-            done = client.import_image_from_data(root, repository, tag)
+            done = client.import_image_from_data(root, repository, tag, changes=list(changes))
             client.tag(json.loads(done.split("\n")[0])["status"], repository, tag)
 
     def image_id(self, reference: str) -> str:

@@ -71,6 +71,14 @@ class Machines:
             lambda: f"its type is ready: {self.driver.prepare(kind, self.settings, spec.files)}",
         )
 
+    def wait_until_refused(self, spec: MachineSpec, reason: str) -> None:
+        """Wait until the machine's type can't be made for this reason."""
+        kind = spec.machinetype
+        wait_for(
+            lambda: reason in (self.driver.prepare(kind, self.settings, spec.files) or ""),
+            lambda: f"{reason}: {self.driver.prepare(kind, self.settings, spec.files)}",
+        )
+
     def create(self, spec: MachineSpec) -> MachineSpec:
         """Create the machine as soon as its image and network are ready."""
         self.prepare(spec)

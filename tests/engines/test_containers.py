@@ -18,7 +18,7 @@ from typing import Callable
 import docker
 import pytest
 
-from tests.engines.docker_fixture import IMAGE, PrivateDocker, PrivateEngine, wait_for
+from tests.engines.docker_fixture import IMAGE, PrivateDocker, PrivateEngine, root_tar, wait_for
 from tests.engines.docker_machines import FACTORY, LOOK, Machines
 from tests.engines.podman_fixture import PrivatePodman
 from vac.drivers.base import CreationFailed, EngineState, Usage
@@ -71,6 +71,19 @@ def test_a_machine_sees_its_files_name_and_resolvers(machines: Machines) -> None
     assert "docker.sock" not in (outputs / "run").read_text() + (outputs / "mountinfo").read_text()
     assert sorted(path.name for path in (spec.directory / "mnt").rglob("file")) == ["file", "file"]
     assert (spec.directory / "user_data").stat().st_mode & 0o777 == 0o500
+
+
+def test_an_entrypoint_is_given_the_command(engine: PrivateEngine, machines: Machines) -> None:
+    wrapper = '#!/bin/sh\necho "$@" > /var/spool/joboutputs/wrapped\nexec "$@"\n'
+    engine.import_image(
+        "wrapped:1", root_tar({"wrapper": wrapper}), 'ENTRYPOINT ["/wrapper"]', 'CMD ["/odd"]'
+    )
+    spec = machines.spec(
+        "#!/bin/sh\ntouch /var/spool/joboutputs/done\nexec sleep 600\n", root_image="docker://wrapped:1"
+    )
+    machines.create(spec)
+    outputs = machines.wait_for_output(spec, "done")
+    assert (outputs / "wrapped").read_text() == "/user_data\n"
 
 
 def test_tokens_and_cvmfs_that_are_mounted_later_appear_inside(

@@ -8,6 +8,7 @@ import os
 import shutil
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -15,10 +16,13 @@ from typing import Any
 
 import pytest
 
+from tests.certificates import certify
 from tests.engines.guest_images import ACPI, IDLE, PREAMBLE, Guest, boot_iso, disk_qcow2, initramfs, kernel
 from tests.engines.libvirt_fixture import PATIENCE_SECONDS, PrivateLibvirt, wait_for
 from tests.engines.libvirt_machines import MIB, Machines, console
+from tests.signed_images import signed_image
 from vac.config.settings import Settings
+from vac.context.signatures import SignedImages
 from vac.drivers.base import CreationFailed, EngineState, EngineUnavailable, MachineSpec
 from vac.drivers.libvirt import api as libvirt_api
 from vac.drivers.libvirt.engine import LibvirtDriver
@@ -136,6 +140,37 @@ def test_a_machine_boots_from_an_overlay_and_never_writes_its_image(
     assert digest(image) == before
     assert image.stat().st_uid == 0
     assert not list(engine.directory.glob("machine-*/root.qcow2"))
+
+
+def test_only_what_is_signed_as_it_has_to_be_is_booted(engine: PrivateLibvirt) -> None:
+    trusted = engine.directory / "certificates"
+    trusted.mkdir()
+    root = certify("/DC=org/DC=example/CN=Root CA", ca=True)
+    (trusted / "root.pem").write_bytes(root.certificate_pem)
+    signer = certify("/DC=org/CN=signer.example.org", root, usage=("digital_signature",))
+    good, flipped = (engine.directory / name for name in ("good.iso", "flipped.iso"))
+    content = signed_image(boot_iso(Guest(IDLE)).read_bytes(), signer)
+    good.write_bytes(content)
+    flipped.write_bytes(content[:999] + bytes([content[999] ^ 1]) + content[1000:])
+    images = SignedImages(Path, trusted, time.time)
+    with contextlib.closing(Machines(engine, images.fetch)) as machines:
+        for model in ("cernvm4", "vm-raw"):
+            dn = {"machine_model": model, "image_signing_dn": r"/CN=signer\.example\.org$"}
+            spec = machines.create(machines.spec(good, **dn))
+            machines.wait_for_console(spec, "started")
+            assert f"{spec.directory}/root.image" in engine.virsh("dumpxml", spec.name)
+            assert [path.name for path in spec.directory.iterdir()] == ["console.log"]
+        for image, pattern, reason in (
+            (flipped, "/CN=signer", "it has been changed since"),
+            (good, "/CN=another", "in which image_signing_dn /CN=another isn't found"),
+        ):
+            refused = machines.spec(image, image_signing_dn=pattern)
+            machines.wait_until_refused(refused, reason)
+            with pytest.raises(CreationFailed, match=reason):
+                machines.driver.create(refused)
+            assert list(refused.directory.iterdir()) == []
+        assert len(machines.driver.list()) == 2
+        machines.destroy_all()
 
 
 def test_machines_that_are_stopped_shut_down_by_themselves_if_they_can_and_at_once(

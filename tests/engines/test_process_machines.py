@@ -7,6 +7,7 @@ import dataclasses
 import os
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -109,6 +110,7 @@ def test_machine_finds_its_own(site: Site) -> None:
     assert site.output(spec, "fds").split() == ["0", "1", "2", "3"], "3 being ls's own"
     assert site.output(spec, "writable").split() == ["/tmp", "/var/tmp", "/scratch", "/var/spool/x"]
     assert site.output(spec, "token") == "T0K3N"
+    assert (spec.directory / "pid").read_text().strip().isdigit()
     assert (spec.directory / "console.log").read_text() == "to the console\n"
     scratch = {path.parent.name for path in (spec.directory / "mnt").glob("*/x")}
     assert scratch == {"tmp", "var_tmp", "bind0", "bind1"}, "on the machine's own disk"
@@ -135,6 +137,26 @@ def test_machine_sees_and_changes_nothing_of_others(site: Site) -> None:
     console = (spec.directory / "console.log").read_text()
     assert not any(word in console for word in ("read\n", "seen", "changed")), console
     assert site.state(other) is EngineState.RUNNING
+
+
+def test_machine_sees_no_secrets_of_the_configuration_nor_tokens_of_others(site: Site) -> None:
+    with tempfile.TemporaryDirectory(prefix="vac-test-", dir="/opt") as name:
+        place = Path(name)
+        place.chmod(0o755)
+        for each in ("vac.conf", "tokens/other", "plain"):
+            (place / each).parent.mkdir(exist_ok=True)
+            (place / each).write_text(f"{each} S3CRET")
+        script = (
+            f"cd {place}; cat plain; while [ ! -e /tmp/joboutputs/go ]; do sleep 0.02; done; grep -r S3C .\n"
+        )
+        hidden = (place / "vac.conf", place / "tokens")
+        spec = site.create(dataclasses.replace(site.spec(0, script), hidden=hidden))
+        successor = place / "new"
+        successor.write_text("successor S3CRET")
+        successor.rename(place / "vac.conf")
+        (spec.directory / "joboutputs/go").touch()
+        site.wait_for_end(spec)
+    assert (spec.directory / "console.log").read_text() == "plain S3CRET./plain:plain S3CRET\n"
 
 
 @both

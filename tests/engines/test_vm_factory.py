@@ -37,7 +37,8 @@ from vac.machines.machine import Machine
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(400)]
 
-VMS, SLOTS = 8, 10
+VMS, SLOTS = 6, 8
+VACD = "tests.engines.impatient"
 FIZZLE_SECONDS = 2
 IN_VM = """F=http://169.254.169.253
 put heartbeat "$(wget -q -O - $F/jobfeatures/job_id) $(wget -q -O - $F/machinefeatures/total_cpu) $(hostname)"
@@ -87,7 +88,7 @@ def site(engine: PrivateLibvirt) -> Iterator[FactorySite]:
             shutil.copyfile(boot_iso(Guest(CONTEXTUALIZED)), site.state.machinetype_files("cd") / "boot.iso")
             site.state.prepare()
             assert site.vac("drain").returncode == 0
-            site.start(SSL_CERT_FILE=str(web.ca_file), no_proxy="*")
+            site.start(VACD, SSL_CERT_FILE=str(web.ca_file), no_proxy="*")
             site.wait_for(lambda: _only_draining(site, kinds), "all types could be made", PATIENCE_SECONDS)
             assert site.vac("undrain").returncode == 0
             try:
@@ -219,20 +220,30 @@ def test_what_people_do_to_domains_ends_them_as_specified(engine: PrivateLibvirt
     assert kept <= uuids(full)
 
 
-def test_machines_that_are_told_to_end_shut_down_at_once_and_hold_up_nothing(full: FactorySite) -> None:
+def test_machines_that_are_told_to_end_shut_down_at_once_and_hold_up_nothing(
+    engine: PrivateLibvirt, full: FactorySite
+) -> None:
     told = full.running("cd")[:3]
+    deaf, *polite = told
     for machine in told:
         serving(full, machine)
+    (process,) = engine.processes(deaf.name)
+    os.kill(process, signal.SIGSTOP)
     for machine in told:
         assert full.vac("destroy", machine.name).returncode == 0
     end_beside(full)
-    wait_for_ends(full, *told)
-    for machine in told:
+    wait_for_ends(full, *polite)
+    full.wait_for(lambda: len(full.running()) == SLOTS, "they are replaced", PATIENCE_SECONDS)
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(process, signal.SIGCONT)
+    wait_for_ends(full, deaf)
+    times = [(machine.directory / "finished").stat().st_mtime for machine in (deaf, *polite)]
+    assert max(times[1:]) < times[0], "none waits for the one that doesn't hear"
+    for machine in polite:
         assert message(machine).startswith("100 ")
         assert "Power down" in console(machine)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL, signal.SIGSTOP])
 def test_an_outage_of_libvirtd_loses_nothing_and_accounts_nothing_twice(
     engine: PrivateLibvirt, full: FactorySite, how: signal.Signals
@@ -257,12 +268,11 @@ def test_an_outage_of_libvirtd_loses_nothing_and_accounts_nothing_twice(
     assert kept <= uuids(full)
 
 
-@pytest.mark.slow
 def test_a_factory_that_is_killed_finds_its_machines_again(engine: PrivateLibvirt, full: FactorySite) -> None:
     lost, *others = full.running("cd")
     full.stop(signal.SIGKILL)
     os.kill(engine.processes(lost.name)[0], signal.SIGKILL)
-    full.start()
+    full.start(VACD)
     full.wait_for(lambda: ended(lost), "the end that nobody saw is written", PATIENCE_SECONDS)
     full.wait_for(lambda: len(full.running()) == SLOTS, "all slots are taken again", PATIENCE_SECONDS)
     assert {machine.uuid for machine in others} <= uuids(full)

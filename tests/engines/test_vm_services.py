@@ -44,8 +44,9 @@ echo "STOLEN <$(cat /tmp/stolen)>"
 ifconfig eth0 169.254.169.0 netmask 255.255.0.0
 ip link set eth0 down; ip link set eth0 address 56:4d:a9:fe:a9:01; ip link set eth0 up
 ifconfig eth0 169.254.169.1 netmask 255.255.0.0
-wget -q -O /tmp/stolen2 $M/latest/user-data & sleep 6
-echo "STOLEN WITH ITS MAC <$(cat /tmp/stolen2)>"
+wget -q -O /tmp/stolen2 $M/latest/user-data & wget -q -O /tmp/job $F/jobfeatures/job_id &
+put stolen stolen >/tmp/put & sleep 6
+echo "STOLEN WITH ITS MAC <$(cat /tmp/stolen2)> JOB <$(cat /tmp/job)> PUT <$(cat /tmp/put)>"
 ip link set eth0 down; ip link set eth0 address 56:4d:a9:fe:a9:00; ip link set eth0 up
 ifconfig eth0 169.254.169.0 netmask 255.255.0.0
 for i in 1 2 3 4 5; do put shutdown_message "200 Done" && break; sleep 1; done
@@ -78,6 +79,7 @@ def test_a_guest_is_served_its_own_and_keeps_being_so_when_the_network_is_repair
     engine: PrivateLibvirt,
     record_property: Callable[[str, object], None],
     monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     monkeypatch.setattr(libvirt_network, "CHECK_SECONDS", 1.0)
     home = engine.directory / "site"
@@ -116,14 +118,18 @@ def test_a_guest_is_served_its_own_and_keeps_being_so_when_the_network_is_repair
         said("LOST")
         wait_for(lambda: driver.list() and "FOUND AGAIN" in console(spec), lambda: console(spec))
         filtered = FILTER in engine.virsh("dumpxml", spec.name)
+        told = any(FILTER in notice for notice in driver.notices())
         said("DONE")
         assert (web.machines[0].directory / "joboutputs" / "heartbeat").read_text() == "alive"
         assert (web.machines[0].directory / "joboutputs" / "shutdown_message").read_text() == "200 Done"
-        assert list((web.machines[1].directory / "joboutputs").iterdir()) == []
+        refused = "this host refuses it" in caplog.text
+        assert filtered == (FILTER in engine.virsh("nwfilter-list") and not refused)
+        assert told == (not filtered), "`vac why` tells of VMs without it"
         record_property("clean-traffic", filtered)
         print(f"{FILTER}: this host {'has' if filtered else 'lacks'} it")
         if filtered:
             assert SECRET.decode() not in console(spec)
             assert "STOLEN <>" in console(spec)
-            assert "STOLEN WITH ITS MAC <>" in console(spec)
+            assert "STOLEN WITH ITS MAC <> JOB <> PUT <>" in console(spec)
+            assert list((web.machines[1].directory / "joboutputs").iterdir()) == []
         driver.destroy(spec.name, spec.uuid)

@@ -20,6 +20,18 @@ from vac.machines.slots import discard
 
 pytestmark = pytest.mark.engine
 METADATA, MJF = "169.254.169.254", "169.254.169.253"
+HALF_BODIES = f"""
+import socket
+own = []
+for size in (20, 20, 30):
+    own.append(socket.create_connection(("{MJF}", 80), 60, source_address=("169.254.169.0", 0)))
+    head = "PUT /joboutputs/x HTTP/1.1", "Expect: 100-continue", f"Content-Length: {{size << 20}}", "", ""
+    own[-1].sendall("\\r\\n".join(head).encode())
+    print(own[-1].recv(12).decode(), flush=True)
+    if size == 20:
+        own[-1].sendall(b"x" * (1 << 20))
+input()
+"""
 
 
 class Host(WebSite):
@@ -39,6 +51,14 @@ class Host(WebSite):
     def addresses(self, verb: str) -> None:
         for address in (METADATA, MJF, "169.254.169.0", "169.254.169.1"):
             self.ip("addr", verb, f"{address}/32", "dev", "lo")
+
+    def opened(self, role: str) -> list[str]:
+        """What files the process has open."""
+        found = []
+        for entry in Path(f"/proc/{self.processes[role].pid}/fd").iterdir():
+            with contextlib.suppress(FileNotFoundError):
+                found.append(str(entry.readlink()))
+        return found
 
     def close(self) -> None:
         super().close()
@@ -88,6 +108,22 @@ def test_machines_are_served_without_rights_wherever_the_addresses_come_from(hos
             time.sleep(0.05)
         process.send_signal(signal.SIGTERM)
         assert process.wait(PATIENCE_SECONDS) == 0
+
+
+def test_bodies_under_way_are_few_and_lie_in_the_state_directory(host: Host) -> None:
+    host.start("mjf")
+    host.addresses("add")
+    words = host.inside(sys.executable, "-c", HALF_BODIES)
+    with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as sender:
+        assert sender.stdout
+        answers = [sender.stdout.readline().strip() for _ in range(3)]
+        assert answers == ["HTTP/1.1 100", "HTTP/1.1 100", "HTTP/1.1 403"]
+        assert host.ask(MJF, "/joboutputs/heartbeat", "PUT", "alive", source=1)[0] == 201
+        end = time.monotonic() + PATIENCE_SECONDS
+        while sum(path.startswith(f"{host.state.root}/mjf/") for path in host.opened("mjf")) < 2:
+            assert time.monotonic() < end, host.opened("mjf")
+            time.sleep(0.05)
+        sender.kill()
 
 
 def test_vacd_starts_them_once_a_type_of_vms_is_configured(host: Host) -> None:

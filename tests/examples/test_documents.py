@@ -49,6 +49,13 @@ def test_pipe_and_script_agree(path: Path) -> None:
     }
 
 
+@pytest.mark.parametrize("path", PIPES, ids=name)
+def test_urls_are_placeholders_that_say_so(path: Path) -> None:
+    """What others publish has versions, and may be gone one day."""
+    hosts = re.findall('"https?://([^/:"]*)', path.read_text())
+    assert hosts and all(host.endswith(".example.org") for host in hosts)
+
+
 @pytest.mark.parametrize("path", SCRIPTS, ids=name)
 def test_scripts_are_posix_sh(path: Path) -> None:
     for command in (["sh", "-n"], [require_tool("busybox"), "sh", "-n"], [require_tool("shellcheck")]):

@@ -18,6 +18,7 @@ from vac.drivers.processes.engine import open_driver
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(900)]
 
 WORK = """
+echo what nobody needs afterwards > /var/tmp/scratch
 until [ -e /tmp/joboutputs/end ]; do sleep 0.1; done
 echo '200 done' > /tmp/joboutputs/shutdown_message
 """
@@ -36,6 +37,7 @@ AT_ITS_END = (
     "renamed */finished",
     "before destroy .",
     "after destroy .",
+    "renamed */tmp/gone-*",
 )
 WHEN_DESTROYED = ("before stop .", "after stop .")
 
@@ -91,6 +93,7 @@ def finish_and_check(site: FactorySite, uuid: str | None = None) -> None:
     lives = site.lives()
     assert len(list(site.state.machines.iterdir())) == len(lives)
     assert all(life.started and life.finished for life in lives)
+    assert not any((life.directory / "mnt").exists() for life in lives)
     started = {(life.directory / "jobfeatures/job_id").read_text(): life for life in lives}
     assert uuid is None or uuid in started
     archived = sorted(site.state.apel_archive.glob("*/*"))

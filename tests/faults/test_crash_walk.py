@@ -136,6 +136,8 @@ class Walk:
         self.killer.step(call, moment)
 
     def _script(self, spec: MachineSpec) -> Script:
+        (spec.directory / "mnt/tmp").mkdir()
+        (spec.directory / "mnt/tmp/scratch").write_text("what nobody needs afterwards")
         if spec.machinetype.name == "bystander":
             return Script()
         if self.failures_left:
@@ -195,6 +197,8 @@ class Walk:
         if self.subject is None:
             return False
         uuids = {machine.spec.uuid for machine in self.world.engine_machines()}
+        if (self.subject.spec.directory / "mnt").exists() or list(self.world.state.tmp.iterdir()):
+            return False
         return self.subject.spec.uuid not in uuids and not self.world.asked() and self._said()
 
     def _said(self) -> bool:
@@ -221,6 +225,9 @@ class Walk:
             assert state.slot(spec.name).read_text() == f"{name[0]} {name[1]} docker\n"
             assert (spec.directory / "started").exists()
             assert (spec.directory / "finished").exists() is ended
+            assert (spec.directory / "mnt").exists() is not ended, (
+                "its disk is given back at its end, and then only"
+            )
             assert (spec.directory / "jobfeatures/job_id").read_text() == spec.uuid
         assert len(list(state.slots.iterdir())) == 2
         assert [path.name for path in state.tmp.iterdir()] == []

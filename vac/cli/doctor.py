@@ -170,6 +170,8 @@ def _machinetype(one: Machinetype, configuration: Configuration) -> Iterator[Fin
         problems.append("/cvmfs isn't there: install and configure CernVM-FS")
     if one.machine_model == "singularity" and not (files / (one.root_image or "")).is_dir():
         problems += filter(None, [image_file_problem(settings)])
+    if one.machine_model in VM_MODELS:
+        problems += doctor_vms.image_problems(one, files)
     if one.token_dir is not None and not one.token_dir.is_dir():
         problems.append(f"token_dir {one.token_dir} isn't there")
     for problem in problems:

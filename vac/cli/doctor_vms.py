@@ -11,13 +11,14 @@ from pathlib import Path
 from typing import Optional
 
 from vac.cli.doctor_web import serves
+from vac.config.machinetype import Machinetype
 from vac.config.settings import Settings
 from vac.drivers.base import EngineUnavailable
 from vac.drivers.libvirt.domain_xml import FILTER
 from vac.drivers.libvirt.network_xml import METADATA, SERVER
 from vac.drivers.libvirt.volumes import Run, group_in_use, run_lvm
 from vac.host.nat import NatHost, NatProblem
-from vac.host.nat_rules import BRIDGE
+from vac.host.rule_match import BRIDGE
 from vac.machines.layout import StateDir
 
 Row = tuple[str, Optional[str], bool]
@@ -75,6 +76,18 @@ def lvm_rows(settings: Settings, run: Run = run_lvm) -> Iterator[Row]:
         yield "LVM's programs", f"{' '.join(missing)} not there: install lvm2" if missing else None, True
 
 
+def image_problems(one: Machinetype, files: Path, certificates: Path | None = None) -> Iterator[str]:
+    """What VMs of this type lack for their image; relative paths are in files, CAs in certificates."""
+    from vac.context.transfers import GRID_CERTIFICATES  # only here is curl's library needed
+
+    certificates = certificates or GRID_CERTIFICATES
+    if one.image_signing_dn and not (certificates.is_dir() and any(certificates.iterdir())):
+        yield f"image_signing_dn needs the signers' CAs in {certificates}: there are none; install them"
+    image = one.root_image or ""
+    if "://" not in image and not (files / image).is_file():
+        yield f"root_image {files / image} isn't there, or is no file: put a disk image there, or name a URL"
+
+
 def _network(host: NatHost) -> Iterator[Row]:
     what = f"network of VMs on {BRIDGE}"
     try:
@@ -88,8 +101,11 @@ def _network(host: NatHost) -> Iterator[Row]:
     missing = [address for address in (SERVER, METADATA) if address not in addresses]
     problem = f"has not {' and '.join(missing)}: vacd repairs it with fix_networking" if missing else None
     yield what, problem, False
-    for found in host.missing():
+    lacks = host.lacks()
+    for found in lacks.missing:
         yield "packet filter", found, True
+    for found in lacks.doubtful:
+        yield "packet filter", found, False
 
 
 def _port(settings: Settings, role: str, address: str) -> Row:

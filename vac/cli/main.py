@@ -8,6 +8,7 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import vac
 from vac.config.errors import ConfigurationError
@@ -31,6 +32,22 @@ _MODULES = (
 )
 
 
+class _Command(argparse.ArgumentParser):
+    """A sub-command's parser: --config may stand before the command or after it."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self.add_argument(
+            "--config",
+            action="append",
+            type=Path,
+            metavar="PATH",
+            dest="more_config",
+            default=argparse.SUPPRESS,
+            help="as before the command",
+        )
+
+
 def parser() -> argparse.ArgumentParser:
     """The command line of `vac`: every module of the table adds its own sub-commands."""
     top = argparse.ArgumentParser(prog="vac", description=__doc__)
@@ -42,7 +59,7 @@ def parser() -> argparse.ArgumentParser:
         metavar="PATH",
         help="a configuration file, or a directory of *.conf, instead of /etc/vac.d and the others; repeatable",
     )
-    commands = top.add_subparsers(metavar="COMMAND", required=True)
+    commands = top.add_subparsers(metavar="COMMAND", required=True, parser_class=_Command)
     for name in _MODULES:
         importlib.import_module(f"vac.cli.{name}").add_parser(commands)
     return top
@@ -51,6 +68,7 @@ def parser() -> argparse.ArgumentParser:
 def main(words: Sequence[str] | None = None) -> int:
     """Run one command; returns its exit code: 0 done, 1 not done or bad news, 2 used wrongly."""
     arguments = parser().parse_args(words)
+    arguments.config = [*(arguments.config or ()), *getattr(arguments, "more_config", ())] or None
     try:
         code: int = arguments.run(arguments)
         sys.stdout.flush()

@@ -138,8 +138,9 @@ def _show_lines(configuration: Configuration, name: str, now: float) -> list[str
     width = max((len(one.name) for one in types), default=0)
     for one in types:
         reason = configuration.unusable.get(one.name)
+        image = without_password(one.root_image or "-")
         lines.append(
-            f"  {one.name:<{width}}  share {one.target_share:g}  {one.machine_model}  {one.root_image or '-'}"
+            f"  {one.name:<{width}}  share {one.target_share:g}  {one.machine_model}  {image}"
             f"{f'  ({reason})' if reason else ''}"
         )
     lines += [f"  warning: {warning}" for warning in _warnings(configuration, name)]

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 from vac.config.machinetype import Machinetype
 from vac.config.options import NO_EFFECT, declared
+from vac.config.root_images import image_problem
 from vac.config.sections import Parsed, Report
 from vac.config.settings import Settings
+from vac.config.taken import taken_binds
 from vac.config.values import host_name, quoted
 from vac.host.cvmfs import CVMFS
 from vac.host.facts import HostFacts
@@ -112,19 +115,40 @@ def needed_repositories(machinetype: Machinetype) -> list[str]:
     return [name for name in dict.fromkeys([*listed, *own]) if name]
 
 
-def unusable(machinetype: Machinetype, settings: Settings) -> str | None:
-    """In words, why no machine of this type can be made as it is configured; None if one can."""
-    if machinetype.machine_model == "singularity" and settings.singularity_user is None:
-        return "machine_model = singularity needs singularity_user in [settings], an unprivileged account"
+@dataclass(frozen=True)
+class Unusable:
+    """Why no machine can be made of a type, in words, and the option that it is about."""
+
+    option: str
+    text: str
+    remedy: str
+    """What the experiment that publishes the type, or its sites, would have to do."""
+    site: bool = False
+    """May it be meant so, sites adding to it?"""
+
+
+def unusable(machinetype: Machinetype, settings: Settings) -> Unusable | None:
+    """Why no machine of this type can be made as it is configured; None if one can."""
+    model = machinetype.machine_model
+    add = "sites would have to add it"
+    if model == "singularity" and settings.singularity_user is None:
+        text = "machine_model = singularity needs singularity_user in [settings], an unprivileged account"
+        return Unusable("machine_model", text, add, site=True)
     if not machinetype.root_image:
-        return f"machine_model = {machinetype.machine_model} needs a root_image"
-    if machinetype.machine_model in CONTAINER_MODELS and machinetype.image_signing_dn:
-        return (
-            f"image_signing_dn: signatures of {machinetype.machine_model} images can't be checked, only VMs'"
-        )
-    own_program = machinetype.container_command != "/user_data"
-    if machinetype.machine_model in CONTAINER_MODELS and not machinetype.user_data and not own_program:
-        return "container_command is /user_data, and there is no user_data"
+        return Unusable("root_image", f"machine_model = {model} needs a root_image", add, site=True)
+    if problem := image_problem(machinetype):
+        return Unusable("root_image", problem, "no site can make a machine of it")
+    if model not in CONTAINER_MODELS:
+        return None
+    if machinetype.image_signing_dn:
+        text = f"signatures of {model} images (image_signing_dn) can't be checked, only VMs'"
+        return Unusable("image_signing_dn", text, "leave it out, or no site makes machines of this type")
+    if paths := taken_binds(model, machinetype.tmp_binds):
+        text = f"{', '.join(paths)} of tmp_binds can't be fresh directories in a {model} machine"
+        return Unusable("tmp_binds", text, "leave them out, or no site makes machines of this type")
+    if not machinetype.user_data and machinetype.container_command == "/user_data":
+        text = "container_command is /user_data, and there is no user_data"
+        return Unusable("user_data", text, add, site=True)
     return None
 
 

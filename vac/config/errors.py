@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from vac.config.pipe import VacuumPipe
 from vac.config.settings import Settings
 
 
@@ -27,7 +28,7 @@ class ConfigurationError(Exception):
     """The configuration can't be used: every problem, and the warnings that there would be besides.
 
     settings are what could be understood of [settings], defaults standing in for the rest: not to create
-    machines by, but enough to go on watching those that there are.
+    machines by, but enough to go on watching those that there are. pipes are those that may be fetched meanwhile.
     """
 
     def __init__(
@@ -35,8 +36,10 @@ class ConfigurationError(Exception):
         problems: Sequence[Problem],
         warnings: Sequence[Problem] = (),
         settings: Settings | None = None,
+        pipes: Mapping[str, VacuumPipe] | None = None,
     ) -> None:
         super().__init__("; ".join(str(problem) for problem in problems))
         self.problems = tuple(problems)
         self.warnings = tuple(warnings)
         self.settings = settings
+        self.pipes = {name: pipe for name, pipe in (pipes or {}).items() if pipe.vacuum_pipe_url}

@@ -57,6 +57,8 @@ class Configuration:
     """Another one whenever an option's value, written or worked out, is another one."""
     copies: Mapping[str, PipeCopy] = field(default_factory=dict, compare=False)
     """By prefix, what the cache had of each pipe when this was read."""
+    files: tuple[str, ...] = ()
+    """Those that it was read from, in order."""
 
 
 def load(paths: Sequence[Path] | None, host: HostFacts) -> Configuration:
@@ -73,6 +75,7 @@ def load(paths: Sequence[Path] | None, host: HostFacts) -> Configuration:
     check_common(common, report)
     sections = _sort_out(contents, report)
     settings = _settings(sections, common, _place(contents, paths), bool(contents.problems), host, report)
+    sure = not report.errors
     local = {
         name: parse_section(f"machinetype {name}", MACHINETYPE, section, common, report)
         for (kind, name), section in sorted(sections.items())
@@ -87,20 +90,22 @@ def load(paths: Sequence[Path] | None, host: HostFacts) -> Configuration:
         else:
             parsed = local[name]
             machinetype = make_machinetype(name, parsed, settings)
-            check_machinetype(machinetype, settings, parsed, report)
+            if not _fits(machinetype, settings, parsed, pipes, report):
+                continue
         machinetypes[name] = machinetype
         reason = unusable(machinetype, settings)
         if reason:
-            reasons[name] = reason
+            reasons[name] = reason.text
         if reason and machinetype.target_share > 0:
-            report.warn(parsed.file, parsed.name, "", f"{reason}; until then none is created")
+            report.warn(parsed.file, parsed.name, "", f"{reason.text}; until then none is created")
     check_shares(
         machinetypes, sum(pipe.target_share for pipe in pipes.values()), _place(contents, paths), report
     )
     if report.errors:
-        raise ConfigurationError(report.errors, report.warnings, settings)
+        raise ConfigurationError(report.errors, report.warnings, settings, pipes if sure else {})
     digest = _digest(sections, common, host, copies)
-    return Configuration(settings, machinetypes, pipes, reasons, tuple(report.warnings), digest, copies)
+    warnings = tuple(report.warnings)
+    return Configuration(settings, machinetypes, pipes, reasons, warnings, digest, copies, contents.files)
 
 
 def _pipes(
@@ -127,6 +132,30 @@ def _pipes(
         if copy.problem is not None:
             report.warn(parsed[name].file, parsed[name].name, "", copy.problem)
     return pipes, copies, found
+
+
+def _fits(
+    machinetype: Machinetype,
+    settings: Settings,
+    parsed: Parsed,
+    pipes: Mapping[str, VacuumPipe],
+    report: Report,
+) -> bool:
+    """Do the options of this machinetype of the site's own go together? False: it is to be left out.
+
+    Below a pipe's prefix it may be meant for an entry that the pipe doesn't have, yet or any more: only a warning.
+    """
+    own = Report()
+    check_machinetype(machinetype, settings, parsed, own)
+    report.warnings += own.warnings
+    prefixes = [prefix for prefix in pipes if machinetype.name.startswith(f"{prefix}-")]
+    if not prefixes:
+        report.errors += own.errors
+        return True
+    words = f"the machinetype is left out, since pipe {max(prefixes, key=len)} doesn't give it now, and by itself "
+    for error in own.errors:
+        report.warn(error.file, error.section, error.option, words + error.text)
+    return not own.errors
 
 
 def _place(contents: Contents, paths: Sequence[Path] | None) -> str:

@@ -16,7 +16,7 @@ from typing import Any, Callable
 from vac.config.machinetype import Machinetype
 from vac.config.options import Kind, Option, declared
 from vac.config.sections import USER_DATA_FILE, USER_DATA_OPTION, nearest
-from vac.config.strict_json import MOST_FLAWS, Flaw, Refused, first, kind_of, read, shown, step
+from vac.config.strict_json import MOST_FLAWS, Flaw, Refused, first, kind_of, read, shown, step, written
 from vac.config.values import LISTS, NUMBERS, BadValue, allowed, parse, quoted
 
 LARGEST_BYTES = 1024 * 1024
@@ -230,8 +230,8 @@ def _free_name(key: str, prefix: str) -> str:
 
 
 def _free_text(given: Any) -> str:
-    if isinstance(given, int) and not isinstance(given, bool):
-        return str(given)
+    if isinstance(given, (int, float)) and not isinstance(given, bool):
+        return written(given)
     if not isinstance(given, str):
         raise BadValue(f"{kind_of(given)} is not text")
     return given

@@ -96,7 +96,18 @@ def review(document: PipeDocument) -> Iterator[Flaw]:
             yield Flaw(f"{entry.path}.cvmfs_repositories", text, serious=True)
         reason = unusable(machinetype, settings)
         if reason is not None:
-            yield Flaw(entry.path, f"{reason}; sites would have to add it", serious=False)
+            path = entry.path if reason.site else f"{entry.path}.{reason.option}"
+            yield Flaw(path, f"{reason.text}; {reason.remedy}", serious=not reason.site)
+    yield from _review_shares(document)
+
+
+def _review_shares(document: PipeDocument) -> Iterator[Flaw]:
+    """Would sites that change nothing create anything at all?"""
+    if not document.entries and not any(flaw.serious for flaw in document.flaws):
+        yield Flaw("$.machinetypes", "there is none: sites create nothing", serious=False)
+    elif document.entries and not any(entry.values.get("target_share") for entry in document.entries):
+        text = "none has a target_share above 0: sites that set none create nothing"
+        yield Flaw("$.machinetypes", text, serious=False)
 
 
 def _named(

@@ -88,7 +88,8 @@ def as_text() -> str:
             section = entry.section
             parts += [f"[{section}]", ""]
         parts += [entry.name, *_wrapped(entry.doc[0].upper() + entry.doc[1:] + ".", "    ")]
-        parts += [*_wrapped(f"Value: {entry.allowed}. {_default_words(entry)}", "    "), ""]
+        pipe = " A pipe's document may set it." if entry.pipe else ""
+        parts += [*_wrapped(f"Value: {entry.allowed}. {_default_words(entry)}{pipe}", "    "), ""]
     parts += [
         *_wrapped(
             "[vacuum_pipe PREFIX] also takes any option of [machinetype NAME]; it overrides the pipe's.", ""

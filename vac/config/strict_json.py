@@ -50,6 +50,12 @@ class _Odd(NamedTuple):
     text: str
 
 
+class _Written(float):
+    """A number with a point or an exponent that remembers how it was written."""
+
+    text: str
+
+
 class _Object(dict[str, Any]):
     """A JSON object that remembers which keys were there twice."""
 
@@ -94,8 +100,14 @@ def _integer(text: str) -> int | _Odd:
 
 
 def _number(text: str) -> float | _Odd:
-    value = float(text)
+    value = _Written(text)
+    value.text = text
     return value if math.isfinite(value) else _Odd(text)
+
+
+def written(number: int | float) -> str:
+    """A number of a document as text, as it was written there."""
+    return number.text if isinstance(number, _Written) else str(number)
 
 
 def _traps(value: Any, path: str) -> Iterator[Flaw]:

@@ -174,14 +174,13 @@ def values(wanted: Wanted, user_data_url: str = "") -> dict[str, bytes]:
 
 
 def masked(found: Mapping[str, bytes]) -> dict[str, bytes]:
-    """The values as they may be shown: of what a site or an experiment puts in only its size."""
+    """The values as they may be shown: only sizes of what a site or an experiment puts in, no passwords of URLs."""
     shown = {}
     for name, content in found.items():
         own = name.startswith(("user_data_option_", "user_data_file_"))
         shown[name] = f"({name}: {len(content)} bytes, not shown)".encode() if own else content
-    shown["user_data_url"] = _bytes(
-        without_password(found.get("user_data_url", b"").decode("utf-8", "surrogateescape"))
-    )
+    for name in ("user_data_url", "user_data_root_image_url"):
+        shown[name] = _bytes(without_password(found.get(name, b"").decode("utf-8", "surrogateescape")))
     return shown
 
 

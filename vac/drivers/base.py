@@ -80,6 +80,8 @@ class MachineSpec:
     """The machinetype's files/ directory, to which a relative root_image refers."""
     address: str | None = None
     """The IPv4 address of a VM."""
+    hidden: tuple[Path, ...] = ()
+    """Files and directories of this host that no machine may see, where an image shows the host's own tree."""
 
 
 class Driver(Protocol):
@@ -195,3 +197,29 @@ class Adopting(Protocol):
         They come from the factory's own records; those that bear our marks may be among them. Replaces what
         was said before. Doesn't block.
         """
+
+
+@dataclass(frozen=True)
+class LeftProcess:
+    """A machine that is processes of this host, as an older Vac has left it."""
+
+    name: str
+    """Host name of the machine."""
+    pid: int
+    """Of its first process."""
+    noted_time: float
+    """When that number was written down, Unix seconds: the process had begun by then."""
+    user: str
+    """The account it runs as."""
+    processors: int
+    memory_bytes: int
+    cpu_seconds: float
+    """What it had used when it was last looked at."""
+
+
+@runtime_checkable
+class Following(Protocol):
+    """A driver that can watch and end machines which an older Vac has made of processes."""
+
+    def follow(self, processes: Mapping[str, LeftProcess]) -> None:
+        """From now on these, by uuid, are machines like its own, as far as they still run. Doesn't block."""

@@ -26,6 +26,8 @@ from vac.drivers.base import (
     Driver,
     EngineState,
     EngineUnavailable,
+    Following,
+    LeftProcess,
     MachineSpec,
     Noticing,
     Observed,
@@ -171,6 +173,12 @@ class InlineEngine:
         driver: object = self._driver
         if isinstance(driver, Adopting):
             driver.adopt(machines)
+
+    def follow(self, processes: Mapping[str, LeftProcess]) -> None:
+        """Tell the driver of machines that an older Vac has left running; see Following."""
+        driver: object = self._driver
+        if isinstance(driver, Following):
+            driver.follow(processes)
 
     def settle(self, message: ActionResult) -> None:
         """Tell that this result has been received and acted upon: its action is pending no more."""

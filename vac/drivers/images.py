@@ -7,6 +7,7 @@ prepare(), which answers from memory.
 from __future__ import annotations
 
 import logging
+import os
 import threading
 import time
 from dataclasses import dataclass, field
@@ -100,22 +101,39 @@ class ImageFiles:
 
     def path(self, root_image: str | None, signing_dn: str | None, files: Path) -> Path:
         """The image's file. Raises CreationFailed if it isn't ready, or isn't any more what was checked."""
+        return self._find(root_image, signing_dn, files, None)[0]
+
+    def held(
+        self, root_image: str | None, signing_dn: str | None, files: Path, own_name: Path
+    ) -> tuple[Path, Path]:
+        """As path(), and the name to open it by: own_name if it was fetched or checked and both are on one file system.
+
+        That names what was checked even when the other has been replaced. The caller removes it.
+        """
+        return self._find(root_image, signing_dn, files, own_name)
+
+    def _find(
+        self, root_image: str | None, signing_dn: str | None, files: Path, own_name: Path | None
+    ) -> tuple[Path, Path]:
         missing = self.prepare(root_image, signing_dn, files)
         if missing is not None:
             raise CreationFailed(missing)
         key = _key(root_image or "", signing_dn, files)
         entry = self._entries.get(key)
         path = Path(key.source) if entry is None or entry.ready is None else entry.ready.path
+        name = path if entry is None or own_name is None else _named(path, own_name)
         try:
-            stamp = _stamp(path)
+            stamp = _stamp(name)
         except OSError as error:
             stamp, missing = None, error.strerror
         if entry is not None and (entry.ready is None or stamp != entry.ready.stamp):
             entry.ready, entry.next_time = None, 0.0
             missing = "its file has been replaced: to be looked at again"
         if missing is not None:
+            if name == own_name:
+                name.unlink()
             raise CreationFailed(f"image {key.shown}: {missing}")
-        return path
+        return path, name
 
     def _reason(self, key: _Key, entry: _Entry) -> str | None:
         if entry.ready is not None:
@@ -129,8 +147,7 @@ class ImageFiles:
     def _work(self, fetch: Fetch, key: _Key, entry: _Entry) -> None:
         late, pause_seconds = False, REFRESH_SECONDS
         try:
-            path = fetch(key.source, key.signing_dn)
-            first, entry.ready = entry.ready is None, _Ready(path, _stamp(path))
+            first, entry.ready = entry.ready is None, _fetched(fetch, key)
             late = first and entry.settled.is_set()
             entry.failure, entry.failures = "", 0
         except OSError as error:
@@ -156,6 +173,27 @@ def _key(root_image: str, signing_dn: str | None, files: Path) -> _Key:
 
 def _needs_work(key: _Key) -> bool:
     return "://" in key.source or key.signing_dn is not None
+
+
+def _fetched(fetch: Fetch, key: _Key) -> _Ready:
+    """The file, and the stamp of what was judged: with another signer, or none, the same URL has another thread, which
+    may replace the copy at any time. Raises OSError."""
+    path = fetch(key.source, key.signing_dn)
+    stamp = _stamp(path)
+    if key.signing_dn is not None:
+        fetch(str(path), key.signing_dn)  # from memory, unless it is another file than a moment ago
+        if _stamp(path) != stamp:
+            raise OSError("the file was replaced while it was checked")
+    return _Ready(path, stamp)
+
+
+def _named(path: Path, name: Path) -> Path:
+    """The file by its new name; by the old one if it can't have another."""
+    try:
+        os.link(path.resolve(), name)
+    except OSError:
+        return path
+    return name
 
 
 def _stamp(path: Path) -> tuple[int, ...]:

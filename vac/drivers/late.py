@@ -13,6 +13,8 @@ from vac.drivers.base import (
     Detailing,
     Driver,
     EngineUnavailable,
+    Following,
+    LeftProcess,
     MachineSpec,
     Noticing,
     Observed,
@@ -33,6 +35,7 @@ class LateDriver:
         self._closing = threading.Lock()
         self._closed = threading.Event()
         self._adopted: Mapping[str, str] = {}
+        self._followed: Mapping[str, LeftProcess] = {}
 
     def _open(self) -> Driver:
         with self._opening:
@@ -42,6 +45,7 @@ class LateDriver:
             if driver is None:
                 driver = self._opened = self._opener()
                 self.adopt(self._adopted)
+                self.follow(self._followed)
                 if self._closed.is_set():
                     self._close()
             return driver
@@ -99,6 +103,13 @@ class LateDriver:
         driver: object = self._opened
         if isinstance(driver, Adopting):
             driver.adopt(machines)
+
+    def follow(self, processes: Mapping[str, LeftProcess]) -> None:
+        """As Following; what is said before the driver is open is told to it then."""
+        self._followed = processes
+        driver: object = self._opened
+        if isinstance(driver, Following):
+            driver.follow(processes)
 
     def events(self) -> Iterator[str]:
         """As Driver."""

@@ -37,7 +37,7 @@ Run = Callable[[Callable[[], object]], None]
 
 def in_thread(work: Callable[[], object]) -> None:
     """Have it done in the background."""
-    threading.Thread(target=work, name="context", daemon=True).start()
+    threading.Thread(target=work, name="background", daemon=True).start()
 
 
 class Contexts:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import logging
 import uuid as uuids
+from pathlib import Path
 
+from vac.config.load import Configuration
 from vac.config.machinetype import VM_MODELS, Machinetype
 from vac.context.user_data import Wanted
 from vac.drivers.base import CreationFailed, EngineState, MachineSpec
@@ -123,6 +125,7 @@ class Creation:
                 directory=machine.directory,
                 files=state.machinetype_files(machinetype.pipe or machinetype.name),
                 address=self._address(slot, machinetype),
+                hidden=_hidden(self.floor.configuration),
             )
         )
 
@@ -183,3 +186,9 @@ class Creation:
             )
         else:
             self.ending.discard(slot, answer.reason)
+
+
+def _hidden(configuration: Configuration) -> tuple[Path, ...]:
+    """What holds a VO's secrets though other machines' user may be able to read it: the configuration, and tokens."""
+    tokens = (one.token_dir for one in configuration.machinetypes.values())
+    return (*(Path(file).absolute() for file in configuration.files), *filter(None, tokens))

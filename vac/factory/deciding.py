@@ -151,13 +151,31 @@ class Deciding:
             self.floor.changes.clear("guard")
         elif self.decision.guard_name != decision.guard_name:
             self.floor.changes.say("guard", f"nothing is created: {decision.guard}")
+        self._tell_holds(decision)
         for note in set(self.decision.notes).difference(decision.notes):
             self.floor.changes.clear(("note", note))
         for note in decision.notes:
             self.floor.changes.say(("note", note), note)
+
+    def _tell_holds(self, decision: Decision) -> None:
+        """Say which types are held back from now on, and which no longer; how long still is no news."""
+        before, holds = _holds(self.decision), _holds(decision)
+        for name, where in holds.items():
+            if before.get(name) != where:
+                log.info("%s: %s", name, decision.passed_over[name])
+        for name in before.keys() - holds.keys():
+            log.info("%s: no longer held back", name)
 
     def _begins(self, decision: Decision) -> bool:
         """Is nothing known against creating but that the engines, or the health command, have yet to answer?"""
         if decision.guard_name == "engines":
             return not any(engine.problem() for engine in self.floor.engines.values())
         return decision.guard_name == "health" and self.health_problem == NO_ANSWER
+
+
+def _holds(decision: Decision) -> dict[str, str]:
+    """By machinetype that is held back, whose aborts did that."""
+    return {
+        **dict.fromkeys(decision.held_in_space, "in the space"),
+        **dict.fromkeys(decision.held_here, "here"),
+    }

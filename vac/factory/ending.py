@@ -10,8 +10,9 @@ from vac.drivers.base import Usage
 from vac.drivers.registry import engine_name
 from vac.factory.floor import Floor
 from vac.factory.slots import Slot
+from vac.machines.machine import Machine
 from vac.machines.messages import set_shutdown_message
-from vac.machines.slots import discard, outcome
+from vac.machines.slots import discard, discard_scratch, outcome
 from vac.machines.status import Happening
 from vac.scheduling.backoff import code_group, reported_message, says_no_work
 from vac.scheduling.model import Outcome
@@ -95,6 +96,20 @@ class Ending:
         slot.zombie = False
         slot.known_since = self.floor.clock()
         self.floor.changed = True
+        if slot.machine is not None:
+            self.empty(slot.machine)
+
+    def empty(self, machine: Machine) -> None:
+        """Give back the disk of a finished machine that its engine has let go of; what fails is tried again."""
+        try:
+            discarded = discard_scratch(self.floor.state, machine.directory)
+        except OSError as error:
+            text = f"{machine.name}: its scratch space can't be removed: {error}"
+            self.floor.changes.say(f"scratch {machine.uuid}", text, logging.WARNING)
+            return
+        self.floor.changes.clear(f"scratch {machine.uuid}")
+        if discarded:
+            self.floor.sweeper.start()
 
     def destroyed_or_not(self, slot: Slot, outcome: str) -> None:
         """Count that the engine has let go of a finished machine, or said that it couldn't."""
@@ -120,6 +135,7 @@ class Ending:
             return
         self.release(slot)
         discard(self.floor.state, machine)
+        self.floor.sweeper.start()
         slot.clear(None)
         self.floor.creation_failed(machine.machinetype, f"{machine.name}: {reason}", machine.created_time)
 

@@ -23,6 +23,7 @@ from vac.machines import machine as machines
 from vac.machines.layout import StateDir, slot_name
 from vac.machines.machine import Machine
 from vac.machines.status import Creation, Happening
+from vac.machines.sweeping import Sweeper
 from vac.scheduling.backoff import History
 from vac.scheduling.model import Outcome
 
@@ -50,6 +51,7 @@ class Floor:
     changes: OnChange
     history: History
     monitor: Monitor
+    sweeper: Sweeper
     engines: dict[str, InlineEngine] = field(default_factory=dict)
     created: deque[Creation] = field(default_factory=lambda: deque(maxlen=REMEMBERED_CREATIONS))
     """The last creations, newest first."""
@@ -84,8 +86,10 @@ class Floor:
         name = engine_name(machine_model)
         if name not in self.engines:
             engine = self.engines[name] = self.open_engine(machine_model, self.settings)
-            machines = (slot.machine for slot in self.slots_of(name))
-            engine.adopt({machine.uuid: machine.name for machine in machines if machine})
+            found = [slot.machine for slot in self.slots_of(name) if slot.machine]
+            engine.adopt({machine.uuid: machine.name for machine in found})
+            left = {machine.uuid: machines.left_process(machine, self.settings) for machine in found}
+            engine.follow({uuid: process for uuid, process in left.items() if process})
             engine.request_observation()
         return self.engines[name]
 

@@ -33,6 +33,7 @@ from vac.logs import OnChange
 from vac.machines import statefiles
 from vac.machines.layout import StateDir, StateDirBusy
 from vac.machines.slots import finished_machines, load_slots, strays
+from vac.machines.sweeping import Sweeper
 from vac.roles import EXIT_OTHER_AT_WORK, RoleOptions
 from vac.scheduling.backoff import History, reported_message
 from vac.vacquery.names import Names, Resolver
@@ -82,15 +83,19 @@ def main(options: RoleOptions) -> int:
 def _first_configuration(
     loader: Loader, inbox: queue.Queue[Message]
 ) -> tuple[Configuration | None, ConfigurationError | None]:
-    """The configuration to begin with; of a broken one, what suffices to watch the machines that there are."""
+    """The configuration to begin with; of a broken one, what suffices to watch the machines that
+    there are, and to fetch pipes."""
     try:
         return loader.load(time.time()), None
     except ConfigurationError as error:
         for problem in error.problems:
             log.error("%s", problem)
-        if error.settings is None:
-            return None, error
-        return Configuration(error.settings, {}, {}, {}, (), ""), error
+        return stand_in(error), error
+
+
+def stand_in(error: ConfigurationError) -> Configuration | None:
+    """In place of a broken configuration: no machinetypes; None if not even [settings] could be looked at."""
+    return None if error.settings is None else Configuration(error.settings, {}, error.pipes, {}, (), "")
 
 
 def open_factory(
@@ -136,6 +141,7 @@ def open_factory(
         changes=OnChange(log),
         history=History.of(outcomes, fizzles).no_later_than(clock()),
         monitor=Monitor(state, names or Resolver(settings.factory_name), clock),
+        sweeper=Sweeper(state.tmp, run),
         strays=strays(state, machines.values(), configuration.machinetypes, settings),
     )
     running = sum(1 for slot in floor.slots if slot.occupied)

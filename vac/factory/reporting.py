@@ -57,6 +57,7 @@ class Reporting:
             self.expiry.run(machinetypes, directories, now)
             named = [one.root_image for one in machinetypes.values() if one.root_image]
             self.images.expire(named, now, UNUSED_IMAGE_DAYS)
+        self.floor.sweeper.start()
         self.floor.monitor.cycle(settings)
         self.floor.reported = False
 

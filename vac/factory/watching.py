@@ -85,6 +85,8 @@ class Watcher:
         """A machine that has been accounted for: see that the engine lets go of it."""
         if found is None and slot.removing_since is not None:
             self.ending.released(slot)
+        elif found is None and slot.machine is not None:
+            self.ending.empty(slot.machine)
         elif found is not None:
             if slot.removing_since is None:
                 slot.removing_since = self.floor.clock()

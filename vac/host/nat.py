@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vac.host.hosts_file import FULL_HOSTS
-from vac.host.nat_rules import BRIDGE, missing_rules
+from vac.host.nat_rules import Lacks, missing_rules
+from vac.host.rule_match import BRIDGE
 
 PROGRAM_SECONDS = 20.0
 
@@ -55,8 +56,14 @@ class NatHost:
 
     def missing(self) -> list[str]:
         """What keeps VMs from the services that they need, as far as can be seen."""
-        problems = missing_rules(self._output("iptables-save"), self._output("nft", "list", "ruleset"))
-        return problems if self.forwards() else ["net.ipv4.ip_forward is 0: set it to 1", *problems]
+        return self.lacks().missing
+
+    def lacks(self) -> Lacks:
+        """The same, with what perhaps does."""
+        lacks = missing_rules(self._output("iptables-save"), self._output("nft", "list", "ruleset"))
+        if not self.forwards():
+            lacks.missing.insert(0, "net.ipv4.ip_forward is 0: set it to 1")
+        return lacks
 
     def _output(self, *command: str) -> str | None:
         """None if it isn't there or fails."""

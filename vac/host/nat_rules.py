@@ -9,17 +9,21 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
-NETWORK = "169.254.0.0/16"
-BRIDGE = "virbr1"
+from vac.host.rule_match import BRIDGE, NETWORK, Packet, Verdict, matches
+
 _SERVICES = (
     ("udp", 67, "factory's DHCP"),
     ("udp", 53, "factory's name server"),
     ("tcp", 80, "factory's metadata and features"),
 )
-_LEADS_TO = re.compile(r"(?:-[jg]|\bjump|\bgoto) (\S+)")
-_NOT_FIRST = re.compile(r"RELATED|established| -o |oif")
-"""Of rules for other packets than a guest's first one, or for its way out."""
+_LEADS_TO = re.compile(r"(?:-[jg]|\bjump|\bgoto) ([^\s,}]+)")
+_ACCEPTS = re.compile(r"-j ACCEPT\b|\baccept\b")
+_MASQUERADES = re.compile(r"-j (?:MASQUERADE|SNAT)\b|\b(?:masquerade|snat)\b")
+_FOR_PEOPLE = re.compile(
+    r' (?:--comment|--log-prefix) [^\s"]+| (?:--comment|--log-prefix|comment|log prefix) "(?:[^"\\]|\\.)*"'
+)
 
 
 @dataclass
@@ -34,30 +38,51 @@ class Chain:
 Table = dict[str, Chain]
 
 
-def missing_rules(iptables: str | None, nft: str | None) -> list[str]:
-    """What guests need and rules don't give them, each with what to do.
+class Lacks(NamedTuple):
+    """What guests need and rules don't give them, each with what to do."""
+
+    missing: list[str]
+    doubtful: list[str]
+    """What rules may give, or not: they have conditions that aren't understood."""
+
+
+def missing_rules(iptables: str | None, nft: str | None) -> Lacks:
+    """What guests lack.
 
     iptables is the output of iptables-save, nft that of `nft list ruleset`; None where there is none.
     """
+    lacks = Lacks([], [])
     if iptables is None and nft is None:
-        return []
+        return lacks
     tables = [*_iptables_tables(iptables or ""), *_nft_tables(nft or "")]
-    problems = []
-    if not any(_is_masquerade(rule) for _, rules in _hooked(tables, "postrouting") for rule in rules):
-        problems.append(f"no rule masquerades {NETWORK}: VMs can't reach the outside; restart libvirtd")
-    for chain, rules in _hooked(tables, "forward"):
-        if _is_closed(chain) and not any(_opens(rule) for rule in rules):
-            problems.append(
+    masquerading = [
+        _best(table, name, _MASQUERADES, Packet()) for table, name, _ in _hooked(tables, "postrouting")
+    ]
+    _judge(
+        max(masquerading, default=Verdict.NO),
+        f"no rule masquerades {NETWORK}: VMs can't reach the outside; restart libvirtd",
+        lacks,
+    )
+    for table, name, chain in _hooked(tables, "forward"):
+        if _is_closed(chain):
+            problem = (
                 f"forwarding from {BRIDGE} isn't accepted: VMs can't reach the outside; restart libvirtd"
             )
-    for chain, rules in _hooked(tables, "input"):
+            _judge(_best(table, name, _ACCEPTS, Packet()), problem, lacks)
+    for table, name, chain in _hooked(tables, "input"):
         if _is_closed(chain):
-            problems += [
-                f"{protocol} port {port} isn't accepted from {BRIDGE}: VMs can't use the {what}; accept it"
-                for protocol, port, what in _SERVICES
-                if not any(_opens(rule, protocol, port) for rule in rules)
-            ]
-    return list(dict.fromkeys(problems))
+            for protocol, port, what in _SERVICES:
+                problem = f"{protocol} port {port} isn't accepted from {BRIDGE}: VMs can't use the {what}; accept it"
+                _judge(_best(table, name, _ACCEPTS, Packet(protocol, port)), problem, lacks)
+    return lacks
+
+
+def _judge(verdict: Verdict, problem: str, lacks: Lacks) -> None:
+    if verdict is Verdict.NO and problem not in lacks.missing:
+        lacks.missing.append(problem)
+    if verdict is Verdict.MAYBE:
+        text = f"some rules aren't understood; if none of them helps, {problem}"
+        lacks.doubtful.extend([text] if text not in lacks.doubtful else [])
 
 
 def _iptables_tables(text: str) -> Iterator[Table]:
@@ -69,12 +94,15 @@ def _iptables_tables(text: str) -> Iterator[Table]:
                 hook = words[0][1:].lower() if words[1] != "-" else ""
                 table[words[0][1:]] = Chain(hook, words[1].lower())
             elif line.startswith("-A ") and words[1] in table:
-                table[words[1]].rules.append(f" {words[2]}")
+                table[words[1]].rules.append(_FOR_PEOPLE.sub("", f" {words[2]}"))
         yield table
 
 
 def _nft_tables(text: str) -> Iterator[Table]:
+    text = re.sub(r",\s*\n\s*", ", ", text)  # sets may take several lines
     for part in re.split(r"^table ", text, flags=re.MULTILINE)[1:]:
+        if part.split(None, 1)[0] not in ("ip", "inet"):
+            continue
         table: Table = {}
         chain = Chain()
         for line in map(str.strip, part.splitlines()):
@@ -84,46 +112,36 @@ def _nft_tables(text: str) -> Iterator[Table]:
             elif base:
                 chain.hook, chain.policy = base[1], base[2] or "accept"
             elif line:
-                chain.rules.append(line)
+                chain.rules.append(_FOR_PEOPLE.sub("", f" {line}").strip())
         yield table
 
 
-def _hooked(tables: list[Table], hook: str) -> Iterator[tuple[Chain, list[str]]]:
-    """The kernel's chains of this hook, each with its rules and those of all chains that it leads to."""
+def _hooked(tables: list[Table], hook: str) -> Iterator[tuple[Table, str, Chain]]:
+    """The kernel's chains of this hook."""
     for table in tables:
         for name, chain in table.items():
             if chain.hook == hook:
-                names, rules = [name], []
-                for each in names:
-                    rules += table[each].rules
-                    targets = [found for rule in table[each].rules for found in _LEADS_TO.findall(rule)]
-                    names += dict.fromkeys(one for one in targets if one in table and one not in names)
-                yield chain, rules
+                yield table, name, chain
+
+
+def _best(table: Table, name: str, wanted: re.Pattern[str], packet: Packet) -> Verdict:
+    """Does a rule of the chain, or of those that it leads the packet to, do what is wanted with it?"""
+    best, todo = Verdict.NO, [(name, Verdict.YES)]
+    seen = set(todo)
+    for chain, led in todo:
+        for rule in table[chain].rules:
+            verdict = min(led, matches(rule, packet))
+            if verdict is Verdict.NO:
+                continue
+            if wanted.search(rule):
+                best = max(best, verdict)
+            leads_to = {(one, verdict) for one in _LEADS_TO.findall(rule) if one in table} - seen
+            todo += leads_to
+            seen |= leads_to
+    return best
 
 
 def _is_closed(chain: Chain) -> bool:
     """Does it drop or reject packets that none of its rules mentions?"""
     plain = re.compile(r"( -m \S+| --ctstate \S+)* -j (DROP|REJECT)\b|(counter .*\d )?(drop|reject)\b")
     return chain.policy == "drop" or any(plain.match(rule) for rule in chain.rules)
-
-
-def _is_masquerade(rule: str) -> bool:
-    if not re.search(r"-j (MASQUERADE|SNAT)\b|\b(masquerade|snat)\b", rule):
-        return False
-    return NETWORK in rule or not re.search(r" -s |saddr", rule)
-
-
-def _opens(rule: str, protocol: str = "", port: int | None = None) -> bool:
-    """Does it accept packets from the bridge to this port, or all of them where no port is given?"""
-    if not re.search(r"-j ACCEPT|\baccept$", rule):
-        return False
-    if _NOT_FIRST.search(rule) if port is not None else re.search(r"RELATED|established", rule):
-        return False
-    interface = re.search(r'(?:-i|iif|iifname) "?([^\s"]+)"?', rule)
-    source = re.search(r"(?:-s|saddr) (\S+)", rule)
-    if (interface and interface[1] != BRIDGE) or (source and source[1] != NETWORK):
-        return False
-    ports = re.search(r"--dports? (\S+)|\bdport (\{[^}]*\}|\S+)", rule)
-    if ports:
-        return str(port) in re.findall(r"\d+", ports[0]) and protocol in rule
-    return bool(interface or source) and not re.search(r"-p |icmp|ip protocol", rule)

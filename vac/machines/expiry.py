@@ -12,7 +12,7 @@ from vac.config.machinetype import Machinetype
 from vac.machines import files
 from vac.machines.layout import StateDir, parse_directory_name, slot_number
 from vac.machines.machine import load
-from vac.machines.slots import Report, outcome
+from vac.machines.slots import Report, discard_scratch, outcome
 from vac.scheduling.backoff import is_abort
 
 log = logging.getLogger(__name__)
@@ -82,8 +82,17 @@ class Expiry:
             return None
         finished = path / "finished"
         ended_time = finished.stat().st_mtime if machine.finished else float(name.created_time)
+        if machine.finished:
+            self._empty(path)
         aborted = machine.started_time is None or is_abort(outcome(machine, self._report).message)
         return _Ended(name.created_time, name.machinetype, ended_time, aborted)
+
+    def _empty(self, path: Path) -> None:
+        """Whoever saw to its end, a classic factory perhaps, has left its disk."""
+        try:
+            discard_scratch(self._state, path)
+        except OSError as error:
+            log.warning("%s: its scratch space can't be removed: %s", path, error)
 
     def _expired(self, machinetypes: Mapping[str, Machinetype], now: float) -> list[Path]:
         """What is too old, and aborted ones of which there are too many; oldest first."""

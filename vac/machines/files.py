@@ -21,6 +21,8 @@ from typing import Callable
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _MOST_PASSES = 100_000
+_GRAVE = "gone-"
+"""How names in tmp/ begin of what is only to be removed."""
 _numbers = itertools.count()
 
 Owner = tuple[int, int]
@@ -149,10 +151,13 @@ def set_mtime(path: Path, mtime: float) -> None:
 
 
 def discard(path: Path, *, tmp: Path) -> None:
-    """Remove a directory so that it vanishes at once from where it is."""
-    grave = temporary_path(tmp)
-    rename(path, grave)
-    remove_tree(grave)
+    """Let a file or directory vanish at once from where it is: it is one of graves(tmp) then, to be removed."""
+    rename(path, tmp / f"{_GRAVE}{temporary_path(tmp).name}")
+
+
+def graves(tmp: Path) -> list[Path]:
+    """What has been discarded and is still in tmp."""
+    return sorted(path for path in tmp.iterdir() if path.name.startswith(_GRAVE))
 
 
 def remove_tree(path: Path) -> None:

@@ -117,16 +117,13 @@ class StateDir:
         return self.root / f"{role}.pid"
 
     def prepare(self) -> None:
-        """Make what directories are missing, empty tmp/ of leftovers, and set the reserve aside."""
+        """Make what directories are missing, discard what was left in tmp/, and set the reserve aside."""
         self.root.mkdir(mode=0o755, parents=True, exist_ok=True)
         for name in _PUBLIC_DIRECTORIES:
             files.make_directory(self.root / name, exist_ok=True)
         files.make_directory(self.requests, mode=0o700, exist_ok=True)
-        for leftover in sorted(self.tmp.iterdir()):
-            try:
-                files.remove_tree(leftover)
-            except OSError as error:
-                log.warning("%s can't be removed: %s", leftover, error)
+        for leftover in sorted(set(self.tmp.iterdir()).difference(files.graves(self.tmp))):
+            files.discard(leftover, tmp=self.tmp)
         self.keep_reserve()
 
     def keep_reserve(self) -> bool:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from vac.config.machinetype import Machinetype
 from vac.config.settings import Settings
+from vac.drivers.base import LeftProcess
 from vac.machines import ending, files
 from vac.machines.ending import EndingOptions
 from vac.machines.layout import StateDir, parse_directory_name
@@ -242,6 +243,29 @@ def read_details(machine: Machine) -> dict[str, str]:
     except ValueError:
         return {}
     return {str(name): str(value) for name, value in found.items()} if isinstance(found, dict) else {}
+
+
+def left_process(machine: Machine, settings: Settings) -> LeftProcess | None:
+    """What an older Vac has noted of a machine that it left running as a process of this host; None if it is none.
+
+    Our own, which have a machinetype.json, are known by their cgroups.
+    """
+    file = machine.directory / "pid"
+    pid, noted_time = _integer(_text(file)), _mtime(file)
+    if machine.finished or not machine.uuid or (machine.directory / "machinetype.json").exists():
+        return None
+    if machine.model != "singularity" or pid is None or noted_time is None:
+        return None
+    user, memory_bytes = settings.singularity_user or "nobody", machine.options.mb_per_processor * 1024 * 1024
+    return LeftProcess(
+        machine.name,
+        pid,
+        noted_time,
+        user,
+        machine.processors,
+        memory_bytes * machine.processors,
+        machine.cpu_seconds,
+    )
 
 
 def lower_shutdown_time(state: StateDir, machine: Machine, shutdown_time: int) -> bool:

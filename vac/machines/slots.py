@@ -118,6 +118,18 @@ def discard(state: StateDir, machine: Machine) -> None:
         files.discard(machine.directory, tmp=state.tmp)
 
 
+def discard_scratch(state: StateDir, directory: Path) -> bool:
+    """Discard what was a machine's own disk, now that nothing of it runs; False if there is none any more.
+
+    Logs and joboutputs lie beside it and stay. Raises OSError, for example if something is mounted there.
+    """
+    scratch = directory / "mnt"
+    if not scratch.exists():
+        return False
+    files.discard(scratch, tmp=state.tmp)
+    return True
+
+
 def strays(
     state: StateDir,
     slots: Iterable[Machine],

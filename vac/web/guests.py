@@ -7,11 +7,9 @@ from pathlib import Path
 
 from vac.config.machinetype import VM_MODELS
 from vac.machines import files
+from vac.machines.joboutputs import FILE_LIMIT_BYTES
 from vac.machines.layout import StateDir, address_slot, slot_name
 from vac.machines.slots import read_slot
-
-FILE_LIMIT_BYTES = 16 * 1024 * 1024
-"""Of what a VM is given, such as its user_data."""
 
 
 @dataclass(frozen=True)
@@ -27,7 +25,10 @@ class Guest:
     directory: Path
 
     def read(self, name: str, below: str = "") -> bytes | None:
-        """The content of a file in the machine's directory, or in one below that; None if there is none."""
+        """The content of a file in the machine's directory, or in one below that; None if there is none.
+
+        What a machine has stored is never too large for it.
+        """
         try:
             return files.read_untrusted(self.directory / below, name, FILE_LIMIT_BYTES)
         except (FileNotFoundError, files.Unreadable):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import tempfile
 from collections.abc import Iterable
 from functools import partial
 from http import HTTPStatus
@@ -103,9 +104,18 @@ def prepare(state: StateDir) -> Path:
     return tmp
 
 
+def _keep_all_in(tmp: Path) -> Path:
+    """Let the server's temporary files, bodies that have not come whole yet, be in this directory, too."""
+    tempfile.tempdir = str(tmp)
+    return tmp
+
+
 def main(options: RoleOptions) -> int:
     """The process of the role `mjf`: 0 when told to end, 1 when it can't work as configured."""
     service = process.Service(
-        "mjf", ADDRESS, lambda state: partial(respond, prepare(state)), joboutputs.FILE_LIMIT_BYTES
+        "mjf",
+        ADDRESS,
+        lambda state: partial(respond, _keep_all_in(prepare(state))),
+        joboutputs.FILE_LIMIT_BYTES,
     )
     return process.run(lambda _settings: service, options)

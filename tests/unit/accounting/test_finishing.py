@@ -310,7 +310,7 @@ def killed_at(step: int) -> Any:
 def check_invariants(life: Life, machine: Machine | None) -> None:
     state = life.state
     archive, outgoing = written(state.apel_archive), written(state.apel_outgoing)
-    assert not list(state.tmp.iterdir())
+    assert sorted(state.tmp.iterdir()) == files.graves(state.tmp)
     if machine is None:
         assert not life.has_run
         assert not list(state.machines.iterdir())

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
-from vac.cli import doctor_vms
+from tests.unit.state_dirs import machinetype_of
+from vac.cli import doctor, doctor_vms
 from vac.config.settings import Settings
 from vac.drivers.base import CreationFailed
 from vac.host.nat import NatHost, NatProblem
+from vac.host.nat_rules import Lacks
 
 BOTH = ["169.254.169.253", "169.254.169.254"]
 
@@ -19,13 +22,14 @@ class Host(NatHost):
     """A host whose kernel says what a test wants."""
 
     found: list[str] | None = BOTH
-    lacks: tuple[str, ...] = ()
+    missing_rules: tuple[str, ...] = ()
+    doubtful_rules: tuple[str, ...] = ()
 
     def addresses(self) -> list[str] | None:
         return self.found
 
-    def missing(self) -> list[str]:
-        return [*self.lacks]
+    def lacks(self) -> Lacks:
+        return Lacks([*self.missing_rules], [*self.doubtful_rules])
 
 
 @pytest.fixture
@@ -75,7 +79,7 @@ def test_the_state_of_the_network_is_told(
 
 def test_missing_rules_and_a_missing_ip_program_are_problems(settings: Settings) -> None:
     host = Host()
-    object.__setattr__(host, "lacks", ("no rule masquerades",))
+    object.__setattr__(host, "missing_rules", ("no rule masquerades",))
     assert of_network(settings, host) == {"packet filter": "no rule masquerades"}
 
     class Without(NatHost):
@@ -83,6 +87,12 @@ def test_missing_rules_and_a_missing_ip_program_are_problems(settings: Settings)
             raise NatProblem("ip is not installed")
 
     assert of_network(settings, Without())["network of VMs on virbr1"] == "ip is not installed"
+
+
+def test_rules_that_are_not_understood_are_no_more_than_a_note(settings: Settings) -> None:
+    host = Host()
+    object.__setattr__(host, "doubtful_rules", ("some rules aren't understood",))
+    assert ("packet filter", "some rules aren't understood", False) in [*doctor_vms.rows(settings, host)]
 
 
 def test_a_missing_key_is_no_more_than_a_note(settings: Settings) -> None:
@@ -99,3 +109,47 @@ def test_lvms_programs_are_needed_only_if_a_group_is_used(settings: Settings, pr
     programs |= {"vgs", "lvs"}
     missing = "lvcreate lvremove not there: install lvm2"
     assert [*doctor_vms.lvm_rows(settings, lambda _: "")] == [("LVM's programs", missing, True)]
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ({"root_image": "there.iso"}, ""),
+        ({"root_image": "https://example.org/image.iso"}, ""),
+        ({"root_image": "missing.iso"}, "files/missing.iso isn't there"),
+        ({"root_image": "/nowhere/missing.iso"}, "root_image /nowhere/missing.iso isn't there"),
+        ({"root_image": "directory"}, "is no file"),
+        ({"root_image": "there.iso", "image_signing_dn": "CN=x"}, "needs the signers' CAs in"),
+    ],
+)
+def test_a_type_of_vms_needs_its_image_and_the_cas_of_its_signers(
+    tmp_path: Path, options: dict[str, str], told: str
+) -> None:
+    files, certificates = tmp_path / "files", tmp_path / "certificates"
+    (files / "directory").mkdir(parents=True)
+    (files / "there.iso").touch()
+    kind = machinetype_of(machine_model="cernvm4", **options)
+    problems = [*doctor_vms.image_problems(kind, files, certificates)]
+    assert len(problems) == (told != "")
+    assert told in "".join(problems)
+    certificates.mkdir()
+    assert [*doctor_vms.image_problems(kind, files, certificates)] == problems, "an empty one is of no use"
+    (certificates / "ca.pem").touch()
+    left = [] if "image_signing_dn" in options else problems
+    assert [*doctor_vms.image_problems(kind, files, certificates)] == left
+
+
+def test_doctor_tells_of_a_missing_image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = tmp_path / "vac.conf"
+    config.write_text(
+        f"[settings]\nvac_space = vac.example.org\nfactory_name = node1.example.org\nstate_dir = {tmp_path}\n"
+        "[machinetype vm]\ntarget_share = 1\n"
+        "machine_model = vm-raw\nroot_image = missing.img\nuser_data = user_data\n"
+    )
+    for part in ("_host", "_peers", "_model"):
+        monkeypatch.setattr(doctor, part, lambda *_: ())
+    monkeypatch.setattr(doctor_vms, "rows", lambda _: ())
+    found = [
+        one.problem for one in doctor.examine(Namespace(config=[config])) if one.what == "machinetype vm"
+    ]
+    assert any("missing.img isn't there" in (problem or "") for problem in found)

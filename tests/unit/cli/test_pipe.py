@@ -7,6 +7,7 @@ import os
 import time
 from argparse import Namespace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -83,6 +84,58 @@ def test_every_problem_is_told_with_its_path(tmp_path: Path, capsys: pytest.Capt
     ]
 
 
+NO_MACHINE: list[tuple[dict[str, Any], str]] = [
+    (
+        {"machine_model": "singularity"},
+        "root_image: singularity takes http:// and https:// URLs and paths only as root_image",
+    ),
+    ({"machine_model": "cernvm4"}, "root_image: cernvm4 takes http:// and https:// URLs and paths only"),
+    (
+        {"root_image": "docker://A/B:bad:tag"},
+        "root_image: 'docker://A/B:bad:tag' is not the name of an image",
+    ),
+    (
+        {"machine_model": "singularity", "root_image": "/cvmfs/x.org/i", "tmp_binds": "/tmp /a /dev"},
+        "tmp_binds: /tmp, /dev of tmp_binds can't be fresh directories in a singularity machine; leave them out",
+    ),
+    (
+        {"image_signing_dn": "/CN=x$"},
+        "image_signing_dn: signatures of docker images (image_signing_dn) can't be checked, only VMs'; leave it out",
+    ),
+]
+
+
+@pytest.mark.parametrize(("options", "words"), NO_MACHINE)
+def test_a_type_of_which_no_site_could_make_a_machine_is_an_error(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], options: dict[str, Any], words: str
+) -> None:
+    entries = [GOOD, {**GOOD, **options, "suffix": "odd"}]
+    assert check(tmp_path, json.dumps({"machinetypes": entries}).encode()) == 1
+    first, last = capsys.readouterr().out.splitlines()
+    assert first.startswith(f"error: $.machinetypes[1].{words}")
+    assert "1 machinetype (good)" in last
+
+
+@pytest.mark.parametrize(
+    ("shares", "warning"),
+    [
+        ([], "$.machinetypes: there is none: sites create nothing"),
+        ([0, None], "$.machinetypes: none has a target_share above 0: sites that set none create nothing"),
+        ([0, 1], None),
+    ],
+)
+def test_a_document_that_has_nothing_created_is_warned_about(
+    shares: list[object], warning: str | None
+) -> None:
+    entries = [{**GOOD, "suffix": f"x{n}", "target_share": share} for n, share in enumerate(shares)]
+    for entry in entries:
+        if entry["target_share"] is None:
+            del entry["target_share"]
+    verdict = pipe.examine(json.dumps({"machinetypes": entries}).encode())
+    assert [str(flaw) for flaw in verdict.flaws] == ([warning] if warning else [])
+    assert verdict.right
+
+
 def test_a_warning_alone_is_no_failure(tmp_path: Path) -> None:
     assert check(tmp_path, json.dumps({"machinetypes": [GOOD], "comment": "hello"}).encode()) == 0
 
@@ -153,6 +206,14 @@ def test_show_tells_what_a_site_wants_to_know(config: Path, capsys: pytest.Captu
     assert lines[3] == "  vo-good  share 2  docker  docker://example.org/pilot:1"
     assert "the machinetype is left out: '/etc/shadow' is not" in lines[4]
     assert "hunter2" not in out
+
+
+def test_show_keeps_an_image_s_password(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    image = "https://me:hunter2@vo.example.org/image.tar"
+    path = document_path(config.parent / "state" / DIRECTORY, "vo")
+    path.write_text(json.dumps({"machinetypes": [{**GOOD, "root_image": image}]}))
+    assert run("--config", str(config), "pipe", "show", "vo") == 0
+    assert "vo-good  share 2  docker  https://me:***@vo.example.org/image.tar\n" in capsys.readouterr().out
 
 
 def test_show_for_programs(config: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -20,6 +20,7 @@ from vac.config.load import Configuration, load
 from vac.config.machinetype import Machinetype
 from vac.config.options import NO_EFFECT, declared
 from vac.config.pipe import VacuumPipe
+from vac.config.pipe_document import ACCEPTED
 from vac.config.settings import Settings
 from vac.host.facts import HostFacts
 
@@ -214,6 +215,9 @@ def test_the_reference_has_every_option_once(host: HostFacts, capsys: pytest.Cap
     assert "Formerly: cpu_total." in out
     assert "Base of the GOCDB API (has no effect in this version).\n" in out
     assert max(map(len, out.splitlines())) <= 110
+    blocks = [" ".join(block.split()) for block in out.split("\n\n")]
+    told = {block.split()[0] for block in blocks if "A pipe's document may set it." in block}
+    assert told == {*ACCEPTED, "user_data_option_XXX", "user_data_file_XXX"}
 
 
 def test_the_installed_sample_is_the_tables(host: HostFacts, capsys: pytest.CaptureFixture[str]) -> None:

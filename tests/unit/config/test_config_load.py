@@ -27,6 +27,7 @@ def warnings_of(configuration: Configuration) -> list[str]:
 
 def test_a_classic_configuration_loads(host: HostFacts) -> None:
     configuration = load([FIXTURE], host)
+    assert [Path(file).name for file in configuration.files] == ["fixture-vac.conf"]
     found = configuration.settings
     assert (found.vac_space, found.total_processors, found.hs06, found.fix_networking) == (
         "vac01.example.org",
@@ -172,17 +173,30 @@ def test_a_bare_host_name_needs_a_factory_name(tmp_path: Path, host: HostFacts) 
         ),
         (
             "machine_model = docker\nroot_image = docker://a\nuser_data = u\nimage_signing_dn = /CN=a",
-            "signatures of docker images can't be checked",
+            "signatures of docker images (image_signing_dn) can't be checked",
+        ),
+        (
+            "machine_model = singularity\nroot_image = /i\nuser_data = u\ntmp_binds = /x /var//tmp/ //dev",
+            "/var/tmp, /dev of tmp_binds can't be fresh directories in a singularity machine",
+        ),
+        (
+            "machine_model = docker\nroot_image = docker://a\nuser_data = u\ntmp_binds = /var/spool/joboutputs",
+            "/var/spool/joboutputs of tmp_binds can't be",
+        ),
+        (
+            "machine_model = bubblewrap\nroot_image = http://a/b\nuser_data = u",
+            "bubblewrap takes paths only as root_image, not 'http://a/b'",
         ),
     ],
 )
 def test_a_machinetype_that_cannot_work_is_kept_apart_from_the_others(
     load_text: LoadText, lines: str, reason: str
 ) -> None:
-    configuration = load_text(f"{SPACE}{TYPE}[machinetype two]\n{lines}\n")
+    account = "" if "singularity_user" in reason else "singularity_user = vacuser\n"
+    configuration = load_text(f"{SPACE}{account}{TYPE}[machinetype two]\n{lines}\n")
     assert reason in configuration.unusable["two"]
     assert configuration.warnings == ()
-    configuration = load_text(f"{SPACE}{TYPE}[machinetype two]\ntarget_share = 1\n{lines}\n")
+    configuration = load_text(f"{SPACE}{account}{TYPE}[machinetype two]\ntarget_share = 1\n{lines}\n")
     assert [warning.section for warning in configuration.warnings] == ["machinetype two"]
     assert list(configuration.unusable) == ["two"]
 

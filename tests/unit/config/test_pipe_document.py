@@ -97,6 +97,14 @@ def test_user_data_options_are_any_text_and_files_are_names() -> None:
     assert entry.user_data_files == {"key_1": "key.pem"}
 
 
+@pytest.mark.parametrize("written", ["8080", "1.5", "1.50", "-0.10", "1e3", "12E-2", "0"])
+def test_numbers_for_user_data_come_as_they_were_written(written: str) -> None:
+    content = f'{{"machinetypes": [{{"suffix": "x", "user_data_option_n": {written}}}]}}'
+    document = parse_pipe(content.encode())
+    assert document.flaws == ()
+    assert document.entries[0].user_data_options == {"n": written}
+
+
 def test_an_empty_text_is_as_good_as_nothing() -> None:
     assert only(root_image="", user_data=" ", tmp_binds=[], accounting_fqan="").values in (
         {},

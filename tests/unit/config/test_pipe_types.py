@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from tests.hostile_pipes import CORPUS, GOOD, REFUSED, Hostile
+from vac.config.errors import ConfigurationError
 from vac.config.load import Configuration, load
 from vac.config.loader import Loader
 from vac.config.machinetype import Machinetype
@@ -118,6 +119,61 @@ def test_what_is_left_out_has_no_share(site: Site) -> None:
 def test_a_pipe_without_a_share_has_types_of_which_none_are_made(site: Site) -> None:
     site.cached(entries({"suffix": "a", "target_share": 1}))
     assert site.types(PIPE.replace("target_share = 6\n", ""))["vo-a"].target_share == 0
+
+
+MULTI = "[machinetype vo-multi]\ntarget_share = 2\nmin_processors = 2\n"
+OWN = "[machinetype own]\ntarget_share = 1\nmachine_model = docker\nroot_image = docker://x\nuser_data = u\n"
+FLAWED = {"suffix": "multi", "max_processors": 2, "user_data": "/etc/shadow"}
+
+
+@pytest.mark.parametrize(
+    "document",
+    [
+        pytest.param(None, id="not fetched yet"),
+        pytest.param(entries({"suffix": "renamed", "max_processors": 2}), id="suffix gone"),
+        pytest.param(entries(FLAWED), id="entry flawed"),
+        pytest.param(entries({"suffix": "multi", "disk_gb_per_processor": 99}), id="doesn't fit the site"),
+    ],
+)
+def test_an_override_that_needs_its_entry_is_left_out_without_it(
+    site: Site, document: dict[str, Any] | None
+) -> None:
+    if document is not None:
+        site.cached(document)
+    configuration = site.load(PIPE + MULTI + OWN, "disk_gb_per_processor = 20")
+    assert [name for name in configuration.machinetypes if name != "vo-renamed"] == ["own"]
+    text = "[machinetype vo-multi] min_processors: the machinetype is left out, since pipe vo doesn't give it now, "
+    (warning,) = [str(each) for each in configuration.warnings if "doesn't give it" in str(each)]
+    assert warning.startswith(f"{site.file}: {text}and by itself max_processors (1), its default, is below")
+    site.cached(entries({"suffix": "multi", "max_processors": 2}))
+    assert site.types(PIPE + MULTI)["vo-multi"].min_processors == 2
+
+
+def test_a_sites_own_mistakes_stay_errors(site: Site) -> None:
+    for section in (MULTI.replace("vo-", "other-"), MULTI.replace("= 2\n", "= two\n")):
+        with pytest.raises(ConfigurationError, match="min_processors"):
+            site.load(PIPE + section)
+
+
+def test_a_complete_machinetype_below_a_prefix_needs_no_entry(site: Site) -> None:
+    types = site.types(PIPE + OWN.replace("own", "vo-own"))
+    assert (list(types), types["vo-own"].pipe) == (["vo-own"], None)
+
+
+@pytest.mark.parametrize(
+    ("broken", "expected"),
+    [
+        ("[machinetype a]\nmachine_model = odd\n", {"vo"}),
+        ("[machinetype a]\nmachine_model = odd\n[vacuum_pipe b]\nvacuum_pipe_url = odd\n", {"vo"}),
+        ("[settings]\ntotal_processors = many\n", set()),
+    ],
+)
+def test_a_broken_configuration_tells_its_pipes_if_the_settings_are_right(
+    site: Site, broken: str, expected: set[str]
+) -> None:
+    with pytest.raises(ConfigurationError) as caught:
+        site.load(PIPE + broken)
+    assert set(caught.value.pipes) == expected
 
 
 @pytest.mark.parametrize(

@@ -260,12 +260,18 @@ def test_files_and_templates_are_read_anew_for_each_machine(tmp_path: Path) -> N
 
 
 def test_what_a_site_puts_in_is_masked_where_people_see_it(tmp_path: Path) -> None:
-    machine = wanted(tmp_path, user_data_options={"token": "hunter2"}, user_data_files={"key": "key"})
+    machine = wanted(
+        tmp_path,
+        user_data_options={"token": "hunter2"},
+        user_data_files={"key": "key"},
+        root_image="https://me:hunter2@vo.example.org/image.iso",
+    )
     (tmp_path / "files/key").write_bytes(b"PRIVATE")
     shown = user_data.masked(user_data.values(machine, URL))
     assert shown["user_data_option_token"] == b"(user_data_option_token: 7 bytes, not shown)"
     assert shown["user_data_file_key"] == b"(user_data_file_key: 7 bytes, not shown)"
     assert shown["user_data_url"] == b"https://user:***@vo.example.org/user_data"
+    assert shown["user_data_root_image_url"] == b"https://me:***@vo.example.org/image.iso"
     assert shown["user_data_uuid"] == b"4b0a"
     assert not any(
         b"hunter2" in value or b"PRIVATE" in value or b"secret" in value for value in shown.values()

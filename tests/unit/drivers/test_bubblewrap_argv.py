@@ -146,6 +146,25 @@ def test_host_tree_hides_what_machines_must_not_see(tmp_path: Path) -> None:
     assert ("blank", "", "/opt/state") in plan["mounts"]
 
 
+def test_secrets_that_the_factory_names_are_hidden_where_the_image_shows_them(tmp_path: Path) -> None:
+    make_tree(tmp_path / "host", "bin/sh", "srv/tokens/a/token", "etc/vac.conf", "etc/passwd", "own/token")
+    (tmp_path / "host/etc/site.conf").symlink_to("vac.conf")
+    host = tmp_path / "host"
+    hidden = tuple(host / name for name in ("srv/tokens/a", "etc/site.conf", "etc/none", "own"))
+    hidden += (tmp_path / "elsewhere",)
+    spec = dataclasses.replace(
+        make_spec(tmp_path, root_image=str(host), token_dir=host / "own"), hidden=hidden
+    )
+    arguments = command_line(spec)
+    assert has(arguments, "--tmpfs", "/srv/tokens/a")
+    assert has(arguments, "--tmpfs", "/own")
+    assert has(arguments, "--ro-bind", str(host / "own"), "/etc/vac-tokens")
+    assert has(arguments, "--ro-bind", str(host / "etc/passwd"), "/etc/passwd")
+    assert "/etc/vac.conf" not in arguments
+    assert str(host / "etc") not in arguments
+    assert not has(arguments, "--tmpfs", "/etc/none")
+
+
 @pytest.mark.parametrize(
     ("root_image", "binds", "hidden"),
     [("site", (), True), ("site/state/machinetypes/t/files", (), False), ("site", ("/state",), False)],

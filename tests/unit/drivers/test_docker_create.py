@@ -21,7 +21,7 @@ from vac.drivers.docker.create import (
     make_tmp_binds,
     tmp_bind_directory,
 )
-from vac.drivers.docker.nested import REFUSED
+from vac.drivers.docker.nested import REFUSED, nested_profile
 
 GOLDEN = Path(__file__).parents[2] / "data" / "docker-create.json"
 IMAGE = Image("sha256:1234", "example.com/pilot@sha256:5678", "", entrypoint=False)
@@ -60,6 +60,12 @@ def test_the_create_call_is_as_recorded() -> None:
         container_dns=("192.0.2.53",),
     )
     assert container_config(spec, IMAGE, EngineKind(systemd=True)) == json.loads(GOLDEN.read_text())
+
+
+def test_a_password_in_the_image_s_url_is_in_no_label() -> None:
+    config = container_config(make_spec(root_image="https://me:hunter2@example.com/image.tar"), IMAGE)
+    assert "hunter2" not in json.dumps(config)
+    assert "https://me:***@example.com/image.tar" in json.dumps(config["Labels"])
 
 
 @pytest.mark.parametrize(
@@ -101,6 +107,24 @@ def test_nested_machines_get_a_profile_that_still_refuses_what_is_not_needed() -
     assert not {"unshare", "clone", "mount", "umount2", "pivot_root", "setns"} & set(REFUSED)
     assert "no-new-privileges:true" in found["SecurityOpt"]
     assert (found["MaskedPaths"], found["ReadonlyPaths"]) == (["/sys/firmware"], [])
+
+
+@pytest.mark.parametrize(
+    ("argument", "refused"),
+    [
+        *[(value, False) for value in (0, 0x8, 0x20000, 0x20008, 0xFFFFFFFF)],
+        *[(1 << bit, True) for bit in range(32) if bit not in (3, 17)],
+        *[(0xFFFFFFFF ^ (1 << bit), True) for bit in range(32)],
+        (0x0040000, True),
+        (0x0040008, True),
+        (0x5550555, True),
+    ],
+)
+def test_nested_machines_have_the_personalities_of_dockers_own_profile(argument: int, refused: bool) -> None:
+    rules = [one for one in json.loads(nested_profile())["syscalls"] if one["names"] == ["personality"]]
+    found = [one["args"][0] for one in rules]
+    assert {(one["index"], one["op"]) for one in found} == {(0, "SCMP_CMP_MASKED_EQ")}
+    assert any(argument & one["value"] == one["valueTwo"] for one in found) == refused
 
 
 def test_podman_has_the_profile_in_a_file_and_paths_unmasked_by_name() -> None:

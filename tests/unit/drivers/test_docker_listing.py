@@ -145,3 +145,9 @@ def test_details_leave_out_what_is_not_known() -> None:
         "killed_for_memory": "yes",
         "error": "a b",
     }
+
+
+def test_details_of_machines_made_by_earlier_versions_tell_no_password() -> None:
+    labels = {"vac.image": "https://me:hunter2@example.com/image.tar"}
+    told = container_details({"Config": {"Labels": labels}})
+    assert told == {"image": "https://me:***@example.com/image.tar"}

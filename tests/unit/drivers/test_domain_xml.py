@@ -79,13 +79,23 @@ def test_what_is_needed_again_is_read_back() -> None:
     )
     assert facts.own_files == (FILE.path,), "the image is shared and no disk of the machine's own"
     assert facts.display == "127.0.0.1:5902"
+    assert facts.filtered
+    assert not domain_facts(CASES["cernvm3-qemu"]).filtered
     assert facts.root_image == "http://user:***@example.com/cernvm.iso"
+
+
+def test_all_names_in_its_own_directory_go_when_it_runs() -> None:
+    image = Image(DIRECTORY / "root.image", "qcow2")
+    overlay = Disk(DIRECTORY / "root.qcow2", "vda", "qcow2", backing=image)
+    facts = domain_facts(domain_xml(machine_spec("vm-raw"), KVM, [overlay]))
+    assert facts.own_files == (overlay.path, image.path)
 
 
 def test_a_strangers_domain_is_not_taken_for_ours() -> None:
     facts = domain_facts("<domain type='kvm'><devices><disk><source file='/x'/></disk></devices></domain>")
     assert facts.factory is None
     assert facts.own_files == ()
+    assert facts.filtered, "its cards, if any, are in no network of ours"
 
 
 def test_passwords_stay_out() -> None:
@@ -120,7 +130,7 @@ def capabilities(*domain_types: str, machines: str = "<machine>pc</machine>", ar
         (
             capabilities("qemu", "kvm"),
             "auto",
-            Hypervisor("kvm", "x86_64", "pc", "ide", False, (64055, 109)),
+            Hypervisor("kvm", "x86_64", "pc", "ide", owner=(64055, 109)),
         ),
         (capabilities("qemu"), "auto", Hypervisor("qemu", "x86_64", "pc", "ide")),
         (capabilities("qemu", "kvm"), "qemu", Hypervisor("qemu", "x86_64", "pc", "ide")),
@@ -132,12 +142,25 @@ def capabilities(*domain_types: str, machines: str = "<machine>pc</machine>", ar
     ],
 )
 def test_what_the_hypervisor_offers_decides(offered: str, wanted: str, expected: Hypervisor) -> None:
-    assert hypervisor(offered, wanted, filtering=False) == expected
+    assert hypervisor(offered, wanted) == expected
 
 
-def test_a_hypervisor_without_kvm_says_so() -> None:
-    with pytest.raises(EngineUnavailable, match="offers qemu machines for x86_64, and vm_domain_type is kvm"):
-        hypervisor(capabilities("qemu"), "kvm", filtering=False)
+@pytest.mark.parametrize(
+    ("told", "wanted", "reason"),
+    [
+        (capabilities("qemu"), "kvm", "offers qemu machines for x86_64, and vm_domain_type is kvm"),
+        (capabilities(), "auto", "offers no machines for x86_64, and vm_domain_type is auto"),
+        (
+            "<capabilities><host><cpu><arch>x86_64</arch></cpu></host></capabilities>",
+            "qemu",
+            "offers no machines for x86_64, and vm_domain_type is qemu",
+        ),
+    ],
+    ids=["no kvm", "no emulator", "no guests at all"],
+)
+def test_what_the_hypervisor_does_not_offer_is_told(told: str, wanted: str, reason: str) -> None:
+    with pytest.raises(EngineUnavailable, match=reason):
+        hypervisor(told, wanted)
 
 
 def test_devices_have_the_bus_of_their_name() -> None:

@@ -14,6 +14,7 @@ import pytest
 
 from vac.config.machinetype import Machinetype
 from vac.config.settings import Settings
+from vac.drivers import registry
 from vac.drivers.base import EngineState, EngineUnavailable, MachineSpec
 from vac.drivers.engine import Action, ActionKind, Deadlines, Engine, InlineEngine
 from vac.drivers.fake import FakeDriver, FakeEngine, Script
@@ -150,10 +151,11 @@ def test_requests_during_an_observation_make_one_more(factory: Factory, fake: Fa
     assert isinstance(factory.next(Created, Observation), Created)
 
 
+@pytest.mark.parametrize("engine", ["libvirt", "processes"])
 def test_stops_that_take_their_time_hold_up_neither_each_other_nor_creations(
-    fake: FakeEngine, clock: Clock
+    fake: FakeEngine, clock: Clock, engine: str
 ) -> None:
-    factory = Factory(clock, fake.driver(), apart=[ActionKind.STOP])
+    factory = Factory(clock, fake.driver(), apart=registry.APART[engine])
     names = [f"f1-0{number}.example.com" for number in range(3)]
     for name in names:
         factory.engine.create(spec(name, name))

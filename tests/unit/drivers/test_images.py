@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import queue
 import threading
 from collections.abc import Callable
@@ -23,8 +25,12 @@ class Source:
         self.path = path
         self.asked: queue.SimpleQueue[tuple[str, str | None]] = queue.SimpleQueue()
         self.answers: queue.SimpleQueue[OSError | None] = queue.SimpleQueue()
+        self.judged_again: Callable[[], object] = lambda: None
 
     def fetch(self, source: str, signing_dn: str | None = None) -> Path:
+        if source == str(self.path):
+            self.judged_again()
+            return self.path
         self.asked.put((source, signing_dn))
         failure = self.answers.get(timeout=60)
         if failure is not None:
@@ -48,6 +54,9 @@ class Site:
 
     def path(self, image: str = URL, dn: str | None = None) -> Path:
         return self.images.path(image, dn, self.directory)
+
+    def held(self, own_name: Path, image: str = URL, dn: str | None = None) -> tuple[Path, Path]:
+        return self.images.held(image, dn, self.directory, own_name)
 
 
 @pytest.fixture
@@ -148,11 +157,46 @@ def test_a_file_that_was_replaced_since_it_was_checked_is_not_booted(site: Site)
     wait_until(lambda: "signature isn't" in (site.prepare(dn="/CN=signer") or ""))
 
 
+def test_a_copy_that_another_replaces_while_it_is_judged_is_not_taken_for_it(site: Site) -> None:
+    site.source.judged_again = lambda: site.source.path.write_bytes(b"another")
+    site.source.answers.put(None)
+    wait_until(lambda: "was replaced while it was checked" in (site.prepare(dn="/CN=signer") or ""))
+    with pytest.raises(CreationFailed):
+        site.path(dn="/CN=signer")
+
+
+def test_a_name_of_its_own_stays_that_of_the_file_that_was_checked(site: Site) -> None:
+    own, other = site.directory / "own", site.directory / "other"
+    site.source.answers.put(None)
+    wait_until(lambda: site.prepare(dn="/CN=signer") is None)
+    assert site.held(own, dn="/CN=signer") == (site.source.path, own)
+    other.write_bytes(b"unjudged")
+    other.replace(site.source.path)
+    assert own.read_bytes() == b"1"
+    own.unlink()
+    with pytest.raises(CreationFailed, match="has been replaced"):
+        site.held(own, dn="/CN=signer")
+    assert not own.exists()
+
+
+def test_an_image_on_another_file_system_is_used_by_its_own_name(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def link(*_: object) -> None:
+        raise OSError(errno.EXDEV, os.strerror(errno.EXDEV))
+
+    monkeypatch.setattr("os.link", link)
+    site.source.answers.put(None)
+    wait_until(lambda: site.prepare() is None)
+    assert site.held(site.directory / "own") == (site.source.path, site.source.path)
+
+
 def test_a_local_file_needs_nothing_unless_it_has_to_be_signed(site: Site) -> None:
     (site.directory / "boot.iso").write_bytes(b"1")
     assert site.prepare("boot.iso") is None
     assert site.path("boot.iso") == site.directory / "boot.iso"
     assert site.path(str(site.directory / "boot.iso")) == site.directory / "boot.iso"
+    assert site.held(site.directory / "own", "boot.iso")[1] == site.directory / "boot.iso"
     assert site.source.asked.empty()
     assert (site.prepare("boot.iso", "/CN=signer") or "").endswith("is being checked")
     assert site.source.asked.get(timeout=60) == (str(site.directory / "boot.iso"), "/CN=signer")

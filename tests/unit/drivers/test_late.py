@@ -11,7 +11,7 @@ import pytest
 
 from vac.config.machinetype import Machinetype
 from vac.config.settings import Settings
-from vac.drivers.base import Driver, EngineState, EngineUnavailable, Observed
+from vac.drivers.base import Driver, EngineState, EngineUnavailable, LeftProcess, Observed
 from vac.drivers.engine import InlineEngine
 from vac.drivers.fake import FakeDriver, FakeEngine
 from vac.drivers.late import LateDriver
@@ -28,6 +28,7 @@ class Talkative(FakeDriver):
         self.machines = [Observed("f1-00.example.com", "u1", EngineState.RUNNING)]
         self.asked: list[str] = []
         self.adopted: Mapping[str, str] = {}
+        self.followed: Mapping[str, LeftProcess] = {}
 
     def list(self) -> list[Observed]:
         return self.machines
@@ -44,6 +45,9 @@ class Talkative(FakeDriver):
 
     def adopt(self, machines: Mapping[str, str]) -> None:
         self.adopted = machines
+
+    def follow(self, processes: Mapping[str, LeftProcess]) -> None:
+        self.followed = processes
 
 
 @pytest.fixture
@@ -83,11 +87,14 @@ def test_a_driver_that_cannot_be_opened_yet_is_tried_again() -> None:
 def test_optional_abilities_reach_the_driver_behind(talkative: Talkative) -> None:
     engine, posted = engine_of(LateDriver(lambda: talkative))
     engine.adopt({"u1": "f1-00.example.com"})
+    left = LeftProcess("f1-00.example.com", 17, 1000.0, "nobody", 1, 2**31, 0.0)
+    engine.follow({"u1": left})
     assert engine.prepare(TYPE, SETTINGS, FILES) is None, "nothing is known before it is open"
     assert engine.notices() == ()
     engine.request_observation()
     posted()
     assert talkative.adopted == {"u1": "f1-00.example.com"}, "what was said before it was open is told then"
+    assert talkative.followed == {"u1": left}
     assert engine.prepare(TYPE, SETTINGS, FILES) == "pulling the image of t"
     assert engine.notices() == ["no rule masquerades"]
     engine.adopt({})

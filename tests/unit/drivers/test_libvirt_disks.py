@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import queue
 import struct
 from collections.abc import Sequence
 from dataclasses import replace
@@ -21,6 +22,7 @@ from vac.drivers.libvirt.volumes import (
     Group,
     GroupFinder,
     Volume,
+    Wiper,
     group_in_use,
     make_volume,
     read_group,
@@ -87,6 +89,9 @@ class Lvm:
             return GROUP_REPORT if command[0] == "vgs" else VOLUMES_REPORT
         self.told.append(list(command))
         return ""
+
+    def wipe(self, path: Path) -> None:
+        self.told.append(["wipe", str(path)])
 
 
 def test_a_sparse_file_takes_no_room(tmp_path: Path) -> None:
@@ -194,11 +199,12 @@ def test_a_volumes_size_is_configured_or_its_share_of_what_is_not_others(
 
 def test_a_volume_left_by_another_machine_is_replaced() -> None:
     lvm = Lvm()
-    path = make_volume("vg", NAME, "new", 10, 1, SETTINGS, lvm)
+    path = make_volume("vg", NAME, "new", 10, 1, SETTINGS, lvm, lvm.wipe)
     assert path == Path("/dev/vg", NAME)
     size = f"{10**10 // EXTENT * EXTENT}b"
     options = ["--yes", "--wipesignatures", "y", "--addtag", "vac.uuid=new"]
     assert lvm.told == [
+        ["wipe", f"/dev/vg/{NAME}"],
         ["lvremove", "--yes", f"vg/{NAME}"],
         ["lvcreate", *options, "--size", size, "--name", NAME, "vg"],
     ]
@@ -207,18 +213,69 @@ def test_a_volume_left_by_another_machine_is_replaced() -> None:
 @pytest.mark.parametrize(
     ("uuid", "told"),
     [
-        (UUID, [["lvremove", "--yes", f"old/{NAME}"]]),
-        ("0815", [["lvremove", "--yes", f"vg/{NAME}"]]),
+        (UUID, [["wipe", f"/dev/old/{NAME}"], ["lvremove", "--yes", f"old/{NAME}"]]),
+        ("0815", [["wipe", f"/dev/vg/{NAME}"], ["lvremove", "--yes", f"vg/{NAME}"]]),
         ("another", []),
         ("77", []),
     ],
 )
-def test_only_the_machines_own_volume_is_removed_in_whatever_group_it_is(
+def test_only_the_machines_own_volume_is_wiped_and_removed_in_whatever_group_it_is(
     uuid: str, told: list[list[str]]
 ) -> None:
     lvm = Lvm()
-    remove_volume("vg", NAME, uuid, lvm)
+    remove_volume("vg", NAME, uuid, lvm, lvm.wipe)
     assert lvm.told == told
+
+
+def test_a_volume_that_takes_long_to_wipe_is_asked_for_again_and_wiped_once() -> None:
+    told: list[Sequence[str]] = []
+    answers: queue.SimpleQueue[CreationFailed | None] = queue.SimpleQueue()
+
+    def run(command: Sequence[str]) -> str:
+        told.append(command)
+        if (failure := answers.get(timeout=60)) is not None:
+            raise failure
+        return ""
+
+    hasty, patient = Wiper(run, 0.01), Wiper(run, 60.0)
+    patient._works = hasty._works
+    path = Path("/dev/vg", NAME)
+    for _ in range(2):
+        with pytest.raises(CreationFailed, match=f"{path} is being wiped"):
+            hasty.wipe(path)
+    answers.put(None)
+    patient.wipe(path)
+    assert told == [["blkdiscard", "--force", "--zeroout", str(path)]]
+    answers.put(CreationFailed("blkdiscard: Input/output error"))
+    with pytest.raises(CreationFailed, match="Input/output error"):
+        patient.wipe(path)
+    answers.put(None)
+    patient.wipe(path)
+    assert len(told) == 3, "what has failed is tried again"
+
+
+def test_a_volume_stays_until_it_is_wiped() -> None:
+    def busy(path: Path) -> None:
+        raise CreationFailed(f"{path} is being wiped")
+
+    lvm = Lvm()
+    with pytest.raises(CreationFailed, match="is being wiped"):
+        remove_volume("vg", NAME, UUID, lvm, busy)
+    with pytest.raises(CreationFailed, match="is being wiped"):
+        make_volume("vg", NAME, "new", 10, 1, SETTINGS, lvm, busy)
+    assert lvm.told == []
+
+
+@pytest.mark.parametrize(("program", "package"), [("blkdiscard", "util-linux"), ("lvs", "lvm2")])
+def test_a_program_that_is_missing_is_told_with_its_package(
+    monkeypatch: pytest.MonkeyPatch, program: str, package: str
+) -> None:
+    def run(command: Sequence[str], **_: object) -> None:
+        raise FileNotFoundError(2, "No such file or directory", command[0])
+
+    monkeypatch.setattr("subprocess.run", run)
+    with pytest.raises(CreationFailed, match=f"{program} isn't there: install {package}"):
+        run_lvm([program])
 
 
 def test_without_lvm_no_volume_has_to_be_removed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -226,15 +283,15 @@ def test_without_lvm_no_volume_has_to_be_removed(monkeypatch: pytest.MonkeyPatch
         raise FileNotFoundError(2, "No such file or directory", command[0])
 
     monkeypatch.setattr("subprocess.run", run)
-    remove_volume("vg", NAME, UUID, run_lvm)
+    remove_volume("vg", NAME, UUID, run_lvm, Wiper(run_lvm).wipe)
 
 
 def test_a_volume_that_lvm_can_not_look_for_is_not_taken_as_removed_where_a_group_is_in_use() -> None:
     with pytest.raises(CreationFailed, match="not found"):
-        remove_volume("vg", NAME, UUID, no_group)
+        remove_volume("vg", NAME, UUID, no_group, Lvm().wipe)
     with pytest.raises(CreationFailed, match="LVM's report"):
-        remove_volume("vg", NAME, UUID, lambda _: '{"report": [{"lv": [{"lv_name": "a"}]}]}')
-    remove_volume(None, NAME, UUID, no_group)
+        remove_volume("vg", NAME, UUID, lambda _: '{"report": [{"lv": [{"lv_name": "a"}]}]}', Lvm().wipe)
+    remove_volume(None, NAME, UUID, no_group, Lvm().wipe)
 
 
 def test_a_volume_that_can_not_be_removed_is_an_error_in_any_group() -> None:
@@ -242,7 +299,7 @@ def test_a_volume_that_can_not_be_removed_is_an_error_in_any_group() -> None:
         return OWNERS_REPORT if command[0] == "lvs" else no_group(command)
 
     with pytest.raises(CreationFailed, match="lvremove"):
-        remove_volume(None, NAME, UUID, run)
+        remove_volume(None, NAME, UUID, run, Lvm().wipe)
 
 
 def no_group(command: Sequence[str]) -> str:

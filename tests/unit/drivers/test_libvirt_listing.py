@@ -42,6 +42,7 @@ def test_what_the_hypervisor_does_not_tell_stays_unknown() -> None:
         (4, 0, EngineState.RUNNING),
         (5, 2, EngineState.ENDED),
         (6, 1, EngineState.ENDED),
+        (7, 0, EngineState.PAUSED),
     ],
 )
 def test_states(state: int, reason: int, expected: EngineState) -> None:

@@ -93,6 +93,36 @@ def test_types_appear_and_machines_run(site: Site) -> None:
     assert {spec.files for spec in site.world.made} == {site.world.state.machinetype_files("vo")}
 
 
+def test_pipes_are_fetched_by_a_factory_that_starts_with_a_broken_configuration(site: Site) -> None:
+    right = site.file.read_text()
+    site.file.write_text(right + "[machinetype own]\nmachine_model = odd\n")
+    site.answer = document("a")
+    site.start()
+    site.world.run(120)
+    assert [url for _, url in site.asked] == [URL]
+    assert site.types() == []
+    assert "machine_model" in (site.world.status().guard or "")
+    site.file.write_text(right)
+    site.world.run(120)
+    assert site.types() == ["vo-a"]
+    assert len(site.world.running()) == 2
+    assert len(site.asked) == 1
+
+
+def test_an_override_hurts_no_other_type_before_or_after_its_entry(site: Site) -> None:
+    override = "[machinetype vo-multi]\nmin_processors = 2\n[settings]\nprocessors_per_superslot = 2\n"
+    site.file.write_text(site.file.read_text() + override)
+    site.answer = document("multi", max_processors=2)
+    site.start()
+    site.world.run(120)
+    assert site.types() == ["vo-multi"]
+    assert len(site.world.running()) == 1
+    site.answer = document("renamed")
+    site.world.run(1200)
+    assert site.types() == ["vo-renamed"]
+    assert site.world.status().problems == ()
+
+
 def test_a_changed_document_is_followed_when_the_copy_expires_and_not_before(site: Site) -> None:
     site.answer = document("a")
     site.start()

@@ -9,14 +9,17 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tests.simulated import Configured, World, simulate_host
 from tests.unit.factory.conftest import MakeWorld
 from vac.config.settings import Settings
-from vac.drivers.base import Driver
-from vac.drivers.engine import Engine
+from vac.context.signatures import SignatureRefused
+from vac.context.transfers import DownloadFailed
+from vac.drivers.base import Driver, Fetch
+from vac.drivers.engine import ActionKind, Engine
 from vac.drivers.fake import FakeEngine
 from vac.factory import process
 from vac.factory.loop import Factory, Message, Stuck, Wake
@@ -60,7 +63,8 @@ class Process:
         self.wake: Callable[[], None] = lambda: None
         self.status: int | None = None
 
-    def _driver(self, machine_model: str, settings: Settings, fetch: object) -> Driver:
+    def _driver(self, machine_model: str, settings: Settings, fetch: Fetch) -> Driver:
+        self.fetch = fetch
         return self.engine.driver()
 
     def configure(self, text: str = CONFIGURATION) -> None:
@@ -121,6 +125,35 @@ def test_it_fills_its_slot_and_leaves_its_machine_when_told_to_stop(started: Pro
     assert found is not None
     assert found.started_time is not None
     assert not found.finished
+
+
+def test_drivers_get_images_checked_and_through_the_cache(started: Process, tmp_path: Path) -> None:
+    started.configure()
+    thread = started.start()
+    started.wait_for_machine()
+    finish(started, thread)
+    image = tmp_path / "boot.iso"
+    image.write_bytes(b"unsigned")
+    assert started.fetch(str(image)) == image
+    with pytest.raises(SignatureRefused, match="8 bytes; a signed image has more than"):
+        started.fetch(str(image), "/CN=signer")
+    with pytest.raises(DownloadFailed):
+        started.fetch("http://127.0.0.1:9/boot.iso", "/CN=signer")
+
+
+def test_vms_ends_are_not_done_one_after_another(started: Process, monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[tuple[object, object]] = []
+
+    def engine(*arguments: Any, **keywords: Any) -> Engine:
+        made.append((arguments[0], keywords["apart"]))
+        return Engine(*arguments, **keywords)
+
+    monkeypatch.setattr(process, "Engine", engine)
+    started.configure(CONFIGURATION.replace("docker://image", "/boot.iso").replace("docker", "cernvm3"))
+    thread = started.start()
+    started.wait_for_machine()
+    finish(started, thread)
+    assert made == [("libvirt", {ActionKind.STOP})]
 
 
 def test_two_factories_never_work_on_one_state_dir(

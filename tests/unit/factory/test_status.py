@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import os
+from urllib.parse import quote
+
 import pytest
 
 import vac
 from tests.simulated import FACTORY, START, World, one_type
 from tests.unit.factory.conftest import MakeWorld
 from vac.drivers.fake import Script
+from vac.factory.reporting import UNUSED_IMAGE_DAYS
 from vac.machines.status import Creation, TypeFacts
 
 
@@ -74,3 +78,18 @@ def test_old_directories_are_removed_but_not_those_of_running_machines(make_worl
     assert world.machine(0).directory.name in names
     assert world.machine(0).uuid in world.running()
     assert len(world.records()) == len(world.made) - 2
+
+
+def test_images_that_no_machinetype_names_any_more_leave_the_cache(make_world: MakeWorld) -> None:
+    url = "https://example.com/{}.iso".format
+    world = make_world(one_type(root_image=url("named")))
+    world.state.prepare()
+    named, recent, old = (
+        world.state.imagecache / quote(url(name), safe="") for name in ("named", "recent", "old")
+    )
+    for path, days in ((named, UNUSED_IMAGE_DAYS + 1), (recent, UNUSED_IMAGE_DAYS - 1), (old, 31)):
+        path.touch()
+        os.utime(path, (START - days * 86400, START))
+    world.start()
+    world.run(60)
+    assert sorted(world.state.imagecache.iterdir()) == [named, recent]

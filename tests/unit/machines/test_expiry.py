@@ -56,7 +56,17 @@ def test_directories_are_kept_as_long_as_their_type_says_and_three_days_without_
     removed = Expiry(state, report).run(types, (), FINISHED + age_days * DAY)
     assert removed == ([path] if goes else [])
     assert path.exists() is not goes
-    assert not list(state.tmp.iterdir())
+
+
+def test_the_disk_of_an_ended_machine_that_is_in_no_slot_goes_at_once_and_its_joboutputs_stay(
+    tmp_path: Path,
+) -> None:
+    state = new_state(tmp_path)
+    gone, kept = ended(running_machine(state)), running_machine(state).directory
+    assert Expiry(state, report).run({}, [kept], FINISHED) == []
+    assert not (gone / "mnt").exists()
+    assert (gone / "joboutputs/shutdown_message").exists()
+    assert (kept / "mnt").is_dir()
 
 
 def test_a_machine_that_never_started_goes_too(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.unit.state_dirs import new_state
+from vac.machines import files
 from vac.machines.layout import (
     RESERVE_BYTES,
     DirectoryName,
@@ -105,13 +106,15 @@ def test_prepare_makes_everything_with_the_right_modes_whatever_the_umask(tmp_pa
     }
 
 
-def test_prepare_empties_tmp_and_touches_nothing_else(tmp_path: Path) -> None:
+def test_prepare_discards_what_is_in_tmp_and_touches_nothing_else(tmp_path: Path) -> None:
     state = new_state(tmp_path)
     (state.tmp / "half" / "machine").mkdir(parents=True)
     (state.machines / "1_a_b").mkdir()
     state.apel_outgoing.chmod(0o775)
     state.prepare()
-    assert not list(state.tmp.iterdir())
+    state.prepare()
+    assert [(path / "machine").is_dir() for path in files.graves(state.tmp)] == [True]
+    assert list(state.tmp.iterdir()) == files.graves(state.tmp)
     assert (state.machines / "1_a_b").is_dir()
     assert stat.S_IMODE(state.apel_outgoing.stat().st_mode) == 0o775
 

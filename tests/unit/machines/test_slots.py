@@ -19,8 +19,9 @@ from tests.unit.state_dirs import (
     settings_of,
 )
 from vac.config.machinetype import Machinetype
+from vac.drivers.base import LeftProcess
 from vac.machines.layout import StateDir
-from vac.machines.machine import Machine, mark_started
+from vac.machines.machine import Machine, left_process, mark_started
 from vac.machines.slots import finished_machines, free_slot, load_slots, note_finish, read_slot, strays
 from vac.scheduling.model import Outcome
 
@@ -177,3 +178,17 @@ def test_outcomes_of_a_classic_factorys_machines_are_known(tmp_path: Path) -> No
     outcomes = finished_machines(classic_state(tmp_path), {}, None, no_report)
     assert len(outcomes) == 6
     assert {outcome.message for outcome in outcomes} == {"300 No work available"}
+
+
+def test_the_processes_of_classic_machines_that_run_are_known_and_no_others(tmp_path: Path) -> None:
+    state = classic_state(tmp_path)
+    settings = settings_of(state, singularity_user="vacuser", mb_per_processor=2048)
+    machines = {machine.machinetype: machine for machine in load_slots(state, {}, settings).values()}
+    left = {name: left_process(machine, settings) for name, machine in machines.items()}
+    assert sorted(name for name, process in left.items() if process) == ["type-01", "type-04"]
+    known, first = left["type-01"], machines["type-01"]
+    noted_time = (first.directory / "pid").stat().st_mtime
+    assert known == LeftProcess(first.name, 1, noted_time, "vacuser", 1, 2**31, 3.0)
+    (first.directory / "machinetype.json").write_text("{}")
+    (machines["type-04"].directory / "pid").write_text("none")
+    assert not any(left_process(machines[name], settings) for name in ("type-01", "type-04"))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import threading
 from pathlib import Path
+from unittest.mock import ANY
 
 import pytest
 from hypothesis import given
@@ -82,6 +83,12 @@ def test_files_are_stored_whole_and_can_be_replaced(site: Site, outputs: Path) -
     assert shutdown_message(site.machines[0]) == "200 Done"
     assert names_in(site.machines[1].directory / "joboutputs") == []
     assert names_in(site.state.root / "mjf") == []
+
+
+def test_the_largest_file_that_can_be_stored_can_be_read_again(site: Site) -> None:
+    content = bytes(joboutputs.FILE_LIMIT_BYTES)
+    assert site.put("/joboutputs/large", content) == 201
+    assert site.ask("mjf", "/joboutputs/large") == (200, content, ANY)
 
 
 @pytest.mark.parametrize(

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import http.client
+import select
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -72,6 +74,15 @@ def is_closed(connection: socket.socket) -> bool:
         return True
 
 
+def everything(connection: socket.socket) -> bytes:
+    """What comes until the server has closed it."""
+    parts = []
+    with contextlib.suppress(ConnectionError):
+        while part := connection.recv(1_000_000):
+            parts.append(part)
+    return b"".join(parts)
+
+
 @pytest.mark.parametrize(
     "sent",
     [
@@ -111,7 +122,14 @@ def test_strangers_take_nothing_from_those_who_are_served(monkeypatch: pytest.Mo
     with serving(lambda host: host == QUICK) as port, contextlib.ExitStack() as stack:
         strangers = [stack.enter_context(client(port, f"127.0.1.{number}", b"")) for number in range(1, 101)]
         assert ask(port)[0] == 200
-        assert all(is_closed(each) for each in strangers)
+        assert all(everything(each).startswith(b"HTTP/1.0 404 ") for each in strangers)
+
+
+@pytest.mark.parametrize("method", ["GET", "HEAD", "PUT"])
+def test_a_stranger_is_told_that_there_is_nothing(method: str) -> None:
+    with serving(lambda _: False) as port:
+        for _ in range(20):
+            assert ask(port, method) == (404, b"" if method == "HEAD" else b"Not Found\n")
 
 
 @pytest.mark.parametrize("number", [0, 252, 253, 1000])
@@ -170,6 +188,56 @@ def test_what_is_too_large_is_refused_before_it_is_sent(port: int, size: int) ->
     head = f"PUT /x HTTP/1.1\r\nContent-Length: {size}\r\nExpect: 100-continue\r\n\r\n"
     with client(port, QUICK, head.encode()) as sender:
         assert sender.recv(12) == b"HTTP/1.1 403"
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        b"PUT /x HTTP/1.1\r\nContent-Length: 70000\r\n\r\nhalf",
+        b"PUT /x HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n%x\r\n%s" % (80_000, 70_000 * b"x"),
+    ],
+    ids=["announced", "chunked"],
+)
+def test_bodies_under_way_of_one_client_have_a_limit_together(port: int, sent: bytes) -> None:
+    own = [client(port, "127.0.0.2", sent) for _ in range(server.MOST_BODIES + 1)]
+    (refused,), _, _ = select.select(own, (), (), PATIENCE)
+    assert refused.recv(12) == b"HTTP/1.1 403"
+    assert b"\r\nConnection: close\r\n" in everything(refused)
+    assert ask(port, "PUT", body=b"x" * BODY_LIMIT) == (200, b"%d" % BODY_LIMIT), "another client"
+    for each in own:
+        each.close()
+    end = time.monotonic() + PATIENCE
+    while True:  # until the server has seen that they are closed
+        with client(port, "127.0.0.2", b"PUT /x HTTP/1.0\r\nContent-Length: 90000\r\n\r\n") as again:
+            with contextlib.suppress(ConnectionError):
+                again.sendall(90_000 * b"x")
+            if again.recv(12) == b"HTTP/1.0 200":
+                return
+        assert time.monotonic() < end
+
+
+def test_a_request_that_trickles_for_too_long_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server, "IDLE_SECONDS", 3)
+    monkeypatch.setattr(server, "LONGEST_REQUEST_SECONDS", 0.5)
+    end = time.monotonic() + PATIENCE
+    with serving() as port, client(port, QUICK, b"PUT /x HTTP/1.1\r\nContent-Length: 90000\r\n\r\n") as slow:
+        slow.settimeout(0.1)
+        with contextlib.suppress(ConnectionError):
+            while True:
+                assert time.monotonic() < end
+                slow.sendall(b"x")
+                with contextlib.suppress(socket.timeout):
+                    assert slow.recv(1) == b""
+                    break
+
+
+def test_only_so_much_is_kept_for_a_client_that_reads_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server, "MOST_UNREAD_BYTES", len(LARGE) + 200_000)
+    sent = b"GET /large HTTP/1.0\r\n\r\n"
+    with serving() as port, contextlib.ExitStack() as stack:
+        greedy = [stack.enter_context(client(port, "127.0.0.2", sent)) for _ in range(MOST_OF_ONE_CLIENT)]
+        assert ask(port, path="/large") == (200, LARGE)
+        assert min(len(everything(each)) for each in greedy) < len(LARGE)
 
 
 def test_a_chunked_body_ends_at_the_limit_too(port: int) -> None:

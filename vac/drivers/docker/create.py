@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote
 
+from vac.config.values import without_password
 from vac.drivers.base import MachineSpec
 from vac.drivers.docker.nested import nested_profile
 
@@ -86,7 +87,7 @@ def container_config(spec: MachineSpec, image: Image, engine: EngineKind = Engin
             LABEL_UUID: spec.uuid,
             LABEL_NAME: spec.name,
             LABEL_DIRECTORY: str(spec.directory),
-            LABEL_IMAGE: machinetype.root_image or "",
+            LABEL_IMAGE: without_password(machinetype.root_image or ""),
             LABEL_DIGEST: image.digest,
         },
         "Healthcheck": {"Test": ["NONE"]},

@@ -10,6 +10,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from vac.config.values import without_password
 from vac.drivers.docker.create import LABEL_DIGEST, LABEL_IMAGE
 
 
@@ -23,7 +24,7 @@ def container_details(inspected: Mapping[str, Any]) -> dict[str, str]:
     facts = {
         "container": inspected.get("Id"),
         "container_name": str(inspected.get("Name") or "").lstrip("/"),
-        "image": labels.get(LABEL_IMAGE) or config.get("Image"),
+        "image": without_password(labels.get(LABEL_IMAGE) or config.get("Image") or ""),
         "image_id": inspected.get("Image"),
         "image_digest": labels.get(LABEL_DIGEST),
         "state": state.get("Status"),

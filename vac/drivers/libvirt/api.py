@@ -11,6 +11,7 @@ import queue
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from typing import Any
 
 import libvirt
@@ -97,19 +98,11 @@ class Connection:
             raise EngineUnavailable(f"{self.uri}: {explanation(error)}") from error
 
     def hypervisor(self, connection: libvirt.virConnect) -> Hypervisor:
-        """What it offers, asked for once as long as nothing is connected anew."""
+        """What it offers: asked for once as long as nothing is connected anew, but for the filter, which may come."""
         known = self._hypervisor
         if known is None:
-            filtering = True
-            try:
-                connection.nwfilterLookupByName(FILTER)
-            except libvirt.libvirtError as error:
-                if lost(error):
-                    raise
-                filtering = False
-            known = hypervisor(connection.getCapabilities(), self._hypervisor_type, filtering)
-            self._hypervisor = known
-        return known
+            known = self._hypervisor = hypervisor(connection.getCapabilities(), self._hypervisor_type)
+        return replace(known, filtering=_has_filter(connection))
 
     def close(self) -> None:
         """Let go of all connections."""
@@ -118,6 +111,16 @@ class Connection:
         for connection in connections.values():
             with suppress(libvirt.libvirtError):
                 connection.close()
+
+
+def _has_filter(connection: libvirt.virConnect) -> bool:
+    try:
+        connection.nwfilterLookupByName(FILTER)
+    except libvirt.libvirtError as error:
+        if lost(error):
+            raise
+        return False
+    return True
 
 
 def _open_aside(uri: str) -> queue.Queue[Any]:

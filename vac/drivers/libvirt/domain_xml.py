@@ -83,9 +83,11 @@ class DomainFacts:
     domain_type: str
     root_image: str
     own_files: tuple[Path, ...]
-    """Files of its disks in its own directory: they go with it."""
+    """Files of its image and disks in its own directory: they go with it."""
     address: str
     display: str
+    filtered: bool
+    """Is no card of it in our network without the filter FILTER?"""
 
 
 def domain_xml(
@@ -133,7 +135,7 @@ def domain_facts(xml: str) -> DomainFacts:
     domain = ET.fromstring(xml)
     own = domain.find(f"metadata/{{{NAMESPACE}}}machine")
     directory = own.get("directory", "") if own is not None else ""
-    files = [Path(source.get("file", "")) for source in domain.iterfind("devices/disk/source")]
+    files = [Path(source.get("file", "")) for source in domain.iterfind("devices/disk//source")]
     graphics = domain.find("devices/graphics")
     return DomainFacts(
         factory=own.get("factory") if own is not None else None,
@@ -142,11 +144,15 @@ def domain_facts(xml: str) -> DomainFacts:
         own_files=tuple(path for path in files if directory and str(path.parent) == directory),
         address=own.get("address", "") if own is not None else "",
         display="" if graphics is None else f"{graphics.get('listen', '')}:{graphics.get('port', '')}",
+        filtered=all(
+            card.find(f"filterref[@filter='{FILTER}']") is not None
+            for card in domain.iterfind(f"devices/interface/source[@network='{NETWORK}']/..")
+        ),
     )
 
 
-def hypervisor(capabilities: str, wanted: str, filtering: bool) -> Hypervisor:
-    """What there is to make machines of, from virConnectGetCapabilities' XML.
+def hypervisor(capabilities: str, wanted: str) -> Hypervisor:
+    """What there is to make machines of, from virConnectGetCapabilities' XML, which tells nothing of filters.
 
     wanted is vm_domain_type. Raises EngineUnavailable if the hypervisor doesn't offer that.
     """
@@ -164,7 +170,7 @@ def hypervisor(capabilities: str, wanted: str, filtering: bool) -> Hypervisor:
         )
     machines = {one.text for place in (arch, *arch.iterfind("domain")) for one in place.iterfind("machine")}
     board = "pc" if "pc" in machines else None
-    return Hypervisor(chosen, name, board, "ide" if board else "sata", filtering, _owner(root, chosen))
+    return Hypervisor(chosen, name, board, "ide" if board else "sata", owner=_owner(root, chosen))
 
 
 def _owner(capabilities: ET.Element, domain_type: str) -> tuple[int, int] | None:

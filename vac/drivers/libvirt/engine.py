@@ -30,10 +30,10 @@ from vac.drivers.libvirt.api import (
     press_power_button,
 )
 from vac.drivers.libvirt.disks import remove_names
-from vac.drivers.libvirt.domain_xml import DomainFacts, domain_facts, mac_address
+from vac.drivers.libvirt.domain_xml import FILTER, DomainFacts, domain_facts, mac_address
 from vac.drivers.libvirt.events import EventReader
 from vac.drivers.libvirt.listing import Samples, machine_state, may_be_ours, starting_up, usage_of
-from vac.drivers.libvirt.make import DomainMaker
+from vac.drivers.libvirt.make import IMAGE, DomainMaker
 from vac.drivers.libvirt.network import NetworkKeeper
 from vac.drivers.traces import ImageFacts, Sampling, merged
 from vac.host.conntrack import tracked
@@ -48,6 +48,8 @@ OBSERVE, ACT, PRESS = "observe", "act", "press"
 STATISTICS = (
     libvirt.VIR_DOMAIN_STATS_STATE | libvirt.VIR_DOMAIN_STATS_BALLOON | libvirt.VIR_DOMAIN_STATS_INTERFACE
 )
+"""VIR_DOMAIN_STATS_CPU_TOTAL isn't among them: libvirt 9 asks each QEMU for it, be it told not to wait (NOWAIT), so
+that one that hangs would hold up the listing."""
 FLAGS = libvirt.VIR_CONNECT_GET_ALL_DOMAINS_STATS_ACTIVE | libvirt.VIR_CONNECT_GET_ALL_DOMAINS_STATS_NOWAIT
 
 
@@ -88,7 +90,16 @@ class LibvirtDriver:
 
     def notices(self) -> Sequence[str]:
         """See Noticing."""
-        return [*self._network.notices(), *self._maker.notices()]
+        unfiltered = sum(
+            not facts.filtered and self._belongs(uuid, facts) for uuid, facts in list(self._facts.items())
+        )
+        network = self._network.notices()
+        if not unfiltered:
+            return network
+        return [
+            *network,
+            f"{unfiltered} VM(s) without libvirt's filter {FILTER}: such a VM can take another's address",
+        ]
 
     def adopt(self, machines: Mapping[str, str]) -> None:
         """See Adopting."""
@@ -107,10 +118,13 @@ class LibvirtDriver:
     def create(self, spec: MachineSpec) -> None:
         """See Driver."""
         kind = spec.machinetype
-        image = self._images.path(kind.root_image, kind.image_signing_dn, spec.files)
         with self._connection.use(ACT) as connection:
-            self._maker.make(connection, spec, self._connection.hypervisor(connection), image)
-        self._image_facts.note(spec.uuid, {"image_path": str(image)}, version_of(image))
+            hypervisor = self._connection.hypervisor(connection)
+            own_name = spec.directory / IMAGE
+            image, name = self._images.held(kind.root_image, kind.image_signing_dn, spec.files, own_name)
+            version = version_of(image)
+            self._maker.make(connection, spec, hypervisor, name)
+        self._image_facts.note(spec.uuid, {"image_path": str(image)}, version)
 
     def stop(self, name: str, uuid: str) -> None:
         """See Driver. The machine has time to shut down by itself."""
@@ -177,9 +191,10 @@ class LibvirtDriver:
         self._connection.close()
 
     def _look(self) -> None:
-        """List all machines of this factory, in one call, and their usage.
+        """List all machines of this factory, in one call, and their usage, of which CPU takes one more for each.
 
-        What one hypervisor process has to answer itself isn't asked for: one that hangs would hold up all.
+        What one hypervisor process has to answer itself isn't asked for: one that hangs would hold up all. CPU by
+        virDomainGetInfo is read by libvirtd from /proc.
         """
         with self._looking, self._connection.use(OBSERVE) as connection:
             found = connection.getAllDomainStats(STATISTICS, FLAGS)
@@ -207,16 +222,21 @@ class LibvirtDriver:
         uuid = domain.UUIDString()
         facts = self._facts.get(uuid)
         if facts is None:
-            facts = self._facts[uuid] = domain_facts(domain.XMLDesc())
-        if facts.factory is None:
-            return uuid in self._adopted
-        if facts.factory != self._settings.factory_name:
+            facts = domain_facts(domain.XMLDesc())
+            if not starting_up(statistics):  # it may be made once more, without the filter
+                self._facts[uuid] = facts
+        if not self._belongs(uuid, facts):
             return False
         if facts.own_files and not starting_up(statistics):
             # its maker may have died before it could do that
             remove_names(facts.own_files)
             self._facts[uuid] = replace(facts, own_files=())
         return True
+
+    def _belongs(self, uuid: str, facts: DomainFacts) -> bool:
+        if facts.factory is None:
+            return uuid in self._adopted
+        return facts.factory == self._settings.factory_name
 
     def _press(self, uuid: str, refused: threading.Event) -> None:
         """Press the machine's power button; if that can't be done, say so."""

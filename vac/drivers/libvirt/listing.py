@@ -19,6 +19,8 @@ STARTING_UP = 11
 SHUTTING_DOWN = 8
 NO_PAUSE = (SHUTTING_DOWN, STARTING_UP)
 """Reasons for which a domain is paused for a moment at its beginning and end."""
+SUSPENDED = 7
+"""PMSUSPENDED: the guest has put itself to sleep, and nobody here will wake it."""
 OVER = (5, 6)
 """SHUTOFF and CRASHED."""
 NANO = 1_000_000_000
@@ -31,7 +33,7 @@ def machine_state(statistics: Mapping[str, object]) -> EngineState:
     state, reason = statistics.get("state.state"), statistics.get("state.reason")
     if state in OVER:
         return EngineState.ENDED
-    if state == PAUSED and reason not in NO_PAUSE:
+    if state == SUSPENDED or (state == PAUSED and reason not in NO_PAUSE):
         return EngineState.PAUSED
     return EngineState.RUNNING
 

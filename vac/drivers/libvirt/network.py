@@ -33,7 +33,7 @@ from vac.drivers.libvirt.network_xml import (
 )
 from vac.host import hosts_file
 from vac.host.nat import NatHost, NatProblem
-from vac.host.nat_rules import BRIDGE
+from vac.host.rule_match import BRIDGE
 from vac.logs import OnChange
 
 CHECK_SECONDS = 60.0

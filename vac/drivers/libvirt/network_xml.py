@@ -13,7 +13,7 @@ from typing import NamedTuple
 from vac.config.settings import Settings
 from vac.config.slots import slot_address, slot_name, slot_number
 from vac.drivers.libvirt.domain_xml import NETWORK, mac_address
-from vac.host.nat_rules import BRIDGE
+from vac.host.rule_match import BRIDGE
 
 SERVER = "169.254.169.253"
 """Gateway, DHCP and name server, Machine/Job Features."""

@@ -1,6 +1,7 @@
-"""Logical volumes of machines: /dev/GROUP/HOST, made and removed with LVM's own programs.
+"""Logical volumes of machines: /dev/GROUP/HOST, made and removed with LVM's own programs, and wiped in between.
 
-Whose a volume is, is told by a tag with the machine's uuid. Formats: lvs(8), vgs(8), lvmreport(7) as JSON.
+Whose a volume is, is told by a tag with the machine's uuid. Formats: lvs(8), vgs(8), lvmreport(7) as JSON;
+blkdiscard(8).
 """
 
 from __future__ import annotations
@@ -8,8 +9,10 @@ from __future__ import annotations
 import json
 import logging
 import subprocess
+import threading
 import time
 from collections.abc import Mapping, Sequence
+from concurrent.futures import Future, TimeoutError
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Callable
@@ -24,13 +27,17 @@ TAG = "vac.uuid="
 LVM_SECONDS = 60.0
 GROUP_LOOK_SECONDS = 300.0
 """How long it is remembered whether there is the usual group."""
+WIPE_PATIENCE_SECONDS = 5.0
+"""How long a machine's removal waits for its volume to be wiped, before it is to be asked for again."""
 Run = Callable[[Sequence[str]], str]
 """Runs a command, and gives what it prints; raises CreationFailed with what it says."""
+Wipe = Callable[[Path], None]
+"""Returns when a volume reads as zeros; raises CreationFailed if that takes longer, or fails."""
 _log = logging.getLogger(__name__)
 
 
 class NoLvm(CreationFailed):
-    """LVM's programs are not installed."""
+    """LVM's programs, or blkdiscard, are not installed."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +56,40 @@ class Group:
     size_bytes: int
     extent_bytes: int
     volumes: tuple[Volume, ...]
+
+
+class Wiper:
+    """Overwrites volumes, each in a thread of its own as long as it takes: disks may be slow. wipe() is a Wipe."""
+
+    def __init__(self, run: Run, patience_seconds: float = WIPE_PATIENCE_SECONDS) -> None:
+        self._run = run
+        self._patience_seconds = patience_seconds
+        self._lock = threading.Lock()
+        self._works: dict[Path, Future[str]] = {}
+
+    def wipe(self, path: Path) -> None:
+        """Begin it, or go on waiting for it. What has failed is begun anew the next time."""
+        with self._lock:
+            work = self._works.get(path)
+            if work is None:
+                work = self._works[path] = Future()
+                threading.Thread(target=self._work, args=(path, work), name="wiping", daemon=True).start()
+        try:
+            work.result(self._patience_seconds)
+        except TimeoutError:
+            raise CreationFailed(
+                f"{path} is being wiped, since another machine will get these blocks"
+            ) from None
+        finally:
+            if work.done():
+                with self._lock:
+                    self._works.pop(path, None)
+
+    def _work(self, path: Path, work: Future[str]) -> None:
+        try:
+            work.set_result(self._run(wiping_command(path)))
+        except CreationFailed as failure:
+            work.set_exception(failure)
 
 
 class GroupFinder:
@@ -98,13 +139,15 @@ def make_volume(
     processors: int,
     settings: Settings,
     run: Run,
+    wipe: Wipe,
 ) -> Path:
-    """A new volume of this machine; one of its name that is left from another is removed before.
+    """A new volume of this machine; one of its name that is left from another is wiped and removed before.
 
     gb_per_processor None: the machine's share of the group. Raises CreationFailed.
     """
     found = read_group(run(group_command(group)), run(volumes_command(group)))
     if any(volume.name == name for volume in found.volumes):
+        wipe(device(group, name))
         run(removal_command(group, name))
     size_bytes = volume_bytes(found, gb_per_processor, processors, settings)
     if size_bytes <= 0:
@@ -113,8 +156,8 @@ def make_volume(
     return device(group, name)
 
 
-def remove_volume(in_use: str | None, name: str, uuid: str, run: Run) -> None:
-    """Remove the machine's volume, in whatever group it is: another may be in use since it was made.
+def remove_volume(in_use: str | None, name: str, uuid: str, run: Run, wipe: Wipe) -> None:
+    """Wipe and remove the machine's volume, in whatever group it is: another may be in use since it was made.
 
     in_use: the group used now. No error if there is no volume or no LVM, nor if LVM can't list volumes where no group
     is in use. Raises CreationFailed.
@@ -130,6 +173,7 @@ def remove_volume(in_use: str | None, name: str, uuid: str, run: Run) -> None:
         return
     for group, volume, tags in found:
         if volume == name and TAG + uuid in tags:
+            wipe(device(group, name))
             run(removal_command(group, name))
 
 
@@ -160,7 +204,7 @@ def owners_command() -> list[str]:
 
 
 def creation_command(group: str, name: str, uuid: str, size_bytes: int) -> list[str]:
-    """Makes a volume. What a predecessor has left in these blocks is not looked for."""
+    """Makes a volume. Signatures that others have left in these blocks are removed without asking."""
     options = ["--yes", "--wipesignatures", "y", "--addtag", TAG + uuid]
     return ["lvcreate", *options, "--size", f"{size_bytes}b", "--name", name, group]
 
@@ -168,6 +212,11 @@ def creation_command(group: str, name: str, uuid: str, size_bytes: int) -> list[
 def removal_command(group: str, name: str) -> list[str]:
     """Removes a volume."""
     return ["lvremove", "--yes", f"{group}/{name}"]
+
+
+def wiping_command(path: Path) -> list[str]:
+    """Has all of a volume read as zeros; a device that can do that itself does it in no time."""
+    return ["blkdiscard", "--force", "--zeroout", str(path)]
 
 
 def read_group(group_report: str, volumes_report: str) -> Group:
@@ -192,11 +241,13 @@ def read_owners(report: str) -> list[tuple[str, str, tuple[str, ...]]]:
 
 
 def run_lvm(command: Sequence[str]) -> str:
-    """A Run with LVM itself."""
+    """A Run with LVM itself, and with blkdiscard, which may take hours."""
+    seconds = None if command[0] == "blkdiscard" else LVM_SECONDS
     try:
-        done = subprocess.run(command, capture_output=True, timeout=LVM_SECONDS, check=False)
+        done = subprocess.run(command, capture_output=True, timeout=seconds, check=False)
     except FileNotFoundError as error:
-        raise NoLvm(f"{command[0]} isn't there: install lvm2") from error
+        package = "util-linux" if command[0] == "blkdiscard" else "lvm2"
+        raise NoLvm(f"{command[0]} isn't there: install {package}") from error
     except subprocess.TimeoutExpired as error:
         raise CreationFailed(f"{command[0]} hasn't answered for {LVM_SECONDS:.0f} s") from error
     if done.returncode != 0:

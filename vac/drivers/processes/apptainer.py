@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, Any
 
+from vac.config.taken import taken_binds
 from vac.host.cvmfs_paths import real_image
 
 if TYPE_CHECKING:
@@ -42,7 +43,7 @@ def plan(spec: MachineSpec, program: str) -> dict[str, Any]:
     if not image:
         raise ValueError("root_image is not set; singularity takes a directory tree, an image file or a URL")
     if "://" in image:
-        raise ValueError(f"root_image {image}: singularity takes http:// and https:// URLs and paths only")
+        raise ValueError("root_image: singularity takes http:// and https:// URLs and paths only")
     binds = [(str(directory / name), f"/tmp/{name}", "ro") for name in ("machinefeatures", "jobfeatures")]
     binds.append((str(directory / "joboutputs"), "/tmp/joboutputs", "rw"))
     if (directory / "user_data").exists():
@@ -58,6 +59,7 @@ def plan(spec: MachineSpec, program: str) -> dict[str, Any]:
         "hostname": spec.name,
         "image": str(spec.files / image),
         "workdir": str(own),
+        "state_dir": str(spec.settings.state_dir),
         "binds": binds,
         "command": kind.container_command,
         "environment": {"HOME": str(own / "home")},
@@ -67,10 +69,9 @@ def plan(spec: MachineSpec, program: str) -> dict[str, Any]:
 def scratch(spec: MachineSpec) -> list[tuple[str, str]]:
     """The machine's fresh writable directories: name below mnt, and place inside. Those of tmp, var_tmp and home
     are --workdir's own; places to mount at can be made in them by nobody but us."""
+    for path in taken_binds("singularity", spec.machinetype.tmp_binds):
+        raise ValueError(f"tmp_binds: {path} can't be a fresh directory")
     paths = [os.path.normpath(path) for path in spec.machinetype.tmp_binds]
-    for path in paths:
-        if path in ("/", "/dev", "/proc", "/sys", "/tmp", "/var/tmp", "/user_data"):
-            raise ValueError(f"tmp_binds: {path} can't be a fresh directory")
     features = [(f"tmp/{name}", f"/tmp/{name}") for name in ("machinefeatures", "jobfeatures", "joboutputs")]
     binds = [(f"bind{number}", path) for number, path in enumerate(paths)]
     return [("tmp", "/tmp"), ("var_tmp", "/var/tmp"), ("home", ""), *features, *binds]
@@ -91,7 +92,7 @@ def command_line(plan: dict[str, Any]) -> list[str]:
 
     The image is given as an absolute path without `//`, which can be neither option nor URI.
 
-    Raises OSError or ValueError with a reason if the image isn't there, or is a link out of /cvmfs.
+    Raises OSError or ValueError with a reason if the image isn't there, is a link out of /cvmfs, or may not be used.
     """
     image = real_image(plan["image"])
     if not os.path.exists(image):
@@ -99,6 +100,9 @@ def command_line(plan: dict[str, Any]) -> list[str]:
         raise ValueError(
             f"root_image {plan['image']} {where} {os.getuid()}; a path, or a URL, would be right"
         )
+    if os.path.commonpath([image, os.path.realpath(plan["state_dir"])]) == image:
+        what = f"holds {plan['state_dir']}, which machines must not see"
+        raise ValueError(f"root_image {image} {what}; bubblewrap takes / and hides that")
     if ":" in plan["workdir"] or "," in plan["workdir"]:
         raise ValueError(f"{plan['workdir']}: singularity needs a state_dir without : and ,")
     mounts = [f"--mount={mount(*bind)}" for bind in plan["binds"]]

@@ -15,6 +15,7 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, Any
 
+from vac.config.taken import taken_binds
 from vac.host.cvmfs_paths import real_image
 
 if TYPE_CHECKING:
@@ -25,8 +26,8 @@ PACKAGE = "bubblewrap"
 OPTION = ""
 TELLS = True
 TAKES_URLS = False
-HIDDEN = ("/run", "/home", "/root", "/etc/vac.d")
-"""What of the host's own tree no machine sees, besides state_dir."""
+HIDDEN = ("/run", "/home", "/root", "/etc/vac.d", "/etc/vac.conf")
+"""What of the host's own tree no machine sees, besides state_dir and what the factory names."""
 RESOLVER_FILES = ("/etc/resolv.conf", "/etc/hosts")
 """The host's, since the machine shares the host's network."""
 MOST_LINKS = 40
@@ -41,12 +42,13 @@ def plan(spec: MachineSpec, program: str) -> dict[str, Any]:
     if not kind.root_image:
         raise ValueError("root_image is not set; bubblewrap takes / or the path of a directory tree")
     if "://" in kind.root_image:
-        raise ValueError(f"root_image {kind.root_image} is a URL; bubblewrap takes / or a directory tree")
+        raise ValueError("root_image is a URL; bubblewrap takes / or a directory tree")
     root = os.path.normpath(spec.files / kind.root_image)
     state_dir = str(spec.settings.state_dir)
     mounts = [("rw", str(directory / "mnt" / source), dest) for source, dest in scratch(spec)]
     mounts += [("dev", "", "/dev"), ("proc", "", "/proc")]
-    mounts += [("blank", "", path) for path in (*HIDDEN, state_dir, os.path.realpath(state_dir))]
+    hidden = (*HIDDEN, *map(str, spec.hidden), state_dir, os.path.realpath(state_dir))
+    mounts += [("blank", "", path) for path in hidden]
     mounts += [("try", path, path) for path in RESOLVER_FILES]
     mounts += [("ro", str(directory / name), f"/tmp/{name}") for name in ("machinefeatures", "jobfeatures")]
     mounts.append(("rw", str(directory / "joboutputs"), "/tmp/joboutputs"))
@@ -67,11 +69,10 @@ def plan(spec: MachineSpec, program: str) -> dict[str, Any]:
 
 def scratch(spec: MachineSpec) -> list[tuple[str, str]]:
     """The machine's fresh writable directories: name below mnt, and place inside."""
+    for path in taken_binds("bubblewrap", spec.machinetype.tmp_binds):
+        raise ValueError(f"tmp_binds: {path} can't be a fresh directory")
     paths = [os.path.normpath(path) for path in spec.machinetype.tmp_binds]
     binds = [(f"bind{number}", path) for number, path in enumerate(paths)]
-    for path in paths:
-        if path in ("/", "/dev", "/proc", "/user_data"):
-            raise ValueError(f"tmp_binds: {path} can't be a fresh directory")
     return [("tmp", "/tmp"), ("var_tmp", "/var/tmp"), *binds]
 
 
@@ -141,14 +142,17 @@ def check_command(root: str, command: str, points: dict[str, tuple[str, str]]) -
 
 
 def mount_points(root: str, mounts: list[tuple[str, str, str]]) -> dict[str, tuple[str, str]]:
-    """What is mounted where, symbolic links resolved; of two at one place the later counts."""
+    """What is mounted where, symbolic links resolved; of two at one place the later counts.
+
+    A file to be hidden is left out of its directory: a mount on a file goes when another is renamed to its name.
+    """
     points: dict[str, tuple[str, str]] = {}
     for kind, source, dest in mounts:
         if kind == "blank":
             below = os.path.relpath(dest, root)
             place = resolve(root, "/" + below, points)
-            if not below.startswith("..") and os.path.isdir(dest) and not inside(place, points):
-                points.setdefault(place, (kind, source))
+            if not below.startswith("..") and os.path.exists(dest) and not inside(place, points):
+                points.setdefault(place, ("blank" if os.path.isdir(dest) else "left out", source))
             continue
         place = resolve(root, dest, points)
         if kind != "try":
@@ -207,7 +211,7 @@ def compose(root: str, points: dict[str, tuple[str, str]]) -> list[str]:
             blanks.append(place)
         elif kind in ("dev", "proc"):
             arguments += [f"--{kind}", place]
-        else:
+        elif kind != "left out":
             arguments += ["--bind" if kind == "rw" else "--ro-bind", source, place]
     for place in (*blanks, "/"):
         arguments += ["--remount-ro", place]

@@ -24,6 +24,7 @@ from vac.drivers.base import (
     EngineState,
     EngineUnavailable,
     Fetch,
+    LeftProcess,
     MachineSpec,
     Observed,
     Trace,
@@ -32,6 +33,7 @@ from vac.drivers.base import (
 from vac.drivers.digests import ImageVersion
 from vac.drivers.images import ImageFiles
 from vac.drivers.processes import launch
+from vac.drivers.processes.left import take_in
 from vac.drivers.processes.plan import Model, account, limits_of, make_plan, model_of, prepare_directory
 from vac.drivers.traces import ImageFacts, Sampling, merged, shared_network
 from vac.host.cgroup_watch import EndWatcher
@@ -57,7 +59,7 @@ def open_driver(settings: Settings, fetch: Fetch | None = None) -> ProcessDriver
 
 
 class ProcessDriver:
-    """A Driver, Preparing and Tracing, for the factory's machines in these groups; fetch as in ImageFiles."""
+    """A Driver, Preparing, Tracing and Following, for the machines in these groups; fetch as in ImageFiles."""
 
     def __init__(self, groups: Groups, fetch: Fetch | None = None) -> None:
         self._groups = groups
@@ -68,11 +70,15 @@ class ProcessDriver:
         self._lock = threading.Lock()
         self._starting: set[str] = set()
         self._children: set[int] = set()
+        self._left: Mapping[str, LeftProcess] = {}
+        self._used_before: dict[str, float] = {}
+        """CPU seconds by uuid that were used outside the machine's group."""
 
     def list(self) -> Sequence[Observed]:
         """See Driver."""
         self._reap()
         with _unavailable():
+            self._take_in()
             return [self._observed(group) for group in self._machines()]
 
     def usage(self) -> Mapping[str, Usage]:
@@ -119,6 +125,24 @@ class ProcessDriver:
         with _unavailable():
             self._groups.remove(f"{name}_{uuid}")
         self._facts.forget(uuid)
+        self._used_before.pop(uuid, None)
+
+    def follow(self, processes: Mapping[str, LeftProcess]) -> None:
+        """See Following."""
+        self._left = processes
+
+    def _take_in(self) -> None:
+        """Once what an older Vac has left is in groups, it is as if it were ours."""
+        left = self._left
+        for uuid, process in left.items():
+            group = f"{process.name}_{uuid}"
+            if take_in(self._groups, group, process):
+                self._watcher.add(group)
+            if self._groups.exists(group):
+                used = self._groups.usage(group).cpu_seconds or 0.0
+                self._used_before[uuid] = max(0.0, process.cpu_seconds - used)
+        if self._left is left:
+            self._left = {}
 
     def events(self) -> Iterator[str]:
         """See Driver."""
@@ -170,8 +194,9 @@ class ProcessDriver:
         return Observed(*_identity(group), EngineState.ENDED if has_run else EngineState.HALF_MADE)
 
     def _usage(self, group: str) -> Usage:
-        used = self._groups.usage(group)
-        return Usage(used.cpu_seconds, used.memory_bytes, used.peak_memory_bytes)
+        used, before = self._groups.usage(group), self._used_before.get(_identity(group)[1], 0.0)
+        cpu_seconds = None if used.cpu_seconds is None else used.cpu_seconds + before
+        return Usage(cpu_seconds, used.memory_bytes, used.peak_memory_bytes)
 
     def _start(self, spec: MachineSpec, model: Model, plan: dict[str, Any], group: str) -> str:
         """Start the machine; what launcher and program have told."""
@@ -187,6 +212,7 @@ class ProcessDriver:
             os.close(status_writer)
         exit_code = None
         try:
+            _note_pid(spec.directory, child)
             told, exit_code = self._wait_for_start(model, child, status, group)
         finally:
             os.close(status)
@@ -260,6 +286,13 @@ def _spawn(plan: dict[str, Any], output: int, status: int) -> int:
         return os.posix_spawn(sys.executable, arguments, {}, file_actions=actions)
     finally:
         os.close(null)
+
+
+def _note_pid(directory: Path, child: int) -> None:
+    """Let site scripts know the number of the machine's first process."""
+    new = directory / "pid.new"
+    new.write_text(f"{child}\n")
+    new.rename(directory / "pid")
 
 
 def _exit_code(child: int) -> int | None:

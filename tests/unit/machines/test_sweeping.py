@@ -1,0 +1,80 @@
+"""What has been discarded is removed by somebody else than who discarded it, sooner or later."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.unit.state_dirs import new_state
+from vac.machines import files
+from vac.machines.layout import StateDir
+from vac.machines.sweeping import Sweeper
+
+
+def discarded(state: StateDir, name: str, depth: int = 1) -> None:
+    path = state.machines / name
+    path.joinpath(*"d" * depth).mkdir(parents=True)
+    files.discard(path, tmp=state.tmp)
+    assert not path.exists()
+
+
+def at_once(work: Callable[[], object]) -> None:
+    work()
+
+
+def in_thread(work: Callable[[], object]) -> None:
+    threading.Thread(target=work, daemon=True).start()
+
+
+def test_all_that_was_discarded_goes_and_nothing_else(tmp_path: Path) -> None:
+    state = new_state(tmp_path)
+    discarded(state, "a")
+    discarded(state, "b")
+    (state.tmp / "being-written").touch()
+    Sweeper(state.tmp, at_once).start()
+    assert [path.name for path in state.tmp.iterdir()] == ["being-written"]
+
+
+def test_a_tree_too_deep_for_one_attempt_is_removed_by_several(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(files, "_MOST_PASSES", 10)
+    state = new_state(tmp_path)
+    discarded(state, "deep", depth=35)
+    discarded(state, "shallow")
+    sweeper = Sweeper(state.tmp, at_once)
+    sweeper.start()
+    assert len(list(state.tmp.iterdir())) == 1, "it holds up nobody"
+    sweeper.start()
+    assert caplog.text.count("can't be removed now") == 1
+    for _ in range(3):
+        sweeper.start()
+    assert not list(state.tmp.iterdir())
+
+
+def test_who_discards_never_waits_and_what_comes_meanwhile_goes_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    state = new_state(tmp_path)
+    begun, gate, gone = threading.Event(), threading.Event(), threading.Event()
+    remove_tree = files.remove_tree
+
+    def slow(path: Path) -> None:
+        begun.set()
+        assert gate.wait(60)
+        remove_tree(path)
+        if not files.graves(state.tmp):
+            gone.set()
+
+    monkeypatch.setattr(files, "remove_tree", slow)
+    sweeper = Sweeper(state.tmp, in_thread)
+    discarded(state, "a")
+    sweeper.start()
+    assert begun.wait(60)
+    discarded(state, "b")
+    sweeper.start()
+    gate.set()
+    assert gone.wait(60)
