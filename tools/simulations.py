@@ -2,7 +2,7 @@
 
     PYTHONPATH=. python tools/simulations.py [--kept] [FACTORIES …]
 
-With 10 and 100 factories it takes some five minutes, with 1,000 (the first 30 hours only) half an hour more.
+With 10 and 100 factories it takes some five minutes, with 1,000 three quarters of an hour more.
 Finished runs are kept in build/simulations and not run again: remove that after a change. --kept prints what
 is there, and runs nothing.
 """
@@ -26,11 +26,10 @@ HERE = Path(__file__).resolve().parent.parent
 SCENARIOS = HERE / "examples" / "simulate"
 KEPT = HERE / "build" / "simulations"
 ORDER = ("fill", "days", "idle", "broken", "return", "loss", "crashes", "mixed", "superslots", "half-classic")
-LARGE, MOST_HOURS = 1000, 30.0
-"""So many factories are simulated for so long at most."""
 HEADER = (
     "| factories | policy | time to fill | in use | free despite work | error while filling, at most "
-    "| error settled, mean (at most) | probes per backoff period | 90 % of the share after (possible after) |"
+    "| error settled, mean (at most) | error since full, mean | probes per backoff period "
+    "| 90 % of the share after (possible after) |"
 )
 
 
@@ -53,7 +52,7 @@ def main(words: list[str]) -> None:
             for policy in POLICIES:
                 result = results.get((name, size, policy))
                 if result is not None:
-                    print(row(name, size, policy, result))
+                    print(row(size, policy, result))
         print()
 
 
@@ -66,8 +65,7 @@ def run(name: str, size: int, policy: str, kept_only: bool) -> Result | None:
         return None
     print(f"{name} {size} {policy}", file=sys.stderr, flush=True)
     scenario = read_scenario(SCENARIOS / f"{name}.ini", no_site)
-    hours = min(scenario.space.hours, MOST_HOURS) if size >= LARGE else None
-    finished = simulate(scenario.changed(factories=size, policy=policy, hours=hours))
+    finished = simulate(scenario.changed(factories=size, policy=policy))
     result = dataclasses.replace(finished, samples=())
     kept.parent.mkdir(parents=True, exist_ok=True)
     kept.write_text(json.dumps(result.json(), indent=1))
@@ -79,8 +77,8 @@ def no_site() -> tuple[Settings, dict[str, Machinetype]]:
     return Settings(), {}
 
 
-def row(name: str, size: int, policy: str, result: Result) -> str:
-    """One line of a table; hours where it isn't the whole scenario."""
+def row(size: int, policy: str, result: Result) -> str:
+    """One line of a table."""
     settled = percent(result.full.mean) if result.full else "–"
     if result.full and not result.recoveries:
         settled += f" ({percent(result.full.most)})"
@@ -89,16 +87,15 @@ def row(name: str, size: int, policy: str, result: Result) -> str:
         f"{one.machinetype} {duration(one.arrived_seconds)} ({duration(one.possible_seconds)})"
         for one in result.recoveries
     )
-    whole = read_scenario(SCENARIOS / f"{name}.ini", no_site).space.hours
-    hours = "" if result.space["hours"] == whole else f" ({result.space['hours']:g} h)"
     cells = (
-        f"{size:,}{hours}",
+        f"{size:,}",
         policy,
         duration(result.fill_seconds),
         percent(result.used),
         percent(result.lost),
         percent(result.way.most),
         settled,
+        percent(result.error.mean) if result.error else "–",
         probes or "–",
         returns or "–",
     )

@@ -26,6 +26,8 @@ TARGETS = {name: FACTORIES * PROCESSORS * SHARES[name] / 6 for name in ("large",
 FIZZLE_SECONDS = 3
 BACKOFF_SECONDS = 15
 GENERATION_SECONDS = 15
+GENERATIONS = 5
+"""So many make the means that shares are judged by safe: docs/testing.md tells more."""
 WORK = """
 cat /tmp/jobfeatures/job_id > /tmp/joboutputs/job_id
 sleep $(( 8 + 0x$(cut -c1-2 /tmp/jobfeatures/job_id) * 14 / 256 ))
@@ -49,9 +51,15 @@ def space() -> Iterator[Space]:
         yield space
 
 
-def configure(space: Space, **settings: Option) -> None:
-    own: Mapping[str, Mapping[str, Option]] = {CLASSIC: {"share_policy": "classic"}}
+def configure(space: Space, classic: bool = True, **settings: Option) -> None:
+    own: Mapping[str, Mapping[str, Option]] = {CLASSIC: {"share_policy": "classic"}} if classic else {}
     space.configure(KINDS, own, udp_timeout_seconds=2, machines_per_cycle=AT_ONCE, **settings)
+
+
+def reconfigure(space: Space, classic: bool = True, **settings: Option) -> None:
+    configure(space, classic, **settings)
+    for factory in space.factories:
+        factory.wake()
 
 
 def shares_are_met(space: Space, begin: float, end: float) -> bool:
@@ -79,18 +87,19 @@ def silent_for(factory: SpaceFactory) -> set[str]:
     return set(factory.status().silent)
 
 
-def test_from_nothing_the_space_fills_and_shares_are_met_over_three_generations(space: Space) -> None:
+def test_from_nothing_the_space_fills_and_shares_are_met_over_some_generations(space: Space) -> None:
     space.wait_for(space.is_full, "all slots are taken")
-    full, wanted = time.time(), 3 * space.slots
+    full, wanted = time.time(), GENERATIONS * space.slots
 
     def ended() -> int:
         return sum((life.finished or 0.0) > full for life in space.lives() if life.machinetype in TARGETS)
 
-    space.wait_for(lambda: ended() >= wanted, "three generations have ended")
+    space.wait_for(lambda: ended() >= wanted, f"{GENERATIONS} generations have ended")
     means = mean_machines(space.lives(), full, time.time())
+    running = sum(means[name] for name in TARGETS)
+    assert running > 0.9 * space.slots, means
     for name, target in TARGETS.items():
-        assert means[name] == pytest.approx(target, abs=2.0), means
-    assert sum(means.values()) > 0.9 * space.slots, means
+        assert means[name] == pytest.approx(target * running / space.slots, abs=2.0), means
 
 
 def test_a_type_without_work_is_probed_a_few_times_per_backoff_period_in_the_whole_space(
@@ -172,29 +181,12 @@ def test_a_factory_killed_and_started_again_keeps_its_machines(space: Space) -> 
     wait_for_shares(space)
 
 
-def test_a_changed_port_and_a_key_are_taken_up_by_all(space: Space) -> None:
-    space.wait_for(space.is_full, "all slots are taken", 60)
-    asked = space.factories[0]
-    key = asked.home / "space.key"
-    key.write_text("a secret of the whole space")
-    configure(space, vacquery_port=1995, vacquery_key_file=key)
-    for factory in space.factories:
-        factory.wake()
-
-    def answers() -> int:
-        return len(asked.vac("factories").stdout.splitlines())
-
-    space.wait_for(lambda: answers() == FACTORIES, "all answer at the new port and by the key", 90)
-    space.wait_for(lambda: not any(map(silent_for, space.factories)), "all hear each other again", 90)
-
-
-@pytest.mark.slow
 def test_a_factory_on_which_everything_fails_stays_alone_with_that(space: Space) -> None:
     space.wait_for(space.is_full, "all slots are taken")
-    broken = space.factories[4]
-    well = [factory for factory in space.factories[:4] if factory.short != CLASSIC]
+    *well, broken = space.factories
     scripts = [broken.state.machinetype_files(name) / "user_data" for name in TARGETS]
     try:
+        reconfigure(space, classic=False)  # by the classic rules its aborts would hold types back on others
         for script in scripts:
             script.write_text("#!/bin/sh\nexit 1\n")
         space.wait_for(lambda: set(broken.status().held_here) >= set(TARGETS), "all fails there")
@@ -208,6 +200,19 @@ def test_a_factory_on_which_everything_fails_stays_alone_with_that(space: Space)
         text = "keeps failing on this factory while others run it: this node is probably broken"
         space.wait_for(lambda: text in broken.vac("why").stdout, "vac why tells")
     finally:
-        for script in scripts:
-            script.write_text(f"#!/bin/sh\n{WORK}\n")
+        reconfigure(space)
     space.wait_for(space.is_full, "mended, it is full again")
+
+
+def test_a_changed_port_and_a_key_are_taken_up_by_all(space: Space) -> None:
+    space.wait_for(space.is_full, "all slots are taken", 60)
+    asked = space.factories[0]
+    key = asked.home / "space.key"
+    key.write_text("a secret of the whole space")
+    reconfigure(space, vacquery_port=1995, vacquery_key_file=key)
+
+    def answers() -> int:
+        return len(asked.vac("factories").stdout.splitlines())
+
+    space.wait_for(lambda: answers() == FACTORIES, "all answer at the new port and by the key", 90)
+    space.wait_for(lambda: not any(map(silent_for, space.factories)), "all hear each other again", 90)

@@ -37,7 +37,7 @@ class Peers:
         result = self._poll(configuration, Kind.MACHINETYPES, doubtful)
         now = self._clock()
         results.append(result)
-        reports, unknown = to_reports(result.answers, configuration.machinetypes, now)
+        reports, unknown = to_reports(result.answers, configuration.machinetypes)
         partial = {name: reports.pop(name) for name in result.missing if name in reports}
         unusable = {name: str(why) for each in results for name, why in each.unusable.items()}
         dropped = Counter({Reason.MACHINETYPE.value: unknown} if unknown else {})

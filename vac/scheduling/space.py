@@ -15,10 +15,11 @@ from vac.scheduling.model import MOST_YOUNG, SpaceView, TypeReport, TypeTotals
 Reports = Mapping[str, TypeReport]
 """What one factory says, by machinetype."""
 
-CLOCK_SKEW_SECONDS = 60
-"""An abort time that is further in the future is not believed."""
-MOST_CAPACITY = 100
-"""A factory that claims more than this times the median capacity is taken for one of median capacity."""
+CLOCK_SECONDS = 300
+"""How far a factory's clock may be ahead of ours without its abort times being absurd."""
+MOST_CAPACITY = 32
+"""A factory that claims more than this times the median capacity is taken for one of median capacity: the nodes of
+one space may have 8 processors or 256."""
 FAILING_PART = 4
 """Factories on which everything fails are left out of the aborts if they are at most one in so many, and those that
 run nothing too: in a space that is empty, having nothing that has outlived fizzle_seconds is no sign of a fault."""
@@ -38,15 +39,14 @@ def view(
     factory without one runs stands in. Factories that aren't configured are left out.
     """
     names = tuple(dict.fromkeys((*factories, factory)))
-    believed = {
-        name: _believed(reports[name], capacities.get(name), now) for name in names if name in reports
-    }
+    capacity_hs06 = believed_capacities(names, reports, capacities)
+    believed = {name: _believed(reports[name], capacity_hs06[name], now) for name in names if name in reports}
     failing = _failing(believed)
     types = {machinetype for said in believed.values() for machinetype in said}
     return SpaceView(
         factory=factory,
         factories=names,
-        capacity_hs06=_capacity(names, believed, capacities),
+        capacity_hs06=sum(capacity_hs06.values()),
         types={machinetype: _totals(machinetype, believed) for machinetype in sorted(types)},
         own=believed.get(factory, {}),
         failing=failing,
@@ -59,22 +59,53 @@ def beyond_probe(report: TypeReport) -> int:
     return max(0, min(report.before_fizzle, MOST_YOUNG) - 1)
 
 
-def _believed(said: Reports, capacity: float | None, now: float) -> dict[str, TypeReport]:
+def _believed(said: Reports, capacity_hs06: float, now: float) -> dict[str, TypeReport]:
     """One factory's reports, with no abort in the future, and not running more than it can."""
-    running = sum(report.running_hs06 for report in said.values())
-    scale = capacity / running if capacity is not None and running > capacity else 1.0
-    return {machinetype: _corrected(report, scale, now) for machinetype, report in said.items()}
+    return {
+        machinetype: _not_later(report, now) for machinetype, report in not_above(capacity_hs06, said).items()
+    }
 
 
-def _corrected(report: TypeReport, scale: float, now: float) -> TypeReport:
-    abort_time = _past(report.abort_time, now)
-    if scale == 1.0 and abort_time == report.abort_time:
+def believed_capacities(
+    names: Sequence[str], reports: Mapping[str, Reports], capacities: Mapping[str, float]
+) -> dict[str, float]:
+    """HS06 that these factories have, as far as they have said so; what they run if they haven't said that.
+
+    Who says absurdly much is taken for an ordinary factory.
+    """
+    known = [capacities[name] for name in names if name in capacities]
+    median = statistics.median_low(known) if known else 0.0
+    most = MOST_CAPACITY * median if median else float("inf")
+    claimed = {
+        name: capacities[name] if name in capacities else running_hs06(reports[name])
+        for name in names
+        if name in capacities or name in reports
+    }
+    return {name: median if claim > most else claim for name, claim in claimed.items()}
+
+
+def running_hs06(said: Reports) -> float:
+    """What a factory says it runs of all types."""
+    return sum(report.running_hs06 for report in said.values())
+
+
+def not_above(capacity_hs06: float, said: Reports) -> Reports:
+    """One factory's reports, scaled down if it says it runs more than it can."""
+    running = running_hs06(said)
+    if running <= capacity_hs06:
+        return said
+    scale = capacity_hs06 / running
+    return {
+        machinetype: replace(report, running_hs06=report.running_hs06 * scale)
+        for machinetype, report in said.items()
+    }
+
+
+def _not_later(report: TypeReport, now: float) -> TypeReport:
+    time = report.abort_time
+    if time is None or time <= now:
         return report
-    return replace(report, running_hs06=report.running_hs06 * scale, abort_time=abort_time)
-
-
-def _past(time: float | None, now: float) -> float | None:
-    return None if time is None or time > now + CLOCK_SKEW_SECONDS else min(time, now)
+    return replace(report, abort_time=None if time > now + CLOCK_SECONDS else now)
 
 
 def _failing(believed: Mapping[str, Reports]) -> frozenset[str]:
@@ -117,16 +148,3 @@ def _totals(machinetype: str, believed: Mapping[str, Reports]) -> TypeTotals:
         aborts=tuple(sorted(aborts, reverse=True)),
         aborted_factories=frozenset(name for _, name in aborts),
     )
-
-
-def _capacity(
-    names: Sequence[str], believed: Mapping[str, Reports], capacities: Mapping[str, float]
-) -> float:
-    known = {name: capacities[name] for name in names if name in capacities}
-    median = statistics.median(known.values()) if known else 0.0
-    most = MOST_CAPACITY * median if median else float("inf")
-    total = sum(median if capacity > most else capacity for capacity in known.values())
-    for name, said in believed.items():
-        if name not in known:
-            total += sum(report.running_hs06 for report in said.values())
-    return total

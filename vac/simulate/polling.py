@@ -9,6 +9,7 @@ import random
 from collections.abc import Callable, Iterator, Sequence
 
 from vac.scheduling.age import CAPACITY_SECONDS, SILENT_SECONDS
+from vac.scheduling.space import believed_capacities, not_above
 from vac.simulate.bulletin import Board, Bulletin, Reports, corrected
 from vac.simulate.node import Node
 from vac.simulate.scenario import Scenario
@@ -32,6 +33,8 @@ class Polling:
         self._rng = rng
         self._names = [node.name for node in nodes]
         self._board = Board(scenario.machinetypes)
+        told = {node.name: node.capacity_hs06 for node in nodes}
+        self._believed = believed_capacities(self._names, {}, told)
         self._changed: dict[str, Node] = {}
         self._down = set(self._names)
         self._started: list[str] = []
@@ -47,7 +50,7 @@ class Polling:
         if not node.started_once:
             node.started_once = True
             self._started.append(node.name)
-            self._capacities.append(self._capacities[-1] + node.capacity_hs06)
+            self._capacities.append(self._capacities[-1] + self._believed[node.name])
         self.changed(node)
 
     def stopped(self, node: Node, now: float) -> None:
@@ -84,7 +87,8 @@ class Polling:
 
     def _post(self, now: float) -> None:
         for node in self._changed.values():
-            self._board.post(node.name, node.reports(now), now)
+            said = not_above(self._believed[node.name], node.reports(now))
+            self._board.post(node.name, said, now)
         self._changed.clear()
         self._posted_time = now
 

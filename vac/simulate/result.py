@@ -67,7 +67,7 @@ class Result:
     way: Errors
     """Until then: distances from the shares of what was running yet."""
     full: Errors | None
-    """Since then, while no type is on its way to its share; None: never."""
+    """Since then; where types come back, only while each has about its share or more. None: never."""
     error: Errors | None
     """All the time since then."""
     misplaced: float
@@ -110,7 +110,7 @@ def summarize(scenario: Scenario, measure: Measure) -> Result:
     filled = None if measure.filled_time is None else measure.filled_time - measure.beginning
     on_the_way = [one for one in samples if filled is None or one.seconds <= filled]
     since_full = [one for one in samples if filled is not None and one.seconds >= filled]
-    settled = [one for one in since_full if _settled(one)]
+    settled = [one for one in since_full if _settled(one)] if measure.returns else since_full
     used = statistics.fmean(one.used for one in samples)
     idle, since = (
         (measure.idle_seconds, 0.0)

@@ -1,7 +1,6 @@
 """What factories have answered, in the terms that decisions are made in.
 
-Bad data from one factory stays that factory's: a machinetype that isn't ours is left out, and an abort that
-is yet to come holds nothing back.
+Machinetypes that aren't ours are left out; vac.scheduling.space judges the numbers.
 """
 
 from __future__ import annotations
@@ -12,12 +11,9 @@ from vac.scheduling.backoff import is_abort, says_no_work
 from vac.scheduling.model import TypeReport
 from vac.vacquery.messages import FactoryStatus, MachinetypeStatus, Received
 
-CLOCK_SECONDS = 300
-"""How far a factory's clock may be ahead of ours without its abort times being absurd."""
-
 
 def to_reports(
-    answers: Mapping[str, Iterable[Received]], machinetypes: Collection[str], now: float
+    answers: Mapping[str, Iterable[Received]], machinetypes: Collection[str]
 ) -> tuple[dict[str, dict[str, TypeReport]], int]:
     """Reports by factory and machinetype, and how many answers were about machinetypes that aren't ours.
 
@@ -30,23 +26,21 @@ def to_reports(
         for answer in received:
             status = answer.status
             if isinstance(status, MachinetypeStatus) and status.machinetype in machinetypes:
-                mine[status.machinetype] = to_report(status, now)
+                mine[status.machinetype] = to_report(status)
             else:
                 unknown += 1
     return reports, unknown
 
 
-def to_report(status: MachinetypeStatus, now: float) -> TypeReport:
-    """One factory's report about one machinetype; an abort time is never later than now."""
+def to_report(status: MachinetypeStatus) -> TypeReport:
+    """One factory's report about one machinetype."""
     aborted = status.shutdown_time if is_abort(status.shutdown_message) else None
-    if aborted is not None and aborted > now + CLOCK_SECONDS:
-        aborted = None
     return TypeReport(
         running_machines=status.running_machines,
         running_processors=int(status.running_processors),
         running_hs06=status.running_hs06,
         before_fizzle=status.num_before_fizzle,
-        abort_time=None if aborted is None else min(float(aborted), now),
+        abort_time=None if aborted is None else float(aborted),
         no_work=aborted is not None and says_no_work(status.shutdown_message),
     )
 

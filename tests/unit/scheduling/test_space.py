@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import random
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import replace
 
@@ -9,7 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.unit.scheduling.one_factory import machinetype
+from tests.unit.scheduling.one_factory import IDLE_HOST, MODEL, machinetype, settings
+from vac.scheduling.backoff import History
+from vac.scheduling.decide import Situation, decide
 from vac.scheduling.holdback import (
     PROBE_SECONDS,
     broken_here,
@@ -22,6 +26,7 @@ from vac.scheduling.holdback import (
 )
 from vac.scheduling.model import SpaceView, TypeReport
 from vac.scheduling.own import Own
+from vac.scheduling.ramp import RampState
 from vac.scheduling.space import view
 
 NOW = 1_000_000.0
@@ -72,25 +77,49 @@ def test_the_space_is_the_sum_of_its_factories() -> None:
         before_fizzle=st.integers(0, 10**12),
         abort_time=st.none() | st.floats(0, 1e300),
     ),
-    st.floats(0, 1e300),
+    st.none() | st.floats(0, 1e300),
+    st.sampled_from([3, 10]),
 )
-def test_one_peers_absurd_numbers_stay_that_peers(lie: TypeReport, capacity: float) -> None:
-    factories = names(10)
-    reports = {name: {"a": HEALTHY} for name in factories}
-    capacities = dict.fromkeys(factories, 64.0)
-    lying = view(
-        factories[0],
-        factories,
-        {**reports, "f009.example.com": {"a": lie}},
-        {**capacities, "f009.example.com": capacity},
-        NOW,
-    )
-    assert 9 * 64 <= lying.capacity_hs06 <= 9 * 64 + 100 * 64
-    totals = lying.types["a"]
-    assert 360 <= totals.running_hs06 <= 360 + max(64.0, min(capacity, 1e300)) * 1.01
+def test_one_peers_absurd_numbers_stay_that_peers(
+    lie: TypeReport, capacity: float | None, number: int
+) -> None:
+    *honest, liar = factories = names(number)
+    reports = {**{name: {"a": HEALTHY} for name in honest}, liar: {"a": lie}}
+    capacities = dict.fromkeys(honest, 64.0)
+    if capacity is not None:
+        capacities[liar] = capacity
+    lying = view(factories[0], factories, reports, capacities, NOW)
+    totals, others = lying.types["a"], number - 1
+    assert others * 64 <= lying.capacity_hs06 <= (others + 32) * 64
+    assert others * 40 <= totals.running_hs06 <= (others * 40 + 32 * 64) * 1.001
     assert totals.before_fizzle <= 16
     assert all(time <= NOW for time, _ in totals.aborts)
     assert deficit_hold(TYPE, mine(lying), lying, NOW) is None
+
+
+@pytest.mark.parametrize("number", [2, 3, 10])
+@pytest.mark.parametrize("capacity", [None, 0.0, 64.0, 1e7, 1e300])
+def test_all_types_are_created_whatever_one_peer_claims_to_run(number: int, capacity: float | None) -> None:
+    types = {name: machinetype(name) for name in "ab"}
+    *honest, liar = factories = names(number)
+    reports: dict[str, dict[str, TypeReport]] = {name: {} for name in honest}
+    reports[liar] = {"a": TypeReport(100_000, 100_000, 1e7)}
+    capacities = dict.fromkeys(honest, 64.0)
+    if capacity is not None:
+        capacities[liar] = capacity
+    situation = Situation(
+        settings(64, machines_per_cycle=64),
+        types,
+        (),
+        History(),
+        view(factories[0], factories, reports, capacities, NOW),
+        IDLE_HOST,
+        {MODEL: None},
+        NOW,
+    )
+    created = Counter(one.machinetype for one in decide(situation, RampState(), random.Random(1))[0].creates)
+    assert created["a"] >= 8 or number == 2
+    assert created["b"] >= 24
 
 
 def test_a_factory_of_unknown_capacity_counts_with_what_it_runs() -> None:
@@ -99,7 +128,7 @@ def test_a_factory_of_unknown_capacity_counts_with_what_it_runs() -> None:
     assert view("x", (), {"stranger": {"a": HEALTHY}}, {}, NOW).types == {}
 
 
-@pytest.mark.parametrize(("age", "believed"), [(-30, NOW), (-61, None), (5, NOW - 5)])
+@pytest.mark.parametrize(("age", "believed"), [(-299, NOW), (-301, None), (5, NOW - 5)])
 def test_an_abort_in_the_future_is_not_believed(age: float, believed: float | None) -> None:
     times = [time for time, _ in space(4, {1: age}).types["a"].aborts]
     assert times == ([] if believed is None else [believed])

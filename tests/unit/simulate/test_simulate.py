@@ -87,6 +87,13 @@ def test_limited_work_runs_out() -> None:
     assert result.useful == pytest.approx(100 * 600 / (3 * 64 * 7200), rel=0.1)
 
 
+def test_where_no_type_comes_back_no_error_is_left_out() -> None:
+    result = run(works=SHORT_WORK, hardware={"tiny": Hardware(processors=4)}, factories=2, hours=2)
+    assert result.error is not None
+    assert result.error.most > 0.1
+    assert result.full == result.error
+
+
 def test_a_space_of_one_factory_fills_too() -> None:
     result = run(factories=1, hours=1)
     assert result.samples[-1].used == 1.0
@@ -174,25 +181,27 @@ def test_no_more_processors_are_used_than_there_are(
     assert 0 <= result.lost <= 1
 
 
-@pytest.mark.slow
-@pytest.mark.timeout(1800)
-def test_goals_in_a_space_of_a_thousand_factories() -> None:
+@pytest.mark.parametrize(
+    "factories", [200, pytest.param(1000, marks=[pytest.mark.slow, pytest.mark.timeout(1800)])]
+)
+def test_goals_in_a_large_space_with_broken_nodes(factories: int) -> None:
     works = {
-        "lhcb": Work(when=("0h-4h", "8h-"), lifetime="2h-6h"),
+        "lhcb": Work(when=("0h-3h", "6h-"), lifetime="2h-6h"),
         "atlas": Work(lifetime="2h-6h"),
         "cms": Work(lifetime="2h-6h"),
         "alice": NEVER,
     }
     shares = {"atlas": 5.0, "lhcb": 3.0, "cms": 2.0, "alice": 2.0}
-    result = run(shares, works, factories=1000, hours=12, broken=0.02)
+    result = run(shares, works, factories=factories, hours=9, broken=0.02)
     assert result.fill_seconds is not None
     assert result.fill_seconds < 240
     assert result.way.most < 0.02
     assert result.lost < 0.005
+    assert {probes.machinetype for probes in result.probes} == {"lhcb", "alice"}
     assert all(probes.median <= 3 for probes in result.probes)
-    calm = [one for one in result.samples if 3600 < one.seconds < 4 * 3600]
+    calm = [one for one in result.samples if 3600 < one.seconds < 3 * 3600]
     assert max(one.error for one in calm) < 0.005
     (recovery,) = result.recoveries
     assert recovery.possible_seconds is not None
     assert recovery.arrived_seconds is not None
-    assert recovery.arrived_seconds < recovery.possible_seconds + 3600
+    assert recovery.arrived_seconds < recovery.possible_seconds + 2400
