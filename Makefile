@@ -1,7 +1,8 @@
 # `make help` lists the targets. Each installs the Debian packages it lacks (as root) and makes .venv,
-# which is made anew when setup.py has changed.
+# which is made anew when setup.py has changed. `make test WORKERS=` runs one test at a time.
 
 PYTHON ?= python3
+WORKERS ?= -n 2 --dist loadfile
 BIN := .venv/bin
 TYPED := $(wildcard vac tests bench examples tools/each_python.py setup.py)
 
@@ -19,11 +20,11 @@ demo: .venv/run-stamp  ## a factory with three machinetypes on this host
 
 test: lint  ## lint, unit tests also on the oldest and newest Python, tests with real engines
 	$(BIN)/python tools/each_python.py 3.9 3.13
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(WORKERS)
 
 test-all: lint  ## the same on every Python found, with the tests that take minutes
 	$(BIN)/python tools/each_python.py
-	$(BIN)/python -m pytest -m ""
+	$(BIN)/python -m pytest $(WORKERS) -m ""
 
 lint: .venv/dev-stamp  ## style, types, and who may import whom
 	$(BIN)/ruff check

@@ -12,7 +12,12 @@ DOCKER = ["docker>=6,<8"]
 WEB = ["waitress>=2.1,<4"]
 METRICS = ["prometheus-client>=0.9,<1", *WEB]
 VMS = ["libvirt-python>=8,<13", *WEB]
-TEST = ["hypothesis>=6.100,<7", "pytest>=8.2,<9", "pytest-timeout>=2.3,<3"]  # pytest 9 is not for 3.9
+TEST = [
+    "hypothesis>=6.100,<7",
+    "pytest>=8.2,<9",
+    "pytest-timeout>=2.3,<3",
+    "pytest-xdist>=3.5,<4",
+]  # pytest 9 is not for 3.9
 LINT = [
     "import-linter>=2.1,<3",
     "mypy>=1.15,<2",  # 2 can't check for Python 3.9

@@ -183,8 +183,10 @@ def test_tiny_guests_fill_all_slots_and_each_is_served_what_is_its_own(full: Fac
         assert not list(machine.directory.glob("root.*")), "disks have no names any more"
     rows = full.vac("machines").stdout.splitlines()
     assert sum(" VM " in row for row in rows) == VMS
-    told = full.vac("machine", running[0].name).stdout
-    assert re.search(r"addresses +169\.254\.169\.\d+", told), told
+    addresses = re.compile(r"addresses +169\.254\.169\.\d+")
+    full.wait_for(
+        lambda: addresses.search(full.vac("machine", running[0].name).stdout), "its address is told"
+    )
 
 
 def test_an_end_is_accounted_at_once_with_what_libvirt_says_of_its_cpu(

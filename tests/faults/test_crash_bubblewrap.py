@@ -87,13 +87,15 @@ def finish_and_check(site: FactorySite, uuid: str | None = None) -> None:
     site.wait_for(lambda: site.status().drain, "it is draining")
     end(site)
     site.wait_for(lambda: not site.running() and not in_engine(site), "all machines have ended")
+    site.wait_for(
+        lambda: not any((life.directory / "mnt").exists() for life in site.lives()), "disks are given back"
+    )
     site.wait_for(lambda: not list(site.state.tmp.iterdir()), "nothing is under way")
     assert site.stop() == 0
     site.process = None
     lives = site.lives()
     assert len(list(site.state.machines.iterdir())) == len(lives)
     assert all(life.started and life.finished for life in lives)
-    assert not any((life.directory / "mnt").exists() for life in lives)
     started = {(life.directory / "jobfeatures/job_id").read_text(): life for life in lives}
     assert uuid is None or uuid in started
     archived = sorted(site.state.apel_archive.glob("*/*"))

@@ -157,7 +157,8 @@ class Detailing(Protocol):
     """A driver that can tell more of a machine than usage."""
 
     def details(self, uuid: str) -> Mapping[str, str]:
-        """What people and incident teams want to know of one machine, by name of the fact; empty if unknown.
+        """What people and incident teams want to know of one machine, by name of the fact; empty if it isn't known yet:
+        then it is asked again.
 
         May block, as the calls of Driver do.
         """

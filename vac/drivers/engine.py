@@ -263,7 +263,9 @@ class InlineEngine:
             return {}
         running = {machine.uuid for machine in machines if machine.state is EngineState.RUNNING}
         found = {uuid: dict(driver.details(uuid)) for uuid in running - self._detailed}
-        self._detailed = running
+        self._detailed = running.intersection(
+            {*self._detailed, *(uuid for uuid, told in found.items() if told)}
+        )
         return found
 
     def _traces(self) -> Mapping[str, Trace]:

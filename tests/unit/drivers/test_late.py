@@ -27,6 +27,7 @@ class Talkative(FakeDriver):
         super().__init__(engine)
         self.machines = [Observed("f1-00.example.com", "u1", EngineState.RUNNING)]
         self.asked: list[str] = []
+        self.knows = True
         self.adopted: Mapping[str, str] = {}
         self.followed: Mapping[str, LeftProcess] = {}
 
@@ -41,7 +42,7 @@ class Talkative(FakeDriver):
 
     def details(self, uuid: str) -> Mapping[str, str]:
         self.asked.append(uuid)
-        return {"image_digest": f"sha256:{uuid}"}
+        return {"image_digest": f"sha256:{uuid}"} if self.knows else {}
 
     def adopt(self, machines: Mapping[str, str]) -> None:
         self.adopted = machines
@@ -101,18 +102,19 @@ def test_optional_abilities_reach_the_driver_behind(talkative: Talkative) -> Non
     assert talkative.adopted == {}
 
 
-def test_details_are_asked_once_for_each_machine_that_runs(talkative: Talkative) -> None:
+def test_details_of_each_machine_that_runs_are_asked_until_they_are_known(talkative: Talkative) -> None:
     engine, posted = engine_of(LateDriver(lambda: talkative))
     seen = []
-    for _ in range(2):
+    for talkative.knows in (False, True, True):
         engine.request_observation()
         message = posted()
         assert isinstance(message, Observation)
         seen.append(message.details)
-    assert seen == [{"u1": {"image_digest": "sha256:u1"}}, {}]
+    assert seen == [{}, {"u1": {"image_digest": "sha256:u1"}}, {}]
     talkative.machines = [Observed("f1-00.example.com", "u2", EngineState.ENDED)]
     engine.request_observation()
-    assert talkative.asked == ["u1"]
+    posted()
+    assert talkative.asked == ["u1", "u1"]
 
 
 def test_a_driver_without_the_abilities_needs_none() -> None:
