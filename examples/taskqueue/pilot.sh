@@ -84,9 +84,10 @@ finish() {
     exit 0
 }
 
-# keep: renews heartbeat and task in the background; ends the task when this machine's time is up.
+# keep: renews heartbeat and task in the background; ends the task when this machine's time is up. It is gone with
+# $work, too: a signal that comes while a shell begins may be lost.
 keep() {
-    while :; do
+    while [ -d "$work" ]; do
         date +%s | put "$heartbeat_file"
         if [ -s "$work/task" ]; then
             read -r task process <"$work/task"

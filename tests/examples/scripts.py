@@ -8,6 +8,7 @@ import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Callable
 
 from tests.conftest import require_tool
 from vac.context.user_data import substitute
@@ -86,9 +87,14 @@ class Place:
 
 def wait_for(path: Path) -> None:
     """Wait until this file is there."""
+    wait_until(path.exists, f"{path} is there")
+
+
+def wait_until(true: Callable[[], bool], what: str) -> None:
+    """Wait until this is so; what is it, in words?"""
     deadline = time.monotonic() + PATIENCE_SECONDS
-    while not path.exists():
-        assert time.monotonic() < deadline, f"{path} has not come"
+    while not true():
+        assert time.monotonic() < deadline, f"not so for a minute: {what}"
         time.sleep(0.02)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
 import threading
 import time
@@ -13,7 +14,7 @@ import pytest
 
 from examples.taskqueue.taskqueue import Queue, Server
 from tests.conftest import require_tool
-from tests.examples.scripts import EXAMPLES, PATIENCE_SECONDS, FeaturesServer, Place, wait_for
+from tests.examples.scripts import EXAMPLES, PATIENCE_SECONDS, FeaturesServer, Place, wait_for, wait_until
 
 PILOT = EXAMPLES / "taskqueue" / "pilot.sh"
 
@@ -86,6 +87,23 @@ def test_without_time_for_a_task_it_takes_none(place: Place, queue: Queue, url: 
     assert place.run(place.script(PILOT, queue_url=url)) == "100 There is no time for a task"
     assert queue.counts()["waiting"] == 1
     assert place.run(place.script(PILOT, queue_url=url, task_seconds="100")) == "200 Success: 1 tasks"
+
+
+def test_nothing_of_it_is_left_even_if_a_signal_is_lost(place: Place, url: str) -> None:
+    script = place.script(PILOT, queue_url=url)
+    content = script.read_bytes()
+    assert b'kill "$keeper"' in content
+    script.write_bytes(content.replace(b'kill "$keeper"', b'true "$keeper"'))
+    assert place.run(script) == "300 No work available"
+    wait_until(lambda: not list(processes_of(script)), "none of its processes is left")
+
+
+def processes_of(script: Path) -> Iterator[Path]:
+    """Those that run it, or a part of it."""
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+            if os.fsencode(script) in (process / "cmdline").read_bytes():
+                yield process
 
 
 def test_a_task_that_time_does_not_suffice_for_is_given_back(place: Place, queue: Queue, url: str) -> None:
