@@ -15,7 +15,7 @@ from vac.factory.slots import Slot
 from vac.machines import statefiles
 from vac.machines import status as statuses
 from vac.machines.expiry import Expiry, remove_orphaned_slots
-from vac.machines.status import Drain, Status, TypeFacts, Use
+from vac.machines.status import Drain, Status, TypeFacts
 from vac.scheduling.backoff import reported_message
 from vac.vacquery.signing import identity
 
@@ -121,10 +121,10 @@ class Reporting:
             failed=dict(floor.failed),
             pipes=dict(floor.pipes),
             slot_states=self._slot_states(now),
-            use={
-                slot.name: _use(slot, slot.machine.uuid)
+            disk_used={
+                slot.machine.uuid: slot.disk_used_bytes
                 for slot in floor.slots
-                if slot.running and slot.machine
+                if slot.running and slot.machine and slot.disk_used_bytes is not None
             },
             begin=floor.started_time,
             tallies=floor.tallies.tell(floor.configuration.machinetypes),
@@ -154,16 +154,3 @@ class Reporting:
         if slot.running and self.floor.engine_of(slot.machine.model).problem():
             return "Unknown"
         return "Paused" if slot.engine_state is EngineState.PAUSED else None
-
-
-def _use(slot: Slot, uuid: str) -> Use:
-    usage = slot.usage
-    return Use(
-        uuid,
-        usage.cpu_seconds,
-        usage.memory_bytes,
-        usage.peak_memory_bytes,
-        usage.network_received_bytes,
-        usage.network_sent_bytes,
-        slot.disk_used_bytes,
-    )

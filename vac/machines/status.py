@@ -76,19 +76,6 @@ class Tally:
 
 
 @dataclass(frozen=True)
-class Use:
-    """What a running machine has used, as its engine last told; None: it doesn't tell."""
-
-    uuid: str = ""
-    cpu_seconds: float | None = None
-    memory_bytes: int | None = None
-    peak_memory_bytes: int | None = None
-    network_received_bytes: int | None = None
-    network_sent_bytes: int | None = None
-    disk_bytes: int | None = None
-
-
-@dataclass(frozen=True)
 class Drain:
     """Nothing is created because people want it so."""
 
@@ -154,8 +141,8 @@ class Status:
     """By Vacuum Pipe: what is the matter with it, None if nothing is."""
     slot_states: Mapping[str, str] = field(default_factory=dict)
     """By machine name, what only the engine knows: Paused, Zombie or Unknown."""
-    use: Mapping[str, Use] = field(default_factory=dict)
-    """By machine name, of running machines."""
+    disk_used: Mapping[str, int] = field(default_factory=dict)
+    """By uuid of running machines, bytes; what else they use is in their directories."""
     begin: float | None = None
     """When the factory's process began, and with it its tallies."""
     tallies: tuple[Tally, ...] = ()
@@ -210,10 +197,6 @@ def _creation(found: object) -> Creation | None:
 
 def _tally(found: object) -> Tally | None:
     return _plain(Tally, found)
-
-
-def _use(found: object) -> Use | None:
-    return _plain(Use, found)
 
 
 def _drain(found: object) -> Drain | None:
@@ -307,7 +290,7 @@ _READERS: dict[str, Callable[[object], Any]] = {
     "failed": _by_name(_creation),
     "pipes": _by_name_or_none(_text),
     "slot_states": _by_name(_text),
-    "use": _by_name(_use),
+    "disk_used": _by_name(_whole),
     "begin": _number,
     "tallies": _many(_tally),
 }

@@ -18,12 +18,12 @@ from prometheus_client.core import (
 )
 
 from vac.machines.machine import Machine
-from vac.machines.status import Happening, Status, Use
+from vac.machines.status import Happening, Status
 from vac.scheduling import guards
 from vac.vacquery.messages import FactoryStatus, Kind, MachinetypeStatus, Reason
 from vac.vacquery.responder import dropped_as
 from vac.vacquery.snapshot import Snapshot
-from vac.web.view import View, name, shares, shown, use_of
+from vac.web.view import View, name, shares, shown
 
 if TYPE_CHECKING:
     from prometheus_client.registry import Collector
@@ -252,41 +252,42 @@ def _troubles(status: Status) -> Iterator[Metric]:
 
 def _machines(snapshot: Snapshot) -> Iterator[Metric]:
     found = [
-        (machine, slot.machine, use_of(slot.machine, snapshot.status))
+        (machine, slot.machine)
         for machine, slot in zip(snapshot.machines, snapshot.slots)
         if slot.machine is not None and not slot.machine.finished
     ]
-    labels = [(name(machine.name), name(machine.machinetype)) for _, machine, _ in found]
+    labels = [(name(machine.name), name(machine.machinetype)) for _, machine in found]
     text = "How a machine that is starting or running was made, and what it is doing."
-    facts = [{"model": name(machine.model), "state": name(said.state)} for said, machine, _ in found]
+    facts = [{"model": name(machine.model), "state": name(said.state)} for said, machine in found]
     yield _info("vac_machine", text, _MACHINE, zip(labels, facts))
     for kind, metric, text, value in _MACHINE_METRICS:
-        numbers = (value(machine, use) for _, machine, use in found)
+        numbers = (value(machine) for _, machine in found)
         yield _family(kind, f"vac_machine_{metric}", text, _MACHINE, zip(labels, numbers))
+    disks = (snapshot.status.disk_used.get(machine.uuid) for _, machine in found)
+    yield _gauge("vac_machine_disk_bytes", "Disk space that it uses.", _MACHINE, zip(labels, disks))
 
 
-_Value = Callable[[Machine, Use], Optional[float]]
+_Value = Callable[[Machine], Optional[float]]
 _MACHINE_METRICS: tuple[tuple[_Kind, str, str, _Value], ...] = (
-    (GaugeMetricFamily, "created_timestamp_seconds", "When it was created.", lambda m, u: m.created_time),
-    (GaugeMetricFamily, "started_timestamp_seconds", "When it started.", lambda m, u: m.started_time),
+    (GaugeMetricFamily, "created_timestamp_seconds", "When it was created.", lambda m: m.created_time),
+    (GaugeMetricFamily, "started_timestamp_seconds", "When it started.", lambda m: m.started_time),
     (
         GaugeMetricFamily,
         "seen_timestamp_seconds",
         "When it was seen alive last.",
-        lambda m, u: m.heartbeat_time,
+        lambda m: m.heartbeat_time,
     ),
-    (GaugeMetricFamily, "shutdown_timestamp_seconds", "When it must end.", lambda m, u: m.shutdown_time),
-    (GaugeMetricFamily, "processors", "Its processors.", lambda m, u: m.processors),
-    (GaugeMetricFamily, "hs06", "Its HS06.", lambda m, u: m.hs06),
-    (CounterMetricFamily, "cpu_seconds", "CPU time that it has used.", lambda m, u: u.cpu_seconds),
-    (GaugeMetricFamily, "memory_bytes", "Memory that it uses.", lambda m, u: u.memory_bytes),
-    (GaugeMetricFamily, "memory_peak_bytes", "The most that it has used.", lambda m, u: u.peak_memory_bytes),
-    (GaugeMetricFamily, "disk_bytes", "Disk space that it uses.", lambda m, u: u.disk_bytes),
+    (GaugeMetricFamily, "shutdown_timestamp_seconds", "When it must end.", lambda m: m.shutdown_time),
+    (GaugeMetricFamily, "processors", "Its processors.", lambda m: m.processors),
+    (GaugeMetricFamily, "hs06", "Its HS06.", lambda m: m.hs06),
+    (CounterMetricFamily, "cpu_seconds", "CPU time that it has used.", lambda m: m.cpu_seconds),
+    (GaugeMetricFamily, "memory_bytes", "Memory that it uses.", lambda m: m.memory_bytes),
+    (GaugeMetricFamily, "memory_peak_bytes", "The most that it has used.", lambda m: m.peak_memory_bytes),
     (
         CounterMetricFamily,
         "network_receive_bytes",
         "What it received.",
-        lambda m, u: u.network_received_bytes,
+        lambda m: m.network_received_bytes,
     ),
-    (CounterMetricFamily, "network_transmit_bytes", "What it sent.", lambda m, u: u.network_sent_bytes),
+    (CounterMetricFamily, "network_transmit_bytes", "What it sent.", lambda m: m.network_sent_bytes),
 )

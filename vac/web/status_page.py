@@ -12,7 +12,7 @@ from xml.etree.ElementTree import Element, SubElement, tostring
 from vac.machines.status import Status
 from vac.vacquery.messages import MachineStatus
 from vac.vacquery.snapshot import Slot, Snapshot
-from vac.web.view import STALE_SECONDS, View, name, shares, shown, use_of
+from vac.web.view import STALE_SECONDS, View, name, shares, shown
 
 LONGEST_TEXT = 500
 REFRESH_SECONDS = 60
@@ -123,8 +123,7 @@ def _slot(slot: Slot, said: MachineStatus, status: Status, now: float) -> Sequen
     if machine.finished:
         gone = len(_SLOT_COLUMNS) - len(made) - 1
         return (*made, *[""] * gone, _long(slot.message or "no shutdown message"))
-    use = use_of(machine, status)
-    memory = "" if use.memory_bytes is None else f"{use.memory_bytes / _BYTES_PER_MB:.0f} MB"
+    memory = "" if machine.memory_bytes is None else f"{machine.memory_bytes / _BYTES_PER_MB:.0f} MB"
     return (
         *made,
         str(machine.processors),

@@ -12,8 +12,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from vac.machines.layout import StateDir
-from vac.machines.machine import Machine
-from vac.machines.status import Status, Use
 from vac.vacquery.responder import read_counters
 from vac.vacquery.snapshot import Snapshot, SnapshotBuilder
 
@@ -75,23 +73,6 @@ def shares(snapshot: Snapshot) -> tuple[dict[str, float], dict[str, float]]:
 def _parts(numbers: dict[str, float]) -> dict[str, float]:
     whole = sum(numbers.values())
     return {key: number / whole if whole else 0.0 for key, number in numbers.items()}
-
-
-def use_of(machine: Machine, status: Status) -> Use:
-    """What this machine has used, as the factory has reported or its directory says, whichever is more."""
-    use = status.use.get(machine.name, Use())
-    if use.uuid != machine.uuid:
-        use = Use()
-    peak = [number for number in (use.peak_memory_bytes, machine.peak_memory_bytes) if number is not None]
-    return Use(
-        machine.uuid,
-        max(use.cpu_seconds or 0.0, machine.cpu_seconds),
-        use.memory_bytes,
-        max(peak, default=None),
-        use.network_received_bytes,
-        use.network_sent_bytes,
-        use.disk_bytes,
-    )
 
 
 def shown(text: str, longest: int = LONGEST_TEXT) -> str:

@@ -8,7 +8,8 @@ from tests.simulated import START, World, one_type
 from tests.unit.factory.conftest import MakeWorld
 from vac.drivers.base import EngineUnavailable
 from vac.drivers.fake import Script
-from vac.machines.status import Use
+from vac.host.disk import DiskMeasured
+from vac.machines.machine import load
 from vac.scheduling.backoff import code_group
 
 
@@ -77,10 +78,14 @@ def test_what_running_machines_use_is_told(make_world: MakeWorld) -> None:
     world.scripts = lambda spec: Script(memory_bytes=5 << 20)
     world.fill()
     machine = world.machine(0)
-    (name, use), *others = world.status().use.items()
-    assert (name, others) == (machine.name, [])
-    assert use == Use(machine.uuid, use.cpu_seconds, 5 << 20, 5 << 20, None, None, None)
-    assert use.cpu_seconds == pytest.approx(world.clock.now - START, abs=65)
+    world.inbox.put(DiskMeasured(machine.uuid, 1000, 0.1))
+    world.run(61)
+    assert world.status().disk_used == {machine.uuid: 1000}
+    told = load(machine.directory)
+    assert told is not None
+    assert (told.memory_bytes, told.peak_memory_bytes) == (5 << 20, 5 << 20)
+    assert told.network_received_bytes is told.network_sent_bytes is None
+    assert told.cpu_seconds == pytest.approx(world.clock.now - START, abs=65)
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from vac.machines import status as statuses
 from vac.machines.layout import StateDir
-from vac.machines.status import Creation, Drain, Status, Tally, TypeFacts, Use, from_json, to_dict
+from vac.machines.status import Creation, Drain, Status, Tally, TypeFacts, from_json, to_dict
 
 FULL = Status(
     time=1.5,
@@ -48,7 +48,7 @@ FULL = Status(
     failed={"u": Creation(2.0, "u", reason="no image")},
     pipes={"vo": "no such host", "other": None},
     slot_states={"a-00.example.org": "Zombie"},
-    use={"a-01.example.org": Use("uuid", 1.5, 2, 3, 4, 5, None)},
+    disk_used={"uuid": 5},
     begin=9.5,
     tallies=(Tally("end", "t", "200", 3, 4.5),),
 )

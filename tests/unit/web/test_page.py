@@ -19,11 +19,13 @@ from prometheus_client.samples import Sample
 
 from tests.unit.state_dirs import STARTED, UUID, new_machine, new_state, running_machine
 from vac.config.settings import Settings
+from vac.drivers.base import Usage
 from vac.machines import files
 from vac.machines import status as statuses
 from vac.machines.layout import StateDir
+from vac.machines.machine import renew_heartbeat
 from vac.machines.slots import write_slot
-from vac.machines.status import Creation, Drain, Status, Tally, TypeFacts, Use
+from vac.machines.status import Creation, Drain, Status, Tally, TypeFacts
 from vac.roles import RoleOptions
 from vac.vacquery.responder import counters_file, write_counters
 from vac.web import page, people
@@ -68,7 +70,7 @@ STATUS = Status(
     silent={"node2.example.org": None},
     failed={"held": Creation(NOW - 30, "held", reason="user_data: no such file")},
     pipes={"vo": "the server's certificate has expired", "good": None},
-    use={"node1-00.example.org": Use(UUID, 35000.0, 5 << 20, 6 << 20, 100, 200, 300)},
+    disk_used={UUID: 300},
     begin=NOW - 500,
     tallies=(
         Tally("cycle", "", "", 7, 0.5),
@@ -84,7 +86,8 @@ STATUS = Status(
 def state(tmp_path: Path) -> StateDir:
     """One machine runs, one has ended, one slot is empty."""
     state = new_state(tmp_path)
-    machine = running_machine(state, seen=NOW - 10)
+    machine = running_machine(state, seen=NOW - 20)
+    renew_heartbeat(state, machine, NOW - 10, Usage(35000.0, 5 << 20, 6 << 20, 100, 200))
     ended = new_machine(state, name="node1-01.example.org", uuid="other")
     files.write_new(ended.directory / "shutdown_message", b"300 <b>Nothing</b> to do\n")
     for name_of_file in ("started", "finished"):
@@ -203,12 +206,14 @@ def test_running_machines_have_their_own_metrics(state: StateDir) -> None:
     assert not [labels for _, labels in samples(ask(state)) if ("machine", "node1-01.example.org") in labels]
 
 
-def test_what_another_machine_used_is_not_the_present_ones(state: StateDir) -> None:
-    use = {"node1-00.example.org": dataclasses.replace(STATUS.use["node1-00.example.org"], uuid="before")}
-    statuses.write(state, dataclasses.replace(STATUS, use=use))
+def test_what_another_machine_used_is_not_the_present_ones(tmp_path: Path) -> None:
+    state = new_state(tmp_path)
+    write_slot(state, running_machine(state, seen=NOW - 10))
+    statuses.write(state, dataclasses.replace(STATUS, disk_used={"before": 300}))
     one = {"machine": "node1-00.example.org", "machinetype": "lhcb-prod"}
     assert value(state, "vac_machine_cpu_seconds_total", **one) == 34100
-    assert ("vac_machine_memory_bytes", frozenset(one.items())) not in samples(ask(state))
+    for metric in ("memory", "disk"):
+        assert (f"vac_machine_{metric}_bytes", frozenset(one.items())) not in samples(ask(state))
 
 
 @pytest.mark.parametrize(
