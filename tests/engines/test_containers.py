@@ -21,7 +21,7 @@ import pytest
 from tests.engines.docker_fixture import IMAGE, PrivateDocker, PrivateEngine, root_tar, wait_for
 from tests.engines.docker_machines import FACTORY, LOOK, Machines
 from tests.engines.podman_fixture import PrivatePodman
-from vac.cli import doctor_docker
+from vac.cli.doctor_engines import docker_findings
 from vac.config.machinetype import Machinetype
 from vac.config.settings import Settings
 from vac.drivers.base import WRITES_TO, CreationFailed, EngineState, Usage
@@ -377,7 +377,7 @@ def test_what_a_machine_writes_beside_its_directories_is_where_its_engine_says(m
 
 def test_the_doctor_finds_nothing_that_keeps_machines_from_being_made(engine: PrivateEngine) -> None:
     limited = Machinetype("limited", disk_gb_per_processor=1)
-    rows = [*doctor_docker.rows(Settings(docker_host=engine.url), [limited])]
+    rows = [*docker_findings(Settings(docker_host=engine.url), [limited])]
     assert [what for what, problem, serious in rows if problem and serious] == []
     told = {what: problem for what, problem, _ in rows}
     assert told["disk_gb_per_processor of containers"] is None

@@ -16,8 +16,10 @@ from typing import Any, Callable
 from vac.config.machinetype import Machinetype
 from vac.config.options import Kind, Option, declared
 from vac.config.sections import USER_DATA_FILE, USER_DATA_OPTION, nearest
-from vac.config.strict_json import MOST_FLAWS, Flaw, Refused, first, kind_of, read, shown, step, written
-from vac.config.values import LISTS, NUMBERS, BadValue, allowed, parse, quoted
+from vac.config.values import LISTS, NUMBERS, BadValue, allowed, parse
+from vac.decoding import MOST_FLAWS, BadJson, Flaw, Number, first, kind_of, shown, step
+from vac.decoding import parse as parse_json
+from vac.text import quoted
 
 LARGEST_BYTES = 1024 * 1024
 DEEPEST = 32
@@ -89,12 +91,12 @@ class PipeDocument:
 
 
 def parse_pipe(content: bytes) -> PipeDocument:
-    """The document that a pipe's URL has answered with. Raises Refused, nothing else, whatever the bytes."""
-    tree = read(content, LARGEST_BYTES, DEEPEST)
+    """The document that a pipe's URL has answered with. Raises BadJson, nothing else, whatever the bytes."""
+    tree = parse_json(content, LARGEST_BYTES, DEEPEST, as_written=True)
     if not isinstance(tree, dict):
-        raise Refused(Flaw("$", f'{shown(tree)} is not an object that has "machinetypes"'))
+        raise BadJson(Flaw("$", f'{shown(tree)} is not an object that has "machinetypes"'))
     if "machinetypes" not in tree:
-        raise Refused(
+        raise BadJson(
             Flaw(
                 "$",
                 'there is no list "machinetypes": the old flat format, or no pipe at all; it has no types',
@@ -103,7 +105,7 @@ def parse_pipe(content: bytes) -> PipeDocument:
     found = tree["machinetypes"]
     if not isinstance(found, list) or len(found) > MOST_TYPES:
         what = f"a list of {len(found)}" if isinstance(found, list) else shown(found)
-        raise Refused(Flaw("$.machinetypes", f"{what} is not a list of at most {MOST_TYPES} machinetypes"))
+        raise BadJson(Flaw("$.machinetypes", f"{what} is not a list of at most {MOST_TYPES} machinetypes"))
     flaws = [
         Flaw(f"${step(key)}", "is not known; it is ignored", serious=False)
         for key in tree
@@ -231,7 +233,7 @@ def _free_name(key: str, prefix: str) -> str:
 
 def _free_text(given: Any) -> str:
     if isinstance(given, (int, float)) and not isinstance(given, bool):
-        return written(given)
+        return given.text if isinstance(given, Number) else str(given)
     if not isinstance(given, str):
         raise BadValue(f"{kind_of(given)} is not text")
     return given

@@ -19,8 +19,8 @@ from vac.config.machinetype import Machinetype, VacuumPipe
 from vac.config.pipe_document import CACHE_SECONDS, LARGEST_BYTES, Entry, PipeDocument, parse_pipe
 from vac.config.sections import USER_DATA_FILE, USER_DATA_OPTION, Parsed, build_machinetype
 from vac.config.settings import Settings
-from vac.config.strict_json import Flaw, Refused
-from vac.config.values import without_password
+from vac.decoding import BadJson, Flaw
+from vac.text import without_password
 
 DIRECTORY = "pipescache"
 LEAST_CACHE_SECONDS = 5
@@ -97,7 +97,7 @@ def read_copy(directory: Path, pipe: VacuumPipe) -> PipeCopy:
         return PipeCopy(problem=f"its copy {error.filename or path} can't be read: {error.strerror}")
     try:
         copy = PipeCopy(fetched_time, parse_pipe(content), digest(content))
-    except Refused as error:
+    except BadJson as error:
         copy = PipeCopy(problem=f"its copy {path} can't be used: {error}")
     return _with_failure(copy, found)
 

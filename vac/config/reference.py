@@ -23,7 +23,8 @@ from vac.config.sections import (
     USER_DATA_OPTION,
 )
 from vac.config.settings import Settings
-from vac.config.values import allowed, render, without_password
+from vac.config.values import allowed, render
+from vac.text import without_password
 
 WIDTH = 100
 SAMPLE_NAME = "site.conf.sample"

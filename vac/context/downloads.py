@@ -24,8 +24,8 @@ from urllib.parse import quote
 
 import vac
 from vac.config.pipe_document import LARGEST_BYTES
-from vac.config.values import without_password
 from vac.logs import OnChange
+from vac.text import without_password
 
 if TYPE_CHECKING:
     import pycurl

@@ -13,10 +13,10 @@ from typing import Callable
 import vac
 from vac.config.machinetype import VM_MODELS, Machinetype
 from vac.config.settings import Settings
-from vac.config.values import without_password
 from vac.context.certificates import read_limited
 from vac.context.downloads import DownloadFailed, Limits, document, is_html
 from vac.context.proxies import CERTIFICATE_FILE, KEY_FILE, ProxyRefused, proxy_from_files
+from vac.text import without_password
 
 LIMIT_BYTES = 10 * 1024 * 1024
 """Largest template, file, and result."""

@@ -14,9 +14,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Callable, NamedTuple
 
-from vac.config.values import without_password
 from vac.drivers.base import CreationFailed, Fetch
 from vac.host.cvmfs import problem_of
+from vac.text import without_password
 
 FIRST_LOOK_SECONDS = 1.0
 """How long prepare() waits for an image that may be there already."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 
 import pytest
@@ -10,7 +9,7 @@ import pytest
 from tests.unit.state_dirs import ENDED, new_state, running_machine
 from vac.accounting import records
 from vac.accounting.records import job_record, message_fields
-from vac.cli import apel
+from vac.cli.main import main
 from vac.machines.layout import StateDir
 
 
@@ -33,13 +32,7 @@ def vac(state: StateDir, *words: str, sitename: bool = True) -> int:
         "gocdb_sitename = UKI-TEST-SITE" if sitename else "",
     ]
     configuration.write_text("\n".join(lines))
-    parser = argparse.ArgumentParser()
-    parser.set_defaults(config=[configuration])
-    apel.add_parser(parser.add_subparsers())
-    arguments = parser.parse_args(list(words))
-    result = arguments.run(arguments)
-    assert isinstance(result, int)
-    return result
+    return main(["--config", str(configuration), *words])
 
 
 def sent(state: StateDir) -> list[dict[str, str]]:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from vac.cli.main import main, parser
+from vac.cli.main import command_parser, main
 
 
 @pytest.mark.parametrize(
@@ -34,5 +34,6 @@ def test_config_may_stand_before_the_command_or_after_it(
     "words", ["machines", "why", "drain", "doctor", "machine x", "pipe show", "simulate"]
 )
 def test_every_command_takes_it(words: str) -> None:
-    arguments = parser().parse_args([*words.split(), "--config", "x"])
-    assert arguments.more_config == [Path("x")]
+    name, *more = words.split()
+    arguments = command_parser(name).parse_intermixed_args([*more, "--config", "x"])
+    assert arguments.config == [Path("x")]

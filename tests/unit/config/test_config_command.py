@@ -12,7 +12,8 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from vac.cli import config
+from vac.cli import config_commands
+from vac.cli.main import command_parser, split
 from vac.config import reference
 from vac.config.load import Configuration, ConfigurationError, load
 from vac.config.machinetype import Machinetype, VacuumPipe
@@ -58,12 +59,9 @@ user_data_option_x = hunter2
 
 def run(host: HostFacts, *words: str) -> int:
     """What `vac WORDS…` does with these words."""
-    parser = argparse.ArgumentParser(prog="vac")
-    parser.add_argument("--config", type=Path, action="append")
-    config.add_parser(parser.add_subparsers(dest="command", required=True))
-    arguments = parser.parse_args(words)
-    status: int = arguments.run(arguments, host)
-    return status
+    options, name, rest = split(words)
+    arguments = command_parser(name).parse_intermixed_args([*options, *rest])
+    return config_commands.run_config(arguments, host)
 
 
 @pytest.fixture
@@ -248,5 +246,5 @@ def test_the_sample_with_every_option_in_force_is_right_too(tmp_path: Path, host
 
 def test_the_host_is_asked_when_nobody_tells(capsys: pytest.CaptureFixture[str]) -> None:
     arguments = argparse.Namespace(action="check", config=[FIXTURE / "missing"], json=True)
-    assert config.run(arguments) == 1
+    assert config_commands.run_config(arguments) == 1
     assert json.loads(capsys.readouterr().out)["errors"]

@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote
 
-from vac.config.values import without_password
 from vac.drivers.base import MachineSpec
 from vac.drivers.docker.nested import nested_profile
+from vac.text import without_password
 
 LABEL_SPACE = "vac.space"
 LABEL_FACTORY = "vac.factory"

@@ -10,9 +10,9 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from vac.config.values import without_password
 from vac.drivers.base import WRITES_TO
 from vac.drivers.docker.create import LABEL_DIGEST, LABEL_IMAGE
+from vac.text import without_password
 
 ROOT = "root (0)"
 """Whom a container runs as whose image and configuration name no user."""

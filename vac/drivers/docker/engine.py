@@ -21,7 +21,6 @@ import urllib3.exceptions
 
 from vac.config.machinetype import Machinetype
 from vac.config.settings import Settings
-from vac.config.values import without_password
 from vac.drivers.base import CreationFailed, Driver, EngineState, MachineSpec, Observed, Trace, Usage
 from vac.drivers.docker.api import CALL_SECONDS, Client, Connection, explanation
 from vac.drivers.docker.create import LABEL_UUID, Image
@@ -35,6 +34,7 @@ from vac.drivers.docker.usage import UsageMeter
 from vac.drivers.scratch import Scratch
 from vac.drivers.traces import Sampling, merged
 from vac.host.contacts import Contact
+from vac.text import without_password
 
 CONSOLE_BYTES = 64 * 1024
 CONSOLE_LINES = 1000

@@ -19,7 +19,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import IO, Any, BinaryIO, cast
 
-from vac.config.strict_json import Refused, read
+from vac.decoding import BadJson
+from vac.decoding import parse as parse_json
 
 MOST_ENTRIES = 10_000
 MOST_TAGS = 100
@@ -56,7 +57,7 @@ def read_archive(file: BinaryIO) -> ImageArchive:
     except (tarfile.TarError, EOFError, zlib.error, lzma.LZMAError) as error:
         words = "neither a tar archive nor one compressed by gzip, bzip2 or xz"
         raise BadArchive(f"{words}: {error}") from error
-    except Refused as error:
+    except BadJson as error:
         raise BadArchive(f"its manifest.json or index.json: {error}") from error
 
 
@@ -107,7 +108,7 @@ class _Files:
 def _image(files: _Files) -> ImageArchive:
     if not files.has("manifest.json"):
         raise BadArchive("it has no manifest.json; `docker save IMAGE` makes an archive that has")
-    images = read(files.read("manifest.json"), LARGEST_BYTES, DEEPEST)
+    images = parse_json(files.read("manifest.json"), LARGEST_BYTES, DEEPEST)
     count = len(images) if isinstance(images, list) else 0
     if count != 1:
         raise BadArchive(f"it holds {count} images; `docker save IMAGE` makes one of one image")
@@ -117,7 +118,7 @@ def _image(files: _Files) -> ImageArchive:
     identity = f"sha256:{hashlib.sha256(files.read(configs[0])).hexdigest()}"
     tags = [tag for listed in _all(images[0], "RepoTags") for tag in _texts(listed)]
     if files.has("index.json"):
-        index = read(files.read("index.json"), LARGEST_BYTES, DEEPEST)
+        index = parse_json(files.read("index.json"), LARGEST_BYTES, DEEPEST)
         for manifests in _all(index, "manifests"):
             for manifest in manifests if isinstance(manifests, list) else ():
                 for notes in _all(manifest, "annotations"):

@@ -20,7 +20,6 @@ from typing import BinaryIO, Callable
 
 import docker.errors
 
-from vac.config.values import without_password
 from vac.drivers.base import EngineUnavailable
 from vac.drivers.docker.api import Client, Connection, explanation, timed_out
 from vac.drivers.docker.create import Image
@@ -28,6 +27,7 @@ from vac.drivers.docker.image_archive import BadArchive, ImageArchive, read_arch
 from vac.drivers.docker.progress import LIMITS, PullError, PullLimits, PullProgress, pull_failure
 from vac.host.cvmfs import problem_of
 from vac.host.cvmfs_paths import real_image
+from vac.text import without_password
 
 SCHEME = "docker://"
 FIRST_LOOK_SECONDS = 1.0

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from ipaddress import IPv4Address
 from pathlib import Path
 
-from vac.config.values import without_password
 from vac.drivers.base import EngineUnavailable, MachineSpec
+from vac.text import without_password
 
 NETWORK = "vac_169.254.0.0"
 FILTER = "clean-traffic"

@@ -18,7 +18,6 @@ from typing import Any
 
 from vac.config.machinetype import Machinetype
 from vac.config.settings import Settings
-from vac.config.values import without_password
 from vac.drivers.base import (
     CreationFailed,
     Driver,
@@ -41,6 +40,7 @@ from vac.drivers.traces import ImageFacts, Sampling, merged, shared_network
 from vac.host.cgroup_watch import EndWatcher
 from vac.host.cgroups import CgroupError, Groups, open_groups
 from vac.host.contacts import Contact, host_addresses
+from vac.text import without_password
 
 KILL_SECONDS = 60.0
 """Longest that processes may take to end after SIGKILL."""
