@@ -58,9 +58,10 @@ def run_config(arguments: argparse.Namespace, host: HostFacts | None = None) -> 
     host = host or facts.read()
     configuration: Configuration | None = None
     errors: Sequence[Problem] = ()
+    warnings: Sequence[Problem] = ()
     try:
         configuration = load(arguments.config, host)
-        warnings: Sequence[Problem] = configuration.warnings
+        errors, warnings = configuration.errors, configuration.warnings
     except ConfigurationError as error:
         errors, warnings = error.problems, error.warnings
     if arguments.action == "check":
@@ -70,6 +71,7 @@ def run_config(arguments: argparse.Namespace, host: HostFacts | None = None) -> 
             _print("\n".join(_config_lines(configuration, errors, warnings, host)))
     elif configuration is not None:
         _print(reference.shown_json(configuration) if arguments.json else reference.shown(configuration))
+        return 0
     else:
         print("\n".join(f"error: {problem}" for problem in errors), file=sys.stderr)
     return 1 if errors else 0

@@ -17,7 +17,7 @@ from vac.cli import common, doctor_engines
 from vac.cli.doctor_engines import Finding, serves
 from vac.config.files import Value, read
 from vac.config.load import Configuration, ConfigurationError
-from vac.config.machinetype import VM_MODELS, Machinetype
+from vac.config.machinetype import CONTAINER_MODELS, VM_MODELS, Machinetype
 from vac.config.sections import USER_DATA_OPTION
 from vac.config.settings import Settings
 from vac.config.values import split_host_port
@@ -34,8 +34,6 @@ from vac.scheduling.guards import LEAST_FREE_BYTES
 from vac.text import without_password
 from vac.vacquery.signing import read_key
 from vac.web.listening import listen_anywhere
-
-_CONTAINERS = ("docker", "singularity", "bubblewrap")
 
 
 def add_arguments(parser: argparse.ArgumentParser, _: str) -> None:
@@ -63,12 +61,11 @@ def examine(arguments: argparse.Namespace) -> Iterator[Finding]:
     try:
         configuration = common.configuration(arguments)
     except ConfigurationError as error:
-        for problem in error.problems:
-            yield Finding("configuration", str(problem))
+        yield from (Finding("configuration", str(problem)) for problem in error.problems)
         return
     yield Finding("configuration")
-    for warning in configuration.warnings:
-        yield Finding("configuration", str(warning), serious=False)
+    yield from (Finding("configuration", str(problem)) for problem in configuration.errors)
+    yield from (Finding("configuration", str(warning), serious=False) for warning in configuration.warnings)
     settings = configuration.settings
     yield from _host(settings)
     yield from file_findings(settings, arguments.config)
@@ -177,7 +174,7 @@ def _machinetype(one: Machinetype, configuration: Configuration, *, touched: boo
     problems = [configuration.unusable[one.name]] if one.name in configuration.unusable else []
     files = StateDir(settings.state_dir).machinetype_files(one.pipe or one.name)
     problems += _context(one, settings)
-    if one.machine_model in _CONTAINERS and one.cvmfs_repositories and not Path("/cvmfs").is_dir():
+    if one.machine_model in CONTAINER_MODELS and one.cvmfs_repositories and not Path("/cvmfs").is_dir():
         problems.append("/cvmfs isn't there: install and configure CernVM-FS")
     if not touched:
         problems.append("what it needs below /cvmfs isn't there")

@@ -18,8 +18,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from vac.config.checks import CONTAINER_MODELS, needed_repositories
-from vac.config.machinetype import Machinetype
+from vac.config.checks import needed_repositories
+from vac.config.machinetype import CONTAINER_MODELS, Machinetype
 from vac.config.settings import Settings
 from vac.drivers.base import CreationFailed, EngineUnavailable
 from vac.drivers.libvirt.domain_xml import FILTER

@@ -11,7 +11,8 @@ from typing import Any
 from vac.config.options import Kind, option
 
 VM_MODELS = ("cernvm3", "cernvm4", "vm-raw")
-MODELS = (*VM_MODELS, "docker", "singularity", "bubblewrap")
+CONTAINER_MODELS = ("docker", "singularity", "bubblewrap")
+MODELS = (*VM_MODELS, *CONTAINER_MODELS)
 CAPABILITIES = (
     "CHOWN",
     "DAC_OVERRIDE",

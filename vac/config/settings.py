@@ -47,7 +47,7 @@ class Settings:
         "",
         "name of this factory, fully qualified; lets several share one host",
         default_doc="the kernel's host name",
-        pattern=r"[A-Za-z0-9.-]+",
+        pattern=r"[A-Za-z0-9._-]+",
         pattern_doc="a fully qualified host name such as vac-01.example.org",
         sample="vac-01.example.org",
     )

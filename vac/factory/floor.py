@@ -113,6 +113,8 @@ class Floor:
         before, self.configuration = self.settings, configuration
         for problem in configuration.warnings:
             log.warning("%s", problem)
+        for problem in configuration.errors:
+            log.error("%s", problem)
         log.info("configuration: machinetypes %s", " ".join(configuration.machinetypes) or "none")
         self.slots.resize(slot_names(self.settings))
         if _connections(before) != _connections(self.settings):

@@ -92,7 +92,7 @@ def _first_configuration(
 
 def stand_in(error: ConfigurationError) -> Configuration | None:
     """In place of a broken configuration: no machinetypes; None if not even [settings] could be looked at."""
-    return None if error.settings is None else Configuration(error.settings, {}, error.pipes, {}, (), "")
+    return None if error.settings is None else Configuration(error.settings, {}, {}, {}, (), "")
 
 
 def open_factory(

@@ -29,8 +29,8 @@ SAMPLE = ROOT / "etc" / "vac.d" / reference.SAMPLE_NAME
 RICH = """
 [settings]
 vac_space = vac01.example.org
-description = ;odd # text
-factories = a.example.org b
+description = ;odd text
+factories = a.example.org . b
 vacquery_allow = 192.0.2.0/24 2001:db8::/32
 hs06_per_processor = 10.25
 draining = yes
@@ -84,18 +84,18 @@ def test_check_tells_every_problem_and_fails(
     host: HostFacts, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = tmp_path / "bad.conf"
-    path.write_text("[settings]\nvac_space = a.b\ncpu_total = x\ndraining = perhaps\n")
+    path.write_text("[settings]\nvac_space = a.b\ncpu_total = x\nvacquery_port = perhaps\n")
     assert run(host, "--config", str(path), "config", "check") == 1
     assert capsys.readouterr().out.splitlines()[:4] == [
+        f"error: {path}: [settings] vacquery_port: 'perhaps' is not an integer from 1 to 65535",
         f"error: {path}: [settings] cpu_total: 'x' is not an integer, 1 or more",
-        f"error: {path}: [settings] draining: 'perhaps' is not yes or no (also true, false, on, off, 1, 0)",
         f"warning: {path}: [settings] cpu_total: is deprecated; its name is now total_processors",
         f"warning: {path}: target_share: {NOTHING}",
     ]
     assert run(host, "--config", str(path), "config", "check", "--json") == 1
     content = json.loads(capsys.readouterr().out)
     assert (content["valid"], len(content["errors"]), len(content["warnings"])) == (False, 2, 2)
-    assert content["errors"][0] == {
+    assert content["errors"][1] == {
         "file": str(path),
         "section": "settings",
         "option": "cpu_total",
@@ -128,7 +128,7 @@ def test_show_prints_what_is_in_force_without_secrets(
             assert "user_data_option_password = (7 characters, not shown)\n" in out
             assert "docker_host = tcp://me:***@docker.example.org:2376\n" in out
             assert "mb_per_processor = 2048\n" in out
-            assert "factories = a.example.org b.example.org vac-01.example.org\n" in out
+            assert "factories = a.example.org vac-01.example.org b.example.org\n" in out
 
 
 def test_show_of_a_broken_configuration_fails(
