@@ -107,19 +107,27 @@ class Floor:
         self.changed |= self.configuration_problem is not None
         self.configuration_problem, self.problems, self.sure = None, (), True
         self.changes.clear("configuration")
-        statefiles.clear_error(self.state, statefiles.ErrorKind.CONFIGURATION)
+        if configuration.errors:
+            first = str(configuration.errors[0])
+            statefiles.set_error(self.state, statefiles.ErrorKind.CONFIGURATION, first)
+        else:
+            statefiles.clear_error(self.state, statefiles.ErrorKind.CONFIGURATION)
         if configuration is self.configuration:
             return
         before, self.configuration = self.settings, configuration
-        for problem in configuration.warnings:
-            log.warning("%s", problem)
-        for problem in configuration.errors:
-            log.error("%s", problem)
-        log.info("configuration: machinetypes %s", " ".join(configuration.machinetypes) or "none")
+        self.log_configuration()
         self.slots.resize(slot_names(self.settings))
         if _connections(before) != _connections(self.settings):
             self._close_engines()
         self.changed = True
+
+    def log_configuration(self) -> None:
+        """Log what is wrong with the configuration in force, and its machinetypes."""
+        for problem in self.configuration.warnings:
+            log.warning("%s", problem)
+        for problem in self.configuration.errors:
+            log.error("%s", problem)
+        log.info("configuration: machinetypes %s", " ".join(self.configuration.machinetypes) or "none")
 
     def configuration_broken(self, error: ConfigurationError) -> None:
         """The configuration on disk can't be used: nothing is created, all else goes on by the last good one."""

@@ -141,6 +141,7 @@ def open_factory(
         sweeper=Sweeper(state.tmp, run),
         strays=strays(state, machines.values(), configuration.machinetypes, settings),
     )
+    floor.log_configuration()
     running = sum(1 for slot in floor.slots if slot.occupied)
     log.info("%s: %d machines found in %d slots", settings.factory_name, running, len(floor.slots))
     return Factory(floor, loader, inbox, ask, run, need)
