@@ -21,8 +21,8 @@ from vac.factory.space import Answers, Space
 from vac.scheduling.age import FRESH_SECONDS, LEAST_RENEW_SECONDS, SILENT_SECONDS
 from vac.scheduling.model import TypeReport
 from vac.vacquery.messages import Dropped, Kind, Reason
-from vac.vacquery.names import Resolver
 from vac.vacquery.poll import PollResult
+from vac.vacquery.resolver import Resolver
 
 PEERS = ("f2.example.com", "f3.example.com")
 SETTINGS = Settings(

@@ -32,7 +32,7 @@ from vac.vacquery.messages import (
     read_status,
     shortened,
 )
-from vac.vacquery.signing import canonical, signature
+from vac.vacquery.signed_json import canonical, signature
 
 NOW = 1795227167.0
 KEY = b"a secret of the space"

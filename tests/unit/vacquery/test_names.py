@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from vac.vacquery.names import KEEP_SECONDS, RETRY_SECONDS, THREADS, Resolver, lookup
+from vac.vacquery.resolver import KEEP_SECONDS, RETRY_SECONDS, THREADS, Resolver, lookup
 
 
 class Dns:

@@ -17,9 +17,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vac.vacquery.messages import Kind, MachinetypeStatus, Reason, Received, message_of
-from vac.vacquery.poll import PollResult, poll
-from vac.vacquery.signing import canonical, signature
-from vac.vacquery.sockets import UdpTransport
+from vac.vacquery.poll import PollResult, UdpTransport, poll
+from vac.vacquery.signed_json import canonical, signature
 
 SPACE = "space.example.org"
 START = 1_800_000_000.0
@@ -284,7 +283,7 @@ def test_the_memory_of_a_flooded_poll_is_bounded_however_long_the_datagrams_are(
 
 
 def test_no_more_than_so_many_bytes_are_received_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("vac.vacquery.sockets.MOST_BYTES_AT_ONCE", 10_000)
+    monkeypatch.setattr("vac.vacquery.poll.MOST_BYTES_AT_ONCE", 10_000)
     with contextlib.closing(UdpTransport()) as transport:
         receiver = transport._socket(socket.AF_INET)
         receiver.bind(("127.0.0.1", 0))

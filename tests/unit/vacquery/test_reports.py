@@ -9,7 +9,7 @@ import pytest
 from tests.unit.vacquery.recorded import FACTORY, NOW, SPACE, STARTED, cookies, datagrams
 from vac.scheduling.model import TypeReport
 from vac.vacquery.messages import Kind, MachinetypeStatus, Received, decode_answer
-from vac.vacquery.reports import capacities, to_report, to_reports
+from vac.vacquery.poll import capacities, to_report, to_reports
 
 COMMON: dict[str, Any] = {"space": SPACE, "site": "", "factory": FACTORY, "machinetype": "t"}
 
