@@ -9,7 +9,7 @@ from typing import Optional
 from vac.config.settings import Settings
 from vac.config.values import split_host_port
 from vac.machines.layout import StateDir
-from vac.web.listening import listen_anywhere
+from vac.web.web_process import listen_anywhere
 
 Row = tuple[str, Optional[str], bool]
 """As doctor.Finding: what, the problem, whether it is serious."""

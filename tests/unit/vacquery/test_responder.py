@@ -34,8 +34,8 @@ from vac.host.measures import connected_networks
 from vac.machines import status as statuses
 from vac.machines.layout import StateDir
 from vac.machines.status import TypeFacts
-from vac.vacquery import responder as module
 from vac.vacquery import messages as messages_module
+from vac.vacquery import responder as module
 from vac.vacquery import snapshot as snapshot_module
 from vac.vacquery.messages import Kind, Query, Received, decode_answer, encode_query
 from vac.vacquery.responder import (

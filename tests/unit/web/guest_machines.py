@@ -10,8 +10,7 @@ from tests.unit.state_dirs import machinetype_of, new_machine, new_state
 from vac.machines.layout import StateDir, slot_address, slot_name
 from vac.machines.machine import Machine
 from vac.web import metadata, mjf
-from vac.web.guests import Guests
-from vac.web.wsgi import application
+from vac.web.http_server import Guests, application
 
 FACTORY = "node1.example.org"
 UUIDS = ("4b0a5e86-6d0f-4a7a-8a3c-9f3f0f1d2c3b", "0d2f1f3e-51c4-4e0f-9d8e-5b7c7d1f0a11")

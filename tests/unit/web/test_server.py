@@ -13,9 +13,9 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from vac.machines.layout import slot_address
-from vac.web import server
-from vac.web.listening import listen
-from vac.web.server import MOST_OF_ONE_CLIENT, Server, adjustments, is_slot
+from vac.web import http_server as server
+from vac.web.http_server import MOST_OF_ONE_CLIENT, Server, adjustments, is_slot
+from vac.web.web_process import listen
 
 PATIENCE = 60
 BODY_LIMIT = 100_000
