@@ -123,7 +123,9 @@ class Channel(HTTPChannel):
         return channels
 
     def _is_crowded(self, parsed: Parser) -> bool:
-        requests: set[Any] = {parsed}  # which waitress 1.4 makes the channel's request only when it has read on
+        requests: set[Any] = {
+            parsed
+        }  # which waitress 1.4 makes the channel's request only when it has read on
         requests.update(request for one in self._of_this_client() for request in (*one.requests, one.request))
         under_way = sum(request.under_way_bytes() for request in requests if request is not None)
         return bool(under_way > MOST_BODIES * (self.adj.max_request_body_size - 1))
