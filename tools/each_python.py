@@ -51,10 +51,10 @@ def environment(version: str, python: Path, lock: str) -> Path:
     stamp = home / "complete"
     if not stamp.exists():
         run([python, "-m", "venv", "--clear", home])
-        install = [home / "bin" / "python", "-m", "pip", "install", "-qq", "--no-build-isolation"]
-        install += ["--constraint", CHECKOUT / "requirements" / f"{lock}.lock"]
-        run([*install, "setuptools", "wheel"])
-        run([*install, *requirements()])
+        constraints = CHECKOUT / "requirements" / f"{lock}.lock"
+        pip = [home / "bin" / "pip", "install", "-qq", "--no-build-isolation", "--constraint", constraints]
+        run([*pip, "setuptools", "wheel"])
+        run([*pip, *requirements()])
         stamp.touch()
     return home / "bin" / "python"
 
