@@ -52,7 +52,14 @@ def environment(version: str, python: Path, lock: str) -> Path:
     if not stamp.exists():
         run([python, "-m", "venv", "--clear", home])
         constraints = CHECKOUT / "requirements" / f"{lock}.lock"
-        pip = [home / "bin" / "pip", "install", "-qq", "--no-build-isolation", "--constraint", constraints]
+        pip: list[str | Path] = [
+            home / "bin" / "pip",
+            "install",
+            "-qq",
+            "--no-build-isolation",
+            "--constraint",
+            constraints,
+        ]
         run([*pip, "setuptools", "wheel"])
         run([*pip, *requirements()])
         stamp.touch()
