@@ -197,10 +197,10 @@ class TooLarge(Error):
 class Parser(HTTPRequestParser):
     """Parser of one request at a time that refuses too large bodies, without `100 Continue`.
 
-    crowded: tells whether the client has too many bodies in transit.
+    crowded: tells whether the client has too many bodies in transit, this one included.
     """
 
-    def __init__(self, crowded: Callable[[], bool], adj: Adjustments) -> None:
+    def __init__(self, crowded: Callable[[Parser], bool], adj: Adjustments) -> None:
         super().__init__(adj)
         self.begun_time = time.monotonic()
         self._crowded = crowded
@@ -220,7 +220,7 @@ class Parser(HTTPRequestParser):
         consumed = super().received(data)
         if isinstance(self.error, RequestEntityTooLarge):
             self._refuse(f"a body has at most {self.adj.max_request_body_size - 1} bytes")
-        elif self.error is None and self._grows() and self._crowded():
+        elif self.error is None and self._grows() and self._crowded(self):
             self._refuse("too many unfinished requests of this machine; try again later")
         if self.completed and not self.empty and data[consumed:].strip():
             self.headers = {**self.headers, "CONNECTION": "close"}
@@ -252,10 +252,9 @@ class Channel(HTTPChannel):
         channels: list[Channel] = server.channels_of(self.addr[0])
         return channels
 
-    def _is_crowded(self) -> bool:
-        requests: list[Any] = [
-            request for one in self._of_this_client() for request in (*one.requests, one.request)
-        ]
+    def _is_crowded(self, parsed: Parser) -> bool:
+        requests: set[Any] = {parsed}  # waitress 1.4 makes it the channel's request only after this call
+        requests.update(request for one in self._of_this_client() for request in (*one.requests, one.request))
         in_transit = sum(request.in_transit_bytes() for request in requests if request is not None)
         return bool(in_transit > MOST_BODIES * (self.adj.max_request_body_size - 1))
 

@@ -215,7 +215,7 @@ def test_messages_belong_to_the_owner_of_the_queue(tmp_path: Path, monkeypatch: 
 
 
 def test_memory_is_at_most_what_the_receiver_can_store(tmp_path: Path) -> None:
-    machine = ended(tmp_path)
+    machine = running_machine(new_state(tmp_path))
     machine.peak_memory_bytes = 5 * 1024**4
     fields = message_fields(job_text(job_record(machine)))
     assert (fields["MemoryReal"], fields["MemoryVirtual"]) == ("2147483647", "2147483647")
