@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import logging
 import os
@@ -46,43 +47,29 @@ class Service:
     name: str = ""
     """Its configured address, for messages."""
 
-    def listen(self) -> socket.socket:
-        """Return the bound socket. Raises OSError."""
-        return (listen_anywhere if self.for_people else listen)(self.address, self.port)
 
+def listen(host: str, port: int, *, future: bool = False) -> socket.socket:
+    """Return a socket bound to the first available address of a host, `::` for IPv6 and IPv4. Raises OSError.
 
-def listen(address: str, port: int) -> socket.socket:
-    """Return a socket bound to an address that this host may get later. Raises OSError if the port is taken."""
-    bound = socket.socket(socket.AF_INET, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
-    try:
-        bound.setsockopt(socket.IPPROTO_IP, IP_FREEBIND, 1)
-        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        bound.bind((address, port))
-    except OSError:
-        bound.close()
-        raise
-    return bound
-
-
-def listen_anywhere(host: str, port: int) -> socket.socket:
-    """Return a socket bound to the first available address of a host name, `::` for IPv6 and IPv4. Raises OSError."""
-    found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    future: also bind an address that this host may get later.
+    """
     problem = OSError(errno.EADDRNOTAVAIL, os.strerror(errno.EADDRNOTAVAIL))
+    found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     for family, kind, protocol, _, address in found:
-        try:
-            bound = socket.socket(family, kind | socket.SOCK_CLOEXEC, protocol)
-        except OSError as error:
-            problem = error
-            continue
-        try:
-            if family == socket.AF_INET6:
-                bound.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, host != "::")
-            bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            bound.bind(address)
-            return bound
-        except OSError as error:
-            bound.close()
-            problem = error
+        with contextlib.ExitStack() as stack:
+            try:
+                bound = stack.enter_context(socket.socket(family, kind | socket.SOCK_CLOEXEC, protocol))
+                if family == socket.AF_INET6:
+                    bound.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, host != "::")
+                if future:
+                    bound.setsockopt(socket.IPPROTO_IP, IP_FREEBIND, 1)
+                bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                bound.bind(address)
+            except OSError as error:
+                problem = error
+            else:
+                stack.pop_all()
+                return bound
     raise problem
 
 
@@ -106,7 +93,7 @@ def run(
         log.error("the present configuration asks for no such service")
         return 1
     try:
-        bound = service.listen()
+        bound = listen(service.address, service.port, future=not service.for_people)
     except OSError as error:
         where = service.name or f"{service.address}:{service.port}"
         advice = "if another service listens at all addresses, configure its address"

@@ -11,7 +11,7 @@ import pytest
 from tests.fake_driver import Script
 from tests.simulated import FACTORY, START, VirtualClock, World, one_type
 from tests.unit.factory.conftest import MakeWorld
-from tests.unit.vacquery.test_reports import recorded
+from tests.unit.vacquery.test_messages import recorded
 from vac.cli.check_vacd import check
 from vac.cli.why import reasons
 from vac.config.load import Configuration

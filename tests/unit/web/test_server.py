@@ -261,7 +261,7 @@ def test_endless_headers_are_refused(port: int) -> None:
 
 
 def test_an_address_can_be_listened_at_before_this_host_has_it() -> None:
-    with listen("169.254.169.254", 0) as bound:
+    with listen("169.254.169.254", 0, future=True) as bound:
         bound.listen()
         assert bound.getsockname()[0] == "169.254.169.254"
 
