@@ -19,7 +19,6 @@ from vac.context.downloads import ImageCache
 from vac.context.signatures import SignedImages
 from vac.context.transfers import GRID_CERTIFICATES
 from vac.drivers.engine import Engine, InlineEngine
-from vac.drivers.late import LateDriver
 from vac.drivers.registry import APART, driver_for, engine_name
 from vac.factory.contexts import Run, in_thread
 from vac.factory.floor import Floor, slot_names
@@ -121,9 +120,14 @@ def open_factory(
         if machine_model in VM_MODELS:
             need("metadata", "VMs")
             need("mjf", "VMs")
-        driver = LateDriver(lambda: driver_for(machine_model, settings, images.fetch))
         name = engine_name(machine_model)
-        return Engine(name, driver, inbox.put, clock, apart=APART.get(name, frozenset()))
+        return Engine(
+            name,
+            lambda: driver_for(machine_model, settings, images.fetch),
+            inbox.put,
+            clock,
+            apart=APART.get(name, frozenset()),
+        )
 
     statefiles.write_version(state, vac.__version__)
     machines = load_slots(state, configuration.machinetypes, settings)

@@ -9,8 +9,8 @@ import pytest
 from tests.simulated import START, World, one_type
 from tests.unit.factory.conftest import MakeWorld
 from vac.drivers.base import EngineState, MachineSpec, Observed
+from vac.drivers.engine import Observation
 from vac.drivers.fake import FakeMachine, Script
-from vac.drivers.messages import Observation
 
 FAILURE = "t: f1-00.example.com: image not found"
 

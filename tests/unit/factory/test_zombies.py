@@ -8,8 +8,8 @@ import pytest
 
 from tests.simulated import World
 from vac.drivers.base import EngineState, EngineUnavailable, Observed
+from vac.drivers.engine import Observation
 from vac.drivers.fake import Script
-from vac.drivers.messages import Observation
 
 ELSEWHERE = "f1-07.example.com"
 
