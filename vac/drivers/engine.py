@@ -20,19 +20,13 @@ from typing import Callable, NamedTuple, TypeVar, Union
 from vac.config.machinetype import Machinetype
 from vac.config.settings import Settings
 from vac.drivers.base import (
-    Adopting,
     CreationFailed,
-    Detailing,
     Driver,
     EngineState,
     EngineUnavailable,
-    Following,
     LeftProcess,
     MachineSpec,
-    Noticing,
     Observed,
-    Preparing,
-    Tracing,
     Usage,
 )
 from vac.host.contacts import Contact
@@ -187,27 +181,25 @@ class InlineEngine:
         self._ask(Action(ActionKind.DESTROY, name, uuid), lambda driver: driver.destroy(name, uuid))
 
     def prepare(self, machinetype: Machinetype, settings: Settings, files: Path) -> str | None:
-        """Return why no machine of this type can be made yet, such as an image that is being pulled; see Preparing."""
-        driver: object = self._driver
-        return driver.prepare(machinetype, settings, files) if isinstance(driver, Preparing) else None
+        """Return why no machine of this type can be made yet, such as an image that is being pulled; see Driver."""
+        driver = self._driver
+        return driver.prepare(machinetype, settings, files) if driver else None
 
     def notices(self) -> Sequence[str]:
-        """Return what is probably wrong with this host; see Noticing."""
-        driver: object = self._driver
-        return driver.notices() if isinstance(driver, Noticing) else ()
+        """Return what is probably wrong with this host; see Driver."""
+        driver = self._driver
+        return driver.notices() if driver else ()
 
     def adopt(self, machines: Mapping[str, str]) -> None:
-        """Tell the driver, now or when it is opened, which machines are the factory's own; see Adopting."""
+        """Tell the driver, now or when it is opened, which machines are the factory's own; see Driver."""
         self._adopted = machines
-        driver: object = self._driver
-        if isinstance(driver, Adopting):
+        if driver := self._driver:
             driver.adopt(machines)
 
     def follow(self, processes: Mapping[str, LeftProcess]) -> None:
-        """Tell the driver, now or when it is opened, of machines that an older Vac has left running; see Following."""
+        """Tell the driver, now or when it is opened, of machines that an older Vac has left running; see Driver."""
         self._followed = processes
-        driver: object = self._driver
-        if isinstance(driver, Following):
+        if driver := self._driver:
             driver.follow(processes)
 
     def settle(self, action: Action) -> None:
@@ -293,17 +285,15 @@ class InlineEngine:
     def _look(self, driver: Driver, asked_time: float) -> Observation:
         machines = tuple(driver.list())
         usage, details = dict(driver.usage()), self._details(driver, machines)
-        traces = driver.traces() if isinstance(driver, Tracing) else {}
+        traces = driver.traces()
         for uuid, trace in traces.items():
             details[uuid] = {**details.get(uuid, {}), **trace.facts}
         contacts = {uuid: trace.contacts for uuid, trace in traces.items() if trace.contacts}
         details = {uuid: facts for uuid, facts in details.items() if facts}
         return Observation(self.name, machines, usage, asked_time, self._clock(), details, contacts)
 
-    def _details(self, driver: object, machines: Sequence[Observed]) -> dict[str, dict[str, str]]:
+    def _details(self, driver: Driver, machines: Sequence[Observed]) -> dict[str, dict[str, str]]:
         """Ask for the details of each running machine until they are known."""
-        if not isinstance(driver, Detailing):
-            return {}
         running = {machine.uuid for machine in machines if machine.state is EngineState.RUNNING}
         found = {uuid: dict(driver.details(uuid)) for uuid in running - self._detailed}
         known = {uuid for uuid, details in found.items() if details}

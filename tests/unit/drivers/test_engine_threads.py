@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.fake_driver import FakeDriver, FakeEngine, Script
 from vac.config.machinetype import Machinetype
 from vac.config.settings import Settings
 from vac.drivers import registry
@@ -35,7 +36,6 @@ from vac.drivers.engine import (
     Observation,
     ObservationFailed,
 )
-from vac.drivers.fake import FakeDriver, FakeEngine, Script
 
 CREATE, STOP, DESTROY = ActionKind.CREATE, ActionKind.STOP, ActionKind.DESTROY
 PATIENCE = 60.0

@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
+from tests.fake_driver import Script
 from tests.simulated import START, World, broken, one_type
 from tests.unit.factory.conftest import MakeWorld
 from vac.drivers.engine import Action, ActionDone, ActionKind, Changed, Observation
-from vac.drivers.fake import Script
 from vac.machines.layout import StateDir
 
 PROBLEM = "vac.conf: [machinetype t] machine_model: no such model"

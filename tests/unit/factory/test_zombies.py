@@ -6,10 +6,10 @@ import dataclasses
 
 import pytest
 
+from tests.fake_driver import Script
 from tests.simulated import World
 from vac.drivers.base import EngineState, EngineUnavailable, Observed
 from vac.drivers.engine import Observation
-from vac.drivers.fake import Script
 
 ELSEWHERE = "f1-07.example.com"
 
