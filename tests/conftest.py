@@ -1,9 +1,10 @@
-"""What all tests share: Hypothesis profiles and how a test asks for a tool of this host."""
+"""What all tests share: Hypothesis profiles, usual signals, and how a test asks for a tool of this host."""
 
 from __future__ import annotations
 
 import os
 import shutil
+import signal
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -12,6 +13,13 @@ from hypothesis import HealthCheck, settings
 settings.register_profile("vac", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.register_profile("brief", settings.get_profile("vac"), max_examples=20, database=None)
 settings.load_profile("vac")
+
+
+# nohup and background jobs of scripts ignore signals, and so would all that tests start; Ctrl-C would end nothing.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGQUIT, signal.SIG_DFL)
+signal.pthread_sigmask(signal.SIG_SETMASK, ())
 
 
 def require_tool(name: str) -> str:
