@@ -1,15 +1,17 @@
 # `make help` lists the targets. Each installs the Debian packages it lacks (as root) and makes .venv,
-# which is made anew when setup.py has changed. `make test WORKERS=` runs one test at a time.
+# which is made anew when setup.py or its lock has changed. `make test WORKERS=` runs one test at a time.
 
 PYTHON ?= python3
 WORKERS ?= -n 2 --dist loadfile
 BIN := .venv/bin
+LOCK := requirements/checkout.lock
+INSTALL := $(BIN)/pip install -qq --no-build-isolation --constraint $(LOCK)
 TYPED := $(wildcard vac tests bench examples tools/each_python.py setup.py)
 
 export PYTHON
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: help demo test test-all lint format bench venv clean packages-run packages-test
+.PHONY: help demo test test-all lint format bench venv lock clean packages-run packages-test
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -41,6 +43,9 @@ bench: .venv/dev-stamp  ## time and memory of the factory
 
 venv: .venv/dev-stamp  ## only make .venv
 
+lock: packages-test  ## renew requirements/*.lock with the newest versions
+	tools/lock
+
 clean:  ## remove what the other targets made
 	rm -rf .venv build dist *.egg-info .hypothesis .*_cache
 	find . -name __pycache__ -prune -exec rm -rf {} +
@@ -51,11 +56,13 @@ packages-run:
 packages-test:
 	@tools/bootstrap test
 
-.venv/run-stamp: setup.py | packages-run
+# The versions are the lock's, also of what builds packages from source: hence no isolated builds, which fetch their own.
+.venv/run-stamp: setup.py $(LOCK) | packages-run
 	$(PYTHON) -m venv --clear .venv
-	$(BIN)/pip install -qq -e .
+	$(INSTALL) setuptools wheel
+	$(INSTALL) -e .
 	@touch $@
 
 .venv/dev-stamp: .venv/run-stamp | packages-test
-	$(BIN)/pip install -qq -e '.[dev]'
+	$(INSTALL) -e '.[dev]'
 	@touch $@

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from tests.fake_driver import FakeEngine, FakeMachine, Script
 from vac.accounting.records import message_fields
 from vac.config.errors import ConfigurationError, Problem
 from vac.config.load import Configuration
@@ -19,7 +20,6 @@ from vac.config.machinetype import Machinetype
 from vac.config.settings import Settings
 from vac.drivers.base import Driver, MachineSpec
 from vac.drivers.engine import Action, InlineEngine
-from vac.drivers.fake import FakeEngine, FakeMachine, Script
 from vac.drivers.messages import Changed
 from vac.drivers.registry import engine_name
 from vac.factory import loop
