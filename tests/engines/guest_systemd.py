@@ -135,7 +135,9 @@ def machine(site: FactorySite, kind: str) -> Machine:
     return found
 
 
-def test_vacd_counts_as_started_when_it_has_said_so(site: FactorySite) -> None:
+def test_vacd_counts_as_started_when_it_has_said_so_and_is_reloaded(site: FactorySite) -> None:
+    assert shown("vacd", "ActiveState") == "active"
+    systemctl("reload", "vacd")
     assert shown("vacd", "ActiveState") == "active"
     assert "factory" in shown("vacd", "StatusText")
     assert shown("vac-machines", "ActiveState") == "active"
