@@ -2,7 +2,7 @@
 # which is made anew when setup.py or its lock has changed. `make test WORKERS=` runs one test at a time.
 
 PYTHON ?= python3
-WORKERS ?= -n 2 --dist loadfile
+WORKERS ?= -n 4 --dist loadfile --no-loadscope-reorder
 BIN := .venv/bin
 LOCK := requirements/checkout.lock
 INSTALL := $(BIN)/pip install -qq --no-build-isolation --constraint $(LOCK)

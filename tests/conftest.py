@@ -22,6 +22,27 @@ signal.signal(signal.SIGQUIT, signal.SIG_DFL)
 signal.pthread_sigmask(signal.SIG_SETMASK, ())
 
 
+LONGEST_FIRST = (
+    *("test_guests", "test_cloud_init", "test_space", "test_vm_factory", "test_fill", "test_libvirt"),
+    *(
+        "test_docker_factory",
+        "test_task_queue",
+        "test_docker_fill",
+        "test_containers",
+        "test_pipes",
+        "test_orders",
+    ),
+    *("test_cvmfs", "test_hostile", "test_demo", "test_crash_bubblewrap", "test_traces", "test_vm_services"),
+)
+"""Files that take half a minute or more. Much of that is waiting, which is why files are run side by side."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with what takes longest, or else a single file is run for minutes when all others are through."""
+    rank = {name: number for number, name in enumerate(LONGEST_FIRST)}
+    items.sort(key=lambda item: rank.get(item.path.stem, len(rank)))
+
+
 def require_tool(name: str) -> str:
     """The path of a program that the test can't do without; a host that lacks it fails the test."""
     path = shutil.which(name)
