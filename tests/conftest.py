@@ -1,4 +1,4 @@
-"""What all tests share: Hypothesis profiles, usual signals, and how a test asks for a tool of this host."""
+"""What all tests share: Hypothesis profiles, a usual environment, and how a test asks for a tool of this host."""
 
 from __future__ import annotations
 
@@ -20,6 +20,10 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 signal.signal(signal.SIGQUIT, signal.SIG_DFL)
 signal.pthread_sigmask(signal.SIG_SETMASK, ())
+# Others have to read what tests write, servers are on this host, and messages are compared.
+os.umask(0o022)
+os.environ["LC_ALL"] = "C.UTF-8"
+os.environ["no_proxy"] = os.environ["NO_PROXY"] = "127.0.0.1,localhost"
 
 
 LONGEST_FIRST = (

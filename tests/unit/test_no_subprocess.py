@@ -1,4 +1,4 @@
-"""What tests run under: a guard that keeps unit tests from starting processes, and usual signals."""
+"""What tests run under: a guard that keeps unit tests from starting processes, and a usual environment."""
 
 from __future__ import annotations
 
@@ -46,3 +46,16 @@ def test_signals_that_background_jobs_ignore_work_in_tests() -> None:
         check=False,
     )
     assert b"KeyboardInterrupt" in done.stderr
+
+
+@pytest.mark.allow_subprocess
+def test_what_the_caller_has_set_does_not_reach_tests() -> None:
+    command = (
+        "import os, tests.conftest; print(oct(os.umask(0)), os.environ['LC_ALL'], os.environ['no_proxy'])"
+    )
+    caller = ["sh", "-c", 'umask 077; exec "$@"', "sh", sys.executable, "-c", command]
+    environment = {**os.environ, "no_proxy": "", "LC_ALL": "de_DE.UTF-8"}
+    done = subprocess.run(
+        caller, cwd=Path(__file__).parents[2], env=environment, capture_output=True, text=True, check=True
+    )
+    assert done.stdout == "0o22 C.UTF-8 127.0.0.1,localhost\n"
