@@ -18,7 +18,7 @@ from vac.host.cgroups import open_groups
 
 pytestmark = [pytest.mark.engine]
 
-DEMO = [sys.executable, str(Path(__file__).parents[2] / "examples" / "demo" / "demo.py"), "--seconds", "30"]
+DEMO = [sys.executable, str(Path(__file__).parents[2] / "examples" / "demo" / "demo.py"), "--seconds", "40"]
 IN_A_CHROOT = ("unshare", "--mount", "sh", "-ec", 'mount --rbind / "$0"; exec chroot "$0" "$@"')
 """In which the kernel refuses user namespaces."""
 PATIENCE_SECONDS = 200
@@ -35,7 +35,7 @@ def place() -> Iterator[Path]:
 
 @contextlib.contextmanager
 def running(place: Path, *enter: str) -> Iterator[subprocess.Popen[str]]:
-    """The demo, for half a minute, with all that it leaves below place."""
+    """The demo, for 40 s, with all that it leaves below place."""
     environment = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "TMPDIR": str(place)}
     process = subprocess.Popen([*enter, *DEMO], stdout=subprocess.PIPE, text=True, env=environment)
     with process:
