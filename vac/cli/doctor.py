@@ -32,8 +32,8 @@ from vac.machines import requests
 from vac.machines.layout import StateDir
 from vac.scheduling.guards import LEAST_FREE_BYTES
 from vac.text import without_password
-from vac.vacquery.signing import read_key
-from vac.web.listening import listen_anywhere
+from vac.vacquery.signed_json import read_key
+from vac.web.web_process import listen
 
 
 def add_arguments(parser: argparse.ArgumentParser, _: str) -> None:
@@ -288,7 +288,7 @@ def page_findings(settings: Settings) -> Iterator[Finding]:
     host, port = split_host_port(settings.metrics_listen)
     what = f"metrics_listen {settings.metrics_listen}"
     try:
-        listen_anywhere(host, port).close()
+        listen(host, port).close()
     except OSError as error:
         yield Finding(what, f"{error.strerror}: choose an address of this host and a free port", False)
     else:

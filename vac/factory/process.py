@@ -16,7 +16,6 @@ from vac.config.settings import Settings
 from vac.context.downloads import GRID_CERTIFICATES, ImageCache
 from vac.context.signatures import SignedImages
 from vac.drivers.engine import Engine, InlineEngine
-from vac.drivers.late import LateDriver
 from vac.drivers.registry import APART, driver_for, engine_name
 from vac.factory.contexts import Run, in_thread
 from vac.factory.floor import Floor, slot_names
@@ -33,7 +32,7 @@ from vac.machines.slots import finished_machines, load_slots, strays
 from vac.machines.sweeping import Sweeper
 from vac.roles import EXIT_OTHER_AT_WORK, RoleOptions
 from vac.scheduling.backoff import History, reported_message
-from vac.vacquery.names import Names, Resolver
+from vac.vacquery.resolver import Names, Resolver
 
 log = logging.getLogger(__name__)
 
@@ -118,9 +117,14 @@ def open_factory(
         if machine_model in VM_MODELS:
             need("metadata", "VMs")
             need("mjf", "VMs")
-        driver = LateDriver(lambda: driver_for(machine_model, settings, images.fetch))
         name = engine_name(machine_model)
-        return Engine(name, driver, inbox.put, clock, apart=APART.get(name, frozenset()))
+        return Engine(
+            name,
+            lambda: driver_for(machine_model, settings, images.fetch),
+            inbox.put,
+            clock,
+            apart=APART.get(name, frozenset()),
+        )
 
     statefiles.write_version(state, vac.__version__)
     machines = load_slots(state, configuration.machinetypes, settings)
