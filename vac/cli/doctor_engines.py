@@ -22,14 +22,12 @@ from vac.config.checks import needed_repositories
 from vac.config.machinetype import CONTAINER_MODELS, Machinetype
 from vac.config.settings import Settings
 from vac.drivers.base import CreationFailed, EngineUnavailable
-from vac.drivers.libvirt.domain_xml import FILTER
-from vac.drivers.libvirt.network_xml import METADATA, SERVER
+from vac.drivers.libvirt.libvirt_domain import FILTER, METADATA, SERVER
 from vac.drivers.processes.plan import PATH, account, find_program
 from vac.drivers.volumes import Run, group_in_use, run_lvm
 from vac.host import filesystems
 from vac.host.cvmfs import AT_ONCE, CVMFS, problem_of
-from vac.host.nat import NatHost, NatProblem
-from vac.host.rule_match import BRIDGE
+from vac.host.nat import BRIDGE, NatHost, NatProblem
 from vac.machines.layout import StateDir
 
 TRY_SECONDS = 20.0
@@ -90,7 +88,7 @@ def cvmfs_findings(machinetypes: Sequence[Machinetype]) -> Iterator[Finding]:
 
 def docker_findings(settings: Settings, machinetypes: Sequence[Machinetype]) -> Iterator[Finding]:
     """Yield requirements of an engine that answers; machinetypes are those that it is to make."""
-    from vac.drivers.docker.api import Connection  # only here is the SDK needed
+    from vac.drivers.docker.docker_api import Connection  # only here is the SDK needed
 
     connection = Connection(settings.docker_host)
     try:
@@ -238,7 +236,7 @@ def vm_findings(settings: Settings, host: NatHost | None = None) -> Iterator[Fin
 
 def hypervisor_findings(settings: Settings) -> Iterator[Finding]:
     """Yield requirements of a hypervisor that answers."""
-    from vac.drivers.libvirt.api import Connection  # only here is libvirt needed
+    from vac.drivers.libvirt.libvirt_api import Connection  # only here is libvirt needed
 
     connection = Connection(settings.libvirt_uri, settings.vm_domain_type)
     try:
@@ -288,11 +286,8 @@ def _network_findings(host: NatHost) -> Iterator[Finding]:
     missing = [address for address in (SERVER, METADATA) if address not in addresses]
     problem = f"has not {' and '.join(missing)}: vacd repairs it with fix_networking" if missing else None
     yield Finding(what, problem, False)
-    lacks = host.lacks()
-    for found in lacks.missing:
+    for found in host.missing():
         yield Finding("packet filter", found, True)
-    for found in lacks.doubtful:
-        yield Finding("packet filter", found, False)
 
 
 def _port_finding(settings: Settings, role: str, address: str) -> Finding:
