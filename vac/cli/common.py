@@ -6,11 +6,14 @@ import argparse
 import datetime
 import re
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 from vac.config.load import Configuration, ConfigurationError, load
 from vac.config.settings import Settings
 from vac.host import facts
-from vac.machines.status import Status
+
+if TYPE_CHECKING:
+    from vac.machines.status import Status
 
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 

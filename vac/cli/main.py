@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import difflib
 import errno
 import importlib
 import io
@@ -42,6 +41,12 @@ COMMANDS = {
         "space_commands",
         "show the space's factories: processors and machines in use, load, KB free on / and state_dir, memory",
         "factories --json",
+    ),
+    "squid-conf": Command(
+        "space_commands",
+        "copy Squid's configuration IN to OUT with the space's factories as clients and sibling caches; "
+        "exit status 0 if OUT changed, 1 if not, 2 on an error",
+        "squid-conf /etc/squid/squid.conf.in /etc/squid/squid.conf",
     ),
     "machine": Command(
         "factory_commands", "show everything known of one machine of this factory", "machine vac-01-00"
@@ -115,7 +120,8 @@ def main(words: Sequence[str] | None = None) -> int:
     options, name, rest = split(sys.argv[1:] if words is None else words)
     if name in ("", "help") and not rest:
         top = top_parser()
-        top.parse_args(options)
+        if top.parse_known_args(options)[1]:
+            _no_command(name)
         top.print_help()
         return 0 if name else 2
     arguments = command_parser(name).parse_intermixed_args([*options, *rest])
@@ -189,7 +195,9 @@ def command_parser(name: str) -> argparse.ArgumentParser:
 
 
 def _no_command(name: str) -> NoReturn:
-    nearest = difflib.get_close_matches(name, COMMANDS, n=1)
+    from difflib import get_close_matches
+
+    nearest = get_close_matches(name, COMMANDS, n=1)
     hint = f"do you mean {nearest[0]}?" if nearest else "`vac help` lists them"
     print(
         f"vac: there is no command {name!r}; {hint}" if name else "vac: no command is given", file=sys.stderr

@@ -9,17 +9,19 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import socket
+import stat
 import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TextIO
 
 from vac.cli import common
+from vac.config.load import ConfigurationError
 from vac.config.settings import Settings
-from vac.machines import status as statuses
-from vac.machines.layout import StateDir
-from vac.scheduling.backoff import is_abort
+from vac.machines.files import write_atomic
 from vac.text import printable
 from vac.vacquery.messages import AnyStatus, FactoryStatus, Kind, MachineStatus, MachinetypeStatus
 from vac.vacquery.poll import PollResult, poll
@@ -72,6 +74,13 @@ class Query:
 
 def add_arguments(parser: argparse.ArgumentParser, name: str) -> None:
     """Add the arguments of one of these commands."""
+    if name == "squid-conf":
+        parser.add_argument(
+            "source", type=Path, metavar="IN", help="Squid's configuration without the factories"
+        )
+        parser.add_argument("target", type=Path, metavar="OUT", help="the file to write")
+        parser.set_defaults(run=run_squid_conf)
+        return
     if name not in _KINDS:
         parser.add_argument(
             "name", nargs="?" if name == "machinetypes" else None, metavar="NAME", help="a machinetype"
@@ -223,6 +232,9 @@ def problems(query: Query, result: PollResult) -> list[str]:
 
 def _failures_here(arguments: argparse.Namespace, query: Query) -> Iterator[str]:
     """Yield failures of this factory's creations and pipes, if it is among those asked and they can be read."""
+    from vac.machines import status as statuses
+    from vac.machines.layout import StateDir
+
     status = statuses.read(StateDir(query.settings.state_dir))
     if status is None or arguments.factories or arguments.space not in (None, status.space):
         return
@@ -244,6 +256,53 @@ def rows(query: Query, answers: Sequence[AnyStatus], now: float, colour: bool = 
     return type_rows(types, colour) if query.machinetype is None else machinetype_rows(types, colour)
 
 
+def run_squid_conf(arguments: argparse.Namespace) -> int:
+    """Write OUT if it changes; return 0 if it did, 1 if not, 2 on an error."""
+    try:
+        settings = common.configuration(arguments).settings
+        content = squid_conf(arguments.source.read_bytes(), settings)
+        target = arguments.target.resolve()
+        if target == arguments.source.resolve():
+            raise OSError("IN and OUT are the same file")
+        if not target.exists():
+            write_atomic(target, content, tmp=target.parent)
+        elif content == target.read_bytes():
+            return 1
+        else:
+            found = target.stat()
+            owner, mode = (found.st_uid, found.st_gid), stat.S_IMODE(found.st_mode)
+            write_atomic(target, content, tmp=target.parent, mode=mode, owner=owner)
+    except ConfigurationError as error:
+        for problem in error.problems:
+            print(f"vac: {problem}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        print(f"vac squid-conf: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def squid_conf(source: bytes, settings: Settings) -> bytes:
+    """Return Squid's configuration with this space's factories as clients and, but for this one, as sibling caches.
+
+    Raises OSError if not even one factory's address can be found.
+    """
+    lines: list[str] = []
+    for name in settings.factories:
+        try:
+            address = socket.getaddrinfo(name, None, socket.AF_INET, socket.SOCK_STREAM)[0][4][0]
+        except OSError as error:
+            print(f"vac squid-conf: {name} is left out: {error.strerror}", file=sys.stderr)
+            continue
+        lines.append(f"acl localnet src {address}/32\n")
+        if name != settings.factory_name:
+            lines.append(f"cache_peer {address} sibling 3128 3130 default\n")
+    if not lines:
+        raise OSError("no factory's address can be found")
+    end = b"" if not source or source.endswith(b"\n") else b"\n"
+    return source + end + "".join(lines).encode("ascii")
+
+
 def short_host(name: str) -> str:
     """Return the first label of a host name."""
     return printable(name.partition(".")[0])
@@ -260,7 +319,7 @@ def _machine_row(status: MachineStatus, now: float, colour: bool) -> str:
     state = f"  {printable(status.state):<9}"
     model = MODELS.get(status.machine_model or "", "??")
     recent = f"{status.cpu_percentage:5.1f}%" if status.state == "Running" else " " * 6
-    aborted = status.state == "Shut down" and is_abort(status.shutdown_message)
+    aborted = colour and status.state == "Shut down" and _is_abort(status.shutdown_message)
     code = ABORT_COLOUR if aborted else COLOURS.get(status.state, "")
     return (
         f"{name:<15} {machinetype:<14.14} {_coloured(state, code if colour else '')}  "
@@ -281,6 +340,13 @@ def _machine_details(status: MachineStatus, now: float) -> str:
     return ""
 
 
+def _is_abort(message: str | None) -> bool:
+    """Return True if the shutdown message tells of an abort. The scheduler is imported only where this is shown."""
+    from vac.scheduling.backoff import is_abort
+
+    return is_abort(message)
+
+
 def _coloured(text: str, code: str) -> str:
     return f"\033[{code}m{text}\033[0m" if code else text
 
@@ -290,7 +356,7 @@ def _end(status: MachinetypeStatus, colour: bool) -> str:
     when = "-"
     if status.shutdown_time is not None:
         when = time.strftime("%d %b %H:%M:%S", time.localtime(status.shutdown_time))
-    code = ABORT_COLOUR if colour and is_abort(status.shutdown_message) else ""
+    code = ABORT_COLOUR if colour and _is_abort(status.shutdown_message) else ""
     return _coloured(f'{when} "{printable(status.shutdown_message or "-")}"', code)
 
 

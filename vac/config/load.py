@@ -5,7 +5,6 @@ What is wrong in a machinetype or pipe stops that one alone; only broken files a
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import json
 import re
@@ -30,6 +29,7 @@ from vac.config.sections import (
     Parsed,
     build_machinetype,
     check_contents,
+    nearest,
     parse_section,
 )
 from vac.config.settings import Settings
@@ -215,9 +215,7 @@ def _sort_out(contents: Contents, report: Report, stopped: Report) -> Sections:
         elif kind in _OF_VAC_1:
             report.error(file, title, "", f"is a section of Vac 1: {_OF_VAC_1[kind]}")
         elif kind not in ("machinetype", "vmtype", "vacuum_pipe"):
-            titles = {schema.title.partition(" ")[0]: f"[{schema.title}]" for schema in SCHEMAS}
-            near = [titles[each] for each in difflib.get_close_matches(kind, titles, n=1)]
-            hint = f", the nearest is {near[0]}" if near else ""
+            hint = nearest(kind, {schema.title.partition(" ")[0]: f"[{schema.title}]" for schema in SCHEMAS})
             report.warn(file, title, "", f"is not a section that Vac knows{hint}; it is ignored")
         elif not re.fullmatch("[a-z0-9-]{1,100}", name):
             text = f"{quoted(name)} is not a name of 1 to 100 characters of a-z, 0-9 and -"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -176,10 +175,13 @@ def check_contents(contents: Contents, report: Report) -> None:
             report.warn(line.file, title, f"line {line.line}", text)
 
 
-def nearest(name: str, known: Iterable[str]) -> str:
-    """Return words that name the known one that is most like name; empty if none is."""
-    matches = difflib.get_close_matches(name, sorted(known), n=1)
-    return f", the nearest is {matches[0]}" if matches else ""
+def nearest(name: str, known: Mapping[str, str] | Iterable[str]) -> str:
+    """Return words that name the known one that is most like name, or what it is mapped to; empty if none is."""
+    from difflib import get_close_matches
+
+    matches = get_close_matches(name, sorted(known), n=1)
+    names = known if isinstance(known, Mapping) else {}
+    return f", the nearest is {names.get(matches[0], matches[0])}" if matches else ""
 
 
 def _spelling(
@@ -226,9 +228,8 @@ def _report_unknown(name: str, schema: Schema, raw: Mapping[str, Value], report:
             report.warn(given.file, name, key, text)
             continue
         elsewhere = [other.title for other in SCHEMAS if key in other.spellings()]
-        near = _RELATIVES.get(key) or next(iter(difflib.get_close_matches(key, sorted(spellings), n=1)), None)
-        hint = f", the nearest is {spellings[near]}" if near in spellings else ""
-        hint = f", it belongs in [{elsewhere[0]}]" if elsewhere else hint
+        near = nearest(_RELATIVES.get(key, key), spellings)
+        hint = f", it belongs in [{elsewhere[0]}]" if elsewhere else near
         report.warn(given.file, name, key, f"is not an option of [{schema.title}]{hint}; it is ignored")
 
 
