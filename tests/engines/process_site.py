@@ -25,7 +25,7 @@ from vac.host.cgroup_v2 import GroupsV2
 from vac.host.cgroups import Groups, find_mounts
 
 MIB = 2**20
-PATIENCE = 120.0
+PATIENCE = 300.0
 
 
 def group_makers() -> dict[str, Callable[[str], Groups]]:
