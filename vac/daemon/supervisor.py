@@ -22,7 +22,7 @@ from vac.daemon import link as messages
 from vac.daemon.child import Post, Timing
 from vac.daemon.role import STOPPING, signal_pipe
 from vac.daemon.sdnotify import Notifier
-from vac.host.subreaper import become_subreaper
+from vac.host.privileges import become_subreaper
 from vac.roles import Role
 
 logger = logging.getLogger(__name__)

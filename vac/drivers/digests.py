@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import stat
-import subprocess
-import sys
 import threading
 import time
 from pathlib import Path
 from typing import Callable, NamedTuple
 
-from vac.host import sha256
+from vac.host.filesystems import FileStamp, sha256_of, stamp_from
 
 MOST_VERSIONS = 200
 """Remembered; of more, those that were first asked for are forgotten."""
@@ -24,35 +21,27 @@ class ImageVersion(NamedTuple):
     """A file as it was at one time."""
 
     path: str
-    stamp: tuple[int, ...]
-    """Device, inode, size in bytes, mtime in ns: as vac.host.sha256.stamp() gives it."""
+    stamp: FileStamp
 
     @property
     def modified(self) -> str:
         """When it was last changed, in UTC."""
-        return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(self.stamp[3] // 10**9))
+        return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(self.stamp.mtime_ns // 10**9))
 
 
 def version_of(path: Path) -> ImageVersion | None:
-    """The file as it is now; None if it isn't one."""
+    """Return the file's present version; None if there is no regular file."""
     try:
         status = path.stat()
     except OSError:
         return None
-    return ImageVersion(str(path), tuple(sha256.stamp(status))) if stat.S_ISREG(status.st_mode) else None
+    return ImageVersion(str(path), stamp_from(status)) if stat.S_ISREG(status.st_mode) else None
 
 
 def read_through(version: ImageVersion) -> str | None:
-    """The digest of this version of the file, None if there is another by now; a child process reads it.
-
-    Raises OSError with a reason.
-    """
-    command = [sys.executable, "-I", "-S", sha256.__file__, version.path]
-    done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
-    if done.returncode != 0:
-        raise OSError((done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1])
-    found = json.loads(done.stdout)
-    return str(found["sha256"]) if found["stamp"] == list(version.stamp) else None
+    """Return the digest of this version of the file, None if there is another by now. Raises OSError with a reason."""
+    stamp, digest = sha256_of(version.path)
+    return digest if stamp == version.stamp else None
 
 
 class ImageDigests:

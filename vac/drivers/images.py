@@ -16,7 +16,7 @@ from typing import Callable, NamedTuple
 
 from vac.config.values import without_password
 from vac.drivers.base import CreationFailed, Fetch
-from vac.host.cvmfs import problem_of
+from vac.host.probes import problem_of
 
 FIRST_LOOK_SECONDS = 1.0
 """How long prepare() waits for an image that may be there already."""

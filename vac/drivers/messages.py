@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Union
 
 from vac.drivers.base import Observed, Usage
-from vac.host.contacts import Contact
+from vac.host.connections import Contact
 
 
 @dataclass(frozen=True)

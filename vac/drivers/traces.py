@@ -10,9 +10,9 @@ from typing import Callable
 
 from vac.drivers.base import Trace
 from vac.drivers.digests import ImageDigests, ImageVersion
-from vac.host import contacts
-from vac.host.cgroup_base import CgroupError
-from vac.host.contacts import Contact
+from vac.host import connections
+from vac.host.cgroups import CgroupError
+from vac.host.connections import Contact
 
 SHORTEST_SECONDS = 10.0
 """From one sample of connections to the next, however often somebody looks."""
@@ -103,5 +103,5 @@ def merged(
 
 def shared_network(processes: Mapping[str, Iterable[int]]) -> Mapping[str, frozenset[Contact]]:
     """Contacts by key of groups of processes in the host's own network name space. Raises OSError."""
-    by_inode = dict(contacts.sockets(contacts.PROC / "net"))
-    return {key: contacts.contacts_of(numbers, by_inode) for key, numbers in processes.items()}
+    by_inode = dict(connections.sockets(connections.PROC / "net"))
+    return {key: connections.contacts_of(numbers, by_inode) for key, numbers in processes.items()}

@@ -10,7 +10,7 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
-from vac.host.contacts import Contact
+from vac.host.connections import Contact
 
 TABLE = Path("/proc/net/nf_conntrack")
 _LINE = re.compile(r"ipv[46] +\d+ (tcp|udp) .*?src=(\S+) dst=(\S+) sport=(\d+) dport=(\d+) .*?src=(\S+) ")

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
 from typing import Union
 
-from vac.host.measures import Network
+from vac.host.connections import Network
 
 Address = Union[IPv4Address, IPv6Address]
 MOST_REMEMBERED = 10_000

@@ -26,7 +26,7 @@ from vac.config.errors import ConfigurationError
 from vac.config.load import load
 from vac.config.settings import Settings
 from vac.host import facts
-from vac.host.measures import connected_networks
+from vac.host.connections import connected_networks
 from vac.host.privileges import become, unprivileged_user
 from vac.machines import files
 from vac.machines.layout import StateDir

@@ -274,7 +274,7 @@ def test_an_archive_that_hangs_holds_up_those_of_the_same_name_only(tmp_path: Pa
 
 
 def test_a_link_out_of_cvmfs_is_not_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("vac.host.cvmfs_paths.real_image.__defaults__", (str(tmp_path / "cvmfs"),))
+    monkeypatch.setattr("vac.host.probes.real_image.__defaults__", (str(tmp_path / "cvmfs"),))
     (tmp_path / "cvmfs").mkdir()
     (tmp_path / "secret.tar").write_bytes(image("a", "x:1"))
     site = Site(Engine(), tmp_path / "cvmfs")

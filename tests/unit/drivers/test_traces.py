@@ -11,10 +11,11 @@ import pytest
 from vac.drivers.base import Trace
 from vac.drivers.digests import ImageDigests, ImageVersion, version_of
 from vac.drivers.traces import REST, SHORTEST_SECONDS, ImageFacts, Sampling, merged
-from vac.host.contacts import Contact
+from vac.host.connections import Contact
+from vac.host.filesystems import FileStamp
 
 SOMEBODY = Contact("tcp", "192.0.2.1", 443, incoming=False)
-IMAGE = ImageVersion("/images/a.sif", (1, 2, 3, 1_700_000_000_000_000_000))
+IMAGE = ImageVersion("/images/a.sif", FileStamp(1, 2, 3, 1_700_000_000_000_000_000))
 
 
 class Reader:

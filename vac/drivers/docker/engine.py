@@ -34,7 +34,7 @@ from vac.drivers.docker.progress import LIMITS, PullLimits
 from vac.drivers.docker.usage import UsageMeter
 from vac.drivers.scratch import Scratch
 from vac.drivers.traces import Sampling, merged
-from vac.host.contacts import Contact
+from vac.host.connections import Contact
 
 CONSOLE_BYTES = 64 * 1024
 CONSOLE_LINES = 1000

@@ -26,8 +26,7 @@ from vac.drivers.docker.api import Client, Connection, explanation, timed_out
 from vac.drivers.docker.create import Image
 from vac.drivers.docker.image_archive import BadArchive, ImageArchive, read_archive
 from vac.drivers.docker.progress import LIMITS, PullError, PullLimits, PullProgress, pull_failure
-from vac.host.cvmfs import problem_of
-from vac.host.cvmfs_paths import real_image
+from vac.host.probes import problem_of, real_image
 
 SCHEME = "docker://"
 FIRST_LOOK_SECONDS = 1.0

@@ -19,9 +19,8 @@ from pathlib import Path
 
 from vac.drivers.base import Usage
 from vac.drivers.traces import shared_network
-from vac.host.cgroup_foreign import ForeignGroup, find_group, foreign_processes, foreign_usage
-from vac.host.cgroups import find_mounts
-from vac.host.contacts import Contact, contacts_within
+from vac.host.cgroups import EngineGroup, find_engine_group, find_mounts
+from vac.host.connections import Contact, contacts_within
 
 PROC = Path("/proc")
 HIGHEST_PRIORITY = -20
@@ -32,7 +31,7 @@ _log = logging.getLogger(__name__)
 @dataclass
 class _Container:
     pid: int
-    group: ForeignGroup
+    group: EngineGroup
     own_network: bool
     usage: Usage = field(default_factory=Usage)
     ended: bool = False
@@ -72,7 +71,7 @@ class UsageMeter:
         on another host.
         """
         try:
-            group = find_group(pid, container_id, self._mounts)
+            group = find_engine_group(pid, container_id, self._mounts)
         except OSError:
             return
         if group is None:
@@ -107,7 +106,7 @@ class UsageMeter:
             running = {
                 container_id: each for container_id, each in self._containers.items() if not each.ended
             }
-        shared = {id_: foreign_processes(each.group) for id_, each in running.items() if not each.own_network}
+        shared = {id_: each.group.processes() for id_, each in running.items() if not each.own_network}
         found = dict(shared_network(shared)) if shared else {}
         for container_id, container in running.items():
             with contextlib.suppress(OSError):
@@ -172,7 +171,7 @@ class UsageMeter:
 
 def _measure(container_id: str, container: _Container) -> None:
     """Bring the container's usage up to date, as far as it can still be read."""
-    used = foreign_usage(container.group)
+    used = container.group.usage()
     if used is None:
         container.ended = True
         return

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from vac.drivers.base import CreationFailed
 from vac.drivers.libvirt.domain_xml import Image
-from vac.host.cvmfs_paths import CVMFS, real_image
+from vac.host.probes import CVMFS, real_image
 
 DEFAULT_GB_PER_PROCESSOR = 40
 """Of file-backed disks, if nothing is configured."""
@@ -58,7 +58,7 @@ def make_overlay(image: Image, overlay: Path) -> Path:
     return overlay
 
 
-def open_image(path: Path, cvmfs: str = CVMFS) -> Image:
+def open_image(path: Path, cvmfs: str = str(CVMFS)) -> Image:
     """What the image is: qcow2 or raw, and where its file really is. Raises OSError, and CreationFailed for one that
     is no regular file or would have the hypervisor open other files of this host: its author may be a stranger.
 

@@ -40,7 +40,8 @@ from vac.drivers.scratch import Scratch
 from vac.drivers.traces import ImageFacts, Sampling, merged, shared_network
 from vac.host.cgroup_watch import EndWatcher
 from vac.host.cgroups import CgroupError, Groups, open_groups
-from vac.host.contacts import Contact, host_addresses
+from vac.host.connections import Contact, host_addresses
+from vac.host.filesystems import FileStamp
 
 KILL_SECONDS = 60.0
 """Longest that processes may take to end after SIGKILL."""
@@ -334,7 +335,7 @@ def _image(said: str) -> tuple[str, ImageVersion | None]:
     """The image's real path, as the launcher has told it, and its version if it is a file."""
     told = _told(said, "image_path")
     path, stamp = str(told.get("image_path", "")), told.get("stamp")
-    return path, ImageVersion(path, tuple(stamp)) if stamp else None
+    return path, ImageVersion(path, FileStamp(*stamp)) if stamp else None
 
 
 def _told(said: str, key: str) -> dict[str, Any]:
