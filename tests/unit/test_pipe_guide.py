@@ -13,7 +13,7 @@ from vac.config.pipe_document import ACCEPTED
 from vac.config.reference import entries
 from vac.config.settings import Settings
 from vac.config.values import LISTS
-from vac.context.user_data import LIMIT_BYTES, Wanted, values
+from vac.context.user_data import LIMIT_BYTES, ContextRequest, values
 
 PAGE = (Path(__file__).parents[2] / "docs" / "vacuum-pipes.md").read_text()
 JSON = {Kind.NUMBER: "number", Kind.INTEGER: "integer", Kind.BOOLEAN: "boolean"}
@@ -54,7 +54,7 @@ def test_limits_are_the_codes() -> None:
 
 
 def test_patterns_are_those_that_are_replaced(tmp_path: Path) -> None:
-    wanted = Wanted(Machinetype("t"), Settings(), "n", "u", tmp_path, 0, 1)
+    wanted = ContextRequest(Machinetype("t"), Settings(), "n", "u", tmp_path, 0, 1)
     free = {"user_data_option_XXX", "user_data_file_XXX", "user_data_option_x509_proxy"}
     found = rows("Patterns in user_data")
     told = [name for row in found for name in re.findall("##(.*?)##", row[0] + row[-1])]

@@ -20,8 +20,7 @@ from vac.config.pipe_document import PipeDocument, parse_pipe
 from vac.config.pipe_types import review
 from vac.config.strict_json import Flaw, Refused
 from vac.config.values import without_password
-from vac.context.pipes import fetch_pipe
-from vac.context.transfers import DownloadFailed
+from vac.context.downloads import DownloadFailed, fetch_pipe
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from vac.config.pipe_copies import PipeCopy, digest, document_path, read_copy, r
 from vac.config.pipe_document import parse_pipe
 from vac.config.strict_json import Refused
 from vac.config.values import without_password
-from vac.context.pipes import fetch_pipe
+from vac.context.downloads import fetch_pipe
 from vac.factory.floor import Floor
 from vac.machines import files
 

@@ -17,7 +17,7 @@ from tests.simulated import FACTORY, World
 from tests.unit.factory.conftest import MakeWorld
 from vac.config.loader import Loader
 from vac.config.pipe_copies import document_path, record_path
-from vac.context.transfers import DownloadFailed
+from vac.context.downloads import DownloadFailed
 from vac.factory.pipes import RETRY_SECONDS, PipeFetched, Pipes
 from vac.host.facts import HostFacts
 from vac.machines import files
