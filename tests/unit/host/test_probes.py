@@ -180,7 +180,7 @@ def test_repositories_that_hang_make_room_but_not_without_end(
     watch.look(more)
     assert len(MANY) <= looks.started.qsize() < len(more), "those that were under way, and no more"
     looks.go.set()
-    answers = set()
+    answers: set[str] = set()
     while len(answers) < len(more):
         answer = seen.get(timeout=PATIENCE)
         if answer.problem is None:
