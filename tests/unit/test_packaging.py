@@ -136,6 +136,6 @@ def test_units_name_units_that_exist() -> None:
         assert set(re.findall(r"\bvac[\w.-]*\.(?:service|slice)\b", unit.read_text())) <= names, unit
 
 
-def test_no_module_is_longer_than_400_lines() -> None:
+def test_no_module_is_longer_than_500_lines() -> None:
     lengths = {path: len(path.read_text().splitlines()) for path in CHECKOUT.glob("vac/**/*.py")}
-    assert {os.fspath(path): length for path, length in lengths.items() if length > 400} == {}
+    assert {os.fspath(path): length for path, length in lengths.items() if length > 500} == {}
