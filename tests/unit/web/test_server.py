@@ -13,9 +13,9 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from vac.machines.layout import slot_address
-from vac.web import server
-from vac.web.listening import listen
-from vac.web.server import MOST_OF_ONE_CLIENT, Server, adjustments, is_slot
+from vac.web import http_server as server
+from vac.web.http_server import MOST_OF_ONE_CLIENT, Server, adjustments, is_slot
+from vac.web.web_process import listen
 
 PATIENCE = 60
 BODY_LIMIT = 100_000
@@ -261,7 +261,7 @@ def test_endless_headers_are_refused(port: int) -> None:
 
 
 def test_an_address_can_be_listened_at_before_this_host_has_it() -> None:
-    with listen("169.254.169.254", 0) as bound:
+    with listen("169.254.169.254", 0, future=True) as bound:
         bound.listen()
         assert bound.getsockname()[0] == "169.254.169.254"
 
