@@ -63,7 +63,7 @@ from vac.drivers.libvirt.libvirt_domain import (
 from vac.drivers.libvirt.libvirt_network import NetworkKeeper
 from vac.drivers.traces import ImageFacts, Sampling, merged, version_of
 from vac.drivers.volumes import GB, Run, Volumes
-from vac.host.contacts import tracked
+from vac.host.connections import tracked
 from vac.host.nat import NatHost
 from vac.logs import OnChange
 
