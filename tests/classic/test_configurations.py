@@ -1,8 +1,8 @@
 """Configurations with the values that Vac 3 (03.01, Python 2.7) gave them, recorded on a host with 16 processors.
 
 configurations.jsonl has a case in each line: `files` by path below /etc, and `classic`, the values, or
-`classic_refuses`, its error. Machinetypes have the classic's keys (`share` is target_share). What differs on purpose is in
-docs/upgrade.md, under the words quoted here.
+`classic_refuses`, its error. Machinetypes have the classic's keys (`share` is target_share). What differs on
+purpose is in docs/upgrade.md.
 """
 
 from __future__ import annotations

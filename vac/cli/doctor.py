@@ -26,8 +26,8 @@ from vac.drivers.processes.bubblewrap import check_command
 from vac.drivers.processes.plan import account
 from vac.drivers.registry import driver_for
 from vac.host.cgroups import CgroupError, open_groups
-from vac.host.cvmfs_paths import real_image
 from vac.host.privileges import PREFERRED, unprivileged_user
+from vac.host.probes import real_image
 from vac.machines import requests
 from vac.machines.layout import StateDir
 from vac.scheduling.guards import LEAST_FREE_BYTES

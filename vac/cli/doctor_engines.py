@@ -26,8 +26,8 @@ from vac.drivers.libvirt.libvirt_domain import FILTER, METADATA, SERVER
 from vac.drivers.processes.plan import PATH, account, find_program
 from vac.drivers.volumes import Run, group_in_use, run_lvm
 from vac.host import filesystems
-from vac.host.cvmfs import AT_ONCE, CVMFS, problem_of
 from vac.host.nat import BRIDGE, NatHost, NatProblem
+from vac.host.probes import AT_ONCE, CVMFS, problem_of
 from vac.machines.layout import StateDir
 
 TRY_SECONDS = 20.0
