@@ -14,6 +14,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from vac.cli import common, doctor_engines
+from vac.cli.config_commands import likely_mistakes
 from vac.cli.doctor_engines import Finding, serves
 from vac.config.files import Value, read
 from vac.config.load import Configuration, ConfigurationError
@@ -65,7 +66,8 @@ def examine(arguments: argparse.Namespace) -> Iterator[Finding]:
         return
     yield Finding("configuration")
     yield from (Finding("configuration", str(problem)) for problem in configuration.errors)
-    yield from (Finding("configuration", str(warning), serious=False) for warning in configuration.warnings)
+    for warning in (*configuration.warnings, *likely_mistakes(configuration)):
+        yield Finding("configuration", str(warning), serious=False)
     settings = configuration.settings
     yield from _host(settings)
     yield from file_findings(settings, arguments.config)

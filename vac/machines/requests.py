@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from vac.machines import files
 from vac.machines.layout import StateDir
 
-_ACTION = re.compile(r"(finish|destroy)-([a-z0-9.-]+)")
+_ACTION = re.compile(r"(finish|destroy)-([a-z0-9._-]+)")
 
 
 @dataclass(frozen=True)

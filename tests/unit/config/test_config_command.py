@@ -20,6 +20,7 @@ from vac.config.machinetype import Machinetype, VacuumPipe
 from vac.config.options import NO_EFFECT, declared
 from vac.config.pipe_document import ACCEPTED
 from vac.config.settings import Settings
+from vac.host import filesystems
 from vac.host.facts import HostFacts
 
 ROOT = Path(__file__).parents[3]
@@ -101,6 +102,50 @@ def test_check_tells_every_problem_and_fails(
         "option": "cpu_total",
         "text": "'x' is not an integer, 1 or more",
     }
+
+
+@pytest.mark.parametrize(
+    ("template", "told"),
+    [
+        (b"#!/bin/sh\necho ##user_data_option_token## ##user_data_uuid##\n", []),
+        (
+            b"#!/bin/sh\r\n\n##user_data_option_tokn##\n##user_data_file_other##",
+            [
+                "line 1: ends in CR LF, as on Windows: the kernel looks for an interpreter of that name; use LF alone",
+                "line 3: ##user_data_option_tokn## is removed: user_data_option_tokn isn't set, the nearest is token",
+                "line 4: ##user_data_file_other## is removed: user_data_option_other isn't set",
+            ],
+        ),
+    ],
+)
+def test_check_reads_local_templates(
+    host: HostFacts, tmp_path: Path, capsys: pytest.CaptureFixture[str], template: bytes, told: list[str]
+) -> None:
+    path = tmp_path / "x.conf"
+    path.write_text(
+        f"[settings]\nvac_space = a.b\nstate_dir = {tmp_path}\n[machinetype one]\ntarget_share = 1\n"
+        "machine_model = bubblewrap\nroot_image = /\nuser_data = script\nuser_data_option_token = hunter2\n"
+    )
+    script = tmp_path / "machinetypes" / "one" / "files" / "script"
+    script.parent.mkdir(parents=True)
+    script.write_bytes(template)
+    assert run(host, "--config", str(path), "config", "check") == 0
+    *lines, last = capsys.readouterr().out.splitlines()
+    assert [line.partition("[machinetype one] ")[2] for line in lines] == told
+    assert all(str(script) in line for line in lines)
+    assert f"{len(told)} warnings" in last
+
+
+def test_check_tells_that_scripts_can_not_be_executed(
+    host: HostFacts, rich: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mounts = "1 0 254:0 / / rw - ext4 /dev/vda rw\n2 1 254:1 / /var rw,noexec - ext4 /dev/vdb rw\n"
+    monkeypatch.setattr(filesystems, "mounts", lambda: [*filesystems.parse_mounts(mounts)])
+    rich.write_text(
+        rich.read_text().replace("[machinetype one]", "[machinetype one]\nmachine_model = docker")
+    )
+    assert run(host, "--config", str(rich), "config", "check") == 0
+    assert "[settings] state_dir: /var is mounted noexec" in capsys.readouterr().out
 
 
 def test_check_mentions_assumed_processors(
