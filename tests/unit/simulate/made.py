@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from vac.config.machinetype import Machinetype
 from vac.config.settings import Settings
 from vac.simulate import simulate
-from vac.simulate.result import Result
+from vac.simulate.results import Result
 from vac.simulate.scenario import Hardware, Scenario, Space, Work
 
 SHARES = {"atlas": 5.0, "lhcb": 3.0, "cms": 2.0}
