@@ -1,15 +1,18 @@
 # `make help` lists the targets. Each installs the Debian packages it lacks (as root) and makes .venv,
-# which is made anew when setup.py has changed. `make test WORKERS=` runs one test at a time.
+# which is made anew when setup.py or its lock has changed. `make test WORKERS=` runs one test at a time.
 
 PYTHON ?= python3
+RELEASE ?= bookworm
 WORKERS ?= -n 2 --dist loadfile
 BIN := .venv/bin
+LOCK := requirements/checkout.lock
+INSTALL := $(BIN)/pip install -qq --no-build-isolation --constraint $(LOCK)
 TYPED := $(wildcard vac tests bench examples tools/each_python.py setup.py)
 
 export PYTHON
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: help demo test test-all lint format bench venv clean packages-run packages-test
+.PHONY: help demo unit test test-all fresh lint format bench venv lock clean packages-run packages-test
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -18,13 +21,20 @@ help:  ## list the targets
 demo: .venv/run-stamp  ## a factory with three machinetypes on this host
 	$(BIN)/python examples/demo/demo.py
 
-test: lint  ## lint, unit tests also on the oldest and newest Python, tests with real engines
+unit: lint  ## lint, unit tests, also with the oldest packages on Python 3.9 and the newest on 3.13
+	$(BIN)/python tools/each_python.py 3.9 3.13
+	$(BIN)/python -m pytest $(WORKERS) tests/unit
+
+test: lint  ## all that unit does, and tests with real engines
 	$(BIN)/python tools/each_python.py 3.9 3.13
 	$(BIN)/python -m pytest $(WORKERS)
 
 test-all: lint  ## the same on every Python found, with the tests that take minutes
 	$(BIN)/python tools/each_python.py
 	$(BIN)/python -m pytest $(WORKERS) -m ""
+
+fresh: packages-test  ## demo and unit in a bare Debian root: RELEASE=trixie or bookworm; with ALL=1 demo and test
+	tools/fresh $(RELEASE) sh -c 'make demo && make $(if $(ALL),test,unit)'
 
 lint: .venv/dev-stamp  ## style, types, and who may import whom
 	$(BIN)/ruff check
@@ -41,6 +51,9 @@ bench: .venv/dev-stamp  ## time and memory of the factory
 
 venv: .venv/dev-stamp  ## only make .venv
 
+lock: packages-test  ## renew requirements/*.lock with the newest versions
+	tools/lock
+
 clean:  ## remove what the other targets made
 	rm -rf .venv build dist *.egg-info .hypothesis .*_cache
 	find . -name __pycache__ -prune -exec rm -rf {} +
@@ -51,11 +64,13 @@ packages-run:
 packages-test:
 	@tools/bootstrap test
 
-.venv/run-stamp: setup.py | packages-run
+# The versions are the lock's, also of what builds packages from source: hence no isolated builds, which fetch their own.
+.venv/run-stamp: setup.py $(LOCK) | packages-run
 	$(PYTHON) -m venv --clear .venv
-	$(BIN)/pip install -qq -e .
+	$(INSTALL) setuptools wheel
+	$(INSTALL) -e .
 	@touch $@
 
 .venv/dev-stamp: .venv/run-stamp | packages-test
-	$(BIN)/pip install -qq -e '.[dev]'
+	$(INSTALL) -e '.[dev]'
 	@touch $@

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec, rsa
+from cryptography.hazmat.primitives.asymmetric import ec, padding, rsa
 from cryptography.x509.oid import NameOID
 
 DAY = 86400.0
@@ -133,3 +133,14 @@ def _host(host: str) -> x509.GeneralName:
         return x509.IPAddress(ipaddress.ip_address(host))
     except ValueError:
         return x509.DNSName(host)
+
+
+def check_signature(certificate: x509.Certificate, issuer: x509.Certificate) -> None:
+    """Raise InvalidSignature unless the issuer's key has signed the certificate."""
+    key, signed = issuer.public_key(), certificate.tbs_certificate_bytes
+    assert certificate.signature_hash_algorithm is not None
+    if isinstance(key, ec.EllipticCurvePublicKey):
+        key.verify(certificate.signature, signed, ec.ECDSA(certificate.signature_hash_algorithm))
+    else:
+        assert isinstance(key, rsa.RSAPublicKey)
+        key.verify(certificate.signature, signed, padding.PKCS1v15(), certificate.signature_hash_algorithm)

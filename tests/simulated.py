@@ -11,15 +11,14 @@ from typing import Any
 
 import pytest
 
+from tests.fake_driver import FakeEngine, FakeMachine, Script
 from vac.accounting.records import message_fields
-from vac.config.errors import ConfigurationError, Problem
-from vac.config.load import Configuration
-from vac.config.loader import Loader
+from vac.config.files import Problem
+from vac.config.load import Configuration, ConfigurationError, Loader
 from vac.config.machinetype import Machinetype
 from vac.config.settings import Settings
 from vac.drivers.base import Driver, MachineSpec
 from vac.drivers.engine import Action, InlineEngine
-from vac.drivers.fake import FakeEngine, FakeMachine, Script
 from vac.drivers.messages import Changed
 from vac.drivers.registry import engine_name
 from vac.factory import loop

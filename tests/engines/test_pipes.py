@@ -120,11 +120,11 @@ def test_each_failure_has_its_own_words_and_holds_up_nothing(tmp_path: Path) -> 
         "flat": 'there is no list "machinetypes": the old flat format',
         "missing": "the server answers with status 404",
         "file": "neither http nor https",
-        "closed": "the server can't be connected to",
+        "closed": "connection refused or host unreachable",
         "expired": "the server's certificate has expired",
-        "stranger": "nobody here trusts its CA",
-        "name": "the server's certificate isn't to be trusted for this host",
-        "nohost": "there is no such host",
+        "stranger": "its CA is unknown here",
+        "name": "the server's certificate isn't trusted for this host",
+        "nohost": "unknown host",
     }
     with piped(tmp_path, pages, 2) as site, closed_port() as port:
         server = site.server

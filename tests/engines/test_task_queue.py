@@ -64,7 +64,7 @@ def made_inside(engine: PrivateDocker, queue: Queue) -> tuple[Server, str]:
     """A server of the queue that the engine's containers can reach, and its URL."""
     with contextlib.closing(engine.client()) as client:
         subnet = client.inspect_network("bridge")["IPAM"]["Config"][0]["Subnet"]
-    gateway = next(ipaddress.ip_network(subnet).hosts())
+    gateway = ipaddress.ip_network(subnet)[1]
     server = Server(("127.0.0.1", 0), queue)
     server.socket.close()
     server.socket = engine.listening_socket("0.0.0.0")

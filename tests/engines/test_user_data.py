@@ -76,7 +76,7 @@ def check_machine(site: FactorySite, url: str, place: Path) -> None:
 
 def check_words(site: FactorySite, url: str) -> None:
     """What people are told, and what not."""
-    reason = f"user_data {url}: the server gives a web page (HTML) instead"
+    reason = f"user_data {url}: the server sends a web page (HTML) instead"
     assert f"html: not created: {reason}" in site.log()
     assert reason in site.vac("why", "html").stdout
     assert reason in site.vac("machinetypes", "-t", "0.5").stderr

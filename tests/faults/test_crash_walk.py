@@ -17,11 +17,11 @@ from pathlib import Path
 
 import pytest
 
+from tests.fake_driver import FakeMachine, Script
 from tests.simulated import World, one_type, simulate_host
 from vac.accounting.records import day_name
 from vac.config.machinetype import Machinetype
 from vac.drivers.base import MachineSpec
-from vac.drivers.fake import FakeMachine, Script
 from vac.machines import files
 
 FIZZLE_SECONDS = 100

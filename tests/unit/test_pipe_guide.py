@@ -5,15 +5,15 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from vac.config import pipe_document, pipe_types
+from vac.config import pipe_document, pipes
 from vac.config.machinetype import MODELS, Machinetype
 from vac.config.options import Kind
-from vac.config.pipe_copies import LEAST_CACHE_SECONDS
 from vac.config.pipe_document import ACCEPTED
+from vac.config.pipes import LEAST_CACHE_SECONDS
 from vac.config.reference import entries
 from vac.config.settings import Settings
 from vac.config.values import LISTS
-from vac.context.user_data import LIMIT_BYTES, Wanted, values
+from vac.context.user_data import LIMIT_BYTES, ContextRequest, values
 
 PAGE = (Path(__file__).parents[2] / "docs" / "vacuum-pipes.md").read_text()
 JSON = {Kind.NUMBER: "number", Kind.INTEGER: "integer", Kind.BOOLEAN: "boolean"}
@@ -45,8 +45,8 @@ def test_limits_are_the_codes() -> None:
         f"at most {pipe_document.LARGEST_BYTES // 2**20} MiB, nested at most {pipe_document.DEEPEST} levels",
         f"{pipe_document.CACHE_SECONDS} if it isn't there, from {LEAST_CACHE_SECONDS} to {week}",
         f"lists up to {pipe_document.MOST_TYPES} of these",
-        f"the machinetype's name, {pipe_types.LONGEST_NAME} characters in all",
-        f"of a pipe together {pipe_types.MOST_REPOSITORIES},",
+        f"the machinetype's name, {pipes.LONGEST_NAME} characters in all",
+        f"of a pipe together {pipes.MOST_REPOSITORIES},",
         f"at most {pipe_document.MOST_CHARACTERS} characters, each list has at most {pipe_document.MOST_ENTRIES} ",
         f"may have {LIMIT_BYTES // 2**20} MiB",
     ):
@@ -54,7 +54,7 @@ def test_limits_are_the_codes() -> None:
 
 
 def test_patterns_are_those_that_are_replaced(tmp_path: Path) -> None:
-    wanted = Wanted(Machinetype("t"), Settings(), "n", "u", tmp_path, 0, 1)
+    wanted = ContextRequest(Machinetype("t"), Settings(), "n", "u", tmp_path, 0, 1)
     free = {"user_data_option_XXX", "user_data_file_XXX", "user_data_option_x509_proxy"}
     found = rows("Patterns in user_data")
     told = [name for row in found for name in re.findall("##(.*?)##", row[0] + row[-1])]

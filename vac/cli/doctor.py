@@ -17,8 +17,7 @@ from pathlib import Path
 from vac.cli import common, doctor_cvmfs, doctor_docker, doctor_files, doctor_vms, doctor_web
 from vac.cli.doctor_files import image_problem
 from vac.cli.doctor_processes import apptainer_problem, bubblewrap_problem, image_file_problem
-from vac.config.errors import ConfigurationError
-from vac.config.load import Configuration
+from vac.config.load import Configuration, ConfigurationError
 from vac.config.machinetype import VM_MODELS, Machinetype
 from vac.config.settings import Settings
 from vac.drivers.base import CreationFailed, EngineUnavailable
@@ -199,10 +198,10 @@ def _machinetype(one: Machinetype, configuration: Configuration, *, touched: boo
 def _context(one: Machinetype, settings: Settings) -> Iterable[str]:
     """Try to make user_data, which may mean to ask a server. The library for proxies is loaded only here."""
     from vac.context.proxies import KEY_FILE
-    from vac.context.user_data import ContextError, Templates, Wanted, make_user_data
+    from vac.context.user_data import ContextError, ContextRequest, Templates, make_user_data
 
     directory, now = StateDir(settings.state_dir).machinetype(one.pipe or one.name), time.time()
-    wanted = Wanted(one, settings, "test", "test", directory, now, now + one.max_wallclock_seconds)
+    wanted = ContextRequest(one, settings, "test", "test", directory, now, now + one.max_wallclock_seconds)
     try:
         make_user_data(wanted, Templates())
     except ContextError as error:

@@ -78,7 +78,7 @@ def lvm_rows(settings: Settings, run: Run = run_lvm) -> Iterator[Row]:
 
 def image_problems(one: Machinetype, files: Path, certificates: Path | None = None) -> Iterator[str]:
     """What VMs of this type lack for their image; relative paths are in files, CAs in certificates."""
-    from vac.context.transfers import GRID_CERTIFICATES  # only here is curl's library needed
+    from vac.context.downloads import GRID_CERTIFICATES  # only here is curl's library needed
 
     certificates = certificates or GRID_CERTIFICATES
     if one.image_signing_dn and not (certificates.is_dir() and any(certificates.iterdir())):

@@ -8,7 +8,7 @@ import sys
 import time
 from pathlib import Path
 
-from vac.context.transfers import GRID_CERTIFICATES
+from vac.context.downloads import GRID_CERTIFICATES
 
 
 def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:

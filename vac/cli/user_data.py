@@ -27,8 +27,8 @@ def run(arguments: argparse.Namespace) -> int:
     """Print it byte for byte; 1 with the reason if there is none. Libraries are loaded here: see `vac proxy-init`."""
     from vac.context.user_data import (
         ContextError,
+        ContextRequest,
         Templates,
-        Wanted,
         load_template,
         masked,
         substitute,
@@ -44,7 +44,7 @@ def run(arguments: argparse.Namespace) -> int:
         )
         return 1
     now = time.time()
-    wanted = Wanted(
+    wanted = ContextRequest(
         kind,
         settings,
         slot_name(settings.factory_name, 0),

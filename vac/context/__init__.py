@@ -1,1 +1,1 @@
-"""What a machine is given to contextualize itself: user_data and what goes into it."""
+"""What a machine gets to contextualize itself: user_data and its parts, and images."""

@@ -1,8 +1,7 @@
-"""X.509 certificates: reading them, their names and dates, and whether a CA of this host vouches for one.
+"""X.509 certificates: reading, names, dates, and chains to the CAs of a directory.
 
-Rules are RFC 5280's (section 6.1), as far as the certificates of grid CAs use them; a critical extension that isn't
-known here refuses the certificate. CAs are a directory's files, as /etc/grid-security/certificates has them: PEM
-under any name that ends in .pem, .crt or .0 to .9 (OpenSSL's hashes).
+`openssl verify` checks chains and revocation lists. A CA directory is one like /etc/grid-security/certificates: PEM
+files whose names end in .pem, .crt or OpenSSL's .0 to .9, and revocation lists under OpenSSL's .r0 to .r9.
 """
 
 from __future__ import annotations
@@ -10,23 +9,21 @@ from __future__ import annotations
 import base64
 import datetime
 import re
-from collections.abc import Sequence
+import subprocess
+import tempfile
 from pathlib import Path
-from typing import TypeVar
 
 from cryptography import x509
-from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
-from cryptography.hazmat.primitives import hashes
-from cryptography.hazmat.primitives.asymmetric import ec, padding, rsa
-from cryptography.x509.oid import ExtensionOID
+from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.hazmat.primitives import serialization
 
 CA_FILE = re.compile(r".*\.(pem|crt|[0-9])")
-LONGEST_CHAIN = 10
 LARGEST_FILE = 1024 * 1024
-LEAST_RSA_BITS = 2048
-_Kind = TypeVar("_Kind", bound=x509.ExtensionType)
+DEADLINE_SECONDS = 60
+_NO_LIST = 3
+"""X509_V_ERR_UNABLE_TO_GET_CRL."""
 _PEM = re.compile(rb"-----BEGIN CERTIFICATE-----(.+?)-----END CERTIFICATE-----", re.DOTALL)
-_HASHES = (hashes.SHA224, hashes.SHA256, hashes.SHA384, hashes.SHA512)
+_REFUSED = re.compile(r"([^\n]*)\nerror (\d+) at \d+ depth lookup: ([^\n]*)")
 _SHORT_NAMES = {
     "2.5.4.3": "CN",
     "2.5.4.4": "SN",
@@ -43,18 +40,7 @@ _SHORT_NAMES = {
     "0.9.2342.19200300.100.1.25": "DC",
     "1.2.840.113549.1.9.1": "emailAddress",
 }
-"""As OpenSSL's one-line names have them, which is what sites write."""
-_UNDERSTOOD = frozenset(
-    [
-        ExtensionOID.BASIC_CONSTRAINTS,
-        ExtensionOID.KEY_USAGE,
-        ExtensionOID.EXTENDED_KEY_USAGE,
-        ExtensionOID.SUBJECT_ALTERNATIVE_NAME,
-        ExtensionOID.CERTIFICATE_POLICIES,
-    ]
-)
-
-
+"""As in OpenSSL's one-line names, which sites write."""
 _UNREADABLE = (
     ArithmeticError,
     LookupError,
@@ -65,24 +51,35 @@ _UNREADABLE = (
     x509.InvalidVersion,
     x509.UnsupportedGeneralNameType,
 )
-"""What the library raises for certificates that aren't well formed."""
+"""Exceptions of the library for malformed certificates."""
 
 
 class CertificateError(ValueError):
-    """Why a certificate can't be used, for people."""
+    """Reason why a certificate can't be used."""
+
+
+def read_limited(path: Path, most_bytes: int) -> bytes:
+    """Return the content of a file; ValueError with a reason if it is larger or can't be read."""
+    try:
+        with path.open("rb") as file:
+            content = file.read(most_bytes + 1)
+    except OSError as error:
+        raise ValueError(f"{path} can't be read: {error.strerror}") from error
+    if len(content) > most_bytes:
+        raise ValueError(f"{path} is larger than {most_bytes} bytes")
+    return content
 
 
 def read_certificates(content: bytes) -> list[x509.Certificate]:
-    """All certificates of a PEM file, in its order. Raises CertificateError if one of them is none."""
+    """Return all certificates of a PEM file, in its order. Raises CertificateError if one can't be parsed."""
     try:
-        encoded = [base64.b64decode(match[1]) for match in _PEM.finditer(content)]
-        return [_load(each) for each in encoded]
+        return [_load(base64.b64decode(match[1])) for match in _PEM.finditer(content)]
     except _UNREADABLE as error:
         raise CertificateError("holds a certificate that can't be read") from error
 
 
 def _load(encoded: bytes) -> x509.Certificate:
-    """A certificate all of which can be read: the library looks at most parts only when asked for them."""
+    """Parse all parts of a certificate: the library itself parses most of them on access."""
     certificate = x509.load_der_x509_certificate(encoded)
     for name in (certificate.subject, certificate.issuer):
         name.rfc4514_string()
@@ -92,9 +89,9 @@ def _load(encoded: bytes) -> x509.Certificate:
 
 
 def dn(name: x509.Name) -> str:
-    """A name as `/DC=org/DC=example/CN=somebody`.
+    """Return a name as `/DC=org/DC=example/CN=somebody`.
 
-    Raises CertificateError if a part of it looks like several, which a pattern could be deceived by.
+    Raises CertificateError if a part looks like several parts, which could deceive a pattern.
     """
     parts = []
     for attribute in (attribute for rdn in name.rdns for attribute in rdn):
@@ -107,7 +104,7 @@ def dn(name: x509.Name) -> str:
 
 
 def shown_name(certificate: x509.Certificate) -> str:
-    """Its subject for people, whatever it is: as dn(), or where that would be ambiguous as RFC 4514 has it."""
+    """Return the subject for people: as dn(), or as in RFC 4514 if that would be ambiguous."""
     try:
         return dn(certificate.subject)
     except CertificateError:
@@ -115,16 +112,17 @@ def shown_name(certificate: x509.Certificate) -> str:
 
 
 def validity(certificate: x509.Certificate) -> tuple[float, float]:
-    """From when until when it is valid, Unix seconds."""
+    """Return the first and the last moment of validity, Unix seconds."""
     start, end = (
-        getattr(certificate, f"{name}_utc", None) or _utc(getattr(certificate, name))
+        getattr(certificate, f"{name}_utc", None)
+        or getattr(certificate, name).replace(tzinfo=datetime.timezone.utc)
         for name in ("not_valid_before", "not_valid_after")
     )
     return start.timestamp(), end.timestamp()
 
 
 def check_dates(certificate: x509.Certificate, now: float) -> None:
-    """Raises CertificateError if the certificate isn't valid yet or any more; now in Unix seconds."""
+    """Raise CertificateError if the certificate isn't valid at this time (Unix seconds)."""
     start, end = validity(certificate)
     if now < start:
         raise CertificateError(f"is valid only from {moment(start)}")
@@ -133,111 +131,63 @@ def check_dates(certificate: x509.Certificate, now: float) -> None:
 
 
 def moment(time: float) -> str:
-    """Unix seconds as people write them, in UTC."""
+    """Return Unix seconds as date and time in UTC."""
     return f"{datetime.datetime.fromtimestamp(time, datetime.timezone.utc):%Y-%m-%d %H:%M:%S} UTC"
 
 
 def read_directory(directory: Path) -> list[x509.Certificate]:
-    """The CAs of a directory, each once. What isn't readable as a certificate is left out. Raises OSError."""
-    paths = {path.resolve() for path in directory.iterdir() if CA_FILE.fullmatch(path.name)}
-    found: dict[bytes, x509.Certificate] = {}
-    for path in sorted(paths):
-        if not path.is_file() or path.stat().st_size > LARGEST_FILE:
-            continue
-        try:
-            certificates = read_certificates(path.read_bytes())
-        except CertificateError:
-            continue
-        found.update((each.fingerprint(hashes.SHA256()), each) for each in certificates)
-    return list(found.values())
+    """Return the CAs of a directory. Files without readable certificates are left out. Raises OSError."""
+    found = []
+    for path in sorted({path.resolve() for path in directory.iterdir() if CA_FILE.fullmatch(path.name)}):
+        if path.is_file() and path.stat().st_size <= LARGEST_FILE:
+            try:
+                found += read_certificates(path.read_bytes())
+            except CertificateError:
+                continue
+    return found
 
 
-def check_chain(certificate: x509.Certificate, authorities: Sequence[x509.Certificate], now: float) -> None:
-    """Is there a path to a self-signed certificate among the authorities, all of it valid now (Unix seconds)?
+def check_chain(certificate: x509.Certificate, ca_directory: Path, now: float) -> None:
+    """Raise CertificateError unless a valid chain leads to a self-signed CA of the directory, now in Unix seconds.
 
-    Raises CertificateError with a reason. Revocation lists are not looked at.
+    A certificate in a revocation list is refused, and so is a list that has expired. If a CA of the chain has no
+    list in the directory, the chain is checked without lists. Raises OSError if the directory can't be read.
     """
     check_dates(certificate, now)
-    _check_extensions(certificate)
-    reason = _missing_link(certificate, authorities, now, below=0)
-    if reason is not None:
+    with tempfile.TemporaryDirectory(prefix="vac-chain-") as scratch:
+        bundle, leaf = Path(scratch) / "authorities.pem", Path(scratch) / "certificate.pem"
+        bundle.write_bytes(b"".join(map(_pem, read_directory(ca_directory))))
+        leaf.write_bytes(_pem(certificate))
+        chosen = ["-CAfile", str(bundle), "-CApath", str(ca_directory), "-attime", str(int(now))]
+        code, reason = _verify([*chosen, "-crl_check_all", str(leaf)])
+        if code == _NO_LIST:
+            code, reason = _verify([*chosen, str(leaf)])
+    if code:
         raise CertificateError(reason)
 
 
-def _missing_link(
-    certificate: x509.Certificate, authorities: Sequence[x509.Certificate], now: float, below: int
-) -> str | None:
-    """None if a path leads on from this certificate to a root; else why none does. below: CAs already in the path."""
-    if below > LONGEST_CHAIN:
-        return f"its chain is longer than {LONGEST_CHAIN} certificates"
-    issuer = certificate.issuer.rfc4514_string()
-    reason = f"its issuer {issuer} is not among the trusted CAs"
-    for authority in (each for each in authorities if each.subject == certificate.issuer):
-        try:
-            _check_authority(authority, now, below)
-            check_signature(certificate, authority)
-        except CertificateError as error:
-            reason = f"its issuer {issuer}: {error}"
-            continue
-        if authority.subject == authority.issuer:
-            return None
-        further = _missing_link(authority, authorities, now, below + 1)
-        if further is None:
-            return None
-        reason = f"its issuer {issuer}: {further}"
-    return reason
+def _pem(certificate: x509.Certificate) -> bytes:
+    return certificate.public_bytes(serialization.Encoding.PEM)
 
 
-def _check_authority(authority: x509.Certificate, now: float, below: int) -> None:
-    """May it issue certificates, with so many CAs between it and the last one?"""
-    check_dates(authority, now)
-    _check_extensions(authority)
-    constraints = _extension(authority, x509.BasicConstraints)
-    if constraints is None or not constraints.ca:
-        raise CertificateError("is not the certificate of a CA")
-    if constraints.path_length is not None and below > constraints.path_length:
-        raise CertificateError(f"may have no more than {constraints.path_length} CAs below it")
-    usage = _extension(authority, x509.KeyUsage)
-    if usage is not None and not usage.key_cert_sign:
-        raise CertificateError("may not sign certificates")
-
-
-def _check_extensions(certificate: x509.Certificate) -> None:
-    for extension in certificate.extensions:
-        if extension.critical and extension.oid not in _UNDERSTOOD:
-            raise CertificateError(
-                f"has a critical extension that isn't understood: {extension.oid.dotted_string}"
-            )
+def _verify(arguments: list[str]) -> tuple[int, str]:
+    """Return the error code and reason of `openssl verify`, 0 if valid. Level 2 refuses SHA-1 and weak keys."""
+    command = ["openssl", "verify", "-auth_level", "2", "-nameopt", "RFC2253", "-no-CAstore", *arguments]
+    try:
+        done = subprocess.run(command, capture_output=True, timeout=DEADLINE_SECONDS, check=False)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise CertificateError(f"openssl can't check its chain: {error}") from error
+    if done.returncode == 0:
+        return 0, ""
+    found = _REFUSED.search(done.stderr.decode("utf-8", "replace"))
+    if found is None:
+        return -1, "openssl can't check its chain"
+    return int(found[2]), f"its chain is refused: {found[3]} ({found[1]})"
 
 
 def may_sign(certificate: x509.Certificate) -> bool:
-    """Is its key meant for signatures?"""
-    usage = _extension(certificate, x509.KeyUsage)
-    return usage is None or usage.digital_signature or usage.content_commitment
-
-
-def _extension(certificate: x509.Certificate, kind: type[_Kind]) -> _Kind | None:
-    return next((each.value for each in certificate.extensions if isinstance(each.value, kind)), None)
-
-
-def check_signature(certificate: x509.Certificate, issuer: x509.Certificate) -> None:
-    """Has the issuer's key signed the certificate? Raises CertificateError if not."""
-    algorithm, key = certificate.signature_hash_algorithm, issuer.public_key()
-    if not isinstance(algorithm, _HASHES):
-        raise CertificateError(
-            f"signs by {algorithm.name if algorithm else 'an unknown hash'}, which is too weak"
-        )
-    signed, signature = certificate.tbs_certificate_bytes, certificate.signature
-    try:
-        if isinstance(key, rsa.RSAPublicKey) and key.key_size >= LEAST_RSA_BITS:
-            key.verify(signature, signed, padding.PKCS1v15(), algorithm)
-        elif isinstance(key, ec.EllipticCurvePublicKey):
-            key.verify(signature, signed, ec.ECDSA(algorithm))
-        else:
-            raise CertificateError("has a key of a kind that isn't accepted")
-    except InvalidSignature as error:
-        raise CertificateError("has not signed it") from error
-
-
-def _utc(time: datetime.datetime) -> datetime.datetime:
-    return time.replace(tzinfo=datetime.timezone.utc)
+    """Return whether the key is meant for signatures."""
+    for extension in certificate.extensions:
+        if isinstance(extension.value, x509.KeyUsage):
+            return extension.value.digital_signature or extension.value.content_commitment
+    return True

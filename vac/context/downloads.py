@@ -1,37 +1,267 @@
-"""Images over http and https, kept in state_dir/imagecache.
+"""Downloads over http and https by libcurl (PycURL): small documents, and images kept in state_dir/imagecache.
 
-A copy's mtime is the server's Last-Modified, its atime when it was last asked for. What is written and not
-yet complete has another name, in another directory of the same file system.
+Trusted CAs: the system's or those of SSL_CERT_FILE, and /etc/grid-security/certificates. A cached image's mtime is the
+server's Last-Modified, its atime the last request for it.
 """
 
 from __future__ import annotations
 
+import contextlib
 import email.utils
 import hashlib
 import logging
 import os
+import re
 import tempfile
 import threading
 import time
 from collections import defaultdict
 from collections.abc import Iterable
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, Callable
 from urllib.parse import quote
 
+import vac
+from vac.config.pipe_document import LARGEST_BYTES
 from vac.config.values import without_password
-from vac.context.transfers import Answer, DownloadFailed, Limits, get
 from vac.logs import OnChange
 
+if TYPE_CHECKING:
+    import pycurl
+
+log = logging.getLogger(__name__)
+
+GRID_CERTIFICATES = Path("/etc/grid-security/certificates")
+SYSTEM_CERTIFICATES = (
+    Path("/etc/ssl/certs/ca-certificates.crt"),
+    Path("/etc/pki/tls/certs/ca-bundle.crt"),
+    Path("/etc/ssl/ca-bundle.pem"),
+)
+"""CA files of the distributions: a PycURL from a wheel doesn't know the host's."""
+_TIMED_OUT_STATUS = 408
+_TOO_MANY_STATUS = 429
+_NOT_MODIFIED_STATUS = 304
 _LONGEST_NAME = 255
 _DAY_SECONDS = 86400
+_HTML = re.compile(rb"(\xef\xbb\xbf)?\s*(<\?xml[^>]*>\s*)?<(!doctype\s+html|html)\b", re.IGNORECASE)
+_UNTRUSTED = "isn't trusted"
+_REFUSED_CERTIFICATES = {
+    **dict.fromkeys((0, 1, 62), f"{_UNTRUSTED} for this host: it belongs to another one"),
+    9: "is not valid yet, or one of its CA's isn't",
+    10: "has expired, or one of its CA's has",
+    18: f"{_UNTRUSTED}: it is self-signed",
+    **dict.fromkeys((19, 20, 21), f"{_UNTRUSTED}: its CA is unknown here"),
+}
+"""By X509_V_ERR code of OpenSSL; libcurl itself checks the name (0 and 1)."""
 
-_log = logging.getLogger(__name__)
+
+class DownloadFailed(OSError):
+    """Reason of a failed download, without passwords.
+
+    passing: the server is unavailable for now, which doesn't invalidate an existing copy.
+    """
+
+    def __init__(self, reason: str, *, passing: bool = False) -> None:
+        super().__init__(reason)
+        self.passing = passing
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Limits of a download. Its total time is unlimited as long as it makes progress."""
+
+    largest_bytes: int = 50 * 1024**3
+    slowest_bytes_per_second: int = 1000
+    slow_seconds: int = 60
+    """Longest time below that rate, from the beginning."""
+    connect_seconds: int = 30
+    redirects: int = 10
+
+
+PIPE_LIMITS = Limits(largest_bytes=LARGEST_BYTES)
+
+
+@dataclass
+class Answer:
+    """A server's answer, the last one after redirects.
+
+    write takes the body piece by piece, begin is called before the first piece. get() raises their OSError.
+    """
+
+    write: Callable[[bytes], int]
+    begin: Callable[[Answer], object] = lambda answer: None
+    status: int = 0
+    last_modified: str = ""
+    refusal: OSError | None = field(default=None, init=False)
+    _size: int = field(default=0, init=False)
+
+    def header(self, line: bytes) -> None:
+        """Take one header line; those of redirects come first."""
+        text = line.decode("latin-1").strip()
+        if text.startswith("HTTP/"):
+            self.last_modified = ""
+            return
+        name, _, value = text.partition(":")
+        if name.lower() == "last-modified":
+            self.last_modified = value.strip()
+
+    def body(self, piece: bytes, largest_bytes: int) -> int:
+        """Take the next piece of the body. Return the number of bytes taken, 0 to end the transfer."""
+        try:
+            if not self._size:
+                self.begin(self)
+            self._size += len(piece)
+            if self._size > largest_bytes:
+                raise DownloadFailed(f"larger than {largest_bytes} bytes")
+            self.write(piece)
+        except OSError as error:
+            self.refusal = error
+            return 0
+        return len(piece)
+
+    def date(self) -> float | None:
+        """Return Last-Modified in Unix seconds; None without a valid one."""
+        try:
+            return email.utils.parsedate_to_datetime(self.last_modified).timestamp()
+        except (TypeError, ValueError, OverflowError):
+            return None
+
+
+def get(
+    url: str,
+    answer: Answer,
+    limits: Limits,
+    *,
+    known_time: float | None = None,
+    ca_file: Path | None = None,
+    head: bool = False,
+) -> None:
+    """Send one GET (or HEAD). The answer's status is then 200, or 304 if unchanged since known_time.
+
+    ca_file: trusted CAs beside GRID_CERTIFICATES, None for the system's. Blocks. Raises DownloadFailed, and errors of
+    the answer's functions.
+    """
+    try:
+        import pycurl
+    except ImportError as error:
+        raise DownloadFailed(f"{error}; install python3-pycurl") from error
+    curl = pycurl.Curl()
+    try:
+        _set_up(pycurl, curl, limits, ca_file)
+        headers = [f"User-Agent: Vac {vac.__version__}"]
+        if known_time is not None:
+            headers.append(f"If-Modified-Since: {email.utils.formatdate(known_time, usegmt=True)}")
+        curl.setopt(pycurl.URL, url.encode("utf-8", "surrogateescape"))
+        curl.setopt(pycurl.NOBODY, int(head))
+        curl.setopt(pycurl.HTTPHEADER, headers)
+        curl.setopt(pycurl.HEADERFUNCTION, answer.header)
+        curl.setopt(pycurl.WRITEFUNCTION, lambda piece: answer.body(piece, limits.largest_bytes))
+        curl.perform()
+        answer.status = curl.getinfo(pycurl.RESPONSE_CODE)
+    except pycurl.error as error:
+        if answer.refusal is not None:
+            raise answer.refusal from error
+        raise _explained(pycurl, curl, error.args[0], limits) from error
+    finally:
+        curl.close()
+    if answer.status != 200 and (known_time is None or answer.status != _NOT_MODIFIED_STATUS):
+        raise DownloadFailed(f"the server answers with status {answer.status} instead of 200")
+
+
+def document(url: str, limits: Limits, ca_file: Path | None = None) -> bytes:
+    """Return the content of a small file, fetched anew. Blocks; raises DownloadFailed."""
+    pieces: list[bytes] = []
+
+    def take(piece: bytes) -> int:
+        pieces.append(piece)
+        return len(piece)
+
+    get(url, Answer(take), limits, ca_file=ca_file)
+    return b"".join(pieces)
+
+
+def fetch_pipe(url: str) -> bytes:
+    """Return the document of a Vacuum Pipe, unchecked. Blocks; raises DownloadFailed."""
+    return document(url, PIPE_LIMITS)
+
+
+def is_html(content: bytes) -> bool:
+    """Return whether this is a web page, as portals and proxies send in place of files."""
+    return _HTML.match(content) is not None
+
+
+def _set_up(api: Any, curl: pycurl.Curl, limits: Limits, ca_file: Path | None) -> None:
+    web = api.PROTO_HTTP | api.PROTO_HTTPS
+    options = {
+        api.NOSIGNAL: 1,
+        api.PROTOCOLS: web,
+        api.REDIR_PROTOCOLS: web,
+        api.FOLLOWLOCATION: 1,
+        api.MAXREDIRS: limits.redirects,
+        api.FAILONERROR: 1,
+        api.ENCODING: "identity",  # decodes what a server encodes all the same
+        api.MAXFILESIZE_LARGE: limits.largest_bytes,
+        api.LOW_SPEED_LIMIT: limits.slowest_bytes_per_second,
+        api.LOW_SPEED_TIME: limits.slow_seconds,
+        api.CONNECTTIMEOUT: limits.connect_seconds,
+        api.SSL_VERIFYPEER: 1,
+        api.SSL_VERIFYHOST: 2,
+    }
+    trusted = ca_file or _system_certificates()
+    if trusted is not None:
+        options[api.CAINFO] = str(trusted)
+    if GRID_CERTIFICATES.is_dir():
+        options[api.CAPATH] = str(GRID_CERTIFICATES)
+    for option, value in options.items():
+        curl.setopt(option, value)
+
+
+def _system_certificates() -> Path | None:
+    chosen = os.environ.get("SSL_CERT_FILE")
+    return Path(chosen) if chosen else next(filter(Path.exists, SYSTEM_CERTIFICATES), None)
+
+
+def _explained(api: Any, curl: pycurl.Curl, code: int, limits: Limits) -> DownloadFailed:
+    """Return the reason of a failed transfer. libcurl's own texts may quote URLs and are not used."""
+    if code == api.E_HTTP_RETURNED_ERROR:
+        status = curl.getinfo(api.RESPONSE_CODE)
+        passing = status >= 500 or status in (_TIMED_OUT_STATUS, _TOO_MANY_STATUS)
+        return DownloadFailed(f"the server answers with status {status}", passing=passing)
+    if code == api.E_PEER_FAILED_VERIFICATION:
+        result = curl.getinfo(api.SSL_VERIFYRESULT) if "OpenSSL" in api.version else -1
+        problem = _REFUSED_CERTIFICATES.get(result, f"{_UNTRUSTED} for this host")
+        return DownloadFailed(f"the server's certificate {problem}", passing=True)
+    refused = {
+        api.E_UNSUPPORTED_PROTOCOL: "the URL, or its redirect, is neither http nor https",
+        api.E_TOO_MANY_REDIRECTS: f"redirected more than {limits.redirects} times",
+        api.E_FILESIZE_EXCEEDED: f"larger than {limits.largest_bytes} bytes",
+        api.E_URL_MALFORMAT: "not a URL",
+        api.E_BAD_CONTENT_ENCODING: "the server sends a Content-Encoding that wasn't requested",
+    }
+    if code in refused:
+        return DownloadFailed(refused[code])
+    secure = curl.getinfo(api.EFFECTIVE_URL).lower().startswith("https:")
+    connected = curl.getinfo(api.APPCONNECT_TIME if secure else api.CONNECT_TIME) > 0
+    slow = f"too slow: {limits.slow_seconds} s at less than {limits.slowest_bytes_per_second} bytes/s"
+    reasons = {
+        api.E_COULDNT_RESOLVE_HOST: "unknown host, or DNS unavailable",
+        api.E_COULDNT_RESOLVE_PROXY: "unknown host of the proxy",
+        api.E_COULDNT_CONNECT: "connection refused or host unreachable",
+        api.E_SSL_CONNECT_ERROR: "TLS handshake failed",
+        api.E_SSL_CACERT_BADFILE: "the file of trusted CAs can't be read",
+        api.E_OPERATION_TIMEDOUT: slow if connected else "connection timed out",
+        api.E_PARTIAL_FILE: "the server ended the transfer early",
+        api.E_RECV_ERROR: "connection lost",
+        api.E_GOT_NOTHING: "the server closed the connection without an answer",
+    }
+    return DownloadFailed(reasons.get(code, f"transfer failed with libcurl's error {code}"), passing=True)
 
 
 class ImageCache:
     """Copies of images by URL. All methods may be called from any thread.
 
-    directory holds the copies, unfinished what is being downloaded; both are on one file system. ca_file: see get().
+    Unfinished downloads are in another directory of the same file system. ca_file: see get().
     """
 
     def __init__(
@@ -43,10 +273,10 @@ class ImageCache:
         self._ca_file = ca_file
         self._lock = threading.Lock()
         self._locks: defaultdict[str, threading.Lock] = defaultdict(threading.Lock)
-        self._changes = OnChange(_log)
+        self._changes = OnChange(log)
 
     def path(self, url: str) -> Path:
-        """Where the copy of this URL is, or would be."""
+        """Return the path for the copy of this URL."""
         name = quote(without_password(url), safe="", errors="surrogateescape")
         if len(name) > _LONGEST_NAME:
             digest = hashlib.sha256(name.encode()).hexdigest()
@@ -54,9 +284,9 @@ class ImageCache:
         return self._directory / name
 
     def fetch(self, url: str) -> Path:
-        """The path of a copy, as new as the server's; an older one while the server can't be asked.
+        """Return the path of a copy as new as the server's; of an older copy while the server is unavailable.
 
-        Blocks as long as the download takes. Raises DownloadFailed, and OSError if it can't be written.
+        Blocks during the download. Raises DownloadFailed, and OSError if the copy can't be written.
         """
         path = self.path(url)
         with self._lock:
@@ -67,7 +297,7 @@ class ImageCache:
             except DownloadFailed as error:
                 if not error.passing or not path.exists():
                     raise
-                text = f"image {without_password(url)}: the copy in the cache is used: {error}"
+                text = f"image {without_password(url)}: using the cached copy: {error}"
                 self._changes.say(url, text, logging.WARNING)
                 modified_time = path.stat().st_mtime
             else:
@@ -76,30 +306,29 @@ class ImageCache:
         return path
 
     def expire(self, used_urls: Iterable[str], now: float, days: float) -> None:
-        """Remove the copies that no used URL has and that nobody has asked for in so many days.
-
-        Waits for no download. now is in Unix seconds.
-        """
+        """Remove copies that no used URL has and nobody has asked for in this many days; now in Unix seconds."""
         used = {self.path(url).name for url in used_urls}
         for path in sorted(self._directory.iterdir()):
             try:
                 if path.name not in used and now - path.stat().st_atime > days * _DAY_SECONDS:
                     path.unlink(missing_ok=True)
-                    _log.info("image %s: removed from the cache, unused for %g days", path.name, days)
+                    log.info("image %s: removed from the cache, unused for %g days", path.name, days)
             except OSError as error:
                 self._changes.say(path, f"{path} can't be removed: {error.strerror}", logging.WARNING)
 
     def _bring_up_to_date(self, url: str, path: Path) -> float:
-        """Download the image unless the copy is as new; gives the copy's Last-Modified, in Unix seconds."""
+        """Download the image unless the copy has the server's date. Return its Last-Modified, Unix seconds."""
         known_time = path.stat().st_mtime if path.exists() else None
         descriptor, temporary = tempfile.mkstemp(dir=self._unfinished, prefix="image-")
         try:
             with os.fdopen(descriptor, "wb") as file:
-                answer = Answer(file.write, _date)
+                answer = Answer(file.write, _required_date)
                 get(url, answer, self._limits, known_time=known_time, ca_file=self._ca_file)
-                if answer.status == 304 and known_time is not None:
-                    return known_time
-                modified_time = _date(answer)
+                if answer.status == _NOT_MODIFIED_STATUS and known_time is not None:
+                    if self._server_date(url, answer) in (None, known_time):
+                        return known_time
+                    get(url, answer, self._limits, ca_file=self._ca_file)
+                modified_time = _required_date(answer)
                 file.flush()
                 os.fchmod(descriptor, 0o644)  # hypervisors don't read it as root
                 os.utime(temporary, (time.time(), modified_time))
@@ -109,12 +338,16 @@ class ImageCache:
             Path(temporary).unlink(missing_ok=True)
         return modified_time
 
+    def _server_date(self, url: str, unchanged: Answer) -> float | None:
+        """Return the date of a 304 answer, by HEAD if it has none: an image may have been replaced by an older one."""
+        if not unchanged.last_modified:
+            with contextlib.suppress(DownloadFailed):  # a server without HEAD
+                get(url, unchanged, self._limits, ca_file=self._ca_file, head=True)
+        return unchanged.date()
 
-def _date(answer: Answer) -> float:
-    """An image's Last-Modified in Unix seconds. Raises DownloadFailed if the server gives none."""
-    try:
-        return email.utils.parsedate_to_datetime(answer.last_modified).timestamp()
-    except (TypeError, ValueError, OverflowError) as error:
-        raise DownloadFailed(
-            "the server gives no Last-Modified date, without which an image can't be kept up to date"
-        ) from error
+
+def _required_date(answer: Answer) -> float:
+    date = answer.date()
+    if date is None:
+        raise DownloadFailed("the server sends no Last-Modified date, which updates of images depend on")
+    return date

@@ -1,7 +1,7 @@
-"""Limited X.509 proxies: short-lived certificates in a site's or experiment's name, each with a key of its own.
+"""Limited X.509 proxies: short-lived certificates in the name of a site or experiment, each with its own key.
 
-RFC 3820, with Globus's policy language for limited proxies; or the older kind, which only its name makes a proxy. The
-source certificate may be a proxy itself, followed by its chain.
+RFC 3820 with Globus's policy language for limited proxies, or the legacy kind, marked by its name alone. The source
+certificate may itself be a proxy, followed by its chain.
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ from vac.context.certificates import (
     check_dates,
     moment,
     read_certificates,
+    read_limited,
     shown_name,
     validity,
 )
-from vac.context.reading import read_limited
 
 CERTIFICATE_FILE, KEY_FILE = "x509cert.pem", "x509key.pem"
 """In a machinetype's directory."""
 KEY_BITS = 2048
 BEFORE_SECONDS = 300
-"""A proxy is valid since so long ago, for hosts whose clocks are late."""
+"""Age of a new proxy, for hosts whose clocks are slow."""
 LARGEST_FILE = 1024 * 1024
 LONGEST_NAME = 64
 """X.520's upper bound of a common name."""
@@ -43,13 +43,13 @@ _Key = Union[rsa.RSAPrivateKey, ec.EllipticCurvePrivateKey]
 
 
 class ProxyRefused(ValueError):
-    """Why no proxy can be made, for people; no secrets."""
+    """Reason why no proxy can be made, without secrets."""
 
 
 def proxy_from_files(
     certificate_file: Path, key_file: Path, name: str, *, now: float, end: float, legacy: bool = False
 ) -> bytes:
-    """make_proxy() from a certificate, perhaps with its chain, and its key in PEM. Raises ProxyRefused."""
+    """Return make_proxy() of a PEM certificate, perhaps with its chain, and its key. Raises ProxyRefused."""
     try:
         return make_proxy(_read(certificate_file), _read(key_file), name, now=now, end=end, legacy=legacy)
     except ProxyRefused as error:
@@ -59,22 +59,22 @@ def proxy_from_files(
 def make_proxy(
     certificate_pem: bytes, key_pem: bytes, name: str, *, now: float, end: float, legacy: bool = False
 ) -> bytes:
-    """A new limited proxy, its key, and the source certificate with its chain, all in PEM in this order.
+    """Return a new limited proxy, its key, and the source certificate with its chain, in PEM and this order.
 
-    name is the last part of the proxy's subject, unless it is a legacy one; it is valid now and until end, Unix
-    seconds. Raises ProxyRefused with a reason, such as a source certificate that expires before then.
+    name: last part of the proxy's subject, ignored for a legacy one. end: Unix seconds. Raises ProxyRefused, for
+    example if the source certificate expires before then.
     """
     try:
         chain = read_certificates(certificate_pem)
     except CertificateError as error:
         raise ProxyRefused(f"it {error}") from error
     if not chain:
-        raise ProxyRefused("it holds no certificate in PEM")
+        raise ProxyRefused("no PEM certificate in it")
     for each in chain:
         _check_lifetime(each, now, end)
     issuer_key = _load_key(key_pem)
     if _public(issuer_key.public_key()) != _public(chain[0].public_key()):
-        raise ProxyRefused(f"the key isn't that of the first certificate, {shown_name(chain[0])}")
+        raise ProxyRefused(f"the key doesn't belong to the first certificate, {shown_name(chain[0])}")
     own_key = rsa.generate_private_key(public_exponent=65537, key_size=KEY_BITS)
     common_name = _LEGACY_NAME if legacy else name[:LONGEST_NAME]
     builder = _builder(chain[0], common_name, own_key.public_key(), now, end)
@@ -93,7 +93,7 @@ def make_proxy(
 def _builder(
     issuer: x509.Certificate, common_name: str, key: rsa.RSAPublicKey, now: float, end: float
 ) -> x509.CertificateBuilder:
-    """Everything that both kinds have: the issuer's name and one part more, dates, key usage."""
+    """Return the fields of both kinds: the issuer's name and one more part, dates, key usage."""
     last = x509.RelativeDistinguishedName([x509.NameAttribute(NameOID.COMMON_NAME, common_name)])
     usage = x509.KeyUsage(
         digital_signature=True,
@@ -126,16 +126,14 @@ def _check_lifetime(certificate: x509.Certificate, now: float, end: float) -> No
         raise ProxyRefused(f"{shown} {error}") from error
     last = validity(certificate)[1]
     if last < int(end):
-        raise ProxyRefused(
-            f"{shown} expires on {moment(last)}, and the proxy has to last until {moment(end)}"
-        )
+        raise ProxyRefused(f"{shown} expires on {moment(last)}, but the proxy must last until {moment(end)}")
 
 
 def _load_key(content: bytes) -> _Key:
     try:
         key = serialization.load_pem_private_key(content, password=None)
     except TypeError as error:
-        raise ProxyRefused("the key is encrypted; it has to be there without a password") from error
+        raise ProxyRefused("the key is encrypted; a key without password is needed") from error
     except (ValueError, UnsupportedAlgorithm) as error:
         raise ProxyRefused("the key can't be read; a private key in PEM is needed") from error
     if not isinstance(key, (rsa.RSAPrivateKey, ec.EllipticCurvePrivateKey)):
@@ -144,7 +142,7 @@ def _load_key(content: bytes) -> _Key:
 
 
 def _public(key: object) -> bytes:
-    """A public key's bytes, to compare it by."""
+    """Return a public key's bytes for comparison."""
     if not isinstance(key, (rsa.RSAPublicKey, ec.EllipticCurvePublicKey)):
         return b""
     return key.public_bytes(serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo)

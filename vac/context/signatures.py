@@ -1,7 +1,7 @@
-"""Signatures of images, as CernVM publishes them: the image carries its own at its end.
+"""Signatures of CernVM images, which are part of the image.
 
 The last 64 KiB are two blocks of JSON, padded with NUL bytes: metadata, then `certificate` (PEM) and `signature`,
-both in base64. The signature is RSA PKCS#1 v1.5 with SHA-256 over everything but the second block.
+both in base64. The signature is RSA PKCS#1 v1.5 with SHA-256 over everything before the second block.
 """
 
 from __future__ import annotations
@@ -25,44 +25,37 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import padding, rsa
 from cryptography.hazmat.primitives.asymmetric.utils import Prehashed
 
-from vac.context.certificates import (
-    CertificateError,
-    check_chain,
-    dn,
-    may_sign,
-    read_certificates,
-    read_directory,
-)
+from vac.context.certificates import CertificateError, check_chain, dn, may_sign, read_certificates
 
 BLOCK_BYTES = 32 * 1024
 PIECE_BYTES = 1024 * 1024
 LONGEST_DN = 256
-"""Patterns may come from others, and one that doesn't match can take a time that grows fast with the name's length."""
+"""Patterns may come from pipes, and a failing match can take a time exponential in the name's length."""
 _SLIPS = (
     (re.compile(r'(HEAD"),(\s*\})'), r"\1\2"),
     (re.compile(r'(signature>")(\s*\n\s*")'), r"\1,\2"),
     (re.compile(r'(cvm-sign01\.cern\.ch")(\s*\n\s*")'), r"\1,\2"),
 )
-"""What is wrong in published images' JSON, and how it is meant."""
+"""Errors in the JSON of published images, and their corrections."""
 
 _log = logging.getLogger(__name__)
 
 
 class SignatureRefused(OSError):
-    """Why an image doesn't count as signed, for people."""
+    """Reason why an image doesn't count as signed."""
 
 
 @dataclass(frozen=True)
 class Signer:
-    """Whose signature an image bears: the signature is right, but who this is has yet to be judged."""
+    """Owner of an image's valid signature, not yet judged."""
 
     certificate: x509.Certificate
     metadata_problem: str | None = None
-    """What is wrong with the image's metadata, which says nothing against its signature."""
+    """Problem of the image's metadata; its signature is valid all the same."""
 
 
 def read_signature(path: Path) -> Signer:
-    """Whose key has signed the image. Reads all of it once, piece by piece.
+    """Read the whole image once and return its signer.
 
     Raises SignatureRefused, and OSError if the file can't be read.
     """
@@ -86,21 +79,16 @@ def read_signature(path: Path) -> Signer:
 
 
 def judge(signer: Signer, dn_pattern: str, ca_directory: Path, now: float) -> None:
-    """Is this signer one whose images are wanted: trusted by a CA, in date, of a DN in which the pattern is found?
-
-    now in Unix seconds. Raises SignatureRefused.
-    """
+    """Raise SignatureRefused unless a CA vouches for the signer and its DN has the pattern; now in Unix seconds."""
     try:
-        authorities = read_directory(ca_directory)
+        check_chain(signer.certificate, ca_directory, now)
+        name = dn(signer.certificate.subject)
+    except CertificateError as error:
+        raise SignatureRefused(f"the signer's certificate: {error}") from error
     except OSError as error:
         raise SignatureRefused(
             f"the trusted CAs in {ca_directory} can't be read: {error.strerror}"
         ) from error
-    try:
-        check_chain(signer.certificate, authorities, now)
-        name = dn(signer.certificate.subject)
-    except CertificateError as error:
-        raise SignatureRefused(f"the signer's certificate: {error}") from error
     if not may_sign(signer.certificate):
         raise SignatureRefused("the signer's certificate: its key isn't meant for signatures")
     if len(name) > LONGEST_DN:
@@ -109,19 +97,11 @@ def judge(signer: Signer, dn_pattern: str, ca_directory: Path, now: float) -> No
         raise SignatureRefused(f"signed by {name}, in which image_signing_dn {dn_pattern} isn't found")
 
 
-def verify_image(path: Path, dn_pattern: str, ca_directory: Path, now: float) -> None:
-    """Is the image signed by a key whose certificate is trusted, in date, and of a DN that the pattern finds?
-
-    now in Unix seconds. Raises SignatureRefused with a reason, and OSError if the file can't be read.
-    """
-    judge(read_signature(path), dn_pattern, ca_directory, now)
-
-
 class SignedImages:
-    """Images of which some have to be signed. Callable from any thread.
+    """Images, some of which must be signed. Callable from any thread.
 
-    fetch gives the path of a URL's copy. An image is read through once as long as its file stays the same; dates,
-    CAs and DN are looked at each time. clock gives Unix seconds.
+    fetch returns the path of a URL's copy. An image is read again only after its file has changed; dates, CAs and DN
+    are checked each time. clock returns Unix seconds.
     """
 
     def __init__(self, fetch: Callable[[str], Path], ca_directory: Path, clock: Callable[[], float]) -> None:
@@ -133,9 +113,9 @@ class SignedImages:
         self._read: dict[Path, tuple[tuple[int, ...], Signer | SignatureRefused]] = {}
 
     def fetch(self, source: str, signing_dn: str | None = None) -> Path:
-        """The local path of the image with this URL or path, signed by that DN if one is given.
+        """Return the local path of the image with this URL or path; it must be signed by signing_dn if given.
 
-        Blocks as long as downloading and reading it take. Raises OSError with a reason.
+        Blocks while the image is downloaded and read. Raises OSError with a reason.
         """
         path = self._fetch(source) if "://" in source else Path(source)
         if signing_dn is not None:
@@ -166,12 +146,12 @@ class SignedImages:
 
 
 def _identity(status: os.stat_result) -> tuple[int, ...]:
-    """What changes with a file's content. Not its ctime: looking after the cache changes that."""
+    """Return what changes with a file's content. Not its ctime: the cache's housekeeping changes that."""
     return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
 
 
 def _hash(file: BinaryIO, size: int) -> tuple[bytes, bytes]:
-    """SHA-256 of so many bytes, of which the last block is the metadata, which comes with it."""
+    """Return the SHA-256 of this many bytes, and their last block, the metadata."""
     digest, left, piece = hashlib.sha256(), size, b""
     while left > 0:
         wanted = PIECE_BYTES if left >= PIECE_BYTES + BLOCK_BYTES else left
@@ -184,7 +164,7 @@ def _hash(file: BinaryIO, size: int) -> tuple[bytes, bytes]:
 
 
 def _signature_block(block: bytes) -> tuple[x509.Certificate, bytes]:
-    """The signer's certificate and the signature."""
+    """Return the signer's certificate and the signature."""
     try:
         found = _parse(block)
     except ValueError as error:
@@ -209,15 +189,15 @@ def _signature_block(block: bytes) -> tuple[x509.Certificate, bytes]:
 def _check(certificate: x509.Certificate, signature: bytes, digest: bytes) -> None:
     key = certificate.public_key()
     if not isinstance(key, rsa.RSAPublicKey):
-        raise SignatureRefused("the signer's key is no RSA key")
+        raise SignatureRefused("the signer's key isn't an RSA key")
     try:
         key.verify(signature, digest, padding.PKCS1v15(), Prehashed(hashes.SHA256()))
     except InvalidSignature as error:
-        raise SignatureRefused("the signature isn't that of this image: it has been changed since") from error
+        raise SignatureRefused("the signature doesn't match the image: it has been changed since") from error
 
 
 def _parse(block: bytes) -> dict[str, Any]:
-    """A block's JSON object, its known slips mended. Raises ValueError."""
+    """Return a block's JSON object, with known errors corrected. Raises ValueError."""
     text = block.rstrip(b"\0").decode("utf-8")
     mended = text
     for slip, meant in _SLIPS:

@@ -1,5 +1,4 @@
-"""user_data: a template in which ##user_data_…## patterns are replaced. Templates and values may hold any
-bytes."""
+"""user_data: a template with ##user_data_…## patterns to be replaced. Templates and values may hold any bytes."""
 
 from __future__ import annotations
 
@@ -15,15 +14,15 @@ import vac
 from vac.config.machinetype import VM_MODELS, Machinetype
 from vac.config.settings import Settings
 from vac.config.values import without_password
+from vac.context.certificates import read_limited
+from vac.context.downloads import DownloadFailed, Limits, document, is_html
 from vac.context.proxies import CERTIFICATE_FILE, KEY_FILE, ProxyRefused, proxy_from_files
-from vac.context.reading import read_limited
-from vac.context.transfers import DownloadFailed, Limits, document, is_html
 
 LIMIT_BYTES = 10 * 1024 * 1024
-"""Largest template or file, and what is made of them."""
+"""Largest template, file, and result."""
 LIMITS = Limits(largest_bytes=LIMIT_BYTES, slow_seconds=30, connect_seconds=20)
 FILES = "files"
-"""Where a machinetype's directory holds what relative paths mean."""
+"""Sub-directory of a machinetype's directory to which relative paths refer."""
 _PATTERN = re.compile(rb"##(user_data_[a-z0-9_,]*)##")
 _VM_URL = "http://169.254.169.253"
 _OTHER_SPELLINGS = {
@@ -35,16 +34,16 @@ _OTHER_SPELLINGS = {
     "user_data_jobfeatures_url": ("user_data_manager_jobfeatures_url",),
     "user_data_joboutputs_url": ("user_data_manager_joboutputs_url",),
 }
-"""Other spellings of the built-in values."""
+"""Older spellings of the built-in values."""
 
 
 class ContextError(Exception):
-    """A machine's context can't be made; the text is the reason that people are shown, without secrets."""
+    """Reason why a machine's context can't be made, without secrets."""
 
 
 @dataclass(frozen=True)
-class Wanted:
-    """The machine whose user_data is to be made."""
+class ContextRequest:
+    """A machine that needs its user_data."""
 
     machinetype: Machinetype
     settings: Settings
@@ -52,17 +51,17 @@ class Wanted:
     """Its host name."""
     uuid: str
     directory: Path
-    """machinetypes/NAME: holds x509cert.pem, x509key.pem and files/, to which relative paths refer."""
+    """machinetypes/NAME, with x509cert.pem, x509key.pem and files/."""
     now: float
     shutdown_time: float
-    """When it has to end; both in Unix seconds."""
+    """Unix seconds, as now."""
     version: str = vac.__version__
 
 
 class Templates:
-    """Templates by URL, fetched anew each time. Callable from any thread.
+    """Templates by URL, fetched anew each time; concurrent requests for one URL share a fetch. Thread-safe.
 
-    get fetches a URL's content and raises DownloadFailed. Who asks for a URL that is being fetched shares it.
+    get fetches a URL's content and raises DownloadFailed.
     """
 
     def __init__(self, get: Callable[[str], bytes] = lambda url: document(url, LIMITS)) -> None:
@@ -71,7 +70,7 @@ class Templates:
         self._under_way: dict[str, Future[bytes]] = {}
 
     def __call__(self, url: str) -> bytes:
-        """The template. Blocks; raises ContextError with a reason."""
+        """Return the template. Blocks; raises ContextError with a reason."""
         with self._lock:
             ours = url not in self._under_way
             answer = self._under_way.setdefault(url, Future())
@@ -82,14 +81,14 @@ class Templates:
         except DownloadFailed as error:
             raise ContextError(f"user_data {without_password(url)}: {error}") from error
         problem = (
-            "gives a web page (HTML) instead" if is_html(content) else None if content else "gives nothing"
+            "sends a web page (HTML) instead" if is_html(content) else "" if content else "sends nothing"
         )
         if problem:
             raise ContextError(f"user_data {without_password(url)}: the server {problem}")
         return content
 
     def _fetch(self, url: str, answer: Future[bytes]) -> None:
-        """Let all who wait for the answer have it; after a bug, which is raised, at least an end of waiting."""
+        """Fetch the URL and wake all who wait for it, even after an unexpected exception."""
         try:
             answer.set_result(self._get(url))
         except DownloadFailed as error:
@@ -100,33 +99,26 @@ class Templates:
             answer.cancel()
 
 
-def make_user_data(wanted: Wanted, fetch: Callable[[str], bytes]) -> bytes:
-    """The user_data of one machine: template loaded, values worked out and put in.
-
-    fetch gets a template by URL, as Templates does. Blocks. Raises ContextError.
-    """
-    template, url = load_template(wanted, fetch)
-    return substitute(template, values(wanted, url))
+def make_user_data(request: ContextRequest, fetch: Callable[[str], bytes]) -> bytes:
+    """Return the user_data of one machine. fetch: as Templates. Blocks. Raises ContextError."""
+    template, url = load_template(request, fetch)
+    return substitute(template, values(request, url))
 
 
-def load_template(wanted: Wanted, fetch: Callable[[str], bytes]) -> tuple[bytes, str]:
-    """The user_data before substitution, empty if there is none; and the URL that it comes from, or "".
-
-    Raises ContextError.
-    """
-    user_data = wanted.machinetype.user_data
+def load_template(request: ContextRequest, fetch: Callable[[str], bytes]) -> tuple[bytes, str]:
+    """Return the user_data before substitution, and its URL or "". Raises ContextError."""
+    user_data = request.machinetype.user_data
     if not user_data:
         return b"", ""
     if user_data.startswith(("http://", "https://")):
         return fetch(user_data), user_data
-    return _read(wanted.directory / FILES / user_data, "user_data"), ""
+    return _read(request.directory / FILES / user_data, "user_data"), ""
 
 
 def substitute(template: bytes, found: Mapping[str, bytes]) -> bytes:
-    """The template with each ##NAME## replaced by found[NAME], NAME being such as user_data_uuid.
+    """Return the template with each ##NAME## (as user_data_uuid) replaced by found[NAME], in one pass.
 
-    Patterns without a value are removed. One pass: what a value brings in isn't looked at again. Raises ContextError
-    if the result would be too large.
+    Patterns without a value are removed. Raises ContextError if the result would be too large.
     """
 
     def value(match: re.Match[bytes]) -> bytes:
@@ -134,20 +126,17 @@ def substitute(template: bytes, found: Mapping[str, bytes]) -> bytes:
 
     size = len(template) + sum(len(value(match)) - len(match[0]) for match in _PATTERN.finditer(template))
     if size > LIMIT_BYTES:
-        raise ContextError(f"user_data has {size} bytes with its values put in, more than {LIMIT_BYTES}")
+        raise ContextError(f"user_data has {size} bytes after substitution, more than {LIMIT_BYTES}")
     return _PATTERN.sub(value, template)
 
 
-def values(wanted: Wanted, user_data_url: str = "") -> dict[str, bytes]:
-    """What substitute() puts in for one machine; makes its X.509 proxy, if it is to have one.
-
-    user_data_url is where the template comes from if it was fetched. Raises ContextError.
-    """
-    machinetype, settings = wanted.machinetype, wanted.settings
+def values(request: ContextRequest, user_data_url: str = "") -> dict[str, bytes]:
+    """Return one machine's values for substitute(), with a new X.509 proxy if configured. Raises ContextError."""
+    machinetype, settings = request.machinetype, request.settings
     machinefeatures, jobfeatures, joboutputs = feature_locations(machinetype.machine_model)
     root_image = machinetype.root_image or ""
     built_in = {
-        "user_data_uuid": wanted.uuid,
+        "user_data_uuid": request.uuid,
         "user_data_space": settings.vac_space,
         "user_data_url": user_data_url,
         "user_data_root_image_url": root_image if "://" in root_image else "",
@@ -155,18 +144,18 @@ def values(wanted: Wanted, user_data_url: str = "") -> dict[str, bytes]:
         "user_data_jobfeatures_url": jobfeatures,
         "user_data_joboutputs_url": joboutputs,
         "user_data_machinetype": machinetype.name,
-        "user_data_machine_hostname": wanted.name,
-        "user_data_manager_version": f"Vac {wanted.version}",
+        "user_data_machine_hostname": request.name,
+        "user_data_manager_version": f"Vac {request.version}",
         "user_data_manager_hostname": settings.factory_name,
     }
     found: dict[str, bytes] = {}
     for key, path in machinetype.user_data_files.items():
-        content = _read(wanted.directory / FILES / path, f"user_data_file_{key}")
+        content = _read(request.directory / FILES / path, f"user_data_file_{key}")
         found[f"user_data_file_{key}"] = found[f"user_data_option_{key}"] = content
     for key, text in machinetype.user_data_options.items():
         found[f"user_data_option_{key}"] = _bytes(text)
     if machinetype.user_data_proxy:
-        found["user_data_option_x509_proxy"] = _proxy(wanted)
+        found["user_data_option_x509_proxy"] = _proxy(request)
     for key, text in built_in.items():
         for spelling in (key, *_OTHER_SPELLINGS.get(key, ())):
             found[spelling] = _bytes(text)
@@ -174,7 +163,7 @@ def values(wanted: Wanted, user_data_url: str = "") -> dict[str, bytes]:
 
 
 def masked(found: Mapping[str, bytes]) -> dict[str, bytes]:
-    """The values as they may be shown: only sizes of what a site or an experiment puts in, no passwords of URLs."""
+    """Return the values for display: only sizes of options and files, no passwords of URLs."""
     shown = {}
     for name, content in found.items():
         own = name.startswith(("user_data_option_", "user_data_file_"))
@@ -185,7 +174,7 @@ def masked(found: Mapping[str, bytes]) -> dict[str, bytes]:
 
 
 def feature_locations(model: str) -> tuple[str, str, str]:
-    """Where machines of this model find machinefeatures, jobfeatures and joboutputs: URLs or paths."""
+    """Return URLs or paths of machinefeatures, jobfeatures and joboutputs inside machines of this model."""
     if model in VM_MODELS:
         return f"{_VM_URL}/machinefeatures", f"{_VM_URL}/jobfeatures", f"{_VM_URL}/joboutputs"
     if model == "docker":
@@ -193,15 +182,15 @@ def feature_locations(model: str) -> tuple[str, str, str]:
     return "/tmp/machinefeatures", "/tmp/jobfeatures", "/tmp/joboutputs"
 
 
-def _proxy(wanted: Wanted) -> bytes:
+def _proxy(request: ContextRequest) -> bytes:
     try:
         return proxy_from_files(
-            wanted.directory / CERTIFICATE_FILE,
-            wanted.directory / KEY_FILE,
-            wanted.machinetype.name,
-            now=wanted.now,
-            end=wanted.shutdown_time,
-            legacy=wanted.machinetype.legacy_proxy,
+            request.directory / CERTIFICATE_FILE,
+            request.directory / KEY_FILE,
+            request.machinetype.name,
+            now=request.now,
+            end=request.shutdown_time,
+            legacy=request.machinetype.legacy_proxy,
         )
     except ProxyRefused as error:
         raise ContextError(str(error)) from error
@@ -215,5 +204,5 @@ def _read(path: Path, what: str) -> bytes:
 
 
 def _bytes(text: str) -> bytes:
-    """The text's own bytes, also of those that weren't UTF-8 in the configuration."""
+    """Return the text's bytes, restoring those that weren't UTF-8 in the configuration."""
     return text.encode("utf-8", "surrogateescape")

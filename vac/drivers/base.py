@@ -1,46 +1,51 @@
-"""The contract between the factory and whatever makes machines.
+"""The contract between the factory and the engines that make machines.
 
-A driver creates, lists, measures and destroys machines of one engine; it knows nothing of shares or of
-slots' history. One driver object is used from three threads at once (observing, acting, listening for
-events): a driver whose connection isn't safe for that keeps one per thread.
+A driver creates, lists, measures and destroys the machines of one engine; it knows nothing of shares or of slots'
+history. One driver is used from three threads at once (observing, acting, listening for events): a driver whose
+connection isn't safe for that keeps one per thread.
 """
 
 from __future__ import annotations
 
 import enum
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import Protocol
 
 from vac.config.machinetype import Machinetype
 from vac.config.settings import Settings
 from vac.host.contacts import Contact
 
+WRITES_TO = "writes_to"
+"""Name of the detail with directories of this host, outside the machine's own, that only this machine writes, such as
+a container's layer; absolute, separated by colons. They count towards its disk limit."""
+
 
 class EngineUnavailable(Exception):
-    """The engine can't be asked just now. Nothing may be concluded about its machines."""
+    """The engine can't be asked now. Conclude nothing about its machines."""
 
 
 class CreationFailed(Exception):
-    """The engine refused or failed to make this machine; the text is the reason that people are shown."""
+    """The engine refused or failed to make this machine; the text is the reason shown to people."""
 
 
 class EngineState(enum.Enum):
-    """What an engine says of a machine that it knows. A machine that it doesn't list has ended."""
+    """State of a machine according to its engine. A machine that isn't listed has ended."""
 
     RUNNING = "running"
     PAUSED = "paused"
     ENDED = "ended"
-    """It doesn't run any more, but the engine still holds remains of it, so that its usage can be read."""
+    """It doesn't run any more, but the engine still has its final usage."""
     HALF_MADE = "half made"
-    """Its creation was cut short: it has never run, and only its removal is due. Not said of one that a
-    create() in progress is about to start."""
+    """Its creation was interrupted: it has never run, and only has to be removed. A machine that a create() in
+    progress is about to start isn't listed."""
 
 
 @dataclass(frozen=True)
 class Usage:
-    """What a machine has used since its start. None: the engine doesn't tell."""
+    """Resources that a machine has used since its start. None: the engine doesn't tell."""
 
     cpu_seconds: float | None = None
     memory_bytes: int | None = None
@@ -48,7 +53,7 @@ class Usage:
     network_received_bytes: int | None = None
     network_sent_bytes: int | None = None
     ended_time: float | None = None
-    """When it ended, Unix seconds, for where nobody has seen it end."""
+    """As Observed.ended_time."""
 
 
 @dataclass(frozen=True)
@@ -60,6 +65,12 @@ class Observed:
     uuid: str
     state: EngineState
     usage: Usage = field(default_factory=Usage)
+    ended_time: float | None = None
+    """End of an ended machine, Unix seconds by the engine's clock; None: the engine doesn't tell."""
+    exit_code: int | None = None
+    """Exit code of an ended machine's command, if the engine tells."""
+    signal: int | None = None
+    """Number of the signal that ended the machine's command, if the engine tells."""
 
 
 @dataclass(frozen=True)
@@ -84,148 +95,118 @@ class MachineSpec:
     """Files and directories of this host that no machine may see, where an image shows the host's own tree."""
 
 
-class Driver(Protocol):
-    """What every engine offers. All calls may block, and may take for ever when the engine hangs.
-
-    Each raises EngineUnavailable when the engine can't be reached.
-    """
-
-    def list(self) -> Sequence[Observed]:
-        """All machines of this factory, in one call; strangers' are not in it. Usage may be left out."""
-
-    def usage(self) -> Mapping[str, Usage]:
-        """Usage by uuid of all machines that list() names, in one pass."""
-
-    def create(self, spec: MachineSpec) -> None:
-        """Make and start the machine. Returns when it runs; raises CreationFailed with a reason.
-
-        A failed creation leaves nothing behind, or something that list() shows.
-        """
-
-    def stop(self, name: str, uuid: str) -> None:
-        """End the machine, by force, but keep what tells its final usage until destroy().
-
-        Returns when nothing of it runs any more; then list() shows it as ENDED, or not at all where the
-        engine keeps no remains. No error if there is no such machine.
-        """
-
-    def destroy(self, name: str, uuid: str) -> None:
-        """Release everything that the engine holds of the machine; if it still runs, it is ended first.
-
-        Returns when that is done; no error if there is no such machine. A machine of the same name with
-        another uuid is left alone.
-        """
-
-    def events(self) -> Iterator[str]:
-        """Block until something has changed, then yield the machine's name, "" if unknown; and so on."""
-
-    def close(self) -> None:
-        """Let go of connections and wake events(). Machines go on running."""
-
-
-class Fetch(Protocol):
-    """What a driver gets images with."""
-
-    def __call__(self, source: str, signing_dn: str | None = None) -> Path:
-        """The local path of the image with this URL or path; if signing_dn is given, it is signed by that DN.
-
-        source is an http or https URL, or an absolute path, which is the answer, too. Blocks as long as downloading
-        and reading it take; the same file is read through for its signature once only. Raises OSError with a reason.
-        """
-
-
-@runtime_checkable
-class Preparing(Protocol):
-    """A driver that needs something before it can create, which it gets in the background."""
-
-    def prepare(self, machinetype: Machinetype, settings: Settings, files: Path) -> str | None:
-        """None if a machine of this type can be created now; else why not yet, for people ("…: 45 %").
-
-        To be asked whenever a creation is considered: asking starts what is needed. It answers from memory,
-        and the first time within about a second, however the engine fares. events() yields "" when an answer
-        changes to None, or to another failure. files is the machinetype's files/ directory.
-        """
-
-
-WRITES_TO = "writes_to"
-"""The detail that names directories of this host outside the machine's own which only this machine writes, such as a
-container's layer; absolute, with colons between them. They count for its disk limit."""
-
-
-@runtime_checkable
-class Detailing(Protocol):
-    """A driver that can tell more of a machine than usage."""
-
-    def details(self, uuid: str) -> Mapping[str, str]:
-        """What people and incident teams want to know of one machine, by name of the fact; empty if it isn't known yet:
-        then it is asked again.
-
-        May block, as the calls of Driver do.
-        """
-
-
 @dataclass(frozen=True)
 class Trace:
-    """What there is to tell anew of a machine, for incident teams."""
+    """New facts about a running machine, for incident teams."""
 
     facts: Mapping[str, str] = field(default_factory=dict)
-    """As Detailing's; they add to those or replace them."""
+    """As Driver.details(); they add to those or replace them."""
     contacts: frozenset[Contact] = frozenset()
-    """With whom it has connections just now."""
-
-
-@runtime_checkable
-class Tracing(Protocol):
-    """A driver that looks, now and then, at what its machines do."""
-
-    def traces(self) -> Mapping[str, Trace]:
-        """By uuid, of machines that run, what has changed. To be asked after each list(); it need not look each time.
-
-        May block, as the calls of Driver do.
-        """
-
-
-@runtime_checkable
-class Noticing(Protocol):
-    """A driver that sees what is probably wrong with this host though machines can be made."""
-
-    def notices(self) -> Sequence[str]:
-        """One line each, from memory."""
-
-
-@runtime_checkable
-class Adopting(Protocol):
-    """A driver whose engine may hold machines made by an older Vac, without the marks that we go by."""
-
-    def adopt(self, machines: Mapping[str, str]) -> None:
-        """From now on these machines, names by uuid, count as the factory's own if they exist.
-
-        They come from the factory's own records; those that bear our marks may be among them. Replaces what
-        was said before. Doesn't block.
-        """
+    """Remote ends of its present connections."""
 
 
 @dataclass(frozen=True)
 class LeftProcess:
-    """A machine that is processes of this host, as an older Vac has left it."""
+    """A machine made of processes of this host that an older Vac has left running."""
 
     name: str
     """Host name of the machine."""
     pid: int
-    """Of its first process."""
+    """Its first process."""
     noted_time: float
-    """When that number was written down, Unix seconds: the process had begun by then."""
+    """When that number was written down, Unix seconds: the process had started by then."""
     user: str
     """The account it runs as."""
     processors: int
     memory_bytes: int
     cpu_seconds: float
-    """What it had used when it was last looked at."""
+    """CPU time recorded when it was last measured."""
 
 
-@runtime_checkable
-class Following(Protocol):
-    """A driver that can watch and end machines which an older Vac has made of processes."""
+class Fetch(Protocol):
+    """Source of images for drivers."""
 
-    def follow(self, processes: Mapping[str, LeftProcess]) -> None:
-        """From now on these, by uuid, are machines like its own, as far as they still run. Doesn't block."""
+    def __call__(self, source: str, signing_dn: str | None = None) -> Path:
+        """Return the local path of the image with this URL or path; with signing_dn, only if it is signed by that DN.
+
+        source is an http or https URL, or an absolute path, which is then the result as well. Blocks while it
+        downloads and reads; the same file is read for its signature only once. Raises OSError with a reason.
+        """
+
+
+class Driver(ABC):
+    """One engine. Calls may block, and for ever when the engine hangs, unless their description says otherwise.
+
+    Calls that block raise EngineUnavailable when the engine can't be reached. The methods from prepare() on are
+    optional abilities: a driver overrides those that its engine has.
+    """
+
+    @abstractmethod
+    def list(self) -> Sequence[Observed]:
+        """Return all machines of this factory, and no others, in one call. Usage may be left out."""
+
+    @abstractmethod
+    def usage(self) -> Mapping[str, Usage]:
+        """Return usage by uuid of all machines that list() names, in one pass."""
+
+    @abstractmethod
+    def create(self, spec: MachineSpec) -> None:
+        """Make and start the machine. Return when it runs; raise CreationFailed with a reason.
+
+        A failed creation leaves nothing behind, or something that list() shows.
+        """
+
+    @abstractmethod
+    def stop(self, name: str, uuid: str) -> None:
+        """End the machine, by force, but keep its final usage until destroy().
+
+        Return when nothing of it runs any more; then list() shows it as ENDED, or not at all where the engine keeps
+        nothing of it. No error if there is no such machine.
+        """
+
+    @abstractmethod
+    def destroy(self, name: str, uuid: str) -> None:
+        """Release everything that the engine holds of the machine; if it still runs, end it first.
+
+        No error if there is no such machine. A machine of the same name with another uuid is left alone.
+        """
+
+    @abstractmethod
+    def events(self) -> Iterator[str]:
+        """Block until a machine has changed, then yield its name, "" if unknown; and so on until close()."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Close connections and end events(). Machines go on running."""
+
+    def prepare(self, machinetype: Machinetype, settings: Settings, files: Path) -> str | None:
+        """Return None if a machine of this type can be created now; else the reason, for people ("…: 45 %").
+
+        Called whenever a creation is considered: it starts what is needed in the background. It answers from memory,
+        and the first time within about a second, whatever the engine does. events() yields "" when an answer changes
+        to None or to another failure. files is the machinetype's files/ directory.
+        """
+        return None
+
+    def notices(self) -> Sequence[str]:
+        """Return probable faults of this host that don't prevent creations, one line each. Doesn't block."""
+        return ()
+
+    def details(self, uuid: str) -> Mapping[str, str]:
+        """Return facts about one running machine by name; empty if they aren't known yet: then ask again."""
+        return {}
+
+    def traces(self) -> Mapping[str, Trace]:
+        """Return changes since the last call, by uuid of running machines. Call it after list(); it may sample less
+        often."""
+        return {}
+
+    def adopt(self, machines: Mapping[str, str]) -> None:  # noqa: B027  optional
+        """Count these machines, names by uuid, as the factory's own if the engine has them without our marks.
+
+        They come from the factory's records, as an older Vac has made them. Replaces what was said before. Doesn't
+        block.
+        """
+
+    def follow(self, processes: Mapping[str, LeftProcess]) -> None:  # noqa: B027  optional
+        """Treat these processes of an older Vac, by uuid, as machines, as far as they still run. Doesn't block."""

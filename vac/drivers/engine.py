@@ -20,20 +20,14 @@ from typing import Callable, NamedTuple, TypeVar
 from vac.config.machinetype import Machinetype
 from vac.config.settings import Settings
 from vac.drivers.base import (
-    Adopting,
     CreationFailed,
-    Detailing,
     Driver,
     EngineState,
     EngineUnavailable,
-    Following,
     LeftProcess,
     MachineSpec,
-    Noticing,
     Observed,
-    Preparing,
     Trace,
-    Tracing,
 )
 from vac.drivers.lines import Lines
 from vac.drivers.messages import (
@@ -159,26 +153,20 @@ class InlineEngine:
         self._ask(Action(ActionKind.DESTROY, name, uuid), lambda: self._driver.destroy(name, uuid))
 
     def prepare(self, machinetype: Machinetype, settings: Settings, files: Path) -> str | None:
-        """Why no machine of this type can be made yet, such as an image that is being pulled; see Preparing."""
-        driver: object = self._driver
-        return driver.prepare(machinetype, settings, files) if isinstance(driver, Preparing) else None
+        """Why no machine of this type can be made yet, such as an image that is being pulled; see Driver."""
+        return self._driver.prepare(machinetype, settings, files)
 
     def notices(self) -> Sequence[str]:
-        """What is probably wrong with this host; see Noticing."""
-        driver: object = self._driver
-        return driver.notices() if isinstance(driver, Noticing) else ()
+        """What is probably wrong with this host; see Driver."""
+        return self._driver.notices()
 
     def adopt(self, machines: Mapping[str, str]) -> None:
-        """Tell the driver which machines are the factory's whatever marks they bear; see Adopting."""
-        driver: object = self._driver
-        if isinstance(driver, Adopting):
-            driver.adopt(machines)
+        """Tell the driver which machines are the factory's whatever marks they bear; see Driver."""
+        self._driver.adopt(machines)
 
     def follow(self, processes: Mapping[str, LeftProcess]) -> None:
-        """Tell the driver of machines that an older Vac has left running; see Following."""
-        driver: object = self._driver
-        if isinstance(driver, Following):
-            driver.follow(processes)
+        """Tell the driver of machines that an older Vac has left running; see Driver."""
+        self._driver.follow(processes)
 
     def settle(self, message: ActionResult) -> None:
         """Tell that this result has been received and acted upon: its action is pending no more."""
@@ -240,7 +228,11 @@ class InlineEngine:
 
         def look() -> Observation:
             machines = tuple(self._driver.list())
-            usage, details, traces = dict(self._driver.usage()), self._details(machines), self._traces()
+            usage, details, traces = (
+                dict(self._driver.usage()),
+                self._details(machines),
+                self._driver.traces(),
+            )
             told = {
                 uuid: {**details.get(uuid, {}), **traces.get(uuid, Trace()).facts}
                 for uuid in {*details, *traces}
@@ -258,19 +250,12 @@ class InlineEngine:
             self._post(seen)
 
     def _details(self, machines: tuple[Observed, ...]) -> Mapping[str, Mapping[str, str]]:
-        driver: object = self._driver
-        if not isinstance(driver, Detailing):
-            return {}
         running = {machine.uuid for machine in machines if machine.state is EngineState.RUNNING}
-        found = {uuid: dict(driver.details(uuid)) for uuid in running - self._detailed}
+        found = {uuid: dict(self._driver.details(uuid)) for uuid in running - self._detailed}
         self._detailed = running.intersection(
             {*self._detailed, *(uuid for uuid, told in found.items() if told)}
         )
         return found
-
-    def _traces(self) -> Mapping[str, Trace]:
-        driver: object = self._driver
-        return driver.traces() if isinstance(driver, Tracing) else {}
 
     def _act(self, action: Action, call: Callable[[], None]) -> None:
         kind, name, uuid = action

@@ -9,23 +9,17 @@ from pathlib import Path
 from vac.config.machinetype import Machinetype
 from vac.config.settings import Settings
 from vac.drivers.base import (
-    Adopting,
-    Detailing,
     Driver,
     EngineUnavailable,
-    Following,
     LeftProcess,
     MachineSpec,
-    Noticing,
     Observed,
-    Preparing,
     Trace,
-    Tracing,
     Usage,
 )
 
 
-class LateDriver:
+class LateDriver(Driver):
     """Stands for the driver that `opener` opens; every call raises EngineUnavailable as long as that does."""
 
     def __init__(self, opener: Callable[[], Driver]) -> None:
@@ -78,38 +72,34 @@ class LateDriver:
         self._open().destroy(name, uuid)
 
     def prepare(self, machinetype: Machinetype, settings: Settings, files: Path) -> str | None:
-        """As Preparing; a driver that isn't one, or isn't open yet, needs no preparation."""
-        driver: object = self._opened
-        return driver.prepare(machinetype, settings, files) if isinstance(driver, Preparing) else None
+        """As Driver; one that isn't open yet needs no preparation."""
+        driver = self._opened
+        return driver.prepare(machinetype, settings, files) if driver is not None else None
 
     def details(self, uuid: str) -> Mapping[str, str]:
-        """As Detailing; a driver that isn't one has none."""
-        driver: object = self._open()
-        return driver.details(uuid) if isinstance(driver, Detailing) else {}
+        """As Driver."""
+        return self._open().details(uuid)
 
     def notices(self) -> Sequence[str]:
-        """As Noticing; a driver that isn't one, or isn't open yet, notices nothing."""
-        driver: object = self._opened
-        return driver.notices() if isinstance(driver, Noticing) else ()
+        """As Driver; one that isn't open yet notices nothing."""
+        driver = self._opened
+        return driver.notices() if driver is not None else ()
 
     def traces(self) -> Mapping[str, Trace]:
-        """As Tracing; a driver that isn't one has none."""
-        driver: object = self._open()
-        return driver.traces() if isinstance(driver, Tracing) else {}
+        """As Driver."""
+        return self._open().traces()
 
     def adopt(self, machines: Mapping[str, str]) -> None:
-        """As Adopting; what is said before the driver is open is told to it then."""
+        """As Driver; what is said before the driver is open is told to it then."""
         self._adopted = machines
-        driver: object = self._opened
-        if isinstance(driver, Adopting):
-            driver.adopt(machines)
+        if self._opened is not None:
+            self._opened.adopt(machines)
 
     def follow(self, processes: Mapping[str, LeftProcess]) -> None:
-        """As Following; what is said before the driver is open is told to it then."""
+        """As Driver; what is said before the driver is open is told to it then."""
         self._followed = processes
-        driver: object = self._opened
-        if isinstance(driver, Following):
-            driver.follow(processes)
+        if self._opened is not None:
+            self._opened.follow(processes)
 
     def events(self) -> Iterator[str]:
         """As Driver."""

@@ -7,7 +7,7 @@ import threading
 from dataclasses import dataclass, field
 from typing import Callable, Union
 
-from vac.context.user_data import ContextError, Templates, Wanted, make_user_data
+from vac.context.user_data import ContextError, ContextRequest, Templates, make_user_data
 
 log = logging.getLogger(__name__)
 
@@ -48,11 +48,11 @@ class Contexts:
         self._run = run
         self._templates = Templates()
 
-    def start(self, wanted: Wanted) -> None:
+    def start(self, wanted: ContextRequest) -> None:
         """Begin with one; never blocks."""
         self._run(lambda: self._post(self._make(wanted)))
 
-    def _make(self, wanted: Wanted) -> ContextMessage:
+    def _make(self, wanted: ContextRequest) -> ContextMessage:
         try:
             return ContextMade(wanted.name, wanted.uuid, make_user_data(wanted, self._templates))
         except ContextError as error:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from vac.config.load import Configuration
 from vac.config.machinetype import VM_MODELS, Machinetype
-from vac.context.user_data import Wanted
+from vac.context.user_data import ContextRequest
 from vac.drivers.base import CreationFailed, EngineState, MachineSpec
 from vac.drivers.messages import Created, CreationRefused
 from vac.drivers.processes.plan import account
@@ -47,7 +47,7 @@ class Creation:
         slot.begun = Begun(order, uuid, machinetype, now)
         directory = self.floor.state.machinetype(machinetype.pipe or machinetype.name)
         settings, end = self.floor.settings, order.shutdown_time
-        self.contexts.start(Wanted(machinetype, settings, slot.name, uuid, directory, now, end))
+        self.contexts.start(ContextRequest(machinetype, settings, slot.name, uuid, directory, now, end))
 
     def context_made(self, message: ContextMade, *, draining: bool) -> None:
         """Make the machine's directory and tell the engine, unless it isn't wanted any more."""

@@ -10,14 +10,11 @@ import time
 from collections.abc import Callable
 
 import vac
-from vac.config.errors import ConfigurationError
-from vac.config.load import Configuration
-from vac.config.loader import Loader
+from vac.config.load import Configuration, ConfigurationError, Loader
 from vac.config.machinetype import VM_MODELS, Machinetype
 from vac.config.settings import Settings
-from vac.context.downloads import ImageCache
+from vac.context.downloads import GRID_CERTIFICATES, ImageCache
 from vac.context.signatures import SignedImages
-from vac.context.transfers import GRID_CERTIFICATES
 from vac.drivers.engine import Engine, InlineEngine
 from vac.drivers.late import LateDriver
 from vac.drivers.registry import APART, driver_for, engine_name

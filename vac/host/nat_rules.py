@@ -135,8 +135,10 @@ def _best(table: Table, name: str, wanted: re.Pattern[str], packet: Packet) -> V
                 continue
             if wanted.search(rule):
                 best = max(best, verdict)
-            leads_to = {(one, verdict) for one in _LEADS_TO.findall(rule) if one in table} - seen
-            todo += leads_to
+            leads_to: set[tuple[str, Verdict]] = {
+                (one, verdict) for one in _LEADS_TO.findall(rule) if one in table
+            }
+            todo += leads_to - seen
             seen |= leads_to
     return best
 

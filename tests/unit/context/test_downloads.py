@@ -1,12 +1,14 @@
-"""Downloads of images, from a server in a thread of the test."""
+"""Downloads of documents and images, from servers in threads of the test."""
 
 from __future__ import annotations
 
 import contextlib
 import email.utils
+import gzip
 import logging
 import os
 import shutil
+import socket
 import ssl
 import subprocess
 import threading
@@ -19,10 +21,12 @@ from urllib.parse import quote
 import pytest
 
 import vac
-from vac.context.downloads import ImageCache
-from vac.context.transfers import DownloadFailed, Limits
+from tests.https_server import HTML, Page, Web, circle, closed_port
+from vac.context.downloads import DownloadFailed, ImageCache, Limits, document, is_html
 
 OLD, NEW = 1_600_000_000, 1_600_086_400
+QUICK = Limits(largest_bytes=100, slow_seconds=1, redirects=3)
+CONTENT = bytes(range(100))
 CACHED, CHANGED = b"the cached image", b"another image"
 DAY = 86400.0
 
@@ -42,6 +46,9 @@ class ImageServer(ThreadingHTTPServer):
         self.status = 200
         self.cut_off = False
         self.location = ""
+        self.encoding = ""
+        self.dated_304 = True
+        self.heads = True
         self.asked: list[dict[str, str]] = []
         self.gate = threading.Event()
         self.gate.set()
@@ -84,17 +91,30 @@ class Handler(BaseHTTPRequestHandler):
             if server.modified_time is None
             else email.utils.formatdate(server.modified_time, usegmt=True)
         )
-        same = date is not None and self.headers.get("If-Modified-Since") == date
+        since = self.headers.get("If-Modified-Since")
+        same = None not in (since, date) and _seconds(since) >= _seconds(date)
         self.send_response(304 if same else server.status)
-        if date is not None:
+        if date is not None and (server.dated_304 or not same):
             self.send_header("Last-Modified", date)
+        if server.encoding:
+            self.send_header("Content-Encoding", server.encoding)
         self.send_header("Content-Length", str(len(server.content) + (1000 if server.cut_off else 0)))
         self.end_headers()
-        if not same:
+        if not same and self.command == "GET":
             self.wfile.write(server.content[:1])
             self.wfile.flush()
             server.gate.wait(60)
             self.wfile.write(server.content[1:])
+
+    def do_HEAD(self) -> None:
+        if self.server.heads:
+            self.do_GET()
+        else:
+            self.send_error(405)
+
+
+def _seconds(date: str | None) -> float:
+    return email.utils.parsedate_to_datetime(date or "").timestamp()
 
 
 @dataclass
@@ -153,6 +173,37 @@ def test_an_image_is_downloaded_again_only_if_it_has_changed(server: ImageServer
     assert (path.read_bytes(), path.stat().st_mtime) == (CHANGED, NEW)
     since = [asked.get("If-Modified-Since") for asked in server.asked]
     assert since == [None, *[email.utils.formatdate(OLD, usegmt=True)] * 2]
+
+
+@pytest.mark.parametrize("dated", [True, False], ids=["dated 304", "304 without date"])
+def test_an_image_rolled_back_to_an_older_date_is_fetched(
+    server: ImageServer, place: Place, dated: bool
+) -> None:
+    cache = place.cache()
+    server.modified_time = NEW
+    cache.fetch(server.url)
+    server.content, server.modified_time, server.dated_304 = CHANGED, OLD, dated
+    path = cache.fetch(server.url)
+    assert (path.read_bytes(), path.stat().st_mtime) == (CHANGED, OLD)
+
+
+def test_without_dates_and_head_unchanged_means_unchanged(server: ImageServer, place: Place) -> None:
+    cache = place.cache()
+    cache.fetch(server.url)
+    server.content, server.dated_304, server.heads = CHANGED, False, False
+    assert cache.fetch(server.url).read_bytes() == CACHED
+
+
+def test_an_encoding_that_was_not_requested_is_undone(server: ImageServer, place: Place) -> None:
+    server.content, server.encoding = gzip.compress(CACHED), "gzip"
+    assert document(server.url, QUICK) == CACHED
+    assert place.cache().fetch(server.url).read_bytes() == CACHED
+    server.content = gzip.compress(b"x" * 101)
+    with pytest.raises(DownloadFailed, match="larger than 100 bytes"):
+        document(server.url, QUICK)
+    server.encoding = "secret"
+    with pytest.raises(DownloadFailed, match="Content-Encoding that wasn't requested"):
+        document(server.url, QUICK)
 
 
 def test_a_url_too_long_for_a_file_name_is_kept_too(server: ImageServer, place: Place) -> None:
@@ -224,7 +275,7 @@ def test_a_body_that_is_cut_off_leaves_the_old_copy(server: ImageServer, place: 
     assert (path.read_bytes(), path.stat().st_mtime) == (CACHED, OLD)
     assert place.leftovers() == []
     path.unlink()
-    with pytest.raises(DownloadFailed, match="cut the transfer off"):
+    with pytest.raises(DownloadFailed, match="ended the transfer early"):
         cache.fetch(server.url)
     assert [*place.directory.iterdir(), *place.leftovers()] == []
 
@@ -252,7 +303,7 @@ def test_the_copy_serves_while_the_server_is_down_which_is_logged_once(
         path = cache.fetch(url)
     for _ in range(3):
         assert cache.fetch(url).read_bytes() == CACHED
-    text = f"image {url}: the copy in the cache is used: the server can't be connected to"
+    text = f"image {url}: using the cached copy: connection refused or host unreachable"
     assert caplog.messages == [text]
     assert path.stat().st_mtime == OLD
     with contextlib.closing(ImageServer(port)):
@@ -263,8 +314,8 @@ def test_the_copy_serves_while_the_server_is_down_which_is_logged_once(
 @pytest.mark.parametrize(
     ("url", "reason"),
     [
-        ("http://127.0.0.1:9/image.tar", "can't be connected to"),
-        ("http://host.invalid/image.tar", "no such host"),
+        ("http://127.0.0.1:9/image.tar", "connection refused"),
+        ("http://host.invalid/image.tar", "unknown host"),
         ("http://not a host/", "not a URL"),
         ("file:///etc/passwd", "neither http nor https"),
     ],
@@ -342,8 +393,118 @@ def test_a_certificate_counts_if_its_ca_is_trusted(place: Place) -> None:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(certificate, key)
     with contextlib.closing(ImageServer(context=context)) as server:
-        with pytest.raises(DownloadFailed, match="certificate isn't to be trusted"):
+        with pytest.raises(DownloadFailed, match="certificate isn't trusted"):
             place.cache().fetch(server.url)
         assert place.cache(certificate).fetch(server.url).read_bytes() == CACHED
-        with pytest.raises(DownloadFailed, match="certificate isn't to be trusted"):
+        with pytest.raises(DownloadFailed, match="certificate isn't trusted"):
             place.cache(certificate).fetch(server.url.replace("127.0.0.1", "localhost"))
+
+
+@pytest.fixture
+def web(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Web]:
+    monkeypatch.setenv("no_proxy", "*")
+    with Web(tmp_path) as web:
+        yield web
+
+
+def reason(web: Web, url: str, limits: Limits = QUICK) -> str:
+    """Why there is no document."""
+    with pytest.raises(DownloadFailed) as failed:
+        document(url, limits, web.ca_file)
+    return str(failed.value)
+
+
+def test_a_document_comes_byte_for_byte_and_anew_each_time(web: Web) -> None:
+    site = web.serve({"/a": Page(CONTENT)})
+    assert document(site.url("/a"), QUICK, web.ca_file) == CONTENT
+    site.pages["/a"] = Page(b"", modified_time=1_600_000_000)
+    assert document(site.url("/a"), QUICK, web.ca_file) == b""
+    assert "If-Modified-Since" not in site.asked[1].headers
+    assert site.asked[0].headers["User-Agent"] == f"Vac {vac.__version__}"
+
+
+def test_a_redirect_to_another_server_is_followed(web: Web) -> None:
+    plain = web.serve({"/b": Page(CONTENT)}, certificate=None)
+    site = web.serve({"/a": Page(status=301, location=plain.url("/b"))})
+    assert document(site.url("/a"), QUICK, web.ca_file) == CONTENT
+
+
+@pytest.mark.parametrize(
+    ("certificate", "reason_words"),
+    [
+        ("wrong name", "the server's certificate isn't trusted for this host: it belongs to another one"),
+        ("expired", "the server's certificate has expired, or one of its CA's has"),
+        ("not yet valid", "the server's certificate is not valid yet, or one of its CA's isn't"),
+        ("stranger", "the server's certificate isn't trusted: its CA is unknown here"),
+    ],
+)
+def test_what_is_wrong_with_a_certificate_is_told(web: Web, certificate: str, reason_words: str) -> None:
+    site = web.serve({"/a": Page(CONTENT)}, certificate)
+    assert reason(web, site.url("/a")) == reason_words
+    assert site.asked == []
+
+
+@pytest.mark.parametrize(
+    ("page", "reason_words"),
+    [
+        (Page(CONTENT, 404), "the server answers with status 404"),
+        (Page(CONTENT, 500), "the server answers with status 500"),
+        (Page(CONTENT, 206), "the server answers with status 206 instead of 200"),
+        (Page(CONTENT + b"x"), "larger than 100 bytes"),
+        (Page(CONTENT, cut_off=True), "larger than 100 bytes"),
+        (Page(b"x", gate=threading.Event(), cut_off=True), "larger than 100 bytes"),
+        (Page(b"xyz", gate=threading.Event()), "too slow: 1 s at less than 1000 bytes/s"),
+        (Page(status=302, location="/circle/0"), "redirected more than 3 times"),
+        (Page(status=302, location="file:///etc/passwd"), "neither http nor https"),
+    ],
+)
+def test_what_is_wrong_with_an_answer_is_told(web: Web, page: Page, reason_words: str) -> None:
+    site = web.serve({"/a": page, **circle()})
+    assert reason_words in reason(web, site.url("/a"))
+
+
+def test_an_answer_that_is_cut_off_is_no_answer(web: Web) -> None:
+    site = web.serve({"/a": Page(CONTENT, cut_off=True)})
+    words = ("the server has ended the transfer early", "connection lost")
+    assert reason(web, site.url("/a"), Limits()) in words
+
+
+def test_a_server_that_is_not_there_is_told(web: Web) -> None:
+    with closed_port() as port:
+        assert reason(web, f"https://127.0.0.1:{port}/a") == "connection refused or host unreachable"
+
+
+def test_a_server_that_says_nothing_is_told(web: Web) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        words = reason(web, f"https://127.0.0.1:{silent.getsockname()[1]}/a", Limits(connect_seconds=1))
+    assert words == "connection timed out"
+
+
+def test_a_server_without_tls_is_told(web: Web) -> None:
+    site = web.serve({"/a": Page(CONTENT)}, certificate=None)
+    assert "TLS" in reason(web, site.url("/a").replace("http:", "https:"))
+
+
+def test_the_environment_may_name_the_trusted_cas(web: Web, monkeypatch: pytest.MonkeyPatch) -> None:
+    site = web.serve({"/a": Page(CONTENT)})
+    with pytest.raises(DownloadFailed, match="its CA is unknown here"):
+        document(site.url("/a"), QUICK)
+    monkeypatch.setenv("SSL_CERT_FILE", str(web.ca_file))
+    assert document(site.url("/a"), QUICK) == CONTENT
+
+
+@pytest.mark.parametrize(
+    ("content", "html"),
+    [
+        (HTML, True),
+        (b"\xef\xbb\xbf \n<HTML lang=en>", True),
+        (b'<?xml version="1.0"?>\n<!doctype  HTML PUBLIC "x">', True),
+        (b"", False),
+        (b"#!/bin/sh\necho '<html>'\n", False),
+        (b"<htmlish>", False),
+        (b"<?xml version='1.0'?><domain/>", False),
+        (b"From nobody\nMIME-Version: 1.0\n", False),
+    ],
+)
+def test_web_pages_are_recognised(content: bytes, html: bool) -> None:
+    assert is_html(content) == html

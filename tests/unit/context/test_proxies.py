@@ -12,10 +12,10 @@ from cryptography import x509
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 
-from tests.certificates import DAY, Certified, certify, key
+from tests.certificates import DAY, Certified, certify, check_signature, key
 from tests.conftest import require_tool
 from vac.cli.main import main
-from vac.context.certificates import check_signature, dn, read_certificates, validity
+from vac.context.certificates import dn, read_certificates, validity
 from vac.context.proxies import PROXY_CERT_INFO, ProxyRefused, make_proxy
 
 NOW = time.time()
@@ -159,7 +159,7 @@ def test_a_long_name_is_cut_to_what_certificates_may_hold(source: Source) -> Non
 
 
 def test_a_source_that_expires_before_the_machine_is_refused(source: Source) -> None:
-    with pytest.raises(ProxyRefused, match=r"pilot factory expires on 20.* has to last until 20"):
+    with pytest.raises(ProxyRefused, match=r"pilot factory expires on 20.* must last until 20"):
         source.proxy(end=NOW + 11 * DAY)
     first = further(source)
     with pytest.raises(ProxyRefused, match=r"CN=first expires on"):
@@ -187,7 +187,7 @@ PKCS8 = serialization.PrivateFormat.PKCS8
 @pytest.mark.parametrize(
     ("certificate_pem", "key_pem", "reason"),
     [
-        (b"", None, "it holds no certificate in PEM"),
+        (b"", None, "no PEM certificate in it"),
         (
             b"-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n",
             None,
@@ -198,7 +198,7 @@ PKCS8 = serialization.PrivateFormat.PKCS8
         (
             None,
             Certified(certify("/CN=a").certificate, key(9)).key_pem,
-            "isn't that of the first certificate",
+            "doesn't belong to the first certificate",
         ),
     ],
     ids=["no certificate", "broken certificate", "no key", "encrypted key", "another key"],

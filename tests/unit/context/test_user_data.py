@@ -19,8 +19,15 @@ from vac.config.machinetype import Machinetype
 from vac.config.settings import Settings
 from vac.context import user_data
 from vac.context.certificates import dn, read_certificates, validity
-from vac.context.transfers import DownloadFailed
-from vac.context.user_data import ContextError, Templates, Wanted, load_template, make_user_data, substitute
+from vac.context.downloads import DownloadFailed
+from vac.context.user_data import (
+    ContextError,
+    ContextRequest,
+    Templates,
+    load_template,
+    make_user_data,
+    substitute,
+)
 
 SETTINGS = Settings(vac_space="vac01.example.org", factory_name="factory1.example.org")
 
@@ -28,12 +35,12 @@ SETTINGS = Settings(vac_space="vac01.example.org", factory_name="factory1.exampl
 NOW = 1_800_000_000.0
 
 
-def wanted(directory: Path, **options: Any) -> Wanted:
+def wanted(directory: Path, **options: Any) -> ContextRequest:
     """A machine whose type's files are in the directory's files/."""
     (directory / "files").mkdir(exist_ok=True)
     machinetype = Machinetype(**{"name": "lhcb-prod", "machine_model": "docker", **options})
     name = "factory1-00.example.org"
-    return Wanted(machinetype, SETTINGS, name, "4b0a", directory, NOW, NOW + 86400, version="4.0.0")
+    return ContextRequest(machinetype, SETTINGS, name, "4b0a", directory, NOW, NOW + 86400, version="4.0.0")
 
 
 def never(url: str) -> bytes:
@@ -307,8 +314,8 @@ def test_who_asks_for_a_template_that_is_being_fetched_shares_it(monkeypatch: py
     ("answer", "reason"),
     [
         (DownloadFailed("the server answers with status 404"), "the server answers with status 404"),
-        (b"<!DOCTYPE html>\n<title>Log in</title>", r"the server gives a web page \(HTML\) instead"),
-        (b"", "the server gives nothing"),
+        (b"<!DOCTYPE html>\n<title>Log in</title>", r"the server sends a web page \(HTML\) instead"),
+        (b"", "the server sends nothing"),
     ],
 )
 def test_what_is_no_template_is_refused_without_the_urls_password(

@@ -12,12 +12,12 @@ from pathlib import Path
 
 import pytest
 
+from tests.fake_driver import FakeDriver, FakeEngine, Script
 from vac.config.machinetype import Machinetype
 from vac.config.settings import Settings
 from vac.drivers import registry
 from vac.drivers.base import EngineState, EngineUnavailable, MachineSpec
 from vac.drivers.engine import Action, ActionKind, Deadlines, Engine, InlineEngine
-from vac.drivers.fake import FakeDriver, FakeEngine, Script
 from vac.drivers.messages import (
     Changed,
     Created,

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from tests.fake_driver import FakeEngine, Script
 from vac.config.machinetype import Machinetype
 from vac.config.settings import Settings
 from vac.drivers.base import CreationFailed, EngineState, EngineUnavailable, MachineSpec
-from vac.drivers.fake import FakeEngine, Script
 
 
 class Crash(BaseException):

@@ -10,7 +10,7 @@ import pytest
 
 from vac.config.machinetype import Machinetype
 from vac.config.settings import Settings
-from vac.context.transfers import DownloadFailed
+from vac.context.downloads import DownloadFailed
 from vac.drivers.docker.engine import DockerDriver
 from vac.drivers.registry import driver_for
 

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
+from tests.fake_driver import FakeDriver, FakeEngine
 from vac.config.machinetype import Machinetype
 from vac.config.settings import Settings
 from vac.drivers.base import Driver, EngineState, EngineUnavailable, LeftProcess, Observed
 from vac.drivers.engine import InlineEngine
-from vac.drivers.fake import FakeDriver, FakeEngine
 from vac.drivers.late import LateDriver
 from vac.drivers.messages import Message, Observation, ObservationFailed
 

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
+from tests.fake_driver import Script
 from tests.simulated import START, World, broken, one_type
 from tests.unit.factory.conftest import MakeWorld
-from vac.drivers.fake import Script
 from vac.drivers.messages import Changed, Created, Observation
 from vac.machines.layout import StateDir
 

@@ -13,8 +13,8 @@ from tests.https_server import HTML, Page, Web, circle, closed_port
 from tests.simulated import START, World, broken, one_type
 from tests.unit.factory.conftest import MakeWorld
 from vac.cli import why
-from vac.context import transfers, user_data
-from vac.context.transfers import Limits
+from vac.context import downloads, user_data
+from vac.context.downloads import Limits
 from vac.factory import contexts
 from vac.factory.contexts import ContextFailed, ContextMade, ContextMessage, Contexts
 from vac.machines.requests import Drain, drain
@@ -141,7 +141,7 @@ def test_contexts_are_made_in_the_background(web: Web, world: World) -> None:
         told.set()
 
     site = web.serve({"/a": Page(b"xyz", gate=gate)})
-    wanted = user_data.Wanted(
+    wanted = user_data.ContextRequest(
         one_type(user_data=site.url("/a")), world.settings, "n", "u", world.state.root, START, START + 9
     )
     Contexts(post).start(wanted)
@@ -157,14 +157,14 @@ FAILURES = {
     "absent": "the server answers with status 404",
     "broken": "the server answers with status 503",
     "slow": "too slow: 1 s at less than 1000 bytes/s",
-    "circle": "redirected more than 10 times, as if in a circle",
-    "html": "the server gives a web page (HTML) instead",
-    "empty": "the server gives nothing",
+    "circle": "redirected more than 10 times",
+    "html": "the server sends a web page (HTML) instead",
+    "empty": "the server sends nothing",
     "large": "larger than 100 bytes",
-    "down": "the server can't be connected to",
-    "wrong name": "the server's certificate isn't to be trusted for this host: it is another's",
+    "down": "connection refused or host unreachable",
+    "wrong name": "the server's certificate isn't trusted for this host: it belongs to another one",
     "expired": "the server's certificate has expired, or one of its CA's has",
-    "stranger": "the server's certificate isn't to be trusted: nobody here trusts its CA",
+    "stranger": "the server's certificate isn't trusted: its CA is unknown here",
 }
 
 
@@ -178,7 +178,7 @@ def test_a_template_that_cannot_be_had_fails_the_creation_with_its_own_reason(
 ) -> None:
     caplog.set_level(logging.INFO)
     limits = Limits(largest_bytes=100, slow_seconds=1)
-    monkeypatch.setattr(user_data, "document", lambda url, _: transfers.document(url, limits))
+    monkeypatch.setattr(user_data, "document", lambda url, _: downloads.document(url, limits))
     pages = {
         "broken": Page(b"x", 503),
         "slow": Page(b"xyz", gate=threading.Event()),

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from tests.fake_driver import FakeMachine, Script
 from tests.simulated import START, World, one_type
 from tests.unit.factory.conftest import MakeWorld
 from vac.drivers.base import EngineState, MachineSpec, Observed
-from vac.drivers.fake import FakeMachine, Script
 from vac.drivers.messages import Observation
 
 FAILURE = "t: f1-00.example.com: image not found"

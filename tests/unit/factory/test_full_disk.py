@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.fake_driver import Script
 from tests.simulated import World, one_type
-from vac.drivers.fake import Script
 from vac.machines import files
 
 

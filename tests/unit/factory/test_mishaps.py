@@ -6,9 +6,9 @@ import shutil
 
 import pytest
 
+from tests.fake_driver import Script
 from tests.simulated import World
 from vac.drivers.base import EngineUnavailable
-from vac.drivers.fake import Script
 
 
 def test_a_machine_that_cannot_be_stopped_is_not_asked_to_all_the_time(world: World) -> None:

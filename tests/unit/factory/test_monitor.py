@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
+from tests.fake_driver import Script
 from tests.unit.factory.conftest import MakeWorld
-from vac.drivers.fake import Script
 
 
 @pytest.fixture

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from tests.fake_driver import Script
 from tests.simulated import World, one_type
 from tests.unit.factory.conftest import MakeWorld
-from vac.drivers.fake import Script
 from vac.factory import deciding
 from vac.scheduling.model import Decision
 

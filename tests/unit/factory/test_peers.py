@@ -8,6 +8,7 @@ from collections.abc import Collection, Mapping
 
 import pytest
 
+from tests.fake_driver import Script
 from tests.simulated import FACTORY, START, VirtualClock, World, one_type
 from tests.unit.factory.conftest import MakeWorld
 from tests.unit.vacquery.test_reports import recorded
@@ -15,7 +16,6 @@ from vac.cli.check_vacd import check
 from vac.cli.why import reasons
 from vac.config.load import Configuration
 from vac.config.settings import Settings
-from vac.drivers.fake import Script
 from vac.factory import peers
 from vac.factory.space import Answers, Space
 from vac.scheduling.model import TypeReport

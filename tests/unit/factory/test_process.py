@@ -13,14 +13,14 @@ from typing import Any
 
 import pytest
 
+from tests.fake_driver import FakeEngine
 from tests.simulated import Configured, World, simulate_host
 from tests.unit.factory.conftest import MakeWorld
 from vac.config.settings import Settings
+from vac.context.downloads import DownloadFailed
 from vac.context.signatures import SignatureRefused
-from vac.context.transfers import DownloadFailed
 from vac.drivers.base import Driver, Fetch
 from vac.drivers.engine import ActionKind, Engine
-from vac.drivers.fake import FakeEngine
 from vac.factory import process
 from vac.factory.loop import Factory, Message, Stuck, Wake
 from vac.machines.layout import StateDir

@@ -8,9 +8,9 @@ from urllib.parse import quote
 import pytest
 
 import vac
+from tests.fake_driver import Script
 from tests.simulated import FACTORY, START, World, one_type
 from tests.unit.factory.conftest import MakeWorld
-from vac.drivers.fake import Script
 from vac.factory.reporting import UNUSED_IMAGE_DAYS
 from vac.machines.status import Creation, TypeFacts
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
+from tests.fake_driver import Script
 from tests.simulated import START, World, one_type
 from tests.unit.factory.conftest import MakeWorld
 from vac.drivers.base import EngineUnavailable
-from vac.drivers.fake import Script
 from vac.host.disk import DiskMeasured
 from vac.machines.machine import load
 from vac.scheduling.backoff import code_group

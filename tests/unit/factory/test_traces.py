@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from tests.fake_driver import FakeDriver, FakeEngine
 from tests.simulated import HoldingEngine, World
 from vac.cli.machine import known_of
 from vac.config.settings import Settings
 from vac.drivers.base import Trace
 from vac.drivers.engine import InlineEngine
-from vac.drivers.fake import FakeDriver, FakeEngine
 from vac.host.contacts import Contact
 from vac.machines.slots import find_by_uuid
 

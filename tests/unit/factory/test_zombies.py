@@ -6,9 +6,9 @@ import dataclasses
 
 import pytest
 
+from tests.fake_driver import Script
 from tests.simulated import World
 from vac.drivers.base import EngineState, EngineUnavailable, Observed
-from vac.drivers.fake import Script
 from vac.drivers.messages import Observation
 
 ELSEWHERE = "f1-07.example.com"

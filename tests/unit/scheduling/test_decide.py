@@ -20,6 +20,7 @@ from tests.unit.scheduling.one_factory import (
     machinetype,
     settings,
 )
+from vac.config.machinetype import Machinetype
 from vac.scheduling.backoff import History, TypeHistory
 from vac.scheduling.decide import Memory, Situation, decide
 from vac.scheduling.eligibility import GUARD_NAMES
@@ -213,9 +214,9 @@ def test_the_first_step_of_unknown_types_is_one_machine(
     assert len(decision.creates) <= 1
 
 
-def situation(*types: object, **changes: object) -> Situation:
-    named = {"a": machinetype("a")} if not types else {one.name: one for one in types}  # type: ignore[attr-defined]
-    plain = Situation(settings(), named, (), History(), ALONE, IDLE_HOST, {MODEL: None}, START)  # type: ignore[arg-type]
+def situation(*types: Machinetype, **changes: object) -> Situation:
+    named = {one.name: one for one in types or (machinetype("a"),)}
+    plain = Situation(settings(), named, (), History(), ALONE, IDLE_HOST, {MODEL: None}, START)
     return replace(plain, **changes)  # type: ignore[arg-type]
 
 

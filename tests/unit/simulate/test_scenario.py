@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from vac.cli.main import main
-from vac.config.errors import ConfigurationError
+from vac.config.load import ConfigurationError
 from vac.config.machinetype import Machinetype
 from vac.config.options import declared
 from vac.config.settings import Settings

@@ -22,7 +22,7 @@ import urllib3.exceptions
 from vac.config.machinetype import Machinetype
 from vac.config.settings import Settings
 from vac.config.values import without_password
-from vac.drivers.base import CreationFailed, EngineState, MachineSpec, Observed, Trace, Usage
+from vac.drivers.base import CreationFailed, Driver, EngineState, MachineSpec, Observed, Trace, Usage
 from vac.drivers.docker.api import CALL_SECONDS, Client, Connection, explanation
 from vac.drivers.docker.create import LABEL_UUID, Image
 from vac.drivers.docker.details import container_details, ended_time
@@ -42,8 +42,8 @@ CONSOLE_LINES = 1000
 _log = logging.getLogger(__name__)
 
 
-class DockerDriver:
-    """A Driver that is also Preparing, Detailing, Tracing and Adopting: see there for what the methods promise.
+class DockerDriver(Driver):
+    """The engine at docker_host: see Driver for what the methods promise.
 
     fetch: see ImageKeeper. call_seconds: how long the engine may be silent within a call.
     """
@@ -68,11 +68,11 @@ class DockerDriver:
         self._ends: Mapping[str, float | None] = {}
 
     def prepare(self, machinetype: Machinetype, settings: Settings, files: Path) -> str | None:
-        """See Preparing: the image is what has to be there."""
+        """See Driver: the image is what has to be there."""
         return self._images.prepare(machinetype.root_image, files)
 
     def adopt(self, machines: Mapping[str, str]) -> None:
-        """See Adopting."""
+        """See Driver."""
         self._ownership = Ownership(self._ownership.factory, adoptable(machines))
 
     def list(self) -> Sequence[Observed]:
@@ -129,7 +129,7 @@ class DockerDriver:
         self._scratch.remove(name, uuid)
 
     def details(self, uuid: str) -> Mapping[str, str]:
-        """See Detailing."""
+        """See Driver."""
         with self._connection.client() as client:
             for each in self._find(client, uuid=uuid):
                 with contextlib.suppress(docker.errors.NotFound):
@@ -137,7 +137,7 @@ class DockerDriver:
         return {}
 
     def traces(self) -> Mapping[str, Trace]:
-        """See Tracing."""
+        """See Driver."""
 
         def look() -> Mapping[str, frozenset[Contact]]:
             found = self._meter.contacts()

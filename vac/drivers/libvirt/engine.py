@@ -18,7 +18,16 @@ import libvirt
 
 from vac.config.machinetype import Machinetype
 from vac.config.settings import Settings
-from vac.drivers.base import CreationFailed, EngineUnavailable, Fetch, MachineSpec, Observed, Trace, Usage
+from vac.drivers.base import (
+    CreationFailed,
+    Driver,
+    EngineUnavailable,
+    Fetch,
+    MachineSpec,
+    Observed,
+    Trace,
+    Usage,
+)
 from vac.drivers.digests import version_of
 from vac.drivers.images import ImageFiles
 from vac.drivers.libvirt.api import (
@@ -53,9 +62,8 @@ that one that hangs would hold up the listing."""
 FLAGS = libvirt.VIR_CONNECT_GET_ALL_DOMAINS_STATS_ACTIVE | libvirt.VIR_CONNECT_GET_ALL_DOMAINS_STATS_NOWAIT
 
 
-class LibvirtDriver:
-    """A Driver that is also Preparing, Noticing, Detailing, Tracing and Adopting: see there for what the methods
-    promise.
+class LibvirtDriver(Driver):
+    """The hypervisor at libvirt_uri: see Driver for what the methods promise.
 
     stop() may be called for many machines at once, each call in a thread of its own.
     """
@@ -83,13 +91,13 @@ class LibvirtDriver:
         self._closed = False
 
     def prepare(self, machinetype: Machinetype, settings: Settings, files: Path) -> str | None:
-        """See Preparing: network and image are what has to be there."""
+        """See Driver: network and image are what has to be there."""
         self._settings = settings
         network = self._network.prepare(settings)
         return self._images.prepare(machinetype.root_image, machinetype.image_signing_dn, files) or network
 
     def notices(self) -> Sequence[str]:
-        """See Noticing."""
+        """See Driver."""
         unfiltered = sum(
             not facts.filtered and self._belongs(uuid, facts) for uuid, facts in list(self._facts.items())
         )
@@ -102,7 +110,7 @@ class LibvirtDriver:
         ]
 
     def adopt(self, machines: Mapping[str, str]) -> None:
-        """See Adopting."""
+        """See Driver."""
         self._adopted = dict(machines)
 
     def list(self) -> Sequence[Observed]:
@@ -161,7 +169,7 @@ class LibvirtDriver:
             self._facts.pop(uuid, None)
 
     def details(self, uuid: str) -> Mapping[str, str]:
-        """See Detailing."""
+        """See Driver."""
         facts = self._facts.get(uuid)
         if facts is None or not facts.factory:
             return {}
@@ -175,7 +183,7 @@ class LibvirtDriver:
         return {name: text for name, text in details.items() if text}
 
     def traces(self) -> Mapping[str, Trace]:
-        """See Tracing."""
+        """See Driver."""
         addresses = {uuid: facts.address for uuid, facts in list(self._facts.items()) if facts.address}
         found = self._sampling.sample(lambda: tracked(addresses))
         return merged(self._image_facts.news(machine.uuid for machine in self._samples.all()), found)

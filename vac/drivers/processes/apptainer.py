@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, Any
 
-from vac.config.taken import taken_binds
+from vac.config.machinetype import reserved_paths
 from vac.host.cvmfs_paths import real_image
 
 if TYPE_CHECKING:
@@ -69,7 +69,7 @@ def plan(spec: MachineSpec, program: str) -> dict[str, Any]:
 def scratch(spec: MachineSpec) -> list[tuple[str, str]]:
     """The machine's fresh writable directories: name below mnt, and place inside. Those of tmp, var_tmp and home
     are --workdir's own; places to mount at can be made in them by nobody but us."""
-    for path in taken_binds("singularity", spec.machinetype.tmp_binds):
+    for path in reserved_paths("singularity", spec.machinetype.tmp_binds):
         raise ValueError(f"tmp_binds: {path} can't be a fresh directory")
     paths = [os.path.normpath(path) for path in spec.machinetype.tmp_binds]
     features = [(f"tmp/{name}", f"/tmp/{name}") for name in ("machinefeatures", "jobfeatures", "joboutputs")]

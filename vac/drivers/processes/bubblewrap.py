@@ -15,7 +15,7 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, Any
 
-from vac.config.taken import taken_binds
+from vac.config.machinetype import reserved_paths
 from vac.host.cvmfs_paths import real_image
 
 if TYPE_CHECKING:
@@ -69,7 +69,7 @@ def plan(spec: MachineSpec, program: str) -> dict[str, Any]:
 
 def scratch(spec: MachineSpec) -> list[tuple[str, str]]:
     """The machine's fresh writable directories: name below mnt, and place inside."""
-    for path in taken_binds("bubblewrap", spec.machinetype.tmp_binds):
+    for path in reserved_paths("bubblewrap", spec.machinetype.tmp_binds):
         raise ValueError(f"tmp_binds: {path} can't be a fresh directory")
     paths = [os.path.normpath(path) for path in spec.machinetype.tmp_binds]
     binds = [(f"bind{number}", path) for number, path in enumerate(paths)]

@@ -21,6 +21,7 @@ from vac.config.settings import Settings
 from vac.config.values import without_password
 from vac.drivers.base import (
     CreationFailed,
+    Driver,
     EngineState,
     EngineUnavailable,
     Fetch,
@@ -59,8 +60,8 @@ def open_driver(settings: Settings, fetch: Fetch | None = None) -> ProcessDriver
         raise EngineUnavailable(str(error)) from error
 
 
-class ProcessDriver:
-    """A Driver, Preparing, Tracing and Following, for the machines in these groups; fetch as in ImageFiles."""
+class ProcessDriver(Driver):
+    """Driver of the machines in these groups; fetch as in ImageFiles."""
 
     def __init__(self, groups: Groups, fetch: Fetch | None = None) -> None:
         self._groups = groups
@@ -135,7 +136,7 @@ class ProcessDriver:
         self._used_before.pop(uuid, None)
 
     def follow(self, processes: Mapping[str, LeftProcess]) -> None:
-        """See Following."""
+        """See Driver."""
         self._left = processes
 
     def _take_in(self) -> None:
@@ -163,11 +164,11 @@ class ProcessDriver:
         self._groups.tidy()
 
     def prepare(self, machinetype: Machinetype, settings: Settings, files: Path) -> str | None:
-        """See Preparing."""
+        """See Driver."""
         return self._images.prepare(machinetype.root_image, None, files) if _fetches(machinetype) else None
 
     def traces(self) -> Mapping[str, Trace]:
-        """See Tracing."""
+        """See Driver."""
         uuids = {_identity(group)[1]: group for group in self._machines()}
 
         def look() -> Mapping[str, frozenset[Contact]]:

@@ -1,4 +1,4 @@
-"""Simulated machines: a driver for tests and the simulator that needs no engine and no processes.
+"""Simulated machines: a driver for tests that needs no engine and no processes.
 
 FakeEngine stands for what outlives a factory, as dockerd or the kernel do: its machines are found by the
 successor of a factory that died. Scripts say how each machine will fare.
@@ -12,7 +12,15 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Callable
 
-from vac.drivers.base import CreationFailed, EngineState, EngineUnavailable, MachineSpec, Observed, Usage
+from vac.drivers.base import (
+    CreationFailed,
+    Driver,
+    EngineState,
+    EngineUnavailable,
+    MachineSpec,
+    Observed,
+    Usage,
+)
 
 CALLS = ("list", "usage", "create", "stop", "destroy", "events")
 
@@ -148,8 +156,8 @@ class FakeEngine:
                 del self.machines[uuid]
 
 
-class FakeDriver:
-    """A Driver of a FakeEngine's machines."""
+class FakeDriver(Driver):
+    """Driver of a FakeEngine's machines."""
 
     def __init__(self, engine: FakeEngine) -> None:
         self._engine = engine

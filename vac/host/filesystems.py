@@ -1,0 +1,89 @@
+"""Versions of files, and what is mounted where."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+MOUNTINFO = Path("/proc/self/mountinfo")
+_SPECIAL = re.compile(r"\\([0-7]{3})")
+
+
+class FileStamp(NamedTuple):
+    """Tells one version of a file from another: the key of caches."""
+
+    device: int
+    inode: int
+    size: int
+    mtime_ns: int
+
+
+def stamp_of(file: str | os.PathLike[str] | int) -> FileStamp:
+    """Return the stamp of the file with this path, links followed, or descriptor. Raises OSError."""
+    return stamp_from(os.stat(file))  # noqa: PTH116  descriptors, too
+
+
+def stamp_from(status: os.stat_result) -> FileStamp:
+    """Return the stamp that a file had when it was looked at."""
+    return FileStamp(status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
+
+
+@dataclass(frozen=True)
+class Mount:
+    """One line of mountinfo, in the words of proc_pid_mountinfo(5)."""
+
+    device: str
+    """MAJOR:MINOR."""
+    root: str
+    """The directory of the file system that is mounted."""
+    point: str
+    options: frozenset[str]
+    propagation: frozenset[str]
+    """Such as shared:12 and master:1."""
+    kind: str
+    source: str
+    super_options: frozenset[str]
+
+
+def mounts(mountinfo: Path = MOUNTINFO) -> list[Mount]:
+    """Return what is mounted in this process's name space, in the kernel's order: a later one hides an earlier one.
+
+    Raises OSError.
+    """
+    return list(parse_mounts(mountinfo.read_text(errors="surrogateescape")))
+
+
+def parse_mounts(text: str) -> Iterator[Mount]:
+    """Parse the text of a mountinfo file."""
+    for line in text.splitlines():
+        fields, _, rest = line.partition(" - ")
+        _, _, device, root, point, options, *propagation = fields.split(" ")
+        kind, source, super_options = rest.split(" ", 2)
+        yield Mount(
+            device,
+            _plain(root),
+            _plain(point),
+            frozenset(options.split(",")),
+            frozenset(propagation),
+            kind,
+            _plain(source),
+            frozenset(super_options.split(",")),
+        )
+
+
+def mount_of(path: str | os.PathLike[str], found: list[Mount]) -> Mount | None:
+    """Return the mount that holds this absolute path without links; None if there is none, as in a chroot."""
+    best = None
+    for mount in found:
+        below = f"{os.fspath(path).rstrip('/')}/".startswith(f"{mount.point.rstrip('/')}/")
+        if below and (best is None or len(mount.point) >= len(best.point)):
+            best = mount
+    return best
+
+
+def _plain(text: str) -> str:
+    return _SPECIAL.sub(lambda octal: chr(int(octal[1], 8)), text)
