@@ -35,6 +35,7 @@ from vac.scheduling.shares import (
     classic_order,
     deficit_order,
     lacking,
+    stratified_point,
 )
 from vac.scheduling.space import survey
 from vac.scheduling.superslots import Kept, Opening, find_openings
@@ -319,7 +320,9 @@ def _candidates(work: _Work, opening: Opening) -> list[Candidate]:
 def _order(work: _Work, opening: Opening) -> Iterator[RankedType]:
     candidates = _candidates(work, opening)
     choose = ORDERS[work.situation.settings.share_policy]
-    return choose(candidates, _reached_by(work, candidates), _growth(work), work.rng)
+    space, now = work.situation.space, work.situation.now
+    point = stratified_point(space.factories, space.factory, now, len(work.creates), work.rng)
+    return choose(candidates, _reached_by(work, candidates), _growth(work), point, work.rng)
 
 
 def _growth(work: _Work) -> float:

@@ -9,15 +9,18 @@ lowest running ÷ share first, by group and then by type.
 
 from __future__ import annotations
 
+import hashlib
 import math
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from typing import Any
 
 NEGLIGIBLE = 1e-6
 """Part of the capacity below which a deficit is rounding."""
 ROUNDING = 1e-9
+GOLDEN = (math.sqrt(5) - 1) / 2
 REPAY_SECONDS = 3 * 3600.0
 """Time in which a debt is repaid. From 1 to 6 h it makes little difference."""
 LONGEST_STEP_SECONDS = 3600.0
@@ -103,8 +106,27 @@ class RankedType:
     """Part of its share that it and its group lack; 0: none."""
 
 
-Order = Callable[[Sequence[Candidate], float, float, random.Random], Iterator[RankedType]]
-"""Candidates; HS06 that they will have together soon; HS06 that become free for them in the space now; chance."""
+Order = Callable[[Sequence[Candidate], float, float, float, random.Random], Iterator[RankedType]]
+"""Candidates; HS06 that they will have together soon; HS06 that become free for them in the space now; a number from
+0 to 1 that decides the first draw; chance."""
+
+
+def stratified_point(
+    factories: Sequence[str], factory: str, now: float, number: int, rng: random.Random
+) -> float:
+    """Return a number from 0 to 1 for this factory's draw of this number in a decision.
+
+    Those of factories that decide within a minute are spread evenly, like multiples of the golden ratio, wherever in
+    the list of factories these are: so their draws add up better than independent ones.
+    """
+    digest = hashlib.sha256(f"{now // 60:.0f} {number}".encode()).digest()
+    common = int.from_bytes(digest[:8], "big") / 2**64
+    return (_places(tuple(factories))[factory] * GOLDEN + common + rng.random() / len(factories)) % 1.0
+
+
+@lru_cache(maxsize=16)
+def _places(factories: tuple[str, ...]) -> Mapping[str, int]:
+    return {name: place for place, name in enumerate(factories)}
 
 
 def lacking(candidates: Sequence[Candidate], reached_hs06: float) -> dict[str, float]:
@@ -135,7 +157,11 @@ def _weights(shares: Mapping[str, float]) -> dict[str, float]:
 
 
 def deficit_order(
-    candidates: Sequence[Candidate], reached_hs06: float, free_hs06: float, rng: random.Random
+    candidates: Sequence[Candidate],
+    reached_hs06: float,
+    free_hs06: float,
+    point: float,
+    rng: random.Random,
 ) -> Iterator[RankedType]:
     """Yield all candidates, drawn one after the other by their parts of what is free.
 
@@ -147,7 +173,8 @@ def deficit_order(
     left = list(candidates)
     while left:
         parts = [1.0] if len(left) == 1 else apportion(left, lacks, free_hs06, rng)
-        drawn = left.pop(_draw(parts, rng))
+        drawn = left.pop(_draw(parts, point))
+        point = rng.random()
         lack = lacks[drawn.machinetype]
         yield RankedType(drawn.machinetype, lack if min(lack, groups[drawn.machinegroup]) > least else 0.0)
 
@@ -216,11 +243,15 @@ def _level(lacks: Mapping[str, float], weights: Mapping[str, float], amount: flo
 
 
 def classic_order(
-    candidates: Sequence[Candidate], reached_hs06: float, free_hs06: float, rng: random.Random
+    candidates: Sequence[Candidate],
+    reached_hs06: float,
+    free_hs06: float,
+    point: float,
+    rng: random.Random,
 ) -> Iterator[RankedType]:
     """Yield all candidates, lowest (group score, type score, random) first; a score is running HS06 ÷ target_share.
 
-    A group's score is the sum of its types'. Neither what is reached nor what is free counts.
+    A group's score is the sum of its types'. Only the candidates and chance count.
     """
     scores = _by_group(candidates, lambda one: one.running_hs06 / one.target_share)
 
@@ -242,14 +273,12 @@ def _by_group(candidates: Sequence[Candidate], value: Callable[[Candidate], floa
     return sums
 
 
-def _draw(weights: Sequence[float], rng: random.Random) -> int:
-    """Return a place at random by weight."""
+def _draw(weights: Sequence[float], point: float) -> int:
+    """Return the place by weight that a number from 0 to 1 points to."""
     positive = [place for place, weight in enumerate(weights) if weight > 0]
-    if len(positive) == 1:
-        return positive[0]
-    point = rng.random() * sum(weights)
+    left = point * sum(weights)
     for place in positive:
-        point -= weights[place]
-        if point < 0:
+        left -= weights[place]
+        if left < 0:
             break
     return place

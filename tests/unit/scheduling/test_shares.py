@@ -14,7 +14,15 @@ from hypothesis import strategies as st
 
 from vac.scheduling.model import seconds
 from vac.scheduling.ramp import Ramp, RampState
-from vac.scheduling.shares import Candidate, Ledger, apportion, classic_order, deficit_order, lacking
+from vac.scheduling.shares import (
+    Candidate,
+    Ledger,
+    apportion,
+    classic_order,
+    deficit_order,
+    lacking,
+    stratified_point,
+)
 
 NOW = 1_000_000.0
 HOUR = 3600.0
@@ -42,10 +50,10 @@ _candidates = st.lists(
 def test_an_order_has_every_candidate_once(
     candidates: list[Candidate], reached: float, free: float, seed: int
 ) -> None:
-    ranked = list(deficit_order(candidates, reached, free, random.Random(seed)))
+    ranked = list(deficit_order(candidates, reached, free, 0.5, random.Random(seed)))
     assert sorted(one.machinetype for one in ranked) == sorted(one.machinetype for one in candidates)
-    assert ranked == list(deficit_order(candidates, reached, free, random.Random(seed)))
-    classic = list(classic_order(candidates, reached, free, random.Random(seed)))
+    assert ranked == list(deficit_order(candidates, reached, free, 0.5, random.Random(seed)))
+    classic = list(classic_order(candidates, reached, free, 0.5, random.Random(seed)))
     assert sorted(one.machinetype for one in classic) == sorted(one.machinetype for one in candidates)
 
 
@@ -84,7 +92,7 @@ def test_one_free_processor_goes_by_the_debt_without_chance() -> None:
         Candidate("b", "b", 1, 0.0, 10.0, 9 * 10 * HOUR),
     ]
     for seed in range(20):
-        first = next(deficit_order(candidates, 10.0, 10.0, random.Random(seed)))
+        first = next(deficit_order(candidates, 10.0, 10.0, seed / 20, random.Random(seed)))
         assert first.machinetype == "b"
 
 
@@ -97,17 +105,34 @@ def test_draws_add_up_to_what_is_apportioned() -> None:
     ]
     assert lacking(candidates, 200.0) == pytest.approx({"a": 30.0, "b": 20.0, "c": 50.0, "d": -50.0})
     rng = random.Random(1)
-    firsts = Counter(next(deficit_order(candidates, 200.0, 100.0, rng)).machinetype for _ in range(5000))
+    firsts = Counter(
+        next(deficit_order(candidates, 200.0, 100.0, rng.random(), rng)).machinetype for _ in range(5000)
+    )
     assert firsts["a"] / 5000 == pytest.approx(0.3, abs=0.03)
     assert firsts["b"] / 5000 == pytest.approx(0.2, abs=0.03)
     assert firsts["c"] / 5000 == pytest.approx(0.5, abs=0.03)
     assert firsts["d"] == 0
 
 
+@pytest.mark.parametrize("first", [0, 37])
+@pytest.mark.parametrize("number", [10, 100])
+def test_draws_of_many_factories_at_one_moment_add_up(first: int, number: int) -> None:
+    """Of all of them, or of some that are neighbours in the list."""
+    factories = [f"f{place}" for place in range(150)]
+    candidates = [Candidate("a", "a", 7, 0.0), Candidate("b", "b", 3, 0.0)]
+    rng = random.Random(1)
+    for minute in range(20):
+        firsts = Counter[str]()
+        for name in factories[first : first + number]:
+            point = stratified_point(factories, name, NOW + 60 * minute, 0, rng)
+            firsts[next(deficit_order(candidates, 100.0, 100.0, point, rng)).machinetype] += 1
+        assert firsts["a"] == pytest.approx(0.7 * number, abs=3)
+
+
 def test_a_type_whose_group_has_its_share_waits() -> None:
     candidates = [Candidate("a", "g", 1, 0.0), Candidate("b", "g", 1, 90.0), Candidate("c", "h", 2, 10.0)]
     for seed in range(20):
-        ranked = list(deficit_order(candidates, 100.0, 1.0, random.Random(seed)))
+        ranked = list(deficit_order(candidates, 100.0, 1.0, 0.5, random.Random(seed)))
         assert [one.machinetype for one in ranked] == ["c", "a", "b"]
         assert [one.lacking_hs06 > 0 for one in ranked] == [True, False, False]
 
@@ -119,11 +144,11 @@ def test_classic_order_is_by_group_score_then_type_score() -> None:
         Candidate("c", "h", 1, 5.9),
         Candidate("d", "i", 1, 7.0),
     ]
-    ranked = list(classic_order(candidates, 0.0, 0.0, random.Random(1)))
+    ranked = list(classic_order(candidates, 0.0, 0.0, 0.5, random.Random(1)))
     assert [one.machinetype for one in ranked] == ["c", "b", "a", "d"]
     ties = [Candidate("a", "a", 1, 0.0), Candidate("b", "b", 1, 0.0)]
     rng = random.Random(1)
-    firsts = {next(classic_order(ties, 0.0, 0.0, rng)).machinetype for _ in range(50)}
+    firsts = {next(classic_order(ties, 0.0, 0.0, 0.5, rng)).machinetype for _ in range(50)}
     assert firsts == {"a", "b"}
 
 
