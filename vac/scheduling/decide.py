@@ -329,7 +329,8 @@ def _growth(work: _Work) -> float:
     """Return the HS06 that this step can add in the space, if the concurrent factories do as this one."""
     machines = work.ramp.left(work.candidates)
     growth = work.free if machines >= work.free else min(work.free, machines * _mean_size(work))
-    return growth * work.situation.settings.hs06 * work.concurrent_factories
+    left = max(0.0, work.capacity - sum(work.running.values()))
+    return min(left, growth * work.situation.settings.hs06 * work.concurrent_factories)
 
 
 def _reached_by(work: _Work, candidates: Sequence[Candidate]) -> float:
@@ -339,7 +340,7 @@ def _reached_by(work: _Work, candidates: Sequence[Candidate]) -> float:
     """
     total = sum(work.running.values())
     others = total - sum(one.running_hs06 for one in candidates)
-    return max(0.0, min(work.capacity, total + _growth(work)) - others)
+    return max(0.0, total + _growth(work) - others)
 
 
 def _mean_size(work: _Work) -> float:

@@ -21,6 +21,8 @@ NEGLIGIBLE = 1e-6
 """Part of the capacity below which a deficit is rounding."""
 ROUNDING = 1e-9
 GOLDEN = (math.sqrt(5) - 1) / 2
+MOMENT_SECONDS = 15
+"""Draws within this time are spread evenly over the factories."""
 REPAY_SECONDS = 3 * 3600.0
 """Time in which a debt is repaid. From 1 to 6 h it makes little difference."""
 LONGEST_STEP_SECONDS = 3600.0
@@ -116,10 +118,10 @@ def stratified_point(
 ) -> float:
     """Return a number from 0 to 1 for this factory's draw of this number in a decision.
 
-    Those of factories that decide within a minute are spread evenly, like multiples of the golden ratio, wherever in
+    Those of factories that decide at one moment are spread evenly, like multiples of the golden ratio, wherever in
     the list of factories these are: so their draws add up better than independent ones.
     """
-    digest = hashlib.sha256(f"{now // 60:.0f} {number}".encode()).digest()
+    digest = hashlib.sha256(f"{now // MOMENT_SECONDS:.0f} {number}".encode()).digest()
     common = int.from_bytes(digest[:8], "big") / 2**64
     return (_places(tuple(factories))[factory] * GOLDEN + common + rng.random() / len(factories)) % 1.0
 

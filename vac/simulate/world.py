@@ -83,8 +83,7 @@ class World:
         self.polling = Polling(scenario, self.nodes, random.Random(f"{space.seed} network"))
         self.measure = Measure(scenario, self.nodes, self.queues, BEGINNING)
         self.machines: dict[int, Machine] = {}
-        self.past: list[tuple[str, int, float, float]] = []
-        """Machines that have ended: machinetype, processors, when they were created and when they ended."""
+        self._past: list[tuple[str, int, float, float]] = []
         self._numbers = count()
         self._events: list[tuple[float, int, Callable[..., None], tuple[Any, ...]]] = []
         self._order = count()
@@ -103,6 +102,11 @@ class World:
         self.now = self.end
         self.measure.finish(self.now)
         return self.measure
+
+    def all_machines(self) -> list[tuple[str, int, float, float]]:
+        """Return machinetype, processors, and times of creation and end (or now) of every machine."""
+        running = self.machines.values()
+        return self._past + [(one.machinetype, one.processors, one.created_time, self.now) for one in running]
 
     def _at(self, delay: float, call: Callable[..., None], *arguments: Any) -> None:
         heapq.heappush(self._events, (self.now + delay, next(self._order), call, arguments))
@@ -238,7 +242,7 @@ class World:
         if machine is None:
             return
         node, started = machine.node, machine.started_time
-        self.past.append((machine.machinetype, machine.processors, machine.created_time, self.now))
+        self._past.append((machine.machinetype, machine.processors, machine.created_time, self.now))
         self.measure.ended(
             node, machine.machinetype, machine.processors, machine.created_time, machine.useful, self.now
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import statistics
 
 import pytest
 
@@ -224,9 +225,15 @@ FACTORIES = 20
 PROCESSORS = 64
 
 
-@pytest.mark.parametrize("seed", range(5))
 @pytest.mark.parametrize("shares", [{"a": 3, "b": 1}, {"a": 5, "b": 3, "c": 1, "d": 1}])
-def test_an_empty_space_fills_without_overshooting_any_share(shares: dict[str, float], seed: int) -> None:
+def test_an_empty_space_fills_without_overshooting_any_share(shares: dict[str, float]) -> None:
+    errors = [error_of_a_space_that_fills(shares, seed) for seed in range(10)]
+    assert statistics.fmean(errors) < 0.004
+    assert max(errors) < 0.01
+
+
+def error_of_a_space_that_fills(shares: dict[str, float], seed: int) -> float:
+    """Return the largest distance of a type from its share when the space is full, as a part of the space."""
     rng = random.Random(seed)
     names = tuple(f"f{index}" for index in range(FACTORIES))
     types = {name: machinetype(name, share) for name, share in shares.items()}
@@ -264,5 +271,5 @@ def test_an_empty_space_fills_without_overshooting_any_share(shares: dict[str, f
         for one, count in running.items():
             assert count <= (shares[one] / sum(shares.values()) + 0.02) * capacity
     assert sum(running.values()) == capacity
-    for one, count in running.items():
-        assert count == pytest.approx(shares[one] / sum(shares.values()) * capacity, abs=0.006 * capacity)
+    wanted = {one: share / sum(shares.values()) for one, share in shares.items()}
+    return max(abs(count / capacity - wanted[one]) for one, count in running.items())
