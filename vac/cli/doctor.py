@@ -31,7 +31,7 @@ from vac.host.privileges import PREFERRED, unprivileged_user
 from vac.host.probes import real_image
 from vac.machines import requests
 from vac.machines.layout import StateDir
-from vac.scheduling.guards import LEAST_FREE_BYTES
+from vac.scheduling.eligibility import LEAST_FREE_BYTES
 from vac.text import without_password
 from vac.vacquery.signed_json import read_key
 from vac.web.web_process import listen

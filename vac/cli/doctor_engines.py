@@ -11,7 +11,6 @@ import os
 import shutil
 import socket
 import stat
-import subprocess
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -23,11 +22,13 @@ from vac.config.machinetype import CONTAINER_MODELS, Machinetype
 from vac.config.settings import Settings
 from vac.drivers.base import CreationFailed, EngineUnavailable
 from vac.drivers.libvirt.libvirt_domain import FILTER, METADATA, SERVER
-from vac.drivers.processes.plan import PATH, account, find_program
+from vac.drivers.processes.launch_plan import PATH, account, find_program
 from vac.drivers.volumes import Run, group_in_use, run_lvm
 from vac.host import filesystems
+from vac.host.child_processes import run
 from vac.host.nat import BRIDGE, NatHost, NatProblem
 from vac.host.probes import AT_ONCE, CVMFS, problem_of
+from vac.host.syscall_filter import compiled
 from vac.machines.layout import StateDir
 
 TRY_SECONDS = 20.0
@@ -144,16 +145,19 @@ def nested_findings(sysctls: Path = Path("/proc/sys"), fuse: Path = FUSE) -> Ite
 
 
 def bubblewrap_problem(settings: Settings) -> str | None:
-    """Try bubblewrap; return why it can't make a machine here, such as user namespaces that are switched off."""
+    """Return the reason why bubblewrap can't make a machine here, such as user namespaces that are switched off."""
     options = ["--unshare-user", "--unshare-pid", "--ro-bind", "/", "/", "--proc", "/proc"]
     try:
+        compiled(nested=False)
         return _try([find_program("bubblewrap", settings), *options, "true"], settings)
     except CreationFailed as error:
         return str(error)
+    except OSError as error:
+        return f"{error.filename} {error.strerror}"
 
 
 def apptainer_problem(settings: Settings) -> str | None:
-    """Try Apptainer or Singularity with a directory tree that has this host's /usr."""
+    """Return the same of Apptainer or Singularity, with a directory tree that has this host's /usr."""
     with tempfile.TemporaryDirectory(prefix="vac-doctor-") as name:
         tree = Path(name)
         tree.chmod(0o755)
@@ -170,13 +174,13 @@ def apptainer_problem(settings: Settings) -> str | None:
 
 
 def image_file_problem(settings: Settings) -> str | None:
-    """Return why image files can't be mounted; None if they can, also by a setuid installation itself."""
+    """Return the reason why image files can't be mounted, None if the installation is setuid and mounts them itself."""
     try:
         program = find_program("singularity", settings)
     except CreationFailed:
         return None
-    told = subprocess.run([program, "buildcfg"], capture_output=True, timeout=TRY_SECONDS, check=False).stdout
-    if b"_SUID_INSTALL=1" in told:
+    told = run([program, "buildcfg"], time_limit_seconds=TRY_SECONDS)
+    if b"_SUID_INSTALL=1" in told.output:
         return None
     if not any(shutil.which(each, path=PATH) for each in ("squashfuse_ll", "squashfuse")):
         return "squashfuse is not installed: install the package squashfuse"
@@ -184,31 +188,22 @@ def image_file_problem(settings: Settings) -> str | None:
 
 
 def open_to_all(device: Path) -> bool:
-    """Return True if the device exists and everybody may read and write it."""
+    """Return True if the device is there and everybody may use it."""
     everybody = stat.S_IROTH | stat.S_IWOTH
     return device.exists() and device.stat().st_mode & everybody == everybody
 
 
 def _try(command: list[str], settings: Settings) -> str | None:
-    """Run the command as the machines' account; return what failed. Raises CreationFailed if there is no account."""
-    environment = {"PATH": PATH, "HOME": "/nonexistent"}
-    identity: dict[str, Any] = {}
+    """Return the error of the command run by the machines' account. Raises CreationFailed if there is no account."""
+    identity = None
     if os.geteuid() == 0:
         user = account(settings)
-        identity = {"user": user.pw_uid, "group": user.pw_gid, "extra_groups": []}
-    try:
-        done = subprocess.run(
-            command,
-            env=environment,
-            cwd="/",
-            capture_output=True,
-            timeout=TRY_SECONDS,
-            check=False,
-            **identity,
-        )
-    except (OSError, subprocess.SubprocessError) as error:
-        return str(error)
-    return None if done.returncode == 0 else " ".join(done.stderr.decode(errors="replace").split()) + _HINT
+        identity = (user.pw_uid, user.pw_gid)
+    environment = {"PATH": PATH, "HOME": "/nonexistent"}
+    done = run(command, time_limit_seconds=TRY_SECONDS, environment=environment, identity=identity)
+    if done.exit_code is None:
+        return done.failure
+    return " ".join(done.errors.decode(errors="replace").split()) + _HINT if done.failure else None
 
 
 def vm_findings(settings: Settings, host: NatHost | None = None) -> Iterator[Finding]:
@@ -252,9 +247,9 @@ def hypervisor_findings(settings: Settings) -> Iterator[Finding]:
     yield from lvm_findings(settings)
 
 
-def lvm_findings(settings: Settings, run: Run = run_lvm) -> Iterator[Finding]:
+def lvm_findings(settings: Settings, lvm: Run = run_lvm) -> Iterator[Finding]:
     """Yield requirements of disks in a volume group, if one is used."""
-    if group_in_use(settings, run) is not None:
+    if group_in_use(settings, lvm) is not None:
         missing = [name for name in ("vgs", "lvs", "lvcreate", "lvremove") if shutil.which(name) is None]
         yield Finding(
             "LVM's programs", f"{' '.join(missing)} not there: install lvm2" if missing else None, True
