@@ -13,7 +13,7 @@ from tests.conftest import require_tool
 from tests.engines.process_site import PATIENCE, open_site, wait_for
 from vac.drivers.engine import Engine
 from vac.drivers.messages import Created, CreationRefused, Message
-from vac.drivers.processes.engine import ProcessDriver
+from vac.drivers.processes.process_driver import ProcessDriver
 from vac.drivers.registry import APART
 
 

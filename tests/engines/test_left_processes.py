@@ -18,7 +18,7 @@ from tests.conftest import require_root, require_tool
 from tests.engines.factory_fixture import FactorySite, Kind, factory_site, records
 from tests.engines.process_site import Site, group_makers, open_site, wait_for
 from vac.drivers.base import EngineState, EngineUnavailable, LeftProcess
-from vac.drivers.processes.engine import ProcessDriver
+from vac.drivers.processes.process_driver import ProcessDriver
 
 pytestmark = pytest.mark.engine
 

@@ -18,7 +18,7 @@ import pytest
 from tests.conftest import require_root, require_tool
 from tests.engines.process_site import MIB, Site, group_makers, make_tree, open_site, processes_of, wait_for
 from vac.drivers.base import CreationFailed, EngineState
-from vac.drivers.processes.engine import ProcessDriver
+from vac.drivers.processes.process_driver import ProcessDriver
 from vac.host.cgroups import Limits
 
 pytestmark = pytest.mark.engine

@@ -22,7 +22,7 @@ from vac.config.load import Configuration
 from vac.config.machinetype import VM_MODELS, Machinetype
 from vac.config.settings import Settings
 from vac.drivers.base import CreationFailed, EngineUnavailable
-from vac.drivers.processes.plan import account
+from vac.drivers.processes.launch_plan import account
 from vac.drivers.registry import driver_for
 from vac.host.cgroups import CgroupError, open_groups
 from vac.host.privileges import PREFERRED, unprivileged_user

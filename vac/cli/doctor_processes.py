@@ -12,7 +12,7 @@ from typing import Any
 
 from vac.config.settings import Settings
 from vac.drivers.base import CreationFailed
-from vac.drivers.processes.plan import PATH, account, find_program
+from vac.drivers.processes.launch_plan import PATH, account, find_program
 
 TRY_SECONDS = 20.0
 FUSE = Path("/dev/fuse")

@@ -1,6 +1,6 @@
-"""How a process machine is to be made: by which program, as which user, with which limits.
+"""How a process machine is made: its program, user, limits and directories.
 
-What differs between bubblewrap and Singularity is a Model.
+A Model has what differs between bubblewrap and Singularity.
 """
 
 from __future__ import annotations
@@ -23,37 +23,44 @@ PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 
 class Model(Protocol):
-    """What a module of MODELS offers. Plans have "program" and "image", its path, among others."""
+    """A module of MODELS. Plans have "program" and "image", its path, among others."""
 
     PROGRAMS: tuple[str, ...]
     """Programs that make the machine; the first that is found in PATH is taken."""
     PACKAGE: str
-    """What to install if there is none."""
+    """Package to install if there is none."""
     OPTION: str
     """The option of [settings] that names another; "" if there is none."""
     TELLS: bool
-    """Does the program get descriptor 3 to write its status to?"""
+    """True: the program writes its own status to descriptor 3."""
     TAKES_URLS: bool
-    """May root_image be the URL of an image? plan() is given the path of its copy."""
+    """True: root_image may be the URL of an image; plan() is given the path of its copy."""
 
     def plan(self, spec: MachineSpec, program: str) -> dict[str, Any]:
-        """What the launcher needs to know, for JSON; ValueError with a reason if that can't be."""
+        """Return what the launcher needs, for JSON. Raises ValueError with a reason."""
 
     def command_line(self, plan: dict[str, Any]) -> list[str]:
-        """The program and its arguments; called in the launcher. OSError or ValueError with a reason."""
+        """Return the program and its arguments; called in the launcher. Raises OSError or ValueError with a reason."""
 
     def scratch(self, spec: MachineSpec) -> list[tuple[str, str]]:
-        """Fresh directories that are to be made: name below mnt, and place inside."""
+        """Return the fresh directories to make: name below mnt, and place inside."""
 
     def running(self, status: str, first: bytes, others: list[bytes]) -> bool:
-        """Does the machine's own command run? By what the program has told and processes' command lines."""
+        """Return True if the machine's own command runs.
+
+        status is the text of the status file; first is the command line of the program, others are those of the
+        machine's other processes, b"" for one that has gone.
+        """
+
+    def executed(self, status: str) -> bool:
+        """Return False if the machine's own command was certainly never executed."""
 
     def has_run(self, status: str, exit_code: int, said: str) -> bool:
-        """Now that the program has ended: had the machine's own command been begun? said is the end of its output."""
+        """Return True if the program, which has ended, had executed the machine's command; said: its last output."""
 
 
 def account(settings: Settings) -> pwd.struct_passwd:
-    """The unprivileged account that machines run as. Raises CreationFailed if there is no such one."""
+    """Return the unprivileged account that machines run as. Raises CreationFailed if there is none."""
     name = settings.singularity_user or "nobody"
     try:
         user = pwd.getpwnam(name)
@@ -65,11 +72,12 @@ def account(settings: Settings) -> pwd.struct_passwd:
 
 
 def model_of(machine_model: str) -> Model:
+    """Return the module of a machine model."""
     return cast(Model, importlib.import_module(MODELS[machine_model]))
 
 
 def make_plan(spec: MachineSpec) -> tuple[Model, dict[str, Any]]:
-    """How this machine is to be launched; everything but the cgroup."""
+    """Return the plan of this machine's launch, but for its cgroup. Raises CreationFailed."""
     kind = spec.machinetype.machine_model
     user = account(spec.settings)
     model = model_of(kind)
@@ -82,26 +90,27 @@ def make_plan(spec: MachineSpec) -> tuple[Model, dict[str, Any]]:
         f"{name.upper()}": f"/tmp/{name}" for name in ("machinefeatures", "jobfeatures", "joboutputs")
     }
     plan["environment"] = {"PATH": PATH, "HOME": "/tmp", **features, **plan.get("environment", {})}
-    plan["module"], plan["path"] = MODELS[kind], str(Path(vac.__file__).parents[1])
+    plan["model"], plan["module"], plan["path"] = kind, MODELS[kind], str(Path(vac.__file__).parents[1])
     plan["uid"], plan["gid"] = user.pw_uid, user.pw_gid
     return model, plan
 
 
 def find_program(machine_model: str, settings: Settings) -> str:
-    """The path of the program that makes machines of this model. Raises CreationFailed if there is none."""
+    """Return the path of the program that makes machines of this model. Raises CreationFailed if there is none."""
     model = model_of(machine_model)
     chosen = getattr(settings, model.OPTION) if model.OPTION else None
     if chosen is not None:
         if not os.access(chosen, os.X_OK):
-            raise CreationFailed(f"{model.OPTION} {chosen} is no program")
+            raise CreationFailed(f"{model.OPTION} {chosen} can't be executed")
         return str(chosen)
-    found = filter(None, (shutil.which(each, path=PATH) for each in model.PROGRAMS))
-    for program in found:
-        return program
+    found = next(filter(None, (shutil.which(each, path=PATH) for each in model.PROGRAMS)), None)
+    if found is not None:
+        return found
     raise CreationFailed(f"{model.PROGRAMS[0]} is not installed: install the package {model.PACKAGE}")
 
 
 def limits_of(spec: MachineSpec) -> Limits:
+    """Return the limits of the machine's cgroup."""
     factor = spec.settings.memory_limit_factor
     return Limits(
         spec.processors,
@@ -112,7 +121,7 @@ def limits_of(spec: MachineSpec) -> Limits:
 
 
 def prepare_directory(spec: MachineSpec, model: Model, uid: int, gid: int) -> None:
-    """Give the machine's user what is its own to write or run, and make the fresh directories."""
+    """Make the machine's user owner of what it may write or run, and make the fresh directories."""
     os.chown(spec.directory / "joboutputs", uid, gid)
     user_data = spec.directory / "user_data"
     if user_data.exists():

@@ -1,6 +1,7 @@
 """Machines that are processes of this host: one cgroup each, which holds all of them and tells their end.
 
-The cgroup is the truth: a machine runs while its cgroup is populated, and outlives the factory in it.
+The cgroup is the truth: a machine runs while its cgroup is populated, and outlives the factory in it. How it began and
+how it ended stands in its status file, which launch.py and the program that makes it write.
 """
 
 from __future__ import annotations
@@ -18,7 +19,6 @@ from typing import Any
 
 from vac.config.machinetype import Machinetype
 from vac.config.settings import Settings
-from vac.config.values import without_password
 from vac.drivers.base import (
     CreationFailed,
     Driver,
@@ -34,38 +34,53 @@ from vac.drivers.base import (
 from vac.drivers.digests import ImageVersion
 from vac.drivers.images import ImageFiles
 from vac.drivers.processes import launch
-from vac.drivers.processes.left import take_in
-from vac.drivers.processes.plan import Model, account, limits_of, make_plan, model_of, prepare_directory
+from vac.drivers.processes.classic_takeover import take_over
+from vac.drivers.processes.launch_plan import (
+    MODELS,
+    Model,
+    account,
+    limits_of,
+    make_plan,
+    model_of,
+    prepare_directory,
+)
 from vac.drivers.scratch import Scratch
 from vac.drivers.traces import ImageFacts, Sampling, merged, shared_network
 from vac.host.cgroup_watch import EndWatcher
 from vac.host.cgroups import CgroupError, Groups, open_groups
 from vac.host.connections import Contact, host_addresses
 from vac.host.filesystems import FileStamp
+from vac.text import without_password
 
 KILL_SECONDS = 60.0
 """Longest that processes may take to end after SIGKILL."""
 START_SECONDS = 200.0
 """Longest that a machine may take from its first process to its command; images can be on slow disks."""
 MOST_REASON_CHARACTERS = 300
+STATUS_FILE = "launch.status"
+"""In the machine's directory, root's own: lines of JSON."""
 
 
 def open_driver(settings: Settings, fetch: Fetch | None = None) -> ProcessDriver:
-    """A driver of this factory's machines; fetch as in ImageFiles.
+    """Return a driver of this factory's machines; fetch as in ImageFiles.
 
     Raises EngineUnavailable if the host has no cgroups for them.
     """
     try:
-        return ProcessDriver(open_groups(settings.factory_name), fetch)
+        return ProcessDriver(open_groups(settings.factory_name), fetch, settings.state_dir / "machines")
     except (CgroupError, OSError) as error:
         raise EngineUnavailable(str(error)) from error
 
 
 class ProcessDriver(Driver):
-    """Driver of the machines in these groups; fetch as in ImageFiles."""
+    """Driver of the machines in these groups; fetch as in ImageFiles.
 
-    def __init__(self, groups: Groups, fetch: Fetch | None = None) -> None:
+    machines: the directory with the directories of machines that another process of the factory may have made.
+    """
+
+    def __init__(self, groups: Groups, fetch: Fetch | None = None, machines: Path | None = None) -> None:
         self._groups = groups
+        self._machines_directory = machines
         self._watcher = EndWatcher(groups)
         self._images = ImageFiles(fetch, self._watcher.wake)
         self._facts = ImageFacts()
@@ -73,16 +88,22 @@ class ProcessDriver(Driver):
         self._sampling = Sampling()
         self._lock = threading.Lock()
         self._starting: set[str] = set()
-        self._children: set[int] = set()
+        self._runs: set[str] = set()
+        """Groups whose machine's command has been seen running."""
+        self._directories: dict[str, Path] = {}
+        self._children: dict[int, str] = {}
+        """Groups by their first process, which is ours to wait for."""
+        self._ends: dict[str, tuple[float | None, int | None]] = {}
+        """Time and exit code by group, as seen by this process."""
         self._left: Mapping[str, LeftProcess] = {}
-        self._used_before: dict[str, float] = {}
-        """CPU seconds by uuid that were used outside the machine's group."""
+        self._taken_over: dict[str, float] = {}
+        """By uuid of a classic machine, CPU seconds that it has used outside its group."""
 
     def list(self) -> Sequence[Observed]:
         """See Driver."""
         self._reap()
         with _unavailable():
-            self._take_in()
+            self._take_over()
             return [self._observed(group) for group in self._machines()]
 
     def usage(self) -> Mapping[str, Usage]:
@@ -100,11 +121,14 @@ class ProcessDriver(Driver):
         group = f"{spec.name}_{spec.uuid}"
         with self._lock:
             self._starting.add(group)
+            self._directories[group] = spec.directory
         try:
             self._groups.create(group, limits_of(spec))
             plan["entrances"] = [str(entrance) for entrance in self._groups.entrances(group)]
             prepare_directory(spec, model, plan["uid"], plan["gid"])
             told = self._start(spec, model, plan, group)
+            with self._lock:
+                self._runs.add(group)
             self._watcher.add(group)
             path, image = _image(told)
             self._facts.note(spec.uuid, _facts(spec, path), image)
@@ -134,22 +158,23 @@ class ProcessDriver(Driver):
             self._groups.remove(f"{name}_{uuid}")
         self._scratch.remove(name, uuid)
         self._facts.forget(uuid)
-        self._used_before.pop(uuid, None)
+        self._forget(f"{name}_{uuid}")
+        self._taken_over.pop(uuid, None)
 
     def follow(self, processes: Mapping[str, LeftProcess]) -> None:
         """See Driver."""
         self._left = processes
 
-    def _take_in(self) -> None:
-        """Once what an older Vac has left is in groups, it is as if it were ours."""
+    def _take_over(self) -> None:
+        """Once a classic machine's processes are in a group, it is as if it were ours."""
         left = self._left
         for uuid, process in left.items():
             group = f"{process.name}_{uuid}"
-            if take_in(self._groups, group, process):
+            if take_over(self._groups, group, process):
                 self._watcher.add(group)
             if self._groups.exists(group):
                 used = self._groups.usage(group).cpu_seconds or 0.0
-                self._used_before[uuid] = max(0.0, process.cpu_seconds - used)
+                self._taken_over[uuid] = max(0.0, process.cpu_seconds - used)
         if self._left is left:
             self._left = {}
 
@@ -157,6 +182,9 @@ class ProcessDriver(Driver):
         """See Driver."""
         with _unavailable():
             for group in self._watcher.ends():
+                with self._lock:
+                    if group in self._runs:
+                        self._ends.setdefault(group, (time.time(), None))
                 yield _identity(group)[0]
 
     def close(self) -> None:
@@ -179,7 +207,7 @@ class ProcessDriver(Driver):
             return merged(self._facts.news(uuids), self._sampling.sample(look))
 
     def _with_image(self, spec: MachineSpec) -> MachineSpec:
-        """The same with the path of the image's copy for its URL, readable by the machine's user."""
+        """Replace a root_image that is a URL by the path of its copy, readable by the machine's user."""
         kind = spec.machinetype
         if not _fetches(kind):
             return spec
@@ -197,72 +225,153 @@ class ProcessDriver(Driver):
         return [group for group in self._groups.names() if group not in starting]
 
     def _observed(self, group: str) -> Observed:
+        identity = _identity(group)
         if self._groups.populated(group):
-            return Observed(*_identity(group), EngineState.RUNNING)
-        has_run = bool(self._groups.usage(group).cpu_seconds)
-        return Observed(*_identity(group), EngineState.ENDED if has_run else EngineState.HALF_MADE)
+            runs = group in self._runs or self._has_begun(group)
+            return Observed(*identity, EngineState.RUNNING if runs else EngineState.HALF_MADE)
+        status = self._status(group)
+        model = status.model
+        if not self._groups.usage(group).cpu_seconds or (model and not model.executed(status.text)):
+            return Observed(*identity, EngineState.HALF_MADE)
+        with self._lock:
+            ended_time, exit_code = self._ends.get(group, (None, None))
+        if status.exit_code is not None:  # written by the program itself, perhaps while there was no factory
+            ended_time, exit_code = status.time, status.exit_code
+        return Observed(*identity, EngineState.ENDED, ended_time=ended_time, exit_code=exit_code)
+
+    def _has_begun(self, group: str) -> bool:
+        """Find out if the command of a machine runs that another process of the factory was making."""
+        status = self._status(group)
+        if status.model is not None:
+            first = status.first_process
+            others = [_command_line(each) for each in self._groups.processes(group) if each != first]
+            if not status.model.running(status.text, _command_line(first), others):
+                return False
+        with self._lock:
+            self._runs.add(group)
+        return True
 
     def _usage(self, group: str) -> Usage:
-        used, before = self._groups.usage(group), self._used_before.get(_identity(group)[1], 0.0)
-        cpu_seconds = None if used.cpu_seconds is None else used.cpu_seconds + before
-        return Usage(cpu_seconds, used.memory_bytes, used.peak_memory_bytes)
+        used, before = self._groups.usage(group), self._taken_over.get(_identity(group)[1])
+        if before is None:
+            return Usage(used.cpu_seconds, used.memory_bytes, used.peak_memory_bytes)
+        # memory that was allocated before a process is moved stays charged to the group it came from
+        return Usage(None if used.cpu_seconds is None else used.cpu_seconds + before)
 
     def _start(self, spec: MachineSpec, model: Model, plan: dict[str, Any], group: str) -> str:
-        """Start the machine; what launcher and program have told."""
+        """Start the machine; return what launcher and program have told."""
         console = spec.directory / "console.log"
-        flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC
-        output = os.open(console, flags, 0o600)
+        output = _open_for_root(console)
         said_before = os.fstat(output).st_size
-        status, status_writer = os.pipe2(os.O_CLOEXEC)
         try:
-            child = _spawn(plan, output, status_writer)
+            status = _open_for_root(spec.directory / STATUS_FILE, os.O_TRUNC)
+            try:
+                child = _spawn({**plan, "machine": group}, output, status)
+            finally:
+                os.close(status)
         finally:
             os.close(output)
-            os.close(status_writer)
-        exit_code = None
-        try:
-            _note_pid(spec.directory, child)
-            told, exit_code = self._wait_for_start(model, child, status, group)
-        finally:
-            os.close(status)
-            if exit_code is None:
-                with self._lock:
-                    self._children.add(child)
+        with self._lock:
+            self._children[child] = group
+        _note_pid(spec.directory, child)
+        told, exit_code = self._wait_for_start(model, child, group)
         if exit_code is None:
             return told
         said = _said(console, said_before)
-        failure = _failure(told)
-        if failure or launch.EXECUTING.decode() not in told or not model.has_run(told, exit_code, said):
+        failure = str(_told(told, "failure").get("failure", ""))
+        if failure or not _told(told, "executing") or not model.has_run(told, exit_code, said):
             raise CreationFailed(failure or said or f"{Path(plan['program']).name} ended at once")
         return told
 
-    def _wait_for_start(self, model: Model, child: int, status: int, group: str) -> tuple[str, int | None]:
-        """Wait until the machine's command runs, or the program has ended: what was told, and its exit code then."""
+    def _wait_for_start(self, model: Model, child: int, group: str) -> tuple[str, int | None]:
+        """Wait until the machine's command runs, or the program has ended; return what was told, and its exit code."""
         deadline = time.monotonic() + START_SECONDS
-        os.set_blocking(status, False)
-        said, pause_seconds = "", 0.001
+        pause_seconds = 0.001
         while time.monotonic() < deadline:
-            exit_code = _exit_code(child)
-            said += _read_all(status)
-            if exit_code is not None:
-                return said, exit_code
+            self._reap()
+            with self._lock:
+                ended, exit_code = child not in self._children, self._ends.get(group, (None, None))[1]
+            told = self._status(group).text
+            if ended:
+                return told, exit_code or 0
             others = [_command_line(each) for each in self._groups.processes(group) if each != child]
-            if model.running(said, _command_line(child), others):
-                return said, None
+            if model.running(told, _command_line(child), others):
+                return told, None
             time.sleep(pause_seconds)
             pause_seconds = min(pause_seconds * 1.5, 0.05)
         raise CreationFailed(f"{model.PROGRAMS[0]} has not begun within {START_SECONDS:.0f} s")
 
     def _clear(self, group: str) -> None:
-        """After a failed creation: leave nothing, or something that list() shows."""
+        """After a failed creation, leave nothing, or something that list() shows."""
         with contextlib.suppress(CgroupError):
             self._groups.kill_all(group, KILL_SECONDS)
             self._groups.remove(group)
+            self._forget(group)
         self._reap()
 
-    def _reap(self) -> None:
+    def _forget(self, group: str) -> None:
         with self._lock:
-            self._children = {child for child in self._children if _exit_code(child) is None}
+            self._runs.discard(group)
+            self._ends.pop(group, None)
+            self._directories.pop(group, None)
+
+    def _reap(self) -> None:
+        """Wait for the children that have ended."""
+        with self._lock:
+            for child, group in list(self._children.items()):
+                exit_code = _exit_code(child)
+                if exit_code is not None:
+                    del self._children[child]
+                    if group in self._starting or group in self._runs:
+                        self._ends[group] = (self._ends.get(group, (None,))[0] or time.time(), exit_code)
+
+    def _status(self, group: str) -> _Status:
+        with self._lock:
+            directory = self._directories.get(group)
+        places = [directory] if directory is not None else []
+        if directory is None and self._machines_directory is not None:
+            places = sorted(self._machines_directory.glob(f"*_{_identity(group)[0]}"), reverse=True)
+        for place in places:
+            status = _read_status(place)
+            if _told(status.text, "machine").get("machine") == group:
+                with self._lock:
+                    self._directories[group] = place
+                return status
+        return _Status()
+
+
+@dataclasses.dataclass(frozen=True)
+class _Status:
+    """The content of a status file."""
+
+    text: str = ""
+    time: float = 0.0
+    """Of the last message, Unix seconds."""
+    first_process: int = 0
+    """Number of the program's process."""
+
+    @property
+    def model(self) -> Model | None:
+        """The machine's model; None if there is no status file, as for machines of a classic factory."""
+        name = _told(self.text, "model").get("model")
+        return model_of(name) if name in MODELS else None
+
+    @property
+    def exit_code(self) -> int | None:
+        """The exit code that the program has told."""
+        told = _told(self.text, "exit-code").get("exit-code")
+        return told if isinstance(told, int) else None
+
+
+def _read_status(directory: Path) -> _Status:
+    """Return the status in a machine's directory; an empty one if there is none."""
+    try:
+        with (directory / STATUS_FILE).open("rb") as file:
+            text, changed = file.read(65536).decode(errors="replace"), os.fstat(file.fileno()).st_mtime
+    except OSError:
+        return _Status()
+    first = _told(text, "pid").get("pid")
+    return _Status(text, changed, first if isinstance(first, int) else 0)
 
 
 @contextlib.contextmanager
@@ -274,19 +383,25 @@ def _unavailable() -> Iterator[None]:
 
 
 def _identity(group: str) -> tuple[str, str]:
-    """Name and uuid of a group's machine."""
+    """Return name and uuid of a group's machine."""
     name, _, uuid = group.rpartition("_")
     return name, uuid
 
 
 def _fetches(machinetype: Machinetype) -> bool:
-    """Is its image one to be downloaded?"""
+    """Return True if its image has to be downloaded."""
     is_url = (machinetype.root_image or "").startswith(("http://", "https://"))
     return is_url and model_of(machinetype.machine_model).TAKES_URLS
 
 
+def _open_for_root(file: Path, flags: int = 0) -> int:
+    """Open a file of root's own for appending."""
+    flags |= os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC
+    return os.open(file, flags, 0o600)
+
+
 def _spawn(plan: dict[str, Any], output: int, status: int) -> int:
-    """Start the launcher; its process number, which will be the program's."""
+    """Start the launcher; return its process number, which will be the program's."""
     arguments = [sys.executable, "-I", "-S", launch.__file__, json.dumps(plan)]
     null = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
     try:
@@ -298,26 +413,19 @@ def _spawn(plan: dict[str, Any], output: int, status: int) -> int:
 
 
 def _note_pid(directory: Path, child: int) -> None:
-    """Let site scripts know the number of the machine's first process."""
+    """Write the number of the machine's first process for site scripts."""
     new = directory / "pid.new"
     new.write_text(f"{child}\n")
     new.rename(directory / "pid")
 
 
 def _exit_code(child: int) -> int | None:
-    """The exit code of this child, negative for a signal, 0 if nobody can tell it; None: it runs."""
+    """Return the exit code of this child, negative for a signal, 0 if nobody can tell it; None: it runs."""
     try:
         ended, status = os.waitpid(child, os.WNOHANG)
     except ChildProcessError:
         return 0
     return os.waitstatus_to_exitcode(status) if ended else None
-
-
-def _read_all(descriptor: int) -> str:
-    """What can be read without waiting."""
-    with contextlib.suppress(BlockingIOError):
-        return os.read(descriptor, 65536).decode(errors="replace")
-    return ""
 
 
 def _command_line(process: int) -> bytes:
@@ -326,20 +434,15 @@ def _command_line(process: int) -> bytes:
     return b""
 
 
-def _failure(said: str) -> str:
-    """The launcher's reason, "" if it got so far as to execute the program."""
-    return str(_told(said, "failure").get("failure", ""))
-
-
 def _image(said: str) -> tuple[str, ImageVersion | None]:
-    """The image's real path, as the launcher has told it, and its version if it is a file."""
+    """Return the image's real path, as the launcher has told it, and its version if it is a file."""
     told = _told(said, "image_path")
     path, stamp = str(told.get("image_path", "")), told.get("stamp")
     return path, ImageVersion(path, FileStamp(*stamp)) if stamp else None
 
 
 def _told(said: str, key: str) -> dict[str, Any]:
-    """What launcher and program have said in the JSON object that has this key; empty if they haven't."""
+    """Return the JSON object with this key among those that launcher and program have written; empty if none has it."""
     for line in said.splitlines():
         with contextlib.suppress(json.JSONDecodeError):
             told = json.loads(line)
@@ -349,7 +452,7 @@ def _told(said: str, key: str) -> dict[str, Any]:
 
 
 def _facts(spec: MachineSpec, image_path: str) -> dict[str, str]:
-    """What is known of a machine as soon as it has been made. All share the host's network."""
+    """Return the facts about a machine that are known as soon as it has been made. All share the host's network."""
     user = account(spec.settings)
     facts = {
         "user": f"{user.pw_name} ({user.pw_uid})",
@@ -362,7 +465,7 @@ def _facts(spec: MachineSpec, image_path: str) -> dict[str, str]:
 
 
 def _said(console: Path, start: int) -> str:
-    """What the program has written, in one line. Nothing of the machine has run: the words are its own."""
+    """Return the program's output in one line. Nothing of the machine has run: the words are its own."""
     with console.open("rb") as file:
         file.seek(start)
         words = file.read(16384).decode(errors="replace").split()
