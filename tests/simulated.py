@@ -13,9 +13,8 @@ import pytest
 
 from tests.fake_driver import FakeEngine, FakeMachine, Script
 from vac.accounting.records import message_fields
-from vac.config.errors import ConfigurationError, Problem
-from vac.config.load import Configuration
-from vac.config.loader import Loader
+from vac.config.files import Problem
+from vac.config.load import Configuration, ConfigurationError, Loader
 from vac.config.machinetype import Machinetype
 from vac.config.settings import Settings
 from vac.drivers.base import Driver, MachineSpec

@@ -6,8 +6,7 @@ import argparse
 import datetime
 import re
 
-from vac.config.errors import ConfigurationError
-from vac.config.load import Configuration, load
+from vac.config.load import Configuration, ConfigurationError, load
 from vac.config.settings import Settings
 from vac.host import facts
 from vac.machines import requests

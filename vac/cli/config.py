@@ -7,9 +7,9 @@ import json
 import sys
 from collections.abc import Sequence
 
-from vac.config import reference, show
-from vac.config.errors import ConfigurationError, Problem
-from vac.config.load import Configuration, load
+from vac.config import reference
+from vac.config.files import Problem
+from vac.config.load import Configuration, ConfigurationError, load
 from vac.host import facts
 from vac.host.facts import HostFacts
 
@@ -35,7 +35,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 def run(arguments: argparse.Namespace, host: HostFacts | None = None) -> int:
     """Carry out `vac config …`; arguments.config are the paths or None. Returns the exit status."""
     if arguments.action == "options":
-        _print(reference.as_json() if arguments.json else _options(arguments.sample))
+        _print(reference.reference_json() if arguments.json else _options(arguments.sample))
         return 0
     host = host or facts.read()
     configuration: Configuration | None = None
@@ -52,14 +52,14 @@ def run(arguments: argparse.Namespace, host: HostFacts | None = None) -> int:
             else _check(configuration, errors, warnings, host)
         )
     elif configuration is not None:
-        _print(show.as_json(configuration) if arguments.json else show.as_ini(configuration))
+        _print(reference.shown_json(configuration) if arguments.json else reference.shown(configuration))
     else:
         print("\n".join(f"error: {problem}" for problem in errors), file=sys.stderr)
     return 1 if errors else 0
 
 
 def _options(sample: bool) -> str:
-    return reference.sample() if sample else reference.as_text()
+    return reference.sample() if sample else reference.reference()
 
 
 def _check(

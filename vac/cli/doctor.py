@@ -17,8 +17,7 @@ from pathlib import Path
 from vac.cli import common, doctor_cvmfs, doctor_docker, doctor_files, doctor_vms, doctor_web
 from vac.cli.doctor_files import image_problem
 from vac.cli.doctor_processes import apptainer_problem, bubblewrap_problem, image_file_problem
-from vac.config.errors import ConfigurationError
-from vac.config.load import Configuration
+from vac.config.load import Configuration, ConfigurationError
 from vac.config.machinetype import VM_MODELS, Machinetype
 from vac.config.settings import Settings
 from vac.drivers.base import CreationFailed, EngineUnavailable

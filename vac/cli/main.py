@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import vac
-from vac.config.errors import ConfigurationError
+from vac.config.load import ConfigurationError
 
 _MODULES = (
     "machines",

@@ -12,12 +12,11 @@ from pathlib import Path
 
 from vac.cli import common
 from vac.config import pipe_document
-from vac.config.errors import Problem
+from vac.config.files import Problem
 from vac.config.load import Configuration
 from vac.config.machinetype import Machinetype
-from vac.config.pipe_copies import PipeCopy
 from vac.config.pipe_document import PipeDocument, parse_pipe
-from vac.config.pipe_types import review
+from vac.config.pipes import PipeCopy, review
 from vac.config.strict_json import Flaw, Refused
 from vac.config.values import without_password
 from vac.context.downloads import DownloadFailed, fetch_pipe

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from vac.config.machinetype import Machinetype
+from vac.config.files import Report
+from vac.config.machinetype import Machinetype, reserved_paths
 from vac.config.options import NO_EFFECT, declared
-from vac.config.root_images import image_problem
-from vac.config.sections import Parsed, Report
+from vac.config.sections import Parsed
 from vac.config.settings import Settings
-from vac.config.taken import taken_binds
 from vac.config.values import host_name, quoted
 from vac.host.facts import HostFacts
 from vac.host.probes import CVMFS
@@ -18,6 +18,17 @@ from vac.host.probes import CVMFS
 METRICS_MODULES = {"prometheus_client": "python3-prometheus-client", "waitress": "python3-waitress"}
 """What metrics_listen needs, by Python module: the package."""
 CONTAINER_MODELS = ("docker", "singularity", "bubblewrap")
+DOCKER = "docker://"
+_WEB = ("http://", "https://")
+_URLS = {"docker": (DOCKER, *_WEB), "bubblewrap": ()}
+"""By machine model, how URLs of its images begin; of all others as in _WEB."""
+_HOST = r"(?:localhost|\[[0-9a-fA-F:]+\]|(?=[^/]*[.:])[A-Za-z0-9][A-Za-z0-9.-]*)(?::[0-9]+)?"
+_PART = r"[a-z0-9]+(?:(?:\.|__?|-+)[a-z0-9]+)*"
+_REFERENCE = re.compile(
+    rf"(?:{_HOST}/)?{_PART}(?:/{_PART})*(?::[A-Za-z0-9_][A-Za-z0-9_.-]{{0,127}})?"
+    r"(?:@[A-Za-z][A-Za-z0-9+._-]*:[0-9a-fA-F]{32,})?"
+)
+"""An image's name: the grammar of github.com/distribution/reference."""
 
 
 def check_settings(settings: Settings, parsed: Parsed, host: HostFacts, report: Report) -> None:
@@ -143,12 +154,25 @@ def unusable(machinetype: Machinetype, settings: Settings) -> Unusable | None:
     if machinetype.image_signing_dn:
         text = f"signatures of {model} images (image_signing_dn) can't be checked, only VMs'"
         return Unusable("image_signing_dn", text, "leave it out, or no site makes machines of this type")
-    if paths := taken_binds(model, machinetype.tmp_binds):
+    if paths := reserved_paths(model, machinetype.tmp_binds):
         text = f"{', '.join(paths)} of tmp_binds can't be fresh directories in a {model} machine"
         return Unusable("tmp_binds", text, "leave them out, or no site makes machines of this type")
     if not machinetype.user_data and machinetype.container_command == "/user_data":
         text = "container_command is /user_data, and there is no user_data"
         return Unusable("user_data", text, add, site=True)
+    return None
+
+
+def image_problem(machinetype: Machinetype) -> str | None:
+    """In words, why root_image can't be one of this machine model; None if it can, or if there is none."""
+    image, model = machinetype.root_image or "", machinetype.machine_model
+    urls = _URLS.get(model, _WEB)
+    if "://" in image and not image.startswith(urls):
+        right = f"{' and '.join(urls)} URLs and paths only" if urls else "paths only"
+        return f"{model} takes {right} as root_image, not {quoted(image)}"
+    if image.startswith(DOCKER) and not _REFERENCE.fullmatch(image[len(DOCKER) :].strip("/")):
+        right = "docker://NAME or docker://REGISTRY/NAME, NAME in lower case, perhaps with :TAG or @DIGEST"
+        return f"{quoted(image)} is not the name of an image for root_image; {right} would be right"
     return None
 
 

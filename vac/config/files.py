@@ -1,36 +1,72 @@
-"""Reads the configuration's files: INI as Python's configparser has it, raw, with the classic's `rem` lines.
+"""Read the configuration's files: INI with the rules of Python 2's parser, for which sites' files were written.
 
-Each value keeps the file that it came from. What is broken is told by file and line, never by quoting the
-line, since it may be a piece of a secret.
+Values are raw (`%` stands for itself), and each keeps its file and line. A broken line is named by file and number and
+never quoted, since it may be part of a secret.
 """
 
 from __future__ import annotations
 
-import configparser
 import re
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-
-from vac.config.errors import Problem
 
 DEFAULT_PATHS = (Path("/etc/vac.d"), Path("/etc/vac.conf"), Path("/run/vac.conf"))
 COMMON = "DEFAULT"
 """The section whose options count in every other one, spelled exactly so."""
-_REMARK = re.compile(r"^rem(?=\s|$).*", re.IGNORECASE | re.MULTILINE)
+LARGEST_BYTES = 1024 * 1024
+"""Of one file."""
+MOST_BROKEN_LINES = 20
+"""Of one file, reported by number."""
+_BLANKS = " \t\f\v"
+_REMARK = re.compile(r"[#;]|rem(?:\s|$)", re.IGNORECASE)
+_HEADER = re.compile(r"\[([^]\n]+)\]")
+_OPTION = re.compile(r"([^:=\s][^:=]*)[:=](.*)")
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One thing that is wrong, or (as a warning) that somebody should look at."""
+
+    file: str
+    section: str
+    option: str
+    text: str
+    """What was found and what would be right."""
+
+    def __str__(self) -> str:
+        where = f"[{self.section}] {self.option}".strip() if self.section else self.option
+        return ": ".join(part for part in (self.file, where, self.text) if part)
+
+
+@dataclass
+class Report:
+    """Collector of problems, so that people learn all of them at once."""
+
+    errors: list[Problem] = field(default_factory=list)
+    warnings: list[Problem] = field(default_factory=list)
+
+    def error(self, file: str, section: str, option: str, text: str) -> None:
+        """Add what makes the configuration, or the section, unusable."""
+        self.errors.append(Problem(file, section, option, text))
+
+    def warn(self, file: str, section: str, option: str, text: str) -> None:
+        """Add what somebody should look at."""
+        self.warnings.append(Problem(file, section, option, text))
 
 
 @dataclass(frozen=True)
 class Value:
-    """An option's value as it was written (without comments and surrounding blanks)."""
+    """An option's value as it was written, without comments and surrounding blanks."""
 
     text: str
     file: str
+    line: int = 0
 
 
 @dataclass(frozen=True)
 class Section:
-    """All that files say under one name."""
+    """Everything that the files say under one name."""
 
     values: Mapping[str, Value]
     """By lower-cased option name."""
@@ -40,7 +76,7 @@ class Section:
 
 @dataclass(frozen=True)
 class Contents:
-    """What the files say, later ones replacing earlier ones."""
+    """Merged content of all files, later ones replacing earlier ones."""
 
     sections: Mapping[str, Section]
     """By section name, lower-cased with single blanks (DEFAULT as it is)."""
@@ -48,65 +84,141 @@ class Contents:
     """The files that were read, in order."""
     problems: tuple[Problem, ...]
     """Files that can't be read, lines that can't be understood; their other lines are in sections."""
+    warnings: tuple[Problem, ...] = ()
+    """Files that are skipped, options that are repeated."""
+    continuations: tuple[tuple[str, Value], ...] = ()
+    """Indented lines that look like a [section] or an option, each with the section it stands in."""
 
 
-def find(paths: Sequence[Path] | None) -> tuple[list[Path], list[Problem]]:
-    """The files to read, in order: of a directory its *.conf by name. None: the default places.
+def find(paths: Sequence[Path] | None, report: Report) -> list[Path]:
+    """Return the files to read, in order: of a directory its *.conf by name. None: the default places.
 
-    The default places may be missing; anything that was named explicitly must be there.
+    The default places may be missing; paths that are named explicitly must exist, and may be pipes.
     """
     found: list[Path] = []
-    problems: list[Problem] = []
     for path in DEFAULT_PATHS if paths is None else paths:
         try:
             if path.is_dir():
                 names = sorted(entry.name for entry in path.iterdir())
-                found += [path / name for name in names if name.endswith(".conf") and name[0] != "."]
-            elif paths is not None or path.exists():
+                for name in names:
+                    if name.endswith(".conf") and _worth_reading(path / name, report):
+                        found.append(path / name)
+            elif paths is not None or (path.exists() and _worth_reading(path, report)):
                 found.append(path)
         except OSError as error:
-            problems.append(_unreadable(path, error))
-    return found, problems
+            _report_unreadable(path, error, report)
+    return found
+
+
+def _worth_reading(path: Path, report: Report) -> bool:
+    if path.name.startswith("."):
+        if not path.name.startswith(".#"):  # an editor's lock
+            report.warn(str(path), "", "", "is skipped, since its name begins with '.'")
+        return False
+    if path.exists() and not path.is_file():
+        kind = "a directory" if path.is_dir() else "a pipe, socket or device"
+        report.warn(str(path), "", "", f"is skipped, since it is {kind} and not a file")
+        return False
+    return True
 
 
 def read(paths: Sequence[Path] | None) -> Contents:
     """Read and merge all files. Never raises for what is in them or for what can't be read."""
-    found, problems = find(paths)
-    sections: dict[str, Section] = {}
+    report = Report()
+    merged = _Merged(report)
+    found = find(paths, report)
     for path in found:
         try:
-            text = path.read_bytes().decode("utf-8", "surrogateescape")
+            with path.open("rb") as file:
+                content = file.read(LARGEST_BYTES + 1)
         except OSError as error:
-            problems.append(_unreadable(path, error))
+            _report_unreadable(path, error, report)
             continue
-        parser, broken = _parse(text)
-        problems += [Problem(str(path), "", f"line {line}", what) for line, what in broken]
-        for title in parser.sections():
-            name = " ".join(title.split())
-            name = name if name == COMMON else name.lower()
-            earlier = sections[name].values if name in sections else {}
-            values = {key: Value(value, str(path)) for key, value in parser.items(title)}
-            sections[name] = Section({**earlier, **values}, str(path))
-    return Contents(sections, tuple(str(path) for path in found), tuple(problems))
+        if len(content) > LARGEST_BYTES:
+            report.error(
+                str(path), "", "", f"is larger than {LARGEST_BYTES} bytes, which no configuration is"
+            )
+        else:
+            merged.add(str(path), content.decode("utf-8", "surrogateescape"))
+    sections = {name: Section(values, merged.files[name]) for name, values in merged.sections.items()}
+    return Contents(
+        sections,
+        tuple(map(str, found)),
+        tuple(report.errors),
+        tuple(report.warnings),
+        tuple(merged.continuations),
+    )
 
 
-def _parse(text: str) -> tuple[configparser.RawConfigParser, Iterable[tuple[int, str]]]:
-    """The parser with all that could be read of one file; the numbers of lines that could not, and why."""
-    parser = _new_parser()
-    lines = text.lstrip("\ufeff").replace("\r\n", "\n").replace("\r", "\n")
-    try:
-        parser.read_string(_REMARK.sub("#", lines))
-    except configparser.MissingSectionHeaderError as error:
-        return _new_parser(), [(error.lineno, "stands before the first [section]")]
-    except configparser.ParsingError as error:
-        what = "is neither a [section] nor option = value nor an indented continuation"
-        return parser, [(line, what) for line, _ in error.errors]
-    return parser, ()
+class _Merged:
+    """Sections of the files that were read so far."""
+
+    def __init__(self, report: Report) -> None:
+        self._report = report
+        self.sections: dict[str, dict[str, Value]] = {}
+        self.files: dict[str, str] = {}
+        self.continuations: list[tuple[str, Value]] = []
+
+    def add(self, file: str, text: str) -> None:
+        """Parse one file's text."""
+        title, option = "", ""
+        broken: list[int] = []
+        lines: dict[tuple[str, str], list[int]] = {}
+        parts: dict[tuple[str, str], list[str]] = {}
+        for number, line in _lines(text):
+            stripped = line.strip(_BLANKS)
+            header = _HEADER.match(stripped)
+            if option and line[0] in _BLANKS:
+                parts[title, option].append(stripped)
+                if header or _OPTION.match(stripped):
+                    self.continuations.append((title, Value(stripped, file, number)))
+            elif header:
+                title, option = _title(header[1]), ""
+                self.files[title] = file
+                self.sections.setdefault(title, {})
+            elif not title:
+                self._report.error(file, "", f"line {number}", "stands before the first [section]")
+                return
+            elif match := _OPTION.match(stripped):
+                option = match[1].rstrip(_BLANKS).lower()
+                parts[title, option] = [own_line(match[2])]
+                lines.setdefault((title, option), []).append(number)
+            else:
+                broken.append(number)
+        for number in broken[:MOST_BROKEN_LINES]:
+            text = "is neither a [section] nor option = value nor an indented continuation"
+            self._report.error(file, "", f"line {number}", text)
+        if len(broken) > MOST_BROKEN_LINES:
+            self._report.error(file, "", "", f"{len(broken) - MOST_BROKEN_LINES} more lines are neither")
+        for (title, option), numbers in lines.items():
+            self.sections[title][option] = Value("\n".join(parts[title, option]), file, numbers[-1])
+            if len(numbers) > 1:
+                earlier = "line" if len(numbers) == 2 else f"{len(numbers) - 1} lines, first in"
+                text = f"is set in {earlier} {numbers[0]} and again in line {numbers[-1]}, which counts"
+                self._report.warn(file, title, option, text)
 
 
-def _new_parser() -> configparser.RawConfigParser:
-    return configparser.RawConfigParser(strict=False, inline_comment_prefixes=(";",), default_section="\n")
+def _lines(text: str) -> Iterator[tuple[int, str]]:
+    """Yield the lines that aren't empty or comments, numbered from 1."""
+    plain = text.lstrip("\ufeff").replace("\r\n", "\n").replace("\r", "\n")
+    for number, line in enumerate(plain.split("\n"), 1):
+        if line.strip(_BLANKS) and not _REMARK.match(line):
+            yield number, line
 
 
-def _unreadable(path: Path, error: OSError) -> Problem:
-    return Problem(str(path), "", "", f"can't be read: {error.strerror or error}")
+def _title(text: str) -> str:
+    name = " ".join(text.split())
+    return name if name == COMMON else name.lower()
+
+
+def own_line(text: str) -> str:
+    """Return the value on an option's own line: only the first `;` may begin a comment, and only after a blank."""
+    value = text.strip(_BLANKS)
+    comment = value.find(";")
+    if comment > 0 and value[comment - 1] in _BLANKS:
+        value = value[:comment].rstrip(_BLANKS)
+    return "" if value == '""' else value
+
+
+def _report_unreadable(path: Path, error: OSError, report: Report) -> None:
+    report.error(str(path), "", "", f"can't be read: {error.strerror or error}")

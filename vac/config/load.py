@@ -9,17 +9,13 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Callable, Optional
 
 from vac.config.checks import check_machinetype, check_settings, check_shares, unusable
-from vac.config.errors import ConfigurationError, Problem
-from vac.config.files import COMMON, DEFAULT_PATHS, Contents, Section, Value, read
-from vac.config.machinetype import Machinetype
-from vac.config.making import make_machinetype
+from vac.config.files import COMMON, DEFAULT_PATHS, Contents, Problem, Report, Section, Value, find, read
+from vac.config.machinetype import Machinetype, VacuumPipe
 from vac.config.options import declared
-from vac.config.pipe import VacuumPipe
-from vac.config.pipe_copies import DIRECTORY, PipeCopy, read_copy
-from vac.config.pipe_types import FromPipe, expand
+from vac.config.pipes import DIRECTORY, FromPipe, PipeCopy, document_path, expand, read_copy
 from vac.config.sections import (
     MACHINEFEATURES_OPTION,
     MACHINETYPE,
@@ -29,7 +25,7 @@ from vac.config.sections import (
     USER_DATA_FILE,
     USER_DATA_OPTION,
     Parsed,
-    Report,
+    build_machinetype,
     check_common,
     parse_section,
 )
@@ -37,8 +33,36 @@ from vac.config.settings import Settings
 from vac.config.values import quoted
 from vac.host.facts import ASSUME_PROCESSORS, HostFacts
 
+FACTS_SECONDS = 600
+"""Facts about the host are asked for again after so long."""
+
+Signature = tuple[tuple[str, int, int, int, int], ...]
+Copies = Mapping[str, Optional[tuple[int, int, int]]]
+"""What tells one copy of a pipe's document from another, by prefix; None: there is none."""
+
 Sections = Mapping[tuple[str, str], Section]
 """By kind (settings, machinetype, vacuum_pipe) and name, which is empty for settings."""
+
+
+class ConfigurationError(Exception):
+    """The configuration can't be used: every problem, and the warnings that there would be besides.
+
+    settings are what could be understood of [settings], defaults standing in for the rest: not to create
+    machines by, but enough to go on watching those that there are. pipes are those that may be fetched meanwhile.
+    """
+
+    def __init__(
+        self,
+        problems: Sequence[Problem],
+        warnings: Sequence[Problem] = (),
+        settings: Settings | None = None,
+        pipes: Mapping[str, VacuumPipe] | None = None,
+    ) -> None:
+        super().__init__("; ".join(str(problem) for problem in problems))
+        self.problems = tuple(problems)
+        self.warnings = tuple(warnings)
+        self.settings = settings
+        self.pipes = {name: pipe for name, pipe in (pipes or {}).items() if pipe.vacuum_pipe_url}
 
 
 @dataclass(frozen=True)
@@ -69,6 +93,7 @@ def load(paths: Sequence[Path] | None, host: HostFacts) -> Configuration:
     report = Report()
     contents = read(paths)
     report.errors += contents.problems
+    report.warnings += contents.warnings
     if host.problem:
         report.error("environment", "", ASSUME_PROCESSORS, host.problem)
     common = contents.sections[COMMON].values if COMMON in contents.sections else {}
@@ -89,7 +114,7 @@ def load(paths: Sequence[Path] | None, host: HostFacts) -> Configuration:
             machinetype, parsed = from_pipes[name].machinetype, from_pipes[name].parsed
         else:
             parsed = local[name]
-            machinetype = make_machinetype(name, parsed, settings)
+            machinetype = build_machinetype(name, parsed, settings)
             if not _fits(machinetype, settings, parsed, pipes, report):
                 continue
         machinetypes[name] = machinetype
@@ -258,3 +283,78 @@ def _digest(
     fetched = [(name, copy.digest) for name, copy in copies.items()]
     content = json.dumps([host.name, host.processors, texts(common), each, fetched])
     return hashlib.sha256(content.encode("ascii")).hexdigest()
+
+
+class Loader:
+    """Keeps the last good Configuration for as long as files and host stay what they were."""
+
+    def __init__(self, paths: Sequence[Path] | None, facts: Callable[[], HostFacts]) -> None:
+        """Paths as for load(); facts asks the host, as vac.host.facts.read does."""
+        self._paths = paths
+        self._facts = facts
+        self._host = facts()
+        self._host_time: float | None = None
+        self._signature: Signature | None = None
+        self._copies: Copies = {}
+        self._configuration: Configuration | None = None
+
+    @property
+    def host(self) -> HostFacts:
+        """The host as it was last seen."""
+        return self._host
+
+    def load(self, now: float) -> Configuration:
+        """The configuration as it is at the time now (Unix seconds), the same object if nothing has changed.
+
+        Raises ConfigurationError, and tries everything anew the next time: what was missing may be
+        something else than a file, such as an account.
+        """
+        same_host = self._refresh_host(now)
+        signature, before = _signature(self._paths), self._configuration
+        same_files = signature is not None and signature == self._signature
+        if before is not None and same_host and same_files and _copies(before) == self._copies:
+            return before
+        self._configuration = None
+        configuration = load(self._paths, self._host)
+        self._signature, self._copies = signature, _copies(configuration)
+        if before is not None and configuration == before:
+            configuration = before
+        self._configuration = configuration
+        return configuration
+
+    def _refresh_host(self, now: float) -> bool:
+        """Ask for the host's facts if it's time to; are they what they were?"""
+        if self._host_time is None:
+            self._host_time = now
+        if 0 <= now - self._host_time < FACTS_SECONDS:
+            return True
+        before, self._host, self._host_time = self._host, self._facts(), now
+        return self._host.same(before)
+
+
+def _signature(paths: Sequence[Path] | None) -> Signature | None:
+    """What changes when a file is written, replaced, added or removed; None if some can't be looked at."""
+    report = Report()
+    found = find(paths, report)
+    if report.errors:
+        return None
+    try:
+        stats = [(str(path), path.stat()) for path in found]
+    except OSError:
+        return None
+    return tuple(
+        (name, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_size, stat.st_ino) for name, stat in stats
+    )
+
+
+def _copies(configuration: Configuration) -> Copies:
+    """What the cache has of the configured pipes. The factory is the only one that changes it."""
+    directory = configuration.settings.state_dir / DIRECTORY
+    found: dict[str, tuple[int, int, int] | None] = {}
+    for prefix in configuration.pipes:
+        try:
+            stat = document_path(directory, prefix).stat()
+            found[prefix] = (stat.st_mtime_ns, stat.st_size, stat.st_ino)
+        except OSError:
+            found[prefix] = None
+    return found

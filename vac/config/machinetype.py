@@ -1,10 +1,12 @@
-"""The options of [machinetype NAME]."""
+"""The options of [machinetype NAME] and [vacuum_pipe PREFIX], and what follows from the machine model alone."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from vac.config.options import Kind, option
 
@@ -38,7 +40,7 @@ class Machinetype:
         choices=MODELS,
         old=("vm_model",),
         pipe=True,
-        ending=True,
+        retained=True,
         sample="docker",
     )
     root_image: str | None = option(
@@ -58,10 +60,10 @@ class Machinetype:
         "a shorter life without a shutdown message is an abort",
         least=0,
         pipe=True,
-        ending=True,
+        retained=True,
     )
     max_wallclock_seconds: int = option(
-        Kind.INTEGER, 86400, "a machine is destroyed after it", least=1, pipe=True, ending=True
+        Kind.INTEGER, 86400, "a machine is destroyed after it", least=1, pipe=True, retained=True
     )
     min_wallclock_seconds: int = option(
         Kind.INTEGER,
@@ -86,7 +88,7 @@ class Machinetype:
         None,
         "FQAN in accounting records",
         pipe=True,
-        ending=True,
+        retained=True,
         sample="/vo.example.org/Role=NULL/Capability=NULL",
     )
     machinegroup: str = option(
@@ -101,23 +103,23 @@ class Machinetype:
         None,
         "file that a machine must make in its joboutputs within fizzle_seconds",
         pipe=True,
-        ending=True,
+        retained=True,
         pattern=r"(?!\.{1,2}$)[^\s/]+",
         pattern_doc="a file's name without directory",
         sample="vm-heartbeat",
     )
     heartbeat_seconds: int = option(
-        Kind.INTEGER, 0, "and renew this often; 0: need not", least=0, pipe=True, ending=True
+        Kind.INTEGER, 0, "and renew this often; 0: need not", least=0, pipe=True, retained=True
     )
     idle_cpu_percent: float | None = option(
         Kind.NUMBER,
         None,
         "a machine whose CPU use stays below this is destroyed",
         least=0,
-        ending=True,
+        retained=True,
         sample="2",
     )
-    idle_seconds: int = option(Kind.INTEGER, 3600, "after this time", least=1, ending=True)
+    idle_seconds: int = option(Kind.INTEGER, 3600, "after this time", least=1, retained=True)
     cvmfs_repositories: tuple[str, ...] = option(
         Kind.LIST,
         (),
@@ -197,7 +199,7 @@ class Machinetype:
         "disk of a machine per processor, GB; not above the value of [settings]",
         least=0,
         pipe=True,
-        ending=True,
+        retained=True,
         default_doc="that of [settings]",
         sample="10",
     )
@@ -211,3 +213,46 @@ class Machinetype:
     """user_data_file_XXX by XXX: paths, those of [settings] included."""
     pipe: str | None = None
     """Prefix of the Vacuum Pipe that it comes from; its files are in that prefix's directory."""
+
+
+@dataclass(frozen=True)
+class VacuumPipe:
+    """One Vacuum Pipe as the site's files declare it; its document is fetched elsewhere."""
+
+    name: str
+    """PREFIX: its machinetypes are called PREFIX-suffix."""
+    vacuum_pipe_url: str = option(
+        Kind.URL,
+        "",
+        "URL of the pipe's document",
+        required=True,
+        pattern=r"https?://[^\s]+",
+        pattern_doc="an http:// or https:// URL",
+        sample="https://vo.example.org/vacuum.pipe",
+    )
+    target_share: float = option(
+        Kind.NUMBER, 0.0, "share of the space that the pipe's machinetypes divide", least=0, sample="1"
+    )
+    overrides: Mapping[str, Any] = field(default_factory=dict)
+    """Parsed options of [machinetype NAME] that replace the pipe's, by name; only those that are set."""
+    user_data_options: Mapping[str, str] = field(default_factory=dict, repr=False)
+    """user_data_option_XXX by XXX, without those of [settings]."""
+    user_data_files: Mapping[str, str] = field(default_factory=dict)
+    """user_data_file_XXX by XXX, without those of [settings]."""
+
+
+_TAKEN = {
+    "bubblewrap": ("/", "/dev", "/proc", "/user_data"),
+    "singularity": ("/", "/dev", "/proc", "/sys", "/tmp", "/var/tmp", "/user_data"),
+    "docker": (
+        *("/", "/proc", "/user_data"),
+        *("/etc/machinefeatures", "/etc/jobfeatures", "/var/spool/joboutputs"),
+    ),
+}
+"""By machine model: what its program, or engine, refuses, and where the machine's own files are."""
+
+
+def reserved_paths(machine_model: str, paths: tuple[str, ...]) -> list[str]:
+    """Those of the absolute paths of tmp_binds that can't be fresh directories, in their plain form."""
+    plain = [os.path.normpath(f"/{path.lstrip('/')}") for path in paths]
+    return [path for path in plain if path in _TAKEN.get(machine_model, ())]

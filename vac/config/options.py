@@ -60,11 +60,9 @@ class Option:
     required: bool = False
     pipe: bool = False
     """May a Vacuum Pipe set it? Never for what widens a machine's access to the host."""
-    secret: bool = False
-    """Left out of `vac config show`."""
     default_doc: str = ""
     """The default in words, where it is worked out when the configuration is read."""
-    ending: bool = False
+    retained: bool = False
     """Kept with each machine, because its watching and accounting need it until it has ended."""
     no_effect: bool = False
     """Accepted because the classic has it; nothing uses it yet."""

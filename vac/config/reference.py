@@ -1,16 +1,20 @@
-"""The reference of all options and the sample configuration, both made from the table of options."""
+"""Everything that is printed of options and their values, made from the table of options: the reference, the sample
+configuration, and the merged configuration without its secrets.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import json
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
-from vac.config.machinetype import Machinetype
-from vac.config.options import NO_EFFECT, Option, declared
-from vac.config.pipe import VacuumPipe
+from vac.config.files import own_line
+from vac.config.load import Configuration
+from vac.config.machinetype import Machinetype, VacuumPipe
+from vac.config.options import NO_EFFECT, Kind, declared
 from vac.config.sections import (
     MACHINEFEATURES_OPTION,
     MACHINETYPE,
@@ -19,7 +23,7 @@ from vac.config.sections import (
     USER_DATA_OPTION,
 )
 from vac.config.settings import Settings
-from vac.config.values import allowed, render
+from vac.config.values import allowed, render, without_password
 
 WIDTH = 100
 SAMPLE_NAME = "site.conf.sample"
@@ -40,47 +44,57 @@ _SAMPLE_SET = (
     "container_capabilities",
 )
 """What the sample sets; all the rest is commented out."""
+_REPLACES = "replaces ##user_data_option_XXX## in user_data"
 _FREE = {
-    MACHINEFEATURES_OPTION: ("extra key XXX of $MACHINEFEATURES", "text"),
-    USER_DATA_OPTION: (
-        "text that replaces ##user_data_option_XXX## in user_data; never shown or logged",
-        "text",
-    ),
-    USER_DATA_FILE: ("file whose content replaces ##user_data_option_XXX## in user_data", "path"),
+    MACHINEFEATURES_OPTION: ("extra key XXX of $MACHINEFEATURES", "text", "example"),
+    USER_DATA_OPTION: (f"text that {_REPLACES}; never shown or logged", "text", "example"),
+    USER_DATA_FILE: (f"file whose content {_REPLACES}", "path", "/etc/vac-example"),
 }
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One option as the reference tells of it."""
+    """One option in the reference."""
 
     section: str
     name: str
     doc: str
     allowed: str
-    """What may stand there, in words."""
+    """Allowed values, in words."""
     default: str
     """The default as it would be written, or in words; empty if there is none."""
     sample: str
     """A value that makes a good example."""
-    required: bool
-    pipe: bool
-    """May a Vacuum Pipe's document set it?"""
-    old: tuple[str, ...]
+    required: bool = False
+    pipe: bool = False
+    """True if a Vacuum Pipe's document may set it."""
+    old: tuple[str, ...] = ()
     """Deprecated spellings."""
 
 
 def entries() -> Iterator[Entry]:
-    """Every option of every section, in the order of the reference."""
-    yield from _declared("settings", Settings)
-    yield from _free("settings", SETTINGS.prefixes)
-    yield from _declared("machinetype NAME", Machinetype)
-    yield from _free("machinetype NAME", MACHINETYPE.prefixes)
-    yield from _declared("vacuum_pipe PREFIX", VacuumPipe)
+    """Yield every option of every section, in the order of the reference."""
+    for title, holder, schema in (
+        ("settings", Settings, SETTINGS),
+        ("machinetype NAME", Machinetype, MACHINETYPE),
+        ("vacuum_pipe PREFIX", VacuumPipe, None),
+    ):
+        for name, option in declared(holder).items():
+            value = getattr(holder, name)
+            default = option.default_doc or ("" if value in (None, "", ()) else render(option, value))
+            doc = f"{option.doc} ({NO_EFFECT})" if option.no_effect else option.doc
+            sample = option.sample or default
+            yield Entry(
+                title, name, doc, allowed(option), default, sample, option.required, option.pipe, option.old
+            )
+        for prefix in schema.prefixes if schema else ():
+            doc, kind, sample = _FREE[prefix]
+            what = f"{kind}; XXX is made of a-z, 0-9 and _"
+            yield Entry(title, f"{prefix}XXX", doc, what, "", sample, pipe=title != "settings")
 
 
-def as_text() -> str:
-    """The reference for people."""
+def reference() -> str:
+    """Return the reference for people."""
     parts: list[str] = []
     section = ""
     for entry in entries():
@@ -90,26 +104,21 @@ def as_text() -> str:
         parts += [entry.name, *_wrapped(entry.doc[0].upper() + entry.doc[1:] + ".", "    ")]
         pipe = " A pipe's document may set it." if entry.pipe else ""
         parts += [*_wrapped(f"Value: {entry.allowed}. {_default_words(entry)}{pipe}", "    "), ""]
-    parts += [
-        *_wrapped(
-            "[vacuum_pipe PREFIX] also takes any option of [machinetype NAME]; it overrides the pipe's.", ""
-        ),
-        "",
-    ]
-    parts += ["Removed options, warned about and ignored:", ""]
+    text = "[vacuum_pipe PREFIX] also takes any option of [machinetype NAME]; it overrides the pipe's."
+    parts += [*_wrapped(text, ""), "", "Removed options, warned about and ignored:", ""]
     for name, instead in MACHINETYPE.removed.items():
         where = "" if name in SETTINGS.removed else " in [machinetype NAME]"
         parts += _wrapped(f"{name}{where}: {instead}", "    ")
     return "\n".join(parts) + "\n"
 
 
-def as_json() -> str:
-    """The reference for programs."""
+def reference_json() -> str:
+    """Return the reference for programs."""
     return json.dumps([dataclasses.asdict(entry) for entry in entries()], indent=2)
 
 
 def sample() -> str:
-    """The content of etc/vac.d/site.conf.sample."""
+    """Return the content of etc/vac.d/site.conf.sample."""
     titles = {
         "settings": "[settings]",
         "machinetype NAME": "[machinetype example]",
@@ -127,48 +136,68 @@ def sample() -> str:
     return "\n".join(parts)
 
 
-def _declared(section: str, holder: type) -> Iterator[Entry]:
-    defaults = {field.name: field.default for field in dataclasses.fields(holder)}
-    for name, option in declared(holder).items():
-        default = option.default_doc or _written(option, defaults[name])
-        example = option.sample or default
-        yield Entry(
-            section,
-            name,
-            f"{option.doc} ({NO_EFFECT})" if option.no_effect else option.doc,
-            allowed(option),
-            default,
-            example,
-            option.required,
-            option.pipe,
-            option.old,
-        )
-
-
-def _free(section: str, prefixes: tuple[str, ...]) -> Iterator[Entry]:
-    for prefix in prefixes:
-        doc, kind = _FREE[prefix]
-        what = f"{kind}; XXX is made of a-z, 0-9 and _"
-        example = "/etc/vac-example" if kind == "path" else "example"
-        pipe = section != "settings"
-        yield Entry(section, f"{prefix}XXX", doc, what, "", example, False, pipe, ())
-
-
-def _written(option: Option, default: object) -> str:
-    return "" if default is None or default in ("", ()) else render(option, default)
-
-
 def _default_words(entry: Entry) -> str:
     words = "Required." if entry.required else f"Default: {entry.default or 'not set'}."
     return words + (f" Formerly: {', '.join(entry.old)}." if entry.old else "")
 
 
 def _wrapped(text: str, indent: str) -> list[str]:
-    return textwrap.wrap(
-        text,
-        WIDTH,
-        initial_indent=indent,
-        subsequent_indent=indent,
-        break_long_words=False,
-        break_on_hyphens=False,
-    )
+    wrapper = textwrap.TextWrapper(WIDTH, indent, indent, break_long_words=False, break_on_hyphens=False)
+    return wrapper.wrap(text)
+
+
+def shown(configuration: Configuration) -> str:
+    """Return every option that has a value, set or by default, as INI text that can be read again.
+
+    Only values of user_data_option_XXX and passwords in URLs are left out.
+    """
+    sections = [("[settings]", _values(configuration.settings))]
+    for name, kind in configuration.machinetypes.items():
+        origin = f"# from [vacuum_pipe {kind.pipe}]\n" if kind.pipe else ""
+        sections.append((f"{origin}[machinetype {name}]", _values(kind)))
+    sections += [(f"[vacuum_pipe {name}]", _values(pipe)) for name, pipe in configuration.pipes.items()]
+    return "\n".join("\n".join([title, *map(_line, values.items()), ""]) for title, values in sections)
+
+
+def shown_json(configuration: Configuration) -> str:
+    """Return the same as JSON, with the warnings and the digest."""
+    content = {
+        "settings": _values(configuration.settings),
+        "machinetypes": {name: _values(kind) for name, kind in configuration.machinetypes.items()},
+        "pipes": {name: _values(pipe) for name, pipe in configuration.pipes.items()},
+        "unusable": dict(configuration.unusable),
+        "warnings": [vars(problem) for problem in configuration.warnings],
+        "digest": configuration.digest,
+    }
+    return json.dumps(content, indent=2)
+
+
+def _line(option: tuple[str, str]) -> str:
+    name, text = option
+    lines = text.split("\n")
+    if own_line(lines[0]) != lines[0]:
+        lines.insert(0, "")
+    return f"{name} = {lines[0]}".rstrip() + "".join(f"\n\t{line}" for line in lines[1:])
+
+
+def _values(holder: Settings | Machinetype | VacuumPipe) -> dict[str, str]:
+    """Return all values by option name, as they are written in files."""
+    values: dict[str, Any] = dict(vars(holder))
+    options: Mapping[str, Any] = declared(type(holder))
+    if isinstance(holder, VacuumPipe):
+        values.update(holder.overrides)
+        options = {**options, **declared(Machinetype)}
+    texts = {
+        name: without_password(render(option, values[name]))
+        for name, option in options.items()
+        if values.get(name) not in (None, "", ())
+        or (option.kind is Kind.CAPABILITIES and values.get(name) is not None)
+    }
+    if isinstance(holder, Settings):
+        texts.update(
+            {MACHINEFEATURES_OPTION + key: text for key, text in holder.machinefeatures_options.items()}
+        )
+    for key, text in holder.user_data_options.items():
+        texts[USER_DATA_OPTION + key] = f"({len(text)} characters, not shown)"
+    texts.update({USER_DATA_FILE + key: text for key, text in holder.user_data_files.items()})
+    return texts

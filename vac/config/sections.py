@@ -5,14 +5,12 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
-from vac.config.errors import Problem
-from vac.config.files import Section, Value
-from vac.config.machinetype import Machinetype
+from vac.config.files import Report, Section, Value
+from vac.config.machinetype import Machinetype, VacuumPipe
 from vac.config.options import Option, declared
-from vac.config.pipe import VacuumPipe
 from vac.config.settings import Settings
 from vac.config.values import BadValue, allowed, parse, quoted
 
@@ -30,22 +28,6 @@ REMOVED = {
 REMOVED_IN_MACHINETYPES = dict.fromkeys(
     ("rootpublickey", "root_public_key"), "root_public_key of [settings] counts for all machinetypes"
 )
-
-
-@dataclass
-class Report:
-    """Collects what is wrong, so that people learn all of it at once."""
-
-    errors: list[Problem] = field(default_factory=list)
-    warnings: list[Problem] = field(default_factory=list)
-
-    def error(self, file: str, section: str, option: str, text: str) -> None:
-        """Note what makes the configuration unusable."""
-        self.errors.append(Problem(file, section, option, text))
-
-    def warn(self, file: str, section: str, option: str, text: str) -> None:
-        """Note what somebody should look at."""
-        self.warnings.append(Problem(file, section, option, text))
 
 
 @dataclass(frozen=True)
@@ -129,8 +111,27 @@ def parse_section(
     for key, given in every.items():
         prefix = _prefix(schema, key)
         if prefix and _free_name(name, prefix, key, given, report):
-            free[prefix][key[len(prefix) :]] = given.text
+            text = given.text.strip() if prefix == MACHINEFEATURES_OPTION else given.text
+            free[prefix][key[len(prefix) :]] = text
     return Parsed(name, values, free, files, section.file)
+
+
+def build_machinetype(name: str, parsed: Parsed, settings: Settings) -> Machinetype:
+    """A machinetype with its defaults worked out, of which some come from [settings]."""
+    values: dict[str, Any] = dict(parsed.values)
+    values.setdefault(
+        "min_wallclock_seconds", values.get("max_wallclock_seconds", Machinetype.max_wallclock_seconds)
+    )
+    values.setdefault("machinegroup", values.get("accounting_fqan", name))
+    values["disk_gb_per_processor"] = values.get("disk_gb_per_processor") or settings.disk_gb_per_processor
+    files = parsed.free[USER_DATA_FILE]
+    inherited = {key: text for key, text in settings.user_data_options.items() if key not in files}
+    return Machinetype(
+        name=name,
+        **values,
+        user_data_options={**inherited, **parsed.free[USER_DATA_OPTION]},
+        user_data_files={**settings.user_data_files, **files},
+    )
 
 
 def check_common(common: Mapping[str, Value], report: Report) -> None:
@@ -171,7 +172,7 @@ def _parse_value(
     try:
         return parse(option, given.text), True
     except BadValue as error:
-        report.error(given.file, section, spelling, str(error) if not option.secret else "has a wrong value")
+        report.error(given.file, section, spelling, str(error))
         return None, False
 
 

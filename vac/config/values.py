@@ -18,63 +18,18 @@ FALSE = ("no", "false", "off", "0")
 LARGEST = 10**9
 """More than anybody needs of anything but Unix seconds; keeps arithmetic with times within bounds."""
 LARGEST_TIME = 10**11
-LISTS = (
-    Kind.LIST,
-    Kind.HOSTS,
-    Kind.NETWORKS,
-    Kind.ADDRESSES,
-    Kind.PATHS,
-    Kind.HOST_PORTS,
-    Kind.CAPABILITIES,
-)
+LISTS = tuple(kind for kind in Kind if kind.value.startswith("list"))
 NUMBERS = (Kind.INTEGER, Kind.NUMBER, Kind.TIME, Kind.COUNT_OR_BOOLEAN)
 EMPTY_IS_BAD = (*NUMBERS, Kind.BOOLEAN, Kind.CHOICE, Kind.CAPABILITIES)
 """Kinds for which `option =` can't mean that the default is wanted."""
-LINUX_CAPABILITIES = frozenset(
-    (
-        "AUDIT_CONTROL",
-        "AUDIT_READ",
-        "AUDIT_WRITE",
-        "BLOCK_SUSPEND",
-        "BPF",
-        "CHECKPOINT_RESTORE",
-        "CHOWN",
-        "DAC_OVERRIDE",
-        "DAC_READ_SEARCH",
-        "FOWNER",
-        "FSETID",
-        "IPC_LOCK",
-        "IPC_OWNER",
-        "KILL",
-        "LEASE",
-        "LINUX_IMMUTABLE",
-        "MAC_ADMIN",
-        "MAC_OVERRIDE",
-        "MKNOD",
-        "NET_ADMIN",
-        "NET_BIND_SERVICE",
-        "NET_BROADCAST",
-        "NET_RAW",
-        "PERFMON",
-        "SETFCAP",
-        "SETGID",
-        "SETPCAP",
-        "SETUID",
-        "SYSLOG",
-        "SYS_ADMIN",
-        "SYS_BOOT",
-        "SYS_CHROOT",
-        "SYS_MODULE",
-        "SYS_NICE",
-        "SYS_PACCT",
-        "SYS_PTRACE",
-        "SYS_RAWIO",
-        "SYS_RESOURCE",
-        "SYS_TIME",
-        "SYS_TTY_CONFIG",
-        "WAKE_ALARM",
-    )
-)
+_CAPABILITIES = """
+AUDIT_CONTROL AUDIT_READ AUDIT_WRITE BLOCK_SUSPEND BPF CHECKPOINT_RESTORE CHOWN DAC_OVERRIDE
+DAC_READ_SEARCH FOWNER FSETID IPC_LOCK IPC_OWNER KILL LEASE LINUX_IMMUTABLE MAC_ADMIN MAC_OVERRIDE MKNOD
+NET_ADMIN NET_BIND_SERVICE NET_BROADCAST NET_RAW PERFMON SETFCAP SETGID SETPCAP SETUID SYSLOG SYS_ADMIN
+SYS_BOOT SYS_CHROOT SYS_MODULE SYS_NICE SYS_PACCT SYS_PTRACE SYS_RAWIO SYS_RESOURCE SYS_TIME
+SYS_TTY_CONFIG WAKE_ALARM
+"""
+LINUX_CAPABILITIES = frozenset(_CAPABILITIES.split())
 
 _LABEL = "[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?"
 _HOST = re.compile(rf"(?=.{{1,253}}$){_LABEL}(\.{_LABEL})*")

@@ -19,8 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Callable
 
-from vac.config.settings import Settings
-from vac.config.slots import slot_number
+from vac.config.settings import Settings, slot_number
 from vac.drivers.base import CreationFailed
 
 GB = 1000**3

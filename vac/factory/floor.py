@@ -9,8 +9,7 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from vac.config.errors import ConfigurationError
-from vac.config.load import Configuration
+from vac.config.load import Configuration, ConfigurationError
 from vac.config.settings import Settings
 from vac.drivers.engine import InlineEngine
 from vac.drivers.registry import engine_name

@@ -10,8 +10,7 @@ import queue
 from collections.abc import Callable
 from typing import Union
 
-from vac.config.errors import ConfigurationError
-from vac.config.loader import Loader
+from vac.config.load import ConfigurationError, Loader
 from vac.drivers import messages as engines
 from vac.factory.contexts import ContextFailed, ContextMade, ContextMessage, Contexts, Run, in_thread
 from vac.factory.creation import Creation

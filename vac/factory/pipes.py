@@ -10,9 +10,9 @@ import threading
 from dataclasses import dataclass
 from typing import Callable
 
-from vac.config.pipe import VacuumPipe
-from vac.config.pipe_copies import PipeCopy, digest, document_path, read_copy, record, record_path
+from vac.config.machinetype import VacuumPipe
 from vac.config.pipe_document import parse_pipe
+from vac.config.pipes import PipeCopy, digest, document_path, read_copy, record, record_path
 from vac.config.strict_json import Refused
 from vac.config.values import without_password
 from vac.context.downloads import fetch_pipe

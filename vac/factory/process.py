@@ -10,9 +10,7 @@ import time
 from collections.abc import Callable
 
 import vac
-from vac.config.errors import ConfigurationError
-from vac.config.load import Configuration
-from vac.config.loader import Loader
+from vac.config.load import Configuration, ConfigurationError, Loader
 from vac.config.machinetype import VM_MODELS, Machinetype
 from vac.config.settings import Settings
 from vac.context.downloads import GRID_CERTIFICATES, ImageCache

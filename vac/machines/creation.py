@@ -8,7 +8,7 @@ from pathlib import Path
 
 from vac.config.machinetype import VM_MODELS, Machinetype
 from vac.config.settings import Settings
-from vac.machines import ending, features, files
+from vac.machines import features, files, retained
 from vac.machines.layout import DirectoryName, StateDir
 from vac.machines.machine import Machine
 from vac.machines.slots import write_slot
@@ -68,7 +68,7 @@ def create(
         name=name,
         uuid=uuid,
         processors=processors,
-        options=ending.ending_options(machinetype, settings),
+        options=retained.retained_options(machinetype, settings),
         shutdown_time=shutdown_time,
         fqan=machinetype.accounting_fqan,
     )
@@ -115,7 +115,7 @@ def _fill(building: Path, machine: Machine, settings: Settings, user_data: bytes
         mode=0o600 if machine.model in VM_MODELS else 0o500,
         owner=None if machine.model in VM_MODELS else access.owner,
     )
-    files.write_new(building / "machinetype.json", ending.to_json(machine.options), sync=True)
+    files.write_new(building / "machinetype.json", retained.to_json(machine.options), sync=True)
     if machine.fqan:
         files.write_new(building / "accounting_fqan", _bytes(machine.fqan), sync=True)
 

@@ -15,10 +15,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
-from vac.config.slots import address_slot as address_slot
-from vac.config.slots import slot_address as slot_address
-from vac.config.slots import slot_name as slot_name
-from vac.config.slots import slot_number as slot_number
+from vac.config.settings import address_slot as address_slot
+from vac.config.settings import slot_address as slot_address
+from vac.config.settings import slot_name as slot_name
+from vac.config.settings import slot_number as slot_number
 from vac.machines import files
 
 log = logging.getLogger(__name__)

@@ -11,9 +11,9 @@ from pathlib import Path
 from vac.config.machinetype import Machinetype
 from vac.config.settings import Settings
 from vac.drivers.base import LeftProcess, Usage
-from vac.machines import ending, files
-from vac.machines.ending import EndingOptions
+from vac.machines import files, retained
 from vac.machines.layout import StateDir, parse_directory_name
+from vac.machines.retained import RetainedOptions
 
 SAMPLE_SECONDS = 30.0
 """Recent CPU use is measured over at least so long."""
@@ -36,7 +36,7 @@ class Machine:
     uuid: str
     """job_id; empty if a classic factory failed to create it."""
     processors: int
-    options: EndingOptions
+    options: RetainedOptions
     shutdown_time: int
     """When it must end."""
     started_time: float | None = None
@@ -94,7 +94,7 @@ def load(
         or 1
     )
     fqan = _text(directory / "accounting_fqan") or None
-    stand_in = ending.standing_in(
+    stand_in = retained.standing_in(
         (machinetypes or {}).get(name.machinetype),
         settings,
         model=model,
@@ -103,7 +103,7 @@ def load(
         features={key: value for key, value in features.items() if value},
     )
     kept = _content(directory / "machinetype.json")
-    options = stand_in if kept is None else ending.from_json(kept, stand_in)
+    options = stand_in if kept is None else retained.from_json(kept, stand_in)
     latest_shutdown = max(
         _integer(features["shutdowntime_job"]) or 0,
         _integer(_text(directory / "machinefeatures" / "shutdowntime")) or 0,

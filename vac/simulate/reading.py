@@ -9,12 +9,18 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from vac.config.errors import ConfigurationError
-from vac.config.files import COMMON, Section, Value, read
+from vac.config.files import COMMON, Report, Section, Value, read
+from vac.config.load import ConfigurationError
 from vac.config.machinetype import Machinetype
-from vac.config.making import make_machinetype
 from vac.config.options import declared
-from vac.config.sections import MACHINETYPE, SETTINGS, Report, Schema, nearest, parse_section
+from vac.config.sections import (
+    MACHINETYPE,
+    SETTINGS,
+    Schema,
+    build_machinetype,
+    nearest,
+    parse_section,
+)
 from vac.config.settings import Settings
 from vac.simulate.scenario import Hardware, Scenario, Space, Work
 
@@ -40,7 +46,7 @@ def read_scenario(path: Path, site: Callable[[], Site]) -> Scenario:
     Raises ConfigurationError with all that is wrong; options that nothing knows are wrong here.
     """
     contents = read([path])
-    report = Report(errors=list(contents.problems))
+    report = Report([*contents.problems, *contents.warnings])
     common = contents.sections[COMMON].values if COMMON in contents.sections else {}
     own = any(title.startswith("machinetype ") for title in contents.sections)
     settings, machinetypes = (Settings(), {}) if own or report.errors else site()
@@ -49,7 +55,9 @@ def read_scenario(path: Path, site: Callable[[], Site]) -> Scenario:
         kind, _, name = title.partition(" ")
         if title != COMMON and _known(title, kind, name, section, report):
             values = _values(title, kind, section, common, report)
-            parsed[kind][name] = make_machinetype(name, values, settings) if kind == "machinetype" else values
+            parsed[kind][name] = (
+                build_machinetype(name, values, settings) if kind == "machinetype" else values
+            )
     scenario = Scenario(
         space=Space(**_of(parsed["space"])),
         settings=replace(settings, **_of(parsed["settings"])),

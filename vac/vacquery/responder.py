@@ -22,8 +22,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import cast
 
-from vac.config.errors import ConfigurationError
-from vac.config.load import load
+from vac.config.load import ConfigurationError, load
 from vac.config.settings import Settings
 from vac.host import facts
 from vac.host.connections import connected_networks

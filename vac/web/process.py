@@ -10,8 +10,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from vac.config.errors import ConfigurationError
-from vac.config.loader import Loader
+from vac.config.load import ConfigurationError, Loader
 from vac.config.settings import Settings
 from vac.host import facts
 from vac.host.privileges import become, unprivileged_user

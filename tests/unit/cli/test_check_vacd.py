@@ -78,7 +78,6 @@ def test_it_imports_nothing_but_the_standard_library(tmp_path: Path) -> None:
     script = (
         "import sys, vac.cli.check_vacd\n"
         "print(*sorted({name.partition('.')[0] for name in sys.modules} - set(sys.argv[1].split())))\n"
-        "print(*sorted(name for name in sys.modules if name.startswith('vac.')))\n"
     )
     names = " ".join(
         {name.partition(".")[0] for name in sys.modules} - {"vac"}
@@ -92,14 +91,4 @@ def test_it_imports_nothing_but_the_standard_library(tmp_path: Path) -> None:
         check=True,
         cwd=Path.cwd(),
     )
-    others, ours = result.stdout.splitlines()
-    assert set(others.split()) <= {"__main__", "vac", "__mp_main__"}
-    assert set(ours.split()) == {
-        "vac.cli",
-        "vac.cli.check_vacd",
-        "vac.config",
-        "vac.config.slots",
-        "vac.machines",
-        "vac.machines.files",
-        "vac.machines.layout",
-    }
+    assert set(result.stdout.split()) <= {"__main__", "vac", "__mp_main__"}

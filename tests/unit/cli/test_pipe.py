@@ -15,7 +15,7 @@ from tests.hostile_pipes import CORPUS, GOOD, IGNORED, REFUSED, UNFIT, Hostile
 from tests.https_server import HTML, Page, Web
 from vac.cli import doctor, pipe
 from vac.cli import main as command
-from vac.config.pipe_copies import DIRECTORY, document_path, record, record_path
+from vac.config.pipes import DIRECTORY, document_path, record, record_path
 from vac.machines import status as statuses
 from vac.machines.layout import StateDir
 from vac.machines.status import Status

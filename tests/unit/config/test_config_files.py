@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import errno
 import os
+import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -56,20 +58,59 @@ def test_named_paths_replace_the_default_places_and_have_to_be_there(tmp_path: P
 
 
 def test_a_file_without_permission_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(path: Path) -> bytes:
+    def refuse(path: Path, mode: str) -> object:
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
 
     path = write(tmp_path / "closed.conf", "[settings]\n")
-    monkeypatch.setattr(Path, "read_bytes", refuse)
+    monkeypatch.setattr(Path, "open", refuse)
     (problem,) = read([tmp_path]).problems
     assert (problem.file, problem.text) == (str(path), "can't be read: Permission denied")
 
 
-def test_a_directory_that_is_called_like_a_file_is_named(tmp_path: Path) -> None:
-    (tmp_path / "odd.conf").mkdir()
-    (problem,) = read([tmp_path]).problems
-    assert problem.file == str(tmp_path / "odd.conf")
-    assert "directory" in problem.text
+def test_only_files_are_read_and_others_warned_about(tmp_path: Path) -> None:
+    (tmp_path / "1.conf").mkdir()
+    os.mkfifo(tmp_path / "2.conf")
+    write(tmp_path / ".3.conf", "[settings]\n")
+    (tmp_path / ".#3.conf").symlink_to("me@host.1:2")  # an editor's lock
+    write(tmp_path / "4.conf", "[settings]\na = 1\n")
+    contents = read([tmp_path])
+    assert contents.files == (str(tmp_path / "4.conf"),)
+    assert contents.problems == ()
+    assert [(Path(warning.file).name, warning.text) for warning in contents.warnings] == [
+        (".3.conf", "is skipped, since its name begins with '.'"),
+        ("1.conf", "is skipped, since it is a directory and not a file"),
+        ("2.conf", "is skipped, since it is a pipe, socket or device and not a file"),
+    ]
+
+
+def test_a_pipe_that_is_named_explicitly_is_read(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    writer = threading.Thread(target=(tmp_path / "pipe").write_text, args=("[settings]\na = 1\n",))
+    writer.start()
+    assert texts(tmp_path / "pipe", "settings") == {"a": "1"}
+    writer.join()
+
+
+@pytest.mark.parametrize(
+    "line", ["a = 1\n", " more\n", "broken\n", "[settings]\n", "[x\n", "\n", "= 1\n", "a" * 99, ";\n"]
+)
+def test_millions_of_lines_are_refused_quickly(tmp_path: Path, line: str) -> None:
+    path = write(tmp_path / "x.conf", "[settings]\na = 1\n" + line * 5_000_000)
+    began = time.monotonic()
+    (problem,) = read([path]).problems
+    assert "is larger than 1048576 bytes" in problem.text
+    assert time.monotonic() - began < 10
+    path.write_text(path.read_text()[: files.LARGEST_BYTES])
+    assert len(read([path]).problems) <= files.MOST_BROKEN_LINES + 1
+
+
+def test_repeated_options_of_one_file_are_warned_about(tmp_path: Path) -> None:
+    write(tmp_path / "1.conf", "[settings]\na = 1\nb = 1\n[x]\na = 1\n[settings]\na = 2\nb = 2\nb = 3\n")
+    write(tmp_path / "2.conf", "[settings]\na = 2\n")
+    assert [str(warning).partition(": ")[2] for warning in read([tmp_path]).warnings] == [
+        "[settings] a: is set in line 2 and again in line 7, which counts",
+        "[settings] b: is set in 2 lines, first in 3 and again in line 9, which counts",
+    ]
 
 
 @pytest.mark.parametrize(
@@ -83,7 +124,15 @@ def test_a_directory_that_is_called_like_a_file_is_named(tmp_path: Path) -> None
         ("a = 1\na = 2", {"a": "2"}),
         ("a = 1\n[machinetype x]\nb = 1\n[settings]\nc = 3", {"a": "1", "c": "3"}),
         ("a = one\n two\n\tthree", {"a": "one\ntwo\nthree"}),
-        ("a = one\n; comment\n # comment\n two", {"a": "one\ntwo"}),
+        ("a = one\n; comment\n # kept ; kept\n ;kept\n two", {"a": "one\n# kept ; kept\n;kept\ntwo"}),
+        ("a = one\n\n\t\n two", {"a": "one\ntwo"}),
+        ("a = b;c ;d", {"a": "b;c ;d"}),
+        ("a = ;b ;c\nb =;", {"a": ";b ;c", "b": ";"}),
+        ('a = ""\nb = "" ; comment\nc = "x"', {"a": "", "b": "", "c": '"x"'}),
+        ("[settings] # comment\na = 1\n[settings]; [x]\nb = 2", {"a": "1", "b": "2"}),
+        ("a =\n one\n two", {"a": "\none\ntwo"}),
+        ("a = \x0bone\x0c", {"a": "one"}),
+        ("a = \xa0one\xa0", {"a": "\xa0one\xa0"}),
         ("rem this = that\nREM\nRem\tx\na = 1", {"a": "1"}),
         ("a = one\nrem in between\n two", {"a": "one\ntwo"}),
         ("remark = 1\nrem=2", {"remark": "1", "rem": "2"}),

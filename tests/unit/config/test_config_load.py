@@ -8,8 +8,7 @@ from typing import Callable
 
 import pytest
 
-from vac.config.errors import ConfigurationError
-from vac.config.load import Configuration, load
+from vac.config.load import Configuration, ConfigurationError, load
 from vac.config.machinetype import CAPABILITIES
 from vac.host.facts import HostFacts
 

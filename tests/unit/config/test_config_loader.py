@@ -8,8 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from vac.config.errors import ConfigurationError
-from vac.config.loader import FACTS_SECONDS, Loader
+from vac.config.load import FACTS_SECONDS, ConfigurationError, Loader
 from vac.host.facts import HostFacts
 
 SPACE = "[settings]\nvac_space = vac01.example.org\n"

@@ -10,8 +10,7 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from vac.config.errors import ConfigurationError
-from vac.config.load import Configuration, load
+from vac.config.load import Configuration, ConfigurationError, load
 from vac.host.facts import HostFacts
 
 LoadText = Callable[[str], Configuration]

@@ -10,9 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vac.config.machinetype import CAPABILITIES, MODELS, Machinetype
+from vac.config.machinetype import CAPABILITIES, MODELS, Machinetype, VacuumPipe
 from vac.config.options import Kind, Option, declared
-from vac.config.pipe import VacuumPipe
 from vac.config.settings import Settings
 from vac.config.values import BadValue, allowed, parse, quoted, render, split_host_port
 

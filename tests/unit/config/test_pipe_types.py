@@ -10,22 +10,20 @@ from typing import Any
 import pytest
 
 from tests.hostile_pipes import CORPUS, GOOD, REFUSED, Hostile
-from vac.config.errors import ConfigurationError
-from vac.config.load import Configuration, load
-from vac.config.loader import Loader
-from vac.config.machinetype import Machinetype
-from vac.config.pipe import VacuumPipe
-from vac.config.pipe_copies import (
+from vac.config.load import Configuration, ConfigurationError, Loader, load
+from vac.config.machinetype import Machinetype, VacuumPipe
+from vac.config.pipe_document import parse_pipe
+from vac.config.pipes import (
     DIRECTORY,
     LEAST_CACHE_SECONDS,
+    MOST_REPOSITORIES,
     PipeCopy,
     document_path,
     read_copy,
     record,
     record_path,
+    review,
 )
-from vac.config.pipe_document import parse_pipe
-from vac.config.pipe_types import MOST_REPOSITORIES, review
 from vac.host.facts import HostFacts
 from vac.machines.layout import StateDir
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from vac.config.checks import image_problem
 from vac.config.machinetype import MODELS, Machinetype
-from vac.config.root_images import image_problem
 
 DIGEST = f"sha256:{'0a' * 32}"
 NAMES = [

@@ -33,9 +33,8 @@ from vac.config.machinetype import Machinetype
 from vac.config.options import declared
 from vac.config.settings import Settings
 from vac.drivers.base import Usage
-from vac.machines import ending, files
+from vac.machines import files, retained
 from vac.machines.creation import Access
-from vac.machines.ending import EndingOptions
 from vac.machines.features import decimal
 from vac.machines.machine import (
     Machine,
@@ -46,6 +45,7 @@ from vac.machines.machine import (
     renew_heartbeat,
     write_final_heartbeat,
 )
+from vac.machines.retained import RetainedOptions
 
 
 def reloaded(machine: Machine) -> Machine:
@@ -244,7 +244,7 @@ def test_what_matters_to_the_end_is_kept_and_nothing_secret(tmp_path: Path) -> N
     assert (again.options.fizzle_seconds, again.options.heartbeat_file) == (77, "hb")
     assert b"SECRET" not in (machine.directory / "machinetype.json").read_bytes()
     kept = set(json.loads((machine.directory / "machinetype.json").read_bytes()))
-    assert kept >= {name for name, option in declared(Machinetype).items() if option.ending}
+    assert kept >= {name for name, option in declared(Machinetype).items() if option.retained}
 
 
 def test_a_changed_configuration_does_not_touch_a_running_machine(tmp_path: Path) -> None:
@@ -278,20 +278,20 @@ def test_a_torn_machinetype_json_is_replaced_by_the_configuration(tmp_path: Path
 
 
 def test_options_that_another_version_did_not_keep_come_from_the_configuration() -> None:
-    stand_in = ending.ending_options(machinetype_of(fizzle_seconds=5), Settings(vac_space="a.b"))
-    options = ending.from_json(b'{"heartbeat_file": "hb", "of_the_future": 1}', stand_in)
-    assert isinstance(options, EndingOptions)
+    stand_in = retained.retained_options(machinetype_of(fizzle_seconds=5), Settings(vac_space="a.b"))
+    options = retained.from_json(b'{"heartbeat_file": "hb", "of_the_future": 1}', stand_in)
+    assert isinstance(options, RetainedOptions)
     assert (options.heartbeat_file, options.fizzle_seconds) == ("hb", 5)
 
 
-@pytest.mark.parametrize("field", dataclasses.fields(EndingOptions), ids=lambda field: field.name)
+@pytest.mark.parametrize("field", dataclasses.fields(RetainedOptions), ids=lambda field: field.name)
 def test_options_spoilt_by_hand_come_from_the_configuration(field: dataclasses.Field[object]) -> None:
-    stand_in = ending.ending_options(machinetype_of(fizzle_seconds=5), Settings(vac_space="a.b"))
+    stand_in = retained.retained_options(machinetype_of(fizzle_seconds=5), Settings(vac_space="a.b"))
     wrong = ["[]", "{}", "true", "NaN", "1e999", "0" if "str" in str(field.type) else '"5"']
     wrong += [] if "None" in str(field.type) else ["null"]
     for value in wrong:
         content = f'{{"{field.name}": {value}}}'.encode()
-        assert ending.from_json(content, stand_in) == stand_in, content
+        assert retained.from_json(content, stand_in) == stand_in, content
 
 
 def test_a_machine_is_read_back_as_it_was(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from vac.config.errors import ConfigurationError
+from vac.config.load import ConfigurationError
 from vac.config.machinetype import Machinetype
 from vac.config.options import declared
 from vac.config.settings import Settings

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TypeVar
 
-from vac.config.slots import slot_number
+from vac.config.settings import slot_number
 from vac.drivers.base import EngineState, Observed, Usage
 
 PAUSED = 3

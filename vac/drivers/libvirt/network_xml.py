@@ -10,8 +10,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from vac.config.settings import Settings
-from vac.config.slots import slot_address, slot_name, slot_number
+from vac.config.settings import Settings, slot_address, slot_name, slot_number
 from vac.drivers.libvirt.domain_xml import NETWORK, mac_address
 from vac.host.rule_match import BRIDGE
 

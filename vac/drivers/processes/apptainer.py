@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, Any
 
-from vac.config.taken import taken_binds
+from vac.config.machinetype import reserved_paths
 from vac.host.probes import real_image
 
 if TYPE_CHECKING:
@@ -64,7 +64,7 @@ def plan(spec: MachineSpec, program: str) -> dict[str, Any]:
 
 def scratch(spec: MachineSpec) -> list[tuple[str, str]]:
     """See Model. tmp, var_tmp and home are --workdir's own; only we can make places in them to mount at."""
-    for path in taken_binds("singularity", spec.machinetype.tmp_binds):
+    for path in reserved_paths("singularity", spec.machinetype.tmp_binds):
         raise ValueError(f"tmp_binds: {path} can't be a fresh directory")
     paths = [os.path.normpath(path) for path in spec.machinetype.tmp_binds]
     features = [(f"tmp/{name}", f"/tmp/{name}") for name in ("machinefeatures", "jobfeatures", "joboutputs")]

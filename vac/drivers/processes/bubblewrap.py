@@ -13,7 +13,7 @@ import contextlib
 import os
 from typing import TYPE_CHECKING, Any
 
-from vac.config.taken import taken_binds
+from vac.config.machinetype import reserved_paths
 from vac.host.probes import real_image
 
 if TYPE_CHECKING:
@@ -66,7 +66,7 @@ def plan(spec: MachineSpec, program: str) -> dict[str, Any]:
 
 def scratch(spec: MachineSpec) -> list[tuple[str, str]]:
     """See Model."""
-    for path in taken_binds("bubblewrap", spec.machinetype.tmp_binds):
+    for path in reserved_paths("bubblewrap", spec.machinetype.tmp_binds):
         raise ValueError(f"tmp_binds: {path} can't be a fresh directory")
     paths = [os.path.normpath(path) for path in spec.machinetype.tmp_binds]
     binds = [(f"bind{number}", path) for number, path in enumerate(paths)]

@@ -25,12 +25,12 @@ _TYPES: Mapping[str, tuple[type, ...]] = {
     "float": (float, int),
     "None": (type(None),),
 }
-"""What JSON may have, by what is written in EndingOptions."""
+"""What JSON may have, by what is written in RetainedOptions."""
 
 
 @dataclass(frozen=True)
-class EndingOptions:
-    """What is kept with each machine: the options of Machinetype declared with ending=True, and some of
+class RetainedOptions:
+    """What is kept with each machine: the options of Machinetype declared with retained=True, and some of
     Settings."""
 
     machine_model: str
@@ -57,13 +57,13 @@ class EndingOptions:
         return self.gocdb_sitename or self.vac_space.partition(".")[2] or self.vac_space
 
 
-def ending_options(machinetype: Machinetype, settings: Settings) -> EndingOptions:
+def retained_options(machinetype: Machinetype, settings: Settings) -> RetainedOptions:
     """What is kept with a machine of this type that is made now."""
     kept: dict[str, Any] = {
-        name: getattr(machinetype, name) for name, option in declared(Machinetype).items() if option.ending
+        name: getattr(machinetype, name) for name, option in declared(Machinetype).items() if option.retained
     }
     kept["disk_gb_per_processor"] = kept["disk_gb_per_processor"] or settings.disk_gb_per_processor
-    return EndingOptions(
+    return RetainedOptions(
         **kept,
         mb_per_processor=settings.mb_per_processor,
         hs06_per_processor=settings.hs06_per_processor,
@@ -74,12 +74,12 @@ def ending_options(machinetype: Machinetype, settings: Settings) -> EndingOption
     )
 
 
-def to_json(options: EndingOptions) -> bytes:
+def to_json(options: RetainedOptions) -> bytes:
     """The content of machinetype.json."""
     return json.dumps(dataclasses.asdict(options), indent=1, sort_keys=True).encode("ascii") + b"\n"
 
 
-def from_json(content: bytes, stand_in: EndingOptions) -> EndingOptions:
+def from_json(content: bytes, stand_in: RetainedOptions) -> RetainedOptions:
     """Options as machinetype.json has them; stand_in has those that another version didn't keep.
 
     So it has those whose value is of another type (spoilt by hand), and all of a file that isn't a JSON object
@@ -91,7 +91,7 @@ def from_json(content: bytes, stand_in: EndingOptions) -> EndingOptions:
         return stand_in
     if not isinstance(kept, dict):
         return stand_in
-    types = {field.name: str(field.type) for field in dataclasses.fields(EndingOptions)}
+    types = {field.name: str(field.type) for field in dataclasses.fields(RetainedOptions)}
     fit = {name: value for name, value in kept.items() if name in types and _fits(value, types[name])}
     return dataclasses.replace(stand_in, **fit)
 
@@ -111,13 +111,13 @@ def standing_in(
     fqan: str | None,
     processors: int,
     features: Mapping[str, str],
-) -> EndingOptions:
+) -> RetainedOptions:
     """Options of a machine that has none in its directory.
 
     model is its slot's, fqan that of its file accounting_fqan, features the machine's own jobfeatures: what
     these say comes before the present configuration, and that before the defaults.
     """
-    options = ending_options(machinetype or Machinetype(name=""), settings or Settings())
+    options = retained_options(machinetype or Machinetype(name=""), settings or Settings())
     own: dict[str, Any] = {"accounting_fqan": fqan, "machine_model": model or options.machine_model}
     memory_bytes = _number(features.get("max_rss_bytes"))
     if memory_bytes:
