@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import platform
+import sys
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -13,6 +15,7 @@ from vac.config.machinetype import Machinetype
 from vac.config.settings import Settings
 from vac.drivers.base import MachineSpec
 from vac.drivers.processes import apptainer, bubblewrap
+from vac.host.child_processes import run
 
 
 def make_spec(site: Path, **options: Any) -> MachineSpec:
@@ -272,3 +275,27 @@ def test_machine_runs_once_something_else_than_bwrap_does(
 def test_a_process_that_a_dead_bwrap_has_left_waiting_is_no_machine(tmp_path: Path) -> None:
     own = b"\0".join(map(str.encode, command_line(make_spec(tmp_path))))
     assert not bubblewrap.running('{"child-pid": 7}', b"", [own])
+
+
+KEYS = """
+import ctypes, os, sys
+from vac.drivers.processes import launch
+libc = ctypes.CDLL(None, use_errno=True)
+add = libc.syscall(248, b"user", b"secret", b"x", ctypes.c_size_t(1), -3)
+def found():
+    return libc.syscall(250, 10, -3, b"user", b"secret", 0) >= 0
+print(add >= 0 and found())
+launch.join_new_session_keyring()
+print(found())
+"""
+
+
+@pytest.mark.allow_subprocess
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="numbers are those of x86_64")
+def test_a_machine_has_no_keys_of_those_before(tmp_path: Path) -> None:
+    done = run([sys.executable, "-c", KEYS], time_limit_seconds=60)
+    assert not done.failure
+    before, after = done.text.split()
+    if before == "False":
+        pytest.skip("the kernel has no keys, or the container doesn't let us use them")
+    assert after == "False"

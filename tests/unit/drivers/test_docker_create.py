@@ -21,7 +21,8 @@ from vac.drivers.docker.create import (
     make_tmp_binds,
     tmp_bind_directory,
 )
-from vac.drivers.docker.nested import REFUSED, nested_profile
+from vac.drivers.docker.nested import nested_profile
+from vac.host.syscall_filter import REFUSED
 
 GOLDEN = Path(__file__).parents[2] / "data" / "docker-create.json"
 IMAGE = Image("sha256:1234", "example.com/pilot@sha256:5678", "", entrypoint=False)

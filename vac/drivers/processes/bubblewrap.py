@@ -14,7 +14,9 @@ import os
 from typing import TYPE_CHECKING, Any
 
 from vac.config.machinetype import reserved_paths
+from vac.drivers.processes.launch import FILTER
 from vac.host.probes import real_image
+from vac.host.syscall_filter import compiled
 
 if TYPE_CHECKING:
     from vac.drivers.base import MachineSpec
@@ -61,7 +63,16 @@ def plan(spec: MachineSpec, program: str) -> dict[str, Any]:
         "files": os.path.realpath(spec.files),
         "mounts": mounts,
         "command": kind.container_command,
+        "filter": syscall_filter(kind.container_nested),
     }
+
+
+def syscall_filter(nested: bool) -> str:
+    """Return the filter of system calls, in hex. Raises ValueError if it can't be made: no machine is without one."""
+    try:
+        return compiled(nested).hex()
+    except OSError as error:
+        raise ValueError(f"{error.filename} {error.strerror}") from error
 
 
 def scratch(spec: MachineSpec) -> list[tuple[str, str]]:
@@ -103,6 +114,7 @@ def command_line(plan: dict[str, Any]) -> list[str]:
         plan["program"],
         *("--unshare-user", "--unshare-pid", "--unshare-ipc", "--unshare-uts", "--unshare-cgroup-try"),
         *("--hostname", plan["hostname"], "--new-session", "--json-status-fd", "3"),
+        *("--seccomp", str(FILTER)),
         *compose(root, points),
         *("--chdir", "/tmp", "--", command),
     ]
