@@ -87,6 +87,7 @@ def open_filter(program: str) -> None:
     os.write(descriptor, bytes.fromhex(program))
     os.lseek(descriptor, 0, os.SEEK_SET)
     os.dup2(descriptor, FILTER)
+    os.set_inheritable(FILTER, True)  # it may have had this number from the start
 
 
 def tell_image(path: str) -> None:
