@@ -55,6 +55,9 @@ class Model(Protocol):
     def executed(self, status: str) -> bool:
         """Return False if the machine's own command was certainly never executed."""
 
+    def may_pass(self, failure: str) -> bool:
+        """Return True if the same start may succeed at once, since a file has vanished during it."""
+
     def has_run(self, status: str, exit_code: int, said: str) -> bool:
         """Return True if the program, which has ended, had executed the machine's command; said: its last output."""
 

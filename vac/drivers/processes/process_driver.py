@@ -56,6 +56,7 @@ KILL_SECONDS = 60.0
 """Longest that processes may take to end after SIGKILL."""
 START_SECONDS = 200.0
 """Longest that a machine may take from its first process to its command; images can be on slow disks."""
+START_ATTEMPTS = 3
 MOST_REASON_CHARACTERS = 300
 STATUS_FILE = "launch.status"
 """In the machine's directory, root's own: lines of JSON."""
@@ -260,6 +261,18 @@ class ProcessDriver(Driver):
 
     def _start(self, spec: MachineSpec, model: Model, plan: dict[str, Any], group: str) -> str:
         """Start the machine; return what launcher and program have told."""
+        for _ in range(START_ATTEMPTS):
+            told, failure = self._try_to_start(spec, model, plan, group)
+            if not failure:
+                return told
+            if not model.may_pass(failure):
+                break
+        raise CreationFailed(failure)
+
+    def _try_to_start(
+        self, spec: MachineSpec, model: Model, plan: dict[str, Any], group: str
+    ) -> tuple[str, str]:
+        """Return what launcher and program have told, and the reason why the machine hasn't started, or ""."""
         console = spec.directory / "console.log"
         output = _open_for_root(console)
         said_before = os.fstat(output).st_size
@@ -275,13 +288,12 @@ class ProcessDriver(Driver):
             self._children[child] = group
         _note_pid(spec.directory, child)
         told, exit_code = self._wait_for_start(model, child, group)
-        if exit_code is None:
-            return told
-        said = _said(console, said_before)
+        said = _said(console, said_before) if exit_code is not None else ""
         failure = str(_told(told, "failure").get("failure", ""))
-        if failure or not _told(told, "executing") or not model.has_run(told, exit_code, said):
-            raise CreationFailed(failure or said or f"{Path(plan['program']).name} ended at once")
-        return told
+        begun = exit_code is None or (_told(told, "executing") and model.has_run(told, exit_code, said))
+        if begun and not failure:
+            return told, ""
+        return told, failure or said or f"{Path(plan['program']).name} ended at once"
 
     def _wait_for_start(self, model: Model, child: int, group: str) -> tuple[str, int | None]:
         """Wait until the machine's command runs, or the program has ended; return what was told, and its exit code."""
