@@ -2,6 +2,7 @@
 # which is made anew when setup.py or its lock has changed. `make test WORKERS=` runs one test at a time.
 
 PYTHON ?= python3
+RELEASE ?= bookworm
 WORKERS ?= -n 2 --dist loadfile
 BIN := .venv/bin
 LOCK := requirements/checkout.lock
@@ -11,7 +12,7 @@ TYPED := $(wildcard vac tests bench examples tools/each_python.py setup.py)
 export PYTHON
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: help demo test test-all lint format bench venv lock clean packages-run packages-test
+.PHONY: help demo unit test test-all fresh lint format bench venv lock clean packages-run packages-test
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -20,13 +21,20 @@ help:  ## list the targets
 demo: .venv/run-stamp  ## a factory with three machinetypes on this host
 	$(BIN)/python examples/demo/demo.py
 
-test: lint  ## lint, unit tests also on the oldest and newest Python, tests with real engines
+unit: lint  ## lint, unit tests, also with the oldest packages on Python 3.9 and the newest on 3.13
+	$(BIN)/python tools/each_python.py 3.9 3.13
+	$(BIN)/python -m pytest $(WORKERS) tests/unit
+
+test: lint  ## all that unit does, and tests with real engines
 	$(BIN)/python tools/each_python.py 3.9 3.13
 	$(BIN)/python -m pytest $(WORKERS)
 
 test-all: lint  ## the same on every Python found, with the tests that take minutes
 	$(BIN)/python tools/each_python.py
 	$(BIN)/python -m pytest $(WORKERS) -m ""
+
+fresh: packages-test  ## demo and unit in a bare Debian root: RELEASE=trixie or bookworm; with ALL=1 demo and test
+	tools/fresh $(RELEASE) sh -c 'make demo && make $(if $(ALL),test,unit)'
 
 lint: .venv/dev-stamp  ## style, types, and who may import whom
 	$(BIN)/ruff check

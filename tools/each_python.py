@@ -1,9 +1,9 @@
-"""Runs the unit tests on other supported Pythons of this host: `each_python.py [VERSION …]`, or all; those that
-aren't there are left out.
+"""Run the unit tests on other supported Pythons of this host: `each_python.py [VERSION …]`, or all.
 
-Looks in pyenv's versions and on PATH. Each interpreter gets an environment below .venv with only what unit
-tests need, so `make` renews it together with .venv when setup.py changes. Prints one line per interpreter,
-all of a failing one's output, and exits with 1 if any failed.
+3.9 gets the oldest packages that setup.py allows and 3.13 the newest, the others what .venv has (requirements/).
+Interpreters are looked for among pyenv's versions and on PATH. Each gets an environment below .venv with only what unit
+tests need, so `make` renews it together with .venv. Print one line per version, also for one that this host
+doesn't have, and all output where tests fail; exit with 1 if any failed.
 """
 
 from __future__ import annotations
@@ -19,11 +19,13 @@ from pathlib import Path
 
 CHECKOUT = Path(__file__).resolve().parent.parent
 SUPPORTED = ("3.9", "3.10", "3.11", "3.12", "3.13")
+LOCKS = {"3.9": "oldest", "3.13": "newest"}
+DEFAULT_LOCK = "checkout"
 PYTEST = ["-m", "pytest", "-q", "-p", "no:cacheprovider", "--hypothesis-profile=brief", "tests/unit"]
 
 
 def candidates(version: str) -> Iterator[Path]:
-    """Where an interpreter of this version may be; a pyenv shim among them may turn out not to work."""
+    """Paths where an interpreter of this version may be; a pyenv shim among them may turn out not to work."""
     pyenv_root = Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv"))
     yield from sorted(pyenv_root.glob(f"versions/{version}.*/bin/python{version}"), reverse=True)
     on_path = shutil.which(f"python{version}")
@@ -32,30 +34,40 @@ def candidates(version: str) -> Iterator[Path]:
 
 
 def works(python: Path) -> bool:
-    """Whether the interpreter starts and can make environments."""
+    """True if the interpreter starts and can make environments."""
     check = subprocess.run([python, "-c", "import ensurepip, venv"], capture_output=True, check=False)
     return check.returncode == 0
 
 
 def requirements() -> list[str]:
-    """What the installed distribution requires for running and for unit tests, as setup.py has it."""
+    """Return what the installed distribution requires for running and for unit tests, as setup.py has it."""
     lines = metadata.requires("vac-factory") or []
     return [line.split(";")[0] for line in lines if "extra ==" not in line or 'extra == "test"' in line]
 
 
-def environment(version: str, python: Path) -> Path:
-    """The version's own environment's interpreter; made and filled if it isn't there yet."""
+def environment(version: str, python: Path, lock: str) -> Path:
+    """Return the interpreter of the version's own environment, which is made and filled if it isn't there yet."""
     home = CHECKOUT / ".venv" / "pythons" / version
     stamp = home / "complete"
     if not stamp.exists():
         run([python, "-m", "venv", "--clear", home])
-        run([home / "bin" / "python", "-m", "pip", "install", "-qq", *requirements()])
+        constraints = CHECKOUT / "requirements" / f"{lock}.lock"
+        pip: list[str | Path] = [
+            home / "bin" / "pip",
+            "install",
+            "-qq",
+            "--no-build-isolation",
+            "--constraint",
+            constraints,
+        ]
+        run([*pip, "setuptools", "wheel"])
+        run([*pip, *requirements()])
         stamp.touch()
     return home / "bin" / "python"
 
 
 def run(arguments: list[str | Path]) -> str:
-    """Standard output and error of a command; CalledProcessError carries them if it fails."""
+    """Return standard output and error of a command; CalledProcessError carries them if it fails."""
     done = subprocess.run(
         arguments, cwd=CHECKOUT, check=True, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
     )
@@ -63,23 +75,29 @@ def run(arguments: list[str | Path]) -> str:
 
 
 def unit_tests(version: str, python: Path) -> bool:
-    """Runs them and reports; true if they passed."""
+    """Run them and report; return true if they passed."""
+    lock = LOCKS.get(version, DEFAULT_LOCK)
+    title = f"unit tests on Python {version}, packages of requirements/{lock}.lock"
     try:
-        output = run([environment(version, python), *PYTEST])
+        output = run([environment(version, python, lock), *PYTEST])
     except subprocess.CalledProcessError as error:
-        print(f"unit tests on Python {version} ({python}) FAILED:\n{error.output}", flush=True)
+        print(f"{title}: FAILED with {python}:\n{error.output}", flush=True)
         return False
-    print(f"unit tests on Python {version}: {output.strip().splitlines()[-1]}", flush=True)
+    print(f"{title}: {output.strip().splitlines()[-1]}", flush=True)
     return True
 
 
 def main(versions: list[str]) -> int:
-    """One interpreter per processor at a time."""
+    """Run one interpreter per processor at a time."""
     running = "{}.{}".format(*sys.version_info[:2])
     found = {}
     for version in versions or SUPPORTED:
+        if version == running and version not in LOCKS:
+            continue  # which is .venv's own
         python = next(filter(works, candidates(version)), None)
-        if python and version != running:
+        if python is None:
+            print(f"unit tests on Python {version}: left out, this host has no python{version}", flush=True)
+        else:
             found[version] = python
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         passed = list(pool.map(unit_tests, found, found.values()))

@@ -67,10 +67,10 @@ class TooLarge(Error):
 class Parser(HTTPRequestParser):
     """Takes one request at a time; tells in our words that one is too large, and not to continue with it.
 
-    crowded: tells whether its client has more bodies under way than it may have.
+    crowded: tells whether its client has more bodies under way, this one included, than it may have.
     """
 
-    def __init__(self, crowded: Callable[[], bool], adj: Adjustments) -> None:
+    def __init__(self, crowded: Callable[[Parser], bool], adj: Adjustments) -> None:
         super().__init__(adj)
         self.begun_time = time.monotonic()
         self._crowded = crowded
@@ -90,7 +90,7 @@ class Parser(HTTPRequestParser):
         consumed = super().received(data)
         if isinstance(self.error, RequestEntityTooLarge):
             self._refuse(f"at most {self.adj.max_request_body_size - 1} bytes are taken")
-        elif self.error is None and self._grows() and self._crowded():
+        elif self.error is None and self._grows() and self._crowded(self):
             self._refuse("other requests of this machine have not come whole yet; try again later")
         if self.completed and not self.empty and data[consumed:].strip():
             self.headers = {**self.headers, "CONNECTION": "close"}
@@ -122,10 +122,11 @@ class Channel(HTTPChannel):
         channels: list[Channel] = server.channels_of(self.addr[0])
         return channels
 
-    def _is_crowded(self) -> bool:
-        requests: list[Any] = [
-            request for one in self._of_this_client() for request in (*one.requests, one.request)
-        ]
+    def _is_crowded(self, parsed: Parser) -> bool:
+        requests: set[Any] = {
+            parsed
+        }  # which waitress 1.4 makes the channel's request only when it has read on
+        requests.update(request for one in self._of_this_client() for request in (*one.requests, one.request))
         under_way = sum(request.under_way_bytes() for request in requests if request is not None)
         return bool(under_way > MOST_BODIES * (self.adj.max_request_body_size - 1))
 
