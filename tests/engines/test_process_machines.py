@@ -330,6 +330,25 @@ def test_machine_sees_no_other_mount_of_the_state_directory(site: Site) -> None:
     assert "SECRET" not in (spec.directory / "console.log").read_text()
 
 
+@each_model
+def test_each_slot_has_a_uid_of_its_own(site: Site) -> None:
+    settings = dataclasses.replace(site.settings, factory_name="f1.example.com", slot_uids="200000-200001")
+    script = """
+        id -u >$JOBOUTPUTS/id; id -g >>$JOBOUTPUTS/id; touch /var/tmp/x; sleep 600
+    """
+    specs = [dataclasses.replace(site.spec(number, script), settings=settings) for number in range(3)]
+    for number, spec in enumerate(specs[:2]):
+        site.create(spec)
+        wait_for((spec.directory / "mnt/var_tmp/x").exists, "it writes in its directories")
+        assert site.output(spec, "id").split() == 2 * [str(200000 + number)]
+        assert (spec.directory / "joboutputs/id").stat().st_uid == 200000 + number
+        assert (spec.directory / "user_data").stat().st_uid == 200000 + number
+        owners = {Path(f"/proc/{process}").stat().st_uid for process in site.processes(spec)}
+        assert owners == {200000 + number}
+    with pytest.raises(CreationFailed, match="slot_uids 200000-200001 has no uid for f1-02"):
+        site.create(specs[2])
+
+
 DIE_EARLY = """
 import sys
 from tests.engines.process_site import Site, group_makers

@@ -161,6 +161,10 @@ def _process_containers(settings: Settings) -> Iterator[Finding]:
         shared = responder is not None and responder.pw_uid == user.pw_uid
         problem = "so does the process that answers the network: make an account vac, or set singularity_user"
         yield Finding(what, problem if shared else None, serious=False)
+        alike = (
+            None if settings.slot_uids else "all slots' machines share it: set slot_uids to keep them apart"
+        )
+        yield Finding("a uid for each slot", alike, serious=False)
     except CreationFailed as error:
         yield Finding("singularity_user", str(error))
     try:

@@ -13,6 +13,7 @@ from typing import Any
 from vac.config.settings import Settings
 from vac.drivers.base import CreationFailed
 from vac.drivers.processes.launch_plan import PATH, account, find_program
+from vac.host.syscall_filter import compiled
 
 TRY_SECONDS = 20.0
 FUSE = Path("/dev/fuse")
@@ -24,9 +25,12 @@ def bubblewrap_problem(settings: Settings) -> str | None:
     """Why bubblewrap can't make a machine here: user namespaces may be switched off. None: it can."""
     options = ["--unshare-user", "--unshare-pid", "--ro-bind", "/", "/", "--proc", "/proc"]
     try:
+        compiled(nested=False)
         return _try([find_program("bubblewrap", settings), *options, "true"], settings)
     except CreationFailed as error:
         return str(error)
+    except OSError as error:
+        return f"{error.filename} {error.strerror}"
 
 
 def apptainer_problem(settings: Settings) -> str | None:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Protocol, cast
 
 import vac
-from vac.config.settings import Settings
+from vac.config.settings import Settings, slot_uid
 from vac.drivers.base import CreationFailed, MachineSpec
 from vac.host.cgroups import Limits
 
@@ -74,6 +74,18 @@ def account(settings: Settings) -> pwd.struct_passwd:
     return user
 
 
+def identity(spec: MachineSpec) -> tuple[int, int]:
+    """Return uid and gid of the machine: its slot's own, else those of account(). Raises CreationFailed."""
+    try:
+        uid = slot_uid(spec.settings, spec.name)
+    except ValueError as error:
+        raise CreationFailed(str(error)) from None
+    if uid is not None:
+        return uid, uid
+    user = account(spec.settings)
+    return user.pw_uid, user.pw_gid
+
+
 def model_of(machine_model: str) -> Model:
     """Return the module of a machine model."""
     return cast(Model, importlib.import_module(MODELS[machine_model]))
@@ -82,19 +94,19 @@ def model_of(machine_model: str) -> Model:
 def make_plan(spec: MachineSpec) -> tuple[Model, dict[str, Any]]:
     """Return the plan of this machine's launch, but for its cgroup. Raises CreationFailed."""
     kind = spec.machinetype.machine_model
-    user = account(spec.settings)
+    uid, gid = identity(spec)
     model = model_of(kind)
     program = find_program(kind, spec.settings)
     try:
         plan = model.plan(spec, program)
-    except ValueError as error:
+    except (OSError, ValueError) as error:
         raise CreationFailed(str(error)) from error
     features = {
         f"{name.upper()}": f"/tmp/{name}" for name in ("machinefeatures", "jobfeatures", "joboutputs")
     }
     plan["environment"] = {"PATH": PATH, "HOME": "/tmp", **features, **plan.get("environment", {})}
     plan["model"], plan["module"], plan["path"] = kind, MODELS[kind], str(Path(vac.__file__).parents[1])
-    plan["uid"], plan["gid"] = user.pw_uid, user.pw_gid
+    plan["uid"], plan["gid"] = uid, gid
     return model, plan
 
 

@@ -39,6 +39,7 @@ from vac.drivers.processes.launch_plan import (
     MODELS,
     Model,
     account,
+    identity,
     limits_of,
     make_plan,
     model_of,
@@ -214,8 +215,9 @@ class ProcessDriver(Driver):
             return spec
         path = self._images.path(kind.root_image, None, spec.files)
         try:
-            os.chown(path, -1, account(spec.settings).pw_gid)
-            path.chmod(0o640)
+            slots_own = spec.settings.slot_uids is not None
+            os.chown(path, -1, 0 if slots_own else identity(spec)[1])
+            path.chmod(0o644 if slots_own else 0o640)
         except OSError as error:
             raise CreationFailed(f"{path}: {error.strerror}") from error
         return dataclasses.replace(spec, machinetype=dataclasses.replace(kind, root_image=str(path)))
@@ -465,9 +467,9 @@ def _told(said: str, key: str) -> dict[str, Any]:
 
 def _facts(spec: MachineSpec, image_path: str) -> dict[str, str]:
     """Return the facts about a machine that are known as soon as it has been made. All share the host's network."""
-    user = account(spec.settings)
+    uid = identity(spec)[0]
     facts = {
-        "user": f"{user.pw_name} ({user.pw_uid})",
+        "user": str(uid) if spec.settings.slot_uids else f"{account(spec.settings).pw_name} ({uid})",
         "image": without_password(spec.machinetype.root_image or ""),
         "image_path": image_path,
         "network": "host",
