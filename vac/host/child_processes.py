@@ -23,7 +23,7 @@ from typing import IO
 
 MOST_BYTES = 16 * 1024 * 1024
 KILL_SECONDS = 1.0
-"""How long a killed child is waited for: one that is in the kernel's hands, on a file system that hangs, may stay."""
+"""Longest wait for a killed child: one that the kernel holds, on a file system that hangs, may stay."""
 MOST_CHARACTERS = 200
 
 

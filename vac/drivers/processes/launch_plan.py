@@ -1,4 +1,4 @@
-"""How a process machine is made: its program, user, limits and directories.
+"""The plan of a process machine: its program, user, limits and directories.
 
 A Model has what differs between bubblewrap and Singularity.
 """
