@@ -288,6 +288,7 @@ class ProcessDriver(Driver):
             os.close(output)
         with self._lock:
             self._children[child] = group
+            self._ends.pop(group, None)
         _note_pid(spec.directory, child)
         told, exit_code = self._wait_for_start(model, child, group)
         said = _said(console, said_before) if exit_code is not None else ""
