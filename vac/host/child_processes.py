@@ -63,9 +63,9 @@ def run(
 ) -> Finished:
     """Run a program in / until its end, or kill it when its time is over. Never raises OSError.
 
-    time_limit_seconds None: it may take for ever. merge: errors go into the output. environment None: as ours. identity:
-    uid and gid to run as, without supplementary groups. Of each stream most_bytes are kept, and the rest is read and dropped. kill_seconds None: wait for the end of a killed child
-    however long it takes.
+    time_limit_seconds None: it may take for ever. merge: errors go into the output. environment None: as ours.
+    identity: uid and gid to run as, without supplementary groups. Of each stream most_bytes are kept, and the rest is
+    read and dropped. kill_seconds None: wait for the end of a killed child however long it takes.
     """
     identified: dict[str, Any] = {}
     if identity is not None:
