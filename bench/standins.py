@@ -12,8 +12,8 @@ from ipaddress import IPv4Address
 from multiprocessing.connection import Connection
 
 from vac.vacquery.messages import MachinetypeStatus, message_of
-from vac.vacquery.signing import canonical
-from vac.vacquery.sockets import enlarge_buffer
+from vac.vacquery.poll import enlarge_buffer
+from vac.vacquery.signed_json import canonical
 
 SPACE = "bench.example.org"
 _IP_PKTINFO = 8

@@ -24,10 +24,8 @@ from vac.config.settings import Settings
 from vac.machines.creation import create
 from vac.machines.layout import StateDir, slot_address, slot_name
 from vac.web import metadata, mjf
-from vac.web.guests import Guest, Guests
-from vac.web.listening import listen
-from vac.web.server import Server, adjustments
-from vac.web.wsgi import Answer, Request, application
+from vac.web.http_server import Answer, Guest, Guests, Request, Server, adjustments, application
+from vac.web.web_process import listen
 
 FACTORY = "bench-1.example.org"
 HOST = "127.0.0.1"

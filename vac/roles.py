@@ -20,17 +20,25 @@ class Role:
     """Killed and started again when it has shown no life for so long. None: it shows none."""
     on_demand: bool = False
     """There is such a process only as long as another role says that it is needed (RoleOptions.need)."""
+    packages: str = ""
+    """How to install the optional Python packages that its module imports."""
 
 
 EXIT_OTHER_AT_WORK = 75
 """Exit status of a role that can't work because another process does its work; EX_TEMPFAIL of sysexits.h."""
 
+_WAITRESS = "python3-waitress, or pip install 'vac-factory[vms]'"
 ROLES = (
     Role("factory", "vac.factory", must_be_ready=True, stuck_seconds=600),
     Role("responder", "vac.vacquery.responder"),
-    Role("metadata", "vac.web.metadata", on_demand=True),
-    Role("mjf", "vac.web.mjf", on_demand=True),
-    Role("page", "vac.web.page", on_demand=True),
+    Role("metadata", "vac.web.metadata", on_demand=True, packages=_WAITRESS),
+    Role("mjf", "vac.web.mjf", on_demand=True, packages=_WAITRESS),
+    Role(
+        "page",
+        "vac.web.page",
+        on_demand=True,
+        packages="python3-prometheus-client and python3-waitress, or pip install 'vac-factory[metrics]'",
+    ),
 )
 
 

@@ -122,14 +122,14 @@ def test_the_page_comes_moves_and_goes_with_its_address() -> None:
         taken.bind(("127.0.0.1", second))
         taken.listen()
         reload(f"127.0.0.1:{second}")
-        words = f"metrics_listen = 127.0.0.1:{second} can't be listened at: Address already in use"
+        words = f"can't listen at metrics_listen = 127.0.0.1:{second}: Address already in use"
         site.wait_for(lambda: words in site.log(), "the taken port is told of")
         assert get(first, "/") == ""
         taken.close()
         site.wait_for(lambda: get(second, "/metrics"), "the page has moved")
 
         reload("")
-        site.wait_for(lambda: "page is not needed any more" in site.log(), "the page is told to go")
+        site.wait_for(lambda: "page: not needed any more" in site.log(), "the page is told to go")
         site.wait_for(lambda: get(second, "/") == "", "the page is gone")
         assert {machine.name for machine in site.running()} == machines
         assert "Traceback" not in site.log()

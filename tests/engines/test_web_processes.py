@@ -172,4 +172,4 @@ def test_a_taken_port_is_told(host: Host) -> None:
         )
         other.kill()
     assert done.returncode == 1
-    assert "169.254.169.253:80 can't be listened at: Address already in use" in done.stderr
+    assert "can't listen at 169.254.169.253:80: Address already in use" in done.stderr

@@ -19,9 +19,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from vac.daemon import role as role_process
-from vac.daemon.child import Timing
+from vac.daemon import role_process
 from vac.daemon.command import main as vacd
+from vac.daemon.role_supervisor import Timing
 from vac.roles import EXIT_OTHER_AT_WORK, Role, RoleOptions
 
 PLAN = "VAC_TEST_PLAN"

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from vac.daemon import link as messages
-from vac.daemon import sdnotify
-from vac.daemon.child import Child, Post, Timing, describe_end, next_pause
+from vac.daemon import role_process
 from vac.daemon.command import command_for, main, make_parser
+from vac.daemon.role_supervisor import Child, RoleSupervisor, Timing, describe_end, next_pause
+from vac.daemon.supervisor import Notifier, notifier_from
 from vac.roles import ROLES, Role
 
 
@@ -61,7 +61,7 @@ def test_an_end_is_told_in_words(wait_status: int, text: str) -> None:
 def test_the_manager_is_found_in_the_environment(
     environ: dict[str, str], address: str | None, seconds: float | None
 ) -> None:
-    assert sdnotify.from_environment(environ, pid=7) == sdnotify.Notifier(address, seconds)
+    assert notifier_from(environ, pid=7) == Notifier(address, seconds)
 
 
 @pytest.mark.parametrize("abstract", [False, True])
@@ -70,12 +70,12 @@ def test_the_manager_gets_assignments_in_one_datagram(tmp_path: Path, abstract: 
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
         manager.bind(address.replace("@", "\0") if abstract else address)
         manager.settimeout(60)
-        sdnotify.Notifier(address).send("READY=1", "STATUS=all is well")
+        Notifier(address).send("READY=1", "STATUS=all is well")
         assert manager.recv(1000) == b"READY=1\nSTATUS=all is well"
 
 
 def test_a_manager_that_is_gone_is_logged_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    notifier = sdnotify.Notifier(str(tmp_path / "nobody"))
+    notifier = Notifier(str(tmp_path / "nobody"))
     with caplog.at_level(logging.INFO, logger="vac"):
         notifier.send("READY=1")
         notifier.send("WATCHDOG=1")
@@ -84,22 +84,22 @@ def test_a_manager_that_is_gone_is_logged_once(tmp_path: Path, caplog: pytest.Lo
 
 
 def test_without_a_manager_nothing_is_sent_or_logged(caplog: pytest.LogCaptureFixture) -> None:
-    sdnotify.Notifier().send("READY=1")
+    Notifier().send("READY=1")
     assert not caplog.records
 
 
 def test_the_link_carries_messages_and_a_file_and_tells_of_the_end(tmp_path: Path) -> None:
-    ours, theirs = messages.pair()
+    ours, theirs = role_process.link_pair()
     with ours, theirs:
-        messages.send(theirs, messages.READY)
-        messages.send(theirs, messages.ALIVE)
-        received = [messages.receive(ours) for _ in range(3)]
-        assert received == [(messages.READY, None), (messages.ALIVE, None), (messages.GONE, None)]
+        role_process.send(theirs, role_process.READY)
+        role_process.send(theirs, role_process.ALIVE)
+        received = [role_process.receive(ours) for _ in range(3)]
+        assert received == [(role_process.READY, None), (role_process.ALIVE, None), (role_process.GONE, None)]
 
         with (tmp_path / "log").open("w") as log:
-            messages.send(ours, messages.RELOAD, log.fileno())
-        message, descriptor = messages.receive(theirs)
-        assert message == messages.RELOAD
+            role_process.send(ours, role_process.RELOAD, log.fileno())
+        message, descriptor = role_process.receive(theirs)
+        assert message == role_process.RELOAD
         assert descriptor is not None
         os.write(descriptor, b"new file")
         assert not os.get_inheritable(descriptor)
@@ -107,46 +107,46 @@ def test_the_link_carries_messages_and_a_file_and_tells_of_the_end(tmp_path: Pat
         assert (tmp_path / "log").read_text() == "new file"
 
         ours.close()
-        assert messages.receive(theirs) == (messages.GONE, None)
-        messages.send(theirs, messages.ALIVE)
+        assert role_process.receive(theirs) == (role_process.GONE, None)
+        role_process.send(theirs, role_process.ALIVE)
 
 
 def test_a_reader_that_lags_behind_never_blocks_the_sender() -> None:
-    ours, theirs = messages.pair()
+    ours, theirs = role_process.link_pair()
     with ours, theirs:
         for _ in range(5000):
-            messages.send(theirs, messages.ALIVE)
-        assert messages.receive(ours) == (messages.ALIVE, None)
+            role_process.send(theirs, role_process.ALIVE)
+        assert role_process.receive(ours) == (role_process.ALIVE, None)
 
 
 def test_a_role_takes_its_link_out_of_the_environment() -> None:
-    ours, theirs = messages.pair()
+    ours, theirs = role_process.link_pair()
     with ours:
         theirs.set_inheritable(True)
-        environ = {messages.VARIABLE: str(theirs.detach()), "PATH": "/bin"}
-        link = messages.inherited(environ)
+        environ = {role_process.LINK_VARIABLE: str(theirs.detach()), "PATH": "/bin"}
+        link = role_process.inherited_link(environ)
         assert link is not None
         with link:
             assert environ == {"PATH": "/bin"}
             assert not link.get_inheritable()
-            messages.send(link, messages.READY)
-        assert messages.receive(ours) == (messages.READY, None)
-    assert messages.inherited({}) is None
+            role_process.send(link, role_process.READY)
+        assert role_process.receive(ours) == (role_process.READY, None)
+    assert role_process.inherited_link({}) is None
 
 
 @pytest.mark.parametrize(("stuck_seconds", "hopeless_time"), [(600.0, 1300.0), (None, float("inf"))])
 def test_a_role_that_killing_does_not_help_is_hopeless(
     stuck_seconds: float | None, hopeless_time: float
 ) -> None:
-    post = Post(Role("factory", "m", stuck_seconds=stuck_seconds), Timing())
-    assert post.hopeless_time() == float("inf")
-    ours, theirs = messages.pair()
+    supervisor = RoleSupervisor(Role("factory", "m", stuck_seconds=stuck_seconds), Timing())
+    assert supervisor.hopeless_time() == float("inf")
+    ours, theirs = role_process.link_pair()
     with ours, theirs:
-        post.child = Child(pid=1, link=ours, start_time=5.0, alive_time=100.0)
-        assert post.hopeless_time() == hopeless_time
-        messages.send(theirs, messages.ALIVE)
-        assert post.hear(now=1000.0)
-        assert post.hopeless_time() == hopeless_time + 900
+        supervisor.child = Child(pid=1, link=ours, start_time=5.0, alive_time=100.0)
+        assert supervisor.hopeless_time() == hopeless_time
+        role_process.send(theirs, role_process.ALIVE)
+        assert supervisor.hear(now=1000.0)
+        assert supervisor.hopeless_time() == hopeless_time + 900
 
 
 def test_roles_are_started_with_the_options_that_vacd_got() -> None:

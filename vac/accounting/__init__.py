@@ -1,1 +1,1 @@
-"""What is reported of machines that have ended: APEL records."""
+"""Reports about ended machines: APEL records."""

@@ -1,7 +1,7 @@
-"""APEL job records: their text, their names, and how they get into apel-archive and apel-outgoing.
+"""APEL job records: text, file names, and delivery to apel-archive and apel-outgoing.
 
-Format: APEL individual job message v0.3. Names: the queue library of the standard sender, ssmsend, takes
-files of exactly 14 lower-case hex digits in directories of 8, and nothing else may be there.
+Format: APEL individual job message v0.3. Names: the queue library of the standard sender, ssmsend, takes files of
+exactly 14 lower-case hex digits in directories of 8; nothing else may be there.
 """
 
 from __future__ import annotations
@@ -24,6 +24,8 @@ JOB_HEADER = "APEL-individual-job-message: v0.3"
 _END = "%%"
 _LONGEST_QUEUE = 100
 _KIB = 1024
+_MOST_KIB = 2**31 - 1
+"""The receiver's columns are INT; a larger number makes it refuse the whole message."""
 _ATTEMPTS = 5
 FILE_NAME = re.compile(r"[0-9a-f]{14}")
 DAY_NAME = re.compile(r"[0-9]{8}")
@@ -31,7 +33,7 @@ DAY_NAME = re.compile(r"[0-9]{8}")
 
 @dataclass(frozen=True)
 class JobRecord:
-    """One machine's work. Durations in seconds, times in Unix seconds, memory in KiB."""
+    """Work of one machine. Durations in seconds, times in Unix seconds, memory in KiB."""
 
     site: str
     submit_host: str
@@ -52,7 +54,7 @@ class JobRecord:
 
 
 def job_record(machine: Machine) -> JobRecord:
-    """The record of a machine that started and has ended, from what is stored with it alone."""
+    """Return the record of a machine that started and has ended, from its stored files alone."""
     assert machine.started_time is not None
     options = machine.options
     start, end = int(machine.started_time), int(end_time(machine))
@@ -73,15 +75,15 @@ def job_record(machine: Machine) -> JobRecord:
         processors=machine.processors,
         start_time=start,
         end_time=end,
-        memory_real=real_kib,
-        memory_virtual=max(allocated_kib, real_kib),
+        memory_real=min(real_kib, _MOST_KIB),
+        memory_virtual=min(max(allocated_kib, real_kib), _MOST_KIB),
         service_level_type="HEPscore23" if hepscore else "HEPSPEC",
         service_level=decimal(hepscore or hs06 or 1.0),
     )
 
 
 def job_text(record: JobRecord) -> str:
-    """The record as APEL wants it: ASCII, one `key: value` a line, ended by %%."""
+    """Return the record as ASCII lines `key: value`, ended by %%."""
     lines = [
         JOB_HEADER,
         f"Site: {record.site}",
@@ -109,31 +111,30 @@ def job_text(record: JobRecord) -> str:
 
 
 def message_text(lines: list[str]) -> str:
-    """Lines as one message; what isn't printable ASCII becomes `?`, as one such byte would block the
-    queue."""
+    """Return lines as one message, `?` for all but printable ASCII: one such byte would block the queue."""
     clean = ("".join(letter if " " <= letter <= "~" else "?" for letter in line) for line in lines)
     return "".join(f"{line}\n" for line in clean)
 
 
 def message_fields(text: str) -> dict[str, str]:
-    """The `key: value` lines of a message; what else there is, is left out."""
+    """Return the `key: value` lines of a message, without others."""
     pairs = (line.partition(":") for line in text.splitlines())
     return {key.strip(): value.strip() for key, colon, value in pairs if colon}
 
 
 def with_site(text: str, site: str) -> str:
-    """The same message with another Site."""
+    """Return the message with another Site."""
     lines = [f"Site: {site}" if line.startswith("Site:") else line for line in text.splitlines()]
     return message_text(lines)
 
 
 def day_name(moment: float) -> str:
-    """YYYYMMDD of a time in Unix seconds, in UTC."""
+    """Return YYYYMMDD of a time in Unix seconds, in UTC."""
     return time.strftime("%Y%m%d", time.gmtime(moment))
 
 
 def file_name(moment: float, identity: str) -> str:
-    """HHMMSS of a time in Unix seconds, in UTC, and 8 hex digits that stand for what the message is about."""
+    """Return HHMMSS of a time in Unix seconds, in UTC, and 8 hex digits of a hash of the identity."""
     return (
         time.strftime("%H%M%S", time.gmtime(moment))
         + hashlib.sha256(identity.encode("utf-8", "replace")).hexdigest()[:8]
@@ -141,7 +142,7 @@ def file_name(moment: float, identity: str) -> str:
 
 
 def archive(state: StateDir, record: JobRecord) -> Path:
-    """Put the record into the archive, durably. One that is already there stays as it is."""
+    """Store the record durably in the archive, unless it is there already."""
     path = state.apel_archive / day_name(record.end_time) / file_name(record.end_time, record.local_job_id)
     if not path.exists():
         _put(state, path, job_text(record), owner=None)
@@ -149,8 +150,7 @@ def archive(state: StateDir, record: JobRecord) -> Path:
 
 
 def send(state: StateDir, day: str, name: str, text: str) -> Path:
-    """Put a message into apel-outgoing, owned by whoever owns that directory: the sender must be able to
-    remove it."""
+    """Store a message in apel-outgoing, with the directory's owner, so that the sender can remove it."""
     found = state.apel_outgoing.stat()
     path = state.apel_outgoing / day / name
     _put(state, path, text, owner=(found.st_uid, found.st_gid))
@@ -158,8 +158,7 @@ def send(state: StateDir, day: str, name: str, text: str) -> Path:
 
 
 def _put(state: StateDir, path: Path, text: str, owner: files.Owner | None) -> None:
-    """Write outside the queue and rename in; a day's directory that the sender removes meanwhile is made
-    again."""
+    """Write outside the queue and rename; recreate a day's directory that the sender removes meanwhile."""
     attempts_left = _ATTEMPTS
     while True:
         files.make_directory(path.parent, owner=owner, exist_ok=True)
@@ -171,4 +170,4 @@ def _put(state: StateDir, path: Path, text: str, owner: files.Owner | None) -> N
             attempts_left -= 1
             if not attempts_left:
                 raise
-            log.info("%s has vanished and is made again", path.parent)
+            log.info("%s has vanished: creating it again", path.parent)

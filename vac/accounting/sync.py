@@ -1,7 +1,7 @@
-"""APEL sync records, by which the receiver checks that it has everything, and job records sent once more.
+"""APEL sync records, by which the receiver checks completeness, and republication of job records.
 
-Both count by EndTime in UTC, as the receiver does, over the whole archive: a classic factory's archive has
-records in directories of the day on which they were written.
+Both count by EndTime in UTC over the whole archive, as the receiver does: a classic factory's archive has records in
+directories of the day on which they were written.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _DAY_SECONDS = 86400
 
 
 class Archived(NamedTuple):
-    """A job record found in the archive."""
+    """A job record in the archive."""
 
     path: Path
     text: str
@@ -31,23 +31,22 @@ class Archived(NamedTuple):
 
 
 def month_bounds(month: str) -> tuple[int, int]:
-    """The first second of a month YYYYMM and of the one after, in UTC. Raises ValueError."""
-    if len(month) != 6 or not (month.isascii() and month.isdigit()):
-        raise ValueError(f"{month!r} is no month; YYYYMM is wanted, such as 202611")
-    year, number = int(month[:4]), int(month[4:])
+    """Return the first second of a month YYYYMM and of the next one, in UTC. Raises ValueError."""
+    digits = month if len(month) == 6 and month.isascii() and month.isdigit() else "000000"
+    year, number = int(digits[:4]), int(digits[4:])
     if not 1 <= number <= 12 or year < 1970:
-        raise ValueError(f"{month!r} is no month; YYYYMM is wanted, such as 202611")
+        raise ValueError(f"{month!r} is not a month YYYYMM, such as 202611")
     following = (year + 1, 1) if number == 12 else (year, number + 1)
     return calendar.timegm((year, number, 1, 0, 0, 0)), calendar.timegm((*following, 1, 0, 0, 0))
 
 
 def default_month(now: float) -> str:
-    """The month of 24 hours ago, YYYYMM in UTC."""
+    """Return the month of 24 hours ago, YYYYMM in UTC."""
     return time.strftime("%Y%m", time.gmtime(now - _DAY_SECONDS))
 
 
 def archived(state: StateDir, month: str) -> Iterator[Archived]:
-    """The archive's job records whose EndTime is in the month (YYYYMM)."""
+    """Yield the archive's job records with EndTime in this month (YYYYMM)."""
     first, following = month_bounds(month)
     earliest_day = records.day_name(first - _DAY_SECONDS)
     for directory in sorted(state.apel_archive.iterdir()):
@@ -73,9 +72,9 @@ def _read(path: Path) -> Archived | None:
 
 
 def sync(state: StateDir, months: Sequence[str], now: float) -> list[str]:
-    """Write sync records of these months (YYYYMM; none: that of 24 hours ago) to apel-outgoing.
+    """Write sync records of these months (YYYYMM; default: the month of 24 hours ago) to apel-outgoing.
 
-    Returns what was done, one line a record or empty month. Raises ValueError for what is no month, OSError.
+    Return a line for each record or empty month. Raises ValueError for a malformed month, and OSError.
     """
     done = []
     for month in months or [default_month(now)]:
@@ -83,7 +82,7 @@ def sync(state: StateDir, months: Sequence[str], now: float) -> list[str]:
         for found in archived(state, month):
             jobs.setdefault((found.site, found.submit_host), set()).add((found.local_job_id, found.end_time))
         if not jobs:
-            done.append(f"{month}: no records in {state.apel_archive}, so there is nothing to send")
+            done.append(f"{month}: no records in {state.apel_archive}, nothing to send")
         for (site, submit_host), distinct in sorted(jobs.items()):
             name = records.file_name(now, f"sync {month} {site} {submit_host}")
             path = records.send(
@@ -94,7 +93,7 @@ def sync(state: StateDir, months: Sequence[str], now: float) -> list[str]:
 
 
 def sync_text(month: str, site: str, submit_host: str, number_of_jobs: int) -> str:
-    """A sync message."""
+    """Return a sync message."""
     return records.message_text(
         [
             SYNC_HEADER,
@@ -109,10 +108,9 @@ def sync_text(month: str, site: str, submit_host: str, number_of_jobs: int) -> s
 
 
 def republish(state: StateDir, months: Sequence[str], site: str | None = None) -> list[Path]:
-    """Copy the archive's records of these months (YYYYMM) to apel-outgoing, as those of another site if
-    given.
+    """Copy the archive's records of these months (YYYYMM) to apel-outgoing, with another Site if given.
 
-    Raises ValueError for what is no month, OSError.
+    Raises ValueError for a malformed month, and OSError.
     """
     sent = []
     for month in months:

@@ -15,7 +15,7 @@ from vac.config.settings import Settings
 from vac.config.values import without_password
 from vac.drivers.processes.bubblewrap import check_command
 from vac.host.probes import real_image
-from vac.vacquery.signing import read_key
+from vac.vacquery.signed_json import read_key
 
 Row = tuple[str, Optional[str], bool]
 """As doctor.Finding: what, the problem, whether it is serious."""

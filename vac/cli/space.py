@@ -14,9 +14,9 @@ from typing import TextIO
 from vac.cli import common
 from vac.config.settings import Settings
 from vac.vacquery.messages import AnyStatus, Kind
-from vac.vacquery.names import Names, Resolver
 from vac.vacquery.poll import PollResult, poll
-from vac.vacquery.signing import read_key
+from vac.vacquery.resolver import Names, Resolver
+from vac.vacquery.signed_json import read_key
 
 WATCH_SECONDS = 5.0
 UNTRUSTING = "with a vacquery_key_file answers nobody who has another key, or whose clock is 300 s off"

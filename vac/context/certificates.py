@@ -9,13 +9,14 @@ from __future__ import annotations
 import base64
 import datetime
 import re
-import subprocess
 import tempfile
 from pathlib import Path
 
 from cryptography import x509
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
+
+from vac.host.child_processes import run
 
 CA_FILE = re.compile(r".*\.(pem|crt|[0-9])")
 LARGEST_FILE = 1024 * 1024
@@ -172,16 +173,13 @@ def _pem(certificate: x509.Certificate) -> bytes:
 
 def _verify(arguments: list[str]) -> tuple[int, str]:
     """Return the error code and reason of `openssl verify`, 0 if valid. Level 2 refuses SHA-1 and weak keys."""
-    command = ["openssl", "verify", "-auth_level", "2", "-nameopt", "RFC2253", "-no-CAstore", *arguments]
-    try:
-        done = subprocess.run(command, capture_output=True, timeout=DEADLINE_SECONDS, check=False)
-    except (OSError, subprocess.TimeoutExpired) as error:
-        raise CertificateError(f"openssl can't check its chain: {error}") from error
-    if done.returncode == 0:
+    options = ["-auth_level", "2", "-nameopt", "RFC2253", "-no-CAstore"]
+    done = run(["openssl", "verify", *options, *arguments], time_limit_seconds=DEADLINE_SECONDS)
+    if not done.failure:
         return 0, ""
-    found = _REFUSED.search(done.stderr.decode("utf-8", "replace"))
+    found = _REFUSED.search(done.errors.decode("utf-8", "replace"))
     if found is None:
-        return -1, "openssl can't check its chain"
+        return -1, f"its chain can't be checked: {done.failure}"
     return int(found[2]), f"its chain is refused: {found[3]} ({found[1]})"
 
 

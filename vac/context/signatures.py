@@ -26,6 +26,7 @@ from cryptography.hazmat.primitives.asymmetric import padding, rsa
 from cryptography.hazmat.primitives.asymmetric.utils import Prehashed
 
 from vac.context.certificates import CertificateError, check_chain, dn, may_sign, read_certificates
+from vac.host.filesystems import FileStamp, stamp_from, stamp_of
 
 BLOCK_BYTES = 32 * 1024
 PIECE_BYTES = 1024 * 1024
@@ -67,7 +68,7 @@ def read_signature(path: Path) -> Signer:
             )
         digest, metadata = _hash(file, before.st_size - BLOCK_BYTES)
         block = file.read(BLOCK_BYTES + 1)
-        if len(block) != BLOCK_BYTES or _identity(os.fstat(file.fileno())) != _identity(before):
+        if len(block) != BLOCK_BYTES or stamp_of(file.fileno()) != stamp_from(before):
             raise SignatureRefused("the image changes while it is read")
     certificate, signature = _signature_block(block)
     _check(certificate, signature, digest)
@@ -110,7 +111,7 @@ class SignedImages:
         self._clock = clock
         self._lock = threading.Lock()
         self._locks: defaultdict[Path, threading.Lock] = defaultdict(threading.Lock)
-        self._read: dict[Path, tuple[tuple[int, ...], Signer | SignatureRefused]] = {}
+        self._read: dict[Path, tuple[FileStamp, Signer | SignatureRefused]] = {}
 
     def fetch(self, source: str, signing_dn: str | None = None) -> Path:
         """Return the local path of the image with this URL or path; it must be signed by signing_dn if given.
@@ -126,7 +127,7 @@ class SignedImages:
         with self._lock:
             lock = self._locks[path]
         with lock:
-            identity = _identity(path.stat())
+            identity = stamp_of(path)
             known, found = self._read.get(path, (None, None))
             if found is None or known != identity:
                 found = self._first_reading(path)
@@ -143,11 +144,6 @@ class SignedImages:
         if signer.metadata_problem:
             _log.warning("image %s: its metadata can't be read: %s", path, signer.metadata_problem)
         return signer
-
-
-def _identity(status: os.stat_result) -> tuple[int, ...]:
-    """Return what changes with a file's content. Not its ctime: the cache's housekeeping changes that."""
-    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
 
 
 def _hash(file: BinaryIO, size: int) -> tuple[bytes, bytes]:

@@ -1,4 +1,4 @@
-"""vacd: the processes and their supervisor."""
+"""vacd: its processes and their supervisor."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`python -m vac.daemon`, as the supervisor starts its roles."""
+"""`python -m vac.daemon`, the supervisor's way of starting roles."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The command `vacd`: its options, and where it runs: in the foreground, detached, or as one role alone."""
+"""The command `vacd`: its options, and how it runs: in the foreground, detached, or as a single role."""
 
 from __future__ import annotations
 
@@ -13,10 +13,9 @@ from pathlib import Path
 from setproctitle import setproctitle
 
 from vac import __version__, logs
-from vac.daemon import role as role_process
-from vac.daemon import sdnotify
-from vac.daemon.child import Timing
-from vac.daemon.supervisor import Supervisor
+from vac.daemon import role_process
+from vac.daemon.role_supervisor import Timing
+from vac.daemon.supervisor import Supervisor, notifier_from
 from vac.roles import ROLES, Role
 
 UMASK = 0o022
@@ -28,11 +27,11 @@ def _absolute(text: str) -> Path:
 
 
 def make_parser(roles: Sequence[Role]) -> argparse.ArgumentParser:
-    """All options; --role is one of the roles."""
+    """Return the parser of all options; --role takes one of the roles."""
     parser = argparse.ArgumentParser(
         prog="vacd",
-        description="Fill this host's processors with logical machines. SIGTERM ends it and leaves machines "
-        "running; SIGHUP makes it read its configuration and open its log files again.",
+        description="Fill this host's processors with logical machines. SIGTERM ends vacd, not the machines; SIGHUP "
+        "makes it reload its configuration and reopen its log files.",
         epilog="Configuration: vac config options. Machines: vac machines.",
     )
     parser.add_argument(
@@ -59,7 +58,7 @@ def make_parser(roles: Sequence[Role]) -> argparse.ArgumentParser:
 
 
 def command_for(role: Role, arguments: argparse.Namespace) -> list[str]:
-    """What the supervisor executes for a role."""
+    """Return the command line of a role's process."""
     configs = [part for path in arguments.config for part in ("--config", str(path))]
     level = ["--log-level", arguments.log_level]
     return [sys.executable, "-m", "vac.daemon", "--role", role.name, *configs, *level]
@@ -71,7 +70,7 @@ def main(
     command: Callable[[Role, argparse.Namespace], Sequence[str]] = command_for,
     timing: Timing | None = None,
 ) -> int:
-    """Run vacd, or one of its roles, until it is told to stop; the exit status."""
+    """Run vacd, or one of its roles, until it is told to stop. Return the exit status."""
     parser = make_parser(roles)
     arguments = parser.parse_args(argv)
     if arguments.role and arguments.detach:
@@ -87,7 +86,7 @@ def main(
     try:
         pid_descriptor = None if arguments.pid_file is None else _open_pid_file(arguments.pid_file)
     except BlockingIOError:
-        parser.error(f"--pid-file: a vacd that runs has {arguments.pid_file}: stop that one first")
+        parser.error(f"--pid-file: a running vacd has locked {arguments.pid_file}: stop it first")
     except OSError as error:
         parser.error(f"--pid-file: can't write {arguments.pid_file}: {error.strerror}")
 
@@ -118,14 +117,14 @@ def _supervise(
     timing: Timing | None,
 ) -> int:
     setproctitle("vacd")
-    notifier = sdnotify.from_environment(os.environ, os.getpid())
+    notifier = notifier_from(os.environ, os.getpid())
     return Supervisor(
         roles, lambda role: command(role, arguments), notifier, arguments.log_dir, timing or Timing()
     ).run()
 
 
 def _open_pid_file(path: Path) -> int:
-    """Open it and hold its lock, which says that it is this vacd's, as long as the descriptor is open."""
+    """Open the file and lock it for as long as the descriptor is open. Raises BlockingIOError if it is locked."""
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -136,9 +135,9 @@ def _open_pid_file(path: Path) -> int:
 
 
 def _detach(descriptors: Sequence[int]) -> None:
-    """Go on in a process of its own session, without a terminal; of the open files only these stay open.
+    """Continue in a session without a terminal; only these descriptors stay open.
 
-    SIGHUP comes when this process led the terminal's session (`ssh -t HOST vacd --detach`) and has ended.
+    SIGHUP arrives when this process led the terminal's session (`ssh -t HOST vacd --detach`) and has ended.
     """
     from daemon import DaemonContext
 

@@ -1,7 +1,8 @@
-"""vacd itself: starts the roles' processes, starts them again when they die, and touches no machine.
+"""vacd itself: it starts and restarts the roles' processes, reports to the service manager, and touches no machine.
 
-One thread, one selector: signals come through a pipe, what processes report through their links. Children
-are reaped here only, so a process number stays a child's until its end has been dealt with.
+One thread with one selector: signals arrive through a pipe, reports of the processes through their links. Children are
+reaped here only, so that a process number stays valid until its end has been handled. The service manager's protocol
+is that of sd_notify(3) and sd_watchdog_enabled(3).
 """
 
 from __future__ import annotations
@@ -12,24 +13,58 @@ import math
 import os
 import selectors
 import signal
+import socket
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
 from vac import __version__, logs
-from vac.daemon import link as messages
-from vac.daemon.child import Post, Timing
-from vac.daemon.role import STOPPING, signal_pipe
-from vac.daemon.sdnotify import Notifier
+from vac.daemon.role_process import RELOAD, STOPPING, WAKE, signal_pipe
+from vac.daemon.role_supervisor import RoleSupervisor, Timing
 from vac.host.privileges import become_subreaper
 from vac.roles import Role
 
 logger = logging.getLogger(__name__)
 
 
+@dataclass(frozen=True)
+class Notifier:
+    """Connection to the service manager; without an address nothing is sent."""
+
+    address: str | None = None
+    """Path of a datagram socket, abstract if it begins with `@`."""
+    watchdog_seconds: float | None = None
+    """Longest interval between signs of life."""
+    _trouble: logs.OnChange = field(default_factory=lambda: logs.OnChange(logger), compare=False)
+
+    def send(self, *assignments: str) -> None:
+        """Send `NAME=value` lines. Failures are logged."""
+        if self.address is None:
+            return
+        address = "\0" + self.address[1:] if self.address.startswith("@") else self.address
+        try:
+            with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK) as sender:
+                sender.sendto("\n".join(assignments).encode(), address)
+        except OSError as error:
+            text = f"can't notify the service manager at {self.address}: {error}"
+            self._trouble.say(self.address, text, logging.WARNING)
+        else:
+            self._trouble.clear(self.address)
+
+
+def notifier_from(environ: Mapping[str, str], pid: int) -> Notifier:
+    """Return the notifier that the manager has described in the environment of the process with this number."""
+    address = environ.get("NOTIFY_SOCKET") or None
+    microseconds = environ.get("WATCHDOG_USEC", "")
+    mine = environ.get("WATCHDOG_PID", str(pid)) == str(pid)
+    enabled = mine and microseconds.isascii() and microseconds.isdigit() and int(microseconds) > 0
+    return Notifier(address, int(microseconds) / 1e6 if enabled else None)
+
+
 class Supervisor:
-    """command gives what to execute for a role; log_dir is None when all log to standard error as it is."""
+    """command: returns the command line of a role. log_dir: None if all log to the present standard error."""
 
     def __init__(
         self,
@@ -42,70 +77,70 @@ class Supervisor:
         self._command = command
         self._notifier = notifier
         self._log_dir = log_dir
-        self._posts = [Post(role, timing or Timing()) for role in roles]
+        self._roles = [RoleSupervisor(role, timing or Timing()) for role in roles]
         self._selector = selectors.DefaultSelector()
         self._signals = signal_pipe(*STOPPING, signal.SIGHUP, signal.SIGUSR1, signal.SIGCHLD)
         self._stopping = False
         self._status = 0
-        self._told_ready = False
-        self._told_status = ""
+        self._sent_ready = False
+        self._sent_status = ""
         self._watchdog_time = -math.inf if notifier.watchdog_seconds else math.inf
 
     def run(self) -> int:
-        """Until SIGTERM or SIGINT, or another vacd turns out to do the work; the exit status."""
+        """Supervise until SIGTERM, SIGINT or the discovery of another vacd. Return the exit status."""
         logger.info("vacd %s started, process %d", __version__, os.getpid())
         faulthandler.register(signal.SIGUSR2, all_threads=True)
         try:
             become_subreaper()
         except OSError as error:
-            logger.warning("can't adopt what dead processes leave behind: %s", error)
-        self._selector.register(self._signals, selectors.EVENT_READ, self._hear_signals)
-        while not self._stopping or any(post.child for post in self._posts):
+            logger.warning("can't adopt orphaned processes: %s", error)
+        self._selector.register(self._signals, selectors.EVENT_READ, self._read_signals)
+        while not self._stopping or any(one.child for one in self._roles):
             now = time.monotonic()
-            needs = {name: purpose for post in self._posts for name, purpose in post.needs.items()}
-            for post in self._posts:
-                if post.role.on_demand:
-                    post.serve(needs.get(post.role.name, ""), now)
-                self._attend(post, now)
+            needs = {name: purpose for one in self._roles for name, purpose in one.needs.items()}
+            for one in self._roles:
+                if one.role.on_demand:
+                    one.serve(needs.get(one.role.name, ""), now)
+                self._attend(one, now)
             self._notify(now)
-            for key, _ in self._selector.select(self._patience(now)):
+            for key, _ in self._selector.select(self._timeout(now)):
                 key.data()
             self._reap()
         self._selector.close()
         logger.info("vacd ended")
         return self._status
 
-    def _attend(self, post: Post, now: float) -> None:
-        post.attend(now)
-        if post.child is None and post.wanted and not self._stopping and now >= post.start_time:
-            child = post.start(self._command(post.role), self._log_file(post), now)
+    def _attend(self, one: RoleSupervisor, now: float) -> None:
+        one.attend(now)
+        if one.child is None and one.wanted and not self._stopping and now >= one.start_time:
+            child = one.start(self._command(one.role), self._log_file(one), now)
             if child is not None:
-                self._selector.register(child.link, selectors.EVENT_READ, partial(self._hear, post))
+                self._selector.register(child.link, selectors.EVENT_READ, partial(self._hear, one))
 
-    def _patience(self, now: float) -> float | None:
-        """How long to wait for something to happen; None: for ever."""
-        posts = [post for post in self._posts if post.child is not None or not self._stopping]
-        next_time = min([self._watchdog_time, *(post.next_time() for post in posts)])
+    def _timeout(self, now: float) -> float | None:
+        """Return the longest time to wait for events; None: forever."""
+        roles = [one for one in self._roles if one.child is not None or not self._stopping]
+        next_time = min([self._watchdog_time, *(one.next_time() for one in roles)])
         return None if next_time == math.inf else max(0.0, next_time - now)
 
-    def _log_file(self, post: Post) -> Path | None:
-        return None if self._log_dir is None else self._log_dir / f"vacd-{post.role.name}"
+    def _log_file(self, one: RoleSupervisor) -> Path | None:
+        return None if self._log_dir is None else self._log_dir / f"vacd-{one.role.name}"
 
-    def _hear(self, post: Post) -> None:
-        assert post.child is not None
-        if not post.hear(time.monotonic()):
-            self._selector.unregister(post.child.link)
+    def _hear(self, one: RoleSupervisor) -> None:
+        assert one.child is not None
+        if not one.hear(time.monotonic()):
+            self._selector.unregister(one.child.link)
 
-    def _hear_signals(self) -> None:
+    def _read_signals(self) -> None:
         numbers = os.read(self._signals, 4096)
         if signal.SIGHUP in numbers:
             if self._log_dir is not None:
                 logs.reopen(self._log_dir / "vacd")
-            for post in self._posts:
-                post.tell(messages.RELOAD, self._log_file(post))
+            for one in self._roles:
+                one.tell(RELOAD, self._log_file(one))
         if signal.SIGUSR1 in numbers:
-            for post in self._posts:
-                post.tell(messages.WAKE, None)
+            for one in self._roles:
+                one.tell(WAKE, None)
         stopping = next((number for number in STOPPING if number in numbers), None)
         if stopping is not None and not self._stopping:
             logger.info("stopping: %s; machines go on running", stopping.name)
@@ -115,11 +150,11 @@ class Supervisor:
         self._stopping = True
         self._watchdog_time = math.inf
         self._notifier.send("STOPPING=1", "STATUS=stopping")
-        for post in self._posts:
-            post.stop(time.monotonic())
+        for one in self._roles:
+            one.stop(time.monotonic())
 
     def _reap(self) -> None:
-        """Deal with every child that has ended; those that aren't ours were left behind by ours."""
+        """Reap all ended children, including orphans of our own children."""
         while True:
             try:
                 pid, wait_status = os.waitpid(-1, os.WNOHANG)
@@ -127,39 +162,39 @@ class Supervisor:
                 return
             if pid == 0:
                 return
-            for post in self._posts:
-                if post.child is not None and post.child.pid == pid:
-                    self._drain(post)
-                    post.ended(wait_status, time.monotonic(), expected=self._stopping)
-                    self._give_way(post)
+            for one in self._roles:
+                if one.child is not None and one.child.pid == pid:
+                    self._drain(one)
+                    one.ended(wait_status, time.monotonic(), expected=self._stopping)
+                    self._yield_to_other(one)
 
-    def _give_way(self, post: Post) -> None:
-        """End if there is another vacd, which has the same state_dir."""
-        if post.gives_way(time.monotonic()) and not self._stopping:
-            logger.critical("leaving: another vacd is at work on the same state_dir")
+    def _yield_to_other(self, one: RoleSupervisor) -> None:
+        """End if another vacd works on the same state_dir."""
+        if one.yields_to_other(time.monotonic()) and not self._stopping:
+            logger.critical("ending: another vacd works on the same state_dir")
             self._status = 1
             self._stop()
 
-    def _drain(self, post: Post) -> None:
-        """Hear the last messages of a process that has ended."""
-        assert post.child is not None
-        if post.child.link in self._selector.get_map():
-            while post.hear(time.monotonic()):
+    def _drain(self, one: RoleSupervisor) -> None:
+        """Take the last messages of a process that has ended."""
+        assert one.child is not None
+        if one.child.link in self._selector.get_map():
+            while one.hear(time.monotonic()):
                 pass
-            self._selector.unregister(post.child.link)
+            self._selector.unregister(one.child.link)
 
     def _notify(self, now: float) -> None:
         if self._stopping:
             return
-        status = "; ".join(post.describe() for post in self._posts if post.wanted)
-        if status != self._told_status:
-            self._told_status = status
+        status = "; ".join(one.describe() for one in self._roles if one.wanted)
+        if status != self._sent_status:
+            self._sent_status = status
             self._notifier.send(f"STATUS={logs.escape(status)}")
-        if not self._told_ready and all(post.was_ready for post in self._posts if post.role.must_be_ready):
-            self._told_ready = True
+        if not self._sent_ready and all(one.was_ready for one in self._roles if one.role.must_be_ready):
+            self._sent_ready = True
             self._notifier.send("READY=1")
         if now >= self._watchdog_time:
             assert self._notifier.watchdog_seconds is not None
             self._watchdog_time = now + self._notifier.watchdog_seconds / 2
-            if all(now < post.hopeless_time() for post in self._posts):
+            if all(now < one.hopeless_time() for one in self._roles):
                 self._notifier.send("WATCHDOG=1")

@@ -16,7 +16,7 @@ from vac.config.settings import Settings
 from vac.logs import OnChange
 from vac.machines.layout import StateDir
 from vac.vacquery.messages import AnyStatus
-from vac.vacquery.names import Names
+from vac.vacquery.resolver import Names
 from vac.vacquery.snapshot import SnapshotBuilder
 from vac.vacquery.vacmon import VacMon
 

@@ -8,10 +8,9 @@ from collections.abc import Callable, Collection
 from vac.config.load import Configuration
 from vac.factory.space import Answers
 from vac.vacquery.messages import Kind, Reason
-from vac.vacquery.names import Names
-from vac.vacquery.poll import PollResult, poll
-from vac.vacquery.reports import capacities, to_reports, without_hs06
-from vac.vacquery.signing import read_key
+from vac.vacquery.poll import PollResult, capacities, poll, to_reports, without_hs06
+from vac.vacquery.resolver import Names
+from vac.vacquery.signed_json import read_key
 
 
 class Peers:

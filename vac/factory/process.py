@@ -32,7 +32,7 @@ from vac.machines.slots import finished_machines, load_slots, strays
 from vac.machines.sweeping import Sweeper
 from vac.roles import EXIT_OTHER_AT_WORK, RoleOptions
 from vac.scheduling.backoff import History, reported_message
-from vac.vacquery.names import Names, Resolver
+from vac.vacquery.resolver import Names, Resolver
 
 log = logging.getLogger(__name__)
 

@@ -17,7 +17,7 @@ from vac.machines import status as statuses
 from vac.machines.expiry import Expiry, remove_orphaned_slots
 from vac.machines.status import Drain, Status, TypeFacts
 from vac.scheduling.backoff import reported_message
-from vac.vacquery.signing import identity
+from vac.vacquery.signed_json import identity
 
 log = logging.getLogger(__name__)
 

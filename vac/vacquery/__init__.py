@@ -1,1 +1,1 @@
-"""VacQuery, the UDP load reports between factories: messages, responder, queries."""
+"""VacQuery, the UDP load reports between factories: messages, responder, polls."""

@@ -1,8 +1,8 @@
-"""Asking many factories at once and having done as soon as all have answered in full.
+"""Polls of many factories at once, which end as soon as all have answered completely.
 
-Each factory gets a query with its own cookie; those whose answers are incomplete are asked again, soon at
-first and then at growing intervals. Queries go out in bursts whose answers fit into the receive buffer.
-Nothing waits for the DNS: a factory is asked when its address is known.
+Each factory gets a query with its own cookie, repeated at growing intervals while its answer is incomplete. Queries
+are sent in bursts whose answers fit into the receive buffer. Nothing waits for the DNS: a factory is queried once its
+address is known. Reports are the answers in the terms of vac.scheduling.
 """
 
 from __future__ import annotations
@@ -10,16 +10,23 @@ from __future__ import annotations
 import contextlib
 import heapq
 import secrets
+import select
+import socket
 import sys
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from vac.scheduling.backoff import is_abort, says_no_work
+from vac.scheduling.model import TypeReport
 from vac.vacquery.messages import (
+    ANSWER_READ,
     Dropped,
+    FactoryStatus,
     Kind,
+    MachinetypeStatus,
     Query,
     Reason,
     Received,
@@ -29,45 +36,51 @@ from vac.vacquery.messages import (
     expected,
     part,
 )
-from vac.vacquery.names import Names
-from vac.vacquery.sockets import Transport, UdpTransport
+from vac.vacquery.resolver import Names
 
 RETRY_SECONDS = (0.06, 0.1, 0.2, 0.4, 0.8)
-"""Pauses after the last sign of life before a factory is asked again: the sixth query is the last one."""
+"""Pauses after the last sign of life before a query is repeated; the sixth is the last one."""
 FULL_SCALE_SECONDS = 4.0
-"""Polls with a shorter time limit make shorter pauses in proportion."""
+"""Polls with a shorter timeout make proportionally shorter pauses."""
 DOUBTFUL_SECONDS = 1.0
-"""Factories that are called doubtful are waited for this long."""
+"""Time to wait for doubtful factories."""
 BURST_SECONDS = 0.01
-"""A burst that isn't fully answered holds up the next one for so long."""
+"""Longest delay of the next burst by an incompletely answered one."""
 TYPICAL_ANSWERS = {Kind.MACHINETYPES: 8, Kind.MACHINES: 32, Kind.FACTORIES: 1}
 LEAST_BURST, MOST_BURST = 4, 128
 RESOLVE_SECONDS = 0.01
-"""How often names that aren't resolved yet are asked about."""
+"""Interval of looks at names that aren't resolved yet."""
 DECODED_AT_ONCE = 64
 """Datagrams decoded before the socket is emptied again."""
 MOST_BACKLOG_BYTES = 4 * 1024 * 1024
-"""With more than this still to be decoded, a poll leaves what comes to the kernel, which drops what is too much."""
+"""With more waiting to be decoded, datagrams are left to the kernel, which drops the excess."""
+_SO_RCVBUFFORCE = 33
+"""From asm-generic/socket.h."""
+BUFFER_BYTES = 8 * 1024 * 1024
+DATAGRAM_BYTES = 2304
+"""Receive buffer used by a datagram of our size."""
+MOST_AT_ONCE = 4096
+MOST_BYTES_AT_ONCE = 4 * 1024 * 1024
 
 
 @dataclass(frozen=True)
 class PollResult:
-    """What a poll has brought."""
+    """Result of a poll."""
 
     answers: Mapping[str, tuple[Received, ...]]
-    """By factory that answered anything, in order of machinetype or machine name."""
+    """By factory, sorted by machinetype or machine name; incomplete ones included."""
     complete: frozenset[str]
-    """Factories that answered in full."""
+    """Factories that answered completely."""
     missing: tuple[str, ...]
     """The others, in the order they were given."""
     unresolved: frozenset[str]
-    """Those of the missing ones whose address isn't known."""
+    """Missing factories without known address."""
     dropped: Mapping[Reason, int]
-    """Datagrams that came and were not used."""
+    """Numbers of unused datagrams."""
     seconds: float
-    """How long it took."""
+    """Duration."""
     unusable: Mapping[str, Dropped] = field(default_factory=dict)
-    """By missing factory: why what came from it last was not used, if anything was not."""
+    """Last unused datagram by missing factory."""
 
 
 @dataclass
@@ -76,17 +89,77 @@ class _Asked:
     query: bytes
     sent: int = 0
     active_time: float = 0.0
-    """When it was last asked, or last answered."""
+    """Time of the last query or answer."""
     parts: dict[str, Received] = field(default_factory=dict)
     expected: int = 1
     complete: bool = False
 
 
-class Clock(Protocol):
-    """Seconds that only grow."""
+class Transport(Protocol):
+    """Way of queries out and answers in."""
 
-    def __call__(self) -> float:
-        """Now."""
+    @property
+    def capacity(self) -> int:
+        """Number of answers that can arrive between two calls of receive()."""
+
+    def send(self, datagram: bytes, address: str, port: int) -> None:
+        """Send a datagram, unreliably."""
+
+    def receive(self, seconds: float) -> list[bytes]:
+        """Return what has arrived, waiting for it at most this long."""
+
+    def close(self) -> None:
+        """Release the sockets."""
+
+
+def enlarge_buffer(receiver: socket.socket, wanted_bytes: int = BUFFER_BYTES) -> int:
+    """Request a receive buffer of this size, beyond rmem_max if permitted (root). Return the present size."""
+    try:
+        receiver.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, wanted_bytes)
+    except OSError:
+        receiver.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, wanted_bytes)
+    return receiver.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF)
+
+
+class UdpTransport:
+    """One socket for IPv4, and one for IPv6 when needed."""
+
+    def __init__(self) -> None:
+        self._sockets: dict[socket.AddressFamily, socket.socket] = {}
+        self._poll = select.poll()
+        self.capacity = MOST_AT_ONCE
+        self._socket(socket.AF_INET)
+
+    def send(self, datagram: bytes, address: str, port: int) -> None:
+        """See Transport. Without a route, IPv6 or a permission it is lost."""
+        family = socket.AF_INET6 if ":" in address else socket.AF_INET
+        with contextlib.suppress(OSError):
+            self._socket(family).sendto(datagram, (address, port))
+
+    def receive(self, seconds: float) -> list[bytes]:
+        """See Transport."""
+        self._poll.poll(max(0.0, seconds) * 1000)
+        found: list[bytes] = []
+        room = MOST_BYTES_AT_ONCE
+        for each in self._sockets.values():
+            with contextlib.suppress(OSError):
+                while len(found) < MOST_AT_ONCE and room > 0:
+                    found.append(each.recv(ANSWER_READ + 1, socket.MSG_DONTWAIT))
+                    room -= len(found[-1])
+        return found
+
+    def close(self) -> None:
+        """Close the sockets."""
+        for each in self._sockets.values():
+            each.close()
+
+    def _socket(self, family: socket.AddressFamily) -> socket.socket:
+        known = self._sockets.get(family)
+        if known is None:
+            known = self._sockets[family] = socket.socket(family, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC)
+            self.capacity = min(self.capacity, enlarge_buffer(known) // DATAGRAM_BYTES)
+            self._poll.register(known, select.POLLIN)
+        return known
 
 
 def poll(
@@ -101,14 +174,14 @@ def poll(
     client: str = "vacd-factory",
     doubtful: Collection[str] = (),
     transport: Transport | None = None,
-    clock: Clock = time.monotonic,
+    clock: Callable[[], float] = time.monotonic,
     now: Callable[[], float] = time.time,
 ) -> PollResult:
-    """Ask these factories of the space.
+    """Query these factories of the space.
 
-    It takes timeout seconds at most, and that long only if a factory doesn't answer in full: one that isn't
-    doubtful, as those that were silent the last time may be called. A key signs the queries and is then
-    required of the answers. clock and now tell monotonic and Unix seconds.
+    Takes at most timeout seconds, and that long only if a factory's answer stays incomplete; doubtful ones, such as
+    those silent in the last poll, are waited for less. With a key queries are signed, and answers must be. clock and
+    now return monotonic and Unix seconds.
     """
     with contextlib.ExitStack() as stack:
         if transport is None:
@@ -152,7 +225,7 @@ class _Poll:
         self._dropped: Counter[Reason] = Counter()
         self._unusable: dict[str, Dropped] = {}
 
-    def run(self, transport: Transport, clock: Clock, now: Callable[[], float]) -> PollResult:
+    def run(self, transport: Transport, clock: Callable[[], float], now: Callable[[], float]) -> PollResult:
         start = clock()
         end = start + self._timeout
         self._prepare(start, now())
@@ -191,7 +264,7 @@ class _Poll:
         self._resolve_time = start
 
     def _resolve(self, at: float) -> None:
-        """Let those be asked whose addresses have become known."""
+        """Schedule queries to factories whose addresses have become known."""
         if not self._unresolved or at < self._resolve_time:
             return
         self._resolve_time = at + RESOLVE_SECONDS
@@ -200,7 +273,7 @@ class _Poll:
             heapq.heappush(self._due, (at, factory))
 
     def _send(self, transport: Transport, most: int, at: float) -> None:
-        """Ask those that are due, as far as the burst before is answered or has had its time."""
+        """Send the queries that are due, unless the last burst is still to be answered."""
         if self._burst and at < self._burst_end:
             return
         self._burst.clear()
@@ -223,7 +296,7 @@ class _Poll:
                 heapq.heappush(self._due, (again, asked.factory))
 
     def _due_time(self, asked: _Asked) -> float | None:
-        """When this factory is to be asked again, if no more comes from it; None: not any more."""
+        """Return the time of the next query to this factory if nothing arrives from it; None: no more."""
         if asked.sent == 0:
             return 0.0
         if asked.sent > len(self._pauses):
@@ -233,7 +306,7 @@ class _Poll:
         return asked.active_time + pause
 
     def _next_time(self, at: float) -> float:
-        """When there may be something to send."""
+        """Return the time at which there may be something to send."""
         times = [self._due[0][0]] if self._due else [at + self._timeout]
         if self._burst:
             times = [max(times[0], self._burst_end)]
@@ -270,3 +343,52 @@ class _Poll:
         unresolved = frozenset(self._unresolved)
         unusable = {factory: self._unusable[factory] for factory in missing if factory in self._unusable}
         return PollResult(answers, complete, missing, unresolved, dict(self._dropped), seconds, unusable)
+
+
+def to_reports(
+    answers: Mapping[str, Iterable[Received]], machinetypes: Collection[str]
+) -> tuple[dict[str, dict[str, TypeReport]], int]:
+    """Return reports by factory and configured machinetype, and the number of answers about other machinetypes."""
+    reports: dict[str, dict[str, TypeReport]] = {}
+    unknown = 0
+    for factory, received in answers.items():
+        mine = reports.setdefault(factory, {})
+        for answer in received:
+            status = answer.status
+            if isinstance(status, MachinetypeStatus) and status.machinetype in machinetypes:
+                mine[status.machinetype] = to_report(status)
+            else:
+                unknown += 1
+    return reports, unknown
+
+
+def to_report(status: MachinetypeStatus) -> TypeReport:
+    """Return one factory's report about one machinetype."""
+    aborted = status.shutdown_time if is_abort(status.shutdown_message) else None
+    return TypeReport(
+        running_machines=status.running_machines,
+        running_processors=int(status.running_processors),
+        running_hs06=status.running_hs06,
+        before_fizzle=status.num_before_fizzle,
+        abort_time=None if aborted is None else float(aborted),
+        no_work=aborted is not None and says_no_work(status.shutdown_message),
+    )
+
+
+def capacities(answers: Mapping[str, Iterable[Received]]) -> dict[str, float]:
+    """Return each factory's HS06, from a poll for factories."""
+    return {factory: status.max_hs06 for factory, status in _factories(answers)}
+
+
+def without_hs06(answers: Mapping[str, Iterable[Received]]) -> frozenset[str]:
+    """Return the factories without configured HS06, where each processor counts as 1."""
+    return frozenset(
+        factory for factory, status in _factories(answers) if status.max_hs06 == status.max_processors
+    )
+
+
+def _factories(answers: Mapping[str, Iterable[Received]]) -> Iterator[tuple[str, FactoryStatus]]:
+    for factory, received in answers.items():
+        for answer in received:
+            if isinstance(answer.status, FactoryStatus):
+                yield factory, answer.status

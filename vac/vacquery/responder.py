@@ -1,7 +1,8 @@
 """vacd-responder: answers VacQuery queries as an unprivileged process, whatever the factory is doing.
 
-One thread answers, from datagrams that are ready in memory; another one makes them anew each second from
-state_dir, so that no query waits for a disk. Who may query comes from the factory's status.json.
+One thread answers from prepared datagrams; another one renews them each second from state_dir, so that no query waits
+for a disk. The factories, this host and vacquery_allow (by default the directly connected networks) may query. A small
+query has answers of many kilobytes: anybody else gets none, or spoofed queries could flood others.
 """
 
 from __future__ import annotations
@@ -18,43 +19,80 @@ import struct
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from ipaddress import ip_network
 from pathlib import Path
 from typing import cast
 
 from vac.config.load import ConfigurationError, load
 from vac.config.settings import Settings
 from vac.host import facts
-from vac.host.connections import connected_networks
+from vac.host.connections import Network, connected_networks
 from vac.host.privileges import become, unprivileged_user
 from vac.machines import files
 from vac.machines.layout import StateDir
 from vac.machines.statefiles import touch_heartbeat
 from vac.machines.status import Status
 from vac.roles import RoleOptions
-from vac.vacquery.access import AccessList, parse_networks
-from vac.vacquery.answers import Answers
 from vac.vacquery.messages import QUERY_LIMIT, Dropped, Reason, decode_query
-from vac.vacquery.names import Names, Resolver
-from vac.vacquery.signing import canonical, identity, read_key
-from vac.vacquery.snapshot import Snapshot, SnapshotBuilder
-from vac.vacquery.sockets import enlarge_buffer
+from vac.vacquery.poll import enlarge_buffer
+from vac.vacquery.resolver import Names, Resolver, plain_address
+from vac.vacquery.signed_json import canonical, identity, read_key
+from vac.vacquery.snapshot import Answers, Snapshot, SnapshotBuilder
 
 log = logging.getLogger(__name__)
 
 REFRESH_SECONDS = 1.0
 HEARTBEAT_SECONDS = 5.0
 BATCH = 64
-"""Queries taken from one socket before the other one has its turn."""
+"""Queries taken from one socket in a row."""
 MOST_LOGGED = 1000
-"""Sources that get a log line since they aren't answered."""
+"""Refused sources that get a log line."""
+MOST_REMEMBERED = 10_000
+"""Sources whose admission is remembered."""
 SEND_LIMIT = struct.pack("ll", 1, 0)
-"""A second, as the kernel's timeval."""
+"""One second, as the kernel's timeval."""
+_LOOPBACK = (ip_network("127.0.0.0/8"), ip_network("::1/128"))
 NO_IPV6 = (errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL, errno.EPROTONOSUPPORT)
 
 
+def parse_networks(texts: Iterable[str]) -> tuple[Network, ...]:
+    """Return the networks of vacquery_allow, without malformed ones."""
+    networks: list[Network] = []
+    for text in texts:
+        with contextlib.suppress(ValueError):
+            networks.append(ip_network(text, strict=False))
+    return tuple(networks)
+
+
+class AccessList:
+    """Addresses and networks that may query, fast for recurring sources."""
+
+    def __init__(self, addresses: Iterable[str] = (), networks: Iterable[Network] = ()) -> None:
+        self._addresses = frozenset(filter(None, map(plain_address, addresses)))
+        self._networks = (*_LOOPBACK, *networks)
+        self._known: dict[str, bool] = {}
+
+    def allows(self, host: str) -> bool:
+        """Return whether this source address, as recvfrom returns it, may query."""
+        allowed = self._known.get(host)
+        if allowed is None:
+            address = plain_address(host)
+            allowed = address is not None and (
+                address in self._addresses or any(address in network for network in self._networks)
+            )
+            if len(self._known) >= MOST_REMEMBERED:
+                self._known.clear()
+            self._known[host] = allowed
+        return allowed
+
+    def same(self, other: AccessList) -> bool:
+        """Return whether both allow the same sources."""
+        return (self._addresses, self._networks) == (other._addresses, other._networks)
+
+
 class Responder:
-    """What a query is answered with, and the counts of what came. It has no sockets."""
+    """Answers to queries, and counters; without sockets."""
 
     def __init__(self, key: bytes | None = None) -> None:
         self.answers: Answers | None = None
@@ -64,7 +102,7 @@ class Responder:
         self._told: set[tuple[str, str]] = set()
 
     def handle(self, data: bytes, host: str, now: float) -> Sequence[bytes]:
-        """The datagrams that answer a datagram from this source address; none if it deserves no answer."""
+        """Return the datagrams that answer a datagram from this source address."""
         if not self.access.allows(host):
             self._refuse(host)
             return ()
@@ -74,9 +112,7 @@ class Responder:
         query = decode_query(data, answers.snapshot.status.space, now, self._key)
         if isinstance(query, Dropped):
             if query.reason in (Reason.SIGNATURE, Reason.STALE):
-                self._tell(
-                    host, f"{query.reason.value}: the keys in vacquery_key_file, or the clocks, differ"
-                )
+                self._warn(host, f"{query.reason.value}: keys in vacquery_key_file, or clocks, differ")
             return self._drop(query.reason)
         datagrams = answers.datagrams(query.kind, canonical_cookie(query.cookie), now)
         if not datagrams:
@@ -86,7 +122,7 @@ class Responder:
         return datagrams
 
     def count_failure(self) -> None:
-        """An answer could not be sent."""
+        """Count an answer that couldn't be sent."""
         self._drop(Reason.SENDING)
 
     def _drop(self, reason: Reason) -> tuple[bytes, ...]:
@@ -95,21 +131,21 @@ class Responder:
 
     def _refuse(self, host: str) -> None:
         self._drop(Reason.SOURCE)
-        self._tell(
+        self._warn(
             host,
-            "it is no factory of this space, and in no network of vacquery_allow (or, without that, "
-            "directly connected)",
+            "not a factory of this space, and not in a network of vacquery_allow (by default the directly "
+            "connected ones)",
         )
 
-    def _tell(self, host: str, reason: str) -> None:
-        """Once for each source and reason."""
+    def _warn(self, host: str, reason: str) -> None:
+        """Log once for each source and reason."""
         if (host, reason) not in self._told and len(self._told) < MOST_LOGGED:
             self._told.add((host, reason))
             log.warning("A query from %s is not answered: %s", host, reason)
 
 
 def canonical_cookie(cookie: object) -> bytes:
-    """The JSON text of whatever a client sent as its cookie."""
+    """Return the JSON text of a client's cookie, which may be any value."""
     return (
         b'"%b"' % cookie.encode()
         if type(cookie) is str and cookie.isalnum() and cookie.isascii()
@@ -118,7 +154,7 @@ def canonical_cookie(cookie: object) -> bytes:
 
 
 class Refresher:
-    """Keeps a Responder's answers and access list, its heartbeat and its counters file up to date."""
+    """Keeps a Responder's answers, access list, heartbeat and counters file up to date."""
 
     def __init__(
         self,
@@ -128,7 +164,7 @@ class Refresher:
         key: bytes | None = None,
         works_by: str | None = None,
     ) -> None:
-        """works_by: the port and key in use, as signing.identity puts it."""
+        """works_by: identity() of the port and key in use."""
         self._works_by = works_by
         self._responder = responder
         self._state = state
@@ -141,10 +177,10 @@ class Refresher:
         self._blind = False
         self._begin: float | None = None
         self.outdated = False
-        """Whether the factory works by another port or key: this process is to start anew with them."""
+        """True once the factory works by another port or key: this process is to be restarted."""
 
     def refresh(self, now: float) -> None:
-        """Make the answers anew, and do what else is due at this time."""
+        """Renew the answers, and do what else is due."""
         snapshot = self._build(now)
         if snapshot is not None:
             self._responder.answers = Answers(snapshot, self._key, self._responder.answers)
@@ -160,14 +196,14 @@ class Refresher:
             snapshot = self._builder.build(now)
         except OSError as error:
             if not self._blind:
-                log.error("State can't be read, answers are as they were: %s", error)
+                log.error("state can't be read, old answers remain: %s", error)
             self._blind = True
             return None
         self._blind = False
         return snapshot
 
     def _compare(self, status: Status, now: float) -> None:
-        """Starting anew is tried once: a factory that goes on with the last good configuration may differ for good."""
+        """Request one restart for another port or key: a factory with a broken configuration may differ for good."""
         self._begin = now if self._begin is None else self._begin
         if self.outdated or self._works_by is None or not status.vacquery or status.time < self._begin:
             return
@@ -177,10 +213,10 @@ class Refresher:
                 note.unlink(missing_ok=True)
             elif not note.exists() or note.read_text() != status.vacquery:
                 files.write_atomic(note, status.vacquery.encode(), tmp=note.parent, sync=False)
-                log.warning("vacquery_port or vacquery_key_file has changed: starting anew with them")
+                log.warning("vacquery_port or vacquery_key_file has changed: restarting with it")
                 self.outdated = True
         except OSError as error:
-            log.error("The responder can't start anew for a changed port or key: %s", error)
+            log.error("can't restart for a changed port or key: %s", error)
 
     def _refresh_access(self, status: Status) -> None:
         self._names.request(status.factories)
@@ -191,7 +227,7 @@ class Refresher:
             self._responder.access = access
 
     def _tell_alive(self) -> None:
-        """Touch responder-heartbeat; write the counters where they have changed."""
+        """Touch responder-heartbeat; write changed counters."""
         counts = dict(self._responder.counts)
         try:
             os.utime(self._state.heartbeat("responder"))
@@ -201,22 +237,22 @@ class Refresher:
             self._silent = False
         except OSError as error:
             if not self._silent:
-                log.error("The responder's heartbeat and counters can't be written: %s", error)
+                log.error("heartbeat and counters can't be written: %s", error)
             self._silent = True
 
 
 def dropped_as(reason: Reason) -> str:
-    """What counters call datagrams that were dropped for this reason."""
+    """Return the counter of datagrams dropped for this reason."""
     return "dropped: " + reason.value
 
 
 def counters_file(state: StateDir) -> Path:
-    """Where the responder keeps its counts of queries, answers and dropped datagrams since its start."""
+    """Return the file with the responder's counters since its start."""
     return state.root / "responder" / "counters.json"
 
 
 def read_counters(state: StateDir) -> dict[str, int]:
-    """The responder's counts; none if there are no readable ones. Its file is not to be trusted."""
+    """Return the responder's counters, none if there are no readable ones. The file is untrusted."""
     try:
         content = files.read_untrusted(counters_file(state).parent, counters_file(state).name, 65536)
         found = json.loads(content)
@@ -227,14 +263,14 @@ def read_counters(state: StateDir) -> dict[str, int]:
 
 
 def write_counters(path: Path, counts: Mapping[str, int]) -> None:
-    """Write the counts whole."""
+    """Write the counters atomically."""
     files.write_atomic(
         path, (json.dumps(counts, sort_keys=True) + "\n").encode(), tmp=path.parent, sync=False
     )
 
 
 def serve(responder: Responder, sockets: Sequence[socket.socket], stops: Sequence[socket.socket]) -> None:
-    """Answer what comes to the sockets until one of stops is readable, or closed at its other end."""
+    """Answer at these sockets until one of stops becomes readable or loses its other end."""
     with selectors.DefaultSelector() as selector:
         for each in (*sockets, *stops):
             selector.register(each, selectors.EVENT_READ)
@@ -246,7 +282,7 @@ def serve(responder: Responder, sockets: Sequence[socket.socket], stops: Sequenc
 
 
 def _answer(responder: Responder, receiver: socket.socket) -> None:
-    """Take what has arrived at one socket, up to a batch."""
+    """Answer a batch of queries at one socket."""
     for _ in range(BATCH):
         try:
             data, source = receiver.recvfrom(QUERY_LIMIT + 1, socket.MSG_DONTWAIT)
@@ -260,7 +296,7 @@ def _answer(responder: Responder, receiver: socket.socket) -> None:
 
 
 def listen(port: int, *, loopback_only: bool = False) -> list[socket.socket]:
-    """Bound sockets for IPv6 and IPv4, one for both where that can be. OSError if the port is taken."""
+    """Return bound sockets for IPv6 and IPv4, if possible one for both. OSError if the port is taken."""
     if loopback_only:
         bound = [_bound(socket.AF_INET, "127.0.0.1", port)]
         with contextlib.suppress(OSError):
@@ -289,7 +325,7 @@ def _bound(family: socket.AddressFamily, host: str, port: int) -> socket.socket:
 
 
 def prepare_state(state: StateDir, user: pwd.struct_passwd | None) -> None:
-    """Make, while still root, what the unprivileged process writes: heartbeat file and own directory."""
+    """Create the heartbeat file and the directory of the unprivileged process, while still root."""
     state.root.mkdir(mode=0o755, parents=True, exist_ok=True)
     heartbeat, directory = state.heartbeat("responder"), counters_file(state).parent
     touch_heartbeat(state, "responder", time.time())
@@ -301,7 +337,7 @@ def prepare_state(state: StateDir, user: pwd.struct_passwd | None) -> None:
 
 
 def main(options: RoleOptions) -> int:
-    """The process of the role `responder`: 0 when told to end, 1 when it can't work as configured."""
+    """Run the role `responder`: 0 when told to end, 1 if it can't work as configured."""
     settings = _settings(options)
     if settings is None:
         return 1
@@ -309,7 +345,7 @@ def main(options: RoleOptions) -> int:
         key = read_key(settings.vacquery_key_file)
         sockets = listen(settings.vacquery_port)
     except OSError as error:
-        log.error("The responder can't start: %s (UDP port %d)", error, settings.vacquery_port)
+        log.error("can't start: %s (UDP port %d)", error, settings.vacquery_port)
         return 1
     ending, stop = socket.socketpair()
     options.listen(ending.close, lambda: None)
@@ -319,11 +355,11 @@ def main(options: RoleOptions) -> int:
 
 
 def _settings(options: RoleOptions) -> Settings | None:
-    """[settings]; of a broken configuration what can be understood of it, None if that is nothing."""
+    """Return [settings], of a broken configuration as far as they can be understood."""
     try:
         return load(options.configs or None, facts.read()).settings
     except ConfigurationError as error:
-        log.error("The configuration is broken: %s", error)
+        log.error("the configuration is broken: %s", error)
         return error.settings
 
 
@@ -337,8 +373,10 @@ def run(
     names: Names | None = None,
     ready: Callable[[], None] = lambda: None,
 ) -> int:
-    """Answer at bound sockets, as an unprivileged user if this is root, until stop is readable or closed, or the
-    factory has taken up another port or key than those that this works_by."""
+    """Answer at bound sockets until stop becomes readable or closed, or a restart for another port or key is due.
+
+    Root's privileges are dropped first. Return the exit status.
+    """
     user = unprivileged_user()
     prepare_state(state, user)
     become(user)

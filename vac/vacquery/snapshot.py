@@ -1,15 +1,19 @@
-"""What a factory says of itself to whoever asks, at one moment.
+"""Snapshot of a factory, and the answers made of it.
 
-It is made of state_dir alone (machines' directories, status.json) and of the kernel's figures: the
-configuration isn't read and no engine is asked, so that any process may make one. What counts as running or
-starting is VacQuery's definition.
+A snapshot is made of state_dir (machines' directories, status.json) and the kernel's figures alone, without the
+configuration and engines, so that any process can make one. Running and starting are VacQuery's definitions. Answers
+are prepared as JSON with gaps for what differs between queries: cookie, time_sent and signature. An answer stays under
+1500 bytes with its headers; long texts are cut for that.
 """
 
 from __future__ import annotations
 
+import logging
+import secrets
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import NamedTuple
 
 from vac import __version__
 from vac.host.facts import Measures, measure
@@ -20,16 +24,30 @@ from vac.machines.layout import DirectoryName, StateDir, parse_directory_name, s
 from vac.machines.machine import Machine
 from vac.machines.status import Status, TypeFacts
 from vac.scheduling.backoff import reported_message
-from vac.vacquery.messages import AnyStatus, FactoryStatus, Kind, MachineStatus, MachinetypeStatus
+from vac.vacquery.messages import (
+    ANSWER_LIMIT,
+    QUERY_LIMIT,
+    AnyStatus,
+    FactoryStatus,
+    Kind,
+    MachineStatus,
+    MachinetypeStatus,
+    message_of,
+    part,
+    shortened,
+)
+from vac.vacquery.signed_json import canonical, signature
+
+log = logging.getLogger(__name__)
 
 LONGEST_SILENCE_SECONDS = 3600
-"""A machine last seen alive, or created without having started, longer ago doesn't count as running."""
+"""A machine not seen alive, or not started, for longer doesn't count as running."""
 BYTES_PER_MB = 1024 * 1024
 
 
 @dataclass(frozen=True)
 class Slot:
-    """A slot with its present or last machine, and what that said at its end."""
+    """A slot with its present or last machine and that one's shutdown message."""
 
     name: str
     machine: Machine | None = None
@@ -39,44 +57,44 @@ class Slot:
 
 @dataclass(frozen=True)
 class Snapshot:
-    """All answers that this factory gives, cookie and time apart."""
+    """All answers of a factory, without cookie and time."""
 
     status: Status
     factory: FactoryStatus
     machinetypes: tuple[MachinetypeStatus, ...]
     machines: tuple[MachineStatus, ...]
     slots: tuple[Slot, ...] = ()
-    """What `machines` was made from, in the same order."""
+    """In the order of `machines`."""
 
     def answers(self, kind: Kind) -> Sequence[AnyStatus]:
-        """The answers to a query of this kind."""
+        """Return the answers to a query of this kind."""
         if kind is Kind.FACTORIES:
             return (self.factory,)
         return self.machinetypes if kind is Kind.MACHINETYPES else self.machines
 
 
 def is_starting(machine: Machine, now: float) -> bool:
-    """Created under an hour ago and not started."""
+    """Return whether it was created under an hour ago and hasn't started."""
     young = now - machine.created_time < LONGEST_SILENCE_SECONDS
     return machine.started_time is None and not machine.finished and young
 
 
 def is_running(machine: Machine, now: float) -> bool:
-    """Started, not finished, seen alive in the last hour."""
+    """Return whether it has started, hasn't finished, and was seen alive in the last hour."""
     if machine.started_time is None or machine.finished:
         return False
     return now - (machine.heartbeat_time or machine.started_time) < LONGEST_SILENCE_SECONDS
 
 
 def is_before_fizzle(machine: Machine, now: float, fizzle_seconds: int) -> bool:
-    """Starting, or running and younger than fizzle_seconds."""
+    """Return whether it is starting, or running and younger than fizzle_seconds."""
     if machine.started_time is None:
         return is_starting(machine, now)
     return is_running(machine, now) and now - machine.started_time < fizzle_seconds
 
 
 def state_of(slot: Slot, status: Status) -> str:
-    """Shut down, Starting, Running; or what the engine says and the factory has written down."""
+    """Return Shut down, Starting or Running, or the engine's state that the factory has noted."""
     if slot.name in status.slot_states:
         return status.slot_states[slot.name]
     if slot.machine is None or slot.machine.finished:
@@ -85,7 +103,7 @@ def state_of(slot: Slot, status: Status) -> str:
 
 
 def machine_status(slot: Slot, status: Status, program: str) -> MachineStatus:
-    """The answer about one slot."""
+    """Return the answer about one slot."""
     machine = slot.machine
     empty = MachineStatus(
         space=status.space,
@@ -119,7 +137,7 @@ def machine_status(slot: Slot, status: Status, program: str) -> MachineStatus:
 def machinetype_status(
     facts: TypeFacts, slots: Sequence[Slot], finish: Slot | None, status: Status, now: float, program: str
 ) -> MachinetypeStatus:
-    """The answer about one machinetype. finish: its most recently created machine that has finished."""
+    """Return the answer about one machinetype. finish: its most recently created finished machine."""
     mine = [slot.machine for slot in slots if slot.machine and slot.machine.machinetype == facts.name]
     running = [machine for machine in mine if is_running(machine, now)]
     counted = running + [machine for machine in mine if is_starting(machine, now)]
@@ -155,10 +173,7 @@ def factory_status(
     now: float,
     program: str,
 ) -> FactoryStatus:
-    """The answer about the factory as a whole, which leaves out what is only starting.
-
-    heartbeats: Unix seconds by role.
-    """
+    """Return the answer about the factory, without starting machines. heartbeats: Unix seconds by role."""
     running = [slot.machine for slot in slots if slot.machine and is_running(slot.machine, now)]
     return FactoryStatus(
         space=status.space,
@@ -191,7 +206,7 @@ def factory_status(
 
 
 class SnapshotBuilder:
-    """Makes snapshots of a state_dir; what hasn't changed since the last one isn't read again."""
+    """Makes snapshots of a state_dir; unchanged files aren't read again."""
 
     def __init__(
         self, state: StateDir, client: str = "vacd-responder", host: Callable[[Path], Measures] = measure
@@ -203,7 +218,7 @@ class SnapshotBuilder:
         self._slots: dict[Path, tuple[object, Slot]] = {}
 
     def build(self, now: float) -> Snapshot | None:
-        """The factory as its state_dir says; None if no factory has ever written its status there."""
+        """Return the present snapshot; None if no factory has ever written its status. Raises OSError."""
         status = self._read_status()
         if status is None or not status.space or not status.factory:
             return None
@@ -224,7 +239,7 @@ class SnapshotBuilder:
         )
 
     def finished(self, directory: Path) -> MachineStatus | None:
-        """The answer about this finished machine, even if another one is in its slot by now; None if it's gone."""
+        """Return the answer about a finished machine, whatever is in its slot now; None if it is gone."""
         status = self._read_status()
         name = parse_directory_name(directory.name)
         if status is None or name is None:
@@ -302,9 +317,72 @@ def _words(path: Path) -> list[str]:
 
 
 def _stamp(path: Path) -> tuple[int, int, int] | None:
-    """What changes when a file does."""
+    """Return what changes with a file."""
     try:
         found = path.lstat()
     except OSError:
         return None
     return found.st_mtime_ns, found.st_ino, found.st_size
+
+
+COOKIE_SIZES = (66, 256, 512, QUERY_LIMIT)
+"""Bytes reserved for a cookie's JSON text; the first suffices for a sha256 in hex and its quotes."""
+_TIME_BYTES = 10
+_SIGNATURE_BYTES = len(',"hmac":""') + 64
+_GAP = secrets.token_hex(16)
+
+
+class _Template(NamedTuple):
+    """An answer's canonical text around cookie and time_sent."""
+
+    before: bytes
+    between: bytes
+    after: bytes
+
+
+class Answers:
+    """Prepared datagrams of a snapshot: a query costs one join of bytes per answer."""
+
+    def __init__(self, snapshot: Snapshot, key: bytes | None = None, previous: Answers | None = None) -> None:
+        """previous: answers of an earlier snapshot; unchanged ones are reused."""
+        self.snapshot = snapshot
+        self._key = key
+        self._limit = ANSWER_LIMIT - _TIME_BYTES - (_SIGNATURE_BYTES if key else 0)
+        self._known: dict[tuple[AnyStatus, int], _Template | None] = {}
+        self._older = previous._known if previous else {}
+        self._prepared: dict[tuple[Kind, int], list[_Template]] = {}
+        for kind in Kind:
+            self._prepare(kind, COOKIE_SIZES[0])
+
+    def datagrams(self, kind: Kind, cookie: bytes, now: float) -> list[bytes]:
+        """Return the answers to a query with this cookie, as JSON text. Those that can't be made to fit are omitted."""
+        size = next((size for size in COOKIE_SIZES if len(cookie) <= size), None)
+        if size is None:
+            return []
+        if (kind, size) not in self._prepared:
+            self._prepare(kind, size)
+        time_sent = b"%d" % now
+        texts = [
+            b"".join((before, cookie, between, time_sent, after))
+            for before, between, after in self._prepared[kind, size]
+        ]
+        if self._key is None:
+            return texts
+        return [b'%b,"hmac":"%b"}' % (text[:-1], signature(text, self._key).encode()) for text in texts]
+
+    def _prepare(self, kind: Kind, size: int) -> None:
+        for status in self.snapshot.answers(kind):
+            if (status, size) not in self._known:
+                self._known[status, size] = self._older.get((status, size)) or self._template(status, size)
+        found = [self._known[status, size] for status in self.snapshot.answers(kind)]
+        self._prepared[kind, size] = [template for template in found if template is not None]
+
+    def _template(self, status: AnyStatus, size: int) -> _Template | None:
+        message = {**message_of(status), "cookie": 0, "time_sent": 0}
+        message_or_none = shortened(message, self._limit - size + len("00"))
+        if message_or_none is None:
+            if size == COOKIE_SIZES[0]:
+                log.error("no answer about %s: too long for a datagram", part(status))
+            return None
+        text = canonical({**message_or_none, "cookie": _GAP, "time_sent": _GAP})
+        return _Template(*text.split(b'"%b"' % _GAP.encode()))

@@ -1,7 +1,4 @@
-"""Status messages that a factory sends unasked to VacMon services: the answers to a query with cookie "0".
-
-Nothing that goes wrong here costs more than a log line.
-"""
+"""Status messages to VacMon services: unrequested answers, with cookie "0". Failures cost a log line each."""
 
 from __future__ import annotations
 
@@ -11,8 +8,8 @@ from collections.abc import Iterable, Sequence
 
 from vac.config.values import split_host_port
 from vac.vacquery.messages import ANSWER_LIMIT, AnyStatus, message_of, shortened
-from vac.vacquery.names import Names
-from vac.vacquery.signing import canonical
+from vac.vacquery.resolver import Names
+from vac.vacquery.signed_json import canonical
 
 log = logging.getLogger(__name__)
 
@@ -20,14 +17,14 @@ COOKIE = "0"
 
 
 def datagram(status: AnyStatus, now: float) -> bytes | None:
-    """The message; None if it can't be made to fit into a datagram."""
+    """Return the message; None if it can't be made to fit into a datagram."""
     message = {**message_of(status), "cookie": COOKIE, "time_sent": int(now)}
     short = shortened(message, ANSWER_LIMIT)
     return None if short is None else canonical(short)
 
 
 class VacMon:
-    """The services that are configured, and what was wrong with each when it was last tried."""
+    """The configured services, and the last problem with each."""
 
     def __init__(self, hostports: Sequence[str], names: Names) -> None:
         """hostports: HOST:PORT, or [IPV6]:PORT, as vacmon_hostport lists them."""
@@ -37,7 +34,7 @@ class VacMon:
         names.request(host for _, host, _ in self._services)
 
     def send(self, statuses: Iterable[AnyStatus], now: float) -> None:
-        """Send these to every service whose address is known; never waits."""
+        """Send these to every service with a known address, without waiting."""
         datagrams = [text for text in (datagram(status, now) for status in statuses) if text is not None]
         self._names.request(host for _, host, _ in self._services)
         for hostport, host, port in self._services:
@@ -58,7 +55,7 @@ class VacMon:
 
 
 def _send(datagrams: Iterable[bytes], address: str, port: int) -> str | None:
-    """Send them; what went wrong, if something did."""
+    """Send them; return the problem, if any."""
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
     try:
         with socket.socket(family, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sender:

@@ -1,6 +1,5 @@
-"""What is served over HTTP: to virtual machines their metadata, features and the place for their outputs; to people
-and Prometheus what the factory is doing.
+"""HTTP services: metadata, features and outputs for VMs; metrics and a status page for people.
 
 Three processes: vacd-metadata may read every file (user_data holds secrets) and write none, vacd-mjf may write
-joboutputs and read no secrets, vacd-page reads what everybody may read and is the only one that serves strangers.
+joboutputs and read no secrets, vacd-page reads public files only and is the one that serves strangers.
 """

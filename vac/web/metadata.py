@@ -1,6 +1,6 @@
-"""vacd-metadata: http://169.254.169.254 as VMs expect it, in the manner of EC2 and of OpenStack.
+"""vacd-metadata: http://169.254.169.254 for VMs, in the style of EC2 and OpenStack.
 
-The paths are those that cloud-init, CernVM's amiconfig and experiments' images ask for.
+The paths are those that cloud-init, CernVM's amiconfig and experiments' images request.
 """
 
 from __future__ import annotations
@@ -13,20 +13,19 @@ from http import HTTPStatus
 from vac.context.user_data import feature_locations
 from vac.host.privileges import READ_ANY_FILE
 from vac.roles import RoleOptions
-from vac.web import process
-from vac.web.guests import Guest
-from vac.web.wsgi import BYTES, JSON, NOT_FOUND, READ_ONLY, READING, Answer, Request, text
+from vac.web import web_process
+from vac.web.http_server import BYTES, JSON, NOT_FOUND, READ_ONLY, READING, Answer, Guest, Request, text
 
 ADDRESS = "169.254.169.254"
 EC2_DATES = ("2007-12-15", "2009-04-04", "latest")
 OPENSTACK_DATES = ("2012-08-10", "latest")
 _DATE = re.compile(r"latest|[0-9]{4}-[0-9]{2}-[0-9]{2}")
 _BODY_LIMIT_BYTES = 4096
-"""Nothing that is sent here is wanted."""
+"""No request needs a body."""
 
 
 def respond(request: Request) -> Answer:
-    """The answer to a request to the metadata service."""
+    """Return the answer to a request."""
     if request.guest is None:
         return NOT_FOUND
     answer = _find(request.guest, request.parts)
@@ -103,6 +102,6 @@ _VALUES: dict[str, Callable[[Guest], str]] = {
 
 
 def main(options: RoleOptions) -> int:
-    """The process of the role `metadata`: 0 when told to end, 1 when it can't work as configured."""
-    service = process.Service("metadata", ADDRESS, lambda _state: respond, _BODY_LIMIT_BYTES)
-    return process.run(lambda _settings: service, options, keep=READ_ANY_FILE)
+    """Run the role `metadata`: 0 when told to end, 1 if it can't work as configured."""
+    service = web_process.Service("metadata", ADDRESS, lambda _state: respond, _BODY_LIMIT_BYTES)
+    return web_process.run(lambda _settings: service, options, keep=READ_ANY_FILE)

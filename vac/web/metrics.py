@@ -1,7 +1,6 @@
-"""Metrics in Prometheus's terms: names, units and kinds by its conventions, formats by its client library.
+"""Prometheus metrics; names, units and kinds follow its conventions, formats come from its client library.
 
-What is named in labels is bounded by what the site configures (machinetypes, pipes, slots); texts among them, of
-which there is at most one per machinetype, engine or pipe, are cut.
+The number of label values is bounded by the configuration (machinetypes, pipes, slots); texts in labels are cut.
 """
 
 from __future__ import annotations
@@ -28,7 +27,7 @@ from vac.web.view import View, name, shares, shown
 if TYPE_CHECKING:
     from prometheus_client.registry import Collector
 else:
-    Collector = object  # what versions before 0.15 have in its place
+    Collector = object  # versions before 0.15 have no class for it
 
 _Rows = Iterable[tuple[Sequence[str], Optional[float]]]
 _Kind = Union[type[CounterMetricFamily], type[GaugeMetricFamily]]
@@ -39,13 +38,13 @@ _BYTES_PER_KB = 1024
 
 
 class Metrics(Collector):
-    """All metrics of one view."""
+    """All metrics of a view."""
 
     def __init__(self, view: View) -> None:
         self._view = view
 
     def collect(self) -> Iterator[Metric]:
-        """The families, each with its samples; those of the factory only once one has reported."""
+        """Yield the metric families; those of the factory after its first report."""
         view, snapshot = self._view, self._view.snapshot
         text = "When a process of vacd last showed that it is at work."
         heartbeats = (([role], time) for role, time in view.heartbeats.items())
@@ -70,7 +69,7 @@ def _counter(metric: str, text: str, labels: Sequence[str], rows: _Rows) -> Metr
 
 
 def _family(kind: _Kind, metric: str, text: str, labels: Sequence[str], rows: _Rows) -> Metric:
-    """A family of samples; those without a value are left out."""
+    """Return a family without samples that have no value."""
     family = kind(metric, text, labels=labels)
     for values, number in rows:
         if number is not None:
@@ -150,7 +149,7 @@ def _slots(snapshot: Snapshot) -> Iterator[Metric]:
 
 
 def _happenings(status: Status) -> Iterator[Metric]:
-    """What the factory has counted since its start."""
+    """Yield the factory's counters since its start."""
     summaries = (
         (Happening.CYCLE, "vac_factory_cycle_duration_seconds", "Cycles of the factory.", ()),
         (
@@ -231,7 +230,7 @@ def _holds(status: Status) -> Iterator[Metric]:
 
 
 def _troubles(status: Status) -> Iterator[Metric]:
-    """What fails: a number for alerts, and its reason for people."""
+    """Yield failures: numbers for alerts, reasons for people."""
     failed = {facts.name: status.failed.get(facts.name) for facts in status.machinetypes}
     creation = {one: None if trouble is None else trouble.reason for one, trouble in failed.items()}
     tables = (

@@ -17,15 +17,15 @@ from vac.machines import files, joboutputs
 from vac.machines.layout import StateDir
 from vac.machines.slots import read_slots
 from vac.roles import RoleOptions
-from vac.web import process
-from vac.web.guests import Guest
-from vac.web.wsgi import (
+from vac.web import web_process
+from vac.web.http_server import (
     BYTES,
     HTML,
     NOT_FOUND,
     READ_ONLY,
     READING,
     Answer,
+    Guest,
     Request,
     refusal,
     text,
@@ -39,7 +39,7 @@ OUTPUTS = "joboutputs"
 
 
 def respond(tmp: Path, request: Request) -> Answer:
-    """The answer to a request to the service; what machines send is written in tmp first."""
+    """Return the answer to a request. tmp: directory for new files."""
     if request.method == "PUT":
         return _put(tmp, request)
     answer = None if request.guest is None else _find(request.guest, request.parts)
@@ -62,7 +62,7 @@ def _find(guest: Guest, parts: tuple[str, ...]) -> Answer | None:
 
 
 def listing(directory: str, names: Iterable[str]) -> Answer:
-    """A page of links to what is in a directory."""
+    """Return a page of links to the files of a directory."""
     page = ElementTree.Element("html")
     ElementTree.SubElement(ElementTree.SubElement(page, "head"), "title").text = f"/{directory}"
     items = ElementTree.SubElement(ElementTree.SubElement(page, "body"), "ul")
@@ -74,22 +74,22 @@ def listing(directory: str, names: Iterable[str]) -> Answer:
 
 
 def _put(tmp: Path, request: Request) -> Answer:
-    """Store a file in joboutputs; anything else is refused."""
+    """Store a file in joboutputs; refuse anything else."""
     guest = request.guest
     if guest is None or len(request.parts) != 2 or request.parts[0] != OUTPUTS:
         return refusal(HTTPStatus.FORBIDDEN)
     try:
         joboutputs.store(guest.directory / OUTPUTS, request.parts[1], request.body(), tmp=tmp)
     except joboutputs.Refused as refused:
-        log.info("%s: %s is refused: %s", guest.name, request.parts[1], refused)
+        log.info("%s: %s refused: %s", guest.name, request.parts[1], refused)
         return refusal(HTTPStatus.FORBIDDEN, str(refused))
     return refusal(HTTPStatus.CREATED)
 
 
 def prepare(state: StateDir) -> Path:
-    """Make, while still root, what the unprivileged process writes to; returns its directory for new files.
+    """Prepare what the unprivileged process writes to, while still root. Return its directory for new files.
 
-    Machines that an older Vac has made have joboutputs of root's: they are handed over.
+    joboutputs of machines made by an older Vac belong to root and are handed over.
     """
     tmp = state.root / "mjf"
     user = unprivileged_user()
@@ -105,17 +105,17 @@ def prepare(state: StateDir) -> Path:
 
 
 def _keep_all_in(tmp: Path) -> Path:
-    """Let the server's temporary files, bodies that have not come whole yet, be in this directory, too."""
+    """Use this directory for the server's temporary files, too: incomplete bodies."""
     tempfile.tempdir = str(tmp)
     return tmp
 
 
 def main(options: RoleOptions) -> int:
-    """The process of the role `mjf`: 0 when told to end, 1 when it can't work as configured."""
-    service = process.Service(
+    """Run the role `mjf`: 0 when told to end, 1 if it can't work as configured."""
+    service = web_process.Service(
         "mjf",
         ADDRESS,
         lambda state: partial(respond, _keep_all_in(prepare(state))),
         joboutputs.FILE_LIMIT_BYTES,
     )
-    return process.run(lambda _settings: service, options)
+    return web_process.run(lambda _settings: service, options)

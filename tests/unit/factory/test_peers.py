@@ -11,7 +11,7 @@ import pytest
 from tests.fake_driver import Script
 from tests.simulated import FACTORY, START, VirtualClock, World, one_type
 from tests.unit.factory.conftest import MakeWorld
-from tests.unit.vacquery.test_reports import recorded
+from tests.unit.vacquery.test_messages import recorded
 from vac.cli.check_vacd import check
 from vac.cli.why import reasons
 from vac.config.load import Configuration
@@ -21,8 +21,8 @@ from vac.factory.space import Answers, Space
 from vac.scheduling.age import FRESH_SECONDS, LEAST_RENEW_SECONDS, SILENT_SECONDS
 from vac.scheduling.model import TypeReport
 from vac.vacquery.messages import Dropped, Kind, Reason
-from vac.vacquery.names import Resolver
 from vac.vacquery.poll import PollResult
+from vac.vacquery.resolver import Resolver
 
 PEERS = ("f2.example.com", "f3.example.com")
 SETTINGS = Settings(

@@ -17,8 +17,8 @@ from vac.host.connections import (
     contacts_within,
     host_addresses,
     sockets,
+    tracked,
 )
-from vac.host.conntrack import tracked
 
 TABLES = Path(__file__).parents[2] / "data/proc_net"
 ROUTES = """Iface\tDestination\tGateway \tFlags\tRefCnt\tUse\tMetric\tMask\t\tMTU\tWindow\tIRTT

@@ -19,9 +19,8 @@ from tests.unit.vacquery.recorded import FACTORY, SPACE, datagrams, make_state, 
 from tests.unit.vacquery.test_poll import Loopback
 from tests.unit.vacquery.test_responder import make_responder, serving
 from vac.vacquery.messages import Kind, Reason
-from vac.vacquery.poll import poll
-from vac.vacquery.signing import canonical
-from vac.vacquery.sockets import UdpTransport
+from vac.vacquery.poll import UdpTransport, poll
+from vac.vacquery.signed_json import canonical
 
 DATAGRAMS = 100_000
 DIFFERENT = 10_000

@@ -1,21 +1,34 @@
-"""The wire format, against recorded datagrams and against whatever else may arrive."""
+"""VacQuery's messages: wire format, reports made of them, and status messages to VacMon."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
+import socket
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.unit.vacquery.recorded import FACTORY, SPACE, cookies, datagrams, messages, overridden_datagrams
+from tests.unit.vacquery.recorded import (
+    FACTORY,
+    NOW,
+    SPACE,
+    STARTED,
+    cookies,
+    datagrams,
+    messages,
+    overridden_datagrams,
+)
+from tests.unit.vacquery.test_responder import NoNames
 from vac import __version__
+from vac.scheduling.model import TypeReport
 from vac.vacquery.messages import (
     ANSWER_LIMIT,
     ANSWERED_WITH,
     QUERY_LIMIT,
+    AnyStatus,
     Dropped,
     FactoryStatus,
     Kind,
@@ -32,9 +45,10 @@ from vac.vacquery.messages import (
     read_status,
     shortened,
 )
-from vac.vacquery.signing import canonical, signature
+from vac.vacquery.poll import capacities, to_report, to_reports
+from vac.vacquery.signed_json import canonical, signature
+from vac.vacquery.vacmon import VacMon
 
-NOW = 1795227167.0
 KEY = b"a secret of the space"
 COMMON: dict[str, Any] = {"space": SPACE, "site": "example.org", "factory": FACTORY}
 json_values = st.recursive(
@@ -295,3 +309,83 @@ def test_no_changed_query_makes_decoding_raise(changes: dict[str, Any]) -> None:
     query = {"message_type": "factory_query", "space": SPACE, "cookie": "c", **changes}
     for key in (None, KEY):
         assert isinstance(decode_query(json.dumps(query).encode(), SPACE, NOW, key), (Query, Dropped))
+
+
+OF_TYPE: dict[str, Any] = {"space": SPACE, "site": "", "factory": FACTORY, "machinetype": "t"}
+
+
+def recorded(kind: Kind) -> dict[str, tuple[Received, ...]]:
+    found = [decode_answer(data, kind, SPACE, cookies(kind), NOW) for data in datagrams(kind, "response")]
+    return {FACTORY: tuple(one for one in found if isinstance(one, Received))}
+
+
+def test_recorded_answers_become_reports() -> None:
+    reports, unknown = to_reports(recorded(Kind.MACHINETYPES), {"type-00", "type-03", "type-06"})
+    assert reports == {
+        FACTORY: {
+            "type-00": TypeReport(1, 1, 12.5, 1, float(STARTED), no_work=True),
+            "type-03": TypeReport(1, 1, 12.5, 1, None),
+            "type-06": TypeReport(0, 0, 0.0, 0, float(STARTED), no_work=True),
+        }
+    }
+    assert unknown == 7
+
+
+def test_capacity_is_a_factorys_max_hs06() -> None:
+    assert capacities(recorded(Kind.FACTORIES)) == {FACTORY: 100.0}
+
+
+@pytest.mark.parametrize(
+    ("message", "time", "abort"),
+    [
+        (None, None, None),
+        (None, NOW, None),
+        ("200 Success", NOW - 5, None),
+        ("300 No work", NOW - 5, NOW - 5),
+        ("700 Broken", NOW - 5, NOW - 5),
+        ("300 No work", None, None),
+        ("no code", NOW - 5, None),
+    ],
+)
+def test_an_abort_counts_from_its_message(
+    message: str | None, time: float | None, abort: float | None
+) -> None:
+    when = None if time is None else int(time)
+    report = to_report(MachinetypeStatus(**OF_TYPE, shutdown_message=message, shutdown_time=when))
+    assert report.abort_time == (None if abort is None else pytest.approx(abort, abs=1))
+
+
+STATUSES: list[AnyStatus] = [
+    FactoryStatus(space=SPACE, site="example.org", factory=FACTORY, max_processors=8),
+    MachinetypeStatus(space=SPACE, site="example.org", factory=FACTORY, machinetype="type-00"),
+]
+
+
+def test_a_service_gets_every_message_with_cookie_0() -> None:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as service:
+        service.bind(("127.0.0.1", 0))
+        service.settimeout(60)
+        port = service.getsockname()[1]
+        VacMon([f"vacmon.example.org:{port}"], NoNames({"vacmon.example.org": ("127.0.0.1",)})).send(
+            STATUSES, NOW
+        )
+        received = [json.loads(service.recv(9000)) for _ in STATUSES]
+    assert [message["message_type"] for message in received] == ["factory_status", "machinetype_status"]
+    assert {(message["cookie"], message["time_sent"]) for message in received} == {("0", int(NOW))}
+    assert "fqan" not in received[1]
+
+
+@pytest.mark.parametrize("addresses", [(), ("not an address",)])
+def test_a_service_that_can_not_be_reached_costs_one_log_line(
+    addresses: tuple[str, ...], caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    names = NoNames({"vacmon.example.org": addresses})
+    vacmon = VacMon(["vacmon.example.org:8884"], names)
+    for _ in range(3):
+        vacmon.send(STATUSES, NOW)
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
+    assert "vacmon.example.org:8884" in caplog.text
+    names.addresses = {"vacmon.example.org": ("127.0.0.1",)}
+    vacmon.send(STATUSES, NOW)
+    assert caplog.records[-1].levelname == "INFO"

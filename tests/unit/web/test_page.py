@@ -19,6 +19,7 @@ from prometheus_client.samples import Sample
 
 from tests.unit.state_dirs import STARTED, UUID, new_machine, new_state, running_machine
 from vac.config.settings import Settings
+from vac.daemon import role_process
 from vac.drivers.base import Usage
 from vac.machines import files
 from vac.machines import status as statuses
@@ -26,14 +27,13 @@ from vac.machines.layout import StateDir
 from vac.machines.machine import renew_heartbeat
 from vac.machines.slots import write_slot
 from vac.machines.status import Creation, Drain, Status, Tally, TypeFacts
-from vac.roles import RoleOptions
+from vac.roles import ROLES
 from vac.vacquery.responder import counters_file, write_counters
-from vac.web import page, people
+from vac.web import page
+from vac.web.http_server import Answer, Request, network_of
 from vac.web.metrics import Metrics
-from vac.web.process import is_person
-from vac.web.server import network_of
 from vac.web.view import LONGEST_NAME, LONGEST_TEXT, View, name, shown
-from vac.web.wsgi import Answer, Request
+from vac.web.web_process import is_person
 
 GUIDE = Path(__file__).parents[3] / "docs" / "admin-guide.md"
 NOW = STARTED + 1000.0
@@ -104,7 +104,7 @@ def state(tmp_path: Path) -> StateDir:
 
 def ask(state: StateDir, path: str = "metrics", method: str = "GET", accept: str = "") -> Answer:
     parts = tuple(part for part in path.split("/") if part)
-    return people.Site(state, lambda: NOW).respond(Request(method, parts, None, accept=accept))
+    return page.Site(state, lambda: NOW).respond(Request(method, parts, None, accept=accept))
 
 
 def samples(answer: Answer) -> dict[tuple[str, frozenset[tuple[str, str]]], float]:
@@ -369,13 +369,13 @@ def test_asking_often_costs_no_more_than_once_a_second(
     state: StateDir, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now, views = [NOW], list[View]()
-    site = people.Site(state, lambda: now[0])
+    site = page.Site(state, lambda: now[0])
 
     def counted(view: View) -> Metrics:
         views.append(view)
         return Metrics(view)
 
-    monkeypatch.setattr(people, "Metrics", counted)
+    monkeypatch.setattr(page, "Metrics", counted)
     for _ in range(5):
         site.respond(Request("GET", ("metrics",), None))
     assert len(views) == 1
@@ -383,7 +383,7 @@ def test_asking_often_costs_no_more_than_once_a_second(
         site.respond(
             Request("GET", ("metrics",), None, accept=f"application/openmetrics-text;version=1.{version}")
         )
-    assert len(site._kept) <= people.MOST_KEPT
+    assert len(site._kept) <= page.MOST_KEPT
     now[0] += 1.5
     statuses.write(state, dataclasses.replace(STATUS, total_processors=2))
     body = site.respond(Request("GET", ("metrics",), None)).body
@@ -394,21 +394,19 @@ def test_asking_often_costs_no_more_than_once_a_second(
 def test_a_missing_package_is_named_and_nothing_worse(
     module: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    for loaded in [one for one in sys.modules if one.startswith(f"{module}.")]:
+    for loaded in [one for one in sys.modules if one.startswith((f"{module}.", "vac.web."))]:
         monkeypatch.delitem(sys.modules, loaded)
-    for ours in ("metrics", "people", "process", "server"):
-        monkeypatch.delitem(sys.modules, f"vac.web.{ours}", raising=False)
-        monkeypatch.delattr(f"vac.web.{ours}", raising=False)
     monkeypatch.setitem(sys.modules, module, None)
+    role = next(role for role in ROLES if role.name == "page")
     with caplog.at_level(logging.ERROR, logger="vac"):
-        assert page.main(RoleOptions()) == 1
-    assert f"the Python package {module}" in caplog.text
+        assert role_process.load_main(role) is None
+    assert f"the Python package {module} is missing" in caplog.text
     assert "install python3-prometheus-client and python3-waitress" in caplog.text
 
 
 def test_without_an_address_there_is_nothing_to_serve() -> None:
-    assert people.service(Settings()) is None
-    service = people.service(Settings(metrics_listen="[::1]:9995"))
+    assert page.service(Settings()) is None
+    service = page.service(Settings(metrics_listen="[::1]:9995"))
     assert service is not None
     assert (service.address, service.port, service.for_people) == ("::1", 9995, True)
 

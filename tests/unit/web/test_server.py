@@ -13,9 +13,9 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from vac.machines.layout import slot_address
-from vac.web import server
-from vac.web.listening import listen
-from vac.web.server import MOST_OF_ONE_CLIENT, Server, adjustments, is_slot
+from vac.web import http_server as server
+from vac.web.http_server import MOST_OF_ONE_CLIENT, Server, adjustments, is_slot
+from vac.web.web_process import listen
 
 PATIENCE = 60
 BODY_LIMIT = 100_000
@@ -237,6 +237,8 @@ def test_only_so_much_is_kept_for_a_client_that_reads_nothing(monkeypatch: pytes
     with serving() as port, contextlib.ExitStack() as stack:
         greedy = [stack.enter_context(client(port, "127.0.0.2", sent)) for _ in range(MOST_OF_ONE_CLIENT)]
         assert ask(port, path="/large") == (200, LARGE)
+        for each in greedy:  # nothing is read before all are answered, or turned away
+            select.select([each], (), (), PATIENCE)
         assert min(len(everything(each)) for each in greedy) < len(LARGE)
 
 
@@ -261,7 +263,7 @@ def test_endless_headers_are_refused(port: int) -> None:
 
 
 def test_an_address_can_be_listened_at_before_this_host_has_it() -> None:
-    with listen("169.254.169.254", 0) as bound:
+    with listen("169.254.169.254", 0, future=True) as bound:
         bound.listen()
         assert bound.getsockname()[0] == "169.254.169.254"
 

@@ -31,7 +31,6 @@ from vac.drivers.base import (
     Trace,
     Usage,
 )
-from vac.drivers.digests import ImageVersion
 from vac.drivers.images import ImageFiles
 from vac.drivers.processes import launch
 from vac.drivers.processes.classic_takeover import take_over
@@ -45,8 +44,8 @@ from vac.drivers.processes.launch_plan import (
     model_of,
     prepare_directory,
 )
-from vac.drivers.scratch import Scratch
-from vac.drivers.traces import ImageFacts, Sampling, merged, shared_network
+from vac.drivers.traces import ImageFacts, ImageVersion, Sampling, merged, shared_network
+from vac.drivers.volumes import ScratchVolumes
 from vac.host.cgroup_watch import EndWatcher
 from vac.host.cgroups import CgroupError, Groups, open_groups
 from vac.host.connections import Contact, host_addresses
@@ -86,7 +85,7 @@ class ProcessDriver(Driver):
         self._watcher = EndWatcher(groups)
         self._images = ImageFiles(fetch, self._watcher.wake)
         self._facts = ImageFacts()
-        self._scratch = Scratch()
+        self._scratch = ScratchVolumes()
         self._sampling = Sampling()
         self._lock = threading.Lock()
         self._starting: set[str] = set()

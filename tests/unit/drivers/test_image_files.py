@@ -1,0 +1,336 @@
+"""Images come in the background, machines boot only from the very file that was checked, and facts are told once."""
+
+from __future__ import annotations
+
+import errno
+import os
+import queue
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from vac.drivers import images
+from vac.drivers.base import CreationFailed, Trace
+from vac.drivers.images import LONGEST_PAUSE_SECONDS, REFRESH_SECONDS, ImageFiles
+from vac.drivers.traces import (
+    REST,
+    SHORTEST_SECONDS,
+    ImageFacts,
+    ImageVersion,
+    Sampling,
+    merged,
+    version_of,
+)
+from vac.host.connections import Contact
+from vac.host.filesystems import FileStamp
+
+URL = "https://user:secret@example.com/boot.iso"
+
+
+class Source:
+    """fetch(), which waits until it is told what to answer."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.asked: queue.SimpleQueue[tuple[str, str | None]] = queue.SimpleQueue()
+        self.answers: queue.SimpleQueue[OSError | None] = queue.SimpleQueue()
+        self.judged_again: Callable[[], object] = lambda: None
+
+    def fetch(self, source: str, signing_dn: str | None = None) -> Path:
+        if source == str(self.path):
+            self.judged_again()
+            return self.path
+        self.asked.put((source, signing_dn))
+        failure = self.answers.get(timeout=60)
+        if failure is not None:
+            raise failure
+        return self.path
+
+
+class Site:
+    """ImageFiles, the clock by which they go, and their source."""
+
+    def __init__(self, directory: Path) -> None:
+        self.now = 0.0
+        self.directory = directory
+        self.source = Source(directory / "copy")
+        self.source.path.write_bytes(b"1")
+        self.woken = threading.Event()
+        self.images = ImageFiles(self.source.fetch, self.woken.set, lambda: self.now)
+
+    def prepare(self, image: str = URL, dn: str | None = None) -> str | None:
+        return self.images.prepare(image, dn, self.directory)
+
+    def path(self, image: str = URL, dn: str | None = None) -> Path:
+        return self.images.path(image, dn, self.directory)
+
+    def held(self, own_name: Path, image: str = URL, dn: str | None = None) -> tuple[Path, Path]:
+        return self.images.held(image, dn, self.directory, own_name)
+
+
+@pytest.fixture
+def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Site:
+    monkeypatch.setattr(images, "FIRST_LOOK_SECONDS", 0.01)
+    return Site(tmp_path)
+
+
+def wait_until(condition: Callable[[], object]) -> None:
+    waiting = threading.Event()
+    for _ in range(6000):
+        if condition():
+            return
+        waiting.wait(0.01)
+    pytest.fail("not so after a minute")
+
+
+def test_nobody_waits_for_a_download_and_its_end_is_told(site: Site) -> None:
+    shown = "image https://user:***@example.com/boot.iso"
+    assert (site.prepare() or "").endswith("is being downloaded")
+    assert "secret" not in (site.prepare() or ""), shown
+    assert site.source.asked.get(timeout=60) == (URL, None)
+    site.source.answers.put(None)
+    assert site.woken.wait(60)
+    assert site.prepare() is None
+    assert site.path() == site.source.path
+    assert site.source.asked.empty()
+
+
+def test_an_image_that_is_there_soon_is_known_at_once(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(images, "FIRST_LOOK_SECONDS", 60.0)
+    site.source.answers.put(None)
+    assert site.prepare() is None
+    assert not site.woken.is_set()
+
+
+def test_a_copy_that_somebody_has_removed_is_fetched_again(site: Site) -> None:
+    site.source.answers.put(None)
+    wait_until(lambda: site.prepare() is None)
+    site.source.path.unlink()
+    with pytest.raises(CreationFailed, match="will be checked again"):
+        site.path()
+    site.source.path.write_bytes(b"2")
+    site.source.answers.put(None)
+    wait_until(lambda: site.prepare() is None)
+    assert site.path() == site.source.path
+
+
+def test_a_failure_is_told_and_tried_again_after_a_pause_that_grows(
+    site: Site, caplog: pytest.LogCaptureFixture
+) -> None:
+    for seconds in (30, 60, 120):
+        site.prepare()
+        site.source.answers.put(OSError("no such host"))
+        wait_until(lambda: "next attempt" in (site.prepare() or ""))
+        assert (site.prepare() or "").endswith(f": no such host; next attempt in {seconds} s")
+        with pytest.raises(CreationFailed, match="no such host"):
+            site.path()
+        site.now += seconds
+    assert [record.levelname for record in caplog.records] == ["WARNING"], "said once"
+    assert "secret" not in caplog.text
+    site.source.answers.put(None)
+    wait_until(lambda: site.prepare() is None)
+
+
+def test_another_reason_of_failure_is_news_and_the_same_is_none(site: Site) -> None:
+    for reason, news in (("no such host", True), ("no such host", False), ("status 404", True)):
+        before = set(threading.enumerate())
+        site.prepare()
+        (thread,) = set(threading.enumerate()) - before
+        site.woken.clear()
+        site.source.asked.get(timeout=60)
+        site.source.answers.put(OSError(reason))
+        thread.join(60)
+        assert site.woken.is_set() is news
+        assert reason in (site.prepare() or "")
+        site.now += LONGEST_PAUSE_SECONDS
+
+
+def test_the_server_is_asked_again_now_and_then_while_the_copy_serves(site: Site) -> None:
+    site.source.answers.put(None)
+    wait_until(lambda: site.prepare() is None)
+    site.source.asked.get(timeout=60)
+    site.now += REFRESH_SECONDS
+    assert site.prepare() is None
+    assert site.source.asked.get(timeout=60) == (URL, None)
+    assert site.path() == site.source.path
+    site.source.answers.put(None)
+
+
+def test_a_file_that_was_replaced_since_it_was_checked_is_not_booted(site: Site) -> None:
+    site.source.answers.put(None)
+    wait_until(lambda: site.prepare(dn="/CN=signer") is None)
+    site.source.path.write_bytes(b"another")
+    with pytest.raises(CreationFailed, match="has been replaced"):
+        site.path(dn="/CN=signer")
+    site.source.answers.put(OSError("the signature isn't that of this image"))
+    wait_until(lambda: "signature isn't" in (site.prepare(dn="/CN=signer") or ""))
+
+
+def test_a_copy_that_another_replaces_while_it_is_judged_is_not_taken_for_it(site: Site) -> None:
+    site.source.judged_again = lambda: site.source.path.write_bytes(b"another")
+    site.source.answers.put(None)
+    wait_until(lambda: "was replaced while it was checked" in (site.prepare(dn="/CN=signer") or ""))
+    with pytest.raises(CreationFailed):
+        site.path(dn="/CN=signer")
+
+
+def test_a_name_of_its_own_stays_that_of_the_file_that_was_checked(site: Site) -> None:
+    own, other = site.directory / "own", site.directory / "other"
+    site.source.answers.put(None)
+    wait_until(lambda: site.prepare(dn="/CN=signer") is None)
+    assert site.held(own, dn="/CN=signer") == (site.source.path, own)
+    other.write_bytes(b"unjudged")
+    other.replace(site.source.path)
+    assert own.read_bytes() == b"1"
+    own.unlink()
+    with pytest.raises(CreationFailed, match="has been replaced"):
+        site.held(own, dn="/CN=signer")
+    assert not own.exists()
+
+
+def test_an_image_on_another_file_system_is_used_by_its_own_name(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def link(*_: object) -> None:
+        raise OSError(errno.EXDEV, os.strerror(errno.EXDEV))
+
+    monkeypatch.setattr("os.link", link)
+    site.source.answers.put(None)
+    wait_until(lambda: site.prepare() is None)
+    assert site.held(site.directory / "own") == (site.source.path, site.source.path)
+
+
+def test_a_local_file_needs_nothing_unless_it_has_to_be_signed(site: Site) -> None:
+    (site.directory / "boot.iso").write_bytes(b"1")
+    assert site.prepare("boot.iso") is None
+    assert site.path("boot.iso") == site.directory / "boot.iso"
+    assert site.path(str(site.directory / "boot.iso")) == site.directory / "boot.iso"
+    assert site.held(site.directory / "own", "boot.iso")[1] == site.directory / "boot.iso"
+    assert site.source.asked.empty()
+    assert (site.prepare("boot.iso", "/CN=signer") or "").endswith("is being checked")
+    assert site.source.asked.get(timeout=60) == (str(site.directory / "boot.iso"), "/CN=signer")
+    site.source.answers.put(OSError("not signed"))
+
+
+@pytest.mark.parametrize(("image", "reason"), [("absent.iso", "No such file"), ("", "no root_image")])
+def test_an_image_that_is_not_there(site: Site, image: str, reason: str) -> None:
+    with pytest.raises(CreationFailed, match=reason):
+        site.path(image)
+
+
+def test_without_a_way_to_check_what_must_be_signed_is_refused(tmp_path: Path) -> None:
+    images = ImageFiles(None, lambda: None)
+    for image, dn in (("boot.iso", "/CN=x"), (URL, None)):
+        reason = images.prepare(image, dn, tmp_path) or ""
+        assert "can't be downloaded or checked" in reason
+        assert "secret" not in reason
+
+
+SOMEBODY = Contact("tcp", "192.0.2.1", 443, incoming=False)
+IMAGE = ImageVersion("/images/a.sif", FileStamp(1, 2, 3, 1_700_000_000_000_000_000))
+
+
+class Reader:
+    """Computes digests once it may."""
+
+    def __init__(self) -> None:
+        self.answers: queue.SimpleQueue[str | OSError | None] = queue.SimpleQueue()
+        self.read: list[ImageVersion] = []
+        self.facts = ImageFacts(self)
+
+    def __call__(self, version: ImageVersion) -> str | None:
+        self.read.append(version)
+        answer = self.answers.get(timeout=60)
+        if isinstance(answer, OSError):
+            raise answer
+        return answer
+
+
+def settle() -> None:
+    for thread in threading.enumerate():
+        if thread.name == "digest":
+            thread.join(60)
+
+
+def test_sampling_takes_little_of_the_time_however_often_it_is_asked_for() -> None:
+    now, looks = 100.0, 0
+    sampling = Sampling(lambda: now)
+
+    def look() -> dict[str, frozenset[Contact]]:
+        nonlocal now, looks
+        now, looks = now + 2.0, looks + 1
+        return {"u": frozenset([SOMEBODY])}
+
+    assert sampling.sample(look) == {"u": {SOMEBODY}}
+    now += REST * 2.0 - 0.1
+    assert sampling.sample(look) == {}
+    now += 0.1
+    assert sampling.sample(look)
+    assert looks == 2
+
+
+def test_what_cannot_be_seen_is_no_failure(caplog: pytest.LogCaptureFixture) -> None:
+    now = 0.0
+    sampling = Sampling(lambda: now)
+
+    def look() -> dict[str, frozenset[Contact]]:
+        raise PermissionError("not allowed")
+
+    caplog.set_level("INFO")
+    assert sampling.sample(look) == sampling.sample(look) == {}
+    assert [record.message for record in caplog.records] == [
+        "cannot sample the connections of machines: not allowed"
+    ]
+    now += SHORTEST_SECONDS
+    assert sampling.sample(lambda: {"u": frozenset()}) == {"u": frozenset()}
+
+
+def test_facts_are_told_once_and_the_digest_when_it_is_known() -> None:
+    reader = Reader()
+    facts = reader.facts
+    facts.note("u1", {"user": "nobody (65534)"}, IMAGE)
+    facts.note("u2", {"user": "nobody (65534)"}, None)
+    facts.note("u3", {"user": "nobody (65534)"}, IMAGE)
+    assert facts.news([]) == {}, "it isn't listed yet"
+    first = {"user": "nobody (65534)", "image_modified": "2023-11-14T22:13:20Z"}
+    assert facts.news(["u1", "u2"]) == {"u1": first, "u2": {"user": "nobody (65534)"}}
+    assert facts.news(["u1", "u2"]) == {}
+    facts.forget("u3")
+    reader.answers.put("abc")
+    settle()
+    assert facts.news(["u1", "u2", "u3"]) == {"u1": {"image_digest": "sha256:abc"}}
+    assert facts.news(["u1", "u2"]) == {}
+    facts.note("u4", {}, IMAGE)
+    assert facts.news(["u4"])["u4"]["image_digest"] == "sha256:abc"
+    assert reader.read == [IMAGE], "one version of a file is read once"
+
+
+def test_an_image_that_cannot_be_read_has_no_digest(caplog: pytest.LogCaptureFixture) -> None:
+    reader = Reader()
+    reader.answers.put(OSError("Input/output error"))
+    for _ in range(2):
+        reader.facts.note("u1", {}, IMAGE)
+        assert "image_digest" not in reader.facts.news(["u1"]).get("u1", {})
+        settle()
+    assert "/images/a.sif: cannot compute its digest: Input/output error" in caplog.text
+    assert len(reader.read) == 1
+
+
+def test_another_file_is_another_version(tmp_path: Path) -> None:
+    image = tmp_path / "image"
+    assert version_of(image) is None
+    assert version_of(tmp_path) is None
+    image.write_bytes(b"1")
+    before = version_of(image)
+    image.write_bytes(b"22")
+    assert before is not None
+    assert version_of(image) != before
+
+
+def test_only_machines_of_which_there_is_something_to_tell() -> None:
+    facts = {"u1": {"user": "x"}}
+    found = {"u1": frozenset([SOMEBODY]), "u2": frozenset([SOMEBODY]), "u3": frozenset[Contact]()}
+    some = frozenset([SOMEBODY])
+    assert merged(facts, found) == {"u1": Trace({"user": "x"}, some), "u2": Trace({}, some)}

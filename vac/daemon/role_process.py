@@ -1,0 +1,198 @@
+"""A role's process, and the socket between it and the supervisor.
+
+The socket carries short messages both ways; its end tells of the other side's death. The number of the role's end is
+in its environment. A message to the role may bring a log file to continue with. Signals arrive through a pipe
+(signal.set_wakeup_fd) in a thread of their own, even while the main thread waits for an engine.
+"""
+
+from __future__ import annotations
+
+import faulthandler
+import importlib
+import logging
+import os
+import selectors
+import signal
+import socket
+import struct
+import threading
+from collections.abc import Callable, MutableMapping
+from pathlib import Path
+
+from setproctitle import setproctitle
+
+from vac import logs
+from vac.roles import Role, RoleOptions
+
+logger = logging.getLogger(__name__)
+
+STOPPING = (signal.SIGTERM, signal.SIGINT)
+ORPHAN_SECONDS = 30.0
+"""Time for a role to end after its supervisor's death; nobody else would kill it."""
+LINK_VARIABLE = "VAC_SUPERVISOR_FD"
+
+READY = b"ready"
+ALIVE = b"alive"
+NEED = b"need"
+"""Followed by a role's name and its purpose."""
+RELOAD = b"reload"
+WAKE = b"wake"
+LONGEST = 8192
+GONE = b""
+"""Received when nothing more will come."""
+
+
+def link_pair() -> tuple[socket.socket, socket.socket]:
+    """Return the supervisor's end, which never blocks, and the role's. Message boundaries are kept."""
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    ours.setblocking(False)
+    return ours, theirs
+
+
+def inherited_link(environ: MutableMapping[str, str]) -> socket.socket | None:
+    """Return this process's end if it has one; its child processes won't have it."""
+    number = environ.pop(LINK_VARIABLE, None)
+    if number is None:
+        return None
+    link = socket.socket(fileno=int(number))
+    link.set_inheritable(False)
+    return link
+
+
+def need_message(role: str, purpose: str) -> bytes:
+    """Return the message that this role is needed for a purpose, or for nothing if that is empty."""
+    return b" ".join((NEED, os.fsencode(role), os.fsencode(purpose)))
+
+
+def parse_need(message: bytes) -> tuple[str, str] | None:
+    """Return role and purpose of such a message."""
+    kind, _, rest = message.partition(b" ")
+    role, _, purpose = rest.partition(b" ")
+    return (os.fsdecode(role), os.fsdecode(purpose)) if kind == NEED else None
+
+
+def send(link: socket.socket, message: bytes, descriptor: int | None = None) -> None:
+    """Send without waiting. The message is lost if the other side is gone or behind with reading."""
+    ancillary = []
+    if descriptor is not None:
+        ancillary.append((socket.SOL_SOCKET, socket.SCM_RIGHTS, struct.pack("i", descriptor)))
+    try:
+        link.sendmsg([message], ancillary, socket.MSG_DONTWAIT)
+    except (BlockingIOError, ConnectionError):
+        return
+
+
+def receive(link: socket.socket) -> tuple[bytes, int | None]:
+    """Return the next message and its descriptor. GONE at the end, or if reading would block."""
+    room = socket.CMSG_SPACE(struct.calcsize("i"))
+    try:
+        message, ancillary, _, _ = link.recvmsg(LONGEST, room, socket.MSG_CMSG_CLOEXEC)
+    except (BlockingIOError, ConnectionError):
+        return GONE, None
+    if not ancillary:
+        return message, None
+    (descriptor,) = struct.unpack("i", ancillary[0][2])
+    return message, descriptor
+
+
+def signal_pipe(*numbers: signal.Signals) -> int:
+    """Return a non-blocking descriptor that yields the numbers of these signals as bytes when they arrive.
+
+    To be called once, from the main thread. The signals have no other effect.
+    """
+    reading, writing = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+    for number in numbers:
+        signal.signal(number, lambda _number, _frame: None)
+    signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
+    return reading
+
+
+class Listener:
+    """Collects signals and messages from its creation on; listen() delivers them."""
+
+    def __init__(self, link: socket.socket | None, log_file: Path | None) -> None:
+        self._link = link
+        self._log_file = log_file
+        self._signals = signal_pipe(*STOPPING, signal.SIGHUP, signal.SIGUSR1)
+
+    def listen(self, stop: Callable[[], None], wake: Callable[[], None]) -> None:
+        """See roles.Listen."""
+        threading.Thread(target=self._run, args=(stop, wake), name="listener", daemon=True).start()
+
+    def _run(self, stop: Callable[[], None], wake: Callable[[], None]) -> None:
+        stopped = False
+        with selectors.DefaultSelector() as selector:
+            selector.register(self._signals, selectors.EVENT_READ)
+            if self._link is not None:
+                selector.register(self._link, selectors.EVENT_READ)
+            while True:
+                for key, _ in selector.select():
+                    if key.fileobj == self._signals:
+                        end = self._read_signals()
+                    else:
+                        end = self._read_message(selector)
+                    if not stopped:
+                        stopped = end
+                        (stop if end else wake)()
+
+    def _read_signals(self) -> bool:
+        """Return whether the process is to end."""
+        numbers = os.read(self._signals, 4096)
+        if signal.SIGHUP in numbers and self._log_file is not None:
+            logs.reopen(self._log_file)
+        stopping = next((number for number in STOPPING if number in numbers), None)
+        if stopping is not None:
+            logger.info("stopping: %s", stopping.name)
+        return stopping is not None
+
+    def _read_message(self, selector: selectors.BaseSelector) -> bool:
+        """Return whether the process is to end, since the supervisor has."""
+        assert self._link is not None
+        message, log_descriptor = receive(self._link)
+        if log_descriptor is not None:
+            logs.write_to(log_descriptor)
+        if message != GONE:
+            return False
+        selector.unregister(self._link)
+        logger.warning("stopping: the supervisor has ended")
+        deadline = threading.Timer(ORPHAN_SECONDS, os._exit, (1,))
+        deadline.daemon = True
+        deadline.start()
+        return True
+
+
+def run(role: Role, configs: tuple[Path, ...], log_file: Path | None) -> int:
+    """Run the role in this process until it ends, and return its exit status.
+
+    log_file: to be reopened after SIGHUP, if this process runs alone.
+    """
+    setproctitle(f"vacd-{role.name}")
+    faulthandler.register(signal.SIGUSR2, all_threads=True)
+    link = inherited_link(os.environ)
+    listener = Listener(link, log_file)
+
+    def report(message: bytes) -> None:
+        if link is not None:
+            send(link, message)
+
+    options = RoleOptions(
+        configs=configs,
+        ready=lambda: report(READY),
+        alive=lambda: report(ALIVE),
+        need=lambda name, purpose: report(need_message(name, purpose)),
+        listen=listener.listen,
+    )
+    main = load_main(role)
+    return 1 if main is None else main(options)
+
+
+def load_main(role: Role) -> Callable[[RoleOptions], int] | None:
+    """Return the role's main function; None, and a log line, if an optional Python package of it is missing."""
+    try:
+        main: Callable[[RoleOptions], int] = importlib.import_module(role.module).main
+    except ModuleNotFoundError as error:
+        if (error.name or "vac").startswith("vac") or not role.packages:
+            raise
+        logger.error("the Python package %s is missing: install %s", error.name, role.packages)
+        return None
+    return main

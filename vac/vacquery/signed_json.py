@@ -1,0 +1,93 @@
+"""JSON of VacQuery messages: strict parsing, canonical text, and signatures in spaces that share a key.
+
+`hmac` is the hex HMAC-SHA256 under the key (vacquery_key_file) of the message without that field, as canonical JSON;
+`time_sent` must be within 300 seconds of the receiver's clock.
+"""
+
+from __future__ import annotations
+
+import errno
+import hmac
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NoReturn
+
+SIGNATURE_SECONDS = 300
+"""Greatest difference between a signed message's time_sent and now."""
+LEAST_KEY_BYTES = 16
+MOST_BRACKETS = 200
+"""In a received message, against exhaustion of the stack; ours have two."""
+
+
+def read_key(path: Path | None) -> bytes | None:
+    """Return the key in this file without surrounding blanks; None if no file is configured.
+
+    Raises OSError if it can't be read or is too short.
+    """
+    if path is None:
+        return None
+    key = path.read_bytes().strip()
+    if len(key) < LEAST_KEY_BYTES:
+        reason = f"the key has {len(key)} bytes but needs at least {LEAST_KEY_BYTES}"
+        raise OSError(errno.EINVAL, reason, str(path))
+    return key
+
+
+def identity(port: int, key_file: Path | None) -> str:
+    """Return a text that changes with the port or the key and reveals nothing of the key."""
+    if key_file is None:
+        return f"port {port}"
+    try:
+        found = key_file.stat()
+    except OSError as error:
+        return f"port {port}, key {key_file}: {error.strerror}"
+    return f"port {port}, key {key_file} ({found.st_ino}, {found.st_mtime_ns})"
+
+
+def parse_object(data: bytes) -> dict[str, Any]:
+    """Return the JSON object in these bytes. ValueError for anything else, NaN and infinity included."""
+    if data.count(b"[") + data.count(b"{") > MOST_BRACKETS:
+        raise ValueError("too many brackets")
+    found = _DECODER.decode(data.decode("utf-8"))
+    if type(found) is not dict:
+        raise ValueError("not an object")
+    return found
+
+
+def _finite(digits: str) -> float:
+    found = float(digits)
+    if found - found != 0:
+        raise ValueError(f"{digits} is too large")
+    return found
+
+
+def _refuse(constant: str) -> NoReturn:
+    raise ValueError(f"{constant} is not JSON")
+
+
+_DECODER = json.JSONDecoder(parse_float=_finite, parse_constant=_refuse)
+
+
+def canonical(message: Mapping[str, Any]) -> bytes:
+    """Return the JSON text to be signed: sorted keys, no blanks, ASCII. ValueError for NaN or infinity."""
+    return json.dumps(message, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
+
+
+def signature(text: bytes, key: bytes) -> str:
+    """Return the signature of a message's canonical text without `hmac`."""
+    return hmac.digest(key, text, "sha256").hex()
+
+
+def is_signed(message: Mapping[str, Any], key: bytes) -> bool:
+    """Return whether the message carries the right signature."""
+    found = message.get("hmac")
+    unsigned = {name: value for name, value in message.items() if name != "hmac"}
+    expected = signature(canonical(unsigned), key)
+    return type(found) is str and hmac.compare_digest(found.encode("utf-8", "replace"), expected.encode())
+
+
+def is_fresh(message: Mapping[str, Any], now: float) -> bool:
+    """Return whether the message was sent within SIGNATURE_SECONDS of now."""
+    sent = message.get("time_sent")
+    return isinstance(sent, (int, float)) and abs(int(sent) - int(now)) <= SIGNATURE_SECONDS

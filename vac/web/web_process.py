@@ -1,0 +1,167 @@
+"""A web process: one service at one address, with no more privileges than it needs."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import logging
+import os
+import socket
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from vac.config.load import ConfigurationError, Loader
+from vac.config.settings import Settings
+from vac.host import facts
+from vac.host.privileges import become, unprivileged_user
+from vac.machines import files
+from vac.machines.layout import StateDir
+from vac.machines.statefiles import touch_heartbeat
+from vac.roles import RoleOptions
+
+if TYPE_CHECKING:
+    from vac.web.http_server import Answer, Request
+
+log = logging.getLogger(__name__)
+
+HEARTBEAT_SECONDS = 5.0
+IP_FREEBIND = 15
+"""From linux/in.h."""
+
+
+@dataclass(frozen=True)
+class Service:
+    """A service of one of the processes."""
+
+    role: str
+    address: str
+    open: Callable[[StateDir], Callable[[Request], Answer]]
+    """Prepares the service while the process is still root; returns what answers requests."""
+    body_limit_bytes: int
+    port: int = 80
+    for_people: bool = False
+    """Serve everybody but VMs, at an address of this host; else VMs only."""
+    name: str = ""
+    """Its configured address, for messages."""
+
+
+def listen(host: str, port: int, *, future: bool = False) -> socket.socket:
+    """Return a socket bound to the first available address of a host, `::` for IPv6 and IPv4. Raises OSError.
+
+    future: also bind an address that this host may get later.
+    """
+    problem = OSError(errno.EADDRNOTAVAIL, os.strerror(errno.EADDRNOTAVAIL))
+    found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    for family, kind, protocol, _, address in found:
+        with contextlib.ExitStack() as stack:
+            try:
+                bound = stack.enter_context(socket.socket(family, kind | socket.SOCK_CLOEXEC, protocol))
+                if family == socket.AF_INET6:
+                    bound.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, host != "::")
+                if future:
+                    bound.setsockopt(socket.IPPROTO_IP, IP_FREEBIND, 1)
+                bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                bound.bind(address)
+            except OSError as error:
+                problem = error
+            else:
+                stack.pop_all()
+                return bound
+    raise problem
+
+
+def run(
+    service_for: Callable[[Settings], Service | None], options: RoleOptions, keep: tuple[int, ...] = ()
+) -> int:
+    """Serve until told to end, or until the configuration names another factory. Return the exit status.
+
+    service_for: returns the service that [settings] ask for, None (here an error) for none. keep: capabilities, as
+    for privileges.become.
+    """
+    from vac.web.http_server import Guests, Server, adjustments, allow_connections, application, network_of
+
+    loader = Loader(options.configs or None, facts.read)
+    settings = _settings(loader)
+    if settings is None:
+        log.error("no usable configuration: state_dir is unknown")
+        return 1
+    service = service_for(settings)
+    if service is None:
+        log.error("the present configuration asks for no such service")
+        return 1
+    try:
+        bound = listen(service.address, service.port, future=not service.for_people)
+    except OSError as error:
+        where = service.name or f"{service.address}:{service.port}"
+        advice = "if another service listens at all addresses, configure its address"
+        log.error("can't listen at %s: %s; %s", where, error.strerror, advice)
+        return 1
+    state = StateDir(settings.state_dir)
+    _prepare_state(state, service.role)
+    respond = service.open(state)
+    allow_connections()
+    adjusted = adjustments(service.body_limit_bytes)
+    become(unprivileged_user(), keep)
+    if service.for_people:
+        server = Server(application(respond, None), bound, adjusted, is_person, network_of)
+    else:
+        server = Server(application(respond, Guests(state, settings.factory_name)), bound, adjusted)
+    options.listen(server.stop, lambda: None)
+    arguments = (state, service.role, loader, settings, server.stop)
+    threading.Thread(target=_keep_alive, args=arguments, name="keeper", daemon=True).start()
+    log.info("serving at %s", service.name or service.address)
+    options.ready()
+    server.serve()
+    return 0
+
+
+def is_person(address: str) -> bool:
+    """Return whether the client isn't a VM: pages for people show other machines."""
+    from vac.web.http_server import is_slot, network_of
+
+    return not is_slot(network_of(address))
+
+
+def _settings(loader: Loader) -> Settings | None:
+    """Return [settings], of a broken configuration as far as they can be understood."""
+    try:
+        return loader.load(time.time()).settings
+    except ConfigurationError as error:
+        return error.settings
+
+
+def _moved(loader: Loader, settings: Settings) -> bool:
+    try:
+        now = loader.load(time.time()).settings
+    except ConfigurationError:
+        return False
+    return (now.state_dir, now.factory_name) != (settings.state_dir, settings.factory_name)
+
+
+def _prepare_state(state: StateDir, role: str) -> None:
+    """Create this process's heartbeat and pid files while still root."""
+    state.root.mkdir(mode=0o755, parents=True, exist_ok=True)
+    touch_heartbeat(state, role, time.time())
+    files.write_atomic(state.pid(role), b"%d\n" % os.getpid(), tmp=state.root, sync=False)
+    user = unprivileged_user()
+    if user is not None:
+        os.chown(state.heartbeat(role), user.pw_uid, user.pw_gid, follow_symlinks=False)
+
+
+def _keep_alive(
+    state: StateDir, role: str, loader: Loader, settings: Settings, stop: Callable[[], None]
+) -> None:
+    """Touch the heartbeat; end the process for a restart when it serves the wrong factory."""
+    while True:
+        try:
+            os.utime(state.heartbeat(role))
+        except OSError as error:
+            log.debug("%s", error)
+        if _moved(loader, settings):
+            log.warning("state_dir or factory_name has changed: restarting with it")
+            stop()
+            return
+        time.sleep(HEARTBEAT_SECONDS)
