@@ -21,6 +21,7 @@ PACKAGE = "apptainer"
 OPTION = "singularity_path"
 TELLS = False
 TAKES_URLS = True
+NEEDS_ACCOUNT = True
 
 _INIT = (b"appinit", b"sinit")
 """Name of their first process in a machine's own PID namespace, once it is about to run the command."""

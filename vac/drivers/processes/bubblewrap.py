@@ -27,6 +27,7 @@ PACKAGE = "bubblewrap"
 OPTION = ""
 TELLS = True
 TAKES_URLS = False
+NEEDS_ACCOUNT = False
 HIDDEN = ("/run", "/home", "/root", "/etc/vac.d", "/etc/vac.conf")
 """Parts of the host's own tree that no machine sees, besides state_dir and what the factory names."""
 RESOLVER_FILES = ("/etc/resolv.conf", "/etc/hosts")
@@ -99,7 +100,8 @@ def executed(status: str) -> bool:
 
 def may_pass(failure: str) -> bool:
     """See Model: entries of the host's own tree come and go while they are mounted one by one."""
-    return failure.startswith("bwrap: Can't ") and failure.endswith("No such file or directory")
+    gone = failure.endswith("No such file or directory") or "(deleted)" in failure
+    return failure.startswith("bwrap: Can't ") and gone
 
 
 def has_run(status: str, exit_code: int, said: str) -> bool:

@@ -35,6 +35,8 @@ class Model(Protocol):
     """True: the program writes its own status to descriptor 3."""
     TAKES_URLS: bool
     """True: root_image may be the URL of an image; plan() is given the path of its copy."""
+    NEEDS_ACCOUNT: bool
+    """True: the program doesn't run with a uid of slot_uids without an account."""
 
     def plan(self, spec: MachineSpec, program: str) -> dict[str, Any]:
         """Return what the launcher needs, for JSON. Raises ValueError with a reason."""
@@ -96,6 +98,9 @@ def make_plan(spec: MachineSpec) -> tuple[Model, dict[str, Any]]:
     kind = spec.machinetype.machine_model
     uid, gid = identity(spec)
     model = model_of(kind)
+    if model.NEEDS_ACCOUNT and not _has_account(uid):
+        what = f"{model.PROGRAMS[0]} needs an account with uid {uid}, a uid of slot_uids; sysusers.d can declare it"
+        raise CreationFailed(what)
     program = find_program(kind, spec.settings)
     try:
         plan = model.plan(spec, program)
@@ -108,6 +113,14 @@ def make_plan(spec: MachineSpec) -> tuple[Model, dict[str, Any]]:
     plan["model"], plan["module"], plan["path"] = kind, MODELS[kind], str(Path(vac.__file__).parents[1])
     plan["uid"], plan["gid"] = uid, gid
     return model, plan
+
+
+def _has_account(uid: int) -> bool:
+    try:
+        pwd.getpwuid(uid)
+    except KeyError:
+        return False
+    return True
 
 
 def find_program(machine_model: str, settings: Settings) -> str:

@@ -56,7 +56,7 @@ KILL_SECONDS = 60.0
 """Longest that processes may take to end after SIGKILL."""
 START_SECONDS = 200.0
 """Longest that a machine may take from its first process to its command; images can be on slow disks."""
-START_ATTEMPTS = 3
+START_ATTEMPTS = 5
 MOST_REASON_CHARACTERS = 300
 STATUS_FILE = "launch.status"
 """In the machine's directory, root's own: lines of JSON."""
