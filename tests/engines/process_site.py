@@ -23,7 +23,7 @@ from vac.drivers.processes.process_driver import ProcessDriver
 from vac.host.cgroups import Groups, GroupsV1, GroupsV2, find_mounts
 
 MIB = 2**20
-PATIENCE = 120.0
+PATIENCE = 300.0
 
 
 def group_makers() -> dict[str, Callable[[str], Groups]]:
