@@ -18,7 +18,7 @@ from typing import Any, Protocol, cast
 import vac
 from vac.config.settings import Settings, slot_uid
 from vac.drivers.base import CreationFailed, MachineSpec
-from vac.drivers.traces import ImageVersion
+from vac.drivers.images import ImageVersion
 from vac.host.cgroups import Limits
 from vac.host.filesystems import FileStamp
 

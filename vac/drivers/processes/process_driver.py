@@ -30,8 +30,9 @@ from vac.drivers.base import (
     Observed,
     Trace,
     Usage,
+    traces_of,
 )
-from vac.drivers.images import ImageFiles
+from vac.drivers.images import ImageFacts, ImageFiles
 from vac.drivers.processes import launch
 from vac.drivers.processes.classic_takeover import take_over
 from vac.drivers.processes.console_log import NAME as CONSOLE_LOG
@@ -50,11 +51,10 @@ from vac.drivers.processes.launch_plan import (
     read_status,
     told_in,
 )
-from vac.drivers.traces import ImageFacts, Sampling, merged, shared_network
 from vac.drivers.volumes import ScratchVolumes
 from vac.host.cgroup_watch import EndWatcher
 from vac.host.cgroups import CgroupError, Groups, open_groups
-from vac.host.connections import Contact, host_addresses
+from vac.host.connections import Contact, Sampling, contacts_by_group, host_addresses
 from vac.text import without_password
 
 KILL_SECONDS = 60.0
@@ -213,10 +213,10 @@ class ProcessDriver(Driver):
         uuids = {_identity(group)[1]: group for group in self._machines()}
 
         def look() -> Mapping[str, frozenset[Contact]]:
-            return shared_network({uuid: self._groups.processes(group) for uuid, group in uuids.items()})
+            return contacts_by_group({uuid: self._groups.processes(group) for uuid, group in uuids.items()})
 
         with _unavailable():
-            return merged(self._facts.news(uuids), self._sampling.sample(look))
+            return traces_of(self._facts.news(uuids), self._sampling.sample(look))
 
     def _with_image(self, spec: MachineSpec) -> MachineSpec:
         """Replace a root_image that is a URL by the path of its copy, readable by the machine's user."""
