@@ -454,6 +454,21 @@ def test_directories_that_vanish_beside_a_mount_point_fail_no_creation(site: Sit
             churn.join()
 
 
+def test_console_log_of_a_machine_that_says_much_stays_small(site: Site) -> None:
+    script = "echo begin; for i in 1 2 3; do yes | head -c 100000000; sleep 1.5; done; echo the end\n"
+    spec = site.create(site.spec(0, script))
+    site.wait_for_end(spec)
+    log = spec.directory / "console.log"
+    assert log.stat().st_size > 300_000_000
+    assert log.stat().st_blocks * 512 < 150_000_000
+    site.driver.destroy(spec.name, spec.uuid)
+    content = log.read_text()
+    assert content.startswith("begin\ny\n")
+    assert content.endswith("y\nthe end\n")
+    assert "bytes were left out here" in content
+    assert len(content) < 10_000_000
+
+
 def test_system_calls_that_no_payload_needs_are_refused_and_nesting_is_an_option(site: Site) -> None:
     script = """
         unshare --user true 2>/dev/null && echo nested >>$JOBOUTPUTS/can

@@ -1,24 +1,31 @@
-"""The plan of a process machine: its program, user, limits and directories.
+"""The plan of a process machine (program, user, limits, directories), and the status of its launch.
 
 A Model has what differs between bubblewrap and Singularity.
 """
 
 from __future__ import annotations
 
+import contextlib
 import importlib
+import json
 import os
 import pwd
 import shutil
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, cast
 
 import vac
 from vac.config.settings import Settings, slot_uid
 from vac.drivers.base import CreationFailed, MachineSpec
+from vac.drivers.images import ImageVersion
 from vac.host.cgroups import Limits
+from vac.host.filesystems import FileStamp
 
 MODELS = {"bubblewrap": "vac.drivers.processes.bubblewrap", "singularity": "vac.drivers.processes.apptainer"}
 """Module, a Model, by machine model."""
+STATUS_FILE = "launch.status"
+"""In the machine's directory, root's own: lines of JSON, as launch.py says."""
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 
@@ -162,3 +169,54 @@ def prepare_directory(spec: MachineSpec, model: Model, uid: int, gid: int) -> No
         (below / name).mkdir(exist_ok=True)
         (below / name).chmod(0o700)
         os.chown(below / name, uid, gid)
+
+
+@dataclass(frozen=True)
+class LaunchStatus:
+    """The content of a status file."""
+
+    text: str = ""
+    time: float = 0.0
+    """Of the last message, Unix seconds."""
+    first_process: int = 0
+    """Number of the program's process."""
+
+    @property
+    def model(self) -> Model | None:
+        """The machine's model; None if there is no status file, as for machines of a classic factory."""
+        name = told_in(self.text, "model").get("model")
+        return model_of(name) if name in MODELS else None
+
+    @property
+    def exit_code(self) -> int | None:
+        """The exit code that the program has told."""
+        told = told_in(self.text, "exit-code").get("exit-code")
+        return told if isinstance(told, int) else None
+
+
+def read_status(directory: Path) -> LaunchStatus:
+    """Return the status in a machine's directory; an empty one if there is none."""
+    try:
+        with (directory / STATUS_FILE).open("rb") as file:
+            text, changed = file.read(65536).decode(errors="replace"), os.fstat(file.fileno()).st_mtime
+    except OSError:
+        return LaunchStatus()
+    first = told_in(text, "pid").get("pid")
+    return LaunchStatus(text, changed, first if isinstance(first, int) else 0)
+
+
+def image_in(said: str) -> tuple[str, ImageVersion | None]:
+    """Return the image's real path, as the launcher has told it, and its version if it is a file."""
+    told = told_in(said, "image_path")
+    path, stamp = str(told.get("image_path", "")), told.get("stamp")
+    return path, ImageVersion(path, FileStamp(*stamp)) if stamp else None
+
+
+def told_in(said: str, key: str) -> dict[str, Any]:
+    """Return the JSON object with this key among those that launcher and program have written; empty if none has it."""
+    for line in said.splitlines():
+        with contextlib.suppress(json.JSONDecodeError):
+            told = json.loads(line)
+            if isinstance(told, dict) and key in told:
+                return told
+    return {}

@@ -30,26 +30,31 @@ from vac.drivers.base import (
     Observed,
     Trace,
     Usage,
+    traces_of,
 )
-from vac.drivers.images import ImageFiles
+from vac.drivers.images import ImageFacts, ImageFiles
 from vac.drivers.processes import launch
 from vac.drivers.processes.classic_takeover import take_over
+from vac.drivers.processes.console_log import NAME as CONSOLE_LOG
+from vac.drivers.processes.console_log import ConsoleKeeper, close_up
 from vac.drivers.processes.launch_plan import (
-    MODELS,
+    STATUS_FILE,
+    LaunchStatus,
     Model,
     account,
     identity,
+    image_in,
     limits_of,
     make_plan,
     model_of,
     prepare_directory,
+    read_status,
+    told_in,
 )
-from vac.drivers.traces import ImageFacts, ImageVersion, Sampling, merged, shared_network
 from vac.drivers.volumes import ScratchVolumes
 from vac.host.cgroup_watch import EndWatcher
 from vac.host.cgroups import CgroupError, Groups, open_groups
-from vac.host.connections import Contact, host_addresses
-from vac.host.filesystems import FileStamp
+from vac.host.connections import Contact, Sampling, contacts_by_group, host_addresses
 from vac.text import without_password
 
 KILL_SECONDS = 60.0
@@ -58,8 +63,6 @@ START_SECONDS = 200.0
 """Longest that a machine may take from its first process to its command; images can be on slow disks."""
 START_ATTEMPTS = 5
 MOST_REASON_CHARACTERS = 300
-STATUS_FILE = "launch.status"
-"""In the machine's directory, root's own: lines of JSON."""
 
 
 def open_driver(settings: Settings, fetch: Fetch | None = None) -> ProcessDriver:
@@ -99,6 +102,7 @@ class ProcessDriver(Driver):
         self._left: Mapping[str, LeftProcess] = {}
         self._taken_over: dict[str, float] = {}
         """By uuid of a classic machine, CPU seconds that it has used outside its group."""
+        self._consoles = ConsoleKeeper(self._own_directories)
 
     def list(self) -> Sequence[Observed]:
         """See Driver."""
@@ -131,7 +135,7 @@ class ProcessDriver(Driver):
             with self._lock:
                 self._runs.add(group)
             self._watcher.add(group)
-            path, image = _image(told)
+            path, image = image_in(told)
             self._facts.note(spec.uuid, _facts(spec, path), image)
         except OSError as error:
             self._clear(group)
@@ -155,6 +159,12 @@ class ProcessDriver(Driver):
     def destroy(self, name: str, uuid: str) -> None:
         """See Driver."""
         self.stop(name, uuid)
+        self._status(f"{name}_{uuid}")
+        with self._lock:
+            directory = self._directories.get(f"{name}_{uuid}")
+        if directory is not None:
+            with contextlib.suppress(OSError):
+                close_up(directory / CONSOLE_LOG)
         with _unavailable():
             self._groups.remove(f"{name}_{uuid}")
         self._scratch.remove(name, uuid)
@@ -190,6 +200,7 @@ class ProcessDriver(Driver):
 
     def close(self) -> None:
         """See Driver. Where there are no machines, no trace is left."""
+        self._consoles.close()
         self._watcher.close()
         self._groups.tidy()
 
@@ -202,10 +213,10 @@ class ProcessDriver(Driver):
         uuids = {_identity(group)[1]: group for group in self._machines()}
 
         def look() -> Mapping[str, frozenset[Contact]]:
-            return shared_network({uuid: self._groups.processes(group) for uuid, group in uuids.items()})
+            return contacts_by_group({uuid: self._groups.processes(group) for uuid, group in uuids.items()})
 
         with _unavailable():
-            return merged(self._facts.news(uuids), self._sampling.sample(look))
+            return traces_of(self._facts.news(uuids), self._sampling.sample(look))
 
     def _with_image(self, spec: MachineSpec) -> MachineSpec:
         """Replace a root_image that is a URL by the path of its copy, readable by the machine's user."""
@@ -276,7 +287,7 @@ class ProcessDriver(Driver):
         self, spec: MachineSpec, model: Model, plan: dict[str, Any], group: str
     ) -> tuple[str, str]:
         """Return what launcher and program have told, and the reason why the machine hasn't started, or ""."""
-        console = spec.directory / "console.log"
+        console = spec.directory / CONSOLE_LOG
         output = _open_for_root(console)
         said_before = os.fstat(output).st_size
         try:
@@ -293,8 +304,8 @@ class ProcessDriver(Driver):
         _note_pid(spec.directory, child)
         told, exit_code = self._wait_for_start(model, child, group)
         said = _said(console, said_before) if exit_code is not None else ""
-        failure = str(_told(told, "failure").get("failure", ""))
-        begun = exit_code is None or (_told(told, "executing") and model.has_run(told, exit_code, said))
+        failure = str(told_in(told, "failure").get("failure", ""))
+        begun = exit_code is None or (told_in(told, "executing") and model.has_run(told, exit_code, said))
         if begun and not failure:
             return told, ""
         return told, failure or said or f"{Path(plan['program']).name} ended at once"
@@ -325,6 +336,10 @@ class ProcessDriver(Driver):
             self._forget(group)
         self._reap()
 
+    def _own_directories(self) -> Sequence[Path]:
+        with self._lock:
+            return list(self._directories.values())
+
     def _forget(self, group: str) -> None:
         with self._lock:
             self._runs.discard(group)
@@ -341,53 +356,19 @@ class ProcessDriver(Driver):
                     if group in self._starting or group in self._runs:
                         self._ends[group] = (self._ends.get(group, (None,))[0] or time.time(), exit_code)
 
-    def _status(self, group: str) -> _Status:
+    def _status(self, group: str) -> LaunchStatus:
         with self._lock:
             directory = self._directories.get(group)
         places = [directory] if directory is not None else []
         if directory is None and self._machines_directory is not None:
             places = sorted(self._machines_directory.glob(f"*_{_identity(group)[0]}"), reverse=True)
         for place in places:
-            status = _read_status(place)
-            if _told(status.text, "machine").get("machine") == group:
+            status = read_status(place)
+            if told_in(status.text, "machine").get("machine") == group:
                 with self._lock:
                     self._directories[group] = place
                 return status
-        return _Status()
-
-
-@dataclasses.dataclass(frozen=True)
-class _Status:
-    """The content of a status file."""
-
-    text: str = ""
-    time: float = 0.0
-    """Of the last message, Unix seconds."""
-    first_process: int = 0
-    """Number of the program's process."""
-
-    @property
-    def model(self) -> Model | None:
-        """The machine's model; None if there is no status file, as for machines of a classic factory."""
-        name = _told(self.text, "model").get("model")
-        return model_of(name) if name in MODELS else None
-
-    @property
-    def exit_code(self) -> int | None:
-        """The exit code that the program has told."""
-        told = _told(self.text, "exit-code").get("exit-code")
-        return told if isinstance(told, int) else None
-
-
-def _read_status(directory: Path) -> _Status:
-    """Return the status in a machine's directory; an empty one if there is none."""
-    try:
-        with (directory / STATUS_FILE).open("rb") as file:
-            text, changed = file.read(65536).decode(errors="replace"), os.fstat(file.fileno()).st_mtime
-    except OSError:
-        return _Status()
-    first = _told(text, "pid").get("pid")
-    return _Status(text, changed, first if isinstance(first, int) else 0)
+        return LaunchStatus()
 
 
 @contextlib.contextmanager
@@ -448,23 +429,6 @@ def _command_line(process: int) -> bytes:
     with contextlib.suppress(OSError):
         return Path(f"/proc/{process}/cmdline").read_bytes()
     return b""
-
-
-def _image(said: str) -> tuple[str, ImageVersion | None]:
-    """Return the image's real path, as the launcher has told it, and its version if it is a file."""
-    told = _told(said, "image_path")
-    path, stamp = str(told.get("image_path", "")), told.get("stamp")
-    return path, ImageVersion(path, FileStamp(*stamp)) if stamp else None
-
-
-def _told(said: str, key: str) -> dict[str, Any]:
-    """Return the JSON object with this key among those that launcher and program have written; empty if none has it."""
-    for line in said.splitlines():
-        with contextlib.suppress(json.JSONDecodeError):
-            told = json.loads(line)
-            if isinstance(told, dict) and key in told:
-                return told
-    return {}
 
 
 def _facts(spec: MachineSpec, image_path: str) -> dict[str, str]:
