@@ -40,13 +40,7 @@ def check_settings(settings: Settings, parsed: Parsed, host: HostFacts, report: 
             f"{'that VAC_ASSUME_PROCESSORS says' if host.assumed else 'of this host'}"
         )
         report.error(*parsed.where("total_processors"), text)
-    if settings.singularity_user is not None:
-        user, uid = quoted(settings.singularity_user), host.user_id(settings.singularity_user)
-        if uid is None:
-            report.error(*parsed.where("singularity_user"), f"there is no account {user} on this host")
-        elif uid == 0:
-            text = f"{user} is root; it has to be an unprivileged account"
-            report.error(*parsed.where("singularity_user"), text)
+    _check_accounts(settings, parsed, host, report)
     pair = ("gocdb_cert_file", "gocdb_key_file")
     for present, missing in (pair, pair[::-1]):
         if present in parsed.values and missing not in parsed.values:
@@ -76,6 +70,21 @@ def _check_names(settings: Settings, parsed: Parsed, host: HostFacts, report: Re
     if listed and name not in full_names(listed, name):
         text = f"this factory, {name}, isn't among them; it counts all the same. Is its name right?"
         report.warn(*parsed.where("factories"), text)
+
+
+def _check_accounts(settings: Settings, parsed: Parsed, host: HostFacts, report: Report) -> None:
+    if settings.slot_uids is not None:
+        first, last = map(int, settings.slot_uids.split("-"))
+        if last - first + 1 < settings.host_processors:
+            text = f"{settings.slot_uids} has fewer than {settings.host_processors} uids, one for each slot"
+            report.error(*parsed.where("slot_uids"), text)
+    if settings.singularity_user is not None:
+        user, uid = quoted(settings.singularity_user), host.user_id(settings.singularity_user)
+        if uid is None:
+            report.error(*parsed.where("singularity_user"), f"there is no account {user} on this host")
+        elif uid == 0:
+            text = f"{user} is root; it has to be an unprivileged account"
+            report.error(*parsed.where("singularity_user"), text)
 
 
 def full_names(names: tuple[str, ...], own: str) -> tuple[str, ...]:

@@ -117,6 +117,8 @@ def test_machinetypes_that_make_little_sense_are_warned_about(
         ("singularity_user = nosuch", "singularity_user: there is no account 'nosuch' on this host"),
         ("singularity_user = root", "singularity_user: 'root' is root; it has to be an unprivileged account"),
         ("singularity_user = toor", "'toor' is root"),
+        ("slot_uids = 200000-200062", "200000-200062 has fewer than 64 uids, one for each slot"),
+        ("slot_uids = 0-100", "'0-100' is not the first and the last uid, from 1000 on, with a hyphen"),
         ("cpu_total = many", "[settings] cpu_total: 'many' is not an integer"),
         ("vac_space =", "[settings] vac_space: is missing; it has to be set to a name of letters"),
         ("user_data_option_a-b = 1", "what follows user_data_option_ may hold only a-z, 0-9 and _"),
