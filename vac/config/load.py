@@ -215,7 +215,8 @@ def _sort_out(contents: Contents, report: Report, stopped: Report) -> Sections:
         elif kind in _OF_VAC_1:
             report.error(file, title, "", f"is a section of Vac 1: {_OF_VAC_1[kind]}")
         elif kind not in ("machinetype", "vmtype", "vacuum_pipe"):
-            hint = nearest(kind, {schema.title.partition(" ")[0]: f"[{schema.title}]" for schema in SCHEMAS})
+            titles = {schema.title.partition(" ")[0]: f"[{schema.title}]" for schema in SCHEMAS}
+            hint = nearest(kind, titles, titles)
             report.warn(file, title, "", f"is not a section that Vac knows{hint}; it is ignored")
         elif not re.fullmatch("[a-z0-9-]{1,100}", name):
             text = f"{quoted(name)} is not a name of 1 to 100 characters of a-z, 0-9 and -"

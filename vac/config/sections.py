@@ -175,13 +175,12 @@ def check_contents(contents: Contents, report: Report) -> None:
             report.warn(line.file, title, f"line {line.line}", text)
 
 
-def nearest(name: str, known: Mapping[str, str] | Iterable[str]) -> str:
-    """Return words that name the known one that is most like name, or what it is mapped to; empty if none is."""
+def nearest(name: str, known: Iterable[str], now: Mapping[str, str] | None = None) -> str:
+    """Return words that name the known one that is most like name, by its name of now; empty if none is."""
     from difflib import get_close_matches
 
     matches = get_close_matches(name, sorted(known), n=1)
-    names = known if isinstance(known, Mapping) else {}
-    return f", the nearest is {names.get(matches[0], matches[0])}" if matches else ""
+    return f", the nearest is {(now or {}).get(matches[0], matches[0])}" if matches else ""
 
 
 def _spelling(
@@ -228,7 +227,7 @@ def _report_unknown(name: str, schema: Schema, raw: Mapping[str, Value], report:
             report.warn(given.file, name, key, text)
             continue
         elsewhere = [other.title for other in SCHEMAS if key in other.spellings()]
-        near = nearest(_RELATIVES.get(key, key), spellings)
+        near = nearest(_RELATIVES.get(key, key), spellings, spellings)
         hint = f", it belongs in [{elsewhere[0]}]" if elsewhere else near
         report.warn(given.file, name, key, f"is not an option of [{schema.title}]{hint}; it is ignored")
 
