@@ -1,9 +1,10 @@
-"""What all tests share: Hypothesis profiles and how a test asks for a tool of this host."""
+"""What all tests share: Hypothesis profiles, a usual environment, and how a test asks for a tool of this host."""
 
 from __future__ import annotations
 
 import os
 import shutil
+import signal
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -12,6 +13,38 @@ from hypothesis import HealthCheck, settings
 settings.register_profile("vac", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.register_profile("brief", settings.get_profile("vac"), max_examples=20, database=None)
 settings.load_profile("vac")
+
+
+# nohup and background jobs of scripts ignore signals, and so would all that tests start; Ctrl-C would end nothing.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGQUIT, signal.SIG_DFL)
+signal.pthread_sigmask(signal.SIG_SETMASK, ())
+# Others have to read what tests write, servers are on this host, and messages are compared.
+os.umask(0o022)
+os.environ["LC_ALL"] = "C.UTF-8"
+os.environ["no_proxy"] = os.environ["NO_PROXY"] = "127.0.0.1,localhost"
+
+
+LONGEST_FIRST = (
+    *("test_guests", "test_cloud_init", "test_space", "test_vm_factory", "test_fill", "test_libvirt"),
+    *(
+        "test_docker_factory",
+        "test_task_queue",
+        "test_docker_fill",
+        "test_containers",
+        "test_pipes",
+        "test_orders",
+    ),
+    *("test_cvmfs", "test_hostile", "test_demo", "test_crash_bubblewrap", "test_traces", "test_vm_services"),
+)
+"""Files that take half a minute or more. Much of that is waiting, which is why files are run side by side."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with what takes longest, or else a single file is run for minutes when all others are through."""
+    rank = {name: number for number, name in enumerate(LONGEST_FIRST)}
+    items.sort(key=lambda item: rank.get(item.path.stem, len(rank)))
 
 
 def require_tool(name: str) -> str:

@@ -18,8 +18,7 @@ from vac.config.load import Configuration, ConfigurationError, Loader
 from vac.config.machinetype import Machinetype
 from vac.config.settings import Settings
 from vac.drivers.base import Driver, MachineSpec
-from vac.drivers.engine import Action, InlineEngine
-from vac.drivers.messages import Changed
+from vac.drivers.engine import Action, Changed, InlineEngine
 from vac.drivers.registry import engine_name
 from vac.factory import loop
 from vac.factory.contexts import Run
@@ -111,10 +110,10 @@ class HoldingEngine(InlineEngine):
     """Carries out at once what it is asked for, unless the world holds actions back: then release() does."""
 
     def __init__(self, world: World, name: str, driver: Driver) -> None:
-        super().__init__(name, driver, world.inbox.put, world.clock)
+        super().__init__(name, lambda: driver, world.inbox.put, world.clock)
         self._world = world
 
-    def _submit(self, action: Action, call: Callable[[], None]) -> None:
+    def _submit(self, action: Action, call: Callable[[Driver], None]) -> None:
         if self._world.hold:
             self._world.held.append(lambda: super(HoldingEngine, self)._submit(action, call))
         else:

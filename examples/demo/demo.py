@@ -2,12 +2,14 @@
 
 Three machinetypes of bubblewrap machines share this host's processors: two have work and target shares of 3 : 1, the
 task queue of the third is empty. Everything is under a throw-away directory; /etc and /var/lib/vac are not touched.
+What this host lacks is told before anything starts, as `vac doctor` finds it; why a machine can't be made, at once.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import secrets
 import shutil
 import signal
 import socket
@@ -27,8 +29,10 @@ from vac.machines.messages import shutdown_message
 from vac.machines.slots import read_slots
 
 TOP = Path(__file__).resolve().parents[2]
-FACTORY = "demo.vac.example.org"
 SECONDS = 60.0
+HELP = """\
+Machines need unprivileged user namespaces and cgroups that root may change: as root on the host itself, or in a
+container that may both (docker run --privileged), but not in a chroot. The demo can be repeated at any time."""
 SETTINGS = """\
 [settings]
 vac_space = vac.example.org
@@ -75,34 +79,49 @@ class Demo:
     def __init__(self, top: Path) -> None:
         self.top = top
         self.state = StateDir(top / "state")
+        self.factory = f"demo-{secrets.token_hex(3)}.vac.example.org"
+        self.conf = top / "demo.conf"
         self.machines: Counter[str] = Counter()
-        self.samples: Counter[str] = Counter()
+        self.processor_seconds: dict[str, float] = dict.fromkeys(TYPES, 0.0)
         self._known: set[Path] = set()
+        self._told: set[str] = set()
+        self._counted = time.monotonic()
 
-    def configure(self) -> Path:
-        """Write configuration and user_data; returns the configuration file."""
+    def configure(self) -> None:
+        """Write configuration and user_data."""
         with socket.socket(socket.AF_INET6, socket.SOCK_DGRAM) as probe:
             probe.bind(("::", 0))
             port = probe.getsockname()[1]
-        text = SETTINGS.format(factory=FACTORY, state=self.state.root, port=port)
+        text = SETTINGS.format(factory=self.factory, state=self.state.root, port=port)
         for name, (share, script) in TYPES.items():
             user_data = self.top / f"{name}.sh"
             user_data.write_text(script)
             text += MACHINETYPE.format(name=name, share=share, user_data=user_data)
-        path = self.top / "demo.conf"
-        path.write_text(text)
-        return path
+        self.conf.write_text(text)
+
+    def vac(self, *words: str, timeout: float | None = None) -> subprocess.CompletedProcess[str]:
+        """Run `vac` for this factory."""
+        command = [str(TOP / "bin/vac"), "--config", str(self.conf), *words]
+        return subprocess.run(command, capture_output=True, text=True, check=False, timeout=timeout)
+
+    def problems(self) -> list[str]:
+        """Return all that keeps this host from making machines, as `vac doctor` finds it."""
+        doctor = self.vac("doctor")
+        found = [
+            line.removeprefix("PROBLEM").strip() for line in doctor.stdout.splitlines() if "PROBLEM" in line
+        ]
+        return found or doctor.stderr.splitlines()[-1:] * (doctor.returncode != 0)
 
     def watch(self, vacd: subprocess.Popen[bytes], seconds: float) -> None:
         """Show the table every two seconds, for so long."""
         start = shown = time.monotonic()
         while (now := time.monotonic()) - start < seconds:
             if vacd.poll() is not None:
-                raise SystemExit(
-                    f"vacd has ended with code {vacd.returncode}; its log is in {self.top / 'log'}"
-                )
+                *_, last = ["nothing", *(self.top / "log").read_text(errors="replace").splitlines()]
+                raise SystemExit(f"vacd has ended with code {vacd.returncode}; its log ends with: {last}")
             slots = read_slots(self.state)
             self._count(slots)
+            self._tell_failures()
             if now - shown >= 2:
                 shown = now
                 print(self._table(slots, now - start, seconds), flush=True)
@@ -113,9 +132,23 @@ class Demo:
             if directory not in self._known:
                 self._known.add(directory)
                 self.machines[directory.name.split("_")[1]] += 1
+        before, self._counted = self._counted, time.monotonic()
         for machine in slots.values():
             if machine.started_time is not None and not machine.finished:
-                self.samples[machine.machinetype] += 1
+                self.processor_seconds[machine.machinetype] += (self._counted - before) * machine.processors
+
+    def _tell_failures(self) -> None:
+        """Say once why a machine could not be made, and what helps."""
+        status = statuses.read(self.state)
+        for name, creation in (status.failed if status else {}).items():
+            told = f"{name}: a machine could not be made: {creation.reason}"
+            if told not in self._told:
+                print(told if self._told else f"{told}\n{HELP}", flush=True)
+                self._told.add(told)
+
+    def percent(self, name: str) -> float:
+        """Return a type's part of all processor time so far."""
+        return 100 * self.processor_seconds[name] / (sum(self.processor_seconds.values()) or 1)
 
     def _table(self, slots: dict[str, Machine], elapsed: float, seconds: float) -> str:
         """What each slot holds, and what each type has had so far."""
@@ -124,10 +157,10 @@ class Demo:
         for name, machine in sorted(slots.items()):
             lines.append(f"  {name.partition('.')[0]:12} {machine.machinetype:12} {self._doing(machine)}")
         for name, (share, _) in TYPES.items():
-            part = 100 * self.samples[name] / max(1, sum(self.samples.values()))
             words = status.passed_over.get(name, "") if status else ""
             lines.append(
-                f"  {name:12} share {share}: {self.machines[name]:3d} machines, {part:3.0f} % of the time  {words}"
+                f"  {name:12} share {share}: {self.machines[name]:3d} machines, "
+                f"{self.percent(name):3.0f} % of the time  {words}"
             )
         return "\n".join(lines)
 
@@ -138,6 +171,16 @@ class Demo:
         state = "Starting" if machine.started_time is None else "Running"
         return f"{state:10} {time.time() - machine.created_time:3.0f} s"
 
+    def show_shares(self) -> None:
+        """Compare each type's part of the processor time with its target."""
+        whole = sum(share for share, script in TYPES.values() if script != IDLER)
+        print("\nProcessor time of each machinetype, and its target:\n")
+        for name, (share, script) in TYPES.items():
+            target = f"target {100 * share / whole:3.0f} %"
+            if script == IDLER:
+                target = "no work: its share went to the others"
+            print(f"  {name:12} {self.percent(name):3.0f} %  {target}")
+
     def show_records(self) -> int:
         """Where the accounting records are, and one of them; returns how many."""
         records = sorted(self.state.apel_archive.glob("*/*"))
@@ -146,20 +189,18 @@ class Demo:
             print(records[-1].read_text(), end="")
         return len(records)
 
-    def end(self, conf: Path, vacd: subprocess.Popen[bytes]) -> None:
+    def end(self, vacd: subprocess.Popen[bytes]) -> None:
         """Destroy what still runs, stop vacd, and leave no process and no cgroup."""
-        vac = [str(TOP / "bin/vac"), "--config", str(conf)]
         if vacd.poll() is None:
-            quiet = subprocess.DEVNULL
-            subprocess.run([*vac, "drain", "--reason", "the demo is over"], stdout=quiet, check=True)
+            self.vac("drain", "--reason", "the demo is over")
             for name, machine in read_slots(self.state).items():
                 if not machine.finished:
-                    subprocess.run([*vac, "destroy", name], stdout=quiet, stderr=quiet, check=False)
+                    self.vac("destroy", name)
             with contextlib.suppress(subprocess.TimeoutExpired):
-                subprocess.run([*vac, "drain", "--wait"], stdout=quiet, check=False, timeout=20)
+                self.vac("drain", "--wait", timeout=60)
             vacd.terminate()
             vacd.wait()
-        groups = open_groups(FACTORY)
+        groups = open_groups(self.factory)
         for name in groups.names():
             groups.kill_all(name, 10.0)
             groups.remove(name)
@@ -180,21 +221,30 @@ def main() -> int:
     top = Path(tempfile.mkdtemp(prefix="vac-demo-"))
     top.chmod(0o755)
     demo = Demo(top)
-    conf = demo.configure()
+    demo.configure()
+    problems = demo.problems()
+    if problems:
+        print("\n".join([f"The demo can't run on this host: {problems[0]}", *problems[1:], HELP]))
+        shutil.rmtree(top)
+        return 1
     print(f"A factory with {', '.join(TYPES)} works in {top}; its log is {top / 'log'}", flush=True)
     with (top / "log").open("wb") as log:
         # A session of its own: Ctrl-C is for the demo, which then ends vacd in good order.
         vacd = subprocess.Popen(
-            [str(TOP / "bin/vacd"), "--config", str(conf)], stderr=log, start_new_session=True
+            [str(TOP / "bin/vacd"), "--config", str(demo.conf)], stderr=log, start_new_session=True
         )
+    interrupted = False
     try:
         demo.watch(vacd, arguments.seconds)
     except KeyboardInterrupt:
+        interrupted = True
         print("\nInterrupted: ending all machines and removing everything", flush=True)
-        demo.end(conf, vacd)
+    finally:
+        demo.end(vacd)
+    if interrupted:
         shutil.rmtree(top)
         return 130
-    demo.end(conf, vacd)
+    demo.show_shares()
     records = demo.show_records()
     print(f"\nNo machine, process or cgroup is left; `rm -r {top}` removes the rest.")
     return 0 if records else 1

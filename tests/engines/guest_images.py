@@ -10,6 +10,7 @@ import contextlib
 import fcntl
 import gzip
 import hashlib
+import lzma
 import os
 import re
 import shutil
@@ -114,7 +115,7 @@ def initramfs(guest: Guest) -> Path:
         "etc/udhcpc.sh": _UDHCPC,
         "init": guest.init,
         "modules": "\n".join(guest.modules),
-        **{str(path.relative_to(packages)): path for path in modules},
+        **{str(path.relative_to(packages)).removesuffix(".xz"): path for path in modules},
         **guest.files,
     }
     return built("initrd.gz", files, lambda target: _make_initramfs(files, _version(packages), target))
@@ -186,6 +187,9 @@ def _unpacked() -> Path:
         _download(debs)
         for deb in debs.iterdir():
             run("dpkg", "-x", str(deb), str(tree))
+        for name in ("bin", "lib"):  # since Debian 13 packages have them below /usr alone
+            if not (tree / name).exists():
+                (tree / name).symlink_to(f"usr/{name}")
         version = _version(tree)
         run("depmod", "-b", str(tree), version)
         shutil.rmtree(tree / "usr/share", ignore_errors=True)
@@ -261,7 +265,9 @@ def _fill(root: Path, files: Mapping[str, Content]) -> None:
     for name, content in files.items():
         path = root / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        if isinstance(content, Path):
+        if isinstance(content, Path) and content.suffix == ".xz" != path.suffix:
+            path.write_bytes(lzma.decompress(content.read_bytes()))
+        elif isinstance(content, Path):
             shutil.copyfile(content, path)
         else:
             path.write_bytes(content.encode() if isinstance(content, str) else content)

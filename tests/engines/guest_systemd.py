@@ -6,6 +6,8 @@ One factory serves all tests, in their order: the one that stops vac-machines co
 from __future__ import annotations
 
 import contextlib
+import os
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -133,7 +135,9 @@ def machine(site: FactorySite, kind: str) -> Machine:
     return found
 
 
-def test_vacd_counts_as_started_when_it_has_said_so(site: FactorySite) -> None:
+def test_vacd_counts_as_started_when_it_has_said_so_and_is_reloaded(site: FactorySite) -> None:
+    assert shown("vacd", "ActiveState") == "active"
+    systemctl("reload", "vacd")
     assert shown("vacd", "ActiveState") == "active"
     assert "factory" in shown("vacd", "StatusText")
     assert shown("vac-machines", "ActiveState") == "active"
@@ -207,7 +211,7 @@ def test_vacd_that_hangs_is_started_anew_and_machines_stay(site: FactorySite) ->
     before = all_run(site)
     site.wait_for(lambda: signs_of_life() > WATCHDOG_SECONDS, "it tells that it lives", PATIENCE_SECONDS)
     restarts, supervisor = int(shown("vacd", "NRestarts")), shown("vacd", "MainPID")
-    subprocess.run(["kill", "-STOP", supervisor], check=True)
+    os.kill(int(supervisor), signal.SIGSTOP)
     site.wait_for(
         lambda: int(shown("vacd", "NRestarts")) > restarts and shown("vacd", "ActiveState") == "active",
         "systemd has ended it and started another",

@@ -11,8 +11,7 @@ from pathlib import Path
 
 from tests.conftest import require_tool
 from tests.engines.process_site import PATIENCE, open_site, wait_for
-from vac.drivers.engine import Engine
-from vac.drivers.messages import Created, CreationRefused, Message
+from vac.drivers.engine import Action, ActionDone, ActionKind, Engine, Message
 from vac.drivers.processes.engine import ProcessDriver
 from vac.drivers.registry import APART
 
@@ -31,20 +30,22 @@ def main(version: str) -> None:
             server.send_signal(signal.SIGSTOP)
             try:
                 driver = ProcessDriver(site.groups)
-                engine = Engine("processes", driver, messages.put, time.time, apart=APART["processes"])
+                engine = Engine(
+                    "processes", lambda: driver, messages.put, time.time, apart=APART["processes"]
+                )
                 hanging, other = site.spec(0, root_image=str(mounted)), site.spec(1)
                 engine.create(hanging)
                 wait_for(lambda: site.processes(hanging), "its creation has begun")
                 engine.create(other)
                 created = messages.get(timeout=PATIENCE)
-                assert isinstance(created, Created), created
-                assert created.name == other.name
-                assert engine.pending_creations >= {hanging.name}
+                assert isinstance(created, ActionDone), created
+                assert (created.action.name, created.problem) == (other.name, None)
+                assert Action(ActionKind.CREATE, hanging.name, hanging.uuid) in engine.pending
             finally:
                 server.send_signal(signal.SIGCONT)
             refused = messages.get(timeout=PATIENCE)
-            assert isinstance(refused, CreationRefused), refused
-            assert "user_data" in refused.reason, "it is looked at, and lacks an interpreter"
+            assert isinstance(refused, ActionDone), refused
+            assert "user_data" in (refused.problem or ""), "it is looked at, and lacks an interpreter"
             site.driver.destroy(other.name, other.uuid)
             engine.close()
             subprocess.run(["umount", "--lazy", mounted], check=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import queue
+import secrets
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,7 +18,9 @@ from vac.drivers.base import EngineState, Fetch, MachineSpec, Observed
 from vac.drivers.libvirt.engine import LibvirtDriver
 from vac.host.nat import NatHost
 
-FACTORY = "factory1.example.com"
+SHORT = f"f{secrets.token_hex(3)}"
+"""Names of this process's own: libvirt names cgroups of the host's after machines."""
+FACTORY = f"{SHORT}.example.com"
 MIB = 1024 * 1024
 
 
@@ -50,7 +53,7 @@ class Machines:
         directory = self.engine.directory / f"machine-{own}"
         directory.mkdir(mode=0o755)
         return MachineSpec(
-            name=f"factory1-{number:02}.example.com",
+            name=f"{SHORT}-{number:02}.example.com",
             uuid=own,
             machinetype=Machinetype(
                 "test", **{"root_image": str(root_image), "disk_gb_per_processor": 1, **options}

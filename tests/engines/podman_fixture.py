@@ -19,7 +19,7 @@ UNLIMITED = """
 import json, pathlib, sys
 path = pathlib.Path(sys.argv[sys.argv.index("--bundle") + 1], "config.json")
 config = json.loads(path.read_text())
-del config["process"]["rlimits"]
+config["process"].pop("rlimits", None)
 path.write_text(json.dumps(config))
 """
 """The runtime without limits on a process's resources: Podman raises them, which a host without CAP_SYS_RESOURCE

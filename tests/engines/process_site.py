@@ -48,6 +48,12 @@ def wait_for(condition: Callable[[], object], what: str) -> None:
         time.sleep(0.005)
 
 
+def shell_seconds(text: str) -> float:
+    """A time as the shell's `times` prints it, such as 1m2.50s."""
+    minutes, _, seconds = text.rstrip("s").partition("m")
+    return int(minutes) * 60 + float(seconds)
+
+
 def make_tree(root: Path) -> None:
     """A directory tree that a container can be made from, with Busybox and a motd in it."""
     if root.exists():

@@ -7,7 +7,6 @@ import hashlib
 import http.server
 import os
 import shutil
-import stat
 import subprocess
 import threading
 from collections.abc import Iterator
@@ -18,13 +17,13 @@ import pytest
 
 from tests.conftest import require_root, require_tool
 from tests.engines.process_site import Site, group_makers, make_tree, open_site, wait_for
+from tests.engines.shared_places import FUSE, fuse_for_all
 from vac.cli.main import main
 from vac.drivers.base import MachineSpec, Trace
 
 pytestmark = pytest.mark.engine
 
 VERSION = "v1" if "v1" in group_makers() else "v2"
-FUSE = Path("/dev/fuse")
 
 
 @pytest.fixture(scope="module")
@@ -47,16 +46,11 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def site(images: Path) -> Iterator[Site]:
     """A site whose images are in its machinetype's files/, and whose /dev/fuse is everybody's, as usual."""
-    mode = stat.S_IMODE(FUSE.stat().st_mode)
-    FUSE.chmod(0o666)
-    try:
-        with open_site(VERSION, "singularity") as site:
-            files = site.settings.state_dir / "machinetypes/t/files"
-            for image in images.glob("image.*"):
-                shutil.copy(image, files)
-            yield site
-    finally:
-        FUSE.chmod(mode)
+    with fuse_for_all(), open_site(VERSION, "singularity") as site:
+        files = site.settings.state_dir / "machinetypes/t/files"
+        for image in images.glob("image.*"):
+            shutil.copy(image, files)
+        yield site
 
 
 def runs_from(site: Site, **options: Any) -> bool:

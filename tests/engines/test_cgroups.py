@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import secrets
 import subprocess
 import sys
 import threading
@@ -38,7 +39,7 @@ time.sleep(600)
 @pytest.fixture(params=sorted(group_makers()))
 def groups(request: pytest.FixtureRequest) -> Iterator[Groups]:
     require_root()
-    factory = f"test-{os.getpid()}.example.com"
+    factory = f"test-{secrets.token_hex(4)}.example.com"
     groups = group_makers()[request.param](factory)
     yield groups
     for name in groups.names():

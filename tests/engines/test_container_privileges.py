@@ -150,7 +150,8 @@ def apptainer_tar() -> bytes:
         with tarfile.open(fileobj=io.BytesIO(root_tar())) as sandbox:
             for member in sandbox.getmembers():
                 content = sandbox.extractfile(member) if member.isfile() else None
-                archive.addfile(member.replace(name=f"{SANDBOX}/{member.name}"), content)
+                member.name = f"{SANDBOX}/{member.name}"
+                archive.addfile(member, content)
     return buffer.getvalue()
 
 

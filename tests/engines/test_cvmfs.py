@@ -11,6 +11,7 @@ import pytest
 
 from tests.conftest import require_root, require_tool
 from tests.engines.process_site import group_makers
+from tests.engines.shared_places import cvmfs_mount_point
 
 pytestmark = pytest.mark.engine
 
@@ -37,14 +38,10 @@ with open_site(*sys.argv[1:]) as site:
 
 @pytest.fixture
 def cvmfs() -> Iterator[None]:
-    """There is a /cvmfs, for others to mount something at in their own mount name spaces."""
+    """There is a /cvmfs, for others to mount something at in their own mount namespaces."""
     require_root()
-    cvmfs = Path("/cvmfs")
-    made = not cvmfs.exists()
-    cvmfs.mkdir(exist_ok=True)
-    yield
-    if made:
-        cvmfs.rmdir()
+    with cvmfs_mount_point():
+        yield
 
 
 @pytest.mark.usefixtures("cvmfs")

@@ -22,6 +22,8 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
 ]
 
+CALL_SECONDS = 5.0
+"""Enough for an engine on a busy host that doesn't hang."""
 SLEEP = "#!/bin/sh\nexec sleep 600\n"
 
 
@@ -71,18 +73,18 @@ def test_an_engine_that_hangs_is_unavailable_in_time_and_goes_on_afterwards(
     kind: type[PrivateEngine], tmp_path: Path
 ) -> None:
     with contextlib.closing(kind()) as engine:
-        with contextlib.closing(Machines(engine.url, tmp_path, call_seconds=1.0)) as machines:
+        with contextlib.closing(Machines(engine.url, tmp_path, call_seconds=CALL_SECONDS)) as machines:
             spec = machines.spec(SLEEP)
             machines.create(spec)
             with engine.hanging():
                 started = time.monotonic()
-                with pytest.raises(EngineUnavailable, match="no answer for 1 s"):
+                with pytest.raises(EngineUnavailable, match=f"no answer for {CALL_SECONDS:g} s"):
                     machines.driver.list()
                 assert machines.prepared(spec) is None
                 fresh = machines.successor()
                 reason = fresh.prepare(spec.machinetype, spec.settings, spec.files)
                 assert reason is not None and ("is being looked for" in reason or "no answer" in reason)
-                assert time.monotonic() - started < 30, "the engine hangs for longer than anybody waits"
+                assert time.monotonic() - started < 60, "the engine hangs for longer than anybody waits"
             assert machines.state(spec) is EngineState.RUNNING
         gc.collect()
 

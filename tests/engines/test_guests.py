@@ -6,7 +6,7 @@ import pytest
 
 from tests.engines.guests import PATIENCE_SECONDS, run_tests
 
-pytestmark = [pytest.mark.engine, pytest.mark.timeout(PATIENCE_SECONDS + 300)]
+pytestmark = [pytest.mark.engine, pytest.mark.slow, pytest.mark.timeout(PATIENCE_SECONDS + 300)]
 
 HERE = "tests/engines"
 ELSEWHERE = (

@@ -49,10 +49,15 @@ def standing_in(command: str = "Singularity runtime parent", user: str = "nobody
 
 
 def sleepers(parent: int) -> list[int]:
-    found = subprocess.run(
-        ["pgrep", "-P", str(parent), "sleep"], stdout=subprocess.PIPE, text=True, check=False
-    )
-    return [int(line) for line in found.stdout.split()]
+    """The process's children that are `sleep`."""
+    found = []
+    for entry in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            number, _, rest = entry.read_text().partition(" (")
+            name, _, fields = rest.rpartition(") ")
+            if name == "sleep" and int(fields.split()[1]) == parent:
+                found.append(int(number))
+    return found
 
 
 def left(pid: int) -> LeftProcess:

@@ -19,7 +19,7 @@ import pytest
 from tests.certificates import certify
 from tests.engines.guest_images import ACPI, IDLE, PREAMBLE, Guest, boot_iso, disk_qcow2, initramfs, kernel
 from tests.engines.libvirt_fixture import PATIENCE_SECONDS, PrivateLibvirt, wait_for
-from tests.engines.libvirt_machines import MIB, Machines, console
+from tests.engines.libvirt_machines import MIB, SHORT, Machines, console
 from tests.signed_images import signed_image
 from vac.config.settings import Settings
 from vac.context.signatures import SignedImages
@@ -177,6 +177,7 @@ def test_machines_that_are_stopped_shut_down_by_themselves_if_they_can_and_at_on
     engine: PrivateLibvirt, machines: Machines
 ) -> None:
     driver = machines.driver = machines.successor(grace_seconds=4.0)
+    patient = machines.successor(grace_seconds=PATIENCE_SECONDS)
     images = {"polite": IDLE, "also": IDLE, "deaf": DEAF, "paused": IDLE, "hanging": IDLE}
     specs = {
         name: machines.create(machines.spec(own_copy(engine, boot_iso(Guest(init)))))
@@ -187,7 +188,7 @@ def test_machines_that_are_stopped_shut_down_by_themselves_if_they_can_and_at_on
     ended: list[str] = []
 
     def stop(name: str, spec: MachineSpec) -> None:
-        driver.stop(spec.name, spec.uuid)
+        (patient if name in ("polite", "also") else driver).stop(spec.name, spec.uuid)
         ended.append(name)
 
     with machines.listening():
@@ -280,21 +281,22 @@ def _listed(machines: Machines, spec: MachineSpec) -> bool:
 def test_only_this_factorys_domains_are_its_machines(engine: PrivateLibvirt, machines: Machines) -> None:
     image = own_copy(engine, boot_iso(Guest(IDLE)))
     spec = machines.create(machines.spec(image))
-    with contextlib.closing(Machines(engine, factory_name="factory2.example.com")) as other:
+    mine, old, others = f"{SHORT}-88.example.com", f"{SHORT}-99.example.com", f"{SHORT}x-00.example.com"
+    with contextlib.closing(Machines(engine, factory_name=f"{SHORT}x.example.com")) as other:
         theirs = other.spec(image)
-        other.create(replace(theirs, name="factory2-00.example.com", address="169.254.169.77"))
-        other.create(replace(other.spec(image), name="factory1-88.example.com", address="169.254.169.88"))
-        older = f"""<domain type="qemu"><name>factory1-99.example.com</name><memory>98304</memory>
+        other.create(replace(theirs, name=others, address="169.254.169.77"))
+        other.create(replace(other.spec(image), name=mine, address="169.254.169.88"))
+        older = f"""<domain type="qemu"><name>{old}</name><memory>98304</memory>
 <os><type>hvm</type><kernel>{kernel()}</kernel><initrd>{initramfs(Guest(IDLE))}</initrd></os></domain>"""
         with engine.connection() as connection:
             uuid = connection.createXML(older, 0).UUIDString()
         assert [machine.uuid for machine in machines.driver.list()] == [spec.uuid]
         assert [machine.uuid for machine in other.driver.list()] == [theirs.uuid]
-        machines.driver.adopt({uuid: "factory1-99.example.com", spec.uuid: spec.name})
+        machines.driver.adopt({uuid: old, spec.uuid: spec.name})
         assert {machine.uuid for machine in machines.driver.list()} == {spec.uuid, uuid}
-        machines.driver.destroy("factory1-99.example.com", uuid)
+        machines.driver.destroy(old, uuid)
         assert [machine.uuid for machine in machines.driver.list()] == [spec.uuid]
-        for name in ("factory2-00.example.com", "factory1-88.example.com"):
+        for name in (others, mine):
             engine.virsh("destroy", name)
 
 

@@ -16,7 +16,7 @@ import pytest
 
 from tests.conftest import require_tool
 from tests.engines.libvirt_fixture import PrivateLibvirt, wait_for
-from tests.engines.web_fixture import FACTORY, WebSite
+from tests.engines.web_fixture import FACTORY, SHORT, WebSite
 from vac.config.settings import Settings
 from vac.drivers.libvirt.api import Connection
 from vac.drivers.libvirt.network import NetworkKeeper, ensure_network
@@ -96,7 +96,9 @@ def test_it_is_defined_once_and_known_to_the_host(site: Site) -> None:
     assert network_facts(site.xml()) == wanted_facts(site.settings)
     assert site.host.addresses() == BOTH
     assert site.host.forwards()
-    assert "169.254.169.1 node1-01 node1-01.example.org # added by Vac" in site.host.hosts_file.read_text()
+    assert (
+        f"169.254.169.1 {SHORT}-01 {SHORT}-01.example.org # added by Vac" in site.host.hosts_file.read_text()
+    )
     before = (site.xml(), site.xml("--inactive"), site.bridge_index())
     assert site.ensure() == []
     assert (site.xml(), site.xml("--inactive"), site.bridge_index()) == before
@@ -298,7 +300,7 @@ def test_guests_get_address_name_and_what_the_web_processes_have_for_them(site: 
                 web.start(role)
             assert site.ensure() == []
             with closing(Guest(site, directory, 1, "56:4d:a9:fe:a9:01")) as guest:
-                assert guest.dhcp() == ["169.254.169.1", "16", BOTH[0], BOTH[0], "node1-01"]
+                assert guest.dhcp() == ["169.254.169.1", "16", BOTH[0], BOTH[0], f"{SHORT}-01"]
                 assert guest.get("http://169.254.169.254/latest/user-data") == "secret of 1"
                 assert guest.get("http://169.254.169.253/jobfeatures/allocated_cpu") == "1"
                 site.engine.virsh("net-destroy", NETWORK)

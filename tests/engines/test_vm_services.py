@@ -15,7 +15,7 @@ import pytest
 from tests.engines.guest_images import CONTEXTUALIZED, Guest, boot_iso
 from tests.engines.libvirt_fixture import PrivateLibvirt, wait_for
 from tests.engines.libvirt_machines import console
-from tests.engines.web_fixture import FACTORY, WebSite
+from tests.engines.web_fixture import FACTORY, SHORT, WebSite
 from tests.unit.state_dirs import machinetype_of
 from vac.config.settings import Settings
 from vac.drivers.base import MachineSpec
@@ -27,12 +27,12 @@ from vac.machines.layout import slot_address
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(300)]
 SECRET = b"the neighbour's secret"
-SCRIPT = b"""#!/bin/sh
+SCRIPT = """#!/bin/sh
 M=http://169.254.169.254 F=http://169.254.169.253
 echo "JOB $(wget -q -O - $F/jobfeatures/job_id) $(wget -q -O - $M/latest/meta-data/hostname)"
-echo "NEIGHBOUR $(nslookup node1-01.example.org 2>&1 | tr '\\n' ' ')"
+echo "NEIGHBOUR $(nslookup NODE-01.example.org 2>&1 | tr '\\n' ' ')"
 echo "PUT $(put heartbeat alive)"
-wget -q -O /dev/null $M/node1-01/user-data || echo "NOT FOUND"
+wget -q -O /dev/null $M/NODE-01/user-data || echo "NOT FOUND"
 while ping -c 1 -W 1 169.254.169.254 >/dev/null; do sleep 1; done
 echo "LOST"
 until ping -c 1 -W 1 169.254.169.254 >/dev/null; do sleep 1; done
@@ -51,7 +51,7 @@ ip link set eth0 down; ip link set eth0 address 56:4d:a9:fe:a9:00; ip link set e
 ifconfig eth0 169.254.169.0 netmask 255.255.0.0
 for i in 1 2 3 4 5; do put shutdown_message "200 Done" && break; sleep 1; done
 echo "DONE"
-"""
+""".replace("NODE", SHORT).encode()
 
 
 @pytest.fixture(scope="module")
@@ -111,7 +111,7 @@ def test_a_guest_is_served_its_own_and_keeps_being_so_when_the_network_is_repair
         driver.create(spec)
         said("NOT FOUND")
         assert f"JOB {spec.uuid} {spec.name}" in console(spec)
-        assert re.search(r"dhcp 169\.254\.169\.0/16 host=node1-00\b", console(spec))
+        assert re.search(rf"dhcp 169\.254\.169\.0/16 host={SHORT}-00\b", console(spec))
         assert re.search(r"NEIGHBOUR.* 169\.254\.169\.1\b", console(spec)), console(spec)
         assert "PUT HTTP/1.1 201 Created" in console(spec)
         engine.virsh("net-destroy", "vac_169.254.0.0")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import secrets
 import subprocess
 import sys
 import time
@@ -17,7 +18,9 @@ from vac.machines.layout import StateDir, slot_address, slot_name
 from vac.machines.machine import Machine
 
 ROOT = Path(__file__).parents[2]
-FACTORY = "node1.example.org"
+SHORT = f"n{secrets.token_hex(3)}"
+"""A name of this process's own: libvirt names cgroups of the host's after machines."""
+FACTORY = f"{SHORT}.example.org"
 PATIENCE_SECONDS = 60
 CLIENT = """
 import http.client, json, sys

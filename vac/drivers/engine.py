@@ -1,21 +1,21 @@
-"""An engine's threads: they make the calls that may never return, so that nobody else waits for them.
+"""An engine's threads: they open the driver and make the calls that may never return, so that nobody else waits.
 
-Three daemon threads go with one driver: one observes, one creates and ends machines (or, if these don't depend on
-one another, one for each machine to which something is being done), one listens for events. What comes of a call is
-posted as a message; the factory's loop, which alone writes state, takes it from there.
+Three daemon threads go with one engine: one observes, one creates and ends machines (or, where these don't depend on
+one another, one for each machine to which something is being done), one listens for events. Results are posted as
+messages to the factory's loop, which alone writes state.
 """
 
 from __future__ import annotations
 
+import collections
 import enum
 import logging
 import queue
 import threading
-import time
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Callable, NamedTuple, TypeVar
+from typing import Callable, NamedTuple, TypeVar, Union
 
 from vac.config.machinetype import Machinetype
 from vac.config.settings import Settings
@@ -27,22 +27,9 @@ from vac.drivers.base import (
     LeftProcess,
     MachineSpec,
     Observed,
-    Trace,
+    Usage,
 )
-from vac.drivers.lines import Lines
-from vac.drivers.messages import (
-    ActionResult,
-    Changed,
-    Created,
-    CreationRefused,
-    Destroyed,
-    DestructionFailed,
-    Message,
-    Observation,
-    ObservationFailed,
-    StopFailed,
-    Stopped,
-)
+from vac.host.contacts import Contact
 
 FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 1.0, 60.0
 """Between attempts to listen for events again, after they broke off, unless observing shows that they can work."""
@@ -52,7 +39,7 @@ _Result = TypeVar("_Result")
 
 
 class ActionKind(enum.Enum):
-    """What the acting thread does."""
+    """What can be done to a machine."""
 
     CREATE = "create"
     STOP = "stop"
@@ -60,11 +47,65 @@ class ActionKind(enum.Enum):
 
 
 class Action(NamedTuple):
-    """One thing that has been asked for."""
+    """One thing that is asked of the engine."""
 
     kind: ActionKind
     name: str
+    """Host name of the machine."""
     uuid: str
+
+
+@dataclass(frozen=True)
+class ActionDone:
+    """The engine has answered to an action: a machine runs, has been stopped or removed, or the reason why not."""
+
+    engine: str
+    action: Action
+    time: float
+    """By the engine's clock, as all times here."""
+    problem: str | None = None
+    """Why the action failed; None: it succeeded."""
+    unavailable: bool = False
+    """The engine couldn't be reached: it is unknown whether the action had its effect."""
+
+
+@dataclass(frozen=True)
+class Observation:
+    """The engine's machines and what they use."""
+
+    engine: str
+    machines: tuple[Observed, ...]
+    usage: Mapping[str, Usage]
+    """By uuid."""
+    asked_time: float
+    """When the engine was asked: the listing says nothing of a machine that was created later."""
+    time: float
+    """When it had answered."""
+    details: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    """By uuid of running machines, facts that have not been told before."""
+    contacts: Mapping[str, frozenset[Contact]] = field(default_factory=dict)
+    """By uuid, the network peers of those machines that were examined."""
+
+
+@dataclass(frozen=True)
+class ObservationFailed:
+    """The engine couldn't be asked: nothing may be concluded about its machines."""
+
+    engine: str
+    reason: str
+    asked_time: float
+    time: float
+
+
+@dataclass(frozen=True)
+class Changed:
+    """Something has changed with the machine of this name, or with any if it is "": worth an observation."""
+
+    engine: str
+    name: str
+
+
+Message = Union[Observation, ObservationFailed, ActionDone, Changed]
 
 
 @dataclass(frozen=True)
@@ -85,163 +126,155 @@ class _Failure:
 
 @dataclass(frozen=True)
 class _Call:
-    what: str
+    purpose: str
     """For people; "" for an observation."""
-    begun_time: float
-    """By the timer, as deadline is."""
+    begin_time: float
     deadline: float
-
-
-_ANSWERS: Mapping[ActionKind, type[Created | Stopped | Destroyed]] = {
-    ActionKind.CREATE: Created,
-    ActionKind.STOP: Stopped,
-    ActionKind.DESTROY: Destroyed,
-}
-_KINDS: Mapping[type, ActionKind] = {
-    Created: ActionKind.CREATE,
-    CreationRefused: ActionKind.CREATE,
-    Stopped: ActionKind.STOP,
-    StopFailed: ActionKind.STOP,
-    Destroyed: ActionKind.DESTROY,
-    DestructionFailed: ActionKind.DESTROY,
-}
 
 
 class InlineEngine:
     """The engine without threads: each request is carried out at once, in the caller's thread.
 
-    For tests and simulations in virtual time, and the part that Engine shares. Events are not listened to.
-    post takes each Message; clock gives Unix seconds, and timer those that deadlines are reckoned in, which no
-    setting of the host's clock touches.
+    For tests and simulations in virtual time, and the part that Engine shares; it doesn't listen for events.
+    open_driver may raise EngineUnavailable, and is then called again for the next request. post takes each Message.
+    clock gives seconds of a clock that nobody sets.
     """
 
     def __init__(
         self,
         name: str,
-        driver: Driver,
+        open_driver: Callable[[], Driver],
         post: Callable[[Message], object],
         clock: Callable[[], float],
         deadlines: Deadlines = Deadlines(),
-        timer: Callable[[], float] = time.monotonic,
     ) -> None:
         self.name = name
-        self._driver = driver
+        self._open_driver = open_driver
+        self._driver: Driver | None = None
+        self._opening = threading.Lock()
+        self._closed = threading.Event()
         self._post = post
         self._clock = clock
-        self._timer = timer
         self._deadlines = deadlines
         self._lock = threading.Lock()
         self._calls: dict[int, _Call] = {}
         self._pending: set[Action] = set()
         self._observation_failure: str | None = None
         self._detailed: set[str] = set()
+        self._adopted: Mapping[str, str] = {}
+        self._followed: Mapping[str, LeftProcess] = {}
 
     def request_observation(self) -> None:
         """Ask for an Observation. While one is being made, one more is remembered."""
         self._observe()
 
     def create(self, spec: MachineSpec) -> None:
-        """Ask for a machine: Created or CreationRefused will be posted."""
-        self._ask(Action(ActionKind.CREATE, spec.name, spec.uuid), lambda: self._driver.create(spec))
+        """Ask for a machine."""
+        self._ask(Action(ActionKind.CREATE, spec.name, spec.uuid), lambda driver: driver.create(spec))
 
     def stop(self, name: str, uuid: str) -> None:
-        """Ask for the machine's end, its remains being kept: Stopped or StopFailed will be posted."""
-        self._ask(Action(ActionKind.STOP, name, uuid), lambda: self._driver.stop(name, uuid))
+        """Ask for the machine's end, its remains being kept."""
+        self._ask(Action(ActionKind.STOP, name, uuid), lambda driver: driver.stop(name, uuid))
 
     def destroy(self, name: str, uuid: str) -> None:
-        """Ask for the machine's end and removal: Destroyed or DestructionFailed will be posted."""
-        self._ask(Action(ActionKind.DESTROY, name, uuid), lambda: self._driver.destroy(name, uuid))
+        """Ask for the machine's end and removal."""
+        self._ask(Action(ActionKind.DESTROY, name, uuid), lambda driver: driver.destroy(name, uuid))
 
     def prepare(self, machinetype: Machinetype, settings: Settings, files: Path) -> str | None:
-        """Why no machine of this type can be made yet, such as an image that is being pulled; see Driver."""
-        return self._driver.prepare(machinetype, settings, files)
+        """Return why no machine of this type can be made yet, such as an image that is being pulled; see Driver."""
+        driver = self._driver
+        return driver.prepare(machinetype, settings, files) if driver else None
 
     def notices(self) -> Sequence[str]:
-        """What is probably wrong with this host; see Driver."""
-        return self._driver.notices()
+        """Return what is probably wrong with this host; see Driver."""
+        driver = self._driver
+        return driver.notices() if driver else ()
 
     def adopt(self, machines: Mapping[str, str]) -> None:
-        """Tell the driver which machines are the factory's whatever marks they bear; see Driver."""
-        self._driver.adopt(machines)
+        """Tell the driver, now or when it is opened, which machines are the factory's own; see Driver."""
+        self._adopted = machines
+        if driver := self._driver:
+            driver.adopt(machines)
 
     def follow(self, processes: Mapping[str, LeftProcess]) -> None:
-        """Tell the driver of machines that an older Vac has left running; see Driver."""
-        self._driver.follow(processes)
+        """Tell the driver, now or when it is opened, of machines that an older Vac has left running; see Driver."""
+        self._followed = processes
+        if driver := self._driver:
+            driver.follow(processes)
 
-    def settle(self, message: ActionResult) -> None:
-        """Tell that this result has been received and acted upon: its action is pending no more."""
+    def settle(self, action: Action) -> None:
+        """Forget an action whose result has been received and acted upon."""
         with self._lock:
-            self._pending.discard(Action(_KINDS[type(message)], message.name, message.uuid))
+            self._pending.discard(action)
 
     @property
     def pending(self) -> frozenset[Action]:
-        """All that was asked for and not settled. To ask for the same again changes nothing."""
+        """All actions that were asked for and not settled. To ask for the same again changes nothing."""
         with self._lock:
             return frozenset(self._pending)
 
-    @property
-    def pending_creations(self) -> frozenset[str]:
-        """Names of the machines whose creation is pending."""
-        return frozenset(action.name for action in self.pending if action.kind is ActionKind.CREATE)
-
-    @property
-    def pending_destructions(self) -> frozenset[str]:
-        """Names of the machines whose end is pending, be it stop or destroy."""
-        return frozenset(action.name for action in self.pending if action.kind is not ActionKind.CREATE)
-
-    def late(self) -> bool:
-        """Is a call outstanding for longer than its deadline?"""
-        return self.stuck_seconds() > 0
-
     def problem(self) -> str | None:
-        """Why this engine must be taken as unavailable, in words; None if it need not.
+        """Return why this engine must be taken as unavailable, in words; None if it need not.
 
         That is a call that is late, or an observation that failed and no better one since.
         """
-        now = self._timer()
+        now = self._clock()
         for call in self._outstanding():
             if now > call.deadline:
-                return f"no answer for {now - call.begun_time:.0f} s{call.what}"
+                return f"no answer for {now - call.begin_time:.0f} s{call.purpose}"
         return self._observation_failure
 
     def stuck_seconds(self) -> float:
-        """For how long the latest call has been past its deadline, seconds; 0.0 if none is."""
-        now = self._timer()
+        """Return for how long the latest call has been past its deadline; 0.0 if none is."""
+        now = self._clock()
         return max((now - call.deadline for call in self._outstanding() if now > call.deadline), default=0.0)
 
     def close(self) -> None:
-        """Let go of the engine. What was asked for and has not been begun is not done any more."""
-        self._driver.close()
+        """Let go of the engine. Actions that have not begun are dropped; a driver still being opened is closed then."""
+        self._closed.set()
+        self._close_driver()
 
-    def _ask(self, action: Action, call: Callable[[], None]) -> None:
+    def _opened(self) -> Driver:
+        with self._opening:
+            if self._closed.is_set():
+                raise EngineUnavailable("its connection has been closed")
+            if self._driver is None:
+                self._driver = self._open_driver()
+                self.adopt(self._adopted)
+                self.follow(self._followed)
+            driver = self._driver
+        if self._closed.is_set():
+            self._close_driver()
+        return driver
+
+    def _close_driver(self) -> None:
+        """Close the driver once, if it is open."""
+        with self._lock:
+            driver, self._driver = self._driver, None
+        if driver is not None:
+            driver.close()
+
+    def _ask(self, action: Action, call: Callable[[Driver], None]) -> None:
         with self._lock:
             if action in self._pending:
                 return
             self._pending.add(action)
         self._submit(action, call)
 
-    def _submit(self, action: Action, call: Callable[[], None]) -> None:
+    def _submit(self, action: Action, call: Callable[[Driver], None]) -> None:
         self._act(action, call)
+
+    def _act(self, action: Action, call: Callable[[Driver], None]) -> None:
+        purpose = f" to {action.kind.value} {action.name}"
+        failure = self._attempt(purpose, self._deadlines.action_seconds, call)
+        problem, unavailable = (failure.reason, failure.unavailable) if failure else (None, False)
+        self._post(ActionDone(self.name, action, self._clock(), problem, unavailable))
 
     def _observe(self) -> None:
         asked_time = self._clock()
-
-        def look() -> Observation:
-            machines = tuple(self._driver.list())
-            usage, details, traces = (
-                dict(self._driver.usage()),
-                self._details(machines),
-                self._driver.traces(),
-            )
-            told = {
-                uuid: {**details.get(uuid, {}), **traces.get(uuid, Trace()).facts}
-                for uuid in {*details, *traces}
-            }
-            contacts = {uuid: trace.contacts for uuid, trace in traces.items() if trace.contacts}
-            told = {uuid: facts for uuid, facts in told.items() if facts}
-            return Observation(self.name, machines, usage, asked_time, self._clock(), told, contacts)
-
-        seen = self._attempt("", self._deadlines.observation_seconds, look)
+        seen = self._attempt(
+            "", self._deadlines.observation_seconds, lambda driver: self._look(driver, asked_time)
+        )
         if isinstance(seen, _Failure):
             self._observation_failure = seen.reason
             self._post(ObservationFailed(self.name, seen.reason, asked_time, self._clock()))
@@ -249,44 +282,43 @@ class InlineEngine:
             self._observation_failure = None
             self._post(seen)
 
-    def _details(self, machines: tuple[Observed, ...]) -> Mapping[str, Mapping[str, str]]:
-        running = {machine.uuid for machine in machines if machine.state is EngineState.RUNNING}
-        found = {uuid: dict(self._driver.details(uuid)) for uuid in running - self._detailed}
-        self._detailed = running.intersection(
-            {*self._detailed, *(uuid for uuid, told in found.items() if told)}
-        )
-        return found
+    def _look(self, driver: Driver, asked_time: float) -> Observation:
+        machines = tuple(driver.list())
+        usage, details = dict(driver.usage()), self._details(driver, machines)
+        traces = driver.traces()
+        for uuid, trace in traces.items():
+            details[uuid] = {**details.get(uuid, {}), **trace.facts}
+        contacts = {uuid: trace.contacts for uuid, trace in traces.items() if trace.contacts}
+        details = {uuid: facts for uuid, facts in details.items() if facts}
+        return Observation(self.name, machines, usage, asked_time, self._clock(), details, contacts)
 
-    def _act(self, action: Action, call: Callable[[], None]) -> None:
-        kind, name, uuid = action
-        failure = self._attempt(f" to {kind.value} {name}", self._deadlines.action_seconds, call)
-        now = self._clock()
-        if failure is None:
-            self._post(_ANSWERS[kind](self.name, name, uuid, now))
-        elif kind is ActionKind.CREATE:
-            self._post(CreationRefused(self.name, name, uuid, failure.reason, failure.unavailable, now))
-        elif kind is ActionKind.STOP:
-            self._post(StopFailed(self.name, name, uuid, failure.reason, now))
-        else:
-            self._post(DestructionFailed(self.name, name, uuid, failure.reason, now))
+    def _details(self, driver: Driver, machines: Sequence[Observed]) -> dict[str, dict[str, str]]:
+        """Ask for the details of each running machine until they are known."""
+        running = {machine.uuid for machine in machines if machine.state is EngineState.RUNNING}
+        found = {uuid: dict(driver.details(uuid)) for uuid in running - self._detailed}
+        known = {uuid for uuid, details in found.items() if details}
+        self._detailed = running & (self._detailed | known)
+        return found
 
     def _outstanding(self) -> list[_Call]:
         with self._lock:
             return list(self._calls.values())
 
-    def _attempt(self, what: str, deadline_seconds: float, call: Callable[[], _Result]) -> _Result | _Failure:
+    def _attempt(
+        self, purpose: str, deadline_seconds: float, call: Callable[[Driver], _Result]
+    ) -> _Result | _Failure:
         thread = threading.get_ident()
-        begun_time = self._timer()
+        begin_time = self._clock()
         with self._lock:
-            self._calls[thread] = _Call(what, begun_time, begun_time + deadline_seconds)
+            self._calls[thread] = _Call(purpose, begin_time, begin_time + deadline_seconds)
         try:
-            return call()
+            return call(self._opened())
         except EngineUnavailable as error:
             return _Failure(str(error), unavailable=True)
         except CreationFailed as error:
             return _Failure(str(error), unavailable=False)
         except Exception as error:  # noqa: BLE001  a bug in a driver must not end the thread
-            _log.exception("engine %s: unexpected error%s", self.name, what)
+            _log.exception("engine %s: unexpected error%s", self.name, purpose)
             return _Failure(f"unexpected {type(error).__name__}: {error}", unavailable=True)
         finally:
             with self._lock:
@@ -296,26 +328,24 @@ class InlineEngine:
 class Engine(InlineEngine):
     """The engine with its three threads. No method blocks, whatever the engine does.
 
-    apart: what doesn't wait for other machines: it is done in threads of each machine's own, in order.
+    apart: kinds of actions that need not wait for other machines: they are done in a thread for each machine, in order.
     """
 
     def __init__(
         self,
         name: str,
-        driver: Driver,
+        open_driver: Callable[[], Driver],
         post: Callable[[Message], object],
         clock: Callable[[], float],
         deadlines: Deadlines = Deadlines(),
-        timer: Callable[[], float] = time.monotonic,
         apart: Collection[ActionKind] = (),
     ) -> None:
-        super().__init__(name, driver, post, clock, deadlines, timer)
+        super().__init__(name, open_driver, post, clock, deadlines)
         self._apart = frozenset(apart)
-        self._lines = Lines(f"{name}-acting")
-        self._closed = threading.Event()
+        self._executor = KeyedSerialExecutor(f"{name}-acting")
         self._observation_wanted = threading.Event()
         self._answers_again = threading.Event()
-        self._actions: queue.SimpleQueue[tuple[Action, Callable[[], None]] | None] = queue.SimpleQueue()
+        self._actions: queue.SimpleQueue[tuple[Action, Callable[[Driver], None]] | None] = queue.SimpleQueue()
         for task in (self._keep_observing, self._keep_acting, self._keep_listening):
             title = f"{name}-{task.__name__.rpartition('_')[2]}"
             threading.Thread(target=task, name=title, daemon=True).start()
@@ -325,20 +355,19 @@ class Engine(InlineEngine):
         self._observation_wanted.set()
 
     def close(self) -> None:
-        """Let go of the engine. What was asked for and has not been begun is not done any more."""
-        self._closed.set()
+        """Let go of the engine. Actions that have not begun are dropped; a driver still being opened is closed then."""
+        super().close()
         self._observation_wanted.set()
         self._answers_again.set()
         self._actions.put(None)
-        super().close()
 
-    def _submit(self, action: Action, call: Callable[[], None]) -> None:
+    def _submit(self, action: Action, call: Callable[[Driver], None]) -> None:
         if action.kind in self._apart:
-            self._lines.add(action.name, lambda: self._act_unless_closed(action, call))
+            self._executor.submit(action.name, lambda: self._act_unless_closed(action, call))
         else:
             self._actions.put((action, call))
 
-    def _act_unless_closed(self, action: Action, call: Callable[[], None]) -> None:
+    def _act_unless_closed(self, action: Action, call: Callable[[Driver], None]) -> None:
         if not self._closed.is_set():
             self._act(action, call)
 
@@ -361,7 +390,7 @@ class Engine(InlineEngine):
         pause_seconds = FIRST_PAUSE_SECONDS
         while not self._closed.is_set():
             try:
-                for machine in self._driver.events():
+                for machine in self._opened().events():
                     pause_seconds = FIRST_PAUSE_SECONDS
                     self._post(Changed(self.name, machine))
                 reason = "they broke off"
@@ -376,3 +405,34 @@ class Engine(InlineEngine):
                 _log.info("engine %s: listening for events again: %s", self.name, reason)
                 pause_seconds = min(pause_seconds * 2, LONGEST_PAUSE_SECONDS)
                 self._post(Changed(self.name, ""))
+
+
+class KeyedSerialExecutor:
+    """Runs tasks of one key in order, each key in a daemon thread of its own as long as it has tasks.
+
+    Tasks may not raise; name is the threads'.
+    """
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._lock = threading.Lock()
+        self._waiting: dict[str, collections.deque[Callable[[], None]]] = {}
+        """By key that has a thread: tasks that have not begun."""
+
+    def submit(self, key: str, task: Callable[[], None]) -> None:
+        """Run the task when all earlier ones of its key are done. Doesn't block."""
+        with self._lock:
+            if key in self._waiting:
+                self._waiting[key].append(task)
+                return
+            self._waiting[key] = collections.deque([task])
+        threading.Thread(target=self._run, args=(key,), name=self._name, daemon=True).start()
+
+    def _run(self, key: str) -> None:
+        while True:
+            with self._lock:
+                if not self._waiting[key]:
+                    del self._waiting[key]
+                    return
+                task = self._waiting[key].popleft()
+            task()

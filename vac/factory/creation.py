@@ -10,7 +10,7 @@ from vac.config.load import Configuration
 from vac.config.machinetype import VM_MODELS, Machinetype
 from vac.context.user_data import ContextRequest
 from vac.drivers.base import CreationFailed, EngineState, MachineSpec
-from vac.drivers.messages import Created, CreationRefused
+from vac.drivers.engine import ActionDone
 from vac.drivers.processes.plan import account
 from vac.factory.contexts import ContextFailed, ContextMade, Contexts
 from vac.factory.ending import Ending
@@ -159,10 +159,10 @@ class Creation:
         self.floor.changes.say("root_public_key", text, logging.WARNING)
         return None
 
-    def created(self, slot: Slot, answer: Created) -> None:
+    def created(self, slot: Slot, answer: ActionDone) -> None:
         """The engine has made it: it runs from now on."""
         machine = slot.machine
-        if machine is None or machine.uuid != answer.uuid:
+        if machine is None:
             return
         slot.creating = False
         slot.known_since = slot.seen_alive_time = self.floor.clock()
@@ -173,19 +173,22 @@ class Creation:
         self.floor.tallies.add(Happening.CREATION, machine.model, "created", self.floor.clock() - begun)
         self.floor.creation_succeeded(machine)
 
-    def refused(self, slot: Slot, answer: CreationRefused) -> None:
+    def refused(self, slot: Slot, answer: ActionDone) -> None:
         """The engine hasn't. If it couldn't be asked, the next observation tells whether there is a machine."""
         machine = slot.machine
-        if machine is None or machine.uuid != answer.uuid:
+        if machine is None:
             return
         slot.creating = False
         slot.known_since = self.floor.clock()
         if answer.unavailable:
             log.warning(
-                "%s (%s): not known whether it was created: %s", slot.name, machine.machinetype, answer.reason
+                "%s (%s): not known whether it was created: %s",
+                slot.name,
+                machine.machinetype,
+                answer.problem,
             )
         else:
-            self.ending.discard(slot, answer.reason)
+            self.ending.discard(slot, answer.problem or "")
 
 
 def _hidden(configuration: Configuration) -> tuple[Path, ...]:

@@ -11,7 +11,8 @@ from collections.abc import Callable
 from typing import Union
 
 from vac.config.load import ConfigurationError, Loader
-from vac.drivers import messages as engines
+from vac.drivers import engine as engines
+from vac.drivers.engine import ActionKind
 from vac.factory.contexts import ContextFailed, ContextMade, ContextMessage, Contexts, Run, in_thread
 from vac.factory.creation import Creation
 from vac.factory.deciding import Deciding
@@ -22,6 +23,7 @@ from vac.factory.pipes import PipeFetched, Pipes
 from vac.factory.reporting import Reporting
 from vac.factory.repositories import Repositories
 from vac.factory.rules import Rules
+from vac.factory.slots import Slot
 from vac.factory.space import Answers, Ask, Space
 from vac.factory.watching import Watcher
 from vac.host.cvmfs import RepositorySeen, RepositoryWatch
@@ -105,12 +107,7 @@ class Factory:
             ContextFailed: self.creation.context_failed,
             engines.Observation: self._observed,
             engines.ObservationFailed: self._unseen,
-            engines.Created: self._created,
-            engines.CreationRefused: self._refused,
-            engines.Stopped: self._stopped,
-            engines.StopFailed: self._stop_failed,
-            engines.Destroyed: self._destroyed,
-            engines.DestructionFailed: self._destruction_failed,
+            engines.ActionDone: self._acted,
             engines.Changed: self._changed,
             DiskMeasured: self.rules.measured,
             DiskNotMeasured: self.rules.not_measured,
@@ -251,19 +248,13 @@ class Factory:
                 self.floor.changes.clear(f"engine {name}")
                 continue
             unwell.add(name)
-            said = "it doesn't answer in time" if engine.late() else problem
+            said = "it doesn't answer in time" if engine.stuck_seconds() > 0 else problem
             self.floor.changes.say(f"engine {name}", f"{name}: {said}", logging.WARNING)
             if engine.stuck_seconds() > STUCK_SECONDS:
                 raise Stuck(f"{name}: {problem}")
         if unwell != self._unwell:
             self._unwell = unwell
             self.floor.changed = True
-
-    def _settle(self, message: engines.ActionResult) -> None:
-        """The engine may be one whose connection has been given up since: its last words still come."""
-        engine = self.floor.engines.get(message.engine)
-        if engine is not None:
-            engine.settle(message)
 
     def _look(self, name: str) -> None:
         engine = self.floor.engines.get(name)
@@ -287,54 +278,57 @@ class Factory:
     def _context_made(self, message: ContextMade) -> None:
         self.creation.context_made(message, draining=self.orders.drain is not None)
 
-    def _created(self, message: engines.Created) -> None:
-        """What was observed earlier tells nothing of it, though it may have ended already."""
-        self._settle(message)
-        slot = self.floor.slots.get(message.name)
-        if slot is not None:
+    def _acted(self, message: engines.ActionDone) -> None:
+        """The engine may be one whose connection has been given up since: late results may still arrive."""
+        kind, name, uuid = message.action
+        engine = self.floor.engines.get(message.engine)
+        if engine is not None:
+            engine.settle(message.action)
+        slot = self.floor.slots.get(name)
+        if slot is not None and (slot.machine is None or slot.machine.uuid != uuid):
+            slot = None
+        if kind is ActionKind.CREATE:
+            self._created(slot, message)
+        elif kind is ActionKind.STOP:
+            self._stopped(slot, message)
+        else:
+            self._destroyed(slot, message)
+
+    def _created(self, slot: Slot | None, message: engines.ActionDone) -> None:
+        """An observation asked for earlier tells nothing of the machine, though it may have ended already."""
+        if slot is not None and message.problem is None:
             self.creation.created(slot, message)
             self.rules.look_again()
-        self._look(message.engine)
-
-    def _refused(self, message: engines.CreationRefused) -> None:
-        self._settle(message)
-        slot = self.floor.slots.get(message.name)
-        if slot is not None:
+        elif slot is not None:
             self.creation.refused(slot, message)
+        if message.problem is None:
+            self._look(message.engine)
 
-    def _stopped(self, message: engines.Stopped) -> None:
-        """The next observation shows it as ended; if not, it can be asked for again."""
-        self._settle(message)
-        self.floor.changes.clear(f"stop {message.uuid}")
-        slot = self.floor.slots.get(message.name)
-        if slot is not None and slot.machine is not None and slot.machine.uuid == message.uuid:
-            slot.stopped_time = self.floor.clock()
-        self._look(message.engine)
-
-    def _stop_failed(self, message: engines.StopFailed) -> None:
-        """It is tried again when the rules are next asked, once the engine answers."""
-        self._settle(message)
-        slot = self.floor.slots.get(message.name)
-        if slot is not None and slot.machine is not None and slot.machine.uuid == message.uuid:
+    def _stopped(self, slot: Slot | None, message: engines.ActionDone) -> None:
+        """The next observation shows it as ended; if not, it is asked for again when the rules are next asked."""
+        _, name, uuid = message.action
+        if message.problem is None:
+            self.floor.changes.clear(f"stop {uuid}")
+            self._look(message.engine)
+            if slot is not None:
+                slot.stopped_time = self.floor.clock()
+            return
+        if slot is not None:
             slot.stopping, slot.stop_failed_time = False, self.floor.clock()
-        self.floor.changes.say(
-            f"stop {message.uuid}", f"{message.name}: not stopped: {message.reason}", logging.WARNING
-        )
+        text = f"{name}: not stopped: {message.problem}"
+        self.floor.changes.say(f"stop {uuid}", text, logging.WARNING)
 
-    def _destroyed(self, message: engines.Destroyed) -> None:
-        self._settle(message)
-        self.floor.changes.clear(f"destroy {message.uuid}")
-        self.watcher.gone(message.engine, message.uuid)
-        slot = self.floor.slots.get(message.name)
-        if slot is not None and slot.machine is not None and slot.machine.uuid == message.uuid:
-            self.ending.released(slot)
-
-    def _destruction_failed(self, message: engines.DestructionFailed) -> None:
-        self._settle(message)
-        text = f"{message.name}: not removed: {message.reason}"
-        self.floor.changes.say(f"destroy {message.uuid}", text, logging.WARNING)
-        slot = self.floor.slots.get(message.name)
-        if slot is not None and slot.machine is not None and slot.machine.uuid == message.uuid:
+    def _destroyed(self, slot: Slot | None, message: engines.ActionDone) -> None:
+        _, name, uuid = message.action
+        if message.problem is None:
+            self.floor.changes.clear(f"destroy {uuid}")
+            self.watcher.gone(message.engine, uuid)
+            if slot is not None:
+                self.ending.released(slot)
+            return
+        text = f"{name}: not removed: {message.problem}"
+        self.floor.changes.say(f"destroy {uuid}", text, logging.WARNING)
+        if slot is not None:
             self.ending.destroyed_or_not(slot, "failed")
 
     def _changed(self, message: engines.Changed) -> None:

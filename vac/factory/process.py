@@ -16,7 +16,6 @@ from vac.config.settings import Settings
 from vac.context.downloads import GRID_CERTIFICATES, ImageCache
 from vac.context.signatures import SignedImages
 from vac.drivers.engine import Engine, InlineEngine
-from vac.drivers.late import LateDriver
 from vac.drivers.registry import APART, driver_for, engine_name
 from vac.factory.contexts import Run, in_thread
 from vac.factory.floor import Floor, slot_names
@@ -118,9 +117,14 @@ def open_factory(
         if machine_model in VM_MODELS:
             need("metadata", "VMs")
             need("mjf", "VMs")
-        driver = LateDriver(lambda: driver_for(machine_model, settings, images.fetch))
         name = engine_name(machine_model)
-        return Engine(name, driver, inbox.put, clock, apart=APART.get(name, frozenset()))
+        return Engine(
+            name,
+            lambda: driver_for(machine_model, settings, images.fetch),
+            inbox.put,
+            clock,
+            apart=APART.get(name, frozenset()),
+        )
 
     statefiles.write_version(state, vac.__version__)
     machines = load_slots(state, configuration.machinetypes, settings)

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Mapping
 
 from vac.drivers.base import EngineState, Observed, Usage
-from vac.drivers.messages import Observation
+from vac.drivers.engine import Observation
 from vac.factory.ending import Ending
 from vac.factory.floor import Floor
 from vac.factory.slots import Slot

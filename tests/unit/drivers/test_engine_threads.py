@@ -7,7 +7,7 @@ import logging
 import queue
 import threading
 import time
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 
 import pytest
@@ -16,30 +16,36 @@ from tests.fake_driver import FakeDriver, FakeEngine, Script
 from vac.config.machinetype import Machinetype
 from vac.config.settings import Settings
 from vac.drivers import registry
-from vac.drivers.base import EngineState, EngineUnavailable, MachineSpec
-from vac.drivers.engine import Action, ActionKind, Deadlines, Engine, InlineEngine
-from vac.drivers.messages import (
+from vac.drivers.base import (
+    Driver,
+    EngineState,
+    EngineUnavailable,
+    LeftProcess,
+    MachineSpec,
+    Observed,
+)
+from vac.drivers.engine import (
+    Action,
+    ActionDone,
+    ActionKind,
     Changed,
-    Created,
-    CreationRefused,
-    Destroyed,
-    DestructionFailed,
+    Deadlines,
+    Engine,
+    InlineEngine,
     Message,
     Observation,
     ObservationFailed,
-    StopFailed,
-    Stopped,
 )
 
+CREATE, STOP, DESTROY = ActionKind.CREATE, ActionKind.STOP, ActionKind.DESTROY
 PATIENCE = 60.0
 
 
 class Clock:
-    """A clock that tests move, and a timer that doesn't move with it."""
+    """A clock that tests move."""
 
     def __init__(self) -> None:
         self.now = 1000.0
-        self.elapsed = 0.0
 
     def __call__(self) -> float:
         return self.now
@@ -58,11 +64,10 @@ class Factory:
         self.messages: queue.SimpleQueue[Message] = queue.SimpleQueue()
         self.engine = Engine(
             "fake",
-            driver,
+            lambda: driver,
             self.messages.put,
             clock,
             Deadlines(retry_seconds=retry_seconds),
-            timer=lambda: clock.elapsed,
             apart=apart,
         )
 
@@ -72,6 +77,20 @@ class Factory:
             message = self.messages.get(timeout=PATIENCE)
             if isinstance(message, kinds):
                 return message
+
+    def done(self, *kinds: ActionKind) -> ActionDone:
+        """The next result of such an action; other messages are dropped."""
+        while True:
+            message = self.next(ActionDone)
+            assert isinstance(message, ActionDone)
+            if message.action.kind in kinds:
+                return message
+
+    def created(self) -> ActionDone:
+        """The next creation, which has succeeded."""
+        message = self.done(CREATE)
+        assert message.problem is None
+        return message
 
 
 @pytest.fixture
@@ -110,7 +129,7 @@ def test_observation_tells_machines_usage_and_when_it_was_asked(
 ) -> None:
     fake.script = lambda spec: Script(processors_used=0.5)
     factory.engine.create(spec())
-    factory.next(Created)
+    factory.created()
     clock.now += 10
     factory.engine.request_observation()
     seen = factory.next(Observation)
@@ -130,10 +149,9 @@ def test_observation_that_was_asked_before_a_creation_says_so(
     wait_until_blocked(gate, factory.engine)
     clock.now = 1005.0
     factory.engine.create(spec())
-    created = factory.next(Created)
+    created = factory.created()
     gate.set()
     seen = factory.next(Observation)
-    assert isinstance(created, Created)
     assert isinstance(seen, Observation)
     assert seen.asked_time < created.time
 
@@ -148,7 +166,7 @@ def test_requests_during_an_observation_make_one_more(factory: Factory, fake: Fa
     assert factory.next(Observation)
     assert factory.next(Observation)
     factory.engine.create(spec())
-    assert isinstance(factory.next(Created, Observation), Created)
+    assert isinstance(factory.next(ActionDone, Observation), ActionDone)
 
 
 @pytest.mark.parametrize("engine", ["libvirt", "processes"])
@@ -159,7 +177,7 @@ def test_stops_that_take_their_time_hold_up_neither_each_other_nor_creations(
     names = [f"f1-0{number}.example.com" for number in range(3)]
     for name in names:
         factory.engine.create(spec(name, name))
-        factory.next(Created)
+        factory.created()
     gate = fake.hang("stop")
     for name in names:
         factory.engine.stop(name, name)
@@ -168,10 +186,9 @@ def test_stops_that_take_their_time_hold_up_neither_each_other_nor_creations(
         assert time.monotonic() < deadline, "all stops are under way"
         time.sleep(0.001)
     factory.engine.create(spec("f1-03.example.com", "u3"))
-    assert isinstance(factory.next(Created, Stopped), Created)
+    assert factory.done(CREATE, STOP).action.kind is CREATE
     gate.set()
-    stopped = [factory.next(Stopped) for _ in names]
-    assert {message.name for message in stopped if isinstance(message, Stopped)} == set(names)
+    assert {factory.done(STOP).action.name for _ in names} == set(names)
     factory.engine.close()
 
 
@@ -179,8 +196,12 @@ def test_life_of_a_machine_is_reported_step_by_step(factory: Factory) -> None:
     factory.engine.create(spec())
     factory.engine.stop("f1-00.example.com", "u0")
     factory.engine.destroy("f1-00.example.com", "u0")
-    results = [factory.next(Created, Stopped, Destroyed) for _ in range(3)]
-    assert [type(result) for result in results] == [Created, Stopped, Destroyed]
+    results = [factory.done(*ActionKind) for _ in range(3)]
+    assert [(result.action.kind, result.problem) for result in results] == [
+        (CREATE, None),
+        (STOP, None),
+        (DESTROY, None),
+    ]
 
 
 def test_hung_engine_does_not_hold_up_another(clock: Clock, fake: FakeEngine, factory: Factory) -> None:
@@ -199,7 +220,7 @@ def test_hung_observation_does_not_hold_up_creations(factory: Factory, fake: Fak
     factory.engine.request_observation()
     wait_until_blocked(gate, factory.engine)
     factory.engine.create(spec())
-    assert factory.next(Created)
+    assert factory.created()
     gate.set()
 
 
@@ -210,16 +231,12 @@ def test_of_independent_machines_one_that_hangs_holds_up_no_other(clock: Clock, 
     wait_until_blocked(gate, factory.engine)
     factory.engine.destroy("f1-00.example.com", "u0")
     factory.engine.destroy("f1-01.example.com", "u1")
-    other = factory.next(Created, Destroyed)
-    assert isinstance(other, Destroyed) and other.uuid == "u1"
+    assert factory.done(*ActionKind).action.uuid == "u1"
     gate.set()
-    assert isinstance(factory.next(Created, Destroyed), Created), (
-        "what is done to one machine keeps its order"
-    )
-    last = factory.next(Created, Destroyed)
-    assert isinstance(last, Destroyed) and last.uuid == "u0"
+    own = [factory.done(*ActionKind).action for _ in range(2)]
+    assert own == [Action(kind, "f1-00.example.com", "u0") for kind in (CREATE, DESTROY)]
     factory.engine.create(spec(uuid="u2"))
-    assert factory.next(Created), "its line can be used again"
+    assert factory.created().action.uuid == "u2", "there is a thread for it again"
     factory.engine.close()
 
 
@@ -229,16 +246,14 @@ def test_engine_is_late_after_its_deadline_and_stuck_from_then(
     gate = fake.hang("list")
     factory.engine.request_observation()
     wait_until_blocked(gate, factory.engine)
-    clock.now += 86400  # somebody sets the clock
-    clock.elapsed = 30.0
-    assert not factory.engine.late()
+    clock.now += 30.0
+    assert factory.engine.stuck_seconds() == 0.0
     assert factory.engine.problem() is None
-    clock.elapsed = 34.0
-    assert factory.engine.late()
+    clock.now += 4.0
+    assert factory.engine.stuck_seconds() == 4.0
     assert factory.engine.problem() == "no answer for 34 s"
-    clock.elapsed = 640.0
+    clock.now += 606.0
     assert factory.engine.stuck_seconds() == 610.0
-    clock.elapsed = 700.0
     gate.set()
     assert factory.next(Observation)
     assert factory.engine.problem() is None
@@ -249,7 +264,7 @@ def test_late_creation_is_named(factory: Factory, fake: FakeEngine, clock: Clock
     gate = fake.hang("create")
     factory.engine.create(spec())
     wait_until_blocked(gate, factory.engine)
-    clock.elapsed = 400.0
+    clock.now += 400.0
     assert factory.engine.problem() == "no answer for 400 s to create f1-00.example.com"
     gate.set()
 
@@ -293,19 +308,16 @@ def test_refused_creation_has_its_reason(
     fake.script = lambda spec: script
     fake.unavailable = unavailable
     factory.engine.create(spec())
-    refused = factory.next(CreationRefused)
-    assert isinstance(refused, CreationRefused)
-    assert (refused.reason, refused.unavailable) == (reason, unknown)
+    refused = factory.done(CREATE)
+    assert (refused.problem, refused.unavailable) == (reason, unknown)
 
 
 def test_failed_end_has_its_reason(factory: Factory, fake: FakeEngine) -> None:
     fake.unavailable = "cannot connect"
     factory.engine.stop("f1-00.example.com", "u0")
     factory.engine.destroy("f1-00.example.com", "u0")
-    for kind in (StopFailed, DestructionFailed):
-        failed = factory.next(kind)
-        assert isinstance(failed, (StopFailed, DestructionFailed))
-        assert failed.reason == "cannot connect"
+    for kind in (STOP, DESTROY):
+        assert factory.done(kind).problem == "cannot connect"
 
 
 def test_actions_are_pending_until_their_result_is_settled(factory: Factory, fake: FakeEngine) -> None:
@@ -313,16 +325,13 @@ def test_actions_are_pending_until_their_result_is_settled(factory: Factory, fak
     for _ in range(3):
         factory.engine.create(spec())
     factory.engine.stop("f1-01.example.com", "u1")
-    assert factory.engine.pending_creations == {"f1-00.example.com"}
-    assert factory.engine.pending_destructions == {"f1-01.example.com"}
+    create, stop = Action(CREATE, "f1-00.example.com", "u0"), Action(STOP, "f1-01.example.com", "u1")
+    assert factory.engine.pending == {create, stop}
     gate.set()
-    created = factory.next(Created, CreationRefused)
-    assert isinstance(created, Created)
-    stopped = factory.next(Created, CreationRefused, Stopped)
-    assert isinstance(stopped, Stopped), "a repeated request must change nothing"
-    assert Action(ActionKind.CREATE, "f1-00.example.com", "u0") in factory.engine.pending
-    factory.engine.settle(created)
-    factory.engine.settle(stopped)
+    assert [factory.done(*ActionKind).action for _ in range(2)] == [create, stop], "each is done once"
+    assert create in factory.engine.pending
+    factory.engine.settle(create)
+    factory.engine.settle(stop)
     assert not factory.engine.pending
 
 
@@ -349,17 +358,16 @@ def test_bug_in_a_driver_is_a_failure_with_a_traceback_and_the_threads_live_on(
         factory.engine.request_observation()
         failed = factory.next(ObservationFailed)
         factory.engine.create(spec())
-        refused = factory.next(CreationRefused)
+        refused = factory.done(CREATE)
     assert isinstance(failed, ObservationFailed)
     assert failed.reason.startswith("unexpected ZeroDivisionError")
-    assert isinstance(refused, CreationRefused)
     assert refused.unavailable, "whether the machine exists is unknown"
     assert sum("Traceback" in (record.exc_text or "") for record in caplog.records) == 2
     driver.mended = True
     factory.engine.request_observation()
     assert factory.next(Observation)
     factory.engine.create(dataclasses.replace(spec(), uuid="u1"))
-    assert factory.next(Created)
+    assert factory.created()
     factory.engine.close()
 
 
@@ -417,13 +425,149 @@ def test_closed_engine_does_not_begin_what_was_queued(
     factory.engine.create(spec("f1-00.example.com", "u1"))
     factory.engine.close()
     gate.set()
-    assert factory.next(Created)
+    assert factory.created()
     assert set(fake.machines) == {"u0"}
 
 
 def test_inline_engine_answers_before_it_returns(clock: Clock, fake: FakeEngine) -> None:
     messages: list[Message] = []
-    engine = InlineEngine("fake", fake.driver(), messages.append, clock, Deadlines(1, 1))
+    engine = InlineEngine("fake", fake.driver, messages.append, clock, Deadlines(1, 1))
     engine.create(spec())
     engine.request_observation()
-    assert [type(message) for message in messages] == [Created, Observation]
+    assert [type(message) for message in messages] == [ActionDone, Observation]
+
+
+TYPE, SETTINGS, FILES = Machinetype("t"), Settings(), Path("files")
+
+
+class Talkative(FakeDriver):
+    """A simulated driver with all optional abilities."""
+
+    def __init__(self, engine: FakeEngine) -> None:
+        super().__init__(engine)
+        self.machines = [Observed("f1-00.example.com", "u1", EngineState.RUNNING)]
+        self.asked: list[str] = []
+        self.knows = True
+        self.adopted: Mapping[str, str] = {}
+        self.followed: Mapping[str, LeftProcess] = {}
+
+    def list(self) -> list[Observed]:
+        return self.machines
+
+    def prepare(self, machinetype: Machinetype, settings: Settings, files: Path) -> str | None:
+        return f"pulling the image of {machinetype.name}"
+
+    def notices(self) -> list[str]:  # type: ignore[valid-type]
+        return ["no rule masquerades"]
+
+    def details(self, uuid: str) -> Mapping[str, str]:
+        self.asked.append(uuid)
+        return {"image_digest": f"sha256:{uuid}"} if self.knows else {}
+
+    def adopt(self, machines: Mapping[str, str]) -> None:
+        self.adopted = machines
+
+    def follow(self, processes: Mapping[str, LeftProcess]) -> None:
+        self.followed = processes
+
+
+@pytest.fixture
+def talkative() -> Talkative:
+    return Talkative(FakeEngine(lambda: 0.0))
+
+
+def engine_of(open_driver: Callable[[], Driver]) -> tuple[InlineEngine, Callable[[], Message]]:
+    posted: queue.SimpleQueue[Message] = queue.SimpleQueue()
+    return InlineEngine("docker", open_driver, posted.put, lambda: 0.0), posted.get_nowait
+
+
+def test_a_driver_that_cannot_be_opened_yet_is_tried_again() -> None:
+    answers: list[Driver | EngineUnavailable] = [
+        EngineUnavailable("no socket"),
+        FakeEngine(lambda: 0.0).driver(),
+    ]
+
+    def opener() -> Driver:
+        answer = answers.pop(0)
+        if isinstance(answer, EngineUnavailable):
+            raise answer
+        return answer
+
+    engine, posted = engine_of(opener)
+    engine.request_observation()
+    failed = posted()
+    assert isinstance(failed, ObservationFailed) and failed.reason == "no socket"
+    assert engine.problem() == "no socket"
+    for _ in range(2):
+        engine.request_observation()
+        assert isinstance(posted(), Observation)
+    assert engine.problem() is None
+    assert answers == [], "once open, it stays open"
+
+
+def test_optional_abilities_reach_the_driver_behind(talkative: Talkative) -> None:
+    engine, posted = engine_of(lambda: talkative)
+    engine.adopt({"u1": "f1-00.example.com"})
+    left = LeftProcess("f1-00.example.com", 17, 1000.0, "nobody", 1, 2**31, 0.0)
+    engine.follow({"u1": left})
+    assert engine.prepare(TYPE, SETTINGS, FILES) is None, "nothing is known before it is open"
+    assert engine.notices() == ()
+    engine.request_observation()
+    posted()
+    assert talkative.adopted == {"u1": "f1-00.example.com"}, "what was said before it was open is told then"
+    assert talkative.followed == {"u1": left}
+    assert engine.prepare(TYPE, SETTINGS, FILES) == "pulling the image of t"
+    assert engine.notices() == ["no rule masquerades"]
+    engine.adopt({})
+    assert talkative.adopted == {}
+
+
+def test_details_of_each_machine_that_runs_are_asked_until_they_are_known(talkative: Talkative) -> None:
+    engine, posted = engine_of(lambda: talkative)
+    seen = []
+    for talkative.knows in (False, True, True):
+        engine.request_observation()
+        message = posted()
+        assert isinstance(message, Observation)
+        seen.append(message.details)
+    assert seen == [{}, {"u1": {"image_digest": "sha256:u1"}}, {}]
+    talkative.machines = [Observed("f1-00.example.com", "u2", EngineState.ENDED)]
+    engine.request_observation()
+    posted()
+    assert talkative.asked == ["u1", "u1"]
+
+
+def test_a_driver_without_the_abilities_needs_none() -> None:
+    engine, posted = engine_of(lambda: FakeEngine(lambda: 0.0).driver())
+    engine.adopt({"u1": "f1-00.example.com"})
+    engine.request_observation()
+    message = posted()
+    assert isinstance(message, Observation) and message.details == {}
+    assert engine.notices() == ()
+    assert engine.prepare(TYPE, SETTINGS, FILES) is None
+
+
+def test_a_driver_that_is_still_being_opened_is_closed_afterwards(talkative: Talkative) -> None:
+    asked, go = threading.Event(), threading.Event()
+    closed: list[str] = []
+    talkative.close = lambda: closed.append("once")
+
+    def opener() -> Driver:
+        asked.set()
+        go.wait(60)
+        return talkative
+
+    engine, posted = engine_of(opener)
+    opening = threading.Thread(target=engine.request_observation)
+    opening.start()
+    asked.wait(60)
+    engine.close()
+    assert closed == []
+    go.set()
+    opening.join(60)
+    engine.close()
+    assert closed == ["once"]
+    posted()
+    engine.request_observation()
+    failed = posted()
+    assert isinstance(failed, ObservationFailed) and "closed" in failed.reason

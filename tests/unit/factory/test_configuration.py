@@ -11,7 +11,7 @@ import pytest
 from tests.fake_driver import Script
 from tests.simulated import START, World, broken, one_type
 from tests.unit.factory.conftest import MakeWorld
-from vac.drivers.messages import Changed, Created, Observation
+from vac.drivers.engine import Action, ActionDone, ActionKind, Changed, Observation
 from vac.machines.layout import StateDir
 
 PROBLEM = "vac.conf: [machinetype t] machine_model: no such model"
@@ -199,7 +199,7 @@ def test_messages_of_an_engine_that_is_reached_anew_do_no_harm(world: World) -> 
     world.factory.floor.configure(world.configuration())
     now = world.clock.now
     world.inbox.put(Changed("docker", machine.name))
-    world.inbox.put(Created("docker", machine.name, "another", now))
+    world.inbox.put(ActionDone("docker", Action(ActionKind.CREATE, machine.name, "another"), now))
     world.inbox.put(Observation("docker", (), {}, asked_time=now - 1, time=now))
     world.turn()
     world.run(60)

@@ -10,7 +10,7 @@ from tests.fake_driver import FakeMachine, Script
 from tests.simulated import START, World, one_type
 from tests.unit.factory.conftest import MakeWorld
 from vac.drivers.base import EngineState, MachineSpec, Observed
-from vac.drivers.messages import Observation
+from vac.drivers.engine import Observation
 
 FAILURE = "t: f1-00.example.com: image not found"
 

@@ -9,7 +9,7 @@ import pytest
 from tests.simulated import START, World
 from tests.unit.factory.conftest import MakeWorld
 from vac.drivers.base import EngineUnavailable
-from vac.drivers.messages import Stopped
+from vac.drivers.engine import Action, ActionDone, ActionKind
 from vac.machines import requests
 from vac.machines.machine import Machine
 
@@ -100,7 +100,9 @@ def test_a_stop_after_which_the_machine_still_runs_is_tried_again(world: World) 
     engine = world.factory.floor.engine_of("docker")
     stop, engine.stop = (
         engine.stop,
-        lambda name, uuid: world.inbox.put(Stopped("docker", name, uuid, world.clock.now)),
+        lambda name, uuid: world.inbox.put(
+            ActionDone("docker", Action(ActionKind.STOP, name, uuid), world.clock.now)
+        ),
     )
     world.ask("destroy", machine)
     world.wake()

@@ -191,7 +191,7 @@ def test_an_engine_that_hangs_for_good_ends_the_process(make_world: MakeWorld) -
     opened: list[Engine] = []
 
     def open_engine(machine_model: str, settings: Settings) -> Engine:
-        opened.append(Engine("docker", world.engine().driver(), inbox.put, world.clock, timer=world.clock))
+        opened.append(Engine("docker", world.engine().driver, inbox.put, world.clock))
         return opened[-1]
 
     world.state.prepare()

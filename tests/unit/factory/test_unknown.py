@@ -8,7 +8,7 @@ from tests.fake_driver import Script
 from tests.simulated import START, World, one_type
 from tests.unit.factory.conftest import MakeWorld
 from vac.drivers.base import EngineUnavailable
-from vac.drivers.messages import Changed, Observation
+from vac.drivers.engine import Changed, Observation
 from vac.machines import requests
 
 

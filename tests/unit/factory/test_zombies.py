@@ -9,7 +9,7 @@ import pytest
 from tests.fake_driver import Script
 from tests.simulated import World
 from vac.drivers.base import EngineState, EngineUnavailable, Observed
-from vac.drivers.messages import Observation
+from vac.drivers.engine import Observation
 
 ELSEWHERE = "f1-07.example.com"
 

@@ -1,0 +1,108 @@
+"""Phases of a slot's life, each with what only that phase needs.
+
+Times are seconds of a clock that nobody sets (CLOCK_BOOTTIME), so that no step of the wall clock moves a phase on.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from vac.config.machinetype import Machinetype
+from vac.scheduling.model import Create
+
+
+@dataclass(frozen=True)
+class PendingCreation:
+    """A machine that has been decided on and of which nothing is on disk yet."""
+
+    order: Create
+    uuid: str
+    machinetype: Machinetype
+    """As it was configured when the decision was made."""
+    begin: float
+
+
+@dataclass(frozen=True)
+class StopOrder:
+    """Why a machine is ended by force."""
+
+    message: str
+    """Its shutdown message, unless it leaves one itself."""
+    by_people: bool = False
+    """Such an end says nothing about the machinetype's work."""
+
+
+@dataclass(frozen=True)
+class Phase:
+    """Where a slot is in its life."""
+
+    since: float
+    """When the slot entered this phase: a listing that was asked for earlier says nothing about it."""
+
+
+@dataclass(frozen=True)
+class Empty(Phase):
+    """No machine. The last one, if there was one, has been accounted for and released by its engine."""
+
+
+@dataclass(frozen=True)
+class Preparing(Phase):
+    """The context of the next machine (its user_data) is being made. Nothing is on disk."""
+
+    pending: PendingCreation
+
+
+@dataclass(frozen=True)
+class Starting(Phase):
+    """Its directory is complete, and the engine has been asked to make it and has not answered."""
+
+    pending: PendingCreation
+
+
+@dataclass(frozen=True)
+class Uncertain(Phase):
+    """Its directory is there, but it isn't known whether the engine has made it: the next listing decides."""
+
+
+@dataclass(frozen=True)
+class Running(Phase):
+    """It has started, and nobody has seen it end."""
+
+
+@dataclass(frozen=True)
+class Stopping(Phase):
+    """The engine has been asked to end it, and no listing has shown yet that it did."""
+
+    order: StopOrder
+
+
+@dataclass(frozen=True)
+class Ended(Phase):
+    """It has ended, but that isn't on disk yet: its accounting is written next."""
+
+
+@dataclass(frozen=True)
+class Releasing(Phase):
+    """It is accounted for. The engine has been asked to let go of what is left of it."""
+
+    begin: float
+    """When it was asked first."""
+
+
+@dataclass(frozen=True)
+class Stuck(Phase):
+    """The engine has not let go of what is left of it for a long time; the slot stays taken."""
+
+    begin: float
+    """When it was asked first."""
+
+
+@dataclass(frozen=True)
+class SetAside(Phase):
+    """The files of its machine can't be read: nothing is done with slot and machine until they can."""
+
+
+PHASES: tuple[type[Phase], ...] = (
+    *(Empty, Preparing, Starting, Uncertain, Running),
+    *(Stopping, Ended, Releasing, Stuck, SetAside),
+)

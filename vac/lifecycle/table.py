@@ -1,0 +1,300 @@
+"""The table of a slot's life: for each phase and stimulus the next phase and the effects, or why nothing happens.
+
+step() applies it. A listing counts only if it was asked for after the phase began. The factory carries the effects out,
+in order; one that brings about another stimulus (EndWritten, DirectoryFailed) returns it, and that is applied next.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Callable, Union
+
+from vac.lifecycle.effects import Effect
+from vac.lifecycle.phases import (
+    PHASES,
+    Empty,
+    Ended,
+    Phase,
+    Preparing,
+    Releasing,
+    Running,
+    SetAside,
+    Starting,
+    Stopping,
+    Stuck,
+    Uncertain,
+)
+from vac.lifecycle.stimuli import (
+    STIMULI,
+    ContextFailed,
+    ContextReady,
+    Decided,
+    DirectoryFailed,
+    EndLowered,
+    EndWritten,
+    EngineReplaced,
+    Listed,
+    ListedAbsent,
+    ListedAlive,
+    ListedEnded,
+    ListedHalfMade,
+    NotWanted,
+    Released,
+    ReleaseFailed,
+    Started,
+    StartFailed,
+    StartUnknown,
+    Stimulus,
+    StopOrdered,
+    Stopped,
+    Time,
+)
+
+CONTEXT_SECONDS = 300.0
+"""Longest that a machine's context is waited for."""
+STOP_AGAIN_SECONDS = 15.0
+"""From one request to stop a machine to the next, as long as no listing shows that it has ended."""
+ACCOUNT_AGAIN_SECONDS = 60.0
+"""From an attempt to write a machine's end to the next."""
+STUCK_SECONDS = 60.0
+"""How long an engine may take to let go of a machine before the slot is reported."""
+
+Guard = Callable[[Phase, float], bool]
+"""Tells from the phase and the present time if a transition applies."""
+
+
+@dataclass(frozen=True)
+class Transition:
+    """What follows from a stimulus."""
+
+    next: type[Phase] | None
+    """The phase that is entered, which may be the same one anew; None: the slot stays in its phase."""
+    effects: tuple[Effect, ...] = ()
+    after_seconds: float = 0.0
+    """It applies only when the slot has been in its phase for so long."""
+    reason: str = ""
+    """For people, where the stimulus brings none."""
+
+
+@dataclass(frozen=True)
+class Ignored:
+    """Nothing follows from a stimulus."""
+
+    reason: str
+
+
+Row = Union[Transition, Ignored]
+Stimuli = Sequence[type[Stimulus]]
+
+_CREATION: Stimuli = (ContextReady, NotWanted, ContextFailed, DirectoryFailed)
+_ANSWERS: Stimuli = (Started, StartFailed, StartUnknown)
+_LISTINGS: Stimuli = (ListedAlive, ListedEnded, ListedHalfMade, ListedAbsent)
+_GONE: Stimuli = (ListedEnded, ListedHalfMade, ListedAbsent)
+_PRESENT: Stimuli = (ListedAlive, ListedEnded, ListedHalfMade)
+_RELEASES: Stimuli = (Released, ReleaseFailed)
+_PEOPLE: Stimuli = (EndLowered, StopOrdered)
+
+_E = Effect
+_DISCARD = (_E.RELEASE, _E.COUNT_FAILURE, _E.DISCARD)
+_CUT_SHORT = Transition(Empty, _DISCARD, reason="its creation was cut short")
+_OTHER_MACHINE = Ignored("a late word about a machine that is no more")
+_TAKEN = Ignored("only an empty slot is given a machine")
+_NOTHING_WAITS = Ignored("nothing here waits for time")
+
+
+def _rows(phase: type[Phase], *rows: tuple[Stimuli | type[Stimulus], Row]) -> Mapping[Any, Row]:
+    """Rows of one phase, of single stimuli and of groups."""
+    table: dict[Any, Row] = {}
+    for stimuli, row in rows:
+        for stimulus in stimuli if isinstance(stimuli, Sequence) else (stimuli,):
+            assert (phase, stimulus) not in table, f"two rows for {phase.__name__}, {stimulus.__name__}"
+            table[phase, stimulus] = row
+    return table
+
+
+TRANSITIONS: Mapping[tuple[type[Phase], type[Stimulus]], Row] = {
+    **_rows(
+        Empty,
+        (Decided, Transition(Preparing, (_E.PREPARE_CONTEXT,))),
+        (_PRESENT, Transition(Releasing, (_E.RELEASE,))),
+        (ListedAbsent, Transition(None, (_E.GIVE_BACK_SCRATCH,))),
+        (EngineReplaced, Transition(Empty)),
+        (_CREATION, _OTHER_MACHINE),
+        (_ANSWERS, _OTHER_MACHINE),
+        (Stopped, _OTHER_MACHINE),
+        (_RELEASES, _OTHER_MACHINE),
+        (EndWritten, _OTHER_MACHINE),
+        (_PEOPLE, Ignored("the machine has ended")),
+        (Time, _NOTHING_WAITS),
+    ),
+    **_rows(
+        Preparing,
+        (ContextReady, Transition(Starting, (_E.MAKE_DIRECTORY, _E.START))),
+        (NotWanted, Transition(Empty, (_E.REPORT_UNWANTED,))),
+        (ContextFailed, Transition(Empty, (_E.COUNT_FAILURE,))),
+        (
+            Time,
+            Transition(
+                Empty,
+                (_E.COUNT_FAILURE,),
+                after_seconds=CONTEXT_SECONDS,
+                reason=f"its user_data was not there after {CONTEXT_SECONDS:.0f} s",
+            ),
+        ),
+        (Decided, _TAKEN),
+        (DirectoryFailed, Ignored("its directory isn't begun before its context is ready")),
+        (_ANSWERS, _OTHER_MACHINE),
+        (_LISTINGS, Ignored("what an engine still has of the slot's last machine is removed as an orphan")),
+        (Stopped, _OTHER_MACHINE),
+        (_RELEASES, _OTHER_MACHINE),
+        (EndWritten, _OTHER_MACHINE),
+        (_PEOPLE, Ignored("people can't name a machine that isn't on disk")),
+        (EngineReplaced, Ignored("the engine hasn't been asked for anything yet")),
+    ),
+    **_rows(
+        Starting,
+        (DirectoryFailed, Transition(Empty, (_E.COUNT_FAILURE,))),
+        (Started, Transition(Running, (_E.WRITE_STARTED, _E.COUNT_CREATION, _E.LOOK))),
+        (StartFailed, Transition(Empty, _DISCARD)),
+        (StartUnknown, Transition(Uncertain, (_E.LOOK,))),
+        (EngineReplaced, Transition(Uncertain, (_E.LOOK,))),
+        (EndLowered, Transition(None, (_E.LOWER_END,))),
+        (StopOrdered, Ignored("the request stays on disk until the engine has answered")),
+        (Decided, _TAKEN),
+        ((ContextReady, NotWanted, ContextFailed), _OTHER_MACHINE),
+        (_LISTINGS, Ignored("the engine's answer to the request decides")),
+        (Stopped, _OTHER_MACHINE),
+        (_RELEASES, _OTHER_MACHINE),
+        (EndWritten, _OTHER_MACHINE),
+        (Time, Ignored("the engine's thread has a deadline for the request")),
+    ),
+    **_rows(
+        Uncertain,
+        (ListedAlive, Transition(Running, (_E.WRITE_STARTED, _E.COUNT_CREATION, _E.RENEW_HEARTBEAT))),
+        (ListedEnded, Transition(Ended, (_E.WRITE_STARTED, _E.COUNT_CREATION, _E.ACCOUNT))),
+        ((ListedHalfMade, ListedAbsent), _CUT_SHORT),
+        (EndLowered, Transition(None, (_E.LOWER_END,))),
+        (EngineReplaced, Transition(Uncertain, (_E.LOOK,))),
+        (StopOrdered, Ignored("the request stays on disk until a listing shows the machine")),
+        (_ANSWERS, Ignored("an answer that came too late: the next listing decides")),
+        (Decided, _TAKEN),
+        (_CREATION, _OTHER_MACHINE),
+        (Stopped, _OTHER_MACHINE),
+        (_RELEASES, _OTHER_MACHINE),
+        (EndWritten, _OTHER_MACHINE),
+        (Time, Ignored("each cycle asks for a listing")),
+    ),
+    **_rows(
+        Running,
+        (ListedAlive, Transition(None, (_E.RENEW_HEARTBEAT,))),
+        (_GONE, Transition(Ended, (_E.ACCOUNT,))),
+        (StopOrdered, Transition(Stopping, (_E.WRITE_MESSAGE, _E.STOP))),
+        (EndLowered, Transition(None, (_E.LOWER_END,))),
+        (EngineReplaced, Transition(Running, (_E.LOOK,))),
+        (_ANSWERS, Ignored("it is known to run")),
+        (Stopped, Ignored("a listing shows its end")),
+        (Decided, _TAKEN),
+        (_CREATION, _OTHER_MACHINE),
+        (_RELEASES, _OTHER_MACHINE),
+        (EndWritten, _OTHER_MACHINE),
+        (Time, Ignored("rules that depend on time order a stop")),
+    ),
+    **_rows(
+        Stopping,
+        (ListedAlive, Transition(None, (_E.RENEW_HEARTBEAT,))),
+        (_GONE, Transition(Ended, (_E.ACCOUNT,))),
+        (Stopped, Transition(None, (_E.LOOK,))),
+        (Time, Transition(Stopping, (_E.STOP,), after_seconds=STOP_AGAIN_SECONDS)),
+        (EngineReplaced, Transition(Stopping, (_E.STOP,))),
+        (_PEOPLE, Ignored("it is being stopped")),
+        (_ANSWERS, Ignored("it is known to run")),
+        (Decided, _TAKEN),
+        (_CREATION, _OTHER_MACHINE),
+        (_RELEASES, _OTHER_MACHINE),
+        (EndWritten, _OTHER_MACHINE),
+    ),
+    **_rows(
+        Ended,
+        (EndWritten, Transition(Releasing, (_E.REMEMBER_END, _E.RELEASE))),
+        (Time, Transition(Ended, (_E.ACCOUNT,), after_seconds=ACCOUNT_AGAIN_SECONDS)),
+        (_LISTINGS, Ignored("its end has been seen and has to be written first")),
+        (Stopped, Ignored("it has ended")),
+        (_PEOPLE, Ignored("it has ended")),
+        (_ANSWERS, Ignored("it has ended")),
+        (Decided, _TAKEN),
+        (_CREATION, _OTHER_MACHINE),
+        (_RELEASES, _OTHER_MACHINE),
+        (EngineReplaced, Ignored("its end has been seen and has to be written first")),
+    ),
+    **_rows(
+        Releasing,
+        ((Released, ListedAbsent), Transition(Empty, (_E.COUNT_RELEASE, _E.GIVE_BACK_SCRATCH))),
+        (ReleaseFailed, Transition(None, (_E.COUNT_RELEASE_FAILURE,))),
+        (_PRESENT, Transition(None, (_E.RELEASE,))),
+        (Time, Transition(Stuck, (_E.REPORT_STUCK,), after_seconds=STUCK_SECONDS)),
+        (EngineReplaced, Transition(Releasing, (_E.RELEASE,))),
+        (Stopped, Ignored("it has ended")),
+        (_PEOPLE, Ignored("it has ended")),
+        (_ANSWERS, Ignored("it has ended")),
+        (EndWritten, Ignored("its end is on disk")),
+        (Decided, _TAKEN),
+        (_CREATION, _OTHER_MACHINE),
+    ),
+    **_rows(
+        Stuck,
+        ((Released, ListedAbsent), Transition(Empty, (_E.COUNT_RELEASE, _E.GIVE_BACK_SCRATCH))),
+        (ReleaseFailed, Transition(None, (_E.COUNT_RELEASE_FAILURE,))),
+        (_PRESENT, Transition(None, (_E.RELEASE,))),
+        (EngineReplaced, Transition(Stuck, (_E.RELEASE,))),
+        (Stopped, Ignored("it has ended")),
+        (_PEOPLE, Ignored("it has ended")),
+        (_ANSWERS, Ignored("it has ended")),
+        (EndWritten, Ignored("its end is on disk")),
+        (Decided, _TAKEN),
+        (_CREATION, _OTHER_MACHINE),
+        (Time, Ignored("each listing that shows it asks the engine again")),
+    ),
+    **_rows(
+        SetAside, (STIMULI, Ignored("nothing is known of its machine; its files are read again each cycle"))
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Step:
+    """One application of the table."""
+
+    before: Phase
+    stimulus: Stimulus
+    after: Phase
+    effects: tuple[Effect, ...] = ()
+    reason: str = ""
+    """For people, if something failed."""
+
+
+def step(phase: Phase, stimulus: Stimulus, now: float) -> Step:
+    """Apply the table to a slot in this phase; now is by the clock of the phases."""
+    row = TRANSITIONS[type(phase), type(stimulus)]
+    if isinstance(row, Ignored):
+        return Step(phase, stimulus, phase)
+    if isinstance(stimulus, Listed) and stimulus.asked_time < phase.since:
+        return Step(phase, stimulus, phase)
+    if now - phase.since < row.after_seconds:
+        return Step(phase, stimulus, phase)
+    after = phase if row.next is None else _enter(row.next, phase, stimulus, now)
+    return Step(phase, stimulus, after, row.effects, getattr(stimulus, "reason", row.reason))
+
+
+def _enter(phase: type[Phase], before: Phase, stimulus: Stimulus, now: float) -> Phase:
+    """Make the next phase. What it needs comes with the stimulus or from the phase before, or begins now."""
+    needs = {}
+    for field in dataclasses.fields(phase):
+        if field.name != "since":
+            source = stimulus if hasattr(stimulus, field.name) else before
+            needs[field.name] = getattr(source, field.name, now)
+    return phase(now, **needs)
+
+
+assert set(TRANSITIONS) == {(phase, stimulus) for phase in PHASES for stimulus in STIMULI}
