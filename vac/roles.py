@@ -50,6 +50,10 @@ def _need_nothing(role: str, purpose: str) -> None:
     """Likewise."""
 
 
+def _use_nothing(state_dir: Path) -> None:
+    """Likewise."""
+
+
 class Listen(Protocol):
     """From now on `stop` is called, once, when the process has to end, and `wake` when there may be news."""
 
@@ -80,6 +84,8 @@ class RoleOptions:
     """Say that the role does its work (the factory: its first cycle is over, whatever came of it)."""
     alive: Callable[[], None] = _do_nothing
     """Say that the role's loop goes round; to be called much more often than Role.stuck_seconds."""
+    uses: Callable[[Path], None] = _use_nothing
+    """Report the state_dir of the configuration, where the supervisor notes restarts."""
     need: Callable[[str, str], None] = _need_nothing
     """Say for what the role of that name is needed from now on; empty: for nothing, it may go. For another purpose
     than before it is started anew. May be repeated as often as one likes."""

@@ -1,7 +1,7 @@
 """vacd with stand-ins for its roles, which tell a test by datagrams what happens to them.
 
 The plan is JSON in the environment: `reports`, the path of the test's socket, for each role its behaviour,
-and optionally `timing`, `stuck_seconds` and `orphan_seconds`.
+and optionally `timing`, `stuck_seconds`, `orphan_seconds` and `state_dir`.
 """
 
 from __future__ import annotations
@@ -141,6 +141,8 @@ def main(options: RoleOptions) -> int:
     """What each role runs."""
     plan = json.loads(os.environ[PLAN])
     role = sys.argv[sys.argv.index("--role") + 1]
+    if "state_dir" in plan:
+        options.uses(Path(plan["state_dir"]))
     return BEHAVIOURS[plan.get(role, "good")](options, Reporter(role, plan["reports"]))
 
 

@@ -7,11 +7,14 @@ import os
 import signal
 import subprocess
 import termios
+import time
 from pathlib import Path
 
 import pytest
 
 from tests.faults.conftest import PATIENCE_SECONDS, ROOT, Vacd, open_files, wait_for_end
+from vac.machines.layout import StateDir
+from vac.machines.statefiles import crash_loop, read_restarts
 
 LOGS = ("vacd", "vacd-factory", "vacd-responder")
 
@@ -146,6 +149,37 @@ def test_rotated_logs_go_on_in_new_files_also_for_a_role_without_rights(vacd: Va
     assert vacd.wait() == 0
     assert "stopping: SIGTERM" in vacd.log()
     assert {name: (old / name).read_text() for name in LOGS} == before
+
+
+def test_logs_renamed_without_a_signal_go_on_in_new_files(vacd: Vacd) -> None:
+    vacd.start(responder="unprivileged", timing={"log_check": 0.1})
+    both_ready(vacd)
+    old = vacd.directory / "old"
+    vacd.log_dir.rename(old)
+    vacd.log_dir.mkdir(mode=0o700)
+    for role in ("factory", "responder"):
+        vacd.wait_for(role, "woken")
+    before = {name: (old / name).read_text() for name in LOGS}
+    vacd.signal(signal.SIGTERM)
+    assert vacd.wait() == 0
+    assert "stopping: SIGTERM" in vacd.log()
+    for name in LOGS[1:]:
+        assert "INFO woken" in vacd.log(name)
+    assert {name: (old / name).read_text() for name in LOGS} == before
+
+
+def test_a_crash_loop_is_noted_in_the_state_dir(vacd: Vacd) -> None:
+    state = StateDir(vacd.directory / "state")
+    state.prepare()
+    vacd.start(factory="failing", timing={"first_pause": 0.05}, state_dir=str(state.root))
+    vacd.wait_for("responder", "ready")
+    while (found := crash_loop(state, time.time())) is None:
+        vacd.wait_for("factory", "failing")
+    assert found.startswith("vacd-factory restarted 3 times in 5 minutes: (process ")
+    assert "ended with exit status 1" in found
+    assert list(read_restarts(state)) == ["factory"]
+    vacd.signal(signal.SIGTERM)
+    assert vacd.wait() == 0
 
 
 def test_log_files_that_cannot_be_made_anew_are_kept(vacd: Vacd) -> None:

@@ -8,6 +8,7 @@ import os
 import signal
 import socket
 import subprocess
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -38,6 +39,8 @@ class Timing:
     """From SIGTERM to SIGKILL."""
     dump: float = 2.0
     """From the request for a stuck process's stack to SIGKILL."""
+    log_check: float = role_process.LOG_CHECK_SECONDS
+    """Interval of looks for renamed log files."""
     other: float = 45.0
     """Longest time with another process at a role's work: it may be left over from a killed vacd and end by itself."""
 
@@ -123,6 +126,12 @@ class RoleSupervisor:
     """Since this time its processes have ended because another one does the work."""
     needs: dict[str, str] = field(default_factory=dict, init=False)
     """Purposes of other roles, as its processes last reported them."""
+    state_dir: Path | None = field(default=None, init=False)
+    """As its processes last reported it."""
+    log_opened: os.stat_result | None = field(default=None, init=False)
+    """The log file of the present process."""
+    failures: list[float] = field(default_factory=list, init=False)
+    """Unix seconds of unexpected ends and failed starts."""
 
     @property
     def wanted(self) -> bool:
@@ -143,6 +152,7 @@ class RoleSupervisor:
         """Start a process; None if that fails, to be retried later."""
         try:
             log_descriptor = None if log_file is None else logs.open_file(log_file)
+            self.log_opened = None if log_descriptor is None else os.fstat(log_descriptor)
             try:
                 pid, link = spawn(command, log_descriptor)
             finally:
@@ -165,6 +175,7 @@ class RoleSupervisor:
         needed = role_process.parse_need(message)
         if needed is not None:
             self.needs.update([needed])
+        self.state_dir = role_process.parse_uses(message) or self.state_dir
         if message == role_process.READY and not self.child.ready:
             self.child.ready = self.was_ready = True
             logger.info("%s is ready", self.role.name)
@@ -177,6 +188,7 @@ class RoleSupervisor:
         descriptor = None if log_file is None else logs.try_open(log_file)
         role_process.send(self.child.link, message, descriptor)
         if descriptor is not None:
+            self.log_opened = os.fstat(descriptor)
             os.close(descriptor)
 
     def stop(self, now: float) -> None:
@@ -235,6 +247,7 @@ class RoleSupervisor:
             self._pause(ran_seconds, f"(process {child.pid}) {end} after {ran_seconds:.1f} s", now)
 
     def _pause(self, ran_seconds: float, end: str, now: float) -> None:
+        self.failures.append(time.time())
         self.pause = next_pause(self.pause, ran_seconds, self.timing)
         self.start_time = now + self.pause
         self.end = f"{end}; starts again in {self.pause:g} s"

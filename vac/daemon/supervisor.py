@@ -21,9 +21,11 @@ from functools import partial
 from pathlib import Path
 
 from vac import __version__, logs
-from vac.daemon.role_process import RELOAD, STOPPING, WAKE, signal_pipe
+from vac.daemon.role_process import RELOAD, STOPPING, WAKE, is_renamed, signal_pipe
 from vac.daemon.role_supervisor import RoleSupervisor, Timing
 from vac.host.subreaper import become_subreaper
+from vac.machines.layout import StateDir
+from vac.machines.statefiles import MOST_TIMES, Restarts, write_restarts
 from vac.roles import Role
 
 logger = logging.getLogger(__name__)
@@ -77,7 +79,8 @@ class Supervisor:
         self._command = command
         self._notifier = notifier
         self._log_dir = log_dir
-        self._roles = [RoleSupervisor(role, timing or Timing()) for role in roles]
+        self._timing = timing or Timing()
+        self._roles = [RoleSupervisor(role, self._timing) for role in roles]
         self._selector = selectors.DefaultSelector()
         self._signals = signal_pipe(*STOPPING, signal.SIGHUP, signal.SIGUSR1, signal.SIGCHLD)
         self._stopping = False
@@ -85,6 +88,8 @@ class Supervisor:
         self._sent_ready = False
         self._sent_status = ""
         self._watchdog_time = -math.inf if notifier.watchdog_seconds else math.inf
+        self._log_time = math.inf if log_dir is None else -math.inf
+        self._noted: object = None
 
     def run(self) -> int:
         """Supervise until SIGTERM, SIGINT or the discovery of another vacd. Return the exit status."""
@@ -103,6 +108,8 @@ class Supervisor:
                     one.serve(needs.get(one.role.name, ""), now)
                 self._attend(one, now)
             self._notify(now)
+            self._reopen_logs(now)
+            self._note_restarts()
             for key, _ in self._selector.select(self._timeout(now)):
                 key.data()
             self._reap()
@@ -120,11 +127,39 @@ class Supervisor:
     def _timeout(self, now: float) -> float | None:
         """Return the longest time to wait for events; None: forever."""
         roles = [one for one in self._roles if one.child is not None or not self._stopping]
-        next_time = min([self._watchdog_time, *(one.next_time() for one in roles)])
+        next_time = min([self._watchdog_time, self._log_time, *(one.next_time() for one in roles)])
         return None if next_time == math.inf else max(0.0, next_time - now)
 
     def _log_file(self, one: RoleSupervisor) -> Path | None:
         return None if self._log_dir is None else self._log_dir / f"vacd-{one.role.name}"
+
+    def _reopen_logs(self, now: float) -> None:
+        """Reopen log files that have been renamed without a signal."""
+        if self._log_dir is None or now < self._log_time:
+            return
+        self._log_time = now + self._timing.log_check
+        if is_renamed(self._log_dir / "vacd", os.fstat(2)):
+            logs.reopen(self._log_dir / "vacd")
+        for one in self._roles:
+            log_file = self._log_file(one)
+            if one.child and log_file and one.log_opened and is_renamed(log_file, one.log_opened):
+                one.tell(WAKE, log_file)
+
+    def _note_restarts(self) -> None:
+        """Write changed counts of restarts to state_dir, for check-vacd and metrics."""
+        state_dir = next((one.state_dir for one in self._roles if one.state_dir is not None), None)
+        restarts = {
+            one.role.name: Restarts(len(one.failures), tuple(one.failures[-MOST_TIMES:]), one.end)
+            for one in self._roles
+            if one.failures
+        }
+        if state_dir is None or self._noted == (state_dir, restarts):
+            return
+        self._noted = (state_dir, restarts)
+        try:
+            write_restarts(StateDir(state_dir), restarts)
+        except OSError as error:
+            logger.warning("restarts can't be noted in %s: %s", state_dir, error)
 
     def _hear(self, one: RoleSupervisor) -> None:
         assert one.child is not None

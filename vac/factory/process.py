@@ -53,6 +53,7 @@ def main(options: RoleOptions) -> int:
     if loader.host.assumed:
         log.warning("VAC_ASSUME_PROCESSORS: assuming %d processors", loader.host.processors)
     state = StateDir(configuration.settings.state_dir)
+    options.uses(state.root)
     state.root.mkdir(mode=0o755, parents=True, exist_ok=True)
     try:
         with state.lock():

@@ -52,7 +52,9 @@ BATCH = 64
 MOST_LOGGED = 1000
 """Refused sources with a log line, within a day."""
 DAY_SECONDS = 86400
-NOT_ALLOWED = "not a factory of this space, and in no network of vacquery_allow (by default the directly connected ones)"
+NOT_ALLOWED = (
+    "not a factory of this space, and in no network of vacquery_allow (default: the directly connected ones)"
+)
 MOST_BYTES_PER_SECOND = 256 * 1024
 """Answers to one source, except this host; a query below this limit is answered completely."""
 MOST_REMEMBERED = 10_000
@@ -396,6 +398,7 @@ def main(options: RoleOptions) -> int:
         return 1
     ending, stop = socket.socketpair()
     options.listen(ending.close, lambda: None)
+    options.uses(settings.state_dir)
     works_by = identity(settings.vacquery_port, settings.vacquery_key_file)
     state = StateDir(settings.state_dir)
     return run(state, sockets, stop, key=key, works_by=works_by, configured=configured, ready=options.ready)

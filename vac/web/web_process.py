@@ -99,6 +99,7 @@ def run(
         advice = "if another service listens at all addresses, configure its address"
         log.error("can't listen at %s: %s; %s", where, error.strerror, advice)
         return 1
+    options.uses(settings.state_dir)
     state = StateDir(settings.state_dir)
     _prepare_state(state, service.role)
     respond = service.open(state)
