@@ -16,7 +16,7 @@ from bench.factory import fill
 from tests.engines.docker_fixture import IMAGE, PrivateDocker
 from tests.engines.docker_machines import Machines
 from vac.drivers.base import MachineSpec
-from vac.drivers.docker.engine import DockerDriver
+from vac.drivers.docker.docker_driver import DockerDriver
 
 SIZES = (1, 64, 256)
 LONGEST_SECONDS = 120.0

@@ -20,7 +20,7 @@ from tests.engines.libvirt_machines import FACTORY, Machines
 from vac.config.machinetype import Machinetype
 from vac.config.settings import Settings
 from vac.drivers.base import MachineSpec
-from vac.drivers.libvirt.engine import LibvirtDriver
+from vac.drivers.libvirt.libvirt_driver import LibvirtDriver
 
 SIZES = (1, 8)
 MOCKED = 256

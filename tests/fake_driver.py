@@ -67,7 +67,8 @@ class FakeMachine:
         used = 0.0 if self.script.paused else seconds * self.script.processors_used
         memory = self.script.memory_bytes
         usage = Usage(used, 0 if ended and memory is not None else memory, memory)
-        return Observed(self.spec.name, self.spec.uuid, EngineState.ENDED if ended else running, usage)
+        state = EngineState.ENDED if ended else running
+        return Observed(self.spec.name, self.spec.uuid, state, usage, end_time if ended else None)
 
 
 class FakeEngine:

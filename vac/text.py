@@ -65,7 +65,7 @@ def count(number: int, noun: str) -> str:
 
 def duration(seconds: float) -> str:
     """Return a duration, rounded up, as `43 s`, `12 min` or `2 h 05 min`."""
-    whole = max(0, math.ceil(min(seconds, 1e12)))
+    whole = math.ceil(min(max(seconds, 0), 1e12))
     if whole < 120:
         return f"{whole} s"
     minutes = math.ceil(whole / 60)

@@ -14,8 +14,8 @@ from tests.engines.listening import listening
 from vac.config.machinetype import Machinetype
 from vac.config.settings import Settings
 from vac.drivers.base import EngineState, MachineSpec
-from vac.drivers.docker.engine import DockerDriver
-from vac.drivers.docker.progress import PullLimits
+from vac.drivers.docker.docker_driver import DockerDriver
+from vac.drivers.docker.docker_images import PullLimits
 
 FACTORY = "factory1.example.com"
 LIMITS = PullLimits(stall_seconds=2.0, first_pause_seconds=0.1)

@@ -11,10 +11,10 @@ import functools
 import sys
 
 from vac.daemon import command, main
-from vac.drivers.docker import engine as docker_engine
-from vac.drivers.docker.progress import PullLimits
+from vac.drivers.docker import docker_driver as docker_engine
+from vac.drivers.docker.docker_images import PullLimits
 from vac.drivers.engine import Deadlines, Engine
-from vac.drivers.libvirt import api
+from vac.drivers.libvirt import libvirt_api as api
 from vac.factory import process, rules, watching
 from vac.roles import Role
 

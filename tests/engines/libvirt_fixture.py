@@ -24,8 +24,8 @@ import pytest
 
 from tests.conftest import require_root, require_tool
 from tests.engines.guest_images import CACHE
-from vac.drivers.libvirt.api import start_event_loop
-from vac.drivers.libvirt.domain_xml import NETWORK
+from vac.drivers.libvirt.libvirt_api import start_event_loop
+from vac.drivers.libvirt.libvirt_domain import NETWORK
 
 _Result = TypeVar("_Result")
 TOOLS = ("libvirtd", "virtlogd", "virsh", "qemu-system-x86_64", "qemu-img", "dnsmasq", "ip", "nsenter")

@@ -15,7 +15,7 @@ from tests.engines.listening import listening
 from vac.config.machinetype import Machinetype
 from vac.config.settings import Settings
 from vac.drivers.base import EngineState, Fetch, MachineSpec, Observed
-from vac.drivers.libvirt.engine import LibvirtDriver
+from vac.drivers.libvirt.libvirt_driver import LibvirtDriver
 from vac.host.nat import NatHost
 
 SHORT = f"f{secrets.token_hex(3)}"

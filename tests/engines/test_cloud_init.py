@@ -13,7 +13,7 @@ from tests.engines.web_fixture import FACTORY, WebSite
 from tests.unit.state_dirs import machinetype_of
 from vac.config.settings import Settings
 from vac.drivers.base import EngineState, MachineSpec
-from vac.drivers.libvirt.engine import LibvirtDriver
+from vac.drivers.libvirt.libvirt_driver import LibvirtDriver
 from vac.host.nat import NatHost
 from vac.machines.layout import slot_address
 

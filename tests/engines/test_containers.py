@@ -27,7 +27,7 @@ from vac.cli import doctor_docker
 from vac.config.machinetype import Machinetype
 from vac.config.settings import Settings
 from vac.drivers.base import WRITES_TO, CreationFailed, EngineState, Usage
-from vac.drivers.docker import create
+from vac.drivers.docker import docker_container
 
 pytestmark = pytest.mark.engine
 
@@ -316,14 +316,17 @@ def test_a_machine_whose_monitor_was_killed_ends_and_leaves_nothing(machines: Ma
     assert machines.driver.list() == []
 
 
-def test_a_driver_that_did_not_see_a_machine_end_knows_when_it_did(machines: Machines) -> None:
+def test_a_driver_that_did_not_see_the_end_knows_when_and_how(machines: Machines) -> None:
     begun = time.time()
-    spec = machines.spec("#!/bin/sh\nexit 0\n")
+    spec = machines.spec("#!/bin/sh\nexit 7\n")
     machines.create(spec)
     machines.wait_for_state(spec, EngineState.ENDED)
-    ended = machines.successor().usage()[spec.uuid].ended_time
-    assert ended is not None
-    assert int(begun) <= ended <= time.time()
+    driver = machines.successor()
+    (seen,) = driver.list()
+    assert seen.ended_time is not None
+    assert int(begun) <= seen.ended_time <= time.time()
+    assert seen.exit_code == 7
+    assert driver.usage()[spec.uuid].ended_time == seen.ended_time
 
 
 def test_what_a_container_said_last_stays_with_its_machine(machines: Machines) -> None:
@@ -364,7 +367,7 @@ def test_details_tell_what_an_incident_team_asks_for(
 def test_what_is_wrong_with_a_machinetype_is_the_reason(
     machines: Machines, options: dict[str, object], reason: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(create, "CVMFS", "/no-such-cvmfs")  # this host may have the real one
+    monkeypatch.setattr(docker_container, "CVMFS", "/no-such-cvmfs")  # this host may have the real one
     with pytest.raises(CreationFailed, match=reason):
         machines.create(machines.spec(LOOK, **options))
     assert machines.driver.list() == []

@@ -23,7 +23,7 @@ from tests.engines.factory_fixture import (
 )
 from tests.engines.impatient import STALL_SECONDS
 from tests.engines.registry_fixture import Registry, incompressible
-from vac.drivers.docker.create import LABEL_FACTORY, LABEL_NAME, LABEL_UUID
+from vac.drivers.docker.docker_container import LABEL_FACTORY, LABEL_NAME, LABEL_UUID
 from vac.host.privileges import unprivileged_user
 from vac.machines.machine import Machine
 

@@ -20,8 +20,8 @@ from tests.engines.registry_fixture import Registry, incompressible
 from vac.context.downloads import ImageCache
 from vac.context.signatures import SignedImages
 from vac.drivers.base import CreationFailed, EngineState
-from vac.drivers.docker.engine import DockerDriver
-from vac.drivers.docker.images import ARCHIVES
+from vac.drivers.docker.docker_driver import DockerDriver
+from vac.drivers.docker.docker_images import ARCHIVES
 from vac.drivers.registry import driver_for
 
 pytestmark = pytest.mark.engine
@@ -149,7 +149,7 @@ def test_an_archive_is_loaded_and_run(engine: PrivateDocker, machines: Machines)
 def test_an_archive_that_has_been_replaced_is_loaded_anew(
     engine: PrivateDocker, machines: Machines, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("vac.drivers.docker.images.ARCHIVE_LOOK_SECONDS", 0.0)
+    monkeypatch.setattr("vac.drivers.docker.docker_images.ARCHIVE_LOOK_SECONDS", 0.0)
     spec = machines.spec(SLEEP, root_image="image.tar")
     spec.files.mkdir()
     archive = spec.files / "image.tar"
@@ -177,6 +177,23 @@ def test_an_archive_that_has_been_replaced_is_loaded_anew(
                 return len(own) == 1 and not own & before
 
             wait_for(only_the_latest, "what earlier archives held has gone, whichever driver loaded it")
+
+
+def test_an_archives_own_names_do_not_matter(engine: PrivateDocker, machines: Machines) -> None:
+    spec = machines.spec(SLEEP, root_image="image.tar")
+    spec.files.mkdir()
+    name, _, tag = IMAGE.partition(":")
+    with contextlib.closing(engine.client()) as client:
+        victim = engine.image_id(IMAGE)
+        client.import_image_from_data(root_tar({"another": "one"}), "vactest", "named")
+        other = engine.image_id("vactest:named")
+        client.tag(other, name, tag or "latest", force=True)
+        (spec.files / "image.tar").write_bytes(b"".join(client.get_image(IMAGE)))
+        client.tag(victim, name, tag or "latest", force=True)
+        client.remove_image("vactest:named")
+        machines.create(spec)
+        assert machines.driver.details(spec.uuid)["image_id"] == other
+        assert engine.image_id(IMAGE) == victim
 
 
 def loaded(client: docker.APIClient) -> set[str]:

@@ -24,8 +24,8 @@ from tests.signed_images import signed_image
 from vac.config.settings import Settings
 from vac.context.signatures import SignedImages
 from vac.drivers.base import CreationFailed, EngineState, EngineUnavailable, MachineSpec
-from vac.drivers.libvirt import api as libvirt_api
-from vac.drivers.libvirt.engine import LibvirtDriver
+from vac.drivers.libvirt import libvirt_api
+from vac.drivers.libvirt.libvirt_driver import LibvirtDriver
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(400)]
 

@@ -18,9 +18,9 @@ import pytest
 from vac.config.machinetype import Machinetype
 from vac.config.settings import Settings
 from vac.drivers.base import CreationFailed, MachineSpec
-from vac.drivers.libvirt.api import Connection
-from vac.drivers.libvirt.domain_xml import FILTER
-from vac.drivers.libvirt.engine import LibvirtDriver
+from vac.drivers.libvirt.libvirt_api import Connection
+from vac.drivers.libvirt.libvirt_domain import FILTER
+from vac.drivers.libvirt.libvirt_driver import LibvirtDriver
 
 pytestmark = pytest.mark.engine
 

@@ -19,9 +19,9 @@ from tests.engines.web_fixture import FACTORY, SHORT, WebSite
 from tests.unit.state_dirs import machinetype_of
 from vac.config.settings import Settings
 from vac.drivers.base import MachineSpec
-from vac.drivers.libvirt import network as libvirt_network
-from vac.drivers.libvirt.domain_xml import FILTER
-from vac.drivers.libvirt.engine import LibvirtDriver
+from vac.drivers.libvirt import libvirt_network
+from vac.drivers.libvirt.libvirt_domain import FILTER
+from vac.drivers.libvirt.libvirt_driver import LibvirtDriver
 from vac.host.nat import NatHost
 from vac.machines.layout import slot_address
 

@@ -26,7 +26,7 @@ PLACES = tuple(
 
 def rows(settings: Settings, machinetypes: Sequence[Machinetype]) -> Iterator[Row]:
     """Everything but whether the engine answers; machinetypes are those that it is to make."""
-    from vac.drivers.docker.api import Connection  # only here is the SDK needed
+    from vac.drivers.docker.docker_api import Connection  # only here is the SDK needed
 
     connection = Connection(settings.docker_host)
     try:

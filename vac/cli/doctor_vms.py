@@ -14,11 +14,9 @@ from vac.cli.doctor_web import serves
 from vac.config.machinetype import Machinetype
 from vac.config.settings import Settings
 from vac.drivers.base import EngineUnavailable
-from vac.drivers.libvirt.domain_xml import FILTER
-from vac.drivers.libvirt.network_xml import METADATA, SERVER
+from vac.drivers.libvirt.libvirt_domain import FILTER, METADATA, SERVER
 from vac.drivers.volumes import Run, group_in_use, run_lvm
-from vac.host.nat import NatHost, NatProblem
-from vac.host.rule_match import BRIDGE
+from vac.host.nat import BRIDGE, NatHost, NatProblem
 from vac.machines.layout import StateDir
 
 Row = tuple[str, Optional[str], bool]
@@ -53,7 +51,7 @@ def rows(settings: Settings, host: NatHost | None = None) -> Iterator[Row]:
 
 def hypervisor_rows(settings: Settings) -> Iterator[Row]:
     """What the hypervisor offers, once it has been seen to answer."""
-    from vac.drivers.libvirt.api import Connection  # only here is libvirt needed
+    from vac.drivers.libvirt.libvirt_api import Connection  # only here is libvirt needed
 
     connection = Connection(settings.libvirt_uri, settings.vm_domain_type)
     try:
@@ -101,11 +99,8 @@ def _network(host: NatHost) -> Iterator[Row]:
     missing = [address for address in (SERVER, METADATA) if address not in addresses]
     problem = f"has not {' and '.join(missing)}: vacd repairs it with fix_networking" if missing else None
     yield what, problem, False
-    lacks = host.lacks()
-    for found in lacks.missing:
+    for found in host.missing():
         yield "packet filter", found, True
-    for found in lacks.doubtful:
-        yield "packet filter", found, False
 
 
 def _port(settings: Settings, role: str, address: str) -> Row:

@@ -1,7 +1,6 @@
-"""Images that a driver boots from as files: downloaded and checked in the background, so that nobody waits.
+"""Images that machines are made from: got, checked and refreshed in the background, so that nobody waits.
 
-Each image has one thread while something is being done for it. Whoever wants to create a machine asks
-prepare(), which answers from memory.
+Each image has one thread while something is being done for it. prepare() of the stores answers from memory.
 """
 
 from __future__ import annotations
@@ -10,104 +9,195 @@ import logging
 import os
 import threading
 import time
+from collections.abc import Hashable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Callable, NamedTuple
+from typing import Callable, Generic, NamedTuple, TypeVar
 
-from vac.config.values import without_password
-from vac.drivers.base import CreationFailed, Fetch
+from vac.drivers.base import CreationFailed, EngineUnavailable, Fetch
+from vac.drivers.traces import ImageVersion, version_of
 from vac.host.cvmfs import problem_of
+from vac.text import without_password
 
 FIRST_LOOK_SECONDS = 1.0
 """How long prepare() waits for an image that may be there already."""
+FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 30.0, 1800.0
+"""Between attempts after a failure; doubled with each further one."""
 REFRESH_SECONDS = 600.0
-"""How often the server is asked whether there is a newer one."""
-FIRST_PAUSE_SECONDS = 30.0
-"""After a failure; doubled with each further one."""
-LONGEST_PAUSE_SECONDS = 1800.0
+"""How often a server is asked for a newer version of a file."""
+MOST_DOUBLINGS = 20
 
 _log = logging.getLogger(__name__)
 
-
-class _Key(NamedTuple):
-    source: str
-    signing_dn: str | None
-
-    @property
-    def shown(self) -> str:
-        return without_password(self.source)
+Key = TypeVar("Key", bound=Hashable)
+Held = TypeVar("Held")
 
 
-class _Ready(NamedTuple):
-    path: Path
-    stamp: tuple[int, ...]
-    """Of the very file that was checked."""
+class ImageUnavailable(OSError):
+    """The image can't be had now; the text is the reason."""
 
 
 @dataclass
-class _Entry:
-    """What is known of one image. Only its thread, of which there is one at a time, changes it."""
+class Entry(Generic[Held]):
+    """State of one image. Only its thread, of which there is one at a time, changes it."""
 
+    shown: str
+    doing: str
+    """Present work, in words that follow "is"."""
+    image: Held | None = None
     working: bool = False
-    settled: threading.Event = field(default_factory=threading.Event)
-    """Set once it is known whether the image is there."""
-    ready: _Ready | None = None
+    answered: threading.Event = field(default_factory=threading.Event)
+    """Set once it is known whether the image is there, or somebody has been told to wait for it."""
     failure: str = ""
     failures: int = 0
     next_time: float = 0.0
 
 
-class ImageFiles:
-    """The images that machinetypes name.
+class ImageStore(Generic[Key, Held]):
+    """Images by key, of which a subclass says how to get one.
 
-    fetch None: URLs, and images that have to be signed, are refused. news is called, from any thread, when
-    an image has come that was waited for, or something else than before keeps it from coming.
+    wake is called, from any thread, when an image has come that somebody was told to wait for, or when another reason
+    than before keeps it from coming.
+    """
+
+    keeps_old = False
+    """True if an image that can't be refreshed may still be used."""
+    pause_seconds = (FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS)
+
+    def __init__(self, wake: Callable[[], object], clock: Callable[[], float] = time.monotonic) -> None:
+        self._wake = wake
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._entries: dict[Key, Entry[Held]] = {}
+
+    def get(self, key: Key, entry: Entry[Held]) -> tuple[Held, float]:
+        """Bring the image up to date; return it and for how many seconds it is good.
+
+        It may call found() before, if the image can be used meanwhile. Raises OSError or EngineUnavailable with a
+        reason.
+        """
+        raise NotImplementedError
+
+    def found(self, entry: Entry[Held], image: Held) -> None:
+        """Note that the image is there, and wake those who don't wait in missing() any more."""
+        late = entry.image is None and entry.answered.is_set()
+        entry.image = image
+        entry.answered.set()
+        if late:
+            self._wake()
+
+    def missing(self, key: Key, shown: str, doing: str) -> str | None:
+        """Return None if the image is there, else why not yet. Starts what is needed; doing is its first step."""
+        with self._lock:
+            entry = self._entries.setdefault(key, Entry(shown, doing))
+            if not entry.working and self._clock() >= entry.next_time:
+                entry.working = True
+                threading.Thread(target=self._work, args=(key, entry), name="image", daemon=True).start()
+        entry.answered.wait(FIRST_LOOK_SECONDS)
+        entry.answered.set()
+        if entry.image is not None:
+            return None
+        if entry.working or not entry.failure:
+            return f"image {shown} is {entry.doing}" + (f", after {entry.failure}" if entry.failure else "")
+        seconds = max(entry.next_time - self._clock(), 0)
+        return f"image {shown}: {entry.failure}; next attempt in {seconds:.0f} s"
+
+    def drop(self, entry: Entry[Held]) -> None:
+        """Forget an image that isn't there any more: the next missing() gets it again."""
+        with self._lock:
+            entry.image, entry.next_time = None, 0.0
+
+    def _work(self, key: Key, entry: Entry[Held]) -> None:
+        first_seconds, longest_seconds = self.pause_seconds
+        image, failure = None, ""
+        try:
+            image, seconds = self.get(key, entry)
+            entry.failures = 0
+        except (OSError, EngineUnavailable) as error:
+            entry.failures += isinstance(error, OSError)
+            doublings = min(max(entry.failures - 1, 0), MOST_DOUBLINGS)
+            seconds = min(first_seconds * 2**doublings, longest_seconds)
+            failure = getattr(error, "strerror", None) or str(error)
+        with self._lock:
+            entry.next_time = self._clock() + seconds
+            entry.working = False
+        if image is not None:
+            entry.failure = ""
+            self.found(entry, image)
+        else:
+            self._note_failure(entry, failure)
+        entry.answered.set()
+
+    def _note_failure(self, entry: Entry[Held], reason: str) -> None:
+        if not self.keeps_old:
+            entry.image = None
+        news, entry.failure = reason != entry.failure, reason
+        if news and entry.image is not None:
+            _log.info("image %s: cannot be refreshed, so the present one is used: %s", entry.shown, reason)
+        elif news:
+            _log.warning("image %s: %s", entry.shown, reason)
+            if entry.answered.is_set():
+                self._wake()
+
+
+class _Wanted(NamedTuple):
+    source: str
+    signing_dn: str | None
+
+
+class ImageFiles(ImageStore[_Wanted, ImageVersion]):
+    """Images that machines boot from as files.
+
+    fetch None: URLs, and images that have to be signed, are refused.
     """
 
     def __init__(
         self,
         fetch: Fetch | None,
-        news: Callable[[], object],
+        wake: Callable[[], object],
         clock: Callable[[], float] = time.monotonic,
-        first_pause_seconds: float = FIRST_PAUSE_SECONDS,
     ) -> None:
+        super().__init__(wake, clock)
         self._fetch = fetch
-        self._news = news
-        self._clock = clock
-        self._first_pause_seconds = first_pause_seconds
-        self._lock = threading.Lock()
-        self._entries: dict[_Key, _Entry] = {}
 
     def prepare(self, root_image: str | None, signing_dn: str | None, files: Path) -> str | None:
-        """None if a machine can boot from this image now, else why not yet. Starts what is needed.
+        """Return None if a machine can boot from this image now, else why not yet.
 
-        A relative root_image is in files. A file that needs no signature isn't looked at here: path() does.
+        A relative root_image is in files. A file that needs no signature is looked at by path() only.
         """
         if not root_image:
-            return "no root_image is configured; a URL or a path would be right"
-        key = _key(root_image, signing_dn, files)
-        if not _needs_work(key):
+            return "no root_image is configured; use a URL or a path"
+        wanted = _wanted(root_image, signing_dn, files)
+        remote = "://" in wanted.source
+        if not remote and signing_dn is None:
             return None
+        shown = without_password(wanted.source)
         if self._fetch is None:
-            return f"{key.shown}: images can't be downloaded or checked here; use a path without a signature"
-        with self._lock:
-            entry = self._entries.setdefault(key, _Entry())
-            if not entry.working and self._clock() >= entry.next_time:
-                entry.working = True
-                work = (self._fetch, key, entry)
-                threading.Thread(target=self._work, args=work, name="image", daemon=True).start()
-        entry.settled.wait(FIRST_LOOK_SECONDS)
-        entry.settled.set()
-        return self._reason(key, entry)
+            return f"{shown}: images can't be downloaded or checked here; use a path without a signature"
+        return self.missing(wanted, shown, "being downloaded" if remote else "being checked")
+
+    def get(self, key: _Wanted, entry: Entry[ImageVersion]) -> tuple[ImageVersion, float]:
+        """Fetch and check the file; return the very version that was checked.
+
+        With another signer, or none, the same URL has another thread, which may replace the copy at any time.
+        """
+        assert self._fetch is not None
+        path = self._fetch(key.source, key.signing_dn)
+        version = version_of(path)
+        if key.signing_dn is not None:
+            self._fetch(str(path), key.signing_dn)  # from memory, unless it is another file than a moment ago
+        if version is None or version_of(path) != version:
+            raise ImageUnavailable("the file was replaced while it was checked")
+        return version, REFRESH_SECONDS
 
     def path(self, root_image: str | None, signing_dn: str | None, files: Path) -> Path:
-        """The image's file. Raises CreationFailed if it isn't ready, or isn't any more what was checked."""
+        """Return the image's file. Raises CreationFailed if it isn't ready, or isn't what was checked any more."""
         return self._find(root_image, signing_dn, files, None)[0]
 
     def held(
         self, root_image: str | None, signing_dn: str | None, files: Path, own_name: Path
     ) -> tuple[Path, Path]:
-        """As path(), and the name to open it by: own_name if it was fetched or checked and both are on one file system.
+        """As path(), with the name to open it by: own_name if it was fetched or checked and is on the same file system.
 
         That names what was checked even when the other has been replaced. The caller removes it.
         """
@@ -116,90 +206,42 @@ class ImageFiles:
     def _find(
         self, root_image: str | None, signing_dn: str | None, files: Path, own_name: Path | None
     ) -> tuple[Path, Path]:
-        missing = self.prepare(root_image, signing_dn, files)
-        if missing is not None:
-            raise CreationFailed(missing)
-        key = _key(root_image or "", signing_dn, files)
-        hanging = problem_of(key.source)
+        problem = self.prepare(root_image, signing_dn, files)
+        if problem is not None:
+            raise CreationFailed(problem)
+        wanted = _wanted(root_image or "", signing_dn, files)
+        shown = without_password(wanted.source)
+        hanging = problem_of(wanted.source)
         if hanging is not None:
-            raise CreationFailed(f"image {key.shown} {hanging}")
-        entry = self._entries.get(key)
-        path = Path(key.source) if entry is None or entry.ready is None else entry.ready.path
-        name = path if entry is None or own_name is None else _named(path, own_name)
+            raise CreationFailed(f"image {shown} {hanging}")
+        entry = self._entries.get(wanted)
+        checked = entry.image if entry is not None else None
+        path = Path(checked.path if checked is not None else wanted.source)
+        name = path if entry is None or own_name is None else _linked(path, own_name)
         try:
-            stamp = _stamp(name)
+            status = name.stat()
         except OSError as error:
-            stamp, missing = None, error.strerror
-        if entry is not None and (entry.ready is None or stamp != entry.ready.stamp):
-            entry.ready, entry.next_time = None, 0.0
-            missing = "its file has been replaced: to be looked at again"
-        if missing is not None:
+            problem = error.strerror
+        else:
+            problem = None
+        if entry is not None and (checked is None or problem or not checked.is_that_of(status)):
+            self.drop(entry)
+            problem = "its file has been replaced and will be checked again"
+        if problem is not None:
             if name == own_name:
                 name.unlink()
-            raise CreationFailed(f"image {key.shown}: {missing}")
+            raise CreationFailed(f"image {shown}: {problem}")
         return path, name
 
-    def _reason(self, key: _Key, entry: _Entry) -> str | None:
-        if entry.ready is not None:
-            return None
-        if entry.working or not entry.failure:
-            doing = "downloaded" if "://" in key.source else "checked"
-            return f"image {key.shown} is being {doing}"
-        seconds = max(entry.next_time - self._clock(), 0)
-        return f"image {key.shown}: {entry.failure}; next attempt in {seconds:.0f} s"
 
-    def _work(self, fetch: Fetch, key: _Key, entry: _Entry) -> None:
-        late, pause_seconds = False, REFRESH_SECONDS
-        try:
-            first, entry.ready = entry.ready is None, _fetched(fetch, key)
-            late = first and entry.settled.is_set()
-            entry.failure, entry.failures = "", 0
-        except OSError as error:
-            pause_seconds = min(self._first_pause_seconds * 2**entry.failures, LONGEST_PAUSE_SECONDS)
-            entry.ready, entry.failures = None, min(entry.failures + 1, 20)
-            reason = error.strerror or str(error)
-            if reason != entry.failure:
-                _log.warning("image %s: %s", key.shown, reason)
-                late = entry.settled.is_set()
-            entry.failure = reason
-        finally:
-            with self._lock:
-                entry.next_time = self._clock() + pause_seconds
-                entry.working = False
-            entry.settled.set()
-        if late:
-            self._news()
+def _wanted(root_image: str, signing_dn: str | None, files: Path) -> _Wanted:
+    return _Wanted(root_image if "://" in root_image else str(files / root_image), signing_dn)
 
 
-def _key(root_image: str, signing_dn: str | None, files: Path) -> _Key:
-    return _Key(root_image if "://" in root_image else str(files / root_image), signing_dn)
-
-
-def _needs_work(key: _Key) -> bool:
-    return "://" in key.source or key.signing_dn is not None
-
-
-def _fetched(fetch: Fetch, key: _Key) -> _Ready:
-    """The file, and the stamp of what was judged: with another signer, or none, the same URL has another thread, which
-    may replace the copy at any time. Raises OSError."""
-    path = fetch(key.source, key.signing_dn)
-    stamp = _stamp(path)
-    if key.signing_dn is not None:
-        fetch(str(path), key.signing_dn)  # from memory, unless it is another file than a moment ago
-        if _stamp(path) != stamp:
-            raise OSError("the file was replaced while it was checked")
-    return _Ready(path, stamp)
-
-
-def _named(path: Path, name: Path) -> Path:
-    """The file by its new name; by the old one if it can't have another."""
+def _linked(path: Path, name: Path) -> Path:
+    """Give the file another name and return that; the old one if it can't have another."""
     try:
         os.link(path.resolve(), name)
     except OSError:
         return path
     return name
-
-
-def _stamp(path: Path) -> tuple[int, ...]:
-    status = path.stat()
-    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns

@@ -20,8 +20,8 @@ ENGINES = {
 }
 """By machine model. Singularity and bubblewrap share one, as their machines share one tree of cgroups."""
 MODULES = {
-    "libvirt": "vac.drivers.libvirt.engine",
-    "docker": "vac.drivers.docker.engine",
+    "libvirt": "vac.drivers.libvirt.libvirt_driver",
+    "docker": "vac.drivers.docker.docker_driver",
     "processes": "vac.drivers.processes.engine",
 }
 """By engine; each has a function open_driver(settings, fetch)."""

@@ -1,7 +1,6 @@
-"""Logical volumes of machines: /dev/GROUP/HOST, made and removed with LVM's own programs, and wiped in between.
+"""Logical volumes of machines: /dev/GROUP/HOST, made, mounted, wiped and removed with LVM's own programs.
 
-Whose a volume is, is told by a tag with the machine's uuid. Formats: lvs(8), vgs(8), lvmreport(7) as JSON;
-blkdiscard(8).
+A tag with the machine's uuid tells whose a volume is. Formats: lvs(8), vgs(8), lvmreport(7) as JSON; blkdiscard(8).
 """
 
 from __future__ import annotations
@@ -9,35 +8,33 @@ from __future__ import annotations
 import json
 import logging
 import os
-import re
-import subprocess
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, TimeoutError
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Callable
 
 from vac.config.settings import Settings, slot_number
-from vac.drivers.base import CreationFailed
+from vac.drivers.base import CreationFailed, EngineUnavailable, MachineSpec
+from vac.host import child_processes, filesystems
 
 GB = 1000**3
 DEFAULT_GROUP = "vac_volume_group"
 TAG = "vac.uuid="
-MOUNTS = Path("/proc/self/mountinfo")
 LVM_SECONDS = 60.0
 GROUP_LOOK_SECONDS = 300.0
-"""How long it is remembered whether there is the usual group."""
+"""How long it is remembered whether the default group exists."""
 WIPE_PATIENCE_SECONDS = 5.0
-"""How long a machine's removal waits for its volume to be wiped, before it is to be asked for again."""
+"""How long a machine's removal waits for its volume to be wiped, before it has to be asked for again."""
 Run = Callable[[Sequence[str]], str]
-"""Runs a command, and gives what it prints; raises CreationFailed with what it says."""
-Wipe = Callable[[Path], None]
-"""Returns when a volume reads as zeros; raises CreationFailed if that takes longer, or fails."""
+"""Runs a command and returns its output; raises CreationFailed with what it says."""
 PACKAGES = {"blkdiscard": "util-linux", "mkfs.ext4": "e2fsprogs", "mount": "mount", "umount": "mount"}
-"""Where programs come from that aren't LVM's."""
-_ESCAPED = re.compile(r"\\([0-7]{3})")
+"""Packages of programs that aren't LVM's."""
+_REPORT = ("--reportformat", "json", "--units", "b", "--nosuffix")
+_UNREADABLE = (ValueError, KeyError, IndexError, TypeError)
 _log = logging.getLogger(__name__)
 
 
@@ -49,6 +46,7 @@ class NoLvm(CreationFailed):
 class Volume:
     """One logical volume."""
 
+    group: str
     name: str
     size_bytes: int
     tags: tuple[str, ...]
@@ -63,22 +61,85 @@ class Group:
     volumes: tuple[Volume, ...]
 
 
-class Wiper:
-    """Overwrites volumes, each in a thread of its own as long as it takes: disks may be slow. wipe() is a Wipe."""
+class Volumes:
+    """Makes and removes volumes of machines; from any thread. run runs LVM's programs, mkfs, mount and blkdiscard.
 
-    def __init__(self, run: Run, patience_seconds: float = WIPE_PATIENCE_SECONDS) -> None:
-        self._run = run
+    Volumes are overwritten in threads of their own, as disks may be slow.
+    """
+
+    def __init__(
+        self,
+        run: Run | None = None,
+        patience_seconds: float = WIPE_PATIENCE_SECONDS,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.run = run or run_lvm
         self._patience_seconds = patience_seconds
+        self._clock = clock
         self._lock = threading.Lock()
-        self._works: dict[Path, Future[str]] = {}
+        self._wiping: dict[Path, Future[str]] = {}
+        self._default: str | None = None
+        self._default_until = float("-inf")
 
-    def wipe(self, path: Path) -> None:
-        """Begin it, or go on waiting for it. What has failed is begun anew the next time."""
+    def group(self, settings: Settings) -> str | None:
+        """As group_in_use(); the answer for the default group is remembered for GROUP_LOOK_SECONDS."""
+        if settings.volume_group is not None:
+            return settings.volume_group
+        if self._clock() >= self._default_until:
+            self._default = group_in_use(settings, self.run)
+            self._default_until = self._clock() + GROUP_LOOK_SECONDS
+        return self._default
+
+    def make(self, group: str, spec: MachineSpec) -> Path:
+        """Make a volume for this machine; an old one of its name is wiped and removed before. Raises CreationFailed."""
+        reports = self.run(group_command(group)), self.run(volumes_command(group))
+        found = read_group(*reports)
+        if any(volume.name == spec.name for volume in found.volumes):
+            self._remove(group, spec.name, wiped=False)
+        gb = spec.machinetype.disk_gb_per_processor
+        size_bytes = volume_bytes(found, gb, spec.processors, spec.settings)
+        if size_bytes <= 0:
+            raise CreationFailed(f"volume group {group} has no room for a volume of {spec.name}")
+        self.run(creation_command(group, spec.name, spec.uuid, size_bytes))
+        return device(group, spec.name)
+
+    def remove(self, in_use: str | None, name: str, uuid: str, *, unused: bool = False) -> None:
+        """Wipe, unless it is unused, and remove the machine's volume, whatever group it is in: another may be in use
+        since it was made.
+
+        in_use: the group used now. No error if there is no volume or no LVM, nor if LVM can't list volumes where no
+        group is in use. Raises CreationFailed, also while the volume is being wiped.
+        """
+        try:
+            found = read_volumes(self.run(volumes_command()))
+        except NoLvm:
+            return
+        except CreationFailed as failure:
+            if in_use is not None:
+                raise
+            _log.warning("cannot tell if %s has left a logical volume: %s", name, failure)
+            return
+        for volume in found:
+            if volume.name == name and TAG + uuid in volume.tags:
+                self._remove(volume.group, name, wiped=unused)
+
+    def _remove(self, group: str, name: str, *, wiped: bool) -> None:
+        path = device(group, name)
+        for place in mount_points(path):
+            self.run(["umount", place])
+        if not wiped:
+            self._wipe(path)
+        self.run(["lvremove", "--yes", f"{group}/{name}"])
+
+    def _wipe(self, path: Path) -> None:
+        """Start overwriting, or go on waiting for it; after a failure the next call starts anew."""
         with self._lock:
-            work = self._works.get(path)
+            work = self._wiping.get(path)
             if work is None:
-                work = self._works[path] = Future()
-                threading.Thread(target=self._work, args=(path, work), name="wiping", daemon=True).start()
+                work = self._wiping[path] = Future()
+                threading.Thread(
+                    target=self._overwrite, args=(path, work), name="wiping", daemon=True
+                ).start()
         try:
             work.result(self._patience_seconds)
         except TimeoutError:
@@ -88,39 +149,73 @@ class Wiper:
         finally:
             if work.done():
                 with self._lock:
-                    self._works.pop(path, None)
+                    self._wiping.pop(path, None)
 
-    def _work(self, path: Path, work: Future[str]) -> None:
+    def _overwrite(self, path: Path, work: Future[str]) -> None:
         try:
-            work.set_result(self._run(wiping_command(path)))
+            work.set_result(self.run(wiping_command(path)))
         except CreationFailed as failure:
             work.set_exception(failure)
 
 
-class GroupFinder:
-    """Tells which volume group to use, and remembers for GROUP_LOOK_SECONDS whether there is the usual one."""
+class ScratchVolumes:
+    """Containers' mnt/ on volumes of their own, as ext4, where a volume group is in use; from any thread.
 
-    def __init__(self, run: Run, clock: Callable[[], float] = time.monotonic) -> None:
-        self._run = run
-        self._clock = clock
-        self._usual: str | None = None
-        self._good_until = float("-inf")
+    A volume's size limits what the machine can write there. After a crash it is found by its tag and unmounted wherever
+    it is mounted.
+    """
 
-    def in_use(self, settings: Settings) -> str | None:
-        """As group_in_use."""
-        if settings.volume_group is not None:
-            return settings.volume_group
-        if self._clock() >= self._good_until:
-            self._usual = group_in_use(settings, self._run)
-            self._good_until = self._clock() + GROUP_LOOK_SECONDS
-        return self._usual
+    def __init__(self, run: Run | None = None, patience_seconds: float = WIPE_PATIENCE_SECONDS) -> None:
+        self._volumes = Volumes(run, patience_seconds)
+        self._group: str | None = None
+
+    @contextmanager
+    def made(self, spec: MachineSpec) -> Iterator[None]:
+        """Make and mount the machine's volume for the block that makes the machine; remove it if that fails.
+
+        Raises CreationFailed. If the block raises EngineUnavailable the volume stays, since the machine may run.
+        """
+        try:
+            self._make(spec)
+            yield
+        except CreationFailed:
+            try:
+                self.remove(spec.name, spec.uuid, unused=True)
+            except EngineUnavailable as left:
+                _log.warning("%s: its volume is left: %s", spec.name, left)
+            raise
+
+    def remove(self, name: str, uuid: str, *, unused: bool = False) -> None:
+        """Unmount, wipe unless it is unused, and remove the machine's volume, if it has one.
+
+        Raises EngineUnavailable, also while it is being wiped.
+        """
+        try:
+            self._volumes.remove(self._group, name, uuid, unused=unused)
+        except CreationFailed as error:
+            raise EngineUnavailable(str(error)) from error
+
+    def _make(self, spec: MachineSpec) -> None:
+        """Make the volume and mount it, with the owner and mode of the directory that it covers."""
+        self._group = self._volumes.group(spec.settings)
+        if self._group is None:
+            return
+        volume, place = self._volumes.make(self._group, spec), spec.directory / "mnt"
+        try:
+            below = place.stat()
+            self._volumes.run(["mkfs.ext4", "-q", "-F", "-m", "0", "-E", "nodiscard", str(volume)])
+            self._volumes.run(["mount", "-t", "ext4", "-o", "nosuid,nodev,noatime", str(volume), str(place)])
+            os.chown(place, below.st_uid, below.st_gid)
+            place.chmod(below.st_mode & 0o7777)
+        except OSError as error:
+            raise CreationFailed(f"{error.filename}: {error.strerror}") from error
 
 
 def group_in_use(settings: Settings, run: Run) -> str | None:
-    """The volume group for machines' disks: the one that is configured, else the usual one if there is one.
+    """Return the volume group for machines' disks: the configured one, else the default one if it exists.
 
-    LVM is asked, for /dev has no directory of a group without active volumes. If it can't tell, there is none:
-    nobody has asked for it.
+    LVM is asked, as /dev has no directory of a group without active volumes. If it can't tell, there is none: nobody
+    has asked for it.
     """
     if settings.volume_group is not None:
         return settings.volume_group
@@ -132,77 +227,22 @@ def group_in_use(settings: Settings, run: Run) -> str | None:
 
 
 def device(group: str, name: str) -> Path:
-    """Where the machine's volume is."""
+    """Return the path of a machine's volume."""
     return Path("/dev", group, name)
 
 
-def make_volume(
-    group: str,
-    name: str,
-    uuid: str,
-    gb_per_processor: int | None,
-    processors: int,
-    settings: Settings,
-    run: Run,
-    wipe: Wipe,
-) -> Path:
-    """A new volume of this machine; one of its name that is left from another is wiped and removed before.
-
-    gb_per_processor None: the machine's share of the group. Raises CreationFailed.
-    """
-    found = read_group(run(group_command(group)), run(volumes_command(group)))
-    if any(volume.name == name for volume in found.volumes):
-        _remove(group, name, run, wipe)
-    size_bytes = volume_bytes(found, gb_per_processor, processors, settings)
-    if size_bytes <= 0:
-        raise CreationFailed(f"volume group {group} has no room for a volume of {name}")
-    run(creation_command(group, name, uuid, size_bytes))
-    return device(group, name)
-
-
-def remove_volume(in_use: str | None, name: str, uuid: str, run: Run, wipe: Wipe) -> None:
-    """Wipe and remove the machine's volume, in whatever group it is: another may be in use since it was made.
-
-    in_use: the group used now. No error if there is no volume or no LVM, nor if LVM can't list volumes where no group
-    is in use. Raises CreationFailed.
-    """
-    try:
-        found = read_owners(run(owners_command()))
-    except NoLvm:
-        return
-    except CreationFailed as failure:
-        if in_use is not None:
-            raise
-        _log.warning("whether %s has left a logical volume can't be told: %s", name, failure)
-        return
-    for group, volume, tags in found:
-        if volume == name and TAG + uuid in tags:
-            _remove(group, name, run, wipe)
-
-
-def _remove(group: str, name: str, run: Run, wipe: Wipe) -> None:
-    """Wipe and remove a volume, unmounted before wherever it is mounted."""
-    for place in mount_points(device(group, name), MOUNTS):
-        run(["umount", place])
-    wipe(device(group, name))
-    run(removal_command(group, name))
-
-
-def mount_points(volume: Path, mounts: Path) -> list[str]:
-    """Where this device is mounted; the format is proc(5)'s of /proc/PID/mountinfo."""
+def mount_points(volume: Path, mountinfo: Path = filesystems.MOUNTINFO) -> list[str]:
+    """Return where this device is mounted."""
     try:
         number = volume.stat().st_rdev
     except OSError:
         return []
-    fields = (line.split(" ") for line in mounts.read_text(errors="surrogateescape").splitlines())
     wanted = f"{os.major(number)}:{os.minor(number)}"
-    return [
-        _ESCAPED.sub(lambda found: chr(int(found[1], 8)), each[4]) for each in fields if each[2] == wanted
-    ]
+    return [mount.point for mount in filesystems.mounts(mountinfo) if mount.device == wanted]
 
 
 def volume_bytes(group: Group, gb_per_processor: int | None, processors: int, settings: Settings) -> int:
-    """How large a machine's volume is, in whole extents: as configured, else its share of what isn't others'."""
+    """Return the size of a machine's volume in whole extents: as configured, else its share of what isn't others'."""
     if gb_per_processor:
         wanted = gb_per_processor * GB * processors
     else:
@@ -213,84 +253,67 @@ def volume_bytes(group: Group, gb_per_processor: int | None, processors: int, se
 
 
 def group_command(group: str) -> list[str]:
-    """Asks for a group's size."""
+    """Return the command that reports a group's size."""
     return ["vgs", *_REPORT, "-o", "vg_size,vg_extent_size", group]
 
 
-def volumes_command(group: str) -> list[str]:
-    """Asks for a group's volumes."""
-    return ["lvs", *_REPORT, "-o", "lv_name,lv_size,lv_tags", group]
-
-
-def owners_command() -> list[str]:
-    """Asks for the volumes of all groups, and whose they are."""
-    return ["lvs", *_REPORT, "-o", "vg_name,lv_name,lv_tags"]
+def volumes_command(*group: str) -> list[str]:
+    """Return the command that reports the volumes of this group, or of all."""
+    return ["lvs", *_REPORT, "-o", "vg_name,lv_name,lv_size,lv_tags", *group]
 
 
 def creation_command(group: str, name: str, uuid: str, size_bytes: int) -> list[str]:
-    """Makes a volume. Signatures that others have left in these blocks are removed without asking."""
+    """Return the command that makes a volume, removing signatures that others have left in its blocks unasked."""
     options = ["--yes", "--wipesignatures", "y", "--addtag", TAG + uuid]
     return ["lvcreate", *options, "--size", f"{size_bytes}b", "--name", name, group]
 
 
-def removal_command(group: str, name: str) -> list[str]:
-    """Removes a volume."""
-    return ["lvremove", "--yes", f"{group}/{name}"]
-
-
 def wiping_command(path: Path) -> list[str]:
-    """Has all of a volume read as zeros; a device that can do that itself does it in no time."""
+    """Return the command that makes a volume read as zeros; fast where the device can do that itself."""
     return ["blkdiscard", "--force", "--zeroout", str(path)]
 
 
 def read_group(group_report: str, volumes_report: str) -> Group:
-    """The answers to group_command and volumes_command. Raises CreationFailed if they aren't."""
+    """Return a group from the reports of group_command() and volumes_command(). Raises CreationFailed."""
     try:
         (group,) = _rows(group_report, "vg")
-        volumes = tuple(
-            Volume(str(row["lv_name"]), int(row["lv_size"]), _tags(row))
-            for row in _rows(volumes_report, "lv")
-        )
-        return Group(int(group["vg_size"]), int(group["vg_extent_size"]), volumes)
+        sizes = int(group["vg_size"]), int(group["vg_extent_size"])
     except _UNREADABLE as error:
         raise _not_understood(error) from error
+    return Group(*sizes, read_volumes(volumes_report))
 
 
-def read_owners(report: str) -> list[tuple[str, str, tuple[str, ...]]]:
-    """The answer to owners_command: group, name and tags. Raises CreationFailed if it isn't."""
+def read_volumes(report: str) -> tuple[Volume, ...]:
+    """Return the volumes from the report of volumes_command(). Raises CreationFailed."""
     try:
-        return [(str(row["vg_name"]), str(row["lv_name"]), _tags(row)) for row in _rows(report, "lv")]
+        return tuple(
+            Volume(
+                str(row["vg_name"]),
+                str(row["lv_name"]),
+                int(row["lv_size"]),
+                tuple(filter(None, str(row["lv_tags"]).split(","))),
+            )
+            for row in _rows(report, "lv")
+        )
     except _UNREADABLE as error:
         raise _not_understood(error) from error
 
 
 def run_lvm(command: Sequence[str]) -> str:
-    """A Run with LVM itself, and with blkdiscard, which may take hours."""
-    seconds = None if command[0] == "blkdiscard" else LVM_SECONDS
-    try:
-        done = subprocess.run(command, capture_output=True, timeout=seconds, check=False)
-    except FileNotFoundError as error:
-        package = PACKAGES.get(command[0], "lvm2")
-        raise NoLvm(f"{command[0]} isn't there: install {package}") from error
-    except subprocess.TimeoutExpired as error:
-        raise CreationFailed(f"{command[0]} hasn't answered for {LVM_SECONDS:.0f} s") from error
-    if done.returncode != 0:
-        said = " ".join(done.stderr.decode(errors="replace").split())
-        raise CreationFailed(f"{command[0]}: {said or f'exit status {done.returncode}'}")
-    return done.stdout.decode(errors="replace")
-
-
-_REPORT = ("--reportformat", "json", "--units", "b", "--nosuffix")
-_UNREADABLE = (ValueError, KeyError, IndexError, TypeError)
+    """Run LVM, or blkdiscard, which may take hours; see Run."""
+    done = child_processes.run(
+        command, time_limit_seconds=None if command[0] == "blkdiscard" else LVM_SECONDS
+    )
+    if done.missing:
+        raise NoLvm(f"{done.failure}: install {PACKAGES.get(command[0], 'lvm2')}")
+    if done.failure:
+        raise CreationFailed(done.failure)
+    return done.text
 
 
 def _rows(report: str, kind: str) -> Sequence[Mapping[str, Any]]:
     rows: Sequence[Mapping[str, Any]] = json.loads(report)["report"][0][kind]
     return rows
-
-
-def _tags(row: Mapping[str, Any]) -> tuple[str, ...]:
-    return tuple(filter(None, str(row["lv_tags"]).split(",")))
 
 
 def _not_understood(error: Exception) -> CreationFailed:

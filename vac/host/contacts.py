@@ -1,13 +1,16 @@
-"""Whom processes of this host talk to, as the kernel lists sockets at one moment.
+"""Remote ends of connections of this host's processes and VMs, as the kernel lists them at one moment.
 
-The tables are proc_net(5)'s tcp, tcp6, udp and udp6. What a socket that isn't connected sends (most UDP) and what
-came and went between two looks is not in them.
+The tables are proc_net(5)'s tcp, tcp6, udp and udp6, and for VMs behind NAT connection tracking's nf_conntrack (the
+kernel's net/netfilter/nf_conntrack_standalone.c: protocol, timeout, state, then source and destination as the first
+packet had them, then as replies have them). What a socket that isn't connected sends (most UDP) and connections
+between two samples are not in them.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
+import re
 import socket
 import struct
 from collections.abc import Iterable, Iterator, Mapping
@@ -22,6 +25,7 @@ _TABLES = ("tcp", "tcp6", "udp", "udp6")
 _LISTENING = "0A"
 _FIELDS = 10
 _NOBODY = frozenset(["0.0.0.0", "::"])
+_TRACKED = re.compile(r"ipv[46] +\d+ (tcp|udp) .*?src=(\S+) dst=(\S+) sport=(\d+) dport=(\d+) .*?src=(\S+) ")
 
 
 class Contact(NamedTuple):
@@ -77,6 +81,27 @@ def contacts_of(processes: Iterable[int], by_inode: Mapping[int, Contact]) -> fr
             if inode and inode in by_inode:
                 found.add(by_inode[inode])
     return frozenset(found)
+
+
+def tracked(
+    addresses: Mapping[str, str], table: Path = PROC / "net/nf_conntrack"
+) -> dict[str, frozenset[Contact]]:
+    """Return contacts of the VMs with these addresses, by the same keys; none where the kernel has no such table.
+
+    Raises OSError if it can't be read.
+    """
+    found: dict[str, set[Contact]] = {address: set() for address in addresses.values()}
+    try:
+        lines = table.read_text().splitlines()
+    except FileNotFoundError:
+        return {}
+    for match in filter(None, map(_TRACKED.match, lines)):
+        protocol, source, destination, _, port, answering = match.groups()
+        if source in found:
+            found[source].add(Contact(protocol, destination, int(port), incoming=False))
+        if answering in found:
+            found[answering].add(Contact(protocol, source, int(port), incoming=True))
+    return {key: frozenset(found[address]) for key, address in addresses.items()}
 
 
 def host_addresses(proc: Path = PROC) -> list[str]:

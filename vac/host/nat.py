@@ -1,20 +1,40 @@
-"""What the kernel has of the VMs' NAT network: addresses of its bridge, packet filter rules, name server.
+"""The VMs' NAT network in the kernel: addresses of its bridge, name server, packet filter rules.
 
-Programs of this host are asked: iproute2's `ip`, `iptables-save`, `nft`.
+Programs of this host are asked: iproute2's `ip`, `iptables-save`, `nft`. Of the rules only those are checked that
+sites' firewalls get wrong; libvirt makes the others.
 """
 
 from __future__ import annotations
 
 import json
-import subprocess
-from dataclasses import dataclass
+import re
+from dataclasses import dataclass, field
 from pathlib import Path
 
+from vac.host.child_processes import Finished, run
 from vac.host.hosts_file import FULL_HOSTS
-from vac.host.nat_rules import Lacks, missing_rules
-from vac.host.rule_match import BRIDGE
 
+NETWORK = "169.254.0.0/16"
+BRIDGE = "virbr1"
 PROGRAM_SECONDS = 20.0
+_TEXT = r'"(?:\\.|[^"\\])*"'
+_FOR_PEOPLE = re.compile(rf"--(comment|log-prefix) ({_TEXT}|\S+)|\b(comment|log prefix) {_TEXT}")
+_MASQUERADES = re.compile(r"\b(MASQUERADE|SNAT|masquerade|snat)\b")
+_LEADS_TO = re.compile(r"(?:-[jg]|\bjump|\bgoto) ([^\s,}]+)")
+_ACCEPTS = re.compile(r"\b(ACCEPT|accept)\b")
+_CLOSES = re.compile(
+    r"(-A \S+ )?( *-m comment|counter( packets \d+ bytes \d+)?)* *(-j )?(DROP|REJECT|drop|reject)\b"
+)
+_OTHERS = re.compile(
+    r"\bicmp|\bip6 |ct ?status|-p udp|\budp dport|state (vmap|(\{ ?)?(RELATED|ESTABLISHED|INVALID))",
+    re.IGNORECASE,
+)
+"""Conditions that a VM's first TCP packet doesn't meet."""
+_NEGATED = re.compile(r"! (-p|--ctstate|--state) \S+")
+_CONDITION = re.compile(
+    r"(?P<not>! )?(?P<name>-[iods]|--dports?|(?:iif|oif)(?:name)?|saddr|daddr|dport)"
+    r" (?P<differs>!= )?(?!vmap)(?P<values>\{[^}]*\}|\S+)"
+)
 
 
 class NatProblem(Exception):
@@ -23,18 +43,23 @@ class NatProblem(Exception):
 
 @dataclass(frozen=True)
 class NatHost:
-    """This host, or for tests a network name space of it."""
+    """This host, or for tests a network namespace of it."""
 
     enter: tuple[str, ...] = ()
     """Words before each command."""
     hosts_file: Path = FULL_HOSTS
 
     def addresses(self) -> list[str] | None:
-        """The bridge's IPv4 addresses; None if there is no such interface. Raises NatProblem."""
-        done = self._run("ip", "-4", "-json", "address", "show", "dev", BRIDGE)
-        if done.returncode != 0:
+        """Return the bridge's IPv4 addresses; None if there is no such interface. Raises NatProblem."""
+        done = run(
+            [*self.enter, "ip", "-4", "-json", "address", "show", "dev", BRIDGE],
+            time_limit_seconds=PROGRAM_SECONDS,
+        )
+        if done.exit_code is None:
+            raise NatProblem(done.failure)
+        if done.failure:
             return None
-        found = json.loads(done.stdout or "[]")
+        found = json.loads(done.text or "[]")
         return [address["local"] for link in found for address in link.get("addr_info", ())]
 
     def add_address(self, address: str) -> None:
@@ -46,49 +71,141 @@ class NatHost:
         self._do("ip", "link", "set", "dev", tap, "master", BRIDGE, "up")
 
     def serves_names(self, address: str) -> bool:
-        """Does a name server listen at this address?"""
+        """Tell if a name server listens at this address."""
         number = "".join(f"{int(byte):02X}" for byte in reversed(address.split(".")))
         return f" {number}:0035 " in (self._output("cat", "/proc/net/udp") or "")
 
-    def forwards(self) -> bool:
-        """Does the kernel forward packets?"""
-        return (self._output("cat", "/proc/sys/net/ipv4/ip_forward") or "").strip() == "1"
-
     def missing(self) -> list[str]:
-        """What keeps VMs from the services that they need, as far as can be seen."""
-        return self.lacks().missing
-
-    def lacks(self) -> Lacks:
-        """The same, with what perhaps does."""
-        lacks = missing_rules(self._output("iptables-save"), self._output("nft", "list", "ruleset"))
-        if not self.forwards():
-            lacks.missing.insert(0, "net.ipv4.ip_forward is 0: set it to 1")
-        return lacks
+        """Return what keeps VMs from the services that they need, as far as can be seen, with what to do."""
+        missing = missing_rules(self._output("iptables-save"), self._output("nft", "list", "ruleset"))
+        if (self._output("cat", "/proc/sys/net/ipv4/ip_forward") or "").strip() != "1":
+            missing.insert(0, "net.ipv4.ip_forward is 0: set it to 1")
+        return missing
 
     def _output(self, *command: str) -> str | None:
-        """None if it isn't there or fails."""
-        try:
-            done = self._run(*command)
-        except NatProblem:
-            return None
-        return done.stdout if done.returncode == 0 else None
+        """Return the program's output, None if it isn't there or fails."""
+        done = self._run(*command)
+        return done.text if not done.failure else None
 
     def _do(self, *command: str) -> None:
         done = self._run(*command)
-        if done.returncode != 0:
-            raise NatProblem(f"{' '.join(command)}: {done.stderr.strip()}")
+        if done.failure:
+            raise NatProblem(f"{' '.join(command)}: {done.failure}")
 
-    def _run(self, *command: str) -> subprocess.CompletedProcess[str]:
-        try:
-            return subprocess.run(
-                [*self.enter, *command],
-                capture_output=True,
-                text=True,
-                errors="replace",
-                timeout=PROGRAM_SECONDS,
-                check=False,
-            )
-        except FileNotFoundError as error:
-            raise NatProblem(f"{command[0]} is not installed") from error
-        except (OSError, subprocess.SubprocessError) as error:
-            raise NatProblem(f"{' '.join(command)}: {error}") from error
+    def _run(self, *command: str) -> Finished:
+        return run([*self.enter, *command], time_limit_seconds=PROGRAM_SECONDS)
+
+
+@dataclass
+class _Chain:
+    hook: str = ""
+    """Of the kernel's own chains."""
+    closed: bool = False
+    """True if it drops or rejects packets that none of its rules mentions."""
+    rules: list[str] = field(default_factory=list)
+
+
+_Table = dict[str, _Chain]
+
+
+def missing_rules(iptables: str | None, nft: str | None) -> list[str]:
+    """Return the rules that guests lack, each with what to do: masquerading, forwarding, and input to port 80.
+
+    iptables is the output of iptables-save, nft that of `nft list ruleset`; None where there is none. A chain of the
+    kernel that is closed needs a rule, there or in a chain that it leads to, that accepts what comes from the bridge.
+    Conditions other than interfaces, addresses and ports, such as marks, are taken as met.
+    """
+    if iptables is None and nft is None:
+        return []
+    tables = _tables(iptables or "", nft or "")
+    missing = []
+    chains = [(table, name) for table, name, _ in _hooked(tables, "postrouting")]
+    if not any(_has_rule(table, name, _MASQUERADES) for table, name in chains):
+        missing.append(f"no rule masquerades {NETWORK}: VMs can't reach the outside; restart libvirtd")
+    for hook, port, problem in (
+        (
+            "forward",
+            None,
+            f"forwarding from {BRIDGE} isn't accepted: VMs can't reach the outside; restart libvirtd",
+        ),
+        (
+            "input",
+            80,
+            f"tcp port 80 isn't accepted from {BRIDGE}: VMs can't use the factory's metadata and features; accept it",
+        ),
+    ):
+        closed = [(table, name) for table, name, chain in _hooked(tables, hook) if chain.closed]
+        if not all(_has_rule(table, name, _ACCEPTS, port) for table, name in closed):
+            missing.append(problem)
+    return missing
+
+
+def _tables(iptables: str, nft: str) -> list[_Table]:
+    nft = re.sub(r",\s*\n\s*", ", ", nft)  # sets may take several lines
+    nft = "".join(re.findall(r"^table (?:ip|inet) .*?^\}", nft, re.MULTILINE | re.DOTALL))
+    tables: list[_Table] = []
+    chain = _Chain()
+    for line in (_FOR_PEOPLE.sub("", line.strip()) for line in f"{iptables}\n{nft}".splitlines()):
+        if line.startswith(("*", "table ")):
+            tables.append({})
+        elif found := re.match(r":(\S+) (\S+)|chain (\S+) ", line):
+            chain = tables[-1][found[1] or found[3]] = _Chain()
+            if found[1] and found[2] != "-":
+                chain.hook, chain.closed = found[1].lower(), found[2] == "DROP"
+        elif found := re.match(r"type \S+ hook (\S+) .*?(?:policy (\S+);)?$", line):
+            chain.hook, chain.closed = found[1], found[2] == "drop"
+        elif line and tables:
+            appended = re.match(r"-A (\S+) (.*)", line)
+            where = tables[-1].setdefault(appended[1], _Chain()) if appended else chain
+            where.rules.append(appended[2] if appended else line)
+            where.closed |= bool(_CLOSES.match(where.rules[-1]))
+    return tables
+
+
+def _hooked(tables: list[_Table], hook: str) -> list[tuple[_Table, str, _Chain]]:
+    return [(table, name, chain) for table in tables for name, chain in table.items() if chain.hook == hook]
+
+
+def _has_rule(table: _Table, name: str, wanted: re.Pattern[str], port: int | None = None) -> bool:
+    """Tell if this chain, or one that it leads to, has such a rule for guests."""
+    names = [name]
+    for each in names:
+        for rule in table[each].rules:
+            if _is_for_guests(rule, port):
+                if wanted.search(rule):
+                    return True
+                names += [to for to in _LEADS_TO.findall(rule) if to in table and to not in names]
+    return False
+
+
+def _is_for_guests(rule: str, port: int | None = None) -> bool:
+    """Tell if the rule's conditions hold for a VM's first packet: to the outside, or to this port of the factory."""
+    if _OTHERS.search(_NEGATED.sub("", rule)):
+        return False
+    for found in _CONDITION.finditer(rule):
+        values = re.findall(r'[^\s,"{}]+', found["values"])
+        name, negated = found["name"], bool(found["not"] or found["differs"])
+        if name in ("-i", "iif", "iifname"):
+            holds = any(map(_is_bridge, values))
+        elif name in ("-o", "oif", "oifname"):
+            holds = negated != (port is None and (negated or not any(map(_is_bridge, values))))
+        elif name in ("-s", "saddr"):
+            holds = any(value.startswith("169.254.") for value in values)
+        elif name in ("-d", "daddr"):
+            holds = port is not None and any(value.startswith("169.254.169.") for value in values)
+        else:
+            holds = port is not None and any(_has_port(value, port) for value in values)
+        if holds == negated:
+            return False
+    return True
+
+
+def _is_bridge(name: str) -> bool:
+    if name[0] in "@$":  # a set or variable that it may be in
+        return True
+    return BRIDGE.startswith(name[:-1]) if name[-1] in "+*" else name == BRIDGE
+
+
+def _has_port(value: str, port: int) -> bool:
+    ends = re.split("[:-]", value)
+    return all(end.isdecimal() for end in ends) and int(ends[0]) <= port <= int(ends[-1])

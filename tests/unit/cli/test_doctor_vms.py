@@ -13,7 +13,6 @@ from vac.cli import doctor, doctor_vms
 from vac.config.settings import Settings
 from vac.drivers.base import CreationFailed
 from vac.host.nat import NatHost, NatProblem
-from vac.host.nat_rules import Lacks
 
 BOTH = ["169.254.169.253", "169.254.169.254"]
 
@@ -23,13 +22,12 @@ class Host(NatHost):
 
     found: list[str] | None = BOTH
     missing_rules: tuple[str, ...] = ()
-    doubtful_rules: tuple[str, ...] = ()
 
     def addresses(self) -> list[str] | None:
         return self.found
 
-    def lacks(self) -> Lacks:
-        return Lacks([*self.missing_rules], [*self.doubtful_rules])
+    def missing(self) -> list[str]:
+        return [*self.missing_rules]
 
 
 @pytest.fixture
@@ -87,12 +85,6 @@ def test_missing_rules_and_a_missing_ip_program_are_problems(settings: Settings)
             raise NatProblem("ip is not installed")
 
     assert of_network(settings, Without())["network of VMs on virbr1"] == "ip is not installed"
-
-
-def test_rules_that_are_not_understood_are_no_more_than_a_note(settings: Settings) -> None:
-    host = Host()
-    object.__setattr__(host, "doubtful_rules", ("some rules aren't understood",))
-    assert ("packet filter", "some rules aren't understood", False) in [*doctor_vms.rows(settings, host)]
 
 
 def test_a_missing_key_is_no_more_than_a_note(settings: Settings) -> None:

@@ -25,7 +25,7 @@ def test_singularity_and_bubblewrap_share_an_engine() -> None:
 @pytest.mark.parametrize(
     ("missing", "reason"),
     [
-        ("vac.drivers.docker.engine", "machine_model docker is not available in this version"),
+        ("vac.drivers.docker.docker_driver", "machine_model docker is not available in this version"),
         ("docker", "install python3-docker"),
     ],
 )

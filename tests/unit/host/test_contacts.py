@@ -10,8 +10,7 @@ from pathlib import Path
 import pytest
 
 from vac.host import contacts
-from vac.host.conntrack import tracked
-from vac.host.contacts import Contact, contacts_of, contacts_within, host_addresses, sockets
+from vac.host.contacts import Contact, contacts_of, contacts_within, host_addresses, sockets, tracked
 
 TABLES = Path(__file__).parents[2] / "data/proc_net"
 

@@ -1,1 +1,1 @@
-"""Docker, and Podman through the same API: the driver and its parts."""
+"""Docker containers, and those of other engines with Docker's API such as Podman."""

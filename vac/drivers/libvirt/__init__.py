@@ -1,1 +1,1 @@
-"""Virtual machines through libvirt: the driver, its network and their parts."""
+"""Virtual machines on libvirt."""

@@ -31,16 +31,16 @@ from vac.drivers.base import (
     Trace,
     Usage,
 )
-from vac.drivers.digests import ImageVersion
 from vac.drivers.images import ImageFiles
 from vac.drivers.processes import launch
 from vac.drivers.processes.left import take_in
 from vac.drivers.processes.plan import Model, account, limits_of, make_plan, model_of, prepare_directory
-from vac.drivers.scratch import Scratch
-from vac.drivers.traces import ImageFacts, Sampling, merged, shared_network
+from vac.drivers.traces import ImageFacts, ImageVersion, Sampling, merged, shared_network
+from vac.drivers.volumes import ScratchVolumes
 from vac.host.cgroup_watch import EndWatcher
 from vac.host.cgroups import CgroupError, Groups, open_groups
 from vac.host.contacts import Contact, host_addresses
+from vac.host.filesystems import FileStamp
 
 KILL_SECONDS = 60.0
 """Longest that processes may take to end after SIGKILL."""
@@ -68,7 +68,7 @@ class ProcessDriver(Driver):
         self._watcher = EndWatcher(groups)
         self._images = ImageFiles(fetch, self._watcher.wake)
         self._facts = ImageFacts()
-        self._scratch = Scratch()
+        self._scratch = ScratchVolumes()
         self._sampling = Sampling()
         self._lock = threading.Lock()
         self._starting: set[str] = set()
@@ -334,7 +334,7 @@ def _image(said: str) -> tuple[str, ImageVersion | None]:
     """The image's real path, as the launcher has told it, and its version if it is a file."""
     told = _told(said, "image_path")
     path, stamp = str(told.get("image_path", "")), told.get("stamp")
-    return path, ImageVersion(path, tuple(stamp)) if stamp else None
+    return path, ImageVersion(path, FileStamp(*stamp)) if stamp else None
 
 
 def _told(said: str, key: str) -> dict[str, Any]:

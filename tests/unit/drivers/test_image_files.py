@@ -1,4 +1,4 @@
-"""Images come in the background; a machine boots only from the very file that was checked."""
+"""Images come in the background, machines boot only from the very file that was checked, and facts are told once."""
 
 from __future__ import annotations
 
@@ -12,8 +12,19 @@ from pathlib import Path
 import pytest
 
 from vac.drivers import images
-from vac.drivers.base import CreationFailed
+from vac.drivers.base import CreationFailed, Trace
 from vac.drivers.images import LONGEST_PAUSE_SECONDS, REFRESH_SECONDS, ImageFiles
+from vac.drivers.traces import (
+    REST,
+    SHORTEST_SECONDS,
+    ImageFacts,
+    ImageVersion,
+    Sampling,
+    merged,
+    version_of,
+)
+from vac.host.contacts import Contact
+from vac.host.filesystems import FileStamp
 
 URL = "https://user:secret@example.com/boot.iso"
 
@@ -97,7 +108,7 @@ def test_a_copy_that_somebody_has_removed_is_fetched_again(site: Site) -> None:
     site.source.answers.put(None)
     wait_until(lambda: site.prepare() is None)
     site.source.path.unlink()
-    with pytest.raises(CreationFailed, match="to be looked at again"):
+    with pytest.raises(CreationFailed, match="will be checked again"):
         site.path()
     site.source.path.write_bytes(b"2")
     site.source.answers.put(None)
@@ -215,3 +226,111 @@ def test_without_a_way_to_check_what_must_be_signed_is_refused(tmp_path: Path) -
         reason = images.prepare(image, dn, tmp_path) or ""
         assert "can't be downloaded or checked" in reason
         assert "secret" not in reason
+
+
+SOMEBODY = Contact("tcp", "192.0.2.1", 443, incoming=False)
+IMAGE = ImageVersion("/images/a.sif", FileStamp(1, 2, 3, 1_700_000_000_000_000_000))
+
+
+class Reader:
+    """Computes digests once it may."""
+
+    def __init__(self) -> None:
+        self.answers: queue.SimpleQueue[str | OSError | None] = queue.SimpleQueue()
+        self.read: list[ImageVersion] = []
+        self.facts = ImageFacts(self)
+
+    def __call__(self, version: ImageVersion) -> str | None:
+        self.read.append(version)
+        answer = self.answers.get(timeout=60)
+        if isinstance(answer, OSError):
+            raise answer
+        return answer
+
+
+def settle() -> None:
+    for thread in threading.enumerate():
+        if thread.name == "digest":
+            thread.join(60)
+
+
+def test_sampling_takes_little_of_the_time_however_often_it_is_asked_for() -> None:
+    now, looks = 100.0, 0
+    sampling = Sampling(lambda: now)
+
+    def look() -> dict[str, frozenset[Contact]]:
+        nonlocal now, looks
+        now, looks = now + 2.0, looks + 1
+        return {"u": frozenset([SOMEBODY])}
+
+    assert sampling.sample(look) == {"u": {SOMEBODY}}
+    now += REST * 2.0 - 0.1
+    assert sampling.sample(look) == {}
+    now += 0.1
+    assert sampling.sample(look)
+    assert looks == 2
+
+
+def test_what_cannot_be_seen_is_no_failure(caplog: pytest.LogCaptureFixture) -> None:
+    now = 0.0
+    sampling = Sampling(lambda: now)
+
+    def look() -> dict[str, frozenset[Contact]]:
+        raise PermissionError("not allowed")
+
+    caplog.set_level("INFO")
+    assert sampling.sample(look) == sampling.sample(look) == {}
+    assert [record.message for record in caplog.records] == [
+        "cannot sample the connections of machines: not allowed"
+    ]
+    now += SHORTEST_SECONDS
+    assert sampling.sample(lambda: {"u": frozenset()}) == {"u": frozenset()}
+
+
+def test_facts_are_told_once_and_the_digest_when_it_is_known() -> None:
+    reader = Reader()
+    facts = reader.facts
+    facts.note("u1", {"user": "nobody (65534)"}, IMAGE)
+    facts.note("u2", {"user": "nobody (65534)"}, None)
+    facts.note("u3", {"user": "nobody (65534)"}, IMAGE)
+    assert facts.news([]) == {}, "it isn't listed yet"
+    first = {"user": "nobody (65534)", "image_modified": "2023-11-14T22:13:20Z"}
+    assert facts.news(["u1", "u2"]) == {"u1": first, "u2": {"user": "nobody (65534)"}}
+    assert facts.news(["u1", "u2"]) == {}
+    facts.forget("u3")
+    reader.answers.put("abc")
+    settle()
+    assert facts.news(["u1", "u2", "u3"]) == {"u1": {"image_digest": "sha256:abc"}}
+    assert facts.news(["u1", "u2"]) == {}
+    facts.note("u4", {}, IMAGE)
+    assert facts.news(["u4"])["u4"]["image_digest"] == "sha256:abc"
+    assert reader.read == [IMAGE], "one version of a file is read once"
+
+
+def test_an_image_that_cannot_be_read_has_no_digest(caplog: pytest.LogCaptureFixture) -> None:
+    reader = Reader()
+    reader.answers.put(OSError("Input/output error"))
+    for _ in range(2):
+        reader.facts.note("u1", {}, IMAGE)
+        assert "image_digest" not in reader.facts.news(["u1"]).get("u1", {})
+        settle()
+    assert "/images/a.sif: cannot compute its digest: Input/output error" in caplog.text
+    assert len(reader.read) == 1
+
+
+def test_another_file_is_another_version(tmp_path: Path) -> None:
+    image = tmp_path / "image"
+    assert version_of(image) is None
+    assert version_of(tmp_path) is None
+    image.write_bytes(b"1")
+    before = version_of(image)
+    image.write_bytes(b"22")
+    assert before is not None
+    assert version_of(image) != before
+
+
+def test_only_machines_of_which_there_is_something_to_tell() -> None:
+    facts = {"u1": {"user": "x"}}
+    found = {"u1": frozenset([SOMEBODY]), "u2": frozenset([SOMEBODY]), "u3": frozenset[Contact]()}
+    some = frozenset([SOMEBODY])
+    assert merged(facts, found) == {"u1": Trace({"user": "x"}, some), "u2": Trace({}, some)}

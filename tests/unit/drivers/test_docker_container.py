@@ -1,9 +1,12 @@
-"""What the Docker driver asks the engine for: the body of the create call, for each option."""
+"""Containers as the engine is asked for them, and contents of images that are read."""
 
 from __future__ import annotations
 
 import dataclasses
+import io
 import json
+import tarfile
+from collections.abc import Generator
 from pathlib import Path
 from typing import Any, cast
 
@@ -12,16 +15,20 @@ import pytest
 from vac.config.machinetype import CAPABILITIES, Machinetype
 from vac.config.settings import Settings
 from vac.drivers.base import MachineSpec
-from vac.drivers.docker.create import (
+from vac.drivers.docker.docker_api import Client
+from vac.drivers.docker.docker_container import (
+    LONGEST_PASSWD_BYTES,
+    REFUSED,
     EngineKind,
-    Image,
     container_config,
     creation_failure,
     hand_over,
     make_tmp_binds,
+    nested_profile,
+    read_passwd,
     tmp_bind_directory,
 )
-from vac.drivers.docker.nested import REFUSED, nested_profile
+from vac.drivers.docker.docker_images import Image
 
 GOLDEN = Path(__file__).parents[2] / "data" / "docker-create.json"
 IMAGE = Image("sha256:1234", "example.com/pilot@sha256:5678", "", entrypoint=False)
@@ -158,7 +165,7 @@ def test_nested_machines_have_fuse_where_the_host_has_it(
     nested: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fuse = tmp_path / "fuse"
-    monkeypatch.setattr("vac.drivers.docker.create.FUSE", fuse)
+    monkeypatch.setattr("vac.drivers.docker.docker_container.FUSE", fuse)
     assert "Devices" not in host_config(make_spec(container_nested=nested))
     fuse.touch()
     found = host_config(make_spec(container_nested=nested)).get("Devices", [])
@@ -235,3 +242,64 @@ def test_user_data_becomes_executable_for_its_user_alone(
 )
 def test_what_the_engine_says_becomes_a_reason(said: str, reason: str) -> None:
     assert creation_failure(said, make_spec()).startswith(reason)
+
+
+PASSWD = b"root:x:0:0::/:/bin/sh\npilot:x:1234:1235::/:/bin/sh\n"
+DIRECTORY, LINK, DEVICE = 1 << 31, 1 << 27, 1 << 26
+
+
+def one_file(content: bytes) -> bytes:
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as archive:
+        entry = tarfile.TarInfo("passwd")
+        entry.size = len(content)
+        archive.addfile(entry, io.BytesIO(content))
+    return buffer.getvalue()
+
+
+class ArchiveEngine:
+    """Answers a request for an archive with pieces that have no end of their own."""
+
+    def __init__(self, archive: bytes, mode: int = 0o644, size: int = len(PASSWD)) -> None:
+        self.archive, self.mode, self.size = archive, mode, size
+        self.sent, self.closed = 0, False
+
+    def get_archive(self, container: str, path: str) -> tuple[Generator[bytes, None, None], dict[str, int]]:
+        def pieces() -> Generator[bytes, None, None]:
+            try:
+                for start in range(0, len(self.archive), 65536):
+                    self.sent += 65536
+                    yield self.archive[start : start + 65536]
+            finally:
+                self.closed = True
+
+        return pieces(), {"mode": self.mode, "size": self.size}
+
+
+def read(engine: ArchiveEngine) -> str:
+    return read_passwd(cast(Client, engine), "c0")
+
+
+def test_passwd_is_read() -> None:
+    assert read(ArchiveEngine(one_file(PASSWD))) == PASSWD.decode()
+    largest = ArchiveEngine(one_file(bytes(LONGEST_PASSWD_BYTES)), size=LONGEST_PASSWD_BYTES)
+    assert len(read(largest)) == LONGEST_PASSWD_BYTES
+
+
+@pytest.mark.parametrize("kind", [DIRECTORY, LINK, DEVICE])
+def test_nothing_is_read_of_what_is_no_regular_file(kind: int) -> None:
+    engine = ArchiveEngine(one_file(PASSWD), mode=kind | 0o755, size=4096)
+    assert (read(engine), engine.sent) == ("", 0)
+
+
+def test_no_more_is_read_than_a_passwd_may_have() -> None:
+    assert read(ArchiveEngine(one_file(PASSWD), size=LONGEST_PASSWD_BYTES + 1)) == ""
+    endless = ArchiveEngine(bytes(8 * LONGEST_PASSWD_BYTES))
+    assert read(endless) == ""
+    assert endless.sent <= 2 * LONGEST_PASSWD_BYTES
+    assert endless.closed
+
+
+def test_an_archive_that_is_none_counts_as_no_passwd() -> None:
+    assert read(ArchiveEngine(b"no archive at all")) == ""
+    assert read(ArchiveEngine(b"")) == ""

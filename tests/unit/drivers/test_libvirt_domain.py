@@ -1,8 +1,9 @@
-"""Domain XML: golden files, made anew with VAC_REGENERATE=1; and what is read back of it."""
+"""Domains of VMs and their disks. VAC_REGENERATE=1 writes the golden files anew."""
 
 from __future__ import annotations
 
 import os
+import struct
 import xml.etree.ElementTree as ET
 from pathlib import Path
 from typing import Any
@@ -11,8 +12,8 @@ import pytest
 
 from vac.config.machinetype import Machinetype
 from vac.config.settings import Settings
-from vac.drivers.base import EngineUnavailable, MachineSpec
-from vac.drivers.libvirt.domain_xml import (
+from vac.drivers.base import CreationFailed, EngineUnavailable, MachineSpec
+from vac.drivers.libvirt.libvirt_domain import (
     Disk,
     Hypervisor,
     Image,
@@ -21,6 +22,10 @@ from vac.drivers.libvirt.domain_xml import (
     domain_xml,
     hypervisor,
     mac_address,
+    make_sparse,
+    open_image,
+    overlay_command,
+    remove_names,
 )
 
 GOLDEN = Path(__file__).parents[2] / "data" / "libvirt"
@@ -171,3 +176,73 @@ def test_devices_have_the_bus_of_their_name() -> None:
 def test_the_cd_drive_leaves_the_root_device_its_name() -> None:
     targets = [target.get("dev") for target in ET.fromstring(CASES["cernvm4-lvm-ide"]).iter("target")]
     assert targets[:2] == ["hdd", "hdc"]
+
+
+def test_a_sparse_file_takes_no_room(tmp_path: Path) -> None:
+    path = make_sparse(tmp_path / "root.img", 10**12)
+    assert (path.stat().st_size, path.stat().st_blocks) == (10**12, 0)
+    assert path.stat().st_mode & 0o777 == 0o600
+    remove_names([path, path])
+    assert not path.exists()
+
+
+def qcow2(backing_offset: int = 0, incompatible: int = 0, version: int = 3) -> bytes:
+    header = struct.pack(">4sIQI", b"QFI\xfb", version, backing_offset, 0)
+    return header.ljust(72, b"\0") + incompatible.to_bytes(8, "big") + bytes(100)
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [(b"", "raw"), (b"\x33\xed" * 100, "raw"), (qcow2(), "qcow2"), (qcow2(version=2), "qcow2")],
+)
+def test_an_images_format(tmp_path: Path, content: bytes, expected: str) -> None:
+    path = tmp_path / "image"
+    path.write_bytes(content)
+    path.chmod(0o600)
+    assert open_image(path) == Image(path, expected, readable=False)
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (qcow2(backing_offset=104), "refers to another file"),
+        (qcow2(incompatible=4), "refers to another file"),
+        (qcow2()[:40], "cut off"),
+    ],
+)
+def test_an_image_that_refers_to_the_hosts_files_is_refused(
+    tmp_path: Path, content: bytes, reason: str
+) -> None:
+    path = tmp_path / "image.qcow2"
+    path.write_bytes(content)
+    with pytest.raises(CreationFailed, match=reason):
+        open_image(path)
+
+
+def test_only_a_regular_file_is_an_image(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "directory").mkdir()
+    (tmp_path / "device").symlink_to("/dev/zero")
+    for name in ("pipe", "device"):
+        with pytest.raises(CreationFailed, match="is no regular file"):
+            open_image(tmp_path / name)
+    with pytest.raises(IsADirectoryError):
+        open_image(tmp_path / "directory")
+
+
+def test_a_link_out_of_cvmfs_is_no_image(tmp_path: Path) -> None:
+    repository = tmp_path / "cvmfs/a.example.com"
+    repository.mkdir(parents=True)
+    (tmp_path / "shadow").write_text("secret")
+    (repository / "image").write_text("")
+    (repository / "inner").symlink_to("image")
+    (repository / "outer").symlink_to("../../shadow")
+    cvmfs = str(tmp_path / "cvmfs")
+    assert open_image(repository / "inner", cvmfs).path == repository / "image"
+    with pytest.raises(CreationFailed, match=r"is a link to .*/shadow; one below .* must not leave it"):
+        open_image(repository / "outer", cvmfs)
+
+
+def test_an_overlay_names_the_format_of_what_is_below_it() -> None:
+    command = overlay_command(Image(Path("/i"), "qcow2"), Path("/o"))
+    assert command == ["qemu-img", "create", "-q", "-f", "qcow2", "-F", "qcow2", "-b", "/i", "/o"]

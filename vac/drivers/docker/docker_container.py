@@ -1,0 +1,412 @@
+"""A machine's container: its configuration for the engine, its creation, and reasons why it can't be made.
+
+The paths inside are those of Vac 3's containers; the form is the body of the Docker Engine API's
+POST /containers/create. Mounts are given as such, never as "binds": the engine would create a missing source.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import logging
+import os
+import re
+import tarfile
+from collections.abc import Generator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import cast
+from urllib.parse import quote
+
+import docker.errors
+
+from vac.drivers.base import CreationFailed, MachineSpec
+from vac.drivers.docker.docker_api import Client, explanation
+from vac.drivers.docker.docker_images import Image
+from vac.text import without_password
+
+LABEL_SPACE = "vac.space"
+LABEL_FACTORY = "vac.factory"
+LABEL_MACHINETYPE = "vac.machinetype"
+LABEL_UUID = "vac.uuid"
+LABEL_NAME = "vac.machine"
+LABEL_DIRECTORY = "vac.directory"
+LABEL_IMAGE = "vac.image"
+LABEL_DIGEST = "vac.digest"
+
+CVMFS = "/cvmfs"
+FEATURES = {
+    "MACHINEFEATURES": "/etc/machinefeatures",
+    "JOBFEATURES": "/etc/jobfeatures",
+    "JOBOUTPUTS": "/var/spool/joboutputs",
+}
+"""Paths inside, by the variable that tells them."""
+FUSE = Path("/dev/fuse")
+"""Lets unprivileged programs mount image files: the kernel asks for no more than a user namespace."""
+LONGEST_HOST_NAME = 64
+"""Of the kernel, bytes."""
+MOST_CPU_SHARES = 262144
+"""Of the kernel and of Docker."""
+LOG_OPTIONS = {"max-size": "1m", "max-file": "2"}
+PASSWD = "/etc/passwd"
+LONGEST_PASSWD_BYTES = 1024 * 1024
+TAR_OVERHEAD_BYTES = 64 * 1024
+"""Headers, extended ones too, and padding, of an archive of one file."""
+FILE_TYPE_BITS = 0x8F280000
+"""Of a Go os.FileMode: ModeType. A regular file has none of them set."""
+
+REFUSED = (
+    *("acct", "quotactl", "quotactl_fd", "swapon", "swapoff", "reboot", "vhangup", "syslog"),
+    *("add_key", "keyctl", "request_key"),
+    *("bpf", "perf_event_open", "userfaultfd", "fanotify_init", "lookup_dcookie", "open_by_handle_at"),
+    *("io_uring_setup", "io_uring_enter", "io_uring_register"),
+    *("clock_adjtime", "clock_adjtime64", "clock_settime", "clock_settime64", "settimeofday", "stime"),
+    *("create_module", "delete_module", "finit_module", "init_module", "query_module", "get_kernel_syms"),
+    *("kexec_load", "kexec_file_load"),
+    *("ioperm", "iopl", "vm86", "vm86old", "uselib"),
+    *("get_mempolicy", "set_mempolicy", "set_mempolicy_home_node", "mbind", "move_pages", "migrate_pages"),
+    *("kcmp", "process_madvise", "pidfd_getfd"),
+    *("nfsservctl", "sysfs", "_sysctl", "ustat"),
+)
+"""System calls that stay refused with container_nested, of those of Linux 5.17."""
+PERSONALITIES = (0x8, 0x20000)
+"""Flags that personality() may set (PER_LINUX32, UNAME26); all 32 together only ask for the present ones."""
+_AF_VSOCK = 40
+_EPERM = 1
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class EngineKind:
+    """Properties of the engine that a container's configuration depends on."""
+
+    podman: bool = False
+    systemd: bool = False
+    """True if it leaves cgroups to systemd."""
+
+
+class ContainerMaker:
+    """Makes containers, and remembers what it has found out about images."""
+
+    def __init__(self) -> None:
+        self._uids: dict[tuple[str, str], int] = {}
+        self._commands: set[tuple[str, str]] = set()
+        self._engine: EngineKind | None = None
+
+    def make(self, client: Client, spec: MachineSpec, image: Image) -> str:
+        """Make and start the machine's container, and return its id; on failure remove it again.
+
+        Raises CreationFailed with a reason, and the SDK's errors when the engine can't be reached.
+        """
+        try:
+            _check_sources(spec)
+            make_tmp_binds(spec)
+            container_id = self._create(client, spec, image)
+            try:
+                user = spec.machinetype.container_user or image.user
+                uid = self._uid(client, container_id, image, user)
+                if uid == 0 and opens_proc(spec):
+                    raise CreationFailed(
+                        f"container_user {user} is root in the image: not with container_nested"
+                    )
+                hand_over(spec, uid)
+                self._check_command(client, container_id, spec, image)
+                client.start(container_id)
+            except BaseException:
+                with contextlib.suppress(docker.errors.NotFound):
+                    client.remove_container(container_id, force=True, v=True)
+                raise
+        except docker.errors.APIError as error:
+            raise CreationFailed(creation_failure(explanation(error), spec)) from error
+        except OSError as error:
+            if isinstance(error, docker.errors.DockerException) or error.filename is None:
+                raise
+            raise CreationFailed(f"{error.filename}: {error.strerror}") from error
+        return container_id
+
+    def _create(self, client: Client, spec: MachineSpec, image: Image) -> str:
+        engine = self._kind(client)
+        if engine.podman and spec.machinetype.container_nested:
+            _profile_path(spec).write_text(nested_profile())
+        config = container_config(spec, image, engine)
+        try:
+            return client.make_container(config, spec.name)
+        except docker.errors.APIError as error:
+            if "already in use" not in explanation(error):
+                raise
+            name = f"{spec.name}.{spec.uuid[:8]}"
+            _log.warning("%s: another container has this name; it is created as %s", spec.name, name)
+            return client.make_container(config, name)
+
+    def _kind(self, client: Client) -> EngineKind:
+        if self._engine is None:
+            parts = client.version(api_version=False).get("Components") or []
+            self._engine = EngineKind(
+                podman=any("podman" in str(part.get("Name", "")).lower() for part in parts),
+                systemd=client.info().get("CgroupDriver") == "systemd",
+            )
+        return self._engine
+
+    def _uid(self, client: Client, container_id: str, image: Image, user: str) -> int:
+        """Return the number of the user who runs inside; names are looked up in the image."""
+        name = user.partition(":")[0] or "0"
+        if name.isdigit():
+            return int(name)
+        known = self._uids.get((image.id, name))
+        if known is None:
+            known = self._uids[image.id, name] = _look_up(read_passwd(client, container_id), name)
+        return known
+
+    def _check_command(self, client: Client, container_id: str, spec: MachineSpec, image: Image) -> None:
+        """Refuse an image without the command: the init would only tell once the container runs."""
+        command = spec.machinetype.container_command
+        bound = any(f"{command}/".startswith(f"{mount['Target']}/") for mount in _mounts(spec))
+        if image.entrypoint or bound or (image.id, command) in self._commands:
+            return
+        try:
+            stream, _ = client.get_archive(container_id, command)
+            stream.close()
+        except docker.errors.NotFound as error:
+            raise CreationFailed(f"the image has no {command}, which is the container_command") from error
+        self._commands.add((image.id, command))
+
+
+def container_config(spec: MachineSpec, image: Image, engine: EngineKind = EngineKind()) -> dict[str, object]:
+    """Return the container of this machine, in vac.slice where systemd is, else where the engine puts them."""
+    machinetype = spec.machinetype
+    fits = len(spec.name.encode()) <= LONGEST_HOST_NAME
+    short, _, domain = spec.name.partition(".")
+    return {
+        "Hostname": spec.name if fits else short,
+        "Domainname": "" if fits else domain,
+        "Image": image.id,
+        "Cmd": [machinetype.container_command],
+        "User": machinetype.container_user or "",
+        "Env": [f"{variable}={path}" for variable, path in FEATURES.items()],
+        "Labels": {
+            LABEL_SPACE: spec.settings.vac_space,
+            LABEL_FACTORY: spec.settings.factory_name,
+            LABEL_MACHINETYPE: machinetype.name,
+            LABEL_UUID: spec.uuid,
+            LABEL_NAME: spec.name,
+            LABEL_DIRECTORY: str(spec.directory),
+            LABEL_IMAGE: without_password(machinetype.root_image or ""),
+            LABEL_DIGEST: image.digest,
+        },
+        "Healthcheck": {"Test": ["NONE"]},
+        "HostConfig": {
+            "Init": True,
+            "RestartPolicy": {"Name": "no"},
+            "LogConfig": {"Type": "json-file", "Config": LOG_OPTIONS},
+            "NetworkMode": machinetype.container_network,
+            "Dns": list(machinetype.container_dns),
+            "Mounts": _mounts(spec),
+            **_limits(spec),
+            **({"CgroupParent": "vac.slice"} if engine.systemd else {}),
+            **_privileges(spec, engine),
+        },
+    }
+
+
+def opens_proc(spec: MachineSpec) -> bool:
+    """Tell if the machine may see all of /proc, which the kernel asks for before a nested one may mount its own.
+
+    Its files protect themselves by owner: whoever is root there, or could become it, would write the host's settings.
+    """
+    machinetype = spec.machinetype
+    user = (machinetype.container_user or "0").partition(":")[0]
+    root = user == "root" or (user.isdigit() and int(user) == 0)
+    return machinetype.container_nested and not root and not machinetype.container_capabilities
+
+
+def creation_failure(text: str, spec: MachineSpec) -> str:
+    """Return the engine's reason in words of somebody who configures Vac."""
+    command = spec.machinetype.container_command
+    if found := re.search(r"bind source path does not exist: (\S+)", text):
+        return f"{found[1]} doesn't exist on this host, and the machinetype needs it bound into the container"
+    if found := re.search(r"path (\S+) is mounted on (\S+) but it is not a shared or slave mount", text):
+        return (
+            f"{found[1]} can't follow later mounts: make {found[2]} shared (mount --make-rshared {found[2]})"
+        )
+    for init, package in (("docker-init", "tini"), ("container-init", "catatonit")):
+        if init in text and "not found" in text:
+            return f"the engine lacks its {init}, which reaps zombies in containers: install {package}"
+    if re.search(r"unable to find user|unknown user|no matching entries in passwd", text):
+        return f"the image has no user {spec.machinetype.container_user or 'as its USER says'}: {text}"
+    if found := re.search(r'exec: "([^"]*)"', text):
+        return f"{found[1] or command} can't be run in the image: {text}"
+    return text
+
+
+def nested_profile() -> str:
+    """Return the seccomp profile for container_nested as JSON; 32-bit programs are filtered alike.
+
+    Docker's default profile (docs.docker.com/engine/security/seccomp) refuses what makes namespaces and mounts unless
+    the container holds CAP_SYS_ADMIN. Here those are allowed, as the kernel asks for the capability in the caller's own
+    user namespace, and the rest of what the default refuses stays refused: REFUSED, personality() but for the default's
+    five values, and sockets of AF_VSOCK. It lists refusals, since a profile can't be laid over the engine's own.
+    """
+    return json.dumps(
+        {
+            "defaultAction": "SCMP_ACT_ALLOW",
+            "archMap": [
+                {"architecture": "SCMP_ARCH_X86_64", "subArchitectures": ["SCMP_ARCH_X86", "SCMP_ARCH_X32"]},
+                {"architecture": "SCMP_ARCH_AARCH64", "subArchitectures": ["SCMP_ARCH_ARM"]},
+            ],
+            "syscalls": [
+                _refuse(sorted(REFUSED)),
+                _refuse(["socket"], {"index": 0, "op": "SCMP_CMP_EQ", "value": _AF_VSOCK}),
+                *(_refuse(["personality"], one) for one in _personalities()),
+            ],
+        }
+    )
+
+
+def read_passwd(client: Client, container_id: str) -> str:
+    """Return /etc/passwd of a container that needn't run; "" if it has none, or none that can be read."""
+    try:
+        stream, found = client.get_archive(container_id, PASSWD)
+    except docker.errors.NotFound:
+        return ""
+    content = bytearray()
+    with contextlib.closing(cast("Generator[bytes, None, None]", stream)) as pieces:
+        if found["mode"] & FILE_TYPE_BITS or found["size"] > LONGEST_PASSWD_BYTES:
+            return ""
+        for piece in pieces:
+            content += piece
+            if len(content) > LONGEST_PASSWD_BYTES + TAR_OVERHEAD_BYTES:
+                return ""
+    try:
+        with tarfile.open(fileobj=io.BytesIO(content)) as archive:
+            first = archive.next()
+            file = archive.extractfile(first) if first is not None and first.isfile() else None
+            return "" if file is None else file.read(LONGEST_PASSWD_BYTES).decode(errors="replace")
+    except tarfile.TarError:
+        return ""
+
+
+def _look_up(passwd: str, name: str) -> int:
+    for line in passwd.splitlines():
+        fields = line.split(":")
+        if len(fields) > 2 and fields[0] == name and fields[2].isdigit():
+            return int(fields[2])
+    raise CreationFailed(f"the image's {PASSWD} has no user {name}: give its number")
+
+
+def _check_sources(spec: MachineSpec) -> None:
+    """Refuse mounts of directories that aren't there: Podman would make them."""
+    tokens = spec.machinetype.token_dir
+    if tokens is not None and not tokens.is_dir():
+        raise CreationFailed(f"{tokens}, the token_dir, is no directory of this host")
+    if (
+        spec.machinetype.cvmfs_repositories and Path(CVMFS) not in Path("/").iterdir()
+    ):  # not touched: it may hang
+        raise CreationFailed(
+            f"{CVMFS} doesn't exist on this host, and the machinetype has cvmfs_repositories"
+        )
+
+
+def make_tmp_binds(spec: MachineSpec) -> None:
+    """Make the directories of tmp_binds: new, and for all users of the container, as /tmp is."""
+    for path in spec.machinetype.tmp_binds:
+        directory = tmp_bind_directory(spec, path)
+        directory.mkdir(parents=True)
+        directory.chmod(0o1777)
+
+
+def hand_over(spec: MachineSpec, uid: int) -> None:
+    """Give the container's user what it must execute and write: user_data is for that user alone."""
+    user_data = spec.directory / "user_data"
+    os.chown(user_data, uid, -1)
+    user_data.chmod(0o500)
+    os.chown(spec.directory / "joboutputs", uid, -1)
+
+
+def _profile_path(spec: MachineSpec) -> Path:
+    """Return the place of the seccomp profile for Podman, which takes the path of a file."""
+    return spec.directory / "seccomp.json"
+
+
+def tmp_bind_directory(spec: MachineSpec, path: str) -> Path:
+    """Return the host's directory that the machine sees at this path of tmp_binds."""
+    return spec.directory / "mnt" / quote(path.strip("/"), safe="")
+
+
+def _mounts(spec: MachineSpec) -> list[dict[str, object]]:
+    machinetype = spec.machinetype
+    mounts = [_bind(spec.directory / "user_data", "/user_data")]
+    mounts += [
+        _bind(spec.directory / name.lower(), path, read_only=name != "JOBOUTPUTS")
+        for name, path in FEATURES.items()
+    ]
+    mounts += [_bind(tmp_bind_directory(spec, path), path, read_only=False) for path in machinetype.tmp_binds]
+    if machinetype.cvmfs_repositories:
+        mounts.append(_bind(Path(CVMFS), CVMFS, propagation="rslave"))
+    if machinetype.token_dir is not None:
+        mounts.append(_bind(machinetype.token_dir, "/etc/vac-tokens"))
+    return mounts
+
+
+def _bind(
+    source: Path, target: str, *, read_only: bool = True, propagation: str = "rprivate"
+) -> dict[str, object]:
+    return {
+        "Type": "bind",
+        "Source": str(source),
+        "Target": target,
+        "ReadOnly": read_only,
+        "BindOptions": {"Propagation": propagation},
+    }
+
+
+def _limits(spec: MachineSpec) -> Mapping[str, object]:
+    """Reserve the machine's memory and limit it to memory_limit_factor times that, without swap beyond it."""
+    limits: dict[str, object] = {
+        "CpuShares": min(1024 * spec.processors, MOST_CPU_SHARES),
+        "MemoryReservation": spec.memory_bytes,
+        "PidsLimit": spec.settings.pids_per_processor * spec.processors,
+    }
+    if spec.settings.memory_limit_factor > 0:
+        most_bytes = int(spec.memory_bytes * spec.settings.memory_limit_factor)
+        limits["Memory"] = limits["MemorySwap"] = most_bytes
+        limits["MemoryReservation"] = min(spec.memory_bytes, most_bytes)
+    return limits
+
+
+def _privileges(spec: MachineSpec, engine: EngineKind) -> Mapping[str, object]:
+    capabilities = spec.machinetype.container_capabilities
+    options = [] if capabilities else ["no-new-privileges:true"]
+    privileges: dict[str, object] = {"CapDrop": ["ALL"], "CapAdd": list(capabilities), "SecurityOpt": options}
+    if not spec.machinetype.container_nested:
+        return privileges
+    profile = str(_profile_path(spec)) if engine.podman else nested_profile()
+    options += [f"seccomp={profile}", "apparmor=unconfined"]
+    if FUSE.exists():
+        privileges["Devices"] = [
+            {"PathOnHost": str(FUSE), "PathInContainer": str(FUSE), "CgroupPermissions": "rw"}
+        ]
+    if opens_proc(spec) and engine.podman:
+        options.append("unmask=/proc/*")
+    elif opens_proc(spec):
+        privileges |= {"MaskedPaths": ["/sys/firmware"], "ReadonlyPaths": []}
+    return privileges
+
+
+def _refuse(names: list[str], *arguments: dict[str, object]) -> dict[str, object]:
+    return {"names": names, "action": "SCMP_ACT_ERRNO", "errnoRet": _EPERM, "args": list(arguments)}
+
+
+def _personalities() -> list[dict[str, object]]:
+    """Return the conditions on the argument of a refused personality(); one rule compares an argument only once.
+
+    Some other flag is set, but not all 32 are: then, in a circle of the others, one that is set is followed by one
+    that isn't; or all others are set, and one of those that are allowed isn't.
+    """
+    others = [1 << bit for bit in range(32) if 1 << bit not in PERSONALITIES]
+    pairs = [*zip(others, [*others[1:], others[0]]), *((others[0], flag) for flag in PERSONALITIES)]
+    return [
+        {"index": 0, "op": "SCMP_CMP_MASKED_EQ", "value": is_set | is_not, "valueTwo": is_set}
+        for is_set, is_not in pairs
+    ]

@@ -1,0 +1,210 @@
+"""Usage of containers, read from the kernel's files: no call to the engine for each of them.
+
+A container's cgroup is gone before the engine reports its end. So each container's first process is watched (pidfd):
+at its exit, when all others in its PID namespace have been killed already, the final figures are read while the engine
+is still cleaning up.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import select
+import threading
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from vac.drivers.base import Usage
+from vac.drivers.traces import shared_network
+from vac.host.cgroup_foreign import ForeignGroup, find_group, foreign_processes, foreign_usage
+from vac.host.cgroups import find_mounts
+from vac.host.contacts import Contact, contacts_within
+
+PROC = Path("/proc")
+HIGHEST_PRIORITY = -20
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass
+class _Container:
+    id: str
+    pid: int
+    group: ForeignGroup
+    own_network: bool
+    usage: Usage = field(default_factory=Usage)
+    ended: bool = False
+    listed: bool = False
+
+    def measure(self) -> None:
+        """Update the container's usage, as far as it can still be read."""
+        used = foreign_usage(self.group)
+        if used is None:
+            self.ended = True
+            return
+        peaks = (used.peak_memory_bytes, used.memory_bytes, self.usage.peak_memory_bytes)
+        self.usage = replace(
+            self.usage,
+            cpu_seconds=_largest(self.usage.cpu_seconds, used.cpu_seconds),
+            memory_bytes=used.memory_bytes,
+            peak_memory_bytes=max((peak for peak in peaks if peak is not None), default=None),
+        )
+        with contextlib.suppress(OSError):
+            if self.own_network and self.is_first_process():
+                received, sent = parse_net_dev((PROC / str(self.pid) / "net" / "dev").read_text())
+                self.usage = replace(self.usage, network_received_bytes=received, network_sent_bytes=sent)
+
+    def is_first_process(self) -> bool:
+        """Tell if the process number is still the container's. Raises OSError if there is no such process."""
+        return self.id in (PROC / str(self.pid) / "cgroup").read_text()
+
+
+class UsageMeter:
+    """Measures the containers added to it; from any thread."""
+
+    def __init__(self) -> None:
+        self._mounts = find_mounts()
+        self._lock = threading.Lock()
+        self._containers: dict[str, _Container] = {}
+        self._watched: dict[int, _Container] = {}
+        self._poller = select.epoll()
+        self._sleeper, self._wake = os.pipe()
+        self._poller.register(self._sleeper, select.EPOLLHUP)
+        self._thread: threading.Thread | None = None
+        self._closed = False
+
+    def knows(self, container_id: str) -> bool:
+        """Tell if a container of this id can be measured."""
+        with self._lock:
+            container = self._containers.get(container_id)
+            return container is not None and not container.ended
+
+    def ended_process(self, container_id: str) -> int | None:
+        """Return the number of the container's first process if that was measured and is gone; else None."""
+        with self._lock:
+            container = self._containers.get(container_id)
+        return container.pid if container is not None and container.ended and _gone(container.pid) else None
+
+    def add(self, container_id: str, pid: int, own_network: bool) -> None:
+        """Measure this container, whose first process has this number, from now on.
+
+        own_network: it has a network namespace of its own. Does nothing if it has ended meanwhile, or runs on another
+        host.
+        """
+        try:
+            group = find_group(pid, container_id, self._mounts)
+        except OSError:
+            return
+        if group is None:
+            return
+        with self._lock:
+            before = self._containers.get(container_id)
+            if before is not None and not before.ended:
+                return
+            usage = Usage() if before is None else before.usage
+            container = _Container(container_id, pid, group, own_network, usage)
+            self._containers[container_id] = container
+            self._watch(container)
+
+    def read(self, container_ids: Iterable[str]) -> Mapping[str, Usage]:
+        """Return the usage of each of these, until its end if it has ended.
+
+        Those that were asked for before and aren't any more are forgotten; new ones may have come meanwhile.
+        """
+        wanted = frozenset(container_ids)
+        with self._lock:
+            for container_id, container in list(self._containers.items()):
+                if container.listed and container_id not in wanted:
+                    del self._containers[container_id]
+                    continue
+                container.listed = container_id in wanted
+                if not container.ended:
+                    container.measure()
+            return {container_id: container.usage for container_id, container in self._containers.items()}
+
+    def contacts(self) -> Mapping[str, frozenset[Contact]]:
+        """Return the remote ends of running containers' connections, by id. Raises OSError and CgroupError."""
+        with self._lock:
+            running = [each for each in self._containers.values() if not each.ended]
+        shared = {each.id: foreign_processes(each.group) for each in running if not each.own_network}
+        found = dict(shared_network(shared)) if shared else {}
+        for container in running:
+            with contextlib.suppress(OSError):
+                if container.own_network and container.is_first_process():
+                    found[container.id] = contacts_within(container.pid)
+        return found
+
+    def close(self) -> None:
+        """Stop watching. Later questions are answered from what has been seen."""
+        with self._lock:
+            if self._closed:
+                return
+            self._closed = True
+            os.close(self._wake)
+            if self._thread is None:
+                self._close_descriptors()
+
+    def _watch(self, container: _Container) -> None:
+        if self._closed:
+            return
+        try:
+            descriptor = os.pidfd_open(container.pid)
+        except OSError as error:
+            _log.debug("cannot watch process %s: %s", container.pid, error)
+            container.ended = isinstance(error, ProcessLookupError)
+            return
+        self._watched[descriptor] = container
+        self._poller.register(descriptor, select.EPOLLIN)
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._await_ends, name="docker-ends", daemon=True)
+            self._thread.start()
+
+    def _await_ends(self) -> None:
+        with contextlib.suppress(PermissionError):
+            os.setpriority(os.PRIO_PROCESS, 0, HIGHEST_PRIORITY)  # on Linux, of this thread alone
+        while True:
+            for descriptor, _ in self._poller.poll():
+                if descriptor == self._sleeper:
+                    with self._lock:
+                        self._close_descriptors()
+                    return
+                container = self._watched[descriptor]
+                container.measure()  # at once, before waiting for the lock: the group is about to be removed
+                container.ended = True
+                with self._lock:
+                    del self._watched[descriptor]
+                    self._poller.unregister(descriptor)
+                    os.close(descriptor)
+
+    def _close_descriptors(self) -> None:
+        self._poller.close()
+        for descriptor in (self._sleeper, *self._watched):
+            os.close(descriptor)
+        self._watched.clear()
+
+
+def parse_net_dev(text: str) -> tuple[int, int]:
+    """Return bytes received and sent over all interfaces but lo; the format is proc(5)'s /proc/net/dev."""
+    received = sent = 0
+    for line in text.splitlines()[2:]:
+        interface, _, counters = line.partition(":")
+        if interface.strip() != "lo":
+            numbers = counters.split()
+            received += int(numbers[0])
+            sent += int(numbers[8])
+    return received, sent
+
+
+def _gone(pid: int) -> bool:
+    """Tell if no process of this number runs. One that has ended and waits for its parent doesn't."""
+    try:
+        return (PROC / str(pid) / "stat").read_text().rpartition(")")[2].split()[0] in "ZX"
+    except (FileNotFoundError, ProcessLookupError):
+        return True
+
+
+def _largest(before: float | None, now: float | None) -> float | None:
+    """Return the later of two readings of a counter, whichever thread was the last."""
+    return max((value for value in (before, now) if value is not None), default=None)

@@ -1,0 +1,465 @@
+"""The driver of virtual machines: cernvm3, cernvm4 and vm-raw on libvirt.
+
+A machine is a transient domain with its name and uuid, so that nothing of it stays defined when it ends. It is this
+factory's if our element in the domain's metadata says so; machines that an older Vac has made bear none, and the
+factory, which has them on record, names them to adopt(). The names of statistics are those of
+virConnectGetAllDomainStats.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Callable, TypeVar
+
+import libvirt
+
+from vac.config.machinetype import Machinetype
+from vac.config.settings import Settings, slot_number
+from vac.drivers.base import (
+    CreationFailed,
+    Driver,
+    EngineState,
+    EngineUnavailable,
+    Fetch,
+    MachineSpec,
+    Observed,
+    Trace,
+    Usage,
+)
+from vac.drivers.images import ImageFiles
+from vac.drivers.libvirt.libvirt_api import (
+    GONE,
+    Connection,
+    EventReader,
+    end_domain,
+    explanation,
+    find_domain,
+    is_active,
+    lost,
+    no_filter,
+    press_power_button,
+)
+from vac.drivers.libvirt.libvirt_domain import (
+    DEFAULT_GB_PER_PROCESSOR,
+    FILTER,
+    Disk,
+    DomainFacts,
+    Hypervisor,
+    Image,
+    domain_facts,
+    domain_xml,
+    mac_address,
+    make_overlay,
+    make_sparse,
+    open_image,
+    remove_names,
+)
+from vac.drivers.libvirt.libvirt_network import NetworkKeeper
+from vac.drivers.traces import ImageFacts, Sampling, merged, version_of
+from vac.drivers.volumes import GB, Run, Volumes
+from vac.host.contacts import tracked
+from vac.host.nat import NatHost
+from vac.logs import OnChange
+
+GRACE_SECONDS = 30.0
+"""From pressing a machine's power button to ending it by force."""
+LOOK_SECONDS = 1.0
+"""How often a machine that is to end by itself is checked, should its event be lost."""
+OBSERVE, ACT, PRESS = "observe", "act", "press"
+"""Purposes of connections. A power button is pressed by the hypervisor's process, which may hang: so not by ACT."""
+STATISTICS = (
+    libvirt.VIR_DOMAIN_STATS_STATE | libvirt.VIR_DOMAIN_STATS_BALLOON | libvirt.VIR_DOMAIN_STATS_INTERFACE
+)
+"""VIR_DOMAIN_STATS_CPU_TOTAL isn't among them: libvirt 9 asks each QEMU for it even if told not to wait (NOWAIT), so
+that one that hangs would hold up the listing."""
+FLAGS = libvirt.VIR_CONNECT_GET_ALL_DOMAINS_STATS_ACTIVE | libvirt.VIR_CONNECT_GET_ALL_DOMAINS_STATS_NOWAIT
+IMAGE, OVERLAY, SPARSE = "root.image", "root.qcow2", "root.img"
+"""Names in the machine's directory of its image and disks, until its hypervisor has these files open."""
+STARTING_UP = (libvirt.VIR_DOMAIN_PAUSED, libvirt.VIR_DOMAIN_PAUSED_STARTING_UP)
+SHUTTING_DOWN = (libvirt.VIR_DOMAIN_PAUSED, libvirt.VIR_DOMAIN_PAUSED_SHUTTING_DOWN)
+"""States with their reasons in which a domain is paused for a moment at its beginning and end."""
+NANO = 1_000_000_000
+
+_log = logging.getLogger(__name__)
+_Number = TypeVar("_Number", int, float)
+
+
+class LibvirtDriver(Driver):
+    """The hypervisor at libvirt_uri; see Driver for what the methods promise.
+
+    stop() may be called for many machines at once, each call in a thread of its own.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        fetch: Fetch | None = None,
+        grace_seconds: float = GRACE_SECONDS,
+        nat: NatHost | None = None,
+    ) -> None:
+        self._settings = settings
+        self._grace_seconds = grace_seconds
+        self._connection = Connection(settings.libvirt_uri, settings.vm_domain_type)
+        self._events = EventReader(self._connection, self._look, self._may_be_ours)
+        self._images = ImageFiles(fetch, self._events.wake)
+        self._network = NetworkKeeper(self._connection, self._events.wake, nat)
+        self._image_facts = ImageFacts()
+        self._sampling = Sampling()
+        self._maker = DomainMaker()
+        self._samples = Samples()
+        self._looking = threading.Lock()
+        self._facts: dict[str, DomainFacts] = {}
+        self._adopted: Mapping[str, str] = {}
+        self._closed = False
+
+    def prepare(self, machinetype: Machinetype, settings: Settings, files: Path) -> str | None:
+        """See Driver: network and image have to be there."""
+        self._settings = settings
+        network = self._network.prepare(settings)
+        return self._images.prepare(machinetype.root_image, machinetype.image_signing_dn, files) or network
+
+    def notices(self) -> Sequence[str]:
+        unfiltered = sum(
+            not facts.filtered and self._belongs(uuid, facts) for uuid, facts in list(self._facts.items())
+        )
+        text = f"{unfiltered} VM(s) without libvirt's filter {FILTER}: such a VM can take another's address"
+        return [*self._network.notices(), *([text] if unfiltered else ())]
+
+    def adopt(self, machines: Mapping[str, str]) -> None:
+        self._adopted = dict(machines)
+
+    def list(self) -> Sequence[Observed]:
+        self._network.keep()
+        self._look()
+        return self._samples.all()
+
+    def usage(self) -> Mapping[str, Usage]:
+        """See Driver. It comes with the listing."""
+        return {machine.uuid: machine.usage for machine in self._samples.all()}
+
+    def create(self, spec: MachineSpec) -> None:
+        kind = spec.machinetype
+        with self._connection.use(ACT) as connection:
+            hypervisor = self._connection.hypervisor(connection)
+            own_name = spec.directory / IMAGE
+            image, name = self._images.held(kind.root_image, kind.image_signing_dn, spec.files, own_name)
+            version = version_of(image)
+            self._maker.make(connection, spec, hypervisor, name)
+        self._image_facts.note(spec.uuid, {"image_path": str(image)}, version)
+
+    def stop(self, name: str, uuid: str) -> None:
+        """See Driver. The machine has time to shut down by itself."""
+        with self._connection.use(ACT) as connection:
+            domain = find_domain(connection, uuid)
+            if domain is None:
+                return
+            refused = threading.Event()
+            threading.Thread(
+                target=self._press, args=(uuid, refused), name="power-button", daemon=True
+            ).start()
+            deadline = time.monotonic() + self._grace_seconds
+            while (
+                is_active(domain) and time.monotonic() < deadline and not (refused.is_set() or self._closed)
+            ):
+                self._samples.wait_for_end(uuid, LOOK_SECONDS)
+            self._look()
+            end_domain(domain)
+            self._look()
+
+    def destroy(self, name: str, uuid: str) -> None:
+        with self._connection.use(ACT) as connection:
+            domain = find_domain(connection, uuid)
+            if domain is not None:
+                end_domain(domain)
+        try:
+            self._maker.remove_volume(name, uuid, self._settings)
+        except CreationFailed as failure:
+            raise EngineUnavailable(str(failure)) from failure
+        with self._looking:
+            self._samples.forget(uuid)
+            self._image_facts.forget(uuid)
+            self._facts.pop(uuid, None)
+
+    def details(self, uuid: str) -> Mapping[str, str]:
+        facts = self._facts.get(uuid)
+        if facts is None or not facts.factory:
+            return {}
+        details = {
+            "image": facts.root_image,
+            "addresses": facts.address,
+            "mac_address": mac_address(facts.address) if facts.address else "",
+            "display": facts.display,
+            "domain_type": facts.domain_type,
+        }
+        return {name: text for name, text in details.items() if text}
+
+    def traces(self) -> Mapping[str, Trace]:
+        addresses = {uuid: facts.address for uuid, facts in list(self._facts.items()) if facts.address}
+        found = self._sampling.sample(lambda: tracked(addresses))
+        return merged(self._image_facts.news(machine.uuid for machine in self._samples.all()), found)
+
+    def events(self) -> Iterator[str]:
+        return self._events.listen()
+
+    def close(self) -> None:
+        self._closed = True
+        self._events.close()
+        self._connection.close()
+
+    def _look(self) -> None:
+        """List all machines of this factory, in one call, and their usage, of which CPU takes one more for each.
+
+        Nothing is asked for that one hypervisor process has to answer itself: one that hangs would hold up all. CPU by
+        virDomainGetInfo is read by libvirtd from /proc.
+        """
+        with self._looking, self._connection.use(OBSERVE) as connection:
+            found = connection.getAllDomainStats(STATISTICS, FLAGS)
+            seen = [self._seen(*one) for one in found if self._may_be_ours(one[0].name())]
+            self._samples.take([machine for machine in seen if machine is not None])
+            present = {domain.UUIDString() for domain, _ in found}
+            self._facts = {uuid: facts for uuid, facts in self._facts.items() if uuid in present}
+
+    def _seen(self, domain: Any, statistics: Mapping[str, Any]) -> Observed | None:
+        """Return the machine that the domain is; None if it isn't this factory's, or has just ended."""
+        try:
+            if not self._is_ours(domain, statistics):
+                return None
+            usage = usage_of(statistics, domain.info()[4])
+        except libvirt.libvirtError as error:
+            if error.get_error_code() in GONE:
+                return None
+            raise
+        return Observed(domain.name(), domain.UUIDString(), machine_state(statistics), usage)
+
+    def _may_be_ours(self, name: str) -> bool:
+        return slot_number(self._settings.factory_name, name) is not None
+
+    def _is_ours(self, domain: Any, statistics: Mapping[str, Any]) -> bool:
+        uuid = domain.UUIDString()
+        facts = self._facts.get(uuid)
+        if facts is None:
+            facts = domain_facts(domain.XMLDesc())
+            if not starting_up(statistics):  # it may be made once more, without the filter
+                self._facts[uuid] = facts
+        if not self._belongs(uuid, facts):
+            return False
+        if facts.own_files and not starting_up(statistics):
+            # its maker may have died before it could do that
+            remove_names(facts.own_files)
+            self._facts[uuid] = replace(facts, own_files=())
+        return True
+
+    def _belongs(self, uuid: str, facts: DomainFacts) -> bool:
+        if facts.factory is None:
+            return uuid in self._adopted
+        return facts.factory == self._settings.factory_name
+
+    def _press(self, uuid: str, refused: threading.Event) -> None:
+        """Press the machine's power button; set refused if that is impossible."""
+        try:
+            with self._connection.use(PRESS) as connection:
+                domain = find_domain(connection, uuid)
+                if domain is not None and press_power_button(domain):
+                    return
+        except EngineUnavailable:
+            pass
+        refused.set()
+
+
+def open_driver(settings: Settings, fetch: Fetch | None = None) -> LibvirtDriver:
+    """Return the driver of the hypervisor at libvirt_uri, without asking it anything yet."""
+    return LibvirtDriver(settings, fetch)
+
+
+class DomainMaker:
+    """Makes domains with their disks. run runs LVM's programs."""
+
+    def __init__(self, run: Run | None = None) -> None:
+        self._volumes = Volumes(run)
+        self._changes = OnChange(_log)
+
+    def make(
+        self, connection: libvirt.virConnect, spec: MachineSpec, hypervisor: Hypervisor, image: Path
+    ) -> None:
+        """Make the machine and start it; if that fails, leave nothing behind.
+
+        Raises CreationFailed, or libvirtError if the connection fails: then it may run all the same.
+        """
+        names = [spec.directory / name for name in (IMAGE, OVERLAY, SPARSE)]
+        try:
+            root_image, disks = self._parts(spec, hypervisor, image)
+            cd_image = None if spec.machinetype.machine_model == "vm-raw" else root_image
+            self._start(connection, spec, hypervisor, disks, cd_image)
+        except libvirt.libvirtError as error:
+            if lost(error):
+                raise
+            remove_names(names)
+            self.remove_volume(spec.name, spec.uuid, spec.settings, unused=True)
+            raise CreationFailed(explanation(error)) from error
+        except CreationFailed:
+            remove_names(names)
+            raise
+        remove_names(names)
+
+    def remove_volume(self, name: str, uuid: str, settings: Settings, *, unused: bool = False) -> None:
+        """Remove the machine's logical volume, if it has one, wiped unless it is unused. Raises CreationFailed, also
+        while it is being wiped."""
+        self._volumes.remove(self._volumes.group(settings), name, uuid, unused=unused)
+
+    def _start(
+        self,
+        connection: libvirt.virConnect,
+        spec: MachineSpec,
+        hypervisor: Hypervisor,
+        disks: Sequence[Disk],
+        cd_image: Image | None,
+    ) -> None:
+        """Start it, without the filter only if that is impossible now: the cause may pass."""
+        reason = "libvirt has no such filter"
+        if hypervisor.filtering:
+            try:
+                connection.createXML(domain_xml(spec, hypervisor, disks, cd_image), 0)
+            except libvirt.libvirtError as error:
+                if not no_filter(error):
+                    raise
+                reason = f"this host refuses it: {explanation(error)}"
+            else:
+                self._changes.clear(FILTER)
+                return
+        without = replace(hypervisor, filtering=False)
+        connection.createXML(domain_xml(spec, without, disks, cd_image), 0)
+        if spec.address is not None:
+            self._changes.say(FILTER, f"VMs are made without the filter {FILTER}: {reason}", logging.WARNING)
+
+    def _parts(self, spec: MachineSpec, hypervisor: Hypervisor, image: Path) -> tuple[Image, list[Disk]]:
+        """Return the image, and all disks. Raises CreationFailed."""
+        try:
+            root_image = open_image(image)
+            disks = self._disks(spec, root_image)
+            if hypervisor.owner is not None:
+                for disk in disks:
+                    if not disk.block:
+                        os.chown(disk.path, *hypervisor.owner)
+        except OSError as error:
+            raise CreationFailed(f"{error.filename or spec.directory}: {error.strerror or error}") from error
+        return root_image, disks
+
+    def _disks(self, spec: MachineSpec, image: Image) -> list[Disk]:
+        """Make an empty disk beside the CD, or the image's overlay and, on LVM, scratch. Raises OSError,
+        CreationFailed."""
+        machinetype = spec.machinetype
+        group = self._volumes.group(spec.settings)
+        if machinetype.machine_model == "vm-raw":
+            overlay = make_overlay(image, spec.directory / OVERLAY)
+            disks = [Disk(overlay, machinetype.root_device, "qcow2", backing=image)]
+            if group is not None:
+                disks.append(Disk(self._volumes.make(group, spec), machinetype.scratch_device, block=True))
+            return disks
+        if group is not None:
+            return [Disk(self._volumes.make(group, spec), machinetype.root_device, block=True)]
+        gb = machinetype.disk_gb_per_processor or DEFAULT_GB_PER_PROCESSOR
+        path = make_sparse(spec.directory / SPARSE, gb * GB * spec.processors)
+        return [Disk(path, machinetype.root_device)]
+
+
+class Samples:
+    """The last listing of each machine. A domain that has ended is gone, and its usage with it: so its last sample is
+    kept here until the machine is destroyed. Can be used from any thread."""
+
+    def __init__(self, clock: Callable[[], float] = time.time) -> None:
+        self._clock = clock
+        self._condition = threading.Condition()
+        self._seen: dict[str, Observed] = {}
+
+    def take(self, machines: Sequence[Observed]) -> None:
+        """Take all present machines; those that were there before and are not among them have just ended."""
+        now = {machine.uuid: machine for machine in machines}
+        with self._condition:
+            for uuid, before in self._seen.items():
+                if uuid in now:
+                    now[uuid] = replace(now[uuid], usage=_grown(now[uuid].usage, before.usage))
+                elif before.state is EngineState.ENDED:
+                    now[uuid] = before
+                else:
+                    now[uuid] = replace(before, state=EngineState.ENDED, ended_time=self._clock())
+            self._seen = now
+            self._condition.notify_all()
+
+    def all(self) -> Sequence[Observed]:
+        """Return machines that run, and those that have ended and not been forgotten."""
+        with self._condition:
+            return list(self._seen.values())
+
+    def forget(self, uuid: str) -> None:
+        """Drop a machine."""
+        with self._condition:
+            self._seen.pop(uuid, None)
+
+    def wait_for_end(self, uuid: str, seconds: float) -> bool:
+        """Wait at most so long until the machine has been listed as ended; return True if it has."""
+
+        def ended() -> bool:
+            machine = self._seen.get(uuid)
+            return machine is not None and machine.state is EngineState.ENDED
+
+        with self._condition:
+            return self._condition.wait_for(ended, seconds)
+
+
+def machine_state(statistics: Mapping[str, object]) -> EngineState:
+    """Return the machine's state, given that of its domain and the reason."""
+    state = statistics.get("state.state")
+    if state in (libvirt.VIR_DOMAIN_SHUTOFF, libvirt.VIR_DOMAIN_CRASHED):
+        return EngineState.ENDED
+    passing = (state, statistics.get("state.reason")) in (STARTING_UP, SHUTTING_DOWN)
+    # PMSUSPENDED: the guest has put itself to sleep, and nobody here will wake it
+    paused = state in (libvirt.VIR_DOMAIN_PAUSED, libvirt.VIR_DOMAIN_PMSUSPENDED) and not passing
+    return EngineState.PAUSED if paused else EngineState.RUNNING
+
+
+def starting_up(statistics: Mapping[str, object]) -> bool:
+    """Tell if its creation is still in progress."""
+    return (statistics.get("state.state"), statistics.get("state.reason")) == STARTING_UP
+
+
+def usage_of(statistics: Mapping[str, object], cpu_nanoseconds: int) -> Usage:
+    """Return a domain's usage. Its memory is that of the hypervisor's process."""
+    memory = statistics.get("balloon.rss")
+    memory_bytes = memory * 1024 if isinstance(memory, int) else None
+    return Usage(
+        cpu_seconds=cpu_nanoseconds / NANO,
+        memory_bytes=memory_bytes,
+        peak_memory_bytes=memory_bytes,
+        network_received_bytes=_cards(statistics, "rx"),
+        network_sent_bytes=_cards(statistics, "tx"),
+    )
+
+
+def _grown(new: Usage, old: Usage) -> Usage:
+    """Return new usage whose counters never go back: a dying process may tell less. The peak is the largest sample."""
+    return Usage(
+        cpu_seconds=_larger(new.cpu_seconds, old.cpu_seconds),
+        memory_bytes=new.memory_bytes,
+        peak_memory_bytes=_larger(new.peak_memory_bytes, old.peak_memory_bytes),
+        network_received_bytes=_larger(new.network_received_bytes, old.network_received_bytes),
+        network_sent_bytes=_larger(new.network_sent_bytes, old.network_sent_bytes),
+    )
+
+
+def _larger(one: _Number | None, other: _Number | None) -> _Number | None:
+    return max((value for value in (one, other) if value is not None), default=None)
+
+
+def _cards(statistics: Mapping[str, object], direction: str) -> int | None:
+    """Return bytes that all network cards have received (rx) or sent (tx)."""
+    count = statistics.get("net.count")
+    if not isinstance(count, int):
+        return None
+    values = (statistics.get(f"net.{card}.{direction}.bytes") for card in range(count))
+    return sum(value for value in values if isinstance(value, int))
