@@ -91,7 +91,7 @@ class Query:
     cookie: Any
     """Text in our queries, any JSON value in received ones."""
     client: str = "vac-command"
-    signature: str = ""
+    signature: str = dataclasses.field(default="", compare=False)
     """Of a received signed query."""
 
 
