@@ -178,7 +178,7 @@ def test_a_template_that_cannot_be_had_fails_the_creation_with_its_own_reason(
 ) -> None:
     caplog.set_level(logging.INFO)
     limits = Limits(largest_bytes=100, slow_seconds=1)
-    monkeypatch.setattr(user_data, "document", lambda url, _: downloads.document(url, limits))
+    monkeypatch.setattr(user_data, "document", lambda url, _, local: downloads.document(url, limits))
     pages = {
         "broken": Page(b"x", 503),
         "slow": Page(b"xyz", gate=threading.Event()),
