@@ -26,7 +26,7 @@ from vac.factory.loop import Factory, Message, Wake
 from vac.factory.process import open_factory, stand_in
 from vac.factory.slots import Slot
 from vac.factory.space import Ask, ask_nobody
-from vac.host.disk import DiskMessage
+from vac.host.probes import DiskMessage
 from vac.machines import layout, requests
 from vac.machines.layout import StateDir
 from vac.machines.machine import Machine
@@ -47,7 +47,7 @@ class VirtualClock:
 
 
 class Meter:
-    """In place of vac.host.disk.DiskMeter: keeps what it is asked for; tests post what they like."""
+    """In place of vac.host.probes.DiskMeter: keeps what it is asked for; tests post what they like."""
 
     def __init__(self, post: Callable[[DiskMessage], object]) -> None:
         self.post = post

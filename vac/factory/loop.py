@@ -26,9 +26,16 @@ from vac.factory.rules import Rules
 from vac.factory.slots import Slot
 from vac.factory.space import Answers, Ask, Space
 from vac.factory.watching import Watcher
-from vac.host.cvmfs import RepositorySeen, RepositoryWatch
-from vac.host.disk import DiskMeasured, DiskMessage, DiskMeter, DiskNotMeasured
-from vac.host.health import HealthCheck, HealthChecked
+from vac.host.probes import (
+    DiskMeasured,
+    DiskMessage,
+    DiskMeter,
+    DiskNotMeasured,
+    HealthCheck,
+    HealthChecked,
+    RepositorySeen,
+    RepositoryWatch,
+)
 from vac.machines.status import Happening
 from vac.scheduling.eligibility import NO_ANSWER
 

@@ -10,7 +10,7 @@ from vac.drivers.base import WRITES_TO, EngineState
 from vac.factory.ending import Ending
 from vac.factory.floor import Floor
 from vac.factory.slots import Slot
-from vac.host.disk import DiskMeasured, DiskMeter, DiskNotMeasured
+from vac.host.probes import DiskMeasured, DiskMeter, DiskNotMeasured
 from vac.machines import files
 from vac.machines.machine import Machine, read_details
 from vac.scheduling.watching import Limits, Watched, judge

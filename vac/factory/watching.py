@@ -10,7 +10,7 @@ from vac.drivers.engine import Observation
 from vac.factory.ending import Ending
 from vac.factory.floor import Floor
 from vac.factory.slots import Slot
-from vac.host.contacts import Contact
+from vac.host.connections import Contact
 from vac.machines import contacts
 from vac.machines import machine as machines
 from vac.machines.machine import Machine
