@@ -28,8 +28,8 @@ from urllib.request import getproxies
 
 import vac
 from vac.config.pipe_document import LARGEST_BYTES
-from vac.config.values import without_password
 from vac.logs import OnChange
+from vac.text import without_url_secrets
 
 if TYPE_CHECKING:
     import pycurl
@@ -345,7 +345,11 @@ class ImageCache:
 
     def path(self, url: str) -> Path:
         """Return the path for the copy of this URL."""
-        name = quote(without_password(url), safe="", errors="surrogateescape")
+        name = quote(without_url_secrets(url), safe="", errors="surrogateescape")
+        query = url.partition("?")[2]
+        if query:
+            digest = hashlib.sha256(query.encode("utf-8", "surrogateescape")).hexdigest()
+            name = f"{name}-{digest[:32]}"
         if len(name) > _LONGEST_NAME:
             digest = hashlib.sha256(name.encode()).hexdigest()
             name = f"{name[: _LONGEST_NAME - len(digest) - 1]}-{digest}"
@@ -365,7 +369,7 @@ class ImageCache:
             except DownloadFailed as error:
                 if not error.passing or not path.exists():
                     raise
-                text = f"image {without_password(url)}: using the cached copy: {error}"
+                text = f"image {without_url_secrets(url)}: using the cached copy: {error}"
                 self._changes.say(url, text, logging.WARNING)
                 modified_time = path.stat().st_mtime
             else:

@@ -13,10 +13,10 @@ from typing import Callable
 import vac
 from vac.config.machinetype import VM_MODELS, Machinetype
 from vac.config.settings import Settings
-from vac.config.values import without_password
 from vac.context.certificates import read_limited
 from vac.context.downloads import DownloadFailed, Limits, Local, document, is_html
 from vac.context.proxies import CERTIFICATE_FILE, KEY_FILE, ProxyRefused, proxy_from_files
+from vac.text import without_url_secrets
 
 LIMIT_BYTES = 10 * 1024 * 1024
 """Largest template, file, and result."""
@@ -84,12 +84,12 @@ class Templates:
         try:
             content = answer.result()
         except DownloadFailed as error:
-            raise ContextError(f"user_data {without_password(url)}: {error}") from error
+            raise ContextError(f"user_data {without_url_secrets(url)}: {error}") from error
         problem = (
             "sends a web page (HTML) instead" if is_html(content) else "" if content else "sends nothing"
         )
         if problem:
-            raise ContextError(f"user_data {without_password(url)}: the server {problem}")
+            raise ContextError(f"user_data {without_url_secrets(url)}: the server {problem}")
         return content
 
     def _fetch(self, url: str, local: Local, answer: Future[bytes]) -> None:
@@ -175,7 +175,7 @@ def masked(found: Mapping[str, bytes]) -> dict[str, bytes]:
         own = name.startswith(("user_data_option_", "user_data_file_"))
         shown[name] = f"({name}: {len(content)} bytes, not shown)".encode() if own else content
     for name in ("user_data_url", "user_data_root_image_url"):
-        shown[name] = _bytes(without_password(found.get(name, b"").decode("utf-8", "surrogateescape")))
+        shown[name] = _bytes(without_url_secrets(found.get(name, b"").decode("utf-8", "surrogateescape")))
     return shown
 
 

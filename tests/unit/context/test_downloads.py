@@ -351,6 +351,20 @@ def test_threads_share_one_download(server: ImageServer, place: Place) -> None:
     assert ["If-Modified-Since" in asked for asked in server.asked] == [False, True]
 
 
+def test_a_query_string_is_sent_and_never_told(
+    server: ImageServer, place: Place, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.DEBUG)
+    cache = place.cache()
+    url = f"{server.url}?sig=secret"
+    path = cache.fetch(url)
+    assert cache.path(f"{server.url}?sig=other") != path != cache.path(server.url)
+    server.status, server.modified_time = 500, NEW
+    cache.fetch(url)
+    assert len(caplog.messages) == 1
+    assert "secret" not in f"{path}{caplog.text}"
+
+
 def test_a_password_is_sent_and_never_told(
     server: ImageServer, place: Place, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -277,8 +277,8 @@ def test_what_a_site_puts_in_is_masked_where_people_see_it(tmp_path: Path) -> No
     shown = user_data.masked(user_data.values(machine, URL))
     assert shown["user_data_option_token"] == b"(user_data_option_token: 7 bytes, not shown)"
     assert shown["user_data_file_key"] == b"(user_data_file_key: 7 bytes, not shown)"
-    assert shown["user_data_url"] == b"https://user:***@vo.example.org/user_data"
-    assert shown["user_data_root_image_url"] == b"https://me:***@vo.example.org/image.iso"
+    assert shown["user_data_url"] == b"https://***@vo.example.org/user_data"
+    assert shown["user_data_root_image_url"] == b"https://***@vo.example.org/image.iso"
     assert shown["user_data_uuid"] == b"4b0a"
     assert not any(
         b"hunter2" in value or b"PRIVATE" in value or b"secret" in value for value in shown.values()
@@ -341,9 +341,7 @@ def test_what_is_no_template_is_refused_without_the_urls_password(
             return answer
         raise answer
 
-    with pytest.raises(
-        ContextError, match=rf"^user_data https://user:\*\*\*@vo.example.org/user_data: {reason}$"
-    ):
+    with pytest.raises(ContextError, match=rf"^user_data https://\*\*\*@vo.example.org/user_data: {reason}$"):
         Templates(get)(URL)
 
 

@@ -18,7 +18,6 @@ from typing import Any
 
 from vac.config.machinetype import Machinetype
 from vac.config.settings import Settings
-from vac.config.values import without_password
 from vac.drivers.base import (
     CreationFailed,
     Driver,
@@ -41,6 +40,7 @@ from vac.host.cgroup_watch import EndWatcher
 from vac.host.cgroups import CgroupError, Groups, open_groups
 from vac.host.connections import Contact, host_addresses
 from vac.host.filesystems import FileStamp
+from vac.text import without_url_secrets
 
 KILL_SECONDS = 60.0
 """Longest that processes may take to end after SIGKILL."""
@@ -352,7 +352,7 @@ def _facts(spec: MachineSpec, image_path: str) -> dict[str, str]:
     user = account(spec.settings)
     facts = {
         "user": f"{user.pw_name} ({user.pw_uid})",
-        "image": without_password(spec.machinetype.root_image or ""),
+        "image": without_url_secrets(spec.machinetype.root_image or ""),
         "image_path": image_path,
         "network": "host",
         "addresses": " ".join(host_addresses()),
