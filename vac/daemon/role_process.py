@@ -31,6 +31,7 @@ ORPHAN_SECONDS = 30.0
 """Time for a role to end after its supervisor's death; nobody else would kill it."""
 LOG_CHECK_SECONDS = 20.0
 LINK_VARIABLE = "VAC_SUPERVISOR_FD"
+LISTENING_VARIABLE = "VAC_LISTENING_FD"
 
 READY = b"ready"
 ALIVE = b"alive"
@@ -52,14 +53,14 @@ def link_pair() -> tuple[socket.socket, socket.socket]:
     return ours, theirs
 
 
-def inherited_link(environ: MutableMapping[str, str]) -> socket.socket | None:
-    """Return this process's end if it has one; its child processes won't have it."""
-    number = environ.pop(LINK_VARIABLE, None)
+def inherited(environ: MutableMapping[str, str], variable: str = LINK_VARIABLE) -> socket.socket | None:
+    """Return the socket with the number in this variable, if any; this process's own children won't have it."""
+    number = environ.pop(variable, None)
     if number is None:
         return None
-    link = socket.socket(fileno=int(number))
-    link.set_inheritable(False)
-    return link
+    found = socket.socket(fileno=int(number))
+    found.set_inheritable(False)
+    return found
 
 
 def need_message(role: str, purpose: str) -> bytes:
@@ -187,7 +188,7 @@ def run(role: Role, configs: tuple[Path, ...], log_file: Path | None) -> int:
     """
     setproctitle(f"vacd-{role.name}")
     faulthandler.register(signal.SIGUSR2, all_threads=True)
-    link = inherited_link(os.environ)
+    link, listening = inherited(os.environ), inherited(os.environ, LISTENING_VARIABLE)
     listener = Listener(link, log_file)
 
     def report(message: bytes) -> None:
@@ -200,6 +201,7 @@ def run(role: Role, configs: tuple[Path, ...], log_file: Path | None) -> int:
         uses=lambda state_dir: report(b" ".join((USES, os.fsencode(state_dir)))),
         alive=lambda: report(ALIVE),
         need=lambda name, purpose: report(need_message(name, purpose)),
+        listening=listening,
         listen=listener.listen,
     )
     main = load_main(role)

@@ -15,7 +15,8 @@ import selectors
 import signal
 import socket
 import time
-from collections.abc import Callable, Mapping, Sequence
+from array import array
+from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -24,9 +25,7 @@ from vac import __version__, logs
 from vac.daemon.role_process import RELOAD, STOPPING, WAKE, is_renamed, signal_pipe
 from vac.daemon.role_supervisor import RoleSupervisor, Timing
 from vac.host.privileges import become_subreaper
-from vac.machines.layout import StateDir
-from vac.machines.statefiles import MOST_TIMES, Restarts, write_restarts
-from vac.roles import Role
+from vac.roles import MOST_TIMES, Restarts, Role, write_restarts
 
 logger = logging.getLogger(__name__)
 
@@ -41,14 +40,15 @@ class Notifier:
     """Longest interval between signs of life."""
     _trouble: logs.OnChange = field(default_factory=lambda: logs.OnChange(logger), compare=False)
 
-    def send(self, *assignments: str) -> None:
-        """Send `NAME=value` lines. Failures are logged."""
+    def send(self, *assignments: str, descriptors: Sequence[int] = ()) -> None:
+        """Send `NAME=value` lines, and descriptors to be stored. Failures are logged."""
         if self.address is None:
             return
+        ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array("i", descriptors))] if descriptors else []
         address = "\0" + self.address[1:] if self.address.startswith("@") else self.address
         try:
             with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK) as sender:
-                sender.sendto("\n".join(assignments).encode(), address)
+                sender.sendmsg(["\n".join(assignments).encode()], ancillary, 0, address)
         except OSError as error:
             text = f"can't notify the service manager at {self.address}: {error}"
             self._trouble.say(self.address, text, logging.WARNING)
@@ -65,6 +65,23 @@ def notifier_from(environ: Mapping[str, str], pid: int) -> Notifier:
     return Notifier(address, int(microseconds) / 1e6 if enabled else None)
 
 
+def stored_name(address: str) -> str:
+    """Return an address as the manager allows it in FDNAME."""
+    return address.replace(":", "|")
+
+
+def stored_sockets(environ: MutableMapping[str, str], pid: int) -> dict[str, socket.socket]:
+    """Return the sockets that the manager kept during a restart, by address; see sd_listen_fds(3)."""
+    mine = environ.pop("LISTEN_PID", "") == str(pid)
+    names = environ.pop("LISTEN_FDNAMES", "").split(":")
+    number = environ.pop("LISTEN_FDS", "")
+    numbers = range(3, 3 + int(number)) if mine and number.isascii() and number.isdigit() else ()
+    found = {name.replace("|", ":"): socket.socket(fileno=one) for one, name in zip(numbers, names)}
+    for one in found.values():
+        one.set_inheritable(False)
+    return found
+
+
 class Supervisor:
     """command: returns the command line of a role. log_dir: None if all log to the present standard error."""
 
@@ -75,12 +92,15 @@ class Supervisor:
         notifier: Notifier,
         log_dir: Path | None = None,
         timing: Timing | None = None,
+        stored: MutableMapping[str, socket.socket] | None = None,
     ) -> None:
         self._command = command
         self._notifier = notifier
         self._log_dir = log_dir
         self._timing = timing or Timing()
-        self._roles = [RoleSupervisor(role, self._timing) for role in roles]
+        self._roles = [RoleSupervisor(role, self._timing, {} if stored is None else stored) for role in roles]
+        self._held: dict[str, dict[str, socket.socket]] = {}
+        """Sockets by role and address."""
         self._selector = selectors.DefaultSelector()
         self._signals = signal_pipe(*STOPPING, signal.SIGHUP, signal.SIGUSR1, signal.SIGCHLD)
         self._stopping = False
@@ -107,6 +127,7 @@ class Supervisor:
                 if one.role.on_demand:
                     one.serve(needs.get(one.role.name, ""), now)
                 self._attend(one, now)
+                self._store_socket(one)
             self._notify(now)
             self._reopen_logs(now)
             self._note_restarts()
@@ -116,6 +137,20 @@ class Supervisor:
         self._selector.close()
         logger.info("vacd ended")
         return self._status
+
+    def _store_socket(self, one: RoleSupervisor) -> None:
+        """Let the service manager keep a role's socket while vacd is restarted."""
+        held = {} if one.listening is None else {one.address: one.listening}
+        before = self._held.get(one.role.name, {})
+        if held == before:
+            return
+        self._held[one.role.name] = held
+        for address in before:
+            self._notifier.send("FDSTOREREMOVE=1", f"FDNAME={stored_name(address)}")
+        for address, listening in held.items():
+            self._notifier.send(
+                "FDSTORE=1", f"FDNAME={stored_name(address)}", descriptors=[listening.fileno()]
+            )
 
     def _attend(self, one: RoleSupervisor, now: float) -> None:
         one.attend(now)
@@ -157,7 +192,7 @@ class Supervisor:
             return
         self._noted = (state_dir, restarts)
         try:
-            write_restarts(StateDir(state_dir), restarts)
+            write_restarts(state_dir, restarts)
         except OSError as error:
             logger.warning("restarts can't be noted in %s: %s", state_dir, error)
 

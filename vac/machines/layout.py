@@ -87,7 +87,6 @@ class StateDir:
         self.space_catalogue = root / "space-catalogue.json"
         self.factory_version_logged = root / "factory-version-logged"
         self.reserve = root / "reserve"
-        self.restarts = root / "restarts"
 
     def slot(self, name: str) -> Path:
         """slots/HOST."""

@@ -8,7 +8,6 @@ from __future__ import annotations
 import enum
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
 
 from vac.machines import files
 from vac.machines.layout import StateDir
@@ -19,22 +18,6 @@ class ErrorKind(enum.Enum):
 
     CREATION = "creation"
     CONFIGURATION = "configuration"
-
-
-MOST_TIMES = 20
-CRASH_LOOP_SECONDS = 300
-CRASH_LOOP_RESTARTS = 3
-
-
-@dataclass(frozen=True)
-class Restarts:
-    """Unexpected ends of a role's processes since the start of vacd."""
-
-    count: int
-    times: tuple[float, ...]
-    """Unix seconds of the last ones."""
-    end: str
-    """The last one in words."""
 
 
 def _write(state: StateDir, name: str, text: str) -> None:
@@ -93,30 +76,3 @@ def clear_error(state: StateDir, kind: ErrorKind) -> None:
     about = lines[1] if len(lines) > 1 else ""
     if about == kind.value or about not in {known.value for known in ErrorKind}:
         files.remove(state.factory_error)
-
-
-def write_restarts(state: StateDir, restarts: Mapping[str, Restarts]) -> None:
-    """Write restarts by role, for check-vacd and metrics."""
-    content = {role: asdict(one) for role, one in restarts.items()}
-    _write(state, state.restarts.name, json.dumps(content, sort_keys=True) + "\n")
-
-
-def read_restarts(state: StateDir) -> dict[str, Restarts]:
-    """Return restarts by role, none without a readable file."""
-    try:
-        found = json.loads(state.restarts.read_text(encoding="utf-8"))
-        return {
-            str(role): Restarts(int(one["count"]), tuple(map(float, one["times"])), str(one["end"]))
-            for role, one in found.items()
-        }
-    except (OSError, ValueError, TypeError, KeyError, AttributeError):
-        return {}
-
-
-def crash_loop(state: StateDir, now: float) -> str | None:
-    """Return a text about a process that is restarted again and again; None if there is none."""
-    for role, one in read_restarts(state).items():
-        recent = sum(0 <= now - time < CRASH_LOOP_SECONDS for time in one.times)
-        if recent >= CRASH_LOOP_RESTARTS:
-            return f"vacd-{role} restarted {recent} times in {CRASH_LOOP_SECONDS // 60} minutes: {one.end}"
-    return None

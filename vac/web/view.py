@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 from vac import text
 from vac.machines.layout import StateDir
-from vac.machines.statefiles import read_restarts
+from vac.roles import read_restarts
 from vac.vacquery.responder import read_counters
 from vac.vacquery.snapshot import Snapshot, SnapshotBuilder
 
@@ -52,7 +52,7 @@ class Viewer:
             snapshot = self._builder.build(now)
         except OSError:
             snapshot = None
-        restarts = {role: one.count for role, one in read_restarts(self._state).items()}
+        restarts = {role: one.count for role, one in read_restarts(self._state.root).items()}
         return View(now, snapshot, self._heartbeats(), read_counters(self._state), restarts)
 
     def _heartbeats(self) -> dict[str, float]:

@@ -200,7 +200,7 @@ def test_a_template_that_cannot_be_had_fails_the_creation_with_its_own_reason(
         world = make_world(one_type("bad", user_data=url), one_type("good"))
         world.start()
         world.run(5)
-    reason = f"user_data {url.replace('secret', '***')}: {FAILURES[failure]}"
+    reason = f"user_data {url.replace('user:secret', '***')}: {FAILURES[failure]}"
     assert f"bad: not created: {reason}" in caplog.messages
     assert [spec.machinetype.name for spec in world.made] == ["good"]
     assert [path.name.split("_")[1] for path in world.directories()] == ["good"]

@@ -13,9 +13,9 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from vac.machines.layout import slot_address
+from vac.roles import bind
 from vac.web import http_server as server
 from vac.web.http_server import MOST_OF_ONE_CLIENT, Server, adjustments, is_slot
-from vac.web.web_process import listen
 
 PATIENCE = 60
 BODY_LIMIT = 100_000
@@ -33,7 +33,7 @@ def serving(admits: Callable[[str], bool] = lambda _: True) -> Iterator[int]:
         start_response("200 OK", [("Content-Length", str(len(answer)))])
         return [answer]
 
-    bound = listen(QUICK, 0)
+    bound = bind(QUICK, 0)
     one = Server(app, bound, adjustments(BODY_LIMIT), admits)
     thread = threading.Thread(target=one.serve)
     thread.start()
@@ -265,13 +265,13 @@ def test_endless_headers_are_refused(port: int) -> None:
 
 
 def test_an_address_can_be_listened_at_before_this_host_has_it() -> None:
-    with listen("169.254.169.254", 0, future=True) as bound:
+    with bind("169.254.169.254", 0, future=True) as bound:
         bound.listen()
         assert bound.getsockname()[0] == "169.254.169.254"
 
 
 def test_a_taken_port_is_an_error() -> None:
-    with listen(QUICK, 0) as bound:
+    with bind(QUICK, 0) as bound:
         bound.listen()
         with pytest.raises(OSError, match="in use"):
-            listen(QUICK, bound.getsockname()[1])
+            bind(QUICK, bound.getsockname()[1])
