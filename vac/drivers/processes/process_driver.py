@@ -55,12 +55,7 @@ from vac.drivers.volumes import ScratchVolumes
 from vac.host.cgroup_watch import EndWatcher
 from vac.host.cgroups import CgroupError, Groups, open_groups
 from vac.host.connections import Contact, Sampling, contacts_by_group, host_addresses
-<<<<<<< HEAD:vac/drivers/processes/engine.py
-from vac.host.filesystems import FileStamp
 from vac.text import without_url_secrets
-=======
-from vac.text import without_url_secrets
->>>>>>> main:vac/drivers/processes/process_driver.py
 
 KILL_SECONDS = 60.0
 """Longest that processes may take to end after SIGKILL."""
@@ -440,13 +435,8 @@ def _facts(spec: MachineSpec, image_path: str) -> dict[str, str]:
     """Return the facts about a machine that are known as soon as it has been made. All share the host's network."""
     uid = identity(spec)[0]
     facts = {
-<<<<<<< HEAD:vac/drivers/processes/engine.py
-        "user": f"{user.pw_name} ({user.pw_uid})",
-        "image": without_url_secrets(spec.machinetype.root_image or ""),
-=======
         "user": str(uid) if spec.settings.slot_uids else f"{account(spec.settings).pw_name} ({uid})",
         "image": without_url_secrets(spec.machinetype.root_image or ""),
->>>>>>> main:vac/drivers/processes/process_driver.py
         "image_path": image_path,
         "network": "host",
         "addresses": " ".join(host_addresses()),
