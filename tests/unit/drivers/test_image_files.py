@@ -84,7 +84,7 @@ def wait_until(condition: Callable[[], object]) -> None:
 
 
 def test_nobody_waits_for_a_download_and_its_end_is_told(site: Site) -> None:
-    shown = "image https://user:***@example.com/boot.iso"
+    shown = "image https://***@example.com/boot.iso"
     assert (site.prepare() or "").endswith("is being downloaded")
     assert "secret" not in (site.prepare() or ""), shown
     assert site.source.asked.get(timeout=60) == (URL, None)

@@ -31,7 +31,7 @@ from vac.drivers.base import EngineUnavailable
 from vac.drivers.docker.docker_api import Client, Connection, explanation, timed_out
 from vac.drivers.images import Entry, ImageStore, ImageUnavailable
 from vac.host.probes import problem_of, real_image
-from vac.text import without_password
+from vac.text import without_url_secrets
 
 SCHEME = "docker://"
 ARCHIVES = "vac-archive/"
@@ -175,7 +175,7 @@ class DockerImages(ImageStore[str, Image]):
         """Return None if a container can be made from this image now, else why not yet. Starts what is needed."""
         if root_image is None:
             return "no root_image is configured; use docker://IMAGE or an image archive"
-        shown = without_password(root_image)
+        shown = without_url_secrets(root_image)
         if is_url(root_image) and self._fetch is None:
             return f"{shown}: archives of images can't be downloaded here; use docker://IMAGE or a path"
         return self.missing(image_key(root_image, files), shown, "being looked for")
