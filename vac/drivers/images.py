@@ -122,6 +122,9 @@ class ImageStore(Generic[Key, Held]):
             doublings = min(max(entry.failures - 1, 0), MOST_DOUBLINGS)
             seconds = min(first_seconds * 2**doublings, longest_seconds)
             failure = getattr(error, "strerror", None) or str(error)
+        except Exception as error:  # noqa: BLE001  a bug must not keep the image from being tried again
+            _log.exception("image %s: unexpected error", entry.shown)
+            failure, seconds = f"unexpected {type(error).__name__} (see the log)", longest_seconds
         with self._lock:
             entry.next_time = self._clock() + seconds
             entry.working = False

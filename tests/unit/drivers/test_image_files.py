@@ -131,6 +131,19 @@ def test_a_failure_is_told_and_tried_again_after_a_pause_that_grows(
     wait_until(lambda: site.prepare() is None)
 
 
+def test_a_bug_is_a_failure_and_tried_again(site: Site, caplog: pytest.LogCaptureFixture) -> None:
+    def buggy(source: str, signing_dn: str | None = None) -> Path:
+        raise RuntimeError("a bug")
+
+    site.images._fetch, fetch = buggy, site.images._fetch
+    wait_until(lambda: "unexpected RuntimeError (see the log); next attempt" in (site.prepare() or ""))
+    assert "a bug" in caplog.text
+    site.images._fetch = fetch
+    site.now += LONGEST_PAUSE_SECONDS
+    site.source.answers.put(None)
+    wait_until(lambda: site.prepare() is None)
+
+
 def test_another_reason_of_failure_is_news_and_the_same_is_none(site: Site) -> None:
     for reason, news in (("no such host", True), ("no such host", False), ("status 404", True)):
         before = set(threading.enumerate())
