@@ -184,7 +184,17 @@ def test_what_there_is_not_is_not_found(site: Site, path: str) -> None:
 def test_nothing_can_be_written(site: Site) -> None:
     for method in ("PUT", "POST", "DELETE", "nonsense"):
         assert site.ask("metadata", "/latest/user-data", method, b"x").status == 405
-        assert site.ask("metadata", "/latest/api/token", method, b"x").status == 404
+        assert site.ask("metadata", "/latest/meta-data/placement", method, b"x").status == 404
+
+
+def test_a_token_can_be_had_and_is_not_required(site: Site) -> None:
+    first, second = (site.ask("metadata", "/latest/api/token", "PUT") for _ in range(2))
+    assert (first.status, first.headers["Content-Type"]) == (200, "text/plain; charset=utf-8")
+    assert first.headers["X-aws-ec2-metadata-token-ttl-seconds"] == "21600"
+    assert re.fullmatch(rb"[A-Za-z0-9_-]{43}", first.body)
+    assert first.body != second.body
+    assert site.ask("metadata", "/latest/api/token", "PUT", address="169.254.169.9").status == 404
+    assert site.ask("metadata", "/latest/meta-data/hostname").status == 200
 
 
 @pytest.mark.parametrize(
