@@ -24,7 +24,7 @@ from vac.decoding import BadJson, Flaw
 from vac.host import facts, filesystems
 from vac.host.facts import HostFacts
 from vac.machines.layout import StateDir
-from vac.text import count, local_time, printable, without_password
+from vac.text import count, local_time, printable, without_url_secrets
 
 _TEMPLATE_BYTES = 1024 * 1024
 _TEMPLATE_OPTION = re.compile(rb"##user_data_(?:option|file)_([a-z0-9_]+)##")
@@ -259,13 +259,13 @@ def _show_pipes(configuration: Configuration, chosen: Sequence[str], *, as_json:
 
 def _pipe_lines(configuration: Configuration, name: str, now: float) -> Iterator[str]:
     pipe, copy = configuration.pipes[name], configuration.copies[name]
-    yield f"[vacuum_pipe {name}] {without_password(pipe.vacuum_pipe_url)}"
+    yield f"[vacuum_pipe {name}] {without_url_secrets(pipe.vacuum_pipe_url)}"
     yield from _copy_lines(copy, now)
     types = _types(configuration, name)
     width = max((len(one.name) for one in types), default=0)
     for one in types:
         reason = configuration.unusable.get(one.name)
-        image = without_password(one.root_image or "-")
+        image = without_url_secrets(one.root_image or "-")
         yield (
             f"  {one.name:<{width}}  share {one.target_share:g}  {one.machine_model}  {image}"
             f"{f'  ({reason})' if reason else ''}"
@@ -291,7 +291,7 @@ def _span(seconds: float) -> str:
 def _pipe_facts(configuration: Configuration, name: str) -> dict[str, object]:
     pipe, copy = configuration.pipes[name], configuration.copies[name]
     return {
-        "url": without_password(pipe.vacuum_pipe_url),
+        "url": without_url_secrets(pipe.vacuum_pipe_url),
         "fetched_time": copy.fetched_time,
         "cache_seconds": copy.cache_seconds,
         "problem": copy.problem,

@@ -31,10 +31,10 @@ from vac.host.privileges import PREFERRED, unprivileged_user
 from vac.host.probes import real_image
 from vac.machines import requests
 from vac.machines.layout import StateDir
+from vac.roles import bind
 from vac.scheduling.eligibility import LEAST_FREE_BYTES
-from vac.text import without_password
+from vac.text import escaped, without_url_secrets
 from vac.vacquery.signed_json import read_key
-from vac.web.web_process import listen
 
 
 def add_arguments(parser: argparse.ArgumentParser, _: str) -> None:
@@ -47,12 +47,10 @@ def run(arguments: argparse.Namespace) -> int:
     worst = 0
     for finding in examine(arguments):
         if finding.problem is None:
-            print(f"ok       {finding.what}", flush=True)
+            print(f"ok       {escaped(finding.what)}", flush=True)
         else:
-            print(
-                f"{'PROBLEM' if finding.serious else 'note   '}  {finding.what}: {finding.problem}",
-                flush=True,
-            )
+            kind = "PROBLEM" if finding.serious else "note   "
+            print(f"{kind}  {escaped(f'{finding.what}: {finding.problem}')}", flush=True)
             worst = max(worst, int(finding.serious))
     return worst
 
@@ -277,7 +275,7 @@ def _open_secrets(paths: Sequence[Path] | None) -> Iterator[Finding]:
 
 
 def _is_secret(option: str, value: Value) -> bool:
-    return option.startswith(USER_DATA_OPTION) or without_password(value.text) != value.text
+    return option.startswith(USER_DATA_OPTION) or without_url_secrets(value.text) != value.text
 
 
 def _open_to_others(path: Path) -> bool:
@@ -294,7 +292,7 @@ def page_findings(settings: Settings) -> Iterator[Finding]:
     host, port = split_host_port(settings.metrics_listen)
     what = f"metrics_listen {settings.metrics_listen}"
     try:
-        listen(host, port).close()
+        bind(host, port).close()
     except OSError as error:
         yield Finding(what, f"{error.strerror}: choose an address of this host and a free port", False)
     else:

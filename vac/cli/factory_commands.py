@@ -18,7 +18,7 @@ from vac.machines.machine import Machine, read_details
 from vac.machines.messages import shutdown_message
 from vac.machines.slots import find_by_uuid, read_slots
 from vac.machines.status import Status, TypeFacts
-from vac.text import local_time, printable
+from vac.text import escaped, local_time, printable
 from vac.vacquery.messages import Reason
 from vac.vacquery.responder import dropped_as, read_counters
 
@@ -213,19 +213,19 @@ def _outputs(machine: Machine) -> list[str]:
 def _contact_line(entry: Mapping[str, object]) -> str:
     direction = "from {address} to own port {port}" if entry["incoming"] else "to {address} port {port}"
     seen = local_time(float(str(entry["last_seen"])), _TIME_FORM)
-    return f"\n  {entry['protocol']} {direction.format(**entry)}, last seen {seen}"
+    return "\n" + escaped(f"  {entry['protocol']} {direction.format(**entry)}, last seen {seen}")
 
 
 def _words(name: str, value: object) -> str:
     if name in _TIMES and isinstance(value, (int, float)):
         return local_time(value, _TIME_FORM)
     if isinstance(value, Mapping):
-        return " ".join(f"{key}={content}" for key, content in value.items())
+        return " ".join(escaped(f"{key}={content}") for key, content in value.items())
     if isinstance(value, list) and name == "contacts":
         return "".join(map(_contact_line, value))
     if isinstance(value, list):
         return " ".join(map(printable, value))
-    return str(value)
+    return escaped(str(value))
 
 
 def run_why(arguments: argparse.Namespace) -> int:
@@ -242,7 +242,7 @@ def run_why(arguments: argparse.Namespace) -> int:
         print(f"vac why: no machinetype {name} is configured; there are: {known}", file=sys.stderr)
         return 1
     for line in reasons(status, name, time.time(), read_counters(state)):
-        print(line)
+        print(escaped(line))
     return 0
 
 

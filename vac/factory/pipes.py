@@ -17,7 +17,7 @@ from vac.context.downloads import fetch_pipe
 from vac.decoding import BadJson
 from vac.factory.floor import Floor
 from vac.machines import files
-from vac.text import without_password
+from vac.text import without_url_secrets
 
 log = logging.getLogger(__name__)
 
@@ -156,7 +156,7 @@ class Pipes:
         if trouble is None:
             self.floor.changes.clear(key)
         elif watch.copy.failure is not None or watch.copy.problem is not None:
-            text = f"pipe {pipe.name}: {without_password(watch.url)}: {trouble}"
+            text = f"pipe {pipe.name}: {without_url_secrets(watch.url)}: {trouble}"
             self.floor.changes.say(key, text, logging.WARNING)
 
 

@@ -106,7 +106,7 @@ def test_values_as_people_write_them(name: str, text: str, value: object) -> Non
         (
             "settings.gocdb_url",
             "ftp://u:pw@goc.example.org",
-            "'ftp://u:***@goc.example.org' is not an http:// or",
+            "'ftp://***@goc.example.org' is not an http:// or",
         ),
         ("settings.volume_group", "..", "is not a name of letters"),
         ("settings.singularity_user", "a/b", "is not a user's name"),
