@@ -1,4 +1,4 @@
-"""The processes that vacd consists of, and what each is given when it starts."""
+"""The processes of vacd, and their interface with the supervisor."""
 
 from __future__ import annotations
 
@@ -28,15 +28,15 @@ class Role:
     name: str
     module: str
     must_be_ready: bool = False
-    """Is vacd as a whole ready only when this role has said that it is?"""
+    """True if vacd as a whole is ready only when this role is."""
     stuck_seconds: float | None = None
-    """Killed and started again when it has shown no life for so long. None: it shows none."""
+    """It is killed and restarted when it has shown no life for so long. None: it shows none."""
     on_demand: bool = False
-    """There is such a process only as long as another role says that it is needed (RoleOptions.need)."""
+    """True if it runs only while another role needs it (RoleOptions.need)."""
     listens: bool = False
     """Its purpose begins with HOST:PORT, where the supervisor listens, so that nobody else takes a dead role's port."""
     packages: str = ""
-    """How to install the optional Python packages that its module imports."""
+    """Advice for installing the optional Python packages that its module imports."""
 
 
 EXIT_OTHER_AT_WORK = 75
@@ -59,19 +59,19 @@ ROLES = (
 
 
 def _do_nothing() -> None:
-    """Stands in where nobody listens."""
+    """Ignore a report."""
 
 
 def _need_nothing(role: str, purpose: str) -> None:
-    """Likewise."""
+    """Ignore a need."""
 
 
 def _use_nothing(state_dir: Path) -> None:
-    """Likewise."""
+    """Ignore a need."""
 
 
 class Listen(Protocol):
-    """From now on `stop` is called, once, when the process has to end, and `wake` when there may be news."""
+    """Register `stop`, called once when the process has to end, and `wake`, called when there may be news."""
 
     def __call__(self, stop: Callable[[], None], wake: Callable[[], None]) -> None:
         """Both are called from a thread of their own, never in a signal handler: they may take locks.
@@ -88,7 +88,7 @@ def _listen_to_nobody(stop: Callable[[], None], wake: Callable[[], None]) -> Non
 
 @dataclass(frozen=True)
 class RoleOptions:
-    """What a role needs to know and whom it reports to.
+    """Parameters of a role's main, and the functions by which it reports.
 
     A role starts processes by subprocess, never by a bare fork: a forked process would share the pipe
     through which signals arrive, and what ends it would end the role.

@@ -56,7 +56,7 @@ class Finding(NamedTuple):
 
     what: str
     problem: str | None = None
-    """What is wrong and what to do; None: it is met."""
+    """Mistake and remedy; None if the requirement is met."""
     serious: bool = True
     """True: as long as it is so, machines can't be made, or peers not be heard."""
 
