@@ -149,7 +149,7 @@ def test_host_tree_hides_what_machines_must_not_see(tmp_path: Path) -> None:
     assert ("blank", "", "/opt/state") in plan["mounts"]
 
 
-def test_secrets_that_the_factory_names_are_hidden_where_the_image_shows_them(tmp_path: Path) -> None:
+def test_secrets_are_hidden_where_the_image_shows_them(tmp_path: Path) -> None:
     make_tree(tmp_path / "host", "bin/sh", "srv/tokens/a/token", "etc/vac.conf", "etc/passwd", "own/token")
     (tmp_path / "host/etc/site.conf").symlink_to("vac.conf")
     host = tmp_path / "host"
@@ -248,7 +248,7 @@ def test_user_data_that_is_not_there_is_told(tmp_path: Path, root: Path) -> None
         command_line(spec)
 
 
-def test_command_in_a_fresh_or_foreign_directory_is_left_to_bwrap(tmp_path: Path, root: Path) -> None:
+def test_command_in_a_fresh_directory_is_left_to_bwrap(tmp_path: Path, root: Path) -> None:
     spec = make_spec(tmp_path, root_image=str(root), cvmfs_repositories=("a",))
     kind = dataclasses.replace(spec.machinetype, container_command="/cvmfs/a/run")
     assert command_line(dataclasses.replace(spec, machinetype=kind))[-1] == "/cvmfs/a/run"
@@ -272,7 +272,7 @@ def test_machine_runs_once_something_else_than_bwrap_does(
     assert bubblewrap.running(status, OUTER, others) is running
 
 
-def test_a_process_that_a_dead_bwrap_has_left_waiting_is_no_machine(tmp_path: Path) -> None:
+def test_what_a_dead_bwrap_has_left_waiting_is_no_machine(tmp_path: Path) -> None:
     own = b"\0".join(map(str.encode, command_line(make_spec(tmp_path))))
     assert not bubblewrap.running('{"child-pid": 7}', b"", [own])
 
