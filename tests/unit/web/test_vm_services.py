@@ -354,6 +354,23 @@ def test_a_put_of_anything_else_is_refused(site: Site, path: str) -> None:
     assert sorted(site.machines[0].directory.rglob("*")) == before
 
 
+def test_refused_files_of_a_machine_are_logged_once_in_ten_minutes(
+    site: Site, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    caplog.set_level("INFO")
+    now = [1000.0]
+    monkeypatch.setattr(mjf, "_logged", {})
+    monkeypatch.setattr("vac.web.mjf.time.monotonic", lambda: now[0])
+    for name in ("a", "b", "\x1b[31m"):
+        for machine in (0, 1):
+            address = f"169.254.169.{machine}"
+            assert site.put(f"/joboutputs/.{name}", b"", address) == 403
+    assert [text.partition(":")[0] for text in caplog.messages] == [m.name for m in site.machines]
+    now[0] += 601
+    assert site.put("/joboutputs/.c", b"") == 403
+    assert len(caplog.messages) == 3
+
+
 def test_who_is_no_machine_stores_nothing(site: Site) -> None:
     assert site.put("/joboutputs/heartbeat", b"x", "169.254.169.9") == 403
     assert site.put("/joboutputs/heartbeat", b"x", "192.0.2.9") == 403
