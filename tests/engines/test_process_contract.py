@@ -18,7 +18,7 @@ from tests.driver_contract import ContractSite, DriverContract
 from tests.engines.process_site import group_makers, wait_for
 from vac.config.machinetype import Machinetype
 from vac.drivers.base import Driver, MachineSpec
-from vac.drivers.processes.engine import ProcessDriver
+from vac.drivers.processes.process_driver import ProcessDriver
 
 pytestmark = pytest.mark.engine
 
@@ -27,7 +27,6 @@ class ProcessSite(ContractSite):
     """Machines of bubblewrap in the first kind of cgroups that this host has."""
 
     machinetype = Machinetype("t", machine_model="bubblewrap", root_image="/")
-    tells_end = False
     can_be_unavailable = False
 
     def __init__(self, directory: Path) -> None:

@@ -24,6 +24,7 @@ import docker.errors
 from vac.drivers.base import CreationFailed, MachineSpec
 from vac.drivers.docker.docker_api import Client, explanation
 from vac.drivers.docker.docker_images import Image
+from vac.host.syscall_filter import Rule, rules
 from vac.text import without_password
 
 LABEL_SPACE = "vac.space"
@@ -56,25 +57,6 @@ TAR_OVERHEAD_BYTES = 64 * 1024
 FILE_TYPE_BITS = 0x8F280000
 """Of a Go os.FileMode: ModeType. A regular file has none of them set."""
 
-REFUSED = (
-    *("acct", "quotactl", "quotactl_fd", "swapon", "swapoff", "reboot", "vhangup", "syslog"),
-    *("add_key", "keyctl", "request_key"),
-    *("bpf", "perf_event_open", "userfaultfd", "fanotify_init", "lookup_dcookie", "open_by_handle_at"),
-    *("io_uring_setup", "io_uring_enter", "io_uring_register"),
-    *("clock_adjtime", "clock_adjtime64", "clock_settime", "clock_settime64", "settimeofday", "stime"),
-    *("create_module", "delete_module", "finit_module", "init_module", "query_module", "get_kernel_syms"),
-    *("kexec_load", "kexec_file_load"),
-    *("ioperm", "iopl", "vm86", "vm86old", "uselib"),
-    *("get_mempolicy", "set_mempolicy", "set_mempolicy_home_node", "mbind", "move_pages", "migrate_pages"),
-    *("kcmp", "process_madvise", "pidfd_getfd"),
-    *("nfsservctl", "sysfs", "_sysctl", "ustat"),
-)
-"""System calls that stay refused with container_nested, of those of Linux 5.17."""
-PERSONALITIES = (0x8, 0x20000)
-"""Flags that personality() may set (PER_LINUX32, UNAME26); all 32 together only ask for the present ones."""
-_AF_VSOCK = 40
-_EPERM = 1
-
 _log = logging.getLogger(__name__)
 
 
@@ -87,90 +69,78 @@ class EngineKind:
     """True if it leaves cgroups to systemd."""
 
 
-class ContainerMaker:
-    """Makes containers, and remembers what it has found out about images."""
+def make_container(client: Client, spec: MachineSpec, image: Image) -> str:
+    """Make and start the machine's container, and return its id; on failure remove it again.
 
-    def __init__(self) -> None:
-        self._uids: dict[tuple[str, str], int] = {}
-        self._commands: set[tuple[str, str]] = set()
-        self._engine: EngineKind | None = None
-
-    def make(self, client: Client, spec: MachineSpec, image: Image) -> str:
-        """Make and start the machine's container, and return its id; on failure remove it again.
-
-        Raises CreationFailed with a reason, and the SDK's errors when the engine can't be reached.
-        """
+    Raises CreationFailed with a reason, and the SDK's errors when the engine can't be reached.
+    """
+    try:
+        _check_sources(spec)
+        make_tmp_binds(spec)
+        container_id = _create(client, spec, image)
         try:
-            _check_sources(spec)
-            make_tmp_binds(spec)
-            container_id = self._create(client, spec, image)
-            try:
-                user = spec.machinetype.container_user or image.user
-                uid = self._uid(client, container_id, image, user)
-                if uid == 0 and opens_proc(spec):
-                    raise CreationFailed(
-                        f"container_user {user} is root in the image: not with container_nested"
-                    )
-                hand_over(spec, uid)
-                self._check_command(client, container_id, spec, image)
-                client.start(container_id)
-            except BaseException:
-                with contextlib.suppress(docker.errors.NotFound):
-                    client.remove_container(container_id, force=True, v=True)
-                raise
-        except docker.errors.APIError as error:
-            raise CreationFailed(creation_failure(explanation(error), spec)) from error
-        except OSError as error:
-            if isinstance(error, docker.errors.DockerException) or error.filename is None:
-                raise
-            raise CreationFailed(f"{error.filename}: {error.strerror}") from error
-        return container_id
+            user = spec.machinetype.container_user or image.user
+            uid = _uid(client, container_id, user)
+            if uid == 0 and opens_proc(spec):
+                raise CreationFailed(f"container_user {user} is root in the image: not with container_nested")
+            hand_over(spec, uid)
+            _check_command(client, container_id, spec, image)
+            client.start(container_id)
+        except BaseException:
+            with contextlib.suppress(docker.errors.NotFound):
+                client.remove_container(container_id, force=True, v=True)
+            raise
+    except docker.errors.APIError as error:
+        raise CreationFailed(creation_failure(explanation(error), spec)) from error
+    except OSError as error:
+        if isinstance(error, docker.errors.DockerException) or error.filename is None:
+            raise
+        raise CreationFailed(f"{error.filename}: {error.strerror}") from error
+    return container_id
 
-    def _create(self, client: Client, spec: MachineSpec, image: Image) -> str:
-        engine = self._kind(client)
-        if engine.podman and spec.machinetype.container_nested:
-            _profile_path(spec).write_text(nested_profile())
-        config = container_config(spec, image, engine)
-        try:
-            return client.make_container(config, spec.name)
-        except docker.errors.APIError as error:
-            if "already in use" not in explanation(error):
-                raise
-            name = f"{spec.name}.{spec.uuid[:8]}"
-            _log.warning("%s: another container has this name; it is created as %s", spec.name, name)
-            return client.make_container(config, name)
 
-    def _kind(self, client: Client) -> EngineKind:
-        if self._engine is None:
-            parts = client.version(api_version=False).get("Components") or []
-            self._engine = EngineKind(
-                podman=any("podman" in str(part.get("Name", "")).lower() for part in parts),
-                systemd=client.info().get("CgroupDriver") == "systemd",
-            )
-        return self._engine
+def _create(client: Client, spec: MachineSpec, image: Image) -> str:
+    parts = client.version(api_version=False).get("Components") or []
+    engine = EngineKind(
+        podman=any("podman" in str(part.get("Name", "")).lower() for part in parts),
+        systemd=client.info().get("CgroupDriver") == "systemd",
+    )
+    if engine.podman and spec.machinetype.container_nested:
+        _profile_path(spec).write_text(nested_profile())
+    config = container_config(spec, image, engine)
+    try:
+        return client.make_container(config, spec.name)
+    except docker.errors.APIError as error:
+        if "already in use" not in explanation(error):
+            raise
+        name = f"{spec.name}.{spec.uuid[:8]}"
+        _log.warning("%s: another container has this name; it is created as %s", spec.name, name)
+        return client.make_container(config, name)
 
-    def _uid(self, client: Client, container_id: str, image: Image, user: str) -> int:
-        """Return the number of the user who runs inside; names are looked up in the image."""
-        name = user.partition(":")[0] or "0"
-        if name.isdigit():
-            return int(name)
-        known = self._uids.get((image.id, name))
-        if known is None:
-            known = self._uids[image.id, name] = _look_up(read_passwd(client, container_id), name)
-        return known
 
-    def _check_command(self, client: Client, container_id: str, spec: MachineSpec, image: Image) -> None:
-        """Refuse an image without the command: the init would only tell once the container runs."""
-        command = spec.machinetype.container_command
-        bound = any(f"{command}/".startswith(f"{mount['Target']}/") for mount in _mounts(spec))
-        if image.entrypoint or bound or (image.id, command) in self._commands:
-            return
-        try:
-            stream, _ = client.get_archive(container_id, command)
-            stream.close()
-        except docker.errors.NotFound as error:
-            raise CreationFailed(f"the image has no {command}, which is the container_command") from error
-        self._commands.add((image.id, command))
+def _uid(client: Client, container_id: str, user: str) -> int:
+    """Return the number of the user who runs inside; names are looked up in the image."""
+    name = user.partition(":")[0] or "0"
+    if name.isdigit():
+        return int(name)
+    for line in read_passwd(client, container_id).splitlines():
+        fields = line.split(":")
+        if len(fields) > 2 and fields[0] == name and fields[2].isdigit():
+            return int(fields[2])
+    raise CreationFailed(f"the image's {PASSWD} has no user {name}: give its number")
+
+
+def _check_command(client: Client, container_id: str, spec: MachineSpec, image: Image) -> None:
+    """Refuse an image without the command: the init would only tell once the container runs."""
+    command = spec.machinetype.container_command
+    bound = any(f"{command}/".startswith(f"{mount['Target']}/") for mount in _mounts(spec))
+    if image.entrypoint or bound:
+        return
+    try:
+        stream, _ = client.get_archive(container_id, command)
+        stream.close()
+    except docker.errors.NotFound as error:
+        raise CreationFailed(f"the image has no {command}, which is the container_command") from error
 
 
 def container_config(spec: MachineSpec, image: Image, engine: EngineKind = EngineKind()) -> dict[str, object]:
@@ -243,10 +213,7 @@ def creation_failure(text: str, spec: MachineSpec) -> str:
 def nested_profile() -> str:
     """Return the seccomp profile for container_nested as JSON; 32-bit programs are filtered alike.
 
-    Docker's default profile (docs.docker.com/engine/security/seccomp) refuses what makes namespaces and mounts unless
-    the container holds CAP_SYS_ADMIN. Here those are allowed, as the kernel asks for the capability in the caller's own
-    user namespace, and the rest of what the default refuses stays refused: REFUSED, personality() but for the default's
-    five values, and sockets of AF_VSOCK. It lists refusals, since a profile can't be laid over the engine's own.
+    It lists refusals, since a profile can't be laid over the engine's own.
     """
     return json.dumps(
         {
@@ -255,11 +222,7 @@ def nested_profile() -> str:
                 {"architecture": "SCMP_ARCH_X86_64", "subArchitectures": ["SCMP_ARCH_X86", "SCMP_ARCH_X32"]},
                 {"architecture": "SCMP_ARCH_AARCH64", "subArchitectures": ["SCMP_ARCH_ARM"]},
             ],
-            "syscalls": [
-                _refuse(sorted(REFUSED)),
-                _refuse(["socket"], {"index": 0, "op": "SCMP_CMP_EQ", "value": _AF_VSOCK}),
-                *(_refuse(["personality"], one) for one in _personalities()),
-            ],
+            "syscalls": [_refusal(rule) for rule in rules(nested=True)],
         }
     )
 
@@ -285,14 +248,6 @@ def read_passwd(client: Client, container_id: str) -> str:
             return "" if file is None else file.read(LONGEST_PASSWD_BYTES).decode(errors="replace")
     except tarfile.TarError:
         return ""
-
-
-def _look_up(passwd: str, name: str) -> int:
-    for line in passwd.splitlines():
-        fields = line.split(":")
-        if len(fields) > 2 and fields[0] == name and fields[2].isdigit():
-            return int(fields[2])
-    raise CreationFailed(f"the image's {PASSWD} has no user {name}: give its number")
 
 
 def _check_sources(spec: MachineSpec) -> None:
@@ -394,19 +349,11 @@ def _privileges(spec: MachineSpec, engine: EngineKind) -> Mapping[str, object]:
     return privileges
 
 
-def _refuse(names: list[str], *arguments: dict[str, object]) -> dict[str, object]:
-    return {"names": names, "action": "SCMP_ACT_ERRNO", "errnoRet": _EPERM, "args": list(arguments)}
-
-
-def _personalities() -> list[dict[str, object]]:
-    """Return the conditions on the argument of a refused personality(); one rule compares an argument only once.
-
-    Some other flag is set, but not all 32 are: then, in a circle of the others, one that is set is followed by one
-    that isn't; or all others are set, and one of those that are allowed isn't.
-    """
-    others = [1 << bit for bit in range(32) if 1 << bit not in PERSONALITIES]
-    pairs = [*zip(others, [*others[1:], others[0]]), *((others[0], flag) for flag in PERSONALITIES)]
-    return [
-        {"index": 0, "op": "SCMP_CMP_MASKED_EQ", "value": is_set | is_not, "valueTwo": is_set}
-        for is_set, is_not in pairs
-    ]
+def _refusal(rule: Rule) -> dict[str, object]:
+    arguments: list[dict[str, object]] = []
+    if rule.mask is not None:
+        arguments = [{"index": 0, "op": "SCMP_CMP_MASKED_EQ", "value": rule.mask, "valueTwo": rule.value}]
+    elif rule.value is not None:
+        arguments = [{"index": 0, "op": "SCMP_CMP_EQ", "value": rule.value}]
+    names = sorted(rule.names)
+    return {"names": names, "action": "SCMP_ACT_ERRNO", "errnoRet": rule.error, "args": arguments}
