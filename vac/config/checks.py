@@ -11,9 +11,10 @@ from vac.config.machinetype import Machinetype, reserved_paths
 from vac.config.options import NO_EFFECT, declared
 from vac.config.sections import Parsed
 from vac.config.settings import Settings
-from vac.config.values import host_name, quoted
+from vac.config.values import host_name
 from vac.host.facts import HostFacts
 from vac.host.probes import CVMFS
+from vac.text import quoted
 
 METRICS_MODULES = {"prometheus_client": "python3-prometheus-client", "waitress": "python3-waitress"}
 """What metrics_listen needs, by Python module: the package."""
