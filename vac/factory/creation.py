@@ -11,7 +11,7 @@ from vac.config.machinetype import VM_MODELS, Machinetype
 from vac.context.user_data import ContextRequest
 from vac.drivers.base import CreationFailed, EngineState, MachineSpec
 from vac.drivers.engine import ActionDone
-from vac.drivers.processes.plan import account
+from vac.drivers.processes.launch_plan import account
 from vac.factory.contexts import ContextFailed, ContextMade, Contexts
 from vac.factory.ending import Ending
 from vac.factory.floor import Floor

@@ -13,13 +13,11 @@ from vac.factory.floor import Floor
 from vac.factory.orders import Orders
 from vac.factory.repositories import Repositories
 from vac.factory.space import Space
-from vac.scheduling.age import CYCLE_SECONDS
-from vac.scheduling.decide import Situation, decide
+from vac.scheduling.backoff import broken_here
+from vac.scheduling.decide import Memory, Situation, decide
 from vac.scheduling.eligibility import NO_ANSWER
-from vac.scheduling.holdback import broken_here
 from vac.scheduling.model import Decision, Host, Occupied, SpaceView
-from vac.scheduling.own import own_reports
-from vac.scheduling.ramp import RampState
+from vac.scheduling.space import CYCLE_SECONDS, own_reports
 
 log = logging.getLogger(__name__)
 
@@ -38,7 +36,7 @@ class Deciding:
         self.orders = orders
         self.space = space
         self.repositories = repositories
-        self.ramp = RampState()
+        self.memory = Memory()
         self.health_problem: str | None = None
         self.decision = Decision()
         self.decision_time: float | None = None
@@ -75,7 +73,7 @@ class Deciding:
             config_problem=self.floor.configuration_problem,
             drain=order.reason or "as asked by `vac drain`" if order else None,
         )
-        decision, self.ramp = decide(situation, self.ramp, self.floor.rng)
+        decision, self.memory = decide(situation, self.memory, self.floor.rng)
         self._tell(decision)
         self.decision = dataclasses.replace(decision, passed_over={**decision.passed_over, **unusable})
         self.decision_time = now

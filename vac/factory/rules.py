@@ -13,7 +13,7 @@ from vac.factory.slots import Slot
 from vac.host.probes import DiskMeasured, DiskMeter, DiskNotMeasured
 from vac.machines import files
 from vac.machines.machine import Machine, read_details
-from vac.scheduling.watching import Limits, Watched, judge
+from vac.scheduling.kill_rules import Limits, Watched, judge
 
 log = logging.getLogger(__name__)
 
