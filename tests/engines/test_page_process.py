@@ -32,7 +32,7 @@ def free_port(kind: socket.SocketKind = socket.SOCK_STREAM) -> int:
 
 
 def get(port: int, path: str) -> str:
-    """What is served there; nothing if nobody does."""
+    """Return the page served there; nothing if there is no server."""
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     with contextlib.suppress(OSError), opener.open(f"http://127.0.0.1:{port}{path}", timeout=300) as reply:
         return str(reply.read().decode())
@@ -93,7 +93,7 @@ def test_the_page_comes_moves_and_goes_with_its_address() -> None:
         assert line(pid, "CapPrm") == ["0000000000000000"]
         assert Path(f"/proc/{pid}/cmdline").read_bytes().startswith(b"vacd-page")
 
-        trouble = "the server can't be connected to"
+        trouble = "connection refused or host unreachable"
         site.wait_for(
             lambda: any(
                 key[:2] == ("vac_vacuum_pipe_error_info", "vo") and trouble in key[2]

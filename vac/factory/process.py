@@ -13,7 +13,7 @@ import vac
 from vac.config.load import Configuration, ConfigurationError, Loader
 from vac.config.machinetype import VM_MODELS, Machinetype
 from vac.config.settings import Settings
-from vac.context.downloads import GRID_CERTIFICATES, ImageCache
+from vac.context.downloads import GRID_CERTIFICATES, ImageCache, Local
 from vac.context.signatures import SignedImages
 from vac.drivers.engine import Engine, InlineEngine
 from vac.drivers.registry import APART, driver_for, engine_name
@@ -53,6 +53,7 @@ def main(options: RoleOptions) -> int:
     if loader.host.assumed:
         log.warning("VAC_ASSUME_PROCESSORS: assuming %d processors", loader.host.processors)
     state = StateDir(configuration.settings.state_dir)
+    options.uses(state.root)
     state.root.mkdir(mode=0o755, parents=True, exist_ok=True)
     try:
         with state.lock():
@@ -111,7 +112,14 @@ def open_factory(
     """A factory with its slots as they are on disk. The keyword arguments are for tests, but for names, ask and need,
     which is that of RoleOptions."""
     settings = configuration.settings
-    images = SignedImages(ImageCache(state.imagecache, state.tmp).fetch, GRID_CERTIFICATES, clock)
+
+    def local(url: str) -> Local:
+        """Refuse local addresses to URLs that no machinetype of the site's own names."""
+        own = [one.root_image for one in floor.configuration.machinetypes.values() if not one.pipe]
+        return Local.ALLOWED if url in own else Local.REFUSED
+
+    cache = ImageCache(state.imagecache, state.tmp, local=local)
+    images = SignedImages(cache.fetch, GRID_CERTIFICATES, clock)
 
     def engine(machine_model: str, settings: Settings) -> InlineEngine:
         if machine_model in VM_MODELS:

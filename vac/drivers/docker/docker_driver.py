@@ -49,13 +49,13 @@ from vac.drivers.docker.docker_container import (
     LABEL_IMAGE,
     LABEL_NAME,
     LABEL_UUID,
-    ContainerMaker,
+    make_container,
 )
 from vac.drivers.docker.docker_images import LIMITS, DockerImages, Image, PullLimits
 from vac.drivers.docker.docker_usage import UsageMeter
-from vac.drivers.volumes import ScratchVolumes
+from vac.drivers.volumes import Volumes
 from vac.host.connections import Contact, Sampling
-from vac.text import without_password
+from vac.text import without_url_secrets
 
 CONSOLE_BYTES = 64 * 1024
 CONSOLE_LINES = 1000
@@ -144,8 +144,7 @@ class DockerDriver(Driver):
         self._connection = Connection(settings.docker_host, call_seconds)
         self._events = EventReader(self._connection, lambda: self._ownership.filters, self._identify)
         self._images = DockerImages(self._connection, self._events.wake, fetch, limits)
-        self._maker = ContainerMaker()
-        self._scratch = ScratchVolumes()
+        self._volumes = Volumes()
         self._meter = UsageMeter()
         self._sampling = Sampling()
         self._listed: Sequence[Listed] | None = None
@@ -189,8 +188,8 @@ class DockerDriver(Driver):
         try:
             with self._connection.client() as client:
                 image = self._image(client, spec)
-                with self._scratch.made(spec):
-                    container_id = self._maker.make(client, spec, image)
+                with self._volumes.mounted(spec):
+                    container_id = make_container(client, spec, image)
                 self._measure(client, container_id, spec.machinetype.container_network == "bridge")
         finally:
             self._creating.discard(spec.uuid)
@@ -211,7 +210,7 @@ class DockerDriver(Driver):
                 with contextlib.suppress(docker.errors.NotFound):
                     _keep_console(client, each)
                     _remove(client, each.id)
-        self._scratch.remove(name, uuid)
+        self._volumes.remove(name, uuid)
 
     def details(self, uuid: str) -> Mapping[str, str]:
         with self._connection.client() as client:
@@ -272,7 +271,7 @@ class DockerDriver(Driver):
             raise CreationFailed(missing)
         image = self._images.find(client, root_image or "", spec.files)
         if image is None:
-            shown = without_password(root_image or "")
+            shown = without_url_secrets(root_image or "")
             raise CreationFailed(f"image {shown} isn't there any more and will be got again")
         return image
 
@@ -304,7 +303,7 @@ def container_details(inspected: Mapping[str, Any]) -> dict[str, str]:
     facts = {
         "container": inspected.get("Id"),
         "container_name": str(inspected.get("Name") or "").lstrip("/"),
-        "image": without_password(labels.get(LABEL_IMAGE) or config.get("Image") or ""),
+        "image": without_url_secrets(labels.get(LABEL_IMAGE) or config.get("Image") or ""),
         "image_id": inspected.get("Image"),
         "image_digest": labels.get(LABEL_DIGEST),
         "state": state.get("Status"),

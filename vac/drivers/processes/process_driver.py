@@ -51,11 +51,11 @@ from vac.drivers.processes.launch_plan import (
     read_status,
     told_in,
 )
-from vac.drivers.volumes import ScratchVolumes
+from vac.drivers.volumes import Volumes
 from vac.host.cgroup_watch import EndWatcher
 from vac.host.cgroups import CgroupError, Groups, open_groups
 from vac.host.connections import Contact, Sampling, contacts_by_group, host_addresses
-from vac.text import without_password
+from vac.text import without_url_secrets
 
 KILL_SECONDS = 60.0
 """Longest that processes may take to end after SIGKILL."""
@@ -88,7 +88,7 @@ class ProcessDriver(Driver):
         self._watcher = EndWatcher(groups)
         self._images = ImageFiles(fetch, self._watcher.wake)
         self._facts = ImageFacts()
-        self._scratch = ScratchVolumes()
+        self._volumes = Volumes()
         self._sampling = Sampling()
         self._lock = threading.Lock()
         self._starting: set[str] = set()
@@ -118,7 +118,7 @@ class ProcessDriver(Driver):
 
     def create(self, spec: MachineSpec) -> None:
         """See Driver."""
-        with self._scratch.made(spec):
+        with self._volumes.mounted(spec):
             self._create(spec)
 
     def _create(self, spec: MachineSpec) -> None:
@@ -167,7 +167,7 @@ class ProcessDriver(Driver):
                 close_up(directory / CONSOLE_LOG)
         with _unavailable():
             self._groups.remove(f"{name}_{uuid}")
-        self._scratch.remove(name, uuid)
+        self._volumes.remove(name, uuid)
         self._facts.forget(uuid)
         self._forget(f"{name}_{uuid}")
         self._taken_over.pop(uuid, None)
@@ -436,7 +436,7 @@ def _facts(spec: MachineSpec, image_path: str) -> dict[str, str]:
     uid = identity(spec)[0]
     facts = {
         "user": str(uid) if spec.settings.slot_uids else f"{account(spec.settings).pw_name} ({uid})",
-        "image": without_password(spec.machinetype.root_image or ""),
+        "image": without_url_secrets(spec.machinetype.root_image or ""),
         "image_path": image_path,
         "network": "host",
         "addresses": " ".join(host_addresses()),
