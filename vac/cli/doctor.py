@@ -27,8 +27,8 @@ from vac.drivers.processes.bubblewrap import check_command
 from vac.drivers.processes.launch_plan import account
 from vac.drivers.registry import driver_for
 from vac.host.cgroups import CgroupError, open_groups
+from vac.host.filesystems import real_image
 from vac.host.privileges import PREFERRED, unprivileged_user
-from vac.host.probes import real_image
 from vac.machines import requests
 from vac.machines.layout import StateDir
 from vac.roles import bind
