@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import json
 import os
 import pwd
 import shutil
@@ -38,13 +39,18 @@ from vac.vacquery.signed_json import read_key
 
 
 def add_arguments(parser: argparse.ArgumentParser, _: str) -> None:
-    """Set what is run."""
+    """Add the arguments."""
+    parser.add_argument("-J", "--json", action="store_true", help="as JSON")
     parser.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Print every finding; return 1 if a serious one is among them."""
     worst = 0
+    if arguments.json:
+        findings = [finding._asdict() for finding in examine(arguments)]
+        print(json.dumps(findings, indent=1))
+        return int(any(finding["problem"] and finding["serious"] for finding in findings))
     for finding in examine(arguments):
         if finding.problem is None:
             print(f"ok       {escaped(finding.what)}", flush=True)

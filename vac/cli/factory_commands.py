@@ -34,6 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser, name: str) -> None:
     """Add the arguments of one of these commands."""
     if name == "why":
         parser.add_argument("machinetype", nargs="?", metavar="MACHINETYPE")
+        parser.add_argument("-J", "--json", action="store_true", help="as JSON; times are Unix seconds")
     elif name == "machine":
         help_text = "host name of the machine, short or in full, or its uuid, which finds earlier ones too"
         parser.add_argument("machine", metavar="NAME", help=help_text)
@@ -75,8 +76,12 @@ def run_drain(arguments: argparse.Namespace) -> int:
     requests.drain(state, order)
     end = f" until {local_time(order.until)}" if order.until else ""
     print(f"{settings.factory_name} drains{end}{_wake(state)}")
-    if arguments.wait:
-        _wait(state)
+    try:
+        if arguments.wait:
+            _wait(state)
+    except KeyboardInterrupt:
+        print(f"\n{settings.factory_name} goes on draining; `vac undrain` ends that", file=sys.stderr)
+        return 130
     return 0
 
 
@@ -113,7 +118,8 @@ def run_end(arguments: argparse.Namespace) -> int:
         print(f"vac {action}: {arguments.machine} {what}; `vac machines` lists them", file=sys.stderr)
         return 1
     requests.ask(state, requests.Request(action, machine.name, machine.uuid))
-    print(f"{machine.name}: asked to {action} machine {machine.uuid}{_wake(state)}")
+    now = " now, since grace_secs is 0" if action == "finish" and not settings.grace_secs else ""
+    print(f"{machine.name}: asked to {action} machine {machine.uuid}{now}{_wake(state)}")
     return 0
 
 
@@ -241,8 +247,20 @@ def run_why(arguments: argparse.Namespace) -> int:
         known = " ".join(facts.name for facts in status.machinetypes) or "none"
         print(f"vac why: no machinetype {name} is configured; there are: {known}", file=sys.stderr)
         return 1
-    for line in reasons(status, name, time.time(), read_counters(state)):
-        print(escaped(line))
+    lines = [*reasons(status, name, time.time(), read_counters(state))]
+    if arguments.json:
+        shown = [facts.name for facts in status.machinetypes if name in (None, facts.name)]
+        content = {
+            "factory": status.factory,
+            "time": status.time,
+            "decision_time": status.decision_time,
+            "guard": status.guard,
+            "machinetypes": {one: status.passed_over.get(one) for one in shown},
+            "reasons": lines,
+        }
+        print(json.dumps(content, indent=1))
+    else:
+        print("\n".join(map(escaped, lines)))
     return 0
 
 

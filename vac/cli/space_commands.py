@@ -8,20 +8,22 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import socket
 import stat
 import sys
 import time
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
 
 from vac.cli import common
 from vac.config.load import ConfigurationError
 from vac.config.settings import Settings
 from vac.machines.files import write_atomic
+from vac.machines.layout import StateDir
 from vac.text import printable
 from vac.vacquery.messages import AnyStatus, FactoryStatus, Kind, MachineStatus, MachinetypeStatus
 from vac.vacquery.poll import PollResult, poll
@@ -42,6 +44,21 @@ COLOURS = {"Running": "32", "Starting": "33", "Paused": "35", "Zombie": "35", "U
 ABORT_COLOUR = "31"
 _CLEAR = "\033[H\033[2J"
 _KINDS = {"machines": Kind.MACHINES, "factories": Kind.FACTORIES}
+_SORT_KEYS: dict[Kind, dict[str, Callable[[Any], Any]]] = {
+    Kind.MACHINES: {
+        "name": lambda status: status.machine,
+        "type": lambda status: (status.machinetype or "", status.machine),
+        "state": lambda status: (status.state, status.machine),
+        "age": lambda status: status.created_time or math.inf,
+        "processors": lambda status: -status.num_processors,
+    },
+    Kind.FACTORIES: {
+        "name": lambda status: status.factory,
+        "load": lambda status: -status.load_average,
+        "machines": lambda status: -status.running_machines,
+        "processors": lambda status: -status.running_processors,
+    },
+}
 
 
 @dataclass(frozen=True)
@@ -57,9 +74,14 @@ class Query:
     names: Names
     machinetype: str | None = None
     """The only one that is shown."""
+    state: str | None = None
+    """The only state of machines that is shown, in lower case."""
+    sort: str | None = None
 
     def ask(self) -> PollResult:
         """Poll the factories."""
+        if not self.factories:
+            return PollResult({}, frozenset(), (), frozenset(), {}, 0.0)
         return poll(
             self.factories,
             self.kind,
@@ -97,6 +119,12 @@ def add_arguments(parser: argparse.ArgumentParser, name: str) -> None:
         help="longest that it may take; default: udp_timeout_seconds",
     )
     parser.add_argument("-J", "--json", action="store_true", help="print the factories' messages as JSON")
+    if name == "machines":
+        parser.add_argument("--state", metavar="STATE", help="show these only, such as running or starting")
+        parser.add_argument("--type", metavar="NAME", help="show machines of this machinetype only")
+    if name in _KINDS:
+        keys = _SORT_KEYS[_KINDS[name]]
+        parser.add_argument("--sort", choices=keys, help="order of the rows; default: by factory")
     parser.add_argument("-H", "--include-hs06", action="store_true", help="accepted and ignored")
     parser.add_argument(
         "--watch",
@@ -128,6 +156,12 @@ def run(arguments: argparse.Namespace) -> int:
     except OSError as error:
         print(f"vac: {error}", file=sys.stderr)
         return 1
+    if not _vacd_runs(query.settings):
+        print(
+            f"vac: vacd doesn't run on {query.settings.factory_name}: systemctl start vacd", file=sys.stderr
+        )
+        others = tuple(name for name in query.factories if name != query.settings.factory_name)
+        query = replace(query, factories=others)
     if not arguments.watch:
         return _ask_and_show(arguments, query)
     try:
@@ -139,6 +173,16 @@ def run(arguments: argparse.Namespace) -> int:
             time.sleep(arguments.watch)
     except KeyboardInterrupt:
         return 0
+
+
+def _vacd_runs(settings: Settings) -> bool:
+    """Return False if a vacd has worked here and doesn't now, True if that can't be seen."""
+    state = StateDir(settings.state_dir)
+    try:
+        numbers = [int(state.pid(role).read_text(encoding="ascii")) for role in ("factory", "responder")]
+    except (OSError, ValueError):
+        return True
+    return any(Path(f"/proc/{number}").exists() for number in numbers)
 
 
 def _ask_and_show(arguments: argparse.Namespace, query: Query) -> int:
@@ -160,7 +204,9 @@ def prepare(arguments: argparse.Namespace, kind: Kind, names: Names | None = Non
         arguments.timeout or settings.udp_timeout_seconds,
         read_key(settings.vacquery_key_file),
         names or Resolver(settings.factory_name),
-        getattr(arguments, "name", None),
+        getattr(arguments, "name", None) or getattr(arguments, "type", None),
+        (getattr(arguments, "state", None) or "").lower() or None,
+        getattr(arguments, "sort", None),
     )
 
 
@@ -182,20 +228,32 @@ def show(
     """Print the answers, and to errors which factories didn't answer. Return 1 if none did, else 0."""
     out, errors = out or sys.stdout, errors or sys.stderr
     answers = [answer for factory in sorted(result.answers) for answer in result.answers[factory]]
-    wanted = [
-        answer
-        for answer in answers
-        if query.machinetype in (None, getattr(answer.status, "machinetype", query.machinetype))
-    ]
+    wanted = [answer for answer in answers if _is_wanted(query, answer.status)]
+    if query.sort:
+        key = _SORT_KEYS[query.kind][query.sort]
+        wanted.sort(key=lambda answer: key(answer.status))
     if as_json:
         print(f"[{','.join(json.dumps(answer.message) for answer in wanted)}]", file=out)
     else:
         coloured = out.isatty() and "NO_COLOR" not in os.environ
+        if out.isatty() and query.kind in _HEADERS:
+            print(_HEADERS[query.kind], file=out)
         for row in rows(query, [answer.status for answer in wanted], time.time(), coloured):
             print(row, file=out)
     for line in problems(query, result):
         print(f"vac: {line}", file=errors)
+    known = {getattr(answer.status, "machinetype", None) for answer in answers} - {None}
+    if query.kind is Kind.MACHINETYPES and query.machinetype not in (None, *known) and known:
+        names = printable(" ".join(sorted(map(str, known))))
+        print(f"vac: no factory has a machinetype {query.machinetype}; there are: {names}", file=errors)
+        return 1
     return 0 if result.answers else 1
+
+
+def _is_wanted(query: Query, status: AnyStatus) -> bool:
+    machinetype = getattr(status, "machinetype", query.machinetype)
+    state = str(getattr(status, "state", "")).lower()
+    return query.machinetype in (None, machinetype) and query.state in (None, state)
 
 
 def problems(query: Query, result: PollResult) -> list[str]:
@@ -233,7 +291,6 @@ def problems(query: Query, result: PollResult) -> list[str]:
 def _failures_here(arguments: argparse.Namespace, query: Query) -> Iterator[str]:
     """Yield failures of this factory's creations and pipes, if it is among those asked and they can be read."""
     from vac.machines import status as statuses
-    from vac.machines.layout import StateDir
 
     status = statuses.read(StateDir(query.settings.state_dir))
     if status is None or arguments.factories or arguments.space not in (None, status.space):
@@ -301,6 +358,15 @@ def squid_conf(source: bytes, settings: Settings) -> bytes:
         raise OSError("no factory's address can be found")
     end = b"" if not source or source.endswith(b"\n") else b"\n"
     return source + end + "".join(lines).encode("ascii")
+
+
+_HEADERS = {
+    Kind.MACHINES: (
+        f"{'MACHINE':<15} {'MACHINETYPE':<14}   {'STATE':<9}{'CPUS':>4} {'':2} {'LIFE AND CPU USE':<21}{'RECENT':>6}"
+    ),
+    Kind.FACTORIES: "FACTORY PROCESSORS MACHINES LOAD FREE-ROOT-KB FREE-STATE-KB MEMORY-KB VERSION",
+}
+"""Headings, on a terminal only: programs read bare columns."""
 
 
 def short_host(name: str) -> str:

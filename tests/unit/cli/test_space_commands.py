@@ -189,10 +189,63 @@ def test_colours_are_for_terminals_only(monkeypatch: pytest.MonkeyPatch) -> None
     assert "\033[31m  Shut down\033[0m" in out
     for code in ("31", "32", "33", "0"):
         out = out.replace(f"\033[{code}m", "")
-    assert out == (TEXT / "machines.out").read_text()
+    heading, _, rows = out.partition("\n")
+    assert heading.startswith("MACHINE ")
+    assert rows == (TEXT / "machines.out").read_text()
     monkeypatch.setenv("NO_COLOR", "1")
     _, out, _ = run(["machines"], result, monkeypatch, Terminal(), now=1795227163.2)
-    assert out == (TEXT / "machines.out").read_text()
+    assert out == f"{heading}\n{rows}"
+    columns = ["MACHINE", "MACHINETYPE", "STATE", "LIFE"]
+    starts = ["vac-85-00", "type-00", "Running", " 0.00 hrs"]
+    assert [heading.index(word) for word in columns] == [rows.index(word) for word in starts]
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ("--type type-01", ["vac-85-01"]),
+        ("--state running --type TYPE", []),
+        ("--state STARTING", ["vac-85-05"]),
+        ("--sort processors --state starting", ["vac-85-05"]),
+        ("--sort age --state running", ["vac-85-00", "vac-85-01", "vac-85-02", "vac-85-03", "vac-85-04"]),
+    ],
+)
+def test_machines_are_chosen_and_sorted(
+    words: str, expected: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    result = answers(Kind.MACHINES, WIRE / "machines_query.jsonl")
+    code, out, _ = run(["machines", *words.split()], result, monkeypatch)
+    assert (code, [line.split()[0] for line in out.splitlines()]) == (0, expected)
+
+
+def test_factories_have_a_heading_on_terminals_and_can_be_sorted(monkeypatch: pytest.MonkeyPatch) -> None:
+    result = answers(Kind.FACTORIES, WIRE / "factory_query.jsonl")
+    _, out, _ = run(["factories", "--sort", "load"], result, monkeypatch, Terminal())
+    assert out.startswith("FACTORY PROCESSORS")
+    assert out.partition("\n")[2] == (TEXT / "factories.out").read_text()
+
+
+def test_an_unknown_machinetype_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    result = answers(Kind.MACHINETYPES, WIRE / "machinetypes_query.jsonl")
+    for words in (["machinetypes", "nosuch"], ["-J", "machinetype", "nosuch"]):
+        code, out, errors = run(words, result, monkeypatch)
+        assert (code, out) == (1, "[]\n" if "-J" in words else "")
+        assert "no factory has a machinetype nosuch; there are: type-00 type-01" in errors
+
+
+def test_a_vacd_that_does_not_run_here_is_told_and_not_asked(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    state = StateDir(tmp_path / "state")
+    state.prepare()
+    (tmp_path / "vac.conf").write_text(CONFIGURATION.format(state=state.root) + "vacquery_port = 9\n")
+    asked: list[object] = []
+    monkeypatch.setattr(space_commands, "poll", lambda factories, *_, **__: asked.append(factories))
+    for role in ("factory", "responder"):
+        state.pid(role).write_text("4194305\n")
+    assert main(["--config", str(tmp_path / "vac.conf"), "machines"]) == 1
+    assert "vac: vacd doesn't run on f1.example.org: systemctl start vacd" in capsys.readouterr().err
+    assert asked == []
 
 
 def test_without_a_name_machinetypes_shows_the_spaces_totals(monkeypatch: pytest.MonkeyPatch) -> None:
