@@ -142,7 +142,7 @@ BEHAVIOURS = {
 
 
 def main(options: RoleOptions) -> int:
-    """What each role runs."""
+    """Run the behaviour of the role."""
     plan = json.loads(os.environ[PLAN])
     role = sys.argv[sys.argv.index("--role") + 1]
     if "state_dir" in plan:
