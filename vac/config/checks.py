@@ -115,7 +115,7 @@ def _check_sizes(machinetype: Machinetype, settings: Settings, parsed: Parsed, r
     elif least > settings.processors_per_superslot:
         text = (
             f"{least} is more than processors_per_superslot ({settings.processors_per_superslot}): "
-            f"no machine of this type is ever created"
+            f"no machine of this type is ever created; set processors_per_superslot to {least} or more"
         )
         report.warn(*parsed.where("min_processors"), text)
     disk, limit = machinetype.disk_gb_per_processor, settings.disk_gb_per_processor
