@@ -166,6 +166,22 @@ def test_requests_one_after_the_other_share_a_connection(port: int) -> None:
             assert connection.sock is own
 
 
+def test_no_answer_waits_for_the_acknowledgement_of_its_header(monkeypatch: pytest.MonkeyPatch) -> None:
+    without_delay = []
+
+    class Noted(server.Channel):
+        def __init__(
+            self, one: Server, connection: socket.socket, *arguments: object, **options: object
+        ) -> None:
+            without_delay.append(connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY))
+            super().__init__(one, connection, *arguments, **options)
+
+    monkeypatch.setattr(server, "Channel", Noted)
+    with serving() as port:
+        assert ask(port) == (200, b"0")
+    assert without_delay == [1]
+
+
 def test_clients_that_read_nothing_keep_nobody_waiting(port: int) -> None:
     sent = 40 * b"GET /large HTTP/1.1\r\n\r\n"
     greedy = [client(port, f"127.0.1.{number}", sent) for number in range(1, server.THREADS + 3)]
