@@ -27,7 +27,7 @@ from vac.factory.loop import Factory, Message, Wake
 from vac.factory.process import broken_at_start, open_factory, stand_in
 from vac.factory.space import Ask, ask_nobody
 from vac.factory.state import Slot
-from vac.host.disk import DiskMessage
+from vac.host.probes import DiskMessage
 from vac.machines import layout, requests
 from vac.machines.layout import StateDir
 from vac.machines.machine import Machine
@@ -75,7 +75,7 @@ class VirtualClock(Clock):
 
 
 class Meter:
-    """In place of vac.host.disk.DiskMeter: keeps what it is asked for; tests post what they like."""
+    """In place of vac.host.probes.DiskMeter: keeps what it is asked for; tests post what they like."""
 
     def __init__(self, post: Callable[[DiskMessage], object]) -> None:
         self.post = post

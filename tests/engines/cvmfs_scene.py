@@ -31,7 +31,7 @@ KINDS = {
 
 
 def run(*command: str | Path) -> None:
-    subprocess.run(command, check=True, timeout=60, stdout=subprocess.DEVNULL)
+    subprocess.run(command, check=True, timeout=300, stdout=subprocess.DEVNULL)
 
 
 @contextlib.contextmanager
@@ -77,9 +77,9 @@ def main() -> None:
         server.send_signal(signal.SIGSTOP)
         with factory_site(KINDS, machines_per_cycle=AT_ONCE, singularity_user="nobody") as site:
             for name in ("plain", "good", "image"):
-                site.wait_for(lambda: has_read(site, name), f"{name} works", 120)  # noqa: B023
+                site.wait_for(lambda: has_read(site, name), f"{name} works", 300)  # noqa: B023
             late = f"hung: repository /cvmfs/{HUNG} doesn't answer within 15 s"
-            site.wait_for(lambda: late in why(site, "hung"), "the reason is shown", 120)
+            site.wait_for(lambda: late in why(site, "hung"), "the reason is shown")
             empty = f"empty: repository /cvmfs/{EMPTY} is empty, so it isn't mounted"
             assert empty in why(site, "empty")
             told = site.vac("doctor").stdout
@@ -94,11 +94,11 @@ def main() -> None:
             ):
                 assert line in told, told
             before = len(site.lives("good"))
-            site.wait_for(lambda: len(site.lives("good")) > before, "the others go on", 120)
+            site.wait_for(lambda: len(site.lives("good")) > before, "the others go on")
             assert not site.lives("hung")
             assert not site.lives("empty")
             server.send_signal(signal.SIGCONT)
-            site.wait_for(lambda: has_read(site, "hung"), "it answers, and is used", 120)
+            site.wait_for(lambda: has_read(site, "hung"), "it answers, and is used")
             assert {life.output("read") for life in site.lives("hung")} <= {"it answers", ""}
             assert "answer" not in why(site, "hung")
 

@@ -54,7 +54,7 @@ NEEDED = {
     "unshare": "util-linux",
     "iptables": "iptables",
 }
-START_SECONDS = 60.0
+START_SECONDS = 300.0
 
 
 def require(needed: Mapping[str, str]) -> None:
@@ -87,7 +87,7 @@ def root_tar(extra: dict[str, str] | None = None) -> bytes:
     return buffer.getvalue()
 
 
-def wait_for(condition: Callable[[], bool], what: str, seconds: float = 60.0) -> None:
+def wait_for(condition: Callable[[], bool], what: str, seconds: float = 300.0) -> None:
     """Poll what can't be waited for otherwise; fails the test when it doesn't come true in time."""
     deadline = time.monotonic() + seconds
     while not condition():
@@ -141,7 +141,7 @@ class PrivateEngine(ABC):
 
     def client(self) -> docker.APIClient:
         """A new client of the engine; the caller closes it or lets it go."""
-        return docker.APIClient(base_url=self.url, version="auto", timeout=30)
+        return docker.APIClient(base_url=self.url, version="auto", timeout=120)
 
     def import_image(self, image: str, root: bytes, *changes: str) -> None:
         """Make an image of a root file system, with lines of a Dockerfile; Podman doesn't heed the tag."""

@@ -25,7 +25,7 @@ from vac.machines.status import Status
 from vac.machines.status import read as read_status
 
 ROOT = Path(__file__).parents[2]
-PATIENCE_SECONDS = 120.0
+PATIENCE_SECONDS = 300.0
 LOOK_SECONDS = 0.05
 AT_ONCE = 1000
 Option = Union[str, int, float, Path]

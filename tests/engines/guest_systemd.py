@@ -20,7 +20,7 @@ from vac.machines.machine import Machine
 
 CGROUPS = Path("/sys/fs/cgroup")
 DELEGATED = CGROUPS / "vac.slice/vac-machines.service"
-PATIENCE_SECONDS = 300.0
+PATIENCE_SECONDS = 600.0
 WATCHDOG_SECONDS = 10
 PIDS = 64
 ESCAPE = """

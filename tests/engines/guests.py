@@ -25,7 +25,7 @@ from tests.engines import guest_images
 
 ROOT = Path(__file__).parents[2]
 MEMORY_MB = 1536
-PATIENCE_SECONDS = 900.0
+PATIENCE_SECONDS = 1800.0
 """Longest that a guest may run."""
 VIRTIOFSD = ("/usr/lib/qemu/virtiofsd", "/usr/libexec/virtiofsd")
 """Where Debian has it: with QEMU 7, and as a package of its own."""

@@ -29,7 +29,7 @@ from vac.drivers.libvirt.libvirt_domain import NETWORK
 
 _Result = TypeVar("_Result")
 TOOLS = ("libvirtd", "virtlogd", "virsh", "qemu-system-x86_64", "qemu-img", "dnsmasq", "ip", "nsenter")
-PATIENCE_SECONDS = 90.0
+PATIENCE_SECONDS = 300.0
 PRIVATE = {
     "run": "/run/libvirt",
     "lib": "/var/lib/libvirt",
@@ -156,7 +156,10 @@ class PrivateLibvirt:
         daemon = self._processes["libvirtd"]
         assert daemon.poll() is None, f"libvirtd has ended:\n{self._log()}"
         command = ["virsh", "--connect", self.uri, "uri"]
-        return subprocess.run(command, capture_output=True, timeout=30, check=False).returncode == 0
+        return (
+            subprocess.run(command, capture_output=True, timeout=PATIENCE_SECONDS, check=False).returncode
+            == 0
+        )
 
     def stop(self, how: signal.Signals = signal.SIGTERM) -> None:
         """End libvirtd alone; machines go on."""

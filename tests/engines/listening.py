@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 from vac.drivers.base import Driver, EngineUnavailable
 
-PATIENCE_SECONDS = 120.0
+PATIENCE_SECONDS = 300.0
 
 
 @contextlib.contextmanager

@@ -16,7 +16,7 @@ from tests.engines.libvirt_fixture import PrivateLibvirt
 from tests.https_server import Page, Site, Web
 from vac.machines.machine import Machine
 
-PATIENCE = 90.0
+PATIENCE = 300.0
 
 
 class Piped:

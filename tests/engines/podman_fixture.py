@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import shutil
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from tests.engines.docker_fixture import PrivateEngine
 
 RUNTIME = """#!/bin/sh
 case " $* " in
-*" create "*) python3 {directory}/unlimited.py "$@" || exit ;;
+*" create "*) {python} {directory}/unlimited.py "$@" || exit ;;
 esac
 exec {runtime} "$@"
 """
@@ -27,6 +28,7 @@ refuses even to root. What Vac sets are limits of cgroups."""
 CONFIGURATION = """
 [network]
 network_config_dir = "{directory}/networks"
+firewall_driver = "iptables"
 [engine]
 init_path = "{init}"
 cgroup_manager = "cgroupfs"
@@ -57,7 +59,9 @@ class PrivatePodman(PrivateEngine):
         """Its configuration, and the runtime."""
         runtime, init = shutil.which("runc"), shutil.which("docker-init")
         (self.directory / "unlimited.py").write_text(UNLIMITED)
-        (self.directory / "runc").write_text(RUNTIME.format(runtime=runtime, directory=self.directory))
+        (self.directory / "runc").write_text(
+            RUNTIME.format(python=sys.executable, runtime=runtime, directory=self.directory)
+        )
         (self.directory / "runc").chmod(0o755)
         configuration = CONFIGURATION.format(directory=self.directory, init=init)
         (self.directory / "registries.conf").write_text(REGISTRIES.format(port=self.registry_port))

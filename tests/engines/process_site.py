@@ -20,12 +20,10 @@ from vac.config.settings import Settings
 from vac.context.downloads import ImageCache
 from vac.drivers.base import EngineState, MachineSpec, Observed
 from vac.drivers.processes.engine import ProcessDriver
-from vac.host.cgroup_v1 import GroupsV1
-from vac.host.cgroup_v2 import GroupsV2
-from vac.host.cgroups import Groups, find_mounts
+from vac.host.cgroups import Groups, GroupsV1, GroupsV2, find_mounts
 
 MIB = 2**20
-PATIENCE = 120.0
+PATIENCE = 300.0
 
 
 def group_makers() -> dict[str, Callable[[str], Groups]]:

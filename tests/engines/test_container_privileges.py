@@ -18,7 +18,7 @@ from tests.engines.podman_fixture import PrivatePodman
 from vac.config.machinetype import CAPABILITIES
 from vac.drivers.base import CreationFailed
 
-pytestmark = [pytest.mark.engine, pytest.mark.timeout(180)]
+pytestmark = pytest.mark.engine
 
 APPTAINER = "apptainer:1"
 SANDBOX = "sandbox"

@@ -280,13 +280,13 @@ def test_events_name_the_machine(machines: Machines, client: docker.APIClient) -
         ]
         for change in changes:
             change()
-            while news.get(timeout=60) != spec.name:
+            while news.get(timeout=300) != spec.name:
                 pass  # late news of an earlier test's machines
         stranger = client.create_container(IMAGE, ["/bin/sleep", "600"])["Id"]
         client.start(stranger)
         client.remove_container(stranger, force=True)
         machines.driver.close()
-        assert spec.name not in iter(lambda: news.get(timeout=60), None)
+        assert spec.name not in iter(lambda: news.get(timeout=300), None)
 
 
 def test_an_end_is_listed_as_soon_as_it_is_told(machines: Machines) -> None:
@@ -295,7 +295,7 @@ def test_an_end_is_listed_as_soon_as_it_is_told(machines: Machines) -> None:
             name = f"factory1-{number}.example.com"
             spec = replace(machines.spec("#!/bin/sh\nexec sleep 0.5\n"), name=name)
             machines.create(spec)
-            while news.get(timeout=60) != spec.name:
+            while news.get(timeout=300) != spec.name:
                 pass
             assert machines.state(spec) is EngineState.ENDED
 

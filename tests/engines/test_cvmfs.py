@@ -49,16 +49,18 @@ def test_a_repository_that_hangs_holds_up_only_types_that_need_it() -> None:
     for tool in ("squashfuse", "mksquashfs", "apptainer", "bwrap"):
         require_tool(tool)
     scene = [sys.executable, "-m", "tests.engines.cvmfs_scene"]
-    subprocess.run([*PRIVATE, *scene], check=True, timeout=280, cwd=ROOT)
+    subprocess.run([*PRIVATE, *scene], check=True, timeout=1000, cwd=ROOT)
 
 
 @pytest.mark.usefixtures("cvmfs")
 @pytest.mark.parametrize("model", ["bubblewrap", "singularity"])
 def test_a_repository_that_is_mounted_later_appears_inside(model: str) -> None:
-    subprocess.run([*PRIVATE, sys.executable, "-c", LATER, VERSION, model], check=True, timeout=250, cwd=ROOT)
+    subprocess.run(
+        [*PRIVATE, sys.executable, "-c", LATER, VERSION, model], check=True, timeout=1000, cwd=ROOT
+    )
 
 
 def test_a_creation_that_hangs_with_its_image_holds_up_no_other() -> None:
     require_root()
     scene = [sys.executable, "-m", "tests.engines.hanging_scene", VERSION]
-    subprocess.run([*PRIVATE, *scene], check=True, timeout=280, cwd=ROOT)
+    subprocess.run([*PRIVATE, *scene], check=True, timeout=1000, cwd=ROOT)

@@ -52,7 +52,7 @@ def test_an_image_is_pulled_in_the_background_and_its_digest_recorded(
     ) as registry:
         spec = machines.spec(SLEEP, root_image=f"docker://{registry.image}")
         with machines.listening() as news:
-            assert news.get(timeout=60) == ""
+            assert news.get(timeout=300) == ""
             with pytest.raises(CreationFailed, match="is being pulled"):
                 machines.driver.create(spec)
             wait_for(lambda: "%" in (machines.prepared(spec) or ""), "progress is told")
@@ -60,7 +60,7 @@ def test_an_image_is_pulled_in_the_background_and_its_digest_recorded(
             machines.create(other)
             assert machines.state(other) is EngineState.RUNNING
             registry.release()
-            assert news.get(timeout=60) == ""
+            assert news.get(timeout=300) == ""
             machines.create(spec)  # on a busy host it may have been given up once
             assert machines.driver.details(spec.uuid)["image_digest"] == registry.digest
 

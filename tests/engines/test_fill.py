@@ -18,7 +18,7 @@ from tests.engines.factory_fixture import FactorySite, Kind, Life, factory_site,
 from vac.factory.loop import CYCLE_SECONDS
 from vac.scheduling.ramp import STEP_SECONDS
 
-pytestmark = [pytest.mark.engine, pytest.mark.timeout(900)]
+pytestmark = pytest.mark.engine
 
 SLOTS = 64
 GENERATIONS = 3

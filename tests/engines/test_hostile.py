@@ -19,7 +19,7 @@ from tests.engines.factory_fixture import (
 )
 from vac.machines.messages import UNREADABLE
 
-pytestmark = [pytest.mark.engine, pytest.mark.timeout(900)]
+pytestmark = pytest.mark.engine
 
 FORGED = "CRITICAL forged line"
 PLANTS = {

@@ -27,7 +27,7 @@ from vac.drivers.base import CreationFailed, EngineState, EngineUnavailable, Mac
 from vac.drivers.libvirt import libvirt_api
 from vac.drivers.libvirt.libvirt_driver import LibvirtDriver
 
-pytestmark = [pytest.mark.engine, pytest.mark.timeout(400)]
+pytestmark = pytest.mark.engine
 
 TELLING = (
     PREAMBLE

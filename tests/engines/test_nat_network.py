@@ -60,7 +60,7 @@ class Site:
 
     def output(self, *command: str) -> str:
         done = subprocess.run(
-            [*self.engine.enter, *command], capture_output=True, text=True, check=True, timeout=60
+            [*self.engine.enter, *command], capture_output=True, text=True, check=True, timeout=300
         )
         return done.stdout
 
@@ -279,7 +279,7 @@ class Guest:
         enter = ["nsenter", f"--target={self.process.pid}", "--net"]
         environment = {**os.environ, "ANSWER": str(self.answer)}
         return subprocess.run(
-            [*enter, *command], capture_output=True, text=True, timeout=60, env=environment, check=False
+            [*enter, *command], capture_output=True, text=True, timeout=300, env=environment, check=False
         )
 
     def dhcp(self) -> list[str]:

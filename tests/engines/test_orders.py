@@ -12,7 +12,7 @@ import pytest
 from tests.engines.factory_fixture import AT_ONCE, ROOT, FactorySite, Kind, factory_site
 from vac.machines.machine import Machine
 
-pytestmark = [pytest.mark.engine, pytest.mark.timeout(900)]
+pytestmark = pytest.mark.engine
 
 LASTING = {"lasting": Kind("sleep 600", {"target_share": 1})}
 OBEDIENT = """

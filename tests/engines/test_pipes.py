@@ -18,7 +18,7 @@ from tests.engines.process_site import make_tree
 from tests.hostile_pipes import CORPUS, REFUSED
 from tests.https_server import HTML, Page, circle, closed_port
 
-pytestmark = [pytest.mark.engine, pytest.mark.timeout(240)]
+pytestmark = pytest.mark.engine
 
 LASTING = """#!/bin/sh
 features='##user_data_jobfeatures_url##' outputs='##user_data_joboutputs_url##'

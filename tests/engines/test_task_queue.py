@@ -23,7 +23,7 @@ from tests.engines.pipe_fixture import PATIENCE, Piped, piped
 from tests.engines.process_site import make_tree
 from tests.https_server import Page
 
-pytestmark = [pytest.mark.engine, pytest.mark.timeout(420)]
+pytestmark = pytest.mark.engine
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "taskqueue"
 PILOT_URL = "https://vo.example.org/vac/pilot.sh"

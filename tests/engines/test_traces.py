@@ -15,7 +15,7 @@ from tests.engines.factory_fixture import AT_ONCE, FactorySite, Kind, factory_si
 from tests.engines.process_site import make_tree
 from vac.machines.machine import Machine
 
-pytestmark = [pytest.mark.engine, pytest.mark.timeout(600)]
+pytestmark = pytest.mark.engine
 
 WAKE_SECONDS = 10.0
 """From one look at connections to the next."""
@@ -25,7 +25,7 @@ WAKE_SECONDS = 10.0
 def listener() -> Iterator[socket.socket]:
     """A service on this host, which machines connect to."""
     with socket.create_server(("127.0.0.1", 0)) as server:
-        server.settimeout(120)
+        server.settimeout(300)
         yield server
 
 

@@ -16,7 +16,7 @@ from tests.conftest import require_tool
 from tests.engines.factory_fixture import AT_ONCE, FactorySite, Kind, factory_site
 from tests.https_server import HTML, Page, Web
 
-pytestmark = [pytest.mark.engine, pytest.mark.timeout(300)]
+pytestmark = pytest.mark.engine
 
 SCRIPT = b"""#!/bin/sh
 # caf\xe9 ##user_data_option_unknown##
@@ -49,20 +49,20 @@ def test_user_data_comes_from_urls_and_a_slow_server_holds_up_nobody(web: Web, t
         for name in kinds:
             robot.write(site.state.machinetype(name), "x509")
         site.start(SSL_CERT_FILE=str(web.ca_file), no_proxy="*")
-        site.wait_for(lambda: site.running("good"), "a machine runs whose server answers", 60)
-        site.wait_for(lambda: "html" in site.status().failed, "the creation from a web page has failed", 60)
+        site.wait_for(lambda: site.running("good"), "a machine runs whose server answers")
+        site.wait_for(lambda: "html" in site.status().failed, "the creation from a web page has failed")
         assert site.running("slow") == []
         check_machine(site, server.url("/good"), tmp_path)
         check_words(site, server.url("/html"))
         gate.set()
-        site.wait_for(lambda: site.running("slow"), "the slow one's machine runs, too", 100)
+        site.wait_for(lambda: site.running("slow"), "the slow one's machine runs, too")
         assert site.lives("html") == []
 
 
 def check_machine(site: FactorySite, url: str, place: Path) -> None:
     """What a machine has got, as it says itself."""
     life = site.lives("good")[0]
-    site.wait_for(lambda: life.output("proxy"), "the machine has its proxy", 60)
+    site.wait_for(lambda: life.output("proxy"), "the machine has its proxy")
     (machine,) = [one for one in site.running("good") if one.directory == life.directory]
     assert life.output("told") == f"{machine.uuid} {url}\n"
     written = life.directory / "user_data"

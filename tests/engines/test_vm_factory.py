@@ -35,7 +35,7 @@ from tests.engines.libvirt_fixture import PATIENCE_SECONDS, PrivateLibvirt
 from tests.https_server import Page, Web
 from vac.machines.machine import Machine
 
-pytestmark = [pytest.mark.engine, pytest.mark.timeout(400)]
+pytestmark = pytest.mark.engine
 
 VMS, SLOTS = 6, 8
 VACD = "tests.engines.impatient"

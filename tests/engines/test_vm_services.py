@@ -25,7 +25,7 @@ from vac.drivers.libvirt.libvirt_driver import LibvirtDriver
 from vac.host.nat import NatHost
 from vac.machines.layout import slot_address
 
-pytestmark = [pytest.mark.engine, pytest.mark.timeout(300)]
+pytestmark = pytest.mark.engine
 SECRET = b"the neighbour's secret"
 SCRIPT = """#!/bin/sh
 M=http://169.254.169.254 F=http://169.254.169.253

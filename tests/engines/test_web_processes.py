@@ -168,7 +168,7 @@ def test_a_taken_port_is_told(host: Host) -> None:
         other.stdout.readline()
         command = [sys.executable, "-m", "vac.daemon", "--role", "mjf", "--config", str(host.config)]
         done = subprocess.run(
-            host.inside(*command), cwd=ROOT, capture_output=True, text=True, timeout=60, check=False
+            host.inside(*command), cwd=ROOT, capture_output=True, text=True, timeout=300, check=False
         )
         other.kill()
     assert done.returncode == 1

@@ -21,7 +21,7 @@ ROOT = Path(__file__).parents[2]
 SHORT = f"n{secrets.token_hex(3)}"
 """A name of this process's own: libvirt names cgroups of the host's after machines."""
 FACTORY = f"{SHORT}.example.org"
-PATIENCE_SECONDS = 60
+PATIENCE_SECONDS = 300.0
 CLIENT = """
 import http.client, json, sys
 for line in sys.stdin:

@@ -14,7 +14,7 @@ from tests.conftest import require_tool
 from vac.context.user_data import substitute
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
-PATIENCE_SECONDS = 60.0
+PATIENCE_SECONDS = 300.0
 POWER_OFF = b"{ poweroff || poweroff -f || shutdown -h now; }"
 """What a virtual machine does in the end, and no test may: busybox's shell prefers its own to a stand-in in PATH."""
 

@@ -18,8 +18,6 @@ cp "$(dirname "$CONDOR_CONFIG")/tokens/pool" {home}/token
 echo started > "$(dirname "$CONDOR_CONFIG")/log/MasterLog"
 """
 
-pytestmark = pytest.mark.timeout(150)
-
 
 @pytest.fixture
 def place(tmp_path: Path) -> Place:

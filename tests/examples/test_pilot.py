@@ -18,8 +18,6 @@ from tests.examples.scripts import EXAMPLES, PATIENCE_SECONDS, FeaturesServer, P
 
 PILOT = EXAMPLES / "taskqueue" / "pilot.sh"
 
-pytestmark = pytest.mark.timeout(150)
-
 
 @pytest.fixture
 def place(tmp_path: Path) -> Place:

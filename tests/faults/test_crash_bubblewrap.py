@@ -15,7 +15,7 @@ from vac.config.settings import Settings
 from vac.drivers.base import EngineState
 from vac.drivers.processes.engine import open_driver
 
-pytestmark = [pytest.mark.engine, pytest.mark.timeout(900)]
+pytestmark = pytest.mark.engine
 
 WORK = """
 echo what nobody needs afterwards > /var/tmp/scratch

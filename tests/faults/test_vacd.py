@@ -294,7 +294,7 @@ def test_detached_it_has_no_terminal_and_says_where_it_is(vacd: Vacd) -> None:
         again, env=environ, cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE_SECONDS, check=False
     )
     assert (second.returncode, int(pid_file.read_text())) == (2, pid), "a second one leaves the first alone"
-    assert "stop that one first" in second.stderr
+    assert "stop it first" in second.stderr
     pidfd = os.pidfd_open(pid)
     os.kill(pid, signal.SIGTERM)
     vacd.wait_for("factory", "stopped")

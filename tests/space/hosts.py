@@ -39,11 +39,11 @@ class Namespaces:
 
     def run(self, *command: str) -> None:
         """Run a command in here; it has to succeed."""
-        subprocess.run(self.inside(*command), check=True, timeout=120)
+        subprocess.run(self.inside(*command), check=True, timeout=300)
 
     def close(self) -> None:
         """Let go of them."""
-        self._holder.communicate(timeout=120)
+        self._holder.communicate(timeout=300)
 
 
 class Network:

@@ -15,7 +15,7 @@ import pytest
 from tests.engines.factory_fixture import AT_ONCE, Kind, Life, Option
 from tests.space.space_fixture import Space, SpaceFactory, mean_machines, space_of
 
-pytestmark = [pytest.mark.engine, pytest.mark.timeout(900)]
+pytestmark = pytest.mark.engine
 
 FACTORIES = 5
 PROCESSORS = 8
@@ -205,7 +205,7 @@ def test_a_factory_on_which_everything_fails_stays_alone_with_that(space: Space)
 
 
 def test_a_changed_port_and_a_key_are_taken_up_by_all(space: Space) -> None:
-    space.wait_for(space.is_full, "all slots are taken", 60)
+    space.wait_for(space.is_full, "all slots are taken")
     asked = space.factories[0]
     key = asked.home / "space.key"
     key.write_text("a secret of the whole space")
@@ -214,5 +214,5 @@ def test_a_changed_port_and_a_key_are_taken_up_by_all(space: Space) -> None:
     def answers() -> int:
         return len(asked.vac("factories").stdout.splitlines())
 
-    space.wait_for(lambda: answers() == FACTORIES, "all answer at the new port and by the key", 90)
-    space.wait_for(lambda: not any(map(silent_for, space.factories)), "all hear each other again", 90)
+    space.wait_for(lambda: answers() == FACTORIES, "all answer at the new port and by the key")
+    space.wait_for(lambda: not any(map(silent_for, space.factories)), "all hear each other again")

@@ -10,7 +10,7 @@ from typing import Optional
 from vac.cli.doctor_docker import propagates
 from vac.config.checks import CONTAINER_MODELS, needed_repositories
 from vac.config.machinetype import Machinetype
-from vac.host.cvmfs import AT_ONCE, CVMFS, problem_of
+from vac.host.probes import AT_ONCE, CVMFS, problem_of
 
 Row = tuple[str, Optional[str], bool]
 """As doctor.Finding: what, the problem, whether it is serious."""

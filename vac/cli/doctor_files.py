@@ -14,7 +14,7 @@ from vac.config.sections import USER_DATA_OPTION
 from vac.config.settings import Settings
 from vac.config.values import without_password
 from vac.drivers.processes.bubblewrap import check_command
-from vac.host.cvmfs_paths import real_image
+from vac.host.probes import real_image
 from vac.vacquery.signed_json import read_key
 
 Row = tuple[str, Optional[str], bool]

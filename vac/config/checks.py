@@ -12,8 +12,8 @@ from vac.config.options import NO_EFFECT, declared
 from vac.config.sections import Parsed
 from vac.config.settings import Settings
 from vac.config.values import host_name, quoted
-from vac.host.cvmfs import CVMFS
 from vac.host.facts import HostFacts
+from vac.host.probes import CVMFS
 
 METRICS_MODULES = {"prometheus_client": "python3-prometheus-client", "waitress": "python3-waitress"}
 """What metrics_listen needs, by Python module: the package."""

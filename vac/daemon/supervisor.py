@@ -23,7 +23,7 @@ from pathlib import Path
 from vac import __version__, logs
 from vac.daemon.role_process import RELOAD, STOPPING, WAKE, signal_pipe
 from vac.daemon.role_supervisor import RoleSupervisor, Timing
-from vac.host.subreaper import become_subreaper
+from vac.host.privileges import become_subreaper
 from vac.roles import Role
 
 logger = logging.getLogger(__name__)

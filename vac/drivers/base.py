@@ -16,7 +16,7 @@ from typing import Protocol
 
 from vac.config.machinetype import Machinetype
 from vac.config.settings import Settings
-from vac.host.contacts import Contact
+from vac.host.connections import Contact
 
 WRITES_TO = "writes_to"
 """Name of the detail with directories of this host, outside the machine's own, that only this machine writes, such as

@@ -29,7 +29,7 @@ from vac.drivers.base import (
     Observed,
     Usage,
 )
-from vac.host.contacts import Contact
+from vac.host.connections import Contact
 
 FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 1.0, 60.0
 """Between attempts to listen for events again, after they broke off, unless observing shows that they can work."""

@@ -16,7 +16,7 @@ from typing import Callable, Generic, NamedTuple, TypeVar
 
 from vac.drivers.base import CreationFailed, EngineUnavailable, Fetch
 from vac.drivers.traces import ImageVersion, version_of
-from vac.host.cvmfs import problem_of
+from vac.host.probes import problem_of
 from vac.text import without_password
 
 FIRST_LOOK_SECONDS = 1.0

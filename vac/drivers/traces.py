@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import stat
-import sys
 import threading
 import time
 from collections.abc import Iterable, Mapping
@@ -14,11 +12,10 @@ from pathlib import Path
 from typing import Callable, NamedTuple
 
 from vac.drivers.base import Trace
-from vac.host import contacts, sha256
-from vac.host.cgroup_base import CgroupError
-from vac.host.child_processes import run
-from vac.host.contacts import Contact
-from vac.host.filesystems import FileStamp, stamp_from
+from vac.host import connections
+from vac.host.cgroups import CgroupError
+from vac.host.connections import Contact
+from vac.host.filesystems import FileStamp, sha256_of, stamp_from
 
 MOST_VERSIONS = 200
 """Image versions whose digests are remembered; the oldest are forgotten first."""
@@ -60,12 +57,8 @@ def read_through(version: ImageVersion) -> str | None:
 
     Raises OSError with a reason.
     """
-    command = [sys.executable, "-I", "-S", sha256.__file__, version.path]
-    done = run(command, time_limit_seconds=None)
-    if done.failure:
-        raise OSError(done.failure)
-    found = json.loads(done.text)
-    return str(found["sha256"]) if found["stamp"] == list(version.stamp) else None
+    stamp, digest = sha256_of(version.path)
+    return digest if stamp == version.stamp else None
 
 
 class ImageFacts:
@@ -162,5 +155,5 @@ def merged(
 
 def shared_network(processes: Mapping[str, Iterable[int]]) -> Mapping[str, frozenset[Contact]]:
     """Return contacts, by key, of groups of processes in the host's own network namespace. Raises OSError."""
-    by_inode = dict(contacts.sockets(contacts.PROC / "net"))
-    return {key: contacts.contacts_of(numbers, by_inode) for key, numbers in processes.items()}
+    by_inode = dict(connections.sockets(connections.PROC / "net"))
+    return {key: connections.contacts_of(numbers, by_inode) for key, numbers in processes.items()}

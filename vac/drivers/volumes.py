@@ -33,8 +33,6 @@ Run = Callable[[Sequence[str]], str]
 """Runs a command and returns its output; raises CreationFailed with what it says."""
 PACKAGES = {"blkdiscard": "util-linux", "mkfs.ext4": "e2fsprogs", "mount": "mount", "umount": "mount"}
 """Packages of programs that aren't LVM's."""
-_REPORT = ("--reportformat", "json", "--units", "b", "--nosuffix")
-_UNREADABLE = (ValueError, KeyError, IndexError, TypeError)
 _log = logging.getLogger(__name__)
 
 
@@ -92,15 +90,16 @@ class Volumes:
 
     def make(self, group: str, spec: MachineSpec) -> Path:
         """Make a volume for this machine; an old one of its name is wiped and removed before. Raises CreationFailed."""
-        reports = self.run(group_command(group)), self.run(volumes_command(group))
-        found = read_group(*reports)
+        found = read_group(group, self.run)
         if any(volume.name == spec.name for volume in found.volumes):
             self._remove(group, spec.name, wiped=False)
         gb = spec.machinetype.disk_gb_per_processor
         size_bytes = volume_bytes(found, gb, spec.processors, spec.settings)
         if size_bytes <= 0:
             raise CreationFailed(f"volume group {group} has no room for a volume of {spec.name}")
-        self.run(creation_command(group, spec.name, spec.uuid, size_bytes))
+        # signatures that others have left in these blocks go unasked
+        options = ["--yes", "--wipesignatures", "y", "--addtag", TAG + spec.uuid, "--size", f"{size_bytes}b"]
+        self.run(["lvcreate", *options, "--name", spec.name, group])
         return device(group, spec.name)
 
     def remove(self, in_use: str | None, name: str, uuid: str, *, unused: bool = False) -> None:
@@ -111,7 +110,7 @@ class Volumes:
         group is in use. Raises CreationFailed, also while the volume is being wiped.
         """
         try:
-            found = read_volumes(self.run(volumes_command()))
+            found = read_volumes(self.run)
         except NoLvm:
             return
         except CreationFailed as failure:
@@ -153,7 +152,8 @@ class Volumes:
 
     def _overwrite(self, path: Path, work: Future[str]) -> None:
         try:
-            work.set_result(self.run(wiping_command(path)))
+            # fast where the device can do that itself
+            work.set_result(self.run(["blkdiscard", "--force", "--zeroout", str(path)]))
         except CreationFailed as failure:
             work.set_exception(failure)
 
@@ -220,7 +220,7 @@ def group_in_use(settings: Settings, run: Run) -> str | None:
     if settings.volume_group is not None:
         return settings.volume_group
     try:
-        run(group_command(DEFAULT_GROUP))
+        run(["vgs", DEFAULT_GROUP])
     except CreationFailed:
         return None
     return DEFAULT_GROUP
@@ -252,51 +252,22 @@ def volume_bytes(group: Group, gb_per_processor: int | None, processors: int, se
     return wanted // group.extent_bytes * group.extent_bytes
 
 
-def group_command(group: str) -> list[str]:
-    """Return the command that reports a group's size."""
-    return ["vgs", *_REPORT, "-o", "vg_size,vg_extent_size", group]
+def read_group(group: str, run: Run) -> Group:
+    """Ask LVM for a group. Raises CreationFailed."""
+    sizes = _report(run, "vgs", "vg", {"vg_size": int, "vg_extent_size": int}, group)
+    if len(sizes) != 1:
+        raise CreationFailed(f"LVM reports {len(sizes)} groups {group}")
+    size_bytes, extent_bytes = sizes[0]
+    return Group(size_bytes, extent_bytes, read_volumes(run, group))
 
 
-def volumes_command(*group: str) -> list[str]:
-    """Return the command that reports the volumes of this group, or of all."""
-    return ["lvs", *_REPORT, "-o", "vg_name,lv_name,lv_size,lv_tags", *group]
-
-
-def creation_command(group: str, name: str, uuid: str, size_bytes: int) -> list[str]:
-    """Return the command that makes a volume, removing signatures that others have left in its blocks unasked."""
-    options = ["--yes", "--wipesignatures", "y", "--addtag", TAG + uuid]
-    return ["lvcreate", *options, "--size", f"{size_bytes}b", "--name", name, group]
-
-
-def wiping_command(path: Path) -> list[str]:
-    """Return the command that makes a volume read as zeros; fast where the device can do that itself."""
-    return ["blkdiscard", "--force", "--zeroout", str(path)]
-
-
-def read_group(group_report: str, volumes_report: str) -> Group:
-    """Return a group from the reports of group_command() and volumes_command(). Raises CreationFailed."""
-    try:
-        (group,) = _rows(group_report, "vg")
-        sizes = int(group["vg_size"]), int(group["vg_extent_size"])
-    except _UNREADABLE as error:
-        raise _not_understood(error) from error
-    return Group(*sizes, read_volumes(volumes_report))
-
-
-def read_volumes(report: str) -> tuple[Volume, ...]:
-    """Return the volumes from the report of volumes_command(). Raises CreationFailed."""
-    try:
-        return tuple(
-            Volume(
-                str(row["vg_name"]),
-                str(row["lv_name"]),
-                int(row["lv_size"]),
-                tuple(filter(None, str(row["lv_tags"]).split(","))),
-            )
-            for row in _rows(report, "lv")
-        )
-    except _UNREADABLE as error:
-        raise _not_understood(error) from error
+def read_volumes(run: Run, *group: str) -> tuple[Volume, ...]:
+    """Ask LVM for the volumes of this group, or of all. Raises CreationFailed."""
+    columns = {"vg_name": str, "lv_name": str, "lv_size": int, "lv_tags": str}
+    rows = _report(run, "lvs", "lv", columns, *group)
+    return tuple(
+        Volume(of, name, size, tuple(filter(None, tags.split(",")))) for of, name, size, tags in rows
+    )
 
 
 def run_lvm(command: Sequence[str]) -> str:
@@ -311,10 +282,22 @@ def run_lvm(command: Sequence[str]) -> str:
     return done.text
 
 
-def _rows(report: str, kind: str) -> Sequence[Mapping[str, Any]]:
-    rows: Sequence[Mapping[str, Any]] = json.loads(report)["report"][0][kind]
-    return rows
-
-
-def _not_understood(error: Exception) -> CreationFailed:
-    return CreationFailed(f"LVM's report can't be understood: {error!r}")
+def _report(
+    run: Run, program: str, kind: str, columns: Mapping[str, Callable[[Any], Any]], *group: str
+) -> list[tuple[Any, ...]]:
+    command = [
+        program,
+        "--reportformat",
+        "json",
+        "--units",
+        "b",
+        "--nosuffix",
+        "-o",
+        ",".join(columns),
+        *group,
+    ]
+    try:
+        rows = json.loads(run(command))["report"][0][kind]
+        return [tuple(convert(row[name]) for name, convert in columns.items()) for row in rows]
+    except (ValueError, KeyError, IndexError, TypeError) as error:
+        raise CreationFailed(f"LVM's report can't be understood: {error!r}") from error

@@ -25,9 +25,16 @@ from vac.factory.repositories import Repositories
 from vac.factory.space import Answers, Ask, Space
 from vac.factory.state import FactoryState, Slot
 from vac.factory.watch import Rules, Watcher
-from vac.host.cvmfs import RepositorySeen, RepositoryWatch
-from vac.host.disk import DiskMeasured, DiskMessage, DiskMeter, DiskNotMeasured
-from vac.host.health import HealthCheck, HealthChecked
+from vac.host.probes import (
+    DiskMeasured,
+    DiskMessage,
+    DiskMeter,
+    DiskNotMeasured,
+    HealthCheck,
+    HealthChecked,
+    RepositorySeen,
+    RepositoryWatch,
+)
 from vac.lifecycle import stimuli
 from vac.lifecycle.phases import Empty, Preparing, SetAside
 from vac.machines.slots import load_slots

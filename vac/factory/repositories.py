@@ -7,7 +7,7 @@ import logging
 from vac.config.checks import needed_repositories
 from vac.config.machinetype import Machinetype
 from vac.factory.state import FactoryState
-from vac.host.cvmfs import CVMFS, RepositorySeen, RepositoryWatch
+from vac.host.probes import CVMFS, RepositorySeen, RepositoryWatch
 
 
 class Repositories:

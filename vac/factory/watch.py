@@ -13,7 +13,7 @@ from vac.drivers.base import WRITES_TO, EngineState, Observed
 from vac.drivers.engine import Observation
 from vac.factory.effects import Effects
 from vac.factory.state import FactoryState, Slot
-from vac.host.disk import DiskMeasured, DiskMeter, DiskNotMeasured
+from vac.host.probes import DiskMeasured, DiskMeter, DiskNotMeasured
 from vac.lifecycle.phases import Running, SetAside, Starting, StopOrder
 from vac.lifecycle.stimuli import ListedAbsent, ListedAlive, ListedEnded, ListedHalfMade, StopOrdered
 from vac.machines import contacts, files, requests

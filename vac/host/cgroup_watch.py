@@ -1,4 +1,4 @@
-"""Waiting for the end of machines: which group's last process has just ended."""
+"""The ends of machines: groups whose last process has just ended."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ import select
 import threading
 from collections.abc import Iterator
 
-from vac.host.cgroup_base import Groups
+from vac.host.cgroups import Groups
 
 
 class EndWatcher:
-    """Tells the ends of groups' last processes, as they happen.
+    """The ends of groups' last processes, as they happen.
 
     One thread iterates over ends(); any thread may add() a group or close().
     """
@@ -34,11 +34,11 @@ class EndWatcher:
                 os.write(self._writer, b"\0")
 
     def wake(self) -> None:
-        """Let ends() give "", which is no group, once."""
+        """Make ends() yield "", which is no group, once."""
         self.add("")
 
     def close(self) -> None:
-        """Let ends() return."""
+        """Make ends() return."""
         with self._lock:
             if self._closed.is_set():
                 return
@@ -48,7 +48,7 @@ class EndWatcher:
                 os.close(self._reader)
 
     def ends(self) -> Iterator[str]:
-        """Groups that have become empty, at the start also those that are already; "" after wake()."""
+        """Yield groups that become empty, first those that are already, and "" after wake()."""
         with self._lock:
             if self._closed.is_set():
                 return

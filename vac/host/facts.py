@@ -1,4 +1,8 @@
-"""What the configuration has to know of this host, as the kernel and the user database tell it (no DNS)."""
+"""Facts about this host, as the kernel, the user database and LVM tell them (no DNS).
+
+HostFacts are those that the configuration depends on, Measures those that change from moment to moment; of these, one
+that can't be read is 0 or empty.
+"""
 
 from __future__ import annotations
 
@@ -6,11 +10,12 @@ import importlib.util
 import os
 import pwd
 import re
-import subprocess
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Callable
+
+from vac.host.child_processes import run
 
 ASSUME_PROCESSORS = "VAC_ASSUME_PROCESSORS"
 MOST_ASSUMED = 10000
@@ -19,31 +24,31 @@ VGS_SECONDS = 20
 
 @dataclass(frozen=True)
 class HostFacts:
-    """This host. Two that differ in their look-ups only are equal."""
+    """This host, and look-ups on it."""
 
     name: str
     """The kernel's host name, lower-cased; perhaps without a domain."""
     processors: int
     """Logical processors, or what VAC_ASSUME_PROCESSORS says."""
     user_id: Callable[[str], int | None]
-    """The uid of an account, None if there is none of that name."""
+    """Returns the uid of an account, None if there is none of that name."""
     volume_group_exists: Callable[[str], bool]
-    """Is there such an LVM volume group, as far as can be told?"""
+    """Returns False if there is certainly no such LVM volume group."""
     assumed: bool = False
     """True: the number of processors is VAC_ASSUME_PROCESSORS', for demonstrations and tests."""
     problem: str = ""
-    """What is wrong with VAC_ASSUME_PROCESSORS, in words."""
+    """Error in VAC_ASSUME_PROCESSORS, for people."""
     module_exists: Callable[[str], bool] = lambda name: importlib.util.find_spec(name) is not None
-    """Is there a Python module of this name, at top level?"""
+    """Returns True if there is a top-level Python module of this name."""
 
     def same(self, other: HostFacts) -> bool:
-        """Do both describe one and the same state of the host? Look-ups are not compared."""
+        """Return True if both describe the same state of the host. Look-ups are not compared."""
         mine = (self.name, self.processors, self.assumed, self.problem)
         return mine == (other.name, other.processors, other.assumed, other.problem)
 
 
 def read(environ: Mapping[str, str] = os.environ) -> HostFacts:
-    """Ask the kernel; environ may hold VAC_ASSUME_PROCESSORS. A bad one is told in `problem` and ignored."""
+    """Ask the kernel. environ may have VAC_ASSUME_PROCESSORS; a wrong value is reported in `problem` and ignored."""
     processors, assumed, problem = os.cpu_count() or 1, False, ""
     text = environ.get(ASSUME_PROCESSORS, "").strip()
     if re.fullmatch("[0-9]{1,9}", text) and 1 <= int(text) <= MOST_ASSUMED:
@@ -54,7 +59,7 @@ def read(environ: Mapping[str, str] = os.environ) -> HostFacts:
 
 
 def user_id(name: str) -> int | None:
-    """The account's uid, None if there is none."""
+    """Return the account's uid, None if there is none."""
     try:
         return pwd.getpwnam(name).pw_uid
     except KeyError:
@@ -62,15 +67,84 @@ def user_id(name: str) -> int | None:
 
 
 def volume_group_exists(name: str) -> bool:
-    """Ask LVM. True also when it can't be asked (not root, a device that hangs): creation will tell then."""
+    """Ask LVM. Return True also when it can't be asked (not root, a device that hangs): creation will tell then."""
     if Path("/dev", name).is_dir():
         return True
+    done = run(["vgs", "--noheadings", "-o", "vg_name"], time_limit_seconds=VGS_SECONDS)
+    return not done.missing and (bool(done.failure) or os.fsencode(name) in done.output.split())
+
+
+@dataclass(frozen=True)
+class Measures:
+    """State of the host at one moment. Sizes are in KB (1024 bytes), times Unix seconds."""
+
+    root_avail_kb: int = 0
+    root_avail_inodes: int = 0
+    state_avail_kb: int = 0
+    state_avail_inodes: int = 0
+    load_average: float = 0.0
+    """Over 15 minutes."""
+    kernel_version: str = ""
+    os_issue: str = ""
+    boot_time: int = 0
+    memory_total_kb: int = 0
+    memory_used_kb: int = 0
+    swap_used_kb: int = 0
+    swap_free_kb: int = 0
+
+
+def measure(state_dir: Path, root: Path = Path("/")) -> Measures:
+    """Measure now. root: where /proc and /etc are, for tests."""
+    memory = _memory(root / "proc/meminfo")
+    root_kb, root_inodes = _free(root)
+    state_kb, state_inodes = _free(state_dir)
+    kernel = os.uname().release
+    load = _text(root / "proc/loadavg").split()
+    return Measures(
+        root_avail_kb=root_kb,
+        root_avail_inodes=root_inodes,
+        state_avail_kb=state_kb,
+        state_avail_inodes=state_inodes,
+        load_average=float(load[2]) if len(load) > 2 else 0.0,
+        kernel_version=kernel,
+        os_issue=os_issue(root / "etc") or kernel,
+        boot_time=_boot_time(root / "proc/stat"),
+        memory_total_kb=memory.get("MemTotal", 0),
+        memory_used_kb=memory.get("MemTotal", 0) - memory.get("MemFree", 0),
+        swap_used_kb=memory.get("SwapTotal", 0) - memory.get("SwapFree", 0),
+        swap_free_kb=memory.get("SwapFree", 0),
+    )
+
+
+def os_issue(etc: Path = Path("/etc")) -> str:
+    """Return the first line of redhat-release.vac or redhat-release, else PRETTY_NAME of os-release, else nothing."""
+    for name in ("redhat-release.vac", "redhat-release"):
+        first = _text(etc / name).partition("\n")[0].strip()
+        if first:
+            return first
+    found = re.search(r"^PRETTY_NAME=(.*)$", _text(etc / "os-release"), re.MULTILINE)
+    return found.group(1).strip().strip("\"'") if found else ""
+
+
+def _free(path: Path) -> tuple[int, int]:
     try:
-        answer = subprocess.run(
-            ["vgs", "--noheadings", "-o", "vg_name"], capture_output=True, timeout=VGS_SECONDS, check=True
-        )
-    except FileNotFoundError:
-        return False
-    except (OSError, subprocess.SubprocessError):
-        return True
-    return os.fsencode(name) in answer.stdout.split()
+        found = os.statvfs(path)
+    except OSError:
+        return 0, 0
+    return found.f_bavail * found.f_frsize // 1024, found.f_favail
+
+
+def _memory(meminfo: Path) -> dict[str, int]:
+    return {name: int(kb) for name, kb in re.findall(r"^(\w+):\s+(\d+) kB$", _text(meminfo), re.MULTILINE)}
+
+
+def _boot_time(stat: Path) -> int:
+    found = re.search(r"^btime (\d+)$", _text(stat), re.MULTILINE)
+    return int(found.group(1)) if found else 0
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return ""

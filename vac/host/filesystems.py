@@ -1,15 +1,32 @@
-"""Versions of files, and what is mounted where."""
+"""Versions and digests of files, and mounts."""
 
 from __future__ import annotations
 
+import json
 import os
 import re
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
+from vac.host.child_processes import run
+
 MOUNTINFO = Path("/proc/self/mountinfo")
+_DIGEST = """
+import hashlib, json, os, sys
+os.nice(19)
+def stamp():
+    status = os.fstat(file.fileno())
+    return [status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns]
+digest = hashlib.sha256()
+with open(sys.argv[1], "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
+    before = stamp()
+    while piece := file.read(1024 * 1024):
+        digest.update(piece)
+    print(json.dumps([before if stamp() == before else None, digest.hexdigest()]))
+"""
 _SPECIAL = re.compile(r"\\([0-7]{3})")
 
 
@@ -30,6 +47,18 @@ def stamp_of(file: str | os.PathLike[str] | int) -> FileStamp:
 def stamp_from(status: os.stat_result) -> FileStamp:
     """Return the stamp that a file had when it was looked at."""
     return FileStamp(status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
+
+
+def sha256_of(path: str) -> tuple[FileStamp | None, str]:
+    """Return the file's version, None if it changed meanwhile, and its SHA-256 in hex. Raises OSError with a reason.
+
+    A child process reads it, for as long as that takes: the file may be large, and on a file system that hangs.
+    """
+    done = run([sys.executable, "-I", "-S", "-c", _DIGEST, path], time_limit_seconds=None)
+    if done.failure:
+        raise OSError((done.errors.decode("utf-8", "replace").strip().splitlines() or [done.failure])[-1])
+    stamp, digest = json.loads(done.output)
+    return FileStamp(*stamp) if stamp else None, digest
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,7 @@
-"""Becoming an unprivileged user: `vac`, or `nobody` where there is no such account. Sources: capabilities(7),
-capset(2), linux/capability.h and linux/prctl.h."""
+"""Privileges of Vac's own processes. Sources: capabilities(7), capset(2), prctl(2), linux/capability.h, linux/prctl.h.
+
+Those that need no rights run as `vac`, or as `nobody` where there is no such account.
+"""
 
 from __future__ import annotations
 
@@ -15,11 +17,12 @@ READ_ANY_FILE = (2, 1)
 """CAP_DAC_READ_SEARCH; where a container's root lacks it, CAP_DAC_OVERRIDE, which allows writing too."""
 _PR_SET_KEEPCAPS = 8
 _PR_SET_NO_NEW_PRIVS = 38
+_PR_SET_CHILD_SUBREAPER = 36
 _CAPABILITY_VERSION_3 = 0x20080522
 
 
 def unprivileged_user() -> pwd.struct_passwd | None:
-    """The account that processes which need no rights run as. None when this process isn't root: it stays."""
+    """Return the account of processes that need no rights; None when this process isn't root, and stays what it is."""
     if os.geteuid() != 0:
         return None
     try:
@@ -29,10 +32,10 @@ def unprivileged_user() -> pwd.struct_passwd | None:
 
 
 def become(user: pwd.struct_passwd | None, keep: tuple[int, ...] = ()) -> None:
-    """Be this user from now on, without a way back and without supplementary groups.
+    """Drop privileges to this user, without a way back, supplementary groups, or what set-uid programs give.
 
-    keep: capabilities of which the first that this process has stays in force. To be called while the
-    process has one thread only. Raises OSError if keep is given and can't be had.
+    keep: capabilities of which the first that this process has stays in force. Call it while the process has one
+    thread only. Raises OSError if keep is given and can't be had.
     """
     if user is None:
         return
@@ -42,9 +45,17 @@ def become(user: pwd.struct_passwd | None, keep: tuple[int, ...] = ()) -> None:
     if keep:
         _prctl(_PR_SET_KEEPCAPS, 1)
     os.setresuid(user.pw_uid, user.pw_uid, user.pw_uid)
+    _prctl(_PR_SET_NO_NEW_PRIVS, 1)
     if keep:
-        _prctl(_PR_SET_NO_NEW_PRIVS, 1)
         _capset(0 if kept is None else 1 << kept)
+
+
+def become_subreaper() -> None:
+    """Make this process the parent of orphans among its descendants, which it then has to wait for.
+
+    Where process 1 isn't an init system nobody else would. Raises OSError if the kernel refuses.
+    """
+    _prctl(_PR_SET_CHILD_SUBREAPER, 1)
 
 
 def _permitted() -> int:
@@ -57,7 +68,7 @@ def _prctl(option: int, value: int) -> None:
 
 
 def _capset(capabilities: int) -> None:
-    """Have exactly these, all numbered below 32, permitted and effective; none to be inherited."""
+    """Set exactly these capabilities, all numbered below 32, permitted and effective; none inheritable."""
     header = (ctypes.c_uint32 * 2)(_CAPABILITY_VERSION_3, 0)
     sets = (ctypes.c_uint32 * 6)(capabilities, capabilities, 0, 0, 0, 0)
     _check(_libc().capset(header, sets), "capset")

@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterable
 from typing import Any
 
-from vac.host.contacts import Contact
+from vac.host.connections import Contact
 from vac.machines import files
 from vac.machines.layout import StateDir
 from vac.machines.machine import Machine

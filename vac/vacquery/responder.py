@@ -27,7 +27,7 @@ from typing import cast
 from vac.config.load import ConfigurationError, load
 from vac.config.settings import Settings
 from vac.host import facts
-from vac.host.measures import Network, connected_networks
+from vac.host.connections import Network, connected_networks
 from vac.host.privileges import become, unprivileged_user
 from vac.machines import files
 from vac.machines.layout import StateDir

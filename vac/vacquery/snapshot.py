@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from vac import __version__
-from vac.host.measures import Measures, measure
+from vac.host.facts import Measures, measure
 from vac.machines import machine as machines
 from vac.machines import messages as endings
 from vac.machines import status as statuses

@@ -198,7 +198,7 @@ def test_an_image_in_a_hidden_directory_of_the_host_is_refused(tmp_path: Path, h
 def test_a_link_out_of_cvmfs_is_no_image(
     tmp_path: Path, model: ModuleType, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("vac.host.cvmfs_paths.real_image.__defaults__", (str(tmp_path / "cvmfs"),))
+    monkeypatch.setattr("vac.host.probes.real_image.__defaults__", (str(tmp_path / "cvmfs"),))
     make_tree(tmp_path / "cvmfs/a", "tree/usr/bin/sh", "inner -> tree", "outer -> /", "up/x -> ../../..")
     inner = model.plan(make_spec(tmp_path, root_image=f"{tmp_path}/cvmfs/a/inner"), "")
     assert any(f"{tmp_path}/cvmfs/a/tree" in word for word in model.command_line(inner))

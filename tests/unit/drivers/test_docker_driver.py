@@ -33,9 +33,8 @@ from vac.drivers.docker.docker_driver import (
 )
 from vac.drivers.docker.docker_usage import UsageMeter, parse_net_dev
 from vac.drivers.volumes import NoLvm, ScratchVolumes
-from vac.host import contacts
-from vac.host.cgroup_foreign import ForeignGroup, find_group, foreign_usage
-from vac.host.cgroups import Mounts
+from vac.host import connections
+from vac.host.cgroups import EngineGroup, Mounts, find_engine_group
 
 FACTORY = "factory1.example.com"
 NAME = "factory1-00.example.com"
@@ -395,7 +394,7 @@ def test_a_containers_group_is_found_in_every_layout(
     (tmp_path / "7").mkdir()
     (tmp_path / "7" / "cgroup").write_text("\n".join([*v1, *v2, ""]))
     mounts = Mounts({"cpuacct": Path("/c/cpuacct"), "memory": Path("/c/memory")}, Path("/c/v2"))
-    assert find_group(7, SHORT_ID, mounts, tmp_path) == ForeignGroup(
+    assert find_engine_group(7, SHORT_ID, mounts, tmp_path) == EngineGroup(
         Path("/c/v2", group) if v2 else None,
         (Path("/c/cpuacct", group), Path("/c/memory", group)) if v1 else None,
     )
@@ -404,9 +403,9 @@ def test_a_containers_group_is_found_in_every_layout(
 def test_a_process_that_is_not_the_containers_is_not_taken_for_it(tmp_path: Path) -> None:
     (tmp_path / "7").mkdir()
     (tmp_path / "7" / "cgroup").write_text("0::/user.slice/session-1.scope\n")
-    assert find_group(7, SHORT_ID, Mounts({}, Path("/c/v2")), tmp_path) is None
+    assert find_engine_group(7, SHORT_ID, Mounts({}, Path("/c/v2")), tmp_path) is None
     with pytest.raises(FileNotFoundError):
-        find_group(8, SHORT_ID, Mounts({}, Path("/c/v2")), tmp_path)
+        find_engine_group(8, SHORT_ID, Mounts({}, Path("/c/v2")), tmp_path)
     meter = UsageMeter()
     meter.add(SHORT_ID, os.getpid(), own_network=False)
     assert not meter.knows(SHORT_ID)
@@ -421,13 +420,13 @@ def test_usage_is_read_from_v1_and_v2_and_none_when_the_group_is_gone(tmp_path: 
     (tmp_path / "cpu.stat").write_text("usage_usec 2500000\nuser_usec 1\n")
     (tmp_path / "memory.current").write_text("300\n")
     usages = [
-        foreign_usage(ForeignGroup(None, (tmp_path, tmp_path))),
-        foreign_usage(ForeignGroup(tmp_path, None)),
+        EngineGroup(None, (tmp_path, tmp_path)).usage(),
+        EngineGroup(tmp_path, None).usage(),
     ]
     found = [(each.cpu_seconds, each.memory_bytes, each.peak_memory_bytes) for each in usages if each]
     assert found == [(1.5, 100, 200), (2.5, 300, None)]
     gone = tmp_path / "gone"
-    assert foreign_usage(ForeignGroup(gone, None)) is foreign_usage(ForeignGroup(None, (gone, gone))) is None
+    assert EngineGroup(gone, None).usage() is EngineGroup(None, (gone, gone)).usage() is None
 
 
 def test_network_bytes_are_those_of_all_interfaces_but_lo() -> None:
@@ -459,8 +458,8 @@ def test_contacts_are_the_name_spaces_or_those_of_the_containers_own_sockets(
     (tmp_path / "7/fd/3").symlink_to("socket:[13]")
     (tmp_path / "cgroup.procs").write_text("7\n")
     monkeypatch.setattr(docker_usage, "PROC", tmp_path)
-    monkeypatch.setattr(contacts, "PROC", tmp_path)
-    monkeypatch.setattr(docker_usage, "find_group", lambda *_: ForeignGroup(tmp_path, None))
+    monkeypatch.setattr(connections, "PROC", tmp_path)
+    monkeypatch.setattr(docker_usage, "find_engine_group", lambda *_: EngineGroup(tmp_path, None))
     monkeypatch.setattr(os, "pidfd_open", no_pidfd)
     meter = UsageMeter()
     meter.add(SHORT_ID, 7, own_network)

@@ -23,7 +23,7 @@ from vac.drivers.traces import (
     merged,
     version_of,
 )
-from vac.host.contacts import Contact
+from vac.host.connections import Contact
 from vac.host.filesystems import FileStamp
 
 URL = "https://user:secret@example.com/boot.iso"

@@ -107,7 +107,7 @@ def no_group(command: Sequence[str]) -> str:
 
 
 def test_lvms_reports_are_read() -> None:
-    assert read_group(GROUP_REPORT, VOLUMES_REPORT) == Group(
+    assert read_group("vg", Recorded()) == Group(
         1000203091968,
         EXTENT,
         (
@@ -120,8 +120,8 @@ def test_lvms_reports_are_read() -> None:
 
 @pytest.mark.parametrize("report", ["", "[]", json.dumps({"report": [{"vg": []}]}), '{"report": [{}]}'])
 def test_an_unreadable_report_fails_the_creation(report: str) -> None:
-    with pytest.raises(CreationFailed, match="LVM's report"):
-        read_group(report, VOLUMES_REPORT)
+    with pytest.raises(CreationFailed, match=r"LVM('s report| reports 0 groups)"):
+        read_group("vg", lambda command: report)
 
 
 @pytest.mark.parametrize(
@@ -136,7 +136,7 @@ def test_an_unreadable_report_fails_the_creation(report: str) -> None:
 def test_size_is_configured_or_the_share_of_what_is_not_others(
     gb: int | None, processors: int, expected: int
 ) -> None:
-    assert volume_bytes(read_group(GROUP_REPORT, VOLUMES_REPORT), gb, processors, SETTINGS) == expected
+    assert volume_bytes(read_group("vg", Recorded()), gb, processors, SETTINGS) == expected
 
 
 def test_a_volume_left_by_another_machine_is_replaced(tmp_path: Path) -> None:

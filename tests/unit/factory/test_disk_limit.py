@@ -9,7 +9,7 @@ import pytest
 from tests.simulated import Meter, World, one_type
 from tests.unit.factory.conftest import MakeWorld
 from vac.drivers.base import WRITES_TO
-from vac.host.disk import DiskMeasured, DiskNotMeasured
+from vac.host.probes import DiskMeasured, DiskNotMeasured
 from vac.machines.machine import note_details
 
 GB = 1000**3

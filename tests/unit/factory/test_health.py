@@ -6,7 +6,7 @@ import dataclasses
 from pathlib import Path
 
 from tests.simulated import World
-from vac.host.health import HealthChecked
+from vac.host.probes import HealthChecked
 
 
 class Health:

@@ -12,7 +12,7 @@ from tests.unit.factory.conftest import MakeWorld
 from vac.config.checks import needed_repositories
 from vac.config.machinetype import Machinetype
 from vac.factory.repositories import Repositories
-from vac.host.cvmfs import RepositorySeen, RepositoryWatch
+from vac.host.probes import RepositorySeen, RepositoryWatch
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from tests.fake_driver import Script
 from tests.simulated import START, World, one_type
 from tests.unit.factory.conftest import MakeWorld
 from vac.drivers.base import EngineUnavailable
-from vac.host.disk import DiskMeasured
+from vac.host.probes import DiskMeasured
 from vac.machines.machine import load
 from vac.scheduling.backoff import code_group
 

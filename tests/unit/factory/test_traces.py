@@ -10,7 +10,7 @@ from vac.cli.machine import known_of
 from vac.config.settings import Settings
 from vac.drivers.base import Trace
 from vac.drivers.engine import InlineEngine
-from vac.host.contacts import Contact
+from vac.host.connections import Contact
 from vac.machines.slots import find_by_uuid
 
 HOME = Contact("tcp", "192.0.2.1", 443, incoming=False)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
-import subprocess
-from typing import Any
+from pathlib import Path
 
 import pytest
 
 from vac.host import facts
+from vac.host.child_processes import Finished
+from vac.host.facts import Measures, measure, os_issue
 
 
 def test_the_kernels_name_and_processors_are_taken() -> None:
@@ -45,21 +46,54 @@ def test_accounts_are_known_by_uid() -> None:
 @pytest.mark.parametrize(
     ("answer", "expected"),
     [
-        (subprocess.CompletedProcess([], 0, stdout=b"  vg-none  \n  vg-here\n"), True),
-        (subprocess.CompletedProcess([], 0, stdout=b"  vg-here-not\n"), False),
-        (FileNotFoundError(2, "no vgs"), False),
-        (PermissionError(13, "not root"), True),
-        (subprocess.CalledProcessError(5, "vgs"), True),
-        (subprocess.TimeoutExpired("vgs", 20), True),
+        (Finished((), 0, b"  vg-none  \n  vg-here\n"), True),
+        (Finished((), 0, b"  vg-here-not\n"), False),
+        (Finished((), None, failure="vgs is not installed", missing=True), False),
+        (Finished((), None, failure="vgs can't be started: Permission denied"), True),
+        (Finished((), 5, failure="vgs failed (5)"), True),
+        (Finished((), None, failure="vgs took longer than 20 s", late=True), True),
     ],
 )
 def test_a_volume_group_is_denied_only_when_lvm_says_so(
-    monkeypatch: pytest.MonkeyPatch, answer: Any, expected: bool
+    monkeypatch: pytest.MonkeyPatch, answer: Finished, expected: bool
 ) -> None:
-    def run(*_: Any, **__: Any) -> Any:
-        if isinstance(answer, Exception):
-            raise answer
-        return answer
-
-    monkeypatch.setattr(subprocess, "run", run)
+    monkeypatch.setattr(facts, "run", lambda *_, **__: answer)
     assert facts.volume_group_exists("vg-here") is expected
+
+
+def test_the_kernels_figures_are_read(tmp_path: Path) -> None:
+    for name, content in {
+        "proc/meminfo": "MemTotal: 100 kB\nMemFree: 30 kB\nSwapTotal: 50 kB\nSwapFree: 45 kB\nHugePages_Total: 0\n",
+        "proc/loadavg": "0.01 0.02 0.03 1/100 5\n",
+        "proc/stat": "cpu 1 2\nbtime 1795224437\n",
+        "etc/os-release": 'NAME="X"\nPRETTY_NAME="X Linux 9"\n',
+    }.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(content)
+    found = measure(tmp_path, tmp_path)
+    assert (found.memory_total_kb, found.memory_used_kb) == (100, 70)
+    assert (found.swap_used_kb, found.swap_free_kb) == (5, 45)
+    assert (found.load_average, found.boot_time, found.os_issue) == (0.03, 1795224437, "X Linux 9")
+    assert found.root_avail_kb > 0
+
+
+def test_what_can_not_be_read_is_0(tmp_path: Path) -> None:
+    found = measure(tmp_path / "none", tmp_path / "none")
+    assert found == Measures(kernel_version=os.uname().release, os_issue=os.uname().release)
+
+
+@pytest.mark.parametrize(
+    ("files", "issue"),
+    [
+        ({"os-release": "PRETTY_NAME='A B'\n", "redhat-release": "EL 9\nmore\n"}, "EL 9"),
+        ({"redhat-release": "EL 9\n", "redhat-release.vac": "Site's 9\n"}, "Site's 9"),
+        ({"redhat-release": "\n", "os-release": "PRETTY_NAME=Plain\n"}, "Plain"),
+        ({}, ""),
+    ],
+)
+def test_the_systems_name_is_the_first_that_there_is(
+    tmp_path: Path, files: dict[str, str], issue: str
+) -> None:
+    for name, content in files.items():
+        (tmp_path / name).write_text(content)
+    assert os_issue(tmp_path) == issue

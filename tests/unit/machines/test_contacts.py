@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.unit.state_dirs import new_machine, new_state
-from vac.host.contacts import Contact
+from vac.host.connections import Contact
 from vac.machines import contacts
 from vac.machines.contacts import MOST_CONTACTS, note_contacts, read_contacts
 

@@ -18,7 +18,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.unit.host.test_measures import ROUTES
+from tests.unit.host.test_connections import ROUTES
 from tests.unit.vacquery.recorded import (
     FACTORY,
     NOW,
@@ -30,7 +30,7 @@ from tests.unit.vacquery.recorded import (
     messages,
 )
 from vac import __version__
-from vac.host.measures import connected_networks
+from vac.host.connections import connected_networks
 from vac.machines import status as statuses
 from vac.machines.layout import StateDir
 from vac.machines.status import TypeFacts

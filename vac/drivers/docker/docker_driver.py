@@ -54,7 +54,7 @@ from vac.drivers.docker.docker_images import LIMITS, DockerImages, Image, PullLi
 from vac.drivers.docker.docker_usage import UsageMeter
 from vac.drivers.traces import Sampling, merged
 from vac.drivers.volumes import ScratchVolumes
-from vac.host.contacts import Contact
+from vac.host.connections import Contact
 from vac.text import without_password
 
 CONSOLE_BYTES = 64 * 1024

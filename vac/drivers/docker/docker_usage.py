@@ -18,9 +18,8 @@ from pathlib import Path
 
 from vac.drivers.base import Usage
 from vac.drivers.traces import shared_network
-from vac.host.cgroup_foreign import ForeignGroup, find_group, foreign_processes, foreign_usage
-from vac.host.cgroups import find_mounts
-from vac.host.contacts import Contact, contacts_within
+from vac.host.cgroups import EngineGroup, find_engine_group, find_mounts
+from vac.host.connections import Contact, contacts_within
 
 PROC = Path("/proc")
 HIGHEST_PRIORITY = -20
@@ -32,7 +31,7 @@ _log = logging.getLogger(__name__)
 class _Container:
     id: str
     pid: int
-    group: ForeignGroup
+    group: EngineGroup
     own_network: bool
     usage: Usage = field(default_factory=Usage)
     ended: bool = False
@@ -40,7 +39,7 @@ class _Container:
 
     def measure(self) -> None:
         """Update the container's usage, as far as it can still be read."""
-        used = foreign_usage(self.group)
+        used = self.group.usage()
         if used is None:
             self.ended = True
             return
@@ -94,7 +93,7 @@ class UsageMeter:
         host.
         """
         try:
-            group = find_group(pid, container_id, self._mounts)
+            group = find_engine_group(pid, container_id, self._mounts)
         except OSError:
             return
         if group is None:
@@ -128,7 +127,7 @@ class UsageMeter:
         """Return the remote ends of running containers' connections, by id. Raises OSError and CgroupError."""
         with self._lock:
             running = [each for each in self._containers.values() if not each.ended]
-        shared = {each.id: foreign_processes(each.group) for each in running if not each.own_network}
+        shared = {each.id: each.group.processes() for each in running if not each.own_network}
         found = dict(shared_network(shared)) if shared else {}
         for container in running:
             with contextlib.suppress(OSError):

@@ -21,7 +21,7 @@ from pathlib import Path
 
 from vac.drivers.base import CreationFailed, EngineUnavailable, MachineSpec
 from vac.host.child_processes import run
-from vac.host.cvmfs_paths import CVMFS, real_image
+from vac.host.probes import CVMFS, real_image
 from vac.text import without_password
 
 NETWORK = "vac_169.254.0.0"
@@ -322,7 +322,7 @@ def make_overlay(image: Image, overlay: Path) -> Path:
     return overlay
 
 
-def open_image(path: Path, cvmfs: str = CVMFS) -> Image:
+def open_image(path: Path, cvmfs: str = str(CVMFS)) -> Image:
     """Return the image with its format and the real path of its file.
 
     Raises OSError, and CreationFailed if it is no regular file or would have the hypervisor open other files of this

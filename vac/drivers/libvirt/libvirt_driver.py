@@ -13,9 +13,9 @@ import os
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
-from typing import Any, Callable, TypeVar
+from typing import Any, Callable
 
 import libvirt
 
@@ -63,7 +63,7 @@ from vac.drivers.libvirt.libvirt_domain import (
 from vac.drivers.libvirt.libvirt_network import NetworkKeeper
 from vac.drivers.traces import ImageFacts, Sampling, merged, version_of
 from vac.drivers.volumes import GB, Run, Volumes
-from vac.host.contacts import tracked
+from vac.host.connections import tracked
 from vac.host.nat import NatHost
 from vac.logs import OnChange
 
@@ -87,7 +87,6 @@ SHUTTING_DOWN = (libvirt.VIR_DOMAIN_PAUSED, libvirt.VIR_DOMAIN_PAUSED_SHUTTING_D
 NANO = 1_000_000_000
 
 _log = logging.getLogger(__name__)
-_Number = TypeVar("_Number", int, float)
 
 
 class LibvirtDriver(Driver):
@@ -443,17 +442,11 @@ def usage_of(statistics: Mapping[str, object], cpu_nanoseconds: int) -> Usage:
 
 def _grown(new: Usage, old: Usage) -> Usage:
     """Return new usage whose counters never go back: a dying process may tell less. The peak is the largest sample."""
-    return Usage(
-        cpu_seconds=_larger(new.cpu_seconds, old.cpu_seconds),
-        memory_bytes=new.memory_bytes,
-        peak_memory_bytes=_larger(new.peak_memory_bytes, old.peak_memory_bytes),
-        network_received_bytes=_larger(new.network_received_bytes, old.network_received_bytes),
-        network_sent_bytes=_larger(new.network_sent_bytes, old.network_sent_bytes),
-    )
-
-
-def _larger(one: _Number | None, other: _Number | None) -> _Number | None:
-    return max((value for value in (one, other) if value is not None), default=None)
+    both = {field.name: (getattr(new, field.name), getattr(old, field.name)) for field in fields(Usage)}
+    largest = {
+        name: max((each for each in pair if each is not None), default=None) for name, pair in both.items()
+    }
+    return Usage(**{**largest, "memory_bytes": new.memory_bytes})
 
 
 def _cards(statistics: Mapping[str, object], direction: str) -> int | None:

@@ -12,7 +12,7 @@ import os
 from typing import TYPE_CHECKING, Any
 
 from vac.config.machinetype import reserved_paths
-from vac.host.cvmfs_paths import real_image
+from vac.host.probes import real_image
 
 if TYPE_CHECKING:
     from vac.drivers.base import MachineSpec

@@ -39,7 +39,7 @@ from vac.drivers.traces import ImageFacts, ImageVersion, Sampling, merged, share
 from vac.drivers.volumes import ScratchVolumes
 from vac.host.cgroup_watch import EndWatcher
 from vac.host.cgroups import CgroupError, Groups, open_groups
-from vac.host.contacts import Contact, host_addresses
+from vac.host.connections import Contact, host_addresses
 from vac.host.filesystems import FileStamp
 
 KILL_SECONDS = 60.0

@@ -1,9 +1,9 @@
-"""Remote ends of connections of this host's processes and VMs, as the kernel lists them at one moment.
+"""Networks of this host, and remote ends of its processes' and VMs' connections, as the kernel lists them now.
 
-The tables are proc_net(5)'s tcp, tcp6, udp and udp6, and for VMs behind NAT connection tracking's nf_conntrack (the
-kernel's net/netfilter/nf_conntrack_standalone.c: protocol, timeout, state, then source and destination as the first
-packet had them, then as replies have them). What a socket that isn't connected sends (most UDP) and connections
-between two samples are not in them.
+The tables are proc_net(5)'s tcp, tcp6, udp, udp6, route and ipv6_route, and for VMs behind NAT connection tracking's
+nf_conntrack (the kernel's net/netfilter/nf_conntrack_standalone.c: protocol, timeout, state, then source and
+destination as the first packet had them, then as replies have them). Packets of a socket that isn't connected (most
+UDP) and connections that came and went between two looks are not in them.
 """
 
 from __future__ import annotations
@@ -14,28 +14,30 @@ import re
 import socket
 import struct
 from collections.abc import Iterable, Iterator, Mapping
-from ipaddress import ip_address
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Union
 
+Network = Union[IPv4Network, IPv6Network]
 PROC = Path("/proc")
 MOST_DESCRIPTORS = 20_000
-"""Looked at per machine: one that has more must not hold up the look at others."""
+"""Read per machine: one that has more must not hold up the others."""
 _TABLES = ("tcp", "tcp6", "udp", "udp6")
 _LISTENING = "0A"
 _FIELDS = 10
 _NOBODY = frozenset(["0.0.0.0", "::"])
+_ROUTE_UP, _ROUTE_GATEWAY, _ROUTE_REJECT = 0x1, 0x2, 0x200
 _TRACKED = re.compile(r"ipv[46] +\d+ (tcp|udp) .*?src=(\S+) dst=(\S+) sport=(\d+) dport=(\d+) .*?src=(\S+) ")
 
 
 class Contact(NamedTuple):
-    """One remote end of connections of a machine."""
+    """Remote end of connections of a machine."""
 
     protocol: str
     """tcp or udp."""
     address: str
     port: int
-    """The remote one's; of incoming connections the machine's own, to which they were made."""
+    """The remote port; of incoming connections the machine's own, to which they were made."""
     incoming: bool
 
 
@@ -48,9 +50,9 @@ class _Socket(NamedTuple):
 
 
 def sockets(net: Path = PROC / "net") -> Iterator[tuple[int, Contact]]:
-    """Inode (0 if no process holds it any more) and contact of all sockets of one network name space that have one.
+    """Yield inode (0 if no process holds it any more) and contact of all connected sockets of one network name space.
 
-    net: the directory of the tables. A table that isn't there has none; raises OSError if one can't be read.
+    net: the directory of the tables; one that isn't there counts as empty. Raises OSError if one can't be read.
     """
     for table in _TABLES:
         try:
@@ -67,13 +69,13 @@ def sockets(net: Path = PROC / "net") -> Iterator[tuple[int, Contact]]:
 
 
 def contacts_within(pid: int) -> frozenset[Contact]:
-    """Contacts of all that is in the network name space of this process, but for its own loopback. Raises OSError."""
+    """Return the contacts in the network name space of this process, but for its own loopback. Raises OSError."""
     found = (contact for _, contact in sockets(PROC / str(pid) / "net"))
     return frozenset(contact for contact in found if not ip_address(contact.address).is_loopback)
 
 
 def contacts_of(processes: Iterable[int], by_inode: Mapping[int, Contact]) -> frozenset[Contact]:
-    """Contacts of these processes, which share a network name space with others; by_inode: those of all sockets."""
+    """Return the contacts of processes that share a network name space with others; by_inode: those of all sockets."""
     left, found = MOST_DESCRIPTORS, set()
     for process in processes:
         for inode in _inodes(process, left):
@@ -105,7 +107,7 @@ def tracked(
 
 
 def host_addresses(proc: Path = PROC) -> list[str]:
-    """This host's own addresses, loopback and link-local ones left out; from net/fib_trie and net/if_inet6."""
+    """Return this host's own addresses, but for loopback and link-local ones; from net/fib_trie and net/if_inet6."""
     found, last = [], ""
     with contextlib.suppress(OSError):
         for line in (proc / "net/fib_trie").read_text().splitlines():
@@ -120,8 +122,14 @@ def host_addresses(proc: Path = PROC) -> list[str]:
     return [str(each) for each in addresses if not each.is_loopback and not each.is_link_local]
 
 
+def connected_networks(net: Path = Path("/proc/net")) -> tuple[Network, ...]:
+    """Return networks that this host reaches without a gateway, but for link-local ones (also the VMs' own)."""
+    networks = [*_networks_v4(_table(net / "route")), *_networks_v6(_table(net / "ipv6_route"))]
+    return tuple(dict.fromkeys(network for network in networks if not network.is_link_local))
+
+
 def _inodes(process: int, most: int) -> Iterator[int]:
-    """The inodes of so many of the process's descriptors, 0 for what isn't a socket."""
+    """Yield the inodes of so many of the process's descriptors, 0 for one that isn't a socket."""
     with contextlib.suppress(OSError), os.scandir(PROC / str(process) / "fd") as entries:
         for entry, _ in zip(entries, range(most)):
             target = ""
@@ -138,7 +146,40 @@ def _parse(fields: list[str]) -> _Socket:
 
 
 def _address(words: str) -> str:
-    """An address from the kernel's 32-bit words in hex, each in the host's byte order."""
+    """Return an address from the kernel's 32-bit words in hex, each in the host's byte order."""
     packed = b"".join(struct.pack("=I", int(words[at : at + 8], 16)) for at in range(0, len(words), 8))
     mapped = packed[12:] if packed.startswith(bytes(10) + b"\xff\xff") else packed
     return socket.inet_ntop(socket.AF_INET if len(mapped) == 4 else socket.AF_INET6, mapped)
+
+
+def _networks_v4(routes: str) -> list[Network]:
+    found: list[Network] = []
+    for line in routes.splitlines()[1:]:
+        columns = line.split()
+        flags = int(columns[3], 16)
+        address, mask = (socket.ntohl(int(columns[index], 16)) for index in (1, 7))
+        if flags & _ROUTE_UP and not flags & (_ROUTE_GATEWAY | _ROUTE_REJECT) and mask:
+            found.append(IPv4Network((IPv4Address(address & mask), f"{mask:b}".count("1"))))
+    return found
+
+
+def _networks_v6(routes: str) -> list[Network]:
+    found: list[Network] = []
+    for line in routes.splitlines():
+        columns = line.split()
+        address, length, flags = (
+            IPv6Address(bytes.fromhex(columns[0])),
+            int(columns[1], 16),
+            int(columns[8], 16),
+        )
+        usable = flags & _ROUTE_UP and not flags & (_ROUTE_GATEWAY | _ROUTE_REJECT)
+        if usable and 0 < length < 128 and columns[9] != "lo" and not address.is_multicast:
+            found.append(IPv6Network((address, length), strict=False))
+    return found
+
+
+def _table(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return ""

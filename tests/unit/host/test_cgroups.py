@@ -7,9 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from vac.host.cgroup_v1 import CONTROLLERS, GroupsV1
-from vac.host.cgroup_v2 import GroupsV2
-from vac.host.cgroups import CgroupError, GroupUsage, Limits, find_mounts, open_groups
+from vac.host.cgroups import V1_CONTROLLERS as CONTROLLERS
+from vac.host.cgroups import CgroupError, GroupsV1, GroupsV2, GroupUsage, Limits, find_mounts, open_groups
 
 GIB = 2**30
 LIMITED = Limits(processors=4, memory_bytes=8 * GIB, memory_limit_bytes=16 * GIB, pids=16384)

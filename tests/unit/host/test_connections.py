@@ -9,10 +9,37 @@ from pathlib import Path
 
 import pytest
 
-from vac.host import contacts
-from vac.host.contacts import Contact, contacts_of, contacts_within, host_addresses, sockets, tracked
+from vac.host import connections
+from vac.host.connections import (
+    Contact,
+    connected_networks,
+    contacts_of,
+    contacts_within,
+    host_addresses,
+    sockets,
+    tracked,
+)
 
 TABLES = Path(__file__).parents[2] / "data/proc_net"
+ROUTES = """Iface\tDestination\tGateway \tFlags\tRefCnt\tUse\tMetric\tMask\t\tMTU\tWindow\tIRTT
+eth0\t00000000\t010200C0\t0003\t0\t0\t0\t00000000\t0\t0\t0
+eth0\t000200C0\t00000000\t0001\t0\t0\t0\t00FFFFFF\t0\t0\t0
+ppp0\t00000000\t00000000\t0001\t0\t0\t0\t00000000\t0\t0\t0
+eth1\t0000000A\t010200C0\t0003\t0\t0\t0\t000000FF\t0\t0\t0
+virbr1\t0000FEA9\t00000000\t0001\t0\t0\t0\t0000FFFF\t0\t0\t0
+"""
+ROUTES_V6 = "\n".join(
+    f"{address} {length} {'0' * 32} 00 {'0' * 32} 00000100 00000001 00000000 {flags} {interface:>8}"
+    for address, length, flags, interface in (
+        ("20010db8000000000000000000000000", "40", "00000001", "eth0"),
+        ("fe800000000000000000000000000000", "40", "00000001", "eth0"),
+        ("00000000000000000000000000000000", "00", "00000003", "eth0"),
+        ("20010db8000100000000000000000000", "40", "00000003", "eth0"),
+        ("20010db8000000000000000000000002", "80", "80200001", "eth0"),
+        ("00000000000000000000000000000001", "80", "80200001", "lo"),
+        ("ff000000000000000000000000000000", "08", "00000001", "eth0"),
+    )
+)
 
 
 @pytest.fixture
@@ -20,7 +47,7 @@ def proc(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A /proc whose network name space, and that of process 7, has these tables."""
     for directory in (tmp_path / "net", tmp_path / "7/net"):
         shutil.copytree(TABLES, directory)
-    monkeypatch.setattr(contacts, "PROC", tmp_path)
+    monkeypatch.setattr(connections, "PROC", tmp_path)
     return tmp_path
 
 
@@ -56,7 +83,7 @@ def test_in_a_shared_name_space_sockets_are_told_apart_by_who_holds_them(proc: P
 def test_a_machine_with_too_many_descriptors_holds_up_nobody(
     proc: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(contacts, "MOST_DESCRIPTORS", 3)
+    monkeypatch.setattr(connections, "MOST_DESCRIPTORS", 3)
     for process in (7, 9):
         (proc / f"{process}/fd").mkdir(parents=True)
         for number in range(2):
@@ -75,6 +102,13 @@ def test_own_connections_are_found_for_real() -> None:
 def test_addresses_of_the_host(proc: Path, tmp_path: Path) -> None:
     assert host_addresses(proc) == ["192.0.2.2", "fd00::2"]
     assert host_addresses(tmp_path / "absent") == []
+
+
+def test_connected_networks_are_those_without_a_gateway_and_not_link_local(tmp_path: Path) -> None:
+    assert connected_networks(tmp_path) == ()
+    (tmp_path / "route").write_text(ROUTES)
+    (tmp_path / "ipv6_route").write_text(ROUTES_V6)
+    assert [str(network) for network in connected_networks(tmp_path)] == ["192.0.2.0/24", "2001:db8::/64"]
 
 
 def test_virtual_machines_are_seen_by_connection_tracking(tmp_path: Path) -> None:

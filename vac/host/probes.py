@@ -1,0 +1,208 @@
+"""Looks at what may hang: machines' disk use, the site's health check, CernVM-FS repositories and images in them.
+
+A child process does each look, since a file system that hangs takes whoever touches it along. Looking at a repository
+also keeps it mounted where an automounter would let go of it (autofs(5)).
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Union
+
+from vac.background import BackgroundWork, Outcome
+from vac.host.child_processes import KILL_SECONDS, Finished, run
+
+CVMFS = Path("/cvmfs")
+ANSWER_SECONDS = 15.0
+"""A repository that takes longer counts as one that doesn't answer, until it does."""
+AT_ONCE = 32
+MOST_HANGING = 256
+"""No more repositories are looked at while so many children hang: each keeps a thread and open files."""
+DU = ("nice", "-n", "19", "du", "-s", "-x", "--block-size=1", "--")
+"""Other file systems mounted inside, such as a volume of the machine's own, are not counted."""
+DU_SECONDS = 120.0
+HEALTH_SECONDS = 60.0
+MOST_CHARACTERS = 200
+_LOOK = """
+import os, sys
+try:
+    if os.path.isdir(sys.argv[1]):
+        with os.scandir(sys.argv[1]) as entries:
+            print("" if next(entries, None) else "is empty, so it isn't mounted")
+    else:
+        with open(sys.argv[1], "rb") as file:
+            file.read(1)
+except OSError as error:
+    print(f"can't be read: {error.strerror}")
+"""
+
+
+@dataclass(frozen=True)
+class RepositorySeen:
+    """Result of a repository check."""
+
+    repository: str
+    problem: str | None
+    """For people, to follow its name; None: it answers."""
+
+
+class RepositoryWatch:
+    """Checks repositories in the background; post takes each RepositorySeen, from another thread."""
+
+    def __init__(
+        self, post: Callable[[RepositorySeen], object], answer_seconds: float = ANSWER_SECONDS
+    ) -> None:
+        def done(outcome: Outcome[str | None]) -> None:
+            problem = outcome.value
+            if outcome.late:
+                problem = _late(answer_seconds)
+            elif outcome.failure:
+                problem = f"can't be looked at: {outcome.failure}"
+            post(RepositorySeen(outcome.key, problem))
+
+        self._work: BackgroundWork[str | None] = BackgroundWork(
+            "cvmfs", done, at_once=AT_ONCE, deadline_seconds=answer_seconds, most_late=MOST_HANGING
+        )
+
+    def look(self, repositories: Iterable[str]) -> None:
+        """Check these, but not twice one at a time: a child that hangs can't even be killed."""
+        for each in sorted(set(repositories)):
+            self._work.start(each, lambda each=each: _problem(_look(CVMFS / each, None)))  # type: ignore[misc]
+
+
+def problem_of(path: str, answer_seconds: float | None = None) -> str | None:
+    """Return the reason why this file or directory can't be used, to follow its path; None: it answers.
+
+    Only paths below /cvmfs are looked at. It takes answer_seconds (ANSWER_SECONDS) and a little at most.
+    """
+    if not f"{os.path.normpath(path)}/".startswith(f"{CVMFS}/"):
+        return None
+    seconds = ANSWER_SECONDS if answer_seconds is None else answer_seconds
+    done = _look(Path(path), seconds)
+    return _late(seconds) if done.late else _problem(done)
+
+
+def real_image(path: str, cvmfs: str = str(CVMFS)) -> str:
+    """Return the path of an image with all symbolic links followed, to be used instead of it.
+
+    Raises ValueError with a reason if the image is named below /cvmfs and is in fact elsewhere: who publishes
+    in a repository, or writes a Vacuum Pipe, names no other files of this host. It may wait for a file system
+    that hangs: don't call it in a factory's loop.
+    """
+    real = os.path.realpath(path)
+    if _below(os.path.normpath(path), cvmfs) and not _below(real, os.path.realpath(cvmfs)):
+        raise ValueError(f"root_image {path} is a link to {real}; one below {cvmfs} must not leave it")
+    return real
+
+
+@dataclass(frozen=True)
+class HealthChecked:
+    """Result of health_command."""
+
+    problem: str | None
+    """First line of its output, or the reason why there is none; None: all is well."""
+
+
+class HealthCheck:
+    """Runs the site's program in the background, one at a time; post takes each HealthChecked."""
+
+    def __init__(
+        self, post: Callable[[HealthChecked], object], time_limit_seconds: float = HEALTH_SECONDS
+    ) -> None:
+        self._time_limit_seconds = time_limit_seconds
+        self._work: BackgroundWork[str | None] = BackgroundWork(
+            "health", lambda outcome: post(HealthChecked(outcome.failure or outcome.value))
+        )
+
+    def start(self, command: Path) -> None:
+        """Run it, unless it still runs."""
+        self._work.start("health", lambda: _health(command, self._time_limit_seconds))
+
+
+@dataclass(frozen=True)
+class DiskMeasured:
+    """Disk space that directories use together."""
+
+    key: str
+    used_bytes: int
+    seconds: float
+    """Duration of the measurement."""
+
+
+@dataclass(frozen=True)
+class DiskNotMeasured:
+    """Failure of a measurement."""
+
+    key: str
+    reason: str
+
+
+DiskMessage = Union[DiskMeasured, DiskNotMeasured]
+
+
+class DiskMeter:
+    """Measures directories one after another in the background; post takes each DiskMessage.
+
+    A key is the caller's name for what is measured, such as a machine's uuid.
+    """
+
+    def __init__(
+        self,
+        post: Callable[[DiskMessage], object],
+        time_limit_seconds: float = DU_SECONDS,
+        command: Sequence[str] = DU,
+    ) -> None:
+        def done(outcome: Outcome[DiskMeasured]) -> None:
+            failure = "du can't even be killed" if outcome.late else outcome.failure
+            post(outcome.value or DiskNotMeasured(outcome.key, failure))
+
+        self._time_limit_seconds = time_limit_seconds
+        self._command = tuple(command)
+        self._work: BackgroundWork[DiskMeasured] = BackgroundWork(
+            "disk", done, deadline_seconds=time_limit_seconds + KILL_SECONDS
+        )
+
+    def start(self, key: str, *directories: Path) -> None:
+        """Measure these together, unless it is being done; all but the first may be absent."""
+        self._work.start(key, lambda: self._measure(key, directories))
+
+    def _measure(self, key: str, directories: Sequence[Path]) -> DiskMeasured:
+        begun = time.monotonic()
+        command = [*self._command, *map(str, directories)]
+        done = run(command, time_limit_seconds=self._time_limit_seconds, kill_seconds=None)
+        if done.late:
+            raise OSError(f"du of {directories[0]} took over {self._time_limit_seconds:.0f} s")
+        lines = (line.partition("\t") for line in os.fsdecode(done.output).splitlines())
+        used = {path: int(number) for number, _, path in lines if number.isdigit()}
+        if str(directories[0]) not in used:
+            raise OSError(f"du can't measure {directories[0]}: {done.failure}")
+        return DiskMeasured(key, sum(used.values()), time.monotonic() - begun)
+
+
+def _health(command: Path, time_limit_seconds: float) -> str | None:
+    done = run([command], time_limit_seconds=time_limit_seconds, merge=True, most_bytes=4096)
+    if done.exit_code == 0 or done.exit_code is None:
+        return done.failure or None
+    lines = done.text.strip().splitlines()
+    return lines[0][:MOST_CHARACTERS] if lines else f"{done.failure} and said nothing"
+
+
+def _look(path: Path, seconds: float | None) -> Finished:
+    return run([sys.executable, "-I", "-S", "-c", _LOOK, path], time_limit_seconds=seconds)
+
+
+def _problem(done: Finished) -> str | None:
+    return f"can't be looked at: {done.failure}" if done.failure else done.text.strip() or None
+
+
+def _late(seconds: float) -> str:
+    return f"doesn't answer within {seconds:.0f} s"
+
+
+def _below(path: str, directory: str) -> bool:
+    return f"{path.rstrip('/')}/".startswith(f"{directory.rstrip('/')}/")
