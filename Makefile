@@ -12,7 +12,7 @@ TYPED := $(wildcard vac tests bench examples tools/each_python.py setup.py)
 export PYTHON
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: help demo unit test test-all fresh lint format bench venv lock clean packages-run packages-test
+.PHONY: help demo unit test test-all fresh lint format bench venv lock clean packages-run packages-fresh packages-test
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -33,7 +33,7 @@ test-all: lint  ## the same on every Python found, with the tests that take minu
 	$(BIN)/python tools/each_python.py
 	$(BIN)/python -m pytest $(WORKERS) -m ""
 
-fresh: packages-test  ## demo and unit in a bare Debian root: RELEASE=trixie or bookworm; with ALL=1 demo and test
+fresh: packages-fresh  ## demo and unit in a bare Debian root: RELEASE=trixie or bookworm; with ALL=1 demo and test
 	tools/fresh $(RELEASE) sh -c 'make demo && make $(if $(ALL),test,unit)'
 
 lint: .venv/dev-stamp  ## style, types, and who may import whom
@@ -60,6 +60,9 @@ clean:  ## remove what the other targets made
 
 packages-run:
 	@tools/bootstrap run
+
+packages-fresh:
+	@tools/bootstrap fresh
 
 packages-test:
 	@tools/bootstrap test

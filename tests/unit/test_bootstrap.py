@@ -99,10 +99,17 @@ def test_names_are_those_of_the_release(
     assert {package for line in asked[1:] for package in line.split()[3:]} == wanted
 
 
-def test_running_needs_less_than_testing(tmp_path: Path) -> None:
-    status, said, asked = bootstrap(tmp_path, (), purpose="run")
+@pytest.mark.parametrize(
+    ("purpose", "wanted"),
+    [
+        ("run", {"bubblewrap", "openssl"}),
+        ("fresh", {"debian-archive-keyring", "debootstrap", "git", "mount"}),
+    ],
+)
+def test_other_purposes_need_less_than_tests(purpose: str, wanted: set[str], tmp_path: Path) -> None:
+    status, said, asked = bootstrap(tmp_path, (), purpose=purpose)
     assert status == 0
-    assert set(asked[1].split()[3:]) == {"bubblewrap", "openssl"}
+    assert set(asked[1].split()[3:]) == wanted
     assert "proved" not in said
 
 

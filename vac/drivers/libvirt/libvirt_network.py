@@ -106,7 +106,7 @@ def network_facts(xml: str) -> NetworkFacts:
     bridge, forward = network.find("bridge"), network.find("forward")
     return NetworkFacts(
         bridge=None if bridge is None else bridge.get("name"),
-        forward=(None, None) if forward is None else (forward.get("mode", "nat"), forward.get("dev")),
+        forward=(forward.get("mode", "nat"), forward.get("dev")) if forward is not None else (None, None),
         addresses=tuple((ip.get("address", ""), ip.get("netmask", "")) for ip in network.iterfind("ip")),
         hosts=tuple(
             Host(host.get("mac", "").upper(), host.get("name", ""), host.get("ip", ""))
