@@ -83,7 +83,7 @@ def test_an_engine_that_does_not_answer_is_said_once(
 
 
 def test_a_machine_that_ended_unseen_is_accounted_for_once_its_engine_answers(world: World) -> None:
-    world.scripts = lambda spec: Script(600.0, "200 Success", processors_used=0.5)
+    world.scripts = lambda spec: Script(600.0, "200 Success", vanishes=True, processors_used=0.5)
     world.fill()
     machine = world.machine(0)
     world.run(300)
