@@ -8,7 +8,7 @@ from pathlib import Path
 from vac.config.machinetype import Machinetype
 from vac.config.settings import Settings
 from vac.simulate import simulate
-from vac.simulate.reading import read_scenario
+from vac.simulate.scenario import read_scenario
 
 SCENARIO = Path(__file__).parent.parent / "examples" / "simulate" / "days.ini"
 RUNS = ((10, 48), (100, 24), (1000, 2))

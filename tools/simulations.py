@@ -17,10 +17,8 @@ from pathlib import Path
 from vac.config.machinetype import Machinetype
 from vac.config.settings import Settings
 from vac.simulate import simulate
-from vac.simulate.reading import read_scenario
-from vac.simulate.report import duration, percent
-from vac.simulate.result import Result, from_json
-from vac.simulate.scenario import POLICIES
+from vac.simulate.results import Result, duration, from_json, percent
+from vac.simulate.scenario import POLICIES, read_scenario
 
 HERE = Path(__file__).resolve().parent.parent
 SCENARIOS = HERE / "examples" / "simulate"

@@ -27,7 +27,7 @@ from vac.host.cgroups import CgroupError, open_groups
 from vac.host.privileges import PREFERRED, unprivileged_user
 from vac.machines import requests
 from vac.machines.layout import StateDir
-from vac.scheduling.guards import LEAST_FREE_BYTES
+from vac.scheduling.eligibility import LEAST_FREE_BYTES
 
 _CONTAINERS = ("docker", "singularity", "bubblewrap")
 

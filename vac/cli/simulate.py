@@ -9,10 +9,8 @@ from pathlib import Path
 
 from vac.cli import common
 from vac.simulate import simulate
-from vac.simulate.plot import draw
-from vac.simulate.reading import Site, read_scenario
-from vac.simulate.report import lines
-from vac.simulate.scenario import MOST_FACTORIES, POLICIES, Scenario, Space
+from vac.simulate.results import draw, lines
+from vac.simulate.scenario import MOST_FACTORIES, POLICIES, Scenario, Site, Space, read_scenario
 
 
 def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:

@@ -85,6 +85,12 @@ class Settings:
         least=1,
         old=("cpu_per_machine", "vcpu_per_machine"),
     )
+    superslot_keep_seconds: int = option(
+        Kind.INTEGER,
+        86400,
+        "processors that a superslot lacks stay free so long before its end for types that need more of them",
+        least=0,
+    )
     total_processors: int = option(
         Kind.INTEGER,
         0,

@@ -105,6 +105,16 @@ class Trace:
     """Remote ends of its present connections."""
 
 
+def traces_of(
+    facts: Mapping[str, Mapping[str, str]], contacts: Mapping[str, frozenset[Contact]]
+) -> dict[str, Trace]:
+    """Combine facts and contacts, both by uuid, leaving out machines that have none."""
+    return {
+        uuid: Trace(facts.get(uuid, {}), contacts.get(uuid, frozenset()))
+        for uuid in {*facts, *(uuid for uuid, those in contacts.items() if those)}
+    }
+
+
 @dataclass(frozen=True)
 class LeftProcess:
     """A machine made of processes of this host that an older Vac has left running."""

@@ -1,21 +1,23 @@
 """Images that machines are made from: got, checked and refreshed in the background, so that nobody waits.
 
-Each image has one thread while something is being done for it. prepare() of the stores answers from memory.
+Each image has one thread while something is being done for it. prepare() of the stores answers from memory. For
+incident teams, facts about machines and the digests of their image files are kept until they are told.
 """
 
 from __future__ import annotations
 
 import logging
 import os
+import stat
 import threading
 import time
-from collections.abc import Hashable
+from collections.abc import Hashable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Callable, Generic, NamedTuple, TypeVar
 
 from vac.drivers.base import CreationFailed, EngineUnavailable, Fetch
-from vac.drivers.traces import ImageVersion, version_of
+from vac.host.filesystems import FileStamp, sha256_of, stamp_from
 from vac.host.probes import problem_of
 from vac.text import without_password
 
@@ -26,6 +28,8 @@ FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 30.0, 1800.0
 REFRESH_SECONDS = 600.0
 """How often a server is asked for a newer version of a file."""
 MOST_DOUBLINGS = 20
+MOST_VERSIONS = 200
+"""Versions of image files whose digests are remembered; the oldest are forgotten first."""
 
 _log = logging.getLogger(__name__)
 
@@ -140,6 +144,40 @@ class ImageStore(Generic[Key, Held]):
                 self._wake()
 
 
+class ImageVersion(NamedTuple):
+    """A file as it was at one time."""
+
+    path: str
+    stamp: FileStamp
+
+    @property
+    def modified(self) -> str:
+        """Time of its last change, in UTC."""
+        return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(self.stamp.mtime_ns // 10**9))
+
+    def is_that_of(self, status: os.stat_result) -> bool:
+        """Tell if a file with this status is this version."""
+        return stamp_from(status) == self.stamp
+
+
+def version_of(path: Path) -> ImageVersion | None:
+    """Return the present version of the file; None if there is no regular file."""
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return ImageVersion(str(path), stamp_from(status)) if stat.S_ISREG(status.st_mode) else None
+
+
+def read_through(version: ImageVersion) -> str | None:
+    """Return the digest of this version of the file, None if it has changed; a child process reads it.
+
+    Raises OSError with a reason.
+    """
+    stamp, digest = sha256_of(version.path)
+    return digest if stamp == version.stamp else None
+
+
 class _Wanted(NamedTuple):
     source: str
     signing_dn: str | None
@@ -245,3 +283,61 @@ def _linked(path: Path, name: Path) -> Path:
     except OSError:
         return path
     return name
+
+
+class ImageFacts:
+    """Facts known of machines since their creation, and the SHA-256 of their image files. For any thread.
+
+    Digests are computed in the background, once for each version of a file.
+    """
+
+    def __init__(self, compute: Callable[[ImageVersion], str | None] = read_through) -> None:
+        self._compute = compute
+        self._lock = threading.Lock()
+        self._facts: dict[str, tuple[dict[str, str], ImageVersion | None]] = {}
+        self._digests: dict[ImageVersion, str | None] = {}
+
+    def note(self, uuid: str, facts: Mapping[str, str], image: ImageVersion | None) -> None:
+        """Keep the facts of a new machine, made of this version of an image file if of one."""
+        modified = {} if image is None else {"image_modified": image.modified}
+        with self._lock:
+            self._facts[uuid] = {**facts, **modified}, image
+
+    def forget(self, uuid: str) -> None:
+        """Drop the facts of a machine."""
+        with self._lock:
+            self._facts.pop(uuid, None)
+
+    def news(self, running: Iterable[str]) -> Mapping[str, Mapping[str, str]]:
+        """Return, by uuid, facts of running machines that haven't been returned before."""
+        news = {}
+        with self._lock:
+            for uuid in self._facts.keys() & set(running):
+                facts, image = self._facts.pop(uuid)
+                digest = self._digest(image) if image is not None else None
+                if digest is not None:
+                    facts = {**facts, "image_digest": f"sha256:{digest}"}
+                elif image is not None:
+                    self._facts[uuid] = {}, image
+                if facts:
+                    news[uuid] = facts
+        return news
+
+    def _digest(self, version: ImageVersion) -> str | None:
+        """Return the digest in hex; None if it isn't known (yet). The first call has it computed."""
+        if version not in self._digests:
+            self._digests[version] = None
+            while len(self._digests) > MOST_VERSIONS:
+                del self._digests[next(iter(self._digests))]
+            threading.Thread(target=self._work, args=(version,), name="digest", daemon=True).start()
+        return self._digests[version]
+
+    def _work(self, version: ImageVersion) -> None:
+        try:
+            digest = self._compute(version)
+        except OSError as error:
+            _log.warning("image %s: cannot compute its digest: %s", version.path, error)
+            return
+        with self._lock:
+            if version in self._digests:
+                self._digests[version] = digest

@@ -14,13 +14,12 @@ from vac.factory.repositories import Repositories
 from vac.factory.space import Space
 from vac.factory.state import FactoryState, Slot
 from vac.lifecycle.phases import Preparing
-from vac.scheduling.age import CYCLE_SECONDS
-from vac.scheduling.decide import Situation, decide
+from vac.scheduling.backoff import broken_here
+from vac.scheduling.decide import Memory, Situation, decide
 from vac.scheduling.eligibility import NO_ANSWER
-from vac.scheduling.holdback import broken_here
 from vac.scheduling.model import Decision, Host, Occupied, SpaceView
-from vac.scheduling.own import own_reports
 from vac.scheduling.ramp import RampState
+from vac.scheduling.space import CYCLE_SECONDS, own_reports
 
 log = logging.getLogger(__name__)
 
@@ -44,7 +43,7 @@ class Decisions:
         self.requests = requests
         self.space = space
         self.repositories = repositories
-        self.ramp = RampState()
+        self.memory = Memory()
         self.health_problem: str | None = None
         self.decision = Decision()
         self.decision_time: float | None = None
@@ -70,7 +69,7 @@ class Decisions:
 
     def clock_was_set(self) -> None:
         """Decide anew, without what was noted by the wrong clock."""
-        self.ramp = RampState()
+        self.memory = dataclasses.replace(self.memory, ramp=RampState())
         self.due_time = None
         self.state.changed = True
 
@@ -92,7 +91,7 @@ class Decisions:
             config_problem=self.state.configuration_problem or self.state.doubt,
             drain=order.reason or "as asked by `vac drain`" if order else None,
         )
-        decision, self.ramp = decide(situation, self.ramp, self.state.rng)
+        decision, self.memory = decide(situation, self.memory, self.state.rng)
         self._tell(decision)
         self.decision = dataclasses.replace(decision, passed_over={**decision.passed_over, **unusable})
         self.decision_time = now

@@ -9,15 +9,15 @@ from dataclasses import dataclass, field
 
 from vac.config.load import Configuration
 from vac.config.settings import Settings
-from vac.scheduling.age import (
+from vac.scheduling.model import SpaceView, TypeReport
+from vac.scheduling.space import (
     CAPACITY_SECONDS,
     REMEMBERED_CAPACITY_SECONDS,
     SILENT_SECONDS,
     is_due,
     is_fresh,
+    view,
 )
-from vac.scheduling.model import SpaceView, TypeReport
-from vac.scheduling.space import view
 
 log = logging.getLogger(__name__)
 

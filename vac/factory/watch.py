@@ -19,7 +19,7 @@ from vac.lifecycle.stimuli import ListedAbsent, ListedAlive, ListedEnded, Listed
 from vac.machines import contacts, files, requests
 from vac.machines import machine as machines
 from vac.machines.machine import Machine
-from vac.scheduling.watching import Limits, Watched, judge
+from vac.scheduling.kill_rules import Limits, Watched, judge
 
 LEAST_SECONDS = 1.0
 """Between two rounds of the rules, whatever the deadlines are."""

@@ -9,25 +9,36 @@ UDP) and connections that came and went between two looks are not in them.
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import re
 import socket
 import struct
+import time
 from collections.abc import Iterable, Iterator, Mapping
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address
 from pathlib import Path
-from typing import NamedTuple, Union
+from typing import Callable, NamedTuple, Union
+
+from vac.host.cgroups import CgroupError
 
 Network = Union[IPv4Network, IPv6Network]
 PROC = Path("/proc")
 MOST_DESCRIPTORS = 20_000
 """Read per machine: one that has more must not hold up the others."""
+SHORTEST_SECONDS = 10.0
+"""Shortest time from one sample of connections to the next."""
+REST = 20
+"""A sample is followed by a pause of at least so many times its duration."""
 _TABLES = ("tcp", "tcp6", "udp", "udp6")
 _LISTENING = "0A"
 _FIELDS = 10
 _NOBODY = frozenset(["0.0.0.0", "::"])
 _ROUTE_UP, _ROUTE_GATEWAY, _ROUTE_REJECT = 0x1, 0x2, 0x200
 _TRACKED = re.compile(r"ipv[46] +\d+ (tcp|udp) .*?src=(\S+) dst=(\S+) sport=(\d+) dport=(\d+) .*?src=(\S+) ")
+
+
+_log = logging.getLogger(__name__)
 
 
 class Contact(NamedTuple):
@@ -47,6 +58,30 @@ class _Socket(NamedTuple):
     port: int
     state: str
     inode: int
+
+
+class Sampling:
+    """Limits the sampling of connections to a small share of the time."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._next_time = clock()
+
+    def sample(
+        self, look: Callable[[], Mapping[str, frozenset[Contact]]]
+    ) -> Mapping[str, frozenset[Contact]]:
+        """Return what look returns if a sample is due, else nothing. Its failures are only logged."""
+        begun_time = self._clock()
+        if begun_time < self._next_time:
+            return {}
+        try:
+            return look()
+        except (OSError, CgroupError) as error:
+            _log.info("cannot sample the connections of machines: %s", error)
+            return {}
+        finally:
+            now = self._clock()
+            self._next_time = now + max(SHORTEST_SECONDS, REST * (now - begun_time))
 
 
 def sockets(net: Path = PROC / "net") -> Iterator[tuple[int, Contact]]:
@@ -83,6 +118,12 @@ def contacts_of(processes: Iterable[int], by_inode: Mapping[int, Contact]) -> fr
             if inode and inode in by_inode:
                 found.add(by_inode[inode])
     return frozenset(found)
+
+
+def contacts_by_group(groups: Mapping[str, Iterable[int]]) -> Mapping[str, frozenset[Contact]]:
+    """Return contacts, by key, of groups of processes in the host's own network name space. Raises OSError."""
+    by_inode = dict(sockets(PROC / "net"))
+    return {key: contacts_of(numbers, by_inode) for key, numbers in groups.items()}
 
 
 def tracked(

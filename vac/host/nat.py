@@ -1,4 +1,4 @@
-"""The VMs' NAT network in the kernel: addresses of its bridge, name server, packet filter rules.
+"""The VMs' NAT network on this host: its bridge's addresses, name server, packet filter rules, and names in /etc/hosts.
 
 Programs of this host are asked: iproute2's `ip`, `iptables-save`, `nft`. Of the rules only those are checked that
 sites' firewalls get wrong; libvirt makes the others.
@@ -6,16 +6,22 @@ sites' firewalls get wrong; libvirt makes the others.
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from vac.host.child_processes import Finished, run
-from vac.host.hosts_file import FULL_HOSTS
 
 NETWORK = "169.254.0.0/16"
 BRIDGE = "virbr1"
+HOSTS_FILE = Path("/etc/hosts")
+HOSTS_MARK = "# added by Vac"
+_IN_PLACE = frozenset([errno.EBUSY, errno.EXDEV])
+"""Errors of replacing a file that is mounted, as in containers: it can only be written."""
 PROGRAM_SECONDS = 20.0
 _TEXT = r'"(?:\\.|[^"\\])*"'
 _FOR_PEOPLE = re.compile(rf"--(comment|log-prefix) ({_TEXT}|\S+)|\b(comment|log prefix) {_TEXT}")
@@ -47,7 +53,7 @@ class NatHost:
 
     enter: tuple[str, ...] = ()
     """Words before each command."""
-    hosts_file: Path = FULL_HOSTS
+    hosts_file: Path = HOSTS_FILE
 
     def addresses(self) -> list[str] | None:
         """Return the bridge's IPv4 addresses; None if there is no such interface. Raises NatProblem."""
@@ -209,3 +215,55 @@ def _is_bridge(name: str) -> bool:
 def _has_port(value: str, port: int) -> bool:
     ends = re.split("[:-]", value)
     return all(end.isdecimal() for end in ends) and int(ends[0]) <= port <= int(ends[-1])
+
+
+def hosts_line(address: str, name: str) -> str:
+    """Return the line of /etc/hosts for one machine; name is its full host name."""
+    short = name.partition(".")[0]
+    return f"{address} {short} {name} {HOSTS_MARK}" if short != name else f"{address} {name} {HOSTS_MARK}"
+
+
+def merged_hosts(content: bytes, lines: Iterable[str]) -> bytes:
+    """Return the file's content with exactly these lines of ours, at its end, and others' as they are."""
+    kept = [
+        one for one in content.splitlines(keepends=True) if not one.rstrip().endswith(HOSTS_MARK.encode())
+    ]
+    if kept and not kept[-1].endswith(b"\n"):
+        kept[-1] += b"\n"
+    return b"".join(kept) + "".join(f"{one}\n" for one in lines).encode("utf-8", "surrogateescape")
+
+
+def update_hosts(lines: Iterable[str], path: Path = HOSTS_FILE) -> bool:
+    """Give the file these lines of ours and no others; return True if that has changed it. Raises OSError.
+
+    It is replaced as a whole, keeping its mode and owner.
+    """
+    path = path.resolve()
+    try:
+        content = path.read_bytes()
+    except FileNotFoundError:
+        content = b""
+    wanted = merged_hosts(content, lines)
+    if wanted == content:
+        return False
+    fresh = path.with_name(f".{path.name}.vac-{os.getpid()}")
+    try:
+        fresh.write_bytes(wanted)
+        _copy_rights(path, fresh)
+        fresh.replace(path)
+    except OSError as error:
+        fresh.unlink(missing_ok=True)
+        if error.errno not in _IN_PLACE:
+            raise
+        path.write_bytes(wanted)
+    return True
+
+
+def _copy_rights(source: Path, target: Path) -> None:
+    try:
+        found = source.stat()
+    except FileNotFoundError:
+        target.chmod(0o644)
+        return
+    os.chown(target, found.st_uid, found.st_gid)
+    target.chmod(found.st_mode & 0o7777)

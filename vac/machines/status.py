@@ -120,7 +120,7 @@ class Status:
     guard: str | None = None
     """Why nothing at all can be created now."""
     guard_name: str | None = None
-    """That in one word, see vac.scheduling.guards."""
+    """That in one word, see vac.scheduling.eligibility."""
     passed_over: Mapping[str, str] = field(default_factory=dict)
     """By machinetype, why none (or no more) of it was created."""
     held_here: Mapping[str, float] = field(default_factory=dict)

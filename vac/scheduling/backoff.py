@@ -1,20 +1,31 @@
-"""Aborts, and how they hold a machinetype back on this factory.
+"""Aborts, and how they hold a machinetype back: this factory's own ones here, those of several factories in the space.
 
 An abort is a shutdown message with a code of 300 or above, or an end within fizzle_seconds of the start without
 a message that begins with a three-digit code.
+
+In the space the deficit policy holds back after the second-newest of the factories' abort times (the newest in a space
+of one), so that one node's troubles stay that node's. Then factories probe in an order that is different for each abort
+and known to all: first one, then two, four, eight…, each with one machine at a time, until one of them has outlived
+fizzle_seconds. Where factories start more than probes, more of them must abort.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
+from itertools import islice
 
-from vac.scheduling.model import Outcome
+from vac.config.machinetype import Machinetype
+from vac.scheduling.model import NO_REPORT, Outcome, Own, SpaceView, TypeTotals, seconds
 
 SHORT_SECONDS = 60
 """An end this soon after the start (or within fizzle_seconds, if that is less) counts here, whatever its code."""
+REMEMBERED_SECONDS = 86400.0
+"""A type that has outlived fizzle_seconds here counts as known for so long."""
 LONGEST_HOLD_SECONDS = 3600
 FIRST_FAILURE_PAUSE_SECONDS = 10
 LONGEST_FAILURE_PAUSE_SECONDS = 600
@@ -24,19 +35,19 @@ _FIZZLE = re.compile(r"300 .*fizzle after [0-9]+ seconds$")
 
 
 def message_code(message: str | None) -> int | None:
-    """The three-digit code that a shutdown message begins with, or None."""
+    """Return the three-digit code that a shutdown message begins with, or None."""
     found = _CODE.match(message or "")
     return int(found.group()) if found else None
 
 
 def code_group(message: str | None) -> str:
-    """The hundred that the code of a message as reported belongs to: `100` to `900`; `none` without one."""
+    """Return the hundred of a reported message's code: `100` to `900`; `none` without a code."""
     code = message_code(message)
     return "none" if code is None or code < 100 else str(code // 100 * 100)
 
 
 def is_abort(message: str | None) -> bool:
-    """Whether a message as reported (see reported_message) is an abort."""
+    """Return True if a message as reported (see reported_message) is an abort."""
     code = message_code(message)
     return code is not None and code >= 300
 
@@ -44,10 +55,10 @@ def is_abort(message: str | None) -> bool:
 def reported_message(
     message: str | None, started_time: float, ended_time: float, fizzle_seconds: float
 ) -> str | None:
-    """What is reported as the shutdown message of a machine that started.
+    """Return the message to report for a machine that started.
 
-    Its own first line if that begins with a three-digit code; `300 … fizzle after N seconds` if it lived for
-    less than fizzle_seconds; else whatever it wrote, or None.
+    This is its own first line if that begins with a three-digit code; `300 … fizzle after N seconds` if it lived for
+    less than fizzle_seconds; else its own first line, or None.
     """
     lines = (message or "").strip().splitlines()
     first = lines[0].strip() if lines else None
@@ -61,45 +72,51 @@ def reported_message(
 
 @dataclass(frozen=True)
 class TypeHistory:
-    """What this factory's own machines of one type have come to."""
+    """Outcomes of this factory's own machines of one type."""
 
     aborts: int = 0
-    """Tries in a row that ended in an abort or within SHORT_SECONDS."""
+    """Consecutive tries that ended in an abort or within SHORT_SECONDS."""
     last_end: float = 0.0
     """When the last of these ended."""
     no_work: bool = False
-    """Did that one itself say that there is no work (3xx)? Then the fault isn't this node's."""
+    """True if that one itself reported a lack of work (3xx): then the fault isn't this node's."""
     failures: int = 0
-    """Creations in a row that failed."""
+    """Consecutive creations that failed."""
     last_failure: float = 0.0
     newest_created: float | None = None
     """Creation time of the most recently created machine that started and has finished."""
     abort_time: float | None = None
-    """When that one ended, if it was an abort: what VacQuery reports."""
+    """When that one ended, if it was an abort; VacQuery reports it."""
     abort_says_no_work: bool = False
-    """Was that for lack of work, as no_work is of the last early end?"""
+    """True if that was for lack of work, as no_work is of the last early end."""
+    outlived_time: float = 0.0
+    """When the last machine ended that had outlived fizzle_seconds and was no abort."""
 
     def hold_seconds(self, backoff_seconds: float) -> float:
-        """How long after last_end the type is held back here: backoff_seconds × 2^(aborts−1), at most an hour.
+        """Return the pause after last_end here: backoff_seconds × 2^(aborts−1), at most an hour.
 
-        At least a second, doubling, even when backoff_seconds is 0, so that nothing is restarted for ever.
+        It is at least a second, doubling, even when backoff_seconds is 0, so that nothing is restarted for ever.
         """
         if not self.aborts:
             return 0.0
         pause: float = max(backoff_seconds, 1) * 2 ** min(self.aborts - 1, 32)
         return min(pause, max(LONGEST_HOLD_SECONDS, backoff_seconds))
 
+    def proven(self, now: float) -> bool:
+        """Return True if a machine outlived fizzle_seconds lately and none has failed since."""
+        return not self.aborts and not self.failures and now - self.outlived_time < REMEMBERED_SECONDS
+
     def failure_pause_seconds(self) -> float:
-        """How long after last_failure no creation is tried: 10 s, doubling, at most 10 min."""
+        """Return the pause after last_failure: 10 s, doubling, at most 10 min."""
         if not self.failures:
             return 0.0
         pause: float = FIRST_FAILURE_PAUSE_SECONDS * 2 ** min(self.failures - 1, 16)
         return min(pause, LONGEST_FAILURE_PAUSE_SECONDS)
 
     def add(self, outcome: Outcome, fizzle_seconds: float) -> TypeHistory:
-        """This history with one more outcome.
+        """Return this history with one more outcome.
 
-        Of machines that were created together only the first that fails counts: the others tried before
+        Of machines that were created together only the first that fails counts: the others were made before
         anything was known.
         """
         if outcome.started_time is None:
@@ -134,15 +151,17 @@ class TypeHistory:
                 no_work=says_no_work(outcome.message) if newest else self.no_work,
             )
         if lived >= fizzle_seconds:
-            return dataclasses.replace(changed, aborts=0, no_work=False)
+            outlived = max(self.outlived_time, outcome.ended_time)
+            return dataclasses.replace(changed, aborts=0, no_work=False, outlived_time=outlived)
         return changed
 
     def no_later_than(self, now: float) -> TypeHistory:
-        """The same with times that are yet to come, as noted by a clock that has been set back since, taken as now."""
+        """Return the same with future times, noted by a clock that was set back since, replaced by now."""
         return dataclasses.replace(
             self,
             last_end=min(self.last_end, now),
             last_failure=min(self.last_failure, now),
+            outlived_time=min(self.outlived_time, now),
             newest_created=None if self.newest_created is None else min(self.newest_created, now),
             abort_time=None if self.abort_time is None else min(self.abort_time, now),
         )
@@ -153,13 +172,13 @@ _NOTHING = TypeHistory()
 
 @dataclass(frozen=True)
 class History:
-    """This factory's history of outcomes, by machinetype."""
+    """This factory's outcomes by machinetype."""
 
     types: Mapping[str, TypeHistory] = field(default_factory=dict)
 
     @classmethod
     def of(cls, outcomes: Iterable[Outcome], fizzle_seconds: Mapping[str, float]) -> History:
-        """The history that these outcomes make, in whatever order they come.
+        """Return the history of these outcomes, given in any order.
 
         fizzle_seconds is by machinetype; types that it doesn't name are left out.
         """
@@ -171,19 +190,196 @@ class History:
         return cls(types)
 
     def get(self, machinetype: str) -> TypeHistory:
-        """The history of one type, an empty one if there is none."""
+        """Return the history of one type, an empty one if there is none."""
         return self.types.get(machinetype, _NOTHING)
 
     def add(self, outcome: Outcome, fizzle_seconds: float) -> History:
-        """This history with one more outcome."""
+        """Return this history with one more outcome."""
         name = outcome.machinetype
         return History({**self.types, name: self.get(name).add(outcome, fizzle_seconds)})
 
     def no_later_than(self, now: float) -> History:
-        """See TypeHistory."""
+        """Return the same with no time in the future, as TypeHistory does."""
         return History({name: one.no_later_than(now) for name, one in self.types.items()})
 
 
 def says_no_work(message: str | None) -> bool:
-    """Whether a machine's own message (3xx, not a fizzle) says that it found nothing to do."""
+    """Return True if a machine's own message (3xx, not a fizzle) reports a lack of work."""
     return message_code(message) in range(300, 400) and not _FIZZLE.match(message or "")
+
+
+LEAST_WINDOW_SECONDS = 30
+"""Shortest probing window. It is the age up to which a view of the space is used: earlier than that, the next
+factories could not know the results of the probes before them."""
+PROBE_SECONDS = 120
+"""Most probes start, find no work and end in this time; a window isn't shorter (or than fizzle_seconds, if less)."""
+BELIEVED = 2
+"""Factories that have to abort: one node's troubles are that node's."""
+YOUNG_PER_ABORT = 4
+"""Machines before fizzle, other than probes, that outweigh one aborting factory."""
+
+
+@dataclass(frozen=True)
+class Hold:
+    """A hold-back of a machinetype by aborts in the space."""
+
+    reason: str
+    until: float | None = None
+    """When time alone may change that."""
+    probing: bool = False
+    """True if one machine of it may be created now."""
+
+
+_NO_TOTALS = TypeTotals()
+
+SpaceHold = Callable[[Machinetype, Own, SpaceView, float], "Hold | None"]
+
+
+def deficit_hold(machinetype: Machinetype, own: Own, space: SpaceView, now: float) -> Hold | None:
+    """Return the hold-back with ordered probing; None: the type isn't held back."""
+    abort_time = last_abort(machinetype, own, space, now)
+    if abort_time is None or proven_since(abort_time, machinetype, own, space, now):
+        return None
+    opens = abort_time + machinetype.backoff_seconds
+    rank = probing_rank(machinetype.name, abort_time, own, space)
+    mine = opens + rank.bit_length() * window_seconds(len(space.factories), machinetype)
+    if now < mine:
+        turn = f"then {rank} other factories may probe it first, " if rank else ""
+        if now < opens:
+            return Hold(
+                f"held back in the space after aborts, backoff for another {seconds(opens - now)}; {turn}"
+                f"this one in {seconds(mine - now)}",
+                mine,
+            )
+        return Hold(
+            f"held back in the space after aborts: {rank} other factories may probe it first, "
+            f"this one in {seconds(mine - now)}",
+            mine,
+        )
+    if own.report.before_fizzle:
+        return Hold(
+            "being probed after aborts in the space: one at a time here until one has outlived "
+            f"fizzle_seconds ({machinetype.fizzle_seconds})",
+            own.young_until,
+        )
+    return Hold("being probed after aborts in the space: one at a time", None, probing=True)
+
+
+def classic_hold(machinetype: Machinetype, own: Own, space: SpaceView, now: float) -> Hold | None:
+    """Return the classic hold-back: after the newest abort time that any factory reports."""
+    totals = space.types.get(machinetype.name, _NO_TOTALS)
+    times = [time for time, name in totals.aborts[:2] if name != space.factory]
+    if own.report.abort_time is not None:
+        times.append(own.report.abort_time)
+    if not times:
+        return None
+    opens = max(times) + machinetype.backoff_seconds
+    if now < opens:
+        return Hold(f"held back in the space after an abort for another {seconds(opens - now)}", opens)
+    ends = opens + machinetype.fizzle_seconds
+    if now < ends and _young(totals, own, space, machinetype.name):
+        return Hold(
+            "held back in the space after an abort while a machine of it is younger than fizzle_seconds, "
+            f"for another {seconds(ends - now)} at most",
+            ends,
+        )
+    return Hold("being tried after an abort in the space", None, probing=True) if now < ends else None
+
+
+def last_abort(machinetype: Machinetype, own: Own, space: SpaceView, now: float) -> float | None:
+    """Return the abort time that counts for the deficit policy; None: there are too few aborts.
+
+    Where factories have several young machines, and so do more than probe, more of the others must have aborted
+    lately, that is since these machines or those before them were created.
+    """
+    totals = space.types.get(machinetype.name, _NO_TOTALS)
+    believed = min(BELIEVED, len(space.factories))
+    before = space.own.get(machinetype.name, NO_REPORT)
+    busy = totals.beyond_probes - before.beyond_probe + own.report.beyond_probe
+    needed = believed + busy // YOUNG_PER_ABORT
+    elsewhere = (time for time, name in totals.aborts if name != space.factory and name not in space.failing)
+    times = list(islice(elsewhere, needed))
+    if own.report.abort_time is not None and space.factory not in space.failing:
+        times.append(own.report.abort_time)
+        times.sort(reverse=True)
+    if len(times) < needed:
+        return None
+    old = times[needed - 1] < _lately(machinetype, now)
+    return None if needed > believed and old else times[believed - 1]
+
+
+def _lately(machinetype: Machinetype, now: float) -> float:
+    """Return the time since when aborts tell something about machines that are young now, or those before them."""
+    return now - 2 * machinetype.backoff_seconds - machinetype.fizzle_seconds
+
+
+def proven_since(time: float, machinetype: Machinetype, own: Own, space: SpaceView, now: float) -> bool:
+    """Return True if a machine of the type that was created after this time has outlived fizzle_seconds.
+
+    This is known of this factory's own machines. Of others' it is concluded when some have outlived fizzle_seconds and
+    there has been time for two factories to probe and abort, as no factory creates any before the backoff is over.
+    """
+    if own.newest_outlived is not None and own.newest_outlived > time:
+        return True
+    backoff = machinetype.backoff_seconds
+    wait = backoff + window_seconds(len(space.factories), machinetype) + machinetype.fizzle_seconds
+    return now >= time + wait and runs_elsewhere(machinetype.name, space)
+
+
+def runs_elsewhere(machinetype: str, space: SpaceView) -> bool:
+    """Return True if another factory runs machines of the type that have outlived fizzle_seconds."""
+    totals = space.types.get(machinetype, _NO_TOTALS)
+    before = space.own.get(machinetype, NO_REPORT)
+    return totals.outlived_factories - before.outlived > 0
+
+
+def window_seconds(factories: int, machinetype: Machinetype) -> float:
+    """Return the time that one, two, four… factories have for probing.
+
+    All have their turn after another backoff_seconds, unless windows would become shorter than a probe takes.
+    """
+    doublings = (factories - 1).bit_length()
+    least = max(LEAST_WINDOW_SECONDS, min(PROBE_SECONDS, machinetype.fizzle_seconds))
+    return max(machinetype.backoff_seconds / doublings, least) if doublings else 0.0
+
+
+def probing_rank(machinetype: str, abort_time: float, own: Own, space: SpaceView) -> int:
+    """Return the number of factories that probe before this one.
+
+    The order is by sha256 of `FACTORY MACHINETYPE LAST_ABORT` (whole seconds); factories whose own last outcome is an
+    abort come after all others.
+    """
+    aborted = space.types.get(machinetype, _NO_TOTALS).aborted_factories
+    if (own.report.abort_time is not None) != (space.factory in aborted):
+        aborted ^= {space.factory}
+    return _ranks(space.factories, machinetype, int(abort_time), aborted)[space.factory]
+
+
+@lru_cache(maxsize=256)
+def _ranks(
+    factories: tuple[str, ...], machinetype: str, abort_time: int, aborted: frozenset[str]
+) -> Mapping[str, int]:
+    order = sorted(_sha256_order(factories, machinetype, abort_time), key=aborted.__contains__)
+    return {name: place for place, name in enumerate(order)}
+
+
+@lru_cache(maxsize=256)
+def _sha256_order(factories: tuple[str, ...], machinetype: str, abort_time: int) -> tuple[str, ...]:
+    def digest(name: str) -> bytes:
+        return hashlib.sha256(f"{name} {machinetype} {abort_time}".encode()).digest()
+
+    return tuple(sorted(factories, key=digest))
+
+
+def _young(totals: TypeTotals, own: Own, space: SpaceView, machinetype: str) -> int:
+    """Return the number of machines before fizzle in the space, with this factory's present ones."""
+    return totals.before_fizzle - space.own.get(machinetype, NO_REPORT).young + own.report.young
+
+
+def broken_here(held_here: Iterable[str], space: SpaceView) -> dict[str, str]:
+    """Return warnings by machinetype that own aborts hold back here while other factories run it."""
+    return {
+        name: f"{name} keeps failing on this factory while others run it: this node is probably broken"
+        for name in held_here
+        if runs_elsewhere(name, space)
+    }

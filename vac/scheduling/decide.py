@@ -13,27 +13,46 @@ from vac.config.machinetype import Machinetype
 from vac.config.settings import Settings
 from vac.scheduling import superslots
 from vac.scheduling.backoff import History
-from vac.scheduling.eligibility import Standing, standing
-from vac.scheduling.guards import Guard, engines_guard, find_guard, total_processors
-from vac.scheduling.model import Create, Decision, Host, Occupied, SpaceView, TypeReport
-from vac.scheduling.own import Own, survey
+from vac.scheduling.eligibility import Guard, Standing, engines_guard, find_guard, standing, total_processors
+from vac.scheduling.model import (
+    NO_REPORT,
+    Create,
+    Decision,
+    Host,
+    Occupied,
+    Own,
+    SpaceView,
+    TypeTotals,
+    count,
+    seconds,
+)
 from vac.scheduling.ramp import Ramp, RampState
-from vac.scheduling.shares import Candidate, Order, Turn, classic_order, deficit_order
-from vac.scheduling.superslots import Room
-from vac.scheduling.wording import count, seconds
+from vac.scheduling.shares import (
+    Candidate,
+    Ledger,
+    Order,
+    RankedType,
+    classic_order,
+    deficit_order,
+    lacking,
+    stratified_point,
+)
+from vac.scheduling.space import survey
+from vac.scheduling.superslots import Kept, Opening, find_openings
 
 ORDERS: Mapping[str, Order] = {"deficit": deficit_order, "classic": classic_order}
-"""How the next machinetype is chosen, by share_policy."""
+"""Order of machinetypes by share_policy."""
+_NO_TOTALS = TypeTotals()
 
 
 @dataclass(frozen=True)
 class Situation:
-    """Everything that a decision depends on but the ramp's state and chance."""
+    """Everything that a decision depends on but the memory of the decisions before and chance."""
 
     settings: Settings
     machinetypes: Mapping[str, Machinetype]
     occupied: Sequence[Occupied]
-    """Every slot that isn't free. What was created by the last decision is in it, or has failed."""
+    """Every slot that isn't free. Machines of the last decision are in it, or have failed."""
     history: History
     space: SpaceView
     host: Host
@@ -46,12 +65,21 @@ class Situation:
     """Why this factory is draining, if it was told to (`vac drain`)."""
 
 
+@dataclass(frozen=True)
+class Memory:
+    """What one decision leaves to the next; the ledger outlives a restart of the factory."""
+
+    ramp: RampState = field(default_factory=RampState)
+    ledger: Ledger = field(default_factory=Ledger)
+
+
 @dataclass
 class _Work:
-    """What changes while one decision is being made."""
+    """One decision while it is being made."""
 
     situation: Situation
     ramp: Ramp
+    ledger: Ledger
     rng: random.Random
     free: int
     occupied: list[Occupied]
@@ -59,51 +87,95 @@ class _Work:
     probes: dict[str, str]
     """Candidates of which only one may be created, with the reason."""
     running: dict[str, float]
-    """Running HS06 in the space by machinetype, this factory's as they are now."""
+    """Running HS06 in the space by machinetype, with this factory's present ones."""
     capacity: float
-    alike: float
-    """How many factories probably do the same now: the space's free capacity, in units of what is free here. 1 by the
-    classic policy, which looks at what runs only."""
+    concurrent_factories: float
+    """Number of factories that probably do the same now: the space's free capacity, in units of what is free here.
+    1 by the classic policy, which looks at what runs only."""
     creates: list[Create] = field(default_factory=list)
     passed: dict[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
-    rooms_turn_time: float | None = None
+    openings_time: float | None = None
     """When what fits the superslots changes by time alone."""
-    waits_for_step: bool = False
+    step_time: float | None = None
+    """When the next step is due, if a type waits for it."""
 
 
-def decide(situation: Situation, ramp_state: RampState, rng: random.Random) -> tuple[Decision, RampState]:
-    """What to create now, and the ramp's state for the next decision."""
+def decide(situation: Situation, memory: Memory, rng: random.Random) -> tuple[Decision, Memory]:
+    """Return what to create now, and the memory for the next decision."""
     settings, now = situation.settings, situation.now
     own = survey(situation.machinetypes, situation.occupied, situation.history, settings.hs06, now)
     standings = {
-        name: standing(
-            machinetype,
-            settings,
-            situation.engines,
-            situation.history,
-            own[name],
-            situation.space,
-            now,
-        )
-        for name, machinetype in situation.machinetypes.items()
+        name: standing(one, settings, situation.engines, situation.history, own[name], situation.space, now)
+        for name, one in situation.machinetypes.items()
     }
     machines = {name: one.report.running_machines for name, one in own.items() if one.report.running_machines}
-    ramp = Ramp(ramp_state, machines, settings.machines_per_cycle, now)
+    known = frozenset(name for name in standings if _is_known(name, situation, own[name]))
+    ramp = Ramp(memory.ramp, machines, known, settings.machines_per_cycle, now)
+    ledger = memory.ledger.advance(now, _debt_limits(situation))
+    running = _running(situation.space, own)
     used = sum(one.processors for one in situation.occupied)
     free = total_processors(settings) - used
     guard = find_guard(
         settings, situation.host, used, free, now, situation.config_problem, situation.drain
     ) or _engines(situation.machinetypes, standings)
     if guard is not None:
-        return _guarded(guard, standings), ramp.state()
-    work = _start(situation, ramp, rng, own, standings, free)
-    _fill(work)
-    return _decision(work, standings), ramp.state()
+        decision = _guarded(guard, standings)
+    else:
+        work = _start(situation, ramp, ledger, rng, dict(running), standings, free)
+        _fill(work)
+        decision = _decision(work, standings)
+        for create in decision.creates:
+            running[create.machinetype] += create.processors * settings.hs06
+    return decision, Memory(ramp.state(), _recount(ledger, situation, standings, running))
+
+
+def _is_known(name: str, situation: Situation, own: Own) -> bool:
+    """Return True if the type has outlived fizzle_seconds here lately, or runs well on most peers."""
+    past = situation.history.get(name)
+    if past.aborts or past.failures:
+        return False
+    if past.proven(situation.now) or own.newest_outlived is not None:
+        return True
+    totals = situation.space.types.get(name, _NO_TOTALS)
+    well = totals.outlived_factories - situation.space.own.get(name, NO_REPORT).outlived
+    return well * 2 > len(situation.space.factories) - 1
+
+
+def _debt_limits(situation: Situation) -> dict[str, float]:
+    """Return by type the HS06·s of a superslot (or machine) that lives as long as it may."""
+    settings = situation.settings
+    hs06 = settings.processors_per_superslot * settings.hs06
+    return {
+        name: hs06 * one.max_wallclock_seconds
+        for name, one in situation.machinetypes.items()
+        if one.target_share > 0
+    }
+
+
+def _running(space: SpaceView, own: Mapping[str, Own]) -> dict[str, float]:
+    """Return the running HS06 by type: those of the peers as last heard, and this factory's as they are now."""
+    running = {name: one.report.running_hs06 for name, one in own.items()}
+    for name, totals in space.types.items():
+        elsewhere = totals.running_hs06 - space.own.get(name, NO_REPORT).running_hs06
+        running[name] = running.get(name, 0.0) + max(0.0, elsewhere)
+    return running
+
+
+def _recount(
+    ledger: Ledger, situation: Situation, standings: Mapping[str, Standing], running: Mapping[str, float]
+) -> Ledger:
+    """Return the ledger with the types that count from now on: those that are neither held back nor probing."""
+    counted = {
+        name: situation.machinetypes[name].target_share
+        for name, one in standings.items()
+        if one.reason is None and one.one_only is None
+    }
+    return ledger.counting(counted, running)
 
 
 def _engines(machinetypes: Mapping[str, Machinetype], standings: Mapping[str, Standing]) -> Guard | None:
-    """The guard if nothing but their engines is in the way of all types that could be created."""
+    """Return the guard if only their engines prevent all types that could be created."""
     problems = {}
     for name, one in standings.items():
         if one.engine_problem is not None:
@@ -128,24 +200,22 @@ def _guarded(guard: Guard, standings: Mapping[str, Standing]) -> Decision:
 def _start(
     situation: Situation,
     ramp: Ramp,
+    ledger: Ledger,
     rng: random.Random,
-    own: Mapping[str, Own],
+    running: dict[str, float],
     standings: Mapping[str, Standing],
     free: int,
 ) -> _Work:
     space, settings = situation.space, situation.settings
-    running = {name: one.report.running_hs06 for name, one in own.items()}
-    for name, totals in space.types.items():
-        elsewhere = totals.running_hs06 - space.own.get(name, _NO_REPORT).running_hs06
-        running[name] = running.get(name, 0.0) + max(0.0, elsewhere)
     allowed = {name: one for name, one in standings.items() if one.reason is None}
     capacity = max(space.capacity_hs06, total_processors(settings) * settings.hs06)
-    alike = 1.0
+    concurrent = 1.0
     if settings.share_policy != "classic":
-        alike = (capacity - sum(running.values())) / (free * settings.hs06)
+        concurrent = (capacity - sum(running.values())) / (free * settings.hs06)
     return _Work(
         situation,
         ramp,
+        ledger,
         rng,
         free,
         occupied=list(situation.occupied),
@@ -153,20 +223,13 @@ def _start(
         probes={name: one.one_only for name, one in allowed.items() if one.one_only is not None},
         running=running,
         capacity=capacity,
-        alike=max(1.0, min(alike, len(space.factories))),
+        concurrent_factories=max(1.0, min(concurrent, len(space.factories))),
     )
 
 
-_NO_REPORT = TypeReport()
-
-
 def _fill(work: _Work) -> None:
-    """Create until nothing is free, nothing may be, or nothing fits; then say why the rest was passed over."""
+    """Create until nothing is free, nothing may be, or nothing fits; then note why the rest was passed over."""
     while work.free > 0 and work.candidates:
-        if work.ramp.exhausted():
-            work.waits_for_step = True
-            work.passed.update({name: _ramp_reason(work, name) for name in work.candidates})
-            return
         create = _next(work)
         if create is None:
             return
@@ -181,8 +244,8 @@ def _take(work: _Work, create: Create) -> None:
     work.creates.append(create)
     work.free -= create.processors
     work.occupied.append(Occupied(name, create.processors, now, None, create.shutdown_time))
-    alike = 1.0 if name in work.probes else work.alike
-    work.running[name] += create.processors * work.situation.settings.hs06 * alike
+    concurrent = 1.0 if name in work.probes else work.concurrent_factories
+    work.running[name] += create.processors * work.situation.settings.hs06 * concurrent
     work.ramp.take(name)
     if name in work.probes:
         work.passed[name] = work.probes[name]
@@ -190,97 +253,135 @@ def _take(work: _Work, create: Create) -> None:
 
 
 def _next(work: _Work) -> Create | None:
-    """The next machine, or None, with the reasons in work.passed."""
+    """Return the next machine, or None, with the reasons in work.passed."""
     situation = work.situation
-    sharing = [one for one in situation.machinetypes.values() if one.target_share > 0]
-    found = superslots.find_rooms(
+    waiting = _waiting(work)
+    found = find_openings(
         work.occupied,
         work.free,
         total_processors(situation.settings),
         situation.settings.processors_per_superslot,
-        sharing,
+        [one for one in situation.machinetypes.values() if one.target_share > 0],
         situation.now,
+        waiting,
+        situation.settings.superslot_keep_seconds,
     )
     work.notes = found.notes
-    work.rooms_turn_time = found.next_time
-    work.waits_for_step = False
-    for room in found.rooms:
-        kept_for = None
-        for turn in _order(work, room):
-            name = turn.machinetype
-            if not superslots.fits(work.candidates[name], room, situation.now):
-                work.passed[name] = _no_fit(work, name)
+    work.openings_time = found.next_time
+    work.step_time = None
+    for opening in found.openings:
+        growing = None
+        for ranked in _order(work, opening):
+            name = ranked.machinetype
+            if not superslots.fits(work.candidates[name], opening, situation.now):
+                work.passed[name] = _no_fit(work, name, found.kept, waiting)
             elif not work.ramp.allows(name):
-                work.waits_for_step = True
-                work.passed[name] = _ramp_reason(work, name)
-                if turn.lacking_hs06 and kept_for is None:
-                    kept_for = name
-            elif kept_for is not None and not turn.lacking_hs06:
-                work.passed[name] = (
-                    f"has its share; what is free is kept for {kept_for}, which grows by steps"
-                )
+                work.passed[name] = _wait_for_step(work)
+                if ranked.lacking_hs06 and growing is None:
+                    growing = name
+            elif growing is not None and not ranked.lacking_hs06:
+                work.passed[name] = f"has its share; what is free is kept for {growing}, which grows by steps"
             else:
-                return _create(work, turn, room)
+                return _create(work, ranked, opening)
     return None
 
 
-def _order(work: _Work, room: Room) -> Iterator[Turn]:
-    """Types for this room. Who begins a superslot has all of it; who joins one has no more than his machine."""
-    candidates = [
+def _waiting(work: _Work) -> str | None:
+    """Return a type that needs several processors at once and lacks some of its share, if there is one."""
+    settings = work.situation.settings
+    large = [name for name, one in work.candidates.items() if one.min_processors > 1]
+    if settings.processors_per_superslot == 1 or settings.share_policy == "classic" or not large:
+        return None
+    candidates = _candidates(work, Opening(settings.processors_per_superslot))
+    lacks = lacking(candidates, _reached_by(work, candidates))
+    return max((name for name in large if lacks[name] > 0), key=lacks.__getitem__, default=None)
+
+
+def _candidates(work: _Work, opening: Opening) -> list[Candidate]:
+    """Return the candidates for this opening.
+
+    The first machine gets the whole superslot; one that joins has no more than its own processors.
+    """
+    hs06 = work.situation.settings.hs06
+    whole = (opening.processors + opening.kept) * hs06
+    return [
         Candidate(
             name,
             one.machinegroup or name,
             one.target_share,
             work.running[name],
-            1 if room.end is None else superslots.size(one, room),
+            whole if opening.end is None else superslots.size(one, opening) * hs06,
+            0.0 if name in work.probes else work.ledger.debts[name],
         )
         for name, one in work.candidates.items()
     ]
-    others = sum(work.running.values()) - sum(one.running_hs06 for one in candidates)
+
+
+def _order(work: _Work, opening: Opening) -> Iterator[RankedType]:
+    candidates = _candidates(work, opening)
     choose = ORDERS[work.situation.settings.share_policy]
-    return choose(candidates, max(0.0, _reached(work) - others), work.rng)
+    space, now = work.situation.space, work.situation.now
+    point = stratified_point(space.factories, space.factory, now, len(work.creates), work.rng)
+    return choose(candidates, _reached_by(work, candidates), _growth(work), point, work.rng)
 
 
-def _reached(work: _Work) -> float:
-    """The part of the capacity that will be in use soon: after this step, if those alike do as this factory.
+def _growth(work: _Work) -> float:
+    """Return the HS06 that this step can add in the space, if the concurrent factories do as this one."""
+    machines = work.ramp.left(work.candidates)
+    growth = work.free if machines >= work.free else min(work.free, machines * _mean_size(work))
+    left = max(0.0, work.capacity - sum(work.running.values()))
+    return min(left, growth * work.situation.settings.hs06 * work.concurrent_factories)
 
-    Shares of all of it would let types that are free to grow run ahead of those whose steps are small yet.
+
+def _reached_by(work: _Work, candidates: Sequence[Candidate]) -> float:
+    """Return the HS06 that the candidates will have soon, after this step.
+
+    Shares of all the capacity would let types that are free to grow run ahead of those whose steps are small yet.
     """
-    growth = min(work.free, work.ramp.left() * _mean_size(work)) * work.situation.settings.hs06
-    return min(work.capacity, sum(work.running.values()) + growth * work.alike)
+    total = sum(work.running.values())
+    others = total - sum(one.running_hs06 for one in candidates)
+    return max(0.0, total + _growth(work) - others)
 
 
 def _mean_size(work: _Work) -> float:
-    """Processors of a machine on average, if there are as many of each type as its share asks for."""
-    whole = Room(work.situation.settings.processors_per_superslot)
+    """Return the mean processors of a machine, if there are as many of each type as its share asks for."""
+    whole = Opening(work.situation.settings.processors_per_superslot)
     candidates = work.candidates.values()
     machines = sum(one.target_share / superslots.size(one, whole) for one in candidates)
     return sum(one.target_share for one in candidates) / machines
 
 
-def _create(work: _Work, turn: Turn, room: Room) -> Create:
+def _create(work: _Work, ranked: RankedType, opening: Opening) -> Create:
     situation = work.situation
-    machinetype = work.candidates[turn.machinetype]
-    end = superslots.end_time(machinetype, room, situation.settings.shutdown_time, situation.now)
-    if turn.machinetype in work.probes:
-        reason = work.probes[turn.machinetype]
-    elif turn.lacking_hs06:
-        reason = f"lacks {turn.lacking_hs06:.1f} HS06 of its share"
+    machinetype = work.candidates[ranked.machinetype]
+    end = superslots.end_time(machinetype, opening, situation.settings.shutdown_time, situation.now)
+    if ranked.machinetype in work.probes:
+        reason = work.probes[ranked.machinetype]
+    elif ranked.lacking_hs06:
+        reason = f"lacks {ranked.lacking_hs06:.1f} HS06 of its share"
     else:
-        reason = "runs least for its share"
-    if room.end is not None:
-        reason += f"; joins the superslot that ends in {seconds(room.end - situation.now)}"
-    return Create(turn.machinetype, superslots.size(machinetype, room), end, reason)
+        reason = "has most room below its share"
+    if opening.end is not None:
+        reason += f"; joins the superslot that ends in {seconds(opening.end - situation.now)}"
+    return Create(ranked.machinetype, superslots.size(machinetype, opening), end, reason)
 
 
-def _ramp_reason(work: _Work, name: str) -> str:
-    wait = seconds(work.ramp.next_time() - work.situation.now)
+def _wait_for_step(work: _Work) -> str:
+    work.step_time = work.ramp.next_time()
+    wait = seconds(work.step_time - work.situation.now)
     if work.situation.settings.machines_per_cycle:
         return f"machines_per_cycle are created in this cycle already: goes on in {wait}"
-    return f"this factory fills in steps that double: the next is in {wait}"
+    return f"fills this factory in steps that double, until it is known here: the next is in {wait}"
 
 
-def _no_fit(work: _Work, name: str) -> str:
+def _no_fit(work: _Work, name: str, kept: Kept | None, waiting: str | None) -> str:
+    if kept is not None and name != waiting:
+        needs = (
+            f" {waiting}, which needs {work.candidates[waiting].min_processors} at once" if waiting else ""
+        )
+        for_whom = f"for{needs}" if waiting else "until all machines of their superslot have ended"
+        until = seconds(kept.until - work.situation.now)
+        return f"{count(kept.processors, 'free processor')} kept {for_whom} (the superslot ends in {until})"
     needed = count(work.candidates[name].min_processors, "processor")
     return f"needs {needed} at once for its wall-clock time: {work.free} free, partly kept for superslots"
 
@@ -289,10 +390,10 @@ def _decision(work: _Work, standings: Mapping[str, Standing]) -> Decision:
     now = work.situation.now
     held_here, held_in_space = _held(standings)
     times = [one.until for one in standings.values() if one.until is not None] if work.free > 0 else []
-    if work.waits_for_step:
-        times.append(work.ramp.next_time())
     times += [
-        time for time in (work.rooms_turn_time, work.situation.settings.shutdown_time) if time is not None
+        time
+        for time in (work.step_time, work.openings_time, work.situation.settings.shutdown_time)
+        if time is not None
     ]
     reasons = {name: one.reason for name, one in standings.items() if one.reason is not None}
     return Decision(

@@ -1,4 +1,4 @@
-"""Whether a machine of a machinetype could be created on this factory now, apart from there being room for it."""
+"""Reasons against creating anything (guards), or a machine of one machinetype, apart from free processors for it."""
 
 from __future__ import annotations
 
@@ -7,30 +7,100 @@ from dataclasses import dataclass
 
 from vac.config.machinetype import Machinetype
 from vac.config.settings import Settings
-from vac.scheduling.backoff import History, TypeHistory
-from vac.scheduling.guards import total_processors
-from vac.scheduling.holdback import SpaceHold, classic_hold, deficit_hold, proven_since
-from vac.scheduling.model import SpaceView
-from vac.scheduling.own import Own
-from vac.scheduling.wording import count, seconds
+from vac.scheduling.backoff import History, SpaceHold, TypeHistory, classic_hold, deficit_hold, proven_since
+from vac.scheduling.model import Host, Own, SpaceView, count, seconds
 
 SPACE_HOLDS: Mapping[str, SpaceHold] = {"deficit": deficit_hold, "classic": classic_hold}
-"""How aborts in the space hold back, by share_policy."""
+"""Hold-back by aborts in the space, by share_policy."""
 NO_ANSWER = "it has not answered yet"
+
+LEAST_FREE_BYTES = 1000**3
+GUARD_NAMES = ("draining", "shutdown", "configuration", "health", "disk", "full", "overload", "engines")
+"""Names of all guards."""
+ASK_AGAIN_SECONDS = 15
+"""Pause after which a load average may have fallen."""
+FEW_PROCESSORS = 5
+"""The classic overload rule counts all processors while fewer than this run."""
+
+
+@dataclass(frozen=True)
+class Guard:
+    """Reason why nothing can be created now."""
+
+    name: str
+    """One word, without changing numbers."""
+    text: str
+    next_time: float | None = None
+    """When to ask again."""
+
+
+def total_processors(settings: Settings) -> int:
+    """Return how many processors may be allocated."""
+    return settings.total_processors or settings.host_processors
+
+
+def find_guard(
+    settings: Settings,
+    host: Host,
+    running_processors: int,
+    free_processors: int,
+    now: float,
+    config_problem: str | None = None,
+    drain: str | None = None,
+) -> Guard | None:
+    """Return the first reason against creating anything; config_problem and drain are reasons in words, if any."""
+    if drain is not None or settings.draining:
+        return Guard(
+            "draining", f"this factory is draining: {drain or 'draining is set in the configuration'}"
+        )
+    if settings.shutdown_time is not None and settings.shutdown_time <= now:
+        return Guard("shutdown", "this factory's shutdown_time has passed")
+    if config_problem is not None:
+        return Guard("configuration", f"the configuration can't be used: {config_problem}")
+    if host.health_problem is not None:
+        return Guard("health", f"health_command says: {host.health_problem}")
+    if host.state_dir_free_bytes < LEAST_FREE_BYTES:
+        free = host.state_dir_free_bytes / 1000**3
+        return Guard("disk", f"{settings.state_dir} has {free:.2f} GB free; 1 GB is needed")
+    if free_processors <= 0:
+        total = total_processors(settings)
+        return Guard("full", f"no free processors: {running_processors} of {total} are in use")
+    return _overload(settings, host, running_processors, now)
+
+
+def engines_guard(problems: Mapping[str, str]) -> Guard:
+    """Return the guard for when the engine of every type that could be created is unavailable; problems by model."""
+    listed = "; ".join(f"{model}: {problem}" for model, problem in sorted(problems.items()))
+    return Guard("engines", f"no engine is available ({listed})")
+
+
+def _overload(settings: Settings, host: Host, running_processors: int, now: float) -> Guard | None:
+    factor = settings.overload_per_processor
+    if settings.share_policy == "classic":
+        processors = running_processors if running_processors >= FEW_PROCESSORS else host.processors
+        load, what = max(host.load), "largest load average"
+    else:
+        processors = host.processors
+        load, what = host.load[0], "1-minute load"
+    most = factor * processors
+    if load <= most:
+        return None
+    text = f"overload: the {what} is {load:.2f}, above {most:.2f} (overload_per_processor × {processors})"
+    return Guard("overload", text, now + ASK_AGAIN_SECONDS)
 
 
 @dataclass(frozen=True)
 class Standing:
-    """How one machinetype stands."""
+    """Eligibility of one machinetype."""
 
     reason: str | None = None
-    """Why none can be created; None: one can."""
+    """Reason why none can be created; None: one can."""
     until: float | None = None
     """When time alone may change that."""
     one_only: str | None = None
-    """If only one can be created now (a probe), why."""
+    """Reason if only one can be created now (a probe)."""
     engine_problem: str | None = None
-    """Set if nothing but its engine, and perhaps a hold-back, is in the way."""
+    """Set if only its engine, and perhaps a hold-back, prevents it."""
     held_here: float | None = None
     """Until when this factory's own aborts hold it back."""
     held_in_space: float | None = None
@@ -46,13 +116,13 @@ def standing(
     space: SpaceView,
     now: float,
 ) -> Standing:
-    """How the type stands; engines has each machine model's problem, None if it works."""
+    """Return the type's standing; engines has each machine model's problem, None if it works."""
     never = _never(machinetype, settings, now)
     if never is not None:
         return Standing(never)
     problem = engines.get(machinetype.machine_model, NO_ANSWER)
     if problem is not None:
-        reason = f"its engine ({machinetype.machine_model}) can't be reached: {problem}"
+        reason = f"its engine ({machinetype.machine_model}) is unavailable: {problem}"
         return Standing(reason, engine_problem=problem)
     past = history.get(machinetype.name)
     return (
@@ -67,7 +137,7 @@ _FREE = Standing()
 
 
 def _never(machinetype: Machinetype, settings: Settings, now: float) -> str | None:
-    """What only another configuration changes."""
+    """Return a reason that only another configuration changes."""
     if machinetype.target_share <= 0:
         return "its target_share is 0"
     least, superslot = machinetype.min_processors, settings.processors_per_superslot
@@ -95,7 +165,7 @@ def _failed(past: TypeHistory, own: Own, now: float) -> Standing | None:
 def _held_here(
     machinetype: Machinetype, past: TypeHistory, own: Own, space: SpaceView, now: float
 ) -> Standing | None:
-    """This factory's own aborts; if its machines found no work, the space may know better by now."""
+    """Return the hold-back by own aborts; if its machines found no work, others may have found some since."""
     until = past.last_end + past.hold_seconds(machinetype.backoff_seconds)
     if now >= until or (past.no_work and proven_since(past.last_end, machinetype, own, space, now)):
         return None

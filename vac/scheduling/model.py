@@ -1,20 +1,21 @@
-"""What a decision is made from, and what comes out of it.
+"""Input and output of a decision as plain values; times are Unix seconds.
 
-Plain values: nothing here touches disk, clock, network or engine. Times are Unix seconds.
+Nothing in this package touches disk, clock, network or engine. Also here: the words that reasons are made of.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 MOST_YOUNG = 16
-"""For how many machines before fizzle one factory counts at most in TypeTotals."""
+"""Most machines before fizzle with which one factory counts in TypeTotals."""
 
 
 @dataclass(frozen=True)
 class Occupied:
-    """One of this factory's slots that holds a machine which is starting, running, or can't be removed."""
+    """A slot of this factory with a machine that is starting, running, or can't be removed."""
 
     machinetype: str
     processors: int
@@ -27,12 +28,12 @@ class Occupied:
 
 @dataclass(frozen=True)
 class Outcome:
-    """How one of this factory's machines ended."""
+    """The end of one of this factory's machines."""
 
     machinetype: str
     created_time: float
     started_time: float | None
-    """None: it never started; that says nothing about the type's work."""
+    """None: it never started, which says nothing about the type's work."""
     ended_time: float
     """When it was last seen alive."""
     message: str | None
@@ -43,7 +44,7 @@ class Outcome:
 
 @dataclass(frozen=True)
 class TypeReport:
-    """What one factory says of one machinetype (VacQuery machinetype_status, or this factory of itself)."""
+    """One factory's figures for one machinetype: a VacQuery machinetype_status, or this factory's own."""
 
     running_machines: int = 0
     running_processors: int = 0
@@ -53,22 +54,40 @@ class TypeReport:
     abort_time: float | None = None
     """When the most recently created machine that has finished ended, if that was an abort."""
     no_work: bool = False
-    """Did that one itself say that there is no work (3xx)? Then the fault isn't its node's."""
+    """True if that one itself reported a lack of work (3xx): then the fault isn't its node's."""
+
+    @property
+    def outlived(self) -> bool:
+        """True if some of its machines have outlived fizzle_seconds."""
+        return self.running_machines > self.before_fizzle
+
+    @property
+    def young(self) -> int:
+        """Machines before fizzle as TypeTotals counts them."""
+        return min(self.before_fizzle, MOST_YOUNG)
+
+    @property
+    def beyond_probe(self) -> int:
+        """Machines before fizzle besides the one that may be a probe, as TypeTotals counts them."""
+        return max(0, self.young - 1)
+
+
+NO_REPORT = TypeReport()
 
 
 @dataclass(frozen=True)
 class TypeTotals:
-    """What the whole space, this factory included, says of one machinetype."""
+    """The sum of all factories' reports of one machinetype, this factory's included."""
 
     running_processors: int = 0
     running_hs06: float = 0.0
     running_machines: int = 0
     before_fizzle: int = 0
-    """Machines that are starting or younger than fizzle_seconds; no factory counts for more than MOST_YOUNG."""
+    """Machines that are starting or younger than fizzle_seconds, at most MOST_YOUNG of each factory."""
     beyond_probes: int = 0
-    """Those of them that aren't the only ones of their factory, as probes are."""
+    """Those of them that aren't the only one of their factory, as a probe is."""
     outlived_factories: int = 0
-    """How many factories run machines of it that have outlived fizzle_seconds."""
+    """Number of factories with machines of it that have outlived fizzle_seconds."""
     aborts: tuple[tuple[float, str], ...] = ()
     """Abort times with their factories, newest first."""
     aborted_factories: frozenset[str] = frozenset()
@@ -77,7 +96,7 @@ class TypeTotals:
 
 @dataclass(frozen=True)
 class SpaceView:
-    """The space as it is known at one moment."""
+    """The space as it is known at one moment. Built once per poll; a decision adds this factory's present state."""
 
     factory: str
     """This factory's name."""
@@ -87,16 +106,16 @@ class SpaceView:
     """Sum of the factories' max_hs06."""
     types: Mapping[str, TypeTotals] = field(default_factory=dict)
     own: Mapping[str, TypeReport] = field(default_factory=dict)
-    """What this factory contributed to `types`: a decision puts the present in its place."""
+    """This factory's contribution to `types`, which a decision replaces by its present state."""
     failing: frozenset[str] = frozenset()
-    """Factories on which everything fails while most others do well: what they report of aborts is their own."""
+    """Factories on which everything fails while most others do well: their aborts don't count elsewhere."""
     silent: tuple[str, ...] = ()
-    """Factories that have not answered, whose last answers (if any are young enough) stand in."""
+    """Factories that have not answered; their last answers stand in while they are young enough."""
 
 
 @dataclass(frozen=True)
 class Host:
-    """What the guards ask about this host."""
+    """State of this host, for the guards."""
 
     load: tuple[float, float, float]
     """1, 5 and 15 minute load averages."""
@@ -108,31 +127,58 @@ class Host:
 
 @dataclass(frozen=True)
 class Create:
-    """Make one machine."""
+    """One machine to create."""
 
     machinetype: str
     processors: int
     shutdown_time: float
-    """When it must end; whole seconds, so that superslots' ends stay equal when written down."""
+    """When it must end; whole seconds, so that superslots' ends stay equal when written to disk."""
     reason: str
 
 
 @dataclass(frozen=True)
 class Decision:
-    """What to do now, and why nothing more."""
+    """Machines to create now, and the reasons why no others."""
 
     creates: tuple[Create, ...] = ()
     guard: str | None = None
-    """In words, why nothing at all can be created now; None if something could."""
+    """Reason why nothing at all can be created now; None if something could."""
     guard_name: str | None = None
-    """The guard in one word that doesn't change with its numbers: for logging on change, and for metrics."""
+    """The guard in one word, without changing numbers: for logging on change, and for metrics."""
     passed_over: Mapping[str, str] = field(default_factory=dict)
-    """In words, by machinetype, why none (or no more) of this type was created."""
+    """Reason by machinetype why none (or no more) of this type was created."""
     held_here: Mapping[str, float] = field(default_factory=dict)
     """Types held back because of this factory's own aborts, and until when."""
     held_in_space: Mapping[str, float] = field(default_factory=dict)
     """Types held back because of aborts in the space, and until when this factory may not probe."""
     notes: tuple[str, ...] = ()
-    """What else is worth a line in the log, such as processors that no superslot waits for any longer."""
+    """Other facts worth a line in the log, such as processors that no superslot waits for any longer."""
     next_time: float | None = None
     """When time alone may change the decision (a pause or hold-back is over); None: only an event can."""
+
+
+@dataclass(frozen=True)
+class Own:
+    """This factory's machines of one type."""
+
+    report: TypeReport
+    newest_started: float | None = None
+    """Creation time of the newest machine that has started."""
+    newest_outlived: float | None = None
+    """Creation time of the newest machine that has outlived fizzle_seconds."""
+    young_until: float | None = None
+    """When the first of the machines before fizzle can have outlived it; None: there are none."""
+
+
+def seconds(duration: float) -> str:
+    """Return a duration in seconds in words: `43 s`, `12 min` or `2 h 05 min`."""
+    whole = max(0, math.ceil(duration))
+    if whole < 120:
+        return f"{whole} s"
+    minutes = math.ceil(whole / 60)
+    return f"{minutes} min" if minutes < 120 else f"{minutes // 60} h {minutes % 60:02} min"
+
+
+def count(number: int, noun: str) -> str:
+    """Return `1 processor` or `3 processors`."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"

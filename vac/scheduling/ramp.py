@@ -1,25 +1,27 @@
-"""How fast a factory fills: by doubling, so that 64 empty slots are full in under two minutes, and a machinetype
-that kills its machines at once is seen after a handful.
+"""The speed at which a factory fills with machines of types that may turn out to kill them.
 
-A step creates at most as many machines as run here, and of one type at most as many as run of it, at least one
-each; steps are at least STEP_SECONDS apart. A machine that ended is replaced at once, by whatever type.
+A type that is known to be good needs no steps. Of the others a step creates at most as many machines as run here, and
+of one type as many as run of it, at least one; steps are at least STEP_SECONDS apart. 64 empty slots are full in a
+minute and a half, and a machinetype that kills its machines at once is seen after a handful, while known types go on. A
+machine that ended is replaced at once, by whatever type.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 
 STEP_SECONDS = 15
 REPLACE_SECONDS = 60
-"""For so long the place of a machine that ended may be taken without waiting for a step."""
-CYCLE_SECONDS = 60
+"""Time within which the place of a machine that ended may be taken without waiting for a step."""
+PACE_SECONDS = 60
 """The cycle of machines_per_cycle."""
 
 
 @dataclass(frozen=True)
 class RampState:
-    """What has to be remembered from one decision to the next. A new one does for a start of the factory."""
+    """Memory from one decision to the next; a new one does for a start of the factory."""
 
     step_time: float | None = None
     """When the last step (or cycle, with machines_per_cycle) began."""
@@ -32,70 +34,69 @@ class RampState:
 
 
 class Ramp:
-    """How many machines one decision may create."""
+    """The number of machines that one decision may create."""
 
     def __init__(
-        self, state: RampState, machines: Mapping[str, int], machines_per_cycle: int, now: float
+        self,
+        state: RampState,
+        machines: Mapping[str, int],
+        known: Collection[str],
+        machines_per_cycle: int,
+        now: float,
     ) -> None:
-        """Machines are those that there are now, by type; machines_per_cycle above 0 replaces the doubling."""
+        """Take the machines that there are now and the types known to be good.
+
+        machines_per_cycle above 0 replaces the steps.
+        """
         self._now = now
+        self._known = known
         self._machines = dict(machines)
         self._per_cycle = machines_per_cycle
-        self._step_time = state.step_time
-        self._created = state.created
         self._vacated = [time for time in state.vacated if now - REPLACE_SECONDS < time <= now]
         for name, before in state.machines.items():
             self._vacated.extend([now] * (before - machines.get(name, 0)))
-        pause = CYCLE_SECONDS if machines_per_cycle else STEP_SECONDS
-        due = state.step_time is None or not state.step_time <= now < state.step_time + pause
-        self._growth = max(1, sum(machines.values())) if due else 0
+        self._pause = PACE_SECONDS if machines_per_cycle else STEP_SECONDS
+        self._step_time = state.step_time
+        self._due = state.step_time is None or not state.step_time <= now < state.step_time + self._pause
+        self._growth = max(1, sum(machines.values())) if self._due else 0
         self._growth_of: dict[str, int] = {}
-        self._due = due
-        if due and machines_per_cycle:
-            self._created = 0
+        self._created = 0 if self._due else state.created
 
-    def left(self) -> int:
-        """How many machines may be created now, of all types together."""
+    def left(self, machinetypes: Collection[str]) -> float:
+        """Return how many machines of these types together may be created now."""
         if self._per_cycle:
             return max(0, self._per_cycle - self._created)
+        if any(name in self._known for name in machinetypes):
+            return math.inf
         return len(self._vacated) + self._growth
 
-    def exhausted(self) -> bool:
-        """Whether no machine of any type may be created now."""
-        if self._per_cycle:
-            return self._created >= self._per_cycle
-        return not self._vacated and self._growth <= 0
-
     def allows(self, machinetype: str) -> bool:
-        """Whether one more machine of this type may be created now."""
-        if self._per_cycle or self._vacated:
-            return not self.exhausted()
+        """Return True if one more machine of this type may be created now."""
+        if self._per_cycle or self._vacated or machinetype in self._known:
+            return self.left((machinetype,)) > 0
         return self._growth > 0 and self._growth_left(machinetype) > 0
 
     def take(self, machinetype: str) -> None:
         """Count one machine that is being created."""
         if self._per_cycle:
-            if self._created == 0 or self._step_time is None:
+            if self._due and not self._created:
                 self._step_time = self._now
             self._created += 1
         elif self._vacated:
             self._vacated.pop(0)
-        else:
+        elif machinetype not in self._known:
             self._growth -= 1
             self._growth_of[machinetype] = self._growth_left(machinetype) - 1
             self._step_time = self._now
         self._machines[machinetype] = self._machines.get(machinetype, 0) + 1
 
     def next_time(self) -> float:
-        """When the next step begins."""
-        if self._step_time is None:
-            return self._now
-        return self._step_time + (CYCLE_SECONDS if self._per_cycle else STEP_SECONDS)
+        """Return when the next step begins."""
+        return self._now if self._step_time is None else self._step_time + self._pause
 
     def state(self) -> RampState:
-        """What the next decision needs."""
+        """Return the memory for the next decision."""
         return RampState(self._step_time, self._machines, tuple(self._vacated), self._created)
 
     def _growth_left(self, machinetype: str) -> int:
-        left = self._growth_of.get(machinetype)
-        return max(1, self._machines.get(machinetype, 0)) if left is None else left
+        return self._growth_of.get(machinetype, max(1, self._machines.get(machinetype, 0)))

@@ -1,18 +1,88 @@
-"""Which machinetype comes next.
+"""The next machinetype: shares, the ledger of debts, and the order of types.
 
-By deficit: the machinegroup, then the machinetype within it, is drawn with weights that are what it lacks of its
-share, so that the draws of many factories at one time add up to the target instead of overshooting it. Classic:
-the lowest running ÷ share first, by group and then by type.
+By deficit: what becomes free in the space at this moment is given out to the types that lack most, and a type is
+drawn with its part of that, so that the draws of many factories at one time add up to the shares instead of
+overshooting them. A type lacks its share of what will run soon, less what runs of it, plus its debt: what it had too
+little of in the past. Without the debt any space is biased in which share × processors isn't whole. Classic: the
+lowest running ÷ share first, by group and then by type.
 """
 
 from __future__ import annotations
 
+import hashlib
+import math
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from functools import lru_cache
+from typing import Any
 
 NEGLIGIBLE = 1e-6
 """Part of the capacity below which a deficit is rounding."""
+ROUNDING = 1e-9
+GOLDEN = (math.sqrt(5) - 1) / 2
+MOMENT_SECONDS = 15
+"""Draws within this time are spread evenly over the factories."""
+REPAY_SECONDS = 3 * 3600.0
+"""Time in which a debt is repaid. From 1 to 6 h it makes little difference."""
+LONGEST_STEP_SECONDS = 3600.0
+"""A longer time between two decisions counts as this: the running machines of that time are a guess."""
+MOST_ROUNDS = 24
+"""Up to so many machines are given out one by one; more are divided as if machines could be."""
+
+
+@dataclass(frozen=True)
+class Ledger:
+    """Debts by machinetype in HS06·s: what each had less (positive) or more of than its share."""
+
+    debts: Mapping[str, float] = field(default_factory=dict)
+    rates: Mapping[str, float] = field(default_factory=dict)
+    """HS06 by which the debts have grown per second since the last decision."""
+    time: float | None = None
+    """When that was."""
+
+    def advance(self, now: float, limits: Mapping[str, float]) -> Ledger:
+        """Return the ledger at this time; limits are HS06·s by configured machinetype, beyond which no debt grows.
+
+        There is no decay: it would leave a bias.
+        """
+        passed = 0.0 if self.time is None else min(max(0.0, now - self.time), LONGEST_STEP_SECONDS)
+        debts = {
+            name: max(-most, min(self.debts.get(name, 0.0) + passed * self.rates.get(name, 0.0), most))
+            for name, most in limits.items()
+        }
+        return Ledger(debts, self.rates, now)
+
+    def counting(self, shares: Mapping[str, float], running_hs06: Mapping[str, float]) -> Ledger:
+        """Return the ledger with new rates: from now on these types are compared, whose HS06 run in the space."""
+        total = sum(shares.values())
+        running = sum(running_hs06[name] for name in shares)
+        rates = {name: share / total * running - running_hs06[name] for name, share in shares.items()}
+        return replace(self, rates=rates)
+
+    def encode(self) -> dict[str, Any]:
+        """Return the ledger as plain values for a JSON file."""
+        return {"debts": dict(self.debts), "rates": dict(self.rates), "time": self.time}
+
+    @classmethod
+    def decode(cls, data: object) -> Ledger:
+        """Return the ledger that was encoded; an empty one if these values aren't one."""
+        if not isinstance(data, dict):
+            return cls()
+        debts, rates, time = (data.get(key) for key in ("debts", "rates", "time"))
+        if not (_numbers(debts) and _numbers(rates) and _numbers({"time": time})):
+            return cls()
+        return cls(debts, rates, time)  # type: ignore[arg-type]
+
+
+def _numbers(values: object) -> bool:
+    return isinstance(values, dict) and all(
+        isinstance(name, str)
+        and isinstance(value, (int, float))
+        and not isinstance(value, bool)
+        and math.isfinite(value)
+        for name, value in values.items()
+    )
 
 
 @dataclass(frozen=True)
@@ -24,72 +94,178 @@ class Candidate:
     target_share: float
     running_hs06: float
     """In the whole space."""
-    size: int = 1
-    """How large its next machine would be, relative to those of the others."""
+    machine_hs06: float = 1.0
+    """Size of its next machine."""
+    debt_hs06s: float = 0.0
 
 
 @dataclass(frozen=True)
-class Turn:
+class RankedType:
     """A candidate's place in the order."""
 
     machinetype: str
     lacking_hs06: float
-    """What it and its group lack of their share; 0: nothing."""
+    """Part of its share that it and its group lack; 0: none."""
 
 
-Order = Callable[[Sequence[Candidate], float, random.Random], Iterator[Turn]]
+Order = Callable[[Sequence[Candidate], float, float, float, random.Random], Iterator[RankedType]]
+"""Candidates; HS06 that they will have together soon; HS06 that become free for them in the space now; a number from
+0 to 1 that decides the first draw; chance."""
 
 
-def deficits(candidates: Sequence[Candidate], capacity_hs06: float) -> dict[str, float]:
-    """What each candidate lacks of its share of a capacity (that of the space less what other types run), in HS06.
+def stratified_point(
+    factories: Sequence[str], factory: str, now: float, number: int, rng: random.Random
+) -> float:
+    """Return a number from 0 to 1 for this factory's draw of this number in a decision.
 
-    Negative: it runs more than its share.
+    Those of factories that decide at one moment are spread evenly, like multiples of the golden ratio, wherever in
+    the list of factories these are: so their draws add up better than independent ones.
     """
-    shares = sum(one.target_share for one in candidates)
+    digest = hashlib.sha256(f"{now // MOMENT_SECONDS:.0f} {number}".encode()).digest()
+    common = int.from_bytes(digest[:8], "big") / 2**64
+    return (_places(tuple(factories))[factory] * GOLDEN + common + rng.random() / len(factories)) % 1.0
+
+
+@lru_cache(maxsize=16)
+def _places(factories: tuple[str, ...]) -> Mapping[str, int]:
+    return {name: place for place, name in enumerate(factories)}
+
+
+def lacking(candidates: Sequence[Candidate], reached_hs06: float) -> dict[str, float]:
+    """Return what each candidate lacks, in HS06, of its share of what they will have together; negative: too much.
+
+    The debts are weighted as _weights says, and shifted to sum to 0, so that they change nothing but the order.
+    """
+    shares = _by_type(candidates, lambda one: one.target_share)
+    weights = _weights(shares)
+    total, width = sum(shares.values()), sum(weights.values())
+    mean = sum(weights[one.machinetype] * one.debt_hs06s for one in candidates) / width
     return {
-        one.machinetype: one.target_share / shares * capacity_hs06 - one.running_hs06 for one in candidates
+        one.machinetype: one.target_share / total * reached_hs06
+        - one.running_hs06
+        + weights[one.machinetype] * (one.debt_hs06s - mean) / REPAY_SECONDS
+        for one in candidates
     }
 
 
-def deficit_order(
-    candidates: Sequence[Candidate], capacity_hs06: float, rng: random.Random
-) -> Iterator[Turn]:
-    """All candidates: drawn one after the other by deficit, then the others by running ÷ share.
+def _weights(shares: Mapping[str, float]) -> dict[str, float]:
+    """Return the weights by which types (or groups) with these shares lack alike: square roots, 1 for equal shares.
 
-    capacity_hs06 is the space's less what the types that aren't candidates run. The larger a type's machines are
-    the rarer it is drawn. Lazy, because mostly only the first is wanted.
+    Compared as they are, a small type that comes back would have nine tenths of its share an hour later, since what a
+    large one lacks meanwhile goes first; relative to the shares, what large types lack would wait too long.
     """
-    lacking = deficits(candidates, capacity_hs06)
-    least = NEGLIGIBLE * capacity_hs06
-    sizes = {one.machinetype: one.size for one in candidates}
-    groups = _by_group(candidates, lambda one: lacking[one.machinetype] / one.size)
-    members: dict[str, dict[str, float]] = {}
-    for one in candidates:
-        if groups[one.machinegroup] > least and lacking[one.machinetype] > least:
-            members.setdefault(one.machinegroup, {})[one.machinetype] = lacking[one.machinetype] / one.size
-    drawn = set()
-    while members:
-        group = _draw({name: groups[name] for name in members}, rng)
-        machinetype = _draw(members[group], rng)
-        yield Turn(machinetype, members[group].pop(machinetype) * sizes[machinetype])
-        drawn.add(machinetype)
-        if not members[group]:
-            del members[group]
-    rest = [one for one in candidates if one.machinetype not in drawn]
-    running = _by_group(rest, lambda one: one.running_hs06)
-    shares = _by_group(rest, lambda one: one.target_share)
-    yield from _lowest_first(rest, {group: running[group] / shares[group] for group in running}, rng)
+    mean = sum(shares.values()) / len(shares)
+    return {name: math.sqrt(share / mean) for name, share in shares.items()}
+
+
+def deficit_order(
+    candidates: Sequence[Candidate],
+    reached_hs06: float,
+    free_hs06: float,
+    point: float,
+    rng: random.Random,
+) -> Iterator[RankedType]:
+    """Yield all candidates, drawn one after the other by their parts of what is free.
+
+    Lazy, because mostly only the first is wanted.
+    """
+    lacks = lacking(candidates, reached_hs06)
+    groups = _by_group(candidates, lambda one: lacks[one.machinetype])
+    least = NEGLIGIBLE * reached_hs06
+    left = list(candidates)
+    while left:
+        parts = [1.0] if len(left) == 1 else apportion(left, lacks, free_hs06, rng)
+        drawn = left.pop(_draw(parts, point))
+        point = rng.random()
+        lack = lacks[drawn.machinetype]
+        yield RankedType(drawn.machinetype, lack if min(lack, groups[drawn.machinegroup]) > least else 0.0)
+
+
+def apportion(
+    candidates: Sequence[Candidate], lacks: Mapping[str, float], free_hs06: float, rng: random.Random
+) -> list[float]:
+    """Return how many machines of each candidate are to be made of what is free in the space.
+
+    They are given out one by one to the group, and in it to the type, that lacks most; random among equals.
+    """
+    groups = _by_group(candidates, lambda one: lacks[one.machinetype])
+    group_weights = _weights(_by_group(candidates, lambda one: one.target_share))
+    weights = _weights(_by_type(candidates, lambda one: one.target_share))
+    if free_hs06 > MOST_ROUNDS * min(one.machine_hs06 for one in candidates):
+        return _divide(candidates, lacks, groups, weights, group_weights, free_hs06)
+    left = dict(lacks)
+    numbers = dict.fromkeys(weights, 0.0)
+    while True:
+        group = _most(groups, group_weights, rng)
+        members = [one for one in candidates if one.machinegroup == group]
+        name = _most({one.machinetype: left[one.machinetype] for one in members}, weights, rng)
+        size = next(one.machine_hs06 for one in members if one.machinetype == name)
+        numbers[name] += 1
+        left[name] -= size
+        groups[group] -= size
+        free_hs06 -= size
+        if free_hs06 < size / 2:
+            return list(numbers.values())
+
+
+def _most(lacks: Mapping[str, float], weights: Mapping[str, float], rng: random.Random) -> str:
+    """Return the one that lacks most for its weight, random among equals."""
+    weighted = {name: lack / weights[name] for name, lack in lacks.items()}
+    best = max(weighted.values())
+    equal = [name for name, lack in weighted.items() if lack >= best - ROUNDING]
+    return equal[0] if len(equal) == 1 else rng.choice(equal)
+
+
+def _divide(
+    candidates: Sequence[Candidate],
+    lacks: Mapping[str, float],
+    groups: Mapping[str, float],
+    weights: Mapping[str, float],
+    group_weights: Mapping[str, float],
+    free_hs06: float,
+) -> list[float]:
+    """Return the same for so many machines that it doesn't matter that these are whole."""
+    parts: dict[str, float] = {}
+    for group, part in _level(groups, group_weights, free_hs06).items():
+        members = {one.machinetype: lacks[one.machinetype] for one in candidates if one.machinegroup == group}
+        parts.update(_level(members, weights, part) if len(members) > 1 else dict.fromkeys(members, part))
+    return [parts[one.machinetype] / one.machine_hs06 for one in candidates]
+
+
+def _level(lacks: Mapping[str, float], weights: Mapping[str, float], amount: float) -> dict[str, float]:
+    """Divide an amount so that those who get some then lack equally for their weights, and no one else lacks more."""
+    level = total = width = 0.0
+    for name in sorted(lacks, key=lambda name: lacks[name] / weights[name], reverse=True):
+        total += lacks[name]
+        width += weights[name]
+        if width > weights[name] and (total - amount) / width > lacks[name] / weights[name]:
+            break
+        level = (total - amount) / width
+    return {name: max(0.0, lack - level * weights[name]) for name, lack in lacks.items()}
 
 
 def classic_order(
-    candidates: Sequence[Candidate], capacity_hs06: float, rng: random.Random
-) -> Iterator[Turn]:
-    """All candidates, lowest (group score, type score, random) first; a score is running HS06 ÷ target_share.
+    candidates: Sequence[Candidate],
+    reached_hs06: float,
+    free_hs06: float,
+    point: float,
+    rng: random.Random,
+) -> Iterator[RankedType]:
+    """Yield all candidates, lowest (group score, type score, random) first; a score is running HS06 ÷ target_share.
 
-    A group's score is the sum of its types'. The capacity isn't used.
+    A group's score is the sum of its types'. Only the candidates and chance count.
     """
     scores = _by_group(candidates, lambda one: one.running_hs06 / one.target_share)
-    yield from _lowest_first(candidates, scores, rng)
+
+    def score_of(one: Candidate) -> tuple[float, float, float]:
+        return scores[one.machinegroup], one.running_hs06 / one.target_share, rng.random()
+
+    for one in sorted(candidates, key=score_of):
+        yield RankedType(one.machinetype, 0.0)
+
+
+def _by_type(candidates: Sequence[Candidate], value: Callable[[Candidate], float]) -> dict[str, float]:
+    return {one.machinetype: value(one) for one in candidates}
 
 
 def _by_group(candidates: Sequence[Candidate], value: Callable[[Candidate], float]) -> dict[str, float]:
@@ -99,23 +275,12 @@ def _by_group(candidates: Sequence[Candidate], value: Callable[[Candidate], floa
     return sums
 
 
-def _lowest_first(
-    candidates: Sequence[Candidate], group_scores: Mapping[str, float], rng: random.Random
-) -> Iterator[Turn]:
-    def score_of(one: Candidate) -> tuple[float, float, float]:
-        return group_scores[one.machinegroup], one.running_hs06 / one.target_share, rng.random()
-
-    for one in sorted(candidates, key=score_of):
-        yield Turn(one.machinetype, 0.0)
-
-
-def _draw(weights: dict[str, float], rng: random.Random) -> str:
-    """One of the names at random; weights are positive."""
-    if len(weights) == 1:
-        return next(iter(weights))
-    point = rng.random() * sum(weights.values())
-    for name, weight in weights.items():
-        point -= weight
-        if point < 0:
-            return name
-    return name
+def _draw(weights: Sequence[float], point: float) -> int:
+    """Return the place by weight that a number from 0 to 1 points to."""
+    positive = [place for place, weight in enumerate(weights) if weight > 0]
+    left = point * sum(weights)
+    for place in positive:
+        left -= weights[place]
+        if left < 0:
+            break
+    return place

@@ -1,28 +1,233 @@
-"""From what each factory says of itself to what is known of the space.
+"""The space as one factory knows it: the sum of the factories' reports, and how old these may be.
 
-Reports come in validated field by field (types, not NaN, not negative). What may still be wrong in one of them,
-such as times in the future or absurd numbers, is kept from doing harm beyond that factory here.
+Reports come in validated field by field (types, not NaN, not negative). Other wrong numbers, such as times in the
+future or absurd capacities, are kept from doing harm beyond the factory that sent them.
 """
 
 from __future__ import annotations
 
+import bisect
+import math
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 
-from vac.scheduling.model import MOST_YOUNG, SpaceView, TypeReport, TypeTotals
+from vac.config.machinetype import Machinetype
+from vac.scheduling.backoff import History, TypeHistory
+from vac.scheduling.model import NO_REPORT, Occupied, Own, SpaceView, TypeReport, TypeTotals
 
-Reports = Mapping[str, TypeReport]
-"""What one factory says, by machinetype."""
+FRESH_SECONDS = 30.0
+"""Age up to which a view of the space is good enough to decide on."""
+RENEW_SECONDS_PER_FACTORY = 0.03
+"""Age, times the number of factories, from which a decision has peers asked again without waiting for them. So each
+factory is asked by others 33 times a second at most, and in small spaces corrections aren't made twice."""
+LEAST_RENEW_SECONDS = 1.0
+SILENT_SECONDS = 300.0
+"""Age up to which a silent peer's last answer counts."""
+CAPACITY_SECONDS = 600.0
+"""Pause between questions for capacities."""
+REMEMBERED_CAPACITY_SECONDS = 3600.0
+"""Age up to which a silent factory's capacity counts."""
+CYCLE_SECONDS = 60.0
+"""Longest pause between decisions, since load and disk change without an event."""
 
 CLOCK_SECONDS = 300
-"""How far a factory's clock may be ahead of ours without its abort times being absurd."""
+"""Most that a factory's clock may be ahead of ours without its abort times being ignored."""
 MOST_CAPACITY = 32
 """A factory that claims more than this times the median capacity is taken for one of median capacity: the nodes of
 one space may have 8 processors or 256."""
 FAILING_PART = 4
 """Factories on which everything fails are left out of the aborts if they are at most one in so many, and those that
 run nothing too: in a space that is empty, having nothing that has outlived fizzle_seconds is no sign of a fault."""
+
+Reports = Mapping[str, TypeReport]
+"""Reports of one factory by machinetype."""
+
+
+def is_fresh(age: float | None) -> bool:
+    """Return True if a view of this age in seconds is good enough to decide on; None: there is none yet."""
+    return age is not None and 0 <= age < FRESH_SECONDS
+
+
+def is_due(age: float | None, factories: int) -> bool:
+    """Return True if peers are to be asked again at a decision on a view of this age, in a space of this size."""
+    renew = max(LEAST_RENEW_SECONDS, RENEW_SECONDS_PER_FACTORY * factories)
+    return age is None or not 0 <= age < renew
+
+
+# This factory's own part
+
+
+def survey(
+    machinetypes: Mapping[str, Machinetype],
+    occupied: Iterable[Occupied],
+    history: History,
+    hs06_per_processor: float,
+    now: float,
+) -> dict[str, Own]:
+    """Return what this factory has of every configured machinetype, and of others that still run."""
+    machines: dict[str, list[Occupied]] = {name: [] for name in machinetypes}
+    for one in occupied:
+        if one.machinetype in machines:
+            machines[one.machinetype].append(one)
+        else:
+            machines[one.machinetype] = [one]
+    found = {}
+    for name, ones in machines.items():
+        past = history.get(name)
+        if ones or past.abort_time is not None:
+            fizzle_seconds = machinetypes[name].fizzle_seconds if name in machinetypes else 0
+            found[name] = _own(ones, past, fizzle_seconds, hs06_per_processor, now)
+        else:
+            found[name] = _NONE
+    return found
+
+
+def own_reports(
+    machinetypes: Mapping[str, Machinetype],
+    occupied: Iterable[Occupied],
+    history: History,
+    hs06_per_processor: float,
+    now: float,
+) -> dict[str, TypeReport]:
+    """Return the same as survey in the form of reports."""
+    found = survey(machinetypes, occupied, history, hs06_per_processor, now)
+    return {name: own.report for name, own in found.items()}
+
+
+_NONE = Own(NO_REPORT)
+
+
+def _own(
+    ones: Sequence[Occupied], past: TypeHistory, fizzle_seconds: float, hs06_per_processor: float, now: float
+) -> Own:
+    processors = young = 0
+    newest_started = newest_outlived = -math.inf
+    youngest = math.inf
+    for one in ones:
+        processors += one.processors
+        started = one.started_time
+        if started is None:
+            young += 1
+            if now + fizzle_seconds < youngest:
+                youngest = now + fizzle_seconds
+            continue
+        if one.created_time > newest_started:
+            newest_started = one.created_time
+        if now < started + fizzle_seconds:
+            young += 1
+            if started + fizzle_seconds < youngest:
+                youngest = started + fizzle_seconds
+        elif one.created_time > newest_outlived:
+            newest_outlived = one.created_time
+    hs06 = processors * hs06_per_processor
+    report = TypeReport(len(ones), processors, hs06, young, past.abort_time, past.abort_says_no_work)
+    return Own(report, _known(newest_started), _known(newest_outlived), _known(youngest))
+
+
+def _known(time: float) -> float | None:
+    return time if math.isfinite(time) else None
+
+
+# The sum of all
+
+
+@dataclass
+class _Sums:
+    """One machinetype in the whole space; the last result is kept until something changes."""
+
+    processors: int = 0
+    hs06: float = 0.0
+    machines: int = 0
+    young: int = 0
+    beyond_probes: int = 0
+    outlived: int = 0
+    aborts: list[tuple[float, str]] = field(default_factory=list)
+    """Oldest first."""
+    totals: TypeTotals | None = None
+    listed: tuple[tuple[tuple[float, str], ...], frozenset[str]] | None = None
+    """The aborts as TypeTotals has them."""
+
+    def change(self, factory: str, before: TypeReport, after: TypeReport) -> None:
+        self.processors += after.running_processors - before.running_processors
+        self.hs06 = max(0.0, self.hs06 + after.running_hs06 - before.running_hs06)
+        self.machines += after.running_machines - before.running_machines
+        self.young += after.young - before.young
+        self.beyond_probes += after.beyond_probe - before.beyond_probe
+        self.outlived += after.outlived - before.outlived
+        self.totals = None
+        if before.abort_time != after.abort_time:
+            self.listed = None
+            if before.abort_time is not None:
+                del self.aborts[bisect.bisect_left(self.aborts, (before.abort_time, factory))]
+            if after.abort_time is not None:
+                bisect.insort(self.aborts, (after.abort_time, factory))
+
+    def result(self) -> TypeTotals:
+        if self.listed is None:
+            self.listed = tuple(reversed(self.aborts)), frozenset(name for _, name in self.aborts)
+        if self.totals is None:
+            self.totals = TypeTotals(
+                running_processors=self.processors,
+                running_hs06=self.hs06,
+                running_machines=self.machines,
+                before_fizzle=self.young,
+                beyond_probes=self.beyond_probes,
+                outlived_factories=self.outlived,
+                aborts=self.listed[0],
+                aborted_factories=self.listed[1],
+            )
+        return self.totals
+
+
+class SpaceTotals:
+    """The sum of all factories' reports, kept up to date report by report."""
+
+    def __init__(self) -> None:
+        self._sums: dict[str, _Sums] = {}
+        self._failing: set[str] = set()
+        self._idle = 0
+        self._answering = 0
+
+    def change(self, factory: str, before: Reports | None, after: Reports | None) -> None:
+        """Replace one factory's reports, None for one that doesn't answer, by new ones."""
+        was, will_be = before or {}, after or {}
+        for name in {**was, **will_be}:
+            old, new = was.get(name, NO_REPORT), will_be.get(name, NO_REPORT)
+            sums = self._sums.setdefault(name, _Sums())
+            if old != new:
+                sums.change(factory, old, new)
+        self._answering += (after is not None) - (before is not None)
+        self._idle += (after is not None and _idles(after)) - (before is not None and _idles(before))
+        (self._failing.add if _fails(will_be) else self._failing.discard)(factory)
+
+    def copy(self) -> SpaceTotals:
+        """Return an independent copy."""
+        other = SpaceTotals()
+        other._sums = {name: replace(sums, aborts=list(sums.aborts)) for name, sums in self._sums.items()}
+        other._failing = set(self._failing)
+        other._idle, other._answering = self._idle, self._answering
+        return other
+
+    def view(
+        self,
+        factory: str,
+        factories: tuple[str, ...],
+        capacity_hs06: float,
+        own: Reports,
+        silent: Iterable[str] = (),
+    ) -> SpaceView:
+        """Return the space as this factory sees it; own is its part of the sum."""
+        exceptional = max(len(self._failing), self._idle) * FAILING_PART <= self._answering
+        return SpaceView(
+            factory=factory,
+            factories=factories,
+            capacity_hs06=capacity_hs06,
+            types={name: self._sums[name].result() for name in sorted(self._sums)},
+            own=own,
+            failing=frozenset(self._failing) if exceptional else frozenset(),
+            silent=tuple(silent),
+        )
 
 
 def view(
@@ -35,116 +240,69 @@ def view(
 ) -> SpaceView:
     """Add up the space: done once per poll, so that decisions cost the same in a space of any size.
 
-    Reports are by factory, this one's own included; capacities are max_hs06 by factory, as far as known: what a
-    factory without one runs stands in. Factories that aren't configured are left out.
+    Reports are by factory, this one's own included; capacities are max_hs06 by factory, as far as known: the HS06 that
+    a factory without one runs stands in. Factories that aren't configured are left out.
     """
     names = tuple(dict.fromkeys((*factories, factory)))
     capacity_hs06 = believed_capacities(names, reports, capacities)
-    believed = {name: _believed(reports[name], capacity_hs06[name], now) for name in names if name in reports}
-    failing = _failing(believed)
-    types = {machinetype for said in believed.values() for machinetype in said}
-    return SpaceView(
-        factory=factory,
-        factories=names,
-        capacity_hs06=sum(capacity_hs06.values()),
-        types={machinetype: _totals(machinetype, believed) for machinetype in sorted(types)},
-        own=believed.get(factory, {}),
-        failing=failing,
-        silent=tuple(silent),
-    )
-
-
-def beyond_probe(report: TypeReport) -> int:
-    """What one factory adds to TypeTotals.beyond_probes."""
-    return max(0, min(report.before_fizzle, MOST_YOUNG) - 1)
-
-
-def _believed(said: Reports, capacity_hs06: float, now: float) -> dict[str, TypeReport]:
-    """One factory's reports, with no abort in the future, and not running more than it can."""
-    return {
-        machinetype: _not_later(report, now) for machinetype, report in not_above(capacity_hs06, said).items()
-    }
+    totals = SpaceTotals()
+    own: Reports = {}
+    for name in names:
+        if name in reports:
+            believed = not_above(capacity_hs06[name], reports[name])
+            believed = {machinetype: _not_later(one, now) for machinetype, one in believed.items()}
+            totals.change(name, None, believed)
+            if name == factory:
+                own = believed
+    return totals.view(factory, names, sum(capacity_hs06.values()), own, silent)
 
 
 def believed_capacities(
     names: Sequence[str], reports: Mapping[str, Reports], capacities: Mapping[str, float]
 ) -> dict[str, float]:
-    """HS06 that these factories have, as far as they have said so; what they run if they haven't said that.
+    """Return the HS06 of these factories as far as they have told it, else what they run.
 
-    Who says absurdly much is taken for an ordinary factory.
+    A factory with an absurdly high claim is taken for an ordinary one.
     """
     known = [capacities[name] for name in names if name in capacities]
     median = statistics.median_low(known) if known else 0.0
     most = MOST_CAPACITY * median if median else float("inf")
     claimed = {
-        name: capacities[name] if name in capacities else running_hs06(reports[name])
+        name: capacities[name] if name in capacities else _running_hs06(reports[name])
         for name in names
         if name in capacities or name in reports
     }
     return {name: median if claim > most else claim for name, claim in claimed.items()}
 
 
-def running_hs06(said: Reports) -> float:
-    """What a factory says it runs of all types."""
-    return sum(report.running_hs06 for report in said.values())
-
-
 def not_above(capacity_hs06: float, said: Reports) -> Reports:
-    """One factory's reports, scaled down if it says it runs more than it can."""
-    running = running_hs06(said)
+    """Return one factory's reports, scaled down if it claims to run more than it can."""
+    running = _running_hs06(said)
     if running <= capacity_hs06:
         return said
     scale = capacity_hs06 / running
-    return {
-        machinetype: replace(report, running_hs06=report.running_hs06 * scale)
-        for machinetype, report in said.items()
-    }
+    return {name: replace(one, running_hs06=one.running_hs06 * scale) for name, one in said.items()}
+
+
+def _running_hs06(said: Reports) -> float:
+    return sum(report.running_hs06 for report in said.values())
 
 
 def _not_later(report: TypeReport, now: float) -> TypeReport:
+    """Return the report without an abort in the future."""
     time = report.abort_time
     if time is None or time <= now:
         return report
     return replace(report, abort_time=None if time > now + CLOCK_SECONDS else now)
 
 
-def _failing(believed: Mapping[str, Reports]) -> frozenset[str]:
-    """Factories on which everything fails, if they are few."""
-    failing = frozenset(name for name, said in believed.items() if fails(said))
-    return the_odd_ones(failing, sum(map(idles, believed.values())), len(believed))
+def _fails(said: Reports) -> bool:
+    """Return True for a factory without a machine that has outlived fizzle_seconds, but with aborts for other reasons
+    than a lack of work."""
+    if any(report.outlived for report in said.values()):
+        return False
+    return any(report.abort_time is not None and not report.no_work for report in said.values())
 
 
-def fails(said: Reports) -> bool:
-    """Whether a factory that says this runs nothing that has outlived fizzle_seconds, but has aborts for which
-    lack of work isn't the reason given."""
-    aborted = False
-    for report in said.values():
-        if report.running_machines > report.before_fizzle:
-            return False
-        aborted = aborted or (report.abort_time is not None and not report.no_work)
-    return aborted
-
-
-def idles(said: Reports) -> bool:
-    """Whether a factory that says this runs nothing."""
+def _idles(said: Reports) -> bool:
     return not any(report.running_machines for report in said.values())
-
-
-def the_odd_ones(failing: frozenset[str], idle: int, answering: int) -> frozenset[str]:
-    """The failing ones of so many factories that answer, of which so many are idle; none if that's no exception."""
-    return failing if max(len(failing), idle) * FAILING_PART <= answering else frozenset()
-
-
-def _totals(machinetype: str, believed: Mapping[str, Reports]) -> TypeTotals:
-    said = [(name, reports[machinetype]) for name, reports in believed.items() if machinetype in reports]
-    aborts = [(report.abort_time, name) for name, report in said if report.abort_time is not None]
-    return TypeTotals(
-        running_processors=sum(report.running_processors for _, report in said),
-        running_hs06=sum(report.running_hs06 for _, report in said),
-        running_machines=sum(report.running_machines for _, report in said),
-        before_fizzle=sum(min(report.before_fizzle, MOST_YOUNG) for _, report in said),
-        beyond_probes=sum(beyond_probe(report) for _, report in said),
-        outlived_factories=sum(report.running_machines > report.before_fizzle for _, report in said),
-        aborts=tuple(sorted(aborts, reverse=True)),
-        aborted_factories=frozenset(name for _, name in aborts),
-    )

@@ -1,8 +1,8 @@
-"""The simulator: many factories' own scheduling code in virtual time."""
+"""Simulator of a space: many factories' own scheduling code in virtual time."""
 
 from __future__ import annotations
 
-from vac.simulate.result import Result, summarize
+from vac.simulate.results import Result, summarize
 from vac.simulate.scenario import Scenario
 from vac.simulate.world import World
 

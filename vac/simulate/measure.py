@@ -1,4 +1,4 @@
-"""What is seen of a simulated space from outside, as nobody in it could: everything at once."""
+"""Measurement of a simulated space from outside: everything at once, as no factory in it could see it."""
 
 from __future__ import annotations
 
@@ -6,9 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from vac.simulate.node import Node
+from vac.simulate.nodes import Node
 from vac.simulate.scenario import Scenario
-from vac.simulate.targets import Kind, targets
 
 FULL = 0.99
 """Part of the healthy capacity in use from which on the space is called full."""
@@ -19,12 +18,12 @@ TOLERANCE = 0.005
 
 
 class Queued(Protocol):
-    """What there is to do for one machinetype."""
+    """Work for one machinetype."""
 
     periods: list[tuple[float, float]]
 
     def has_work(self, now: float) -> bool:
-        """Whether there is work."""
+        """Return True if there is work."""
 
 
 @dataclass
@@ -41,6 +40,10 @@ class Sample:
     """The largest distance of a type from its wanted part."""
     way_error: float
     """The same, from its wanted part of what is running yet."""
+    had: dict[str, float]
+    """HS06·s that each type has had since the beginning."""
+    due: dict[str, float]
+    """HS06·s that each would have had if all that ran with work had been divided as wanted all the time."""
 
 
 @dataclass
@@ -51,7 +54,7 @@ class Return:
     time: float
     wanted_hs06: float
     freed_hs06: float
-    """What it could have had by now: what was free, and what became free since the return."""
+    """HS06 that it could have had by now: free at the return or since."""
     possible_time: float | None = None
     """When that was enough for 90 % of its share."""
     arrived_time: float | None = None
@@ -71,7 +74,7 @@ class Idle:
 
 @dataclass
 class Measure:
-    """Counts while the simulation runs."""
+    """Counters while the simulation runs."""
 
     scenario: Scenario
     nodes: Sequence[Node]
@@ -88,6 +91,8 @@ class Measure:
     """Processor-seconds of machines on healthy factories that found no work."""
     misplaced: int = 0
     """Machines created of a type above its share while another lacked some of its."""
+    waits: dict[str, float] = field(default_factory=dict)
+    """By type, the longest time with work and without a machine on a healthy factory, seconds."""
 
     def __post_init__(self) -> None:
         names = self.scenario.machinetypes
@@ -97,6 +102,11 @@ class Measure:
         self.overbooked = 0
         """Processors in use beyond those that a factory has, at most."""
         self.used_processors = {node.name: 0 for node in self.nodes}
+        self.had = dict.fromkeys(names, 0.0)
+        self.due = dict.fromkeys(names, 0.0)
+        self._had_time = self.beginning
+        self._without: dict[str, float] = {}
+        """By type that has work and no machine, since when."""
         self._idle: dict[frozenset[str], Idle] = {}
         self._available: set[str] = set()
         self._time = self.beginning
@@ -118,10 +128,10 @@ class Measure:
     def _idle_of(self, node: Node) -> Idle:
         return self._idle.setdefault(frozenset(node.machinetypes), Idle())
 
-    # What happens
+    # Events
 
     def available(self, node: Node, up: bool, now: float) -> None:
-        """Its daemon runs from now on, or doesn't."""
+        """Note that a factory's daemon runs from now on, or doesn't."""
         if not node.broken and up != (node.name in self._available):
             self._advance(now)
             free = node.settings.total_processors - self.used_processors[node.name]
@@ -129,7 +139,7 @@ class Measure:
             (self._available.add if up else self._available.discard)(node.name)
 
     def created(self, node: Node, machinetype: str, processors: int, now: float) -> None:
-        """A machine is being made."""
+        """Note that a machine is being made."""
         self.creations[machinetype].append(now)
         self._book(node, processors)
         if not node.broken:
@@ -139,7 +149,7 @@ class Measure:
     def ended(
         self, node: Node, machinetype: str, processors: int, created_time: float, useful: bool, now: float
     ) -> None:
-        """A machine has ended."""
+        """Note that a machine has ended."""
         self._book(node, -processors)
         if node.broken:
             return
@@ -161,6 +171,7 @@ class Measure:
 
     def _use(self, node: Node, machinetype: str, processors: int, now: float) -> None:
         self._advance(now)
+        self._integrate(now)
         self.running[machinetype] += processors * node.settings.hs06
         if node.name in self._available:
             self._idle_kinds[node.name].processors -= processors
@@ -179,17 +190,31 @@ class Measure:
                 idle.seconds += idle.processors * (now - self._time)
         self._time = now
 
+    def _integrate(self, now: float) -> None:
+        """Add the HS06·s since the last change to what each type has had and should have had."""
+        passed = now - self._had_time
+        self._had_time = now
+        wanted = sum(self._targets.values())
+        running = sum(self.running[name] for name in self._targets)
+        for name, hs06 in self.running.items():
+            self.had[name] += hs06 * passed
+            if name in self._targets:
+                self.due[name] += (self._targets[name] / wanted * running if wanted else 0.0) * passed
+            else:
+                self.due[name] += hs06 * passed
+
     def found(self, machinetype: str, now: float) -> None:
-        """A machine of this type has found work."""
+        """Note that a machine of this type has found work."""
         for one in self.returns:
             if one.machinetype == machinetype and one.found_time is None:
                 one.found_time = now
 
-    # Looking at it
+    # Samples
 
     def sample(self, now: float) -> None:
-        """Look at everything."""
+        """Take a sample of everything."""
         self._advance(now)
+        self._integrate(now)
         with_work = frozenset(
             name
             for name, queue in self.queues.items()
@@ -203,6 +228,7 @@ class Measure:
             for name in sorted(came):
                 self._came_back(name, now)
         self._look_at_returns(now)
+        self._look_at_waits(now)
         self.samples.append(self._take(now))
         if self.filled_time is None and self.samples[-1].used >= FULL:
             self.filled_time, self.idle_at_fill = now, self.idle_seconds
@@ -224,6 +250,8 @@ class Measure:
             {name: wanted / self.capacity for name, wanted in self._targets.items()},
             error / self.capacity,
             way / self.capacity,
+            dict(self.had),
+            dict(self.due),
         )
 
     def _came_back(self, name: str, now: float) -> None:
@@ -243,11 +271,74 @@ class Measure:
             if waiting and self.running[one.machinetype] >= ARRIVED * one.wanted_hs06:
                 one.arrived_time = now
 
+    def _look_at_waits(self, now: float) -> None:
+        for name, hs06 in self.running.items():
+            if name in self._with_work and hs06 <= 0:
+                since = self._without.setdefault(name, now)
+                self.waits[name] = max(self.waits.get(name, 0.0), now - since)
+            else:
+                self._without.pop(name, None)
+
     def finish(self, now: float) -> None:
-        """The end."""
+        """End the measurement."""
         self._advance(now)
+        self._integrate(now)
 
     @property
     def idle_seconds(self) -> float:
-        """Processor-seconds for which healthy factories' processors were free though there was work."""
+        """Processor-seconds for which processors of healthy factories were free despite work."""
         return sum(idle.seconds for idle in self._idle.values())
+
+
+@dataclass(frozen=True)
+class Kind:
+    """Nodes that have the same machinetypes configured."""
+
+    machinetypes: frozenset[str]
+    hs06: float
+
+
+def targets(kinds: Sequence[Kind], shares: Mapping[str, float], capacity: float) -> dict[str, float]:
+    """Return HS06 by type: by share, but no set of types more than the nodes that can run any of them.
+
+    Where nodes limit a set of types, it gets all of these nodes, and the others divide the rest (max-min
+    fair). The sets considered are those of the types that only some kinds of nodes can run. capacity
+    may be less than that of all nodes; what is missing is taken from each kind alike.
+    """
+    total = sum(kind.hs06 for kind in kinds)
+    scale = capacity / total if total else 0.0
+    left = dict(shares)
+    found: dict[str, float] = {}
+    while left:
+        tightest, level = _tightest(kinds, left, found, scale)
+        for name in tightest:
+            found[name] = left.pop(name) * level
+    return found
+
+
+def _tightest(
+    kinds: Sequence[Kind], left: Mapping[str, float], found: Mapping[str, float], scale: float
+) -> tuple[frozenset[str], float]:
+    """Return the set of types with the least HS06 per share."""
+    best: tuple[float, frozenset[str]] | None = None
+    for names in _sets(kinds, left):
+        share = sum(left[name] for name in names)
+        usable = {kind for kind in kinds if kind.machinetypes & names}
+        hs06 = scale * sum(kind.hs06 for kind in usable)
+        hs06 -= sum(
+            hs06_of
+            for name, hs06_of in found.items()
+            if all(kind in usable for kind in kinds if name in kind.machinetypes)
+        )
+        level = max(0.0, hs06) / share
+        if best is None or level < best[0]:
+            best = level, names
+    assert best is not None
+    return best[1], best[0]
+
+
+def _sets(kinds: Sequence[Kind], left: Mapping[str, float]) -> set[frozenset[str]]:
+    where = {name: frozenset(kind for kind in kinds if name in kind.machinetypes) for name in left}
+    places = set(where.values())
+    places |= {one | other for one in places for other in places}
+    return {names for place in places if (names := frozenset(name for name in left if where[name] <= place))}

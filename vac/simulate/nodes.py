@@ -1,21 +1,166 @@
-"""The factories of a scenario: which hardware each has, and which are classic or broken."""
+"""Simulated factories: what a daemon would remember, decisions by the daemon's own code, and a scenario's hardware."""
 
 from __future__ import annotations
 
+import math
 import random
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
-from vac.simulate.node import Load, Node
+from vac.config.machinetype import Machinetype
+from vac.config.settings import Settings
+from vac.scheduling.backoff import History, TypeHistory
+from vac.scheduling.decide import Memory, Situation, decide
+from vac.scheduling.model import Decision, Host, Occupied, Outcome, SpaceView, TypeReport
+from vac.scheduling.space import own_reports
 from vac.simulate.scenario import Hardware, Scenario
 
+PLENTY_BYTES = 10**12
+LOAD_SECONDS = (60.0, 300.0, 900.0)
 CLASSIC_MACHINES_PER_CYCLE = 1
 T = TypeVar("T")
 
 
+class Load:
+    """The kernel's load averages of a host on which every processor in use is busy."""
+
+    def __init__(self, now: float) -> None:
+        self._time = now
+        self._averages = (0.0, 0.0, 0.0)
+        self._busy = 0
+
+    def change(self, processors: int, now: float) -> None:
+        """Change the number of busy processors from now on."""
+        self._averages = self.averages(now)
+        self._time = now
+        self._busy += processors
+
+    def averages(self, now: float) -> tuple[float, float, float]:
+        """Return the 1, 5 and 15 minute averages."""
+        one, five, fifteen = (
+            self._busy + (average - self._busy) * math.exp((self._time - now) / tau)
+            for average, tau in zip(self._averages, LOAD_SECONDS)
+        )
+        return one, five, fifteen
+
+
+@dataclass
+class Node:
+    """One factory and its memory. Processors are its slots."""
+
+    name: str
+    settings: Settings
+    machinetypes: Mapping[str, Machinetype]
+    factories: tuple[str, ...]
+    rng: random.Random
+    load: Load
+    classic: bool = False
+    """True for a classic factory: it looks round once a minute and doesn't count its own aborts."""
+    broken: bool = False
+    up: bool = False
+    """True while its daemon runs."""
+    life: int = 0
+    """Number of the daemon's starts, to tell what was begun before one from what came after."""
+    machines: dict[int, Occupied] = field(default_factory=dict)
+    """Machines by the world's number, as far as this factory has noticed."""
+    used: int = 0
+    ended: dict[int, tuple[float, str | None]] = field(default_factory=dict)
+    """Machines that have ended unnoticed: when, and the message."""
+    history: History = field(default_factory=History)
+    memory: Memory = field(default_factory=Memory)
+    view: SpaceView | None = None
+    asked_time: float | None = None
+    """When the poll began that the view comes from."""
+    answered_time: float | None = None
+    """When it ended; the view's age is counted from then, as in the daemon."""
+    polling: bool = False
+    unheard: dict[str, float | None] = field(default_factory=dict)
+    """Factories that did not answer the last poll, and when they did last."""
+    capacity_time: float | None = None
+    capacities_of: int = 0
+    """Number of factories, in the order of their starts, that had told their capacity by then."""
+    alarm: float | None = None
+    """When it wakes up by itself, if nothing happens before."""
+    started_once: bool = False
+
+    def __post_init__(self) -> None:
+        self._engines: dict[str, str | None] = {one.machine_model: None for one in self.machinetypes.values()}
+
+    @property
+    def free(self) -> int:
+        """Processors not in use, as far as it has noticed."""
+        return self.settings.total_processors - self.used
+
+    @property
+    def capacity_hs06(self) -> float:
+        """Its max_hs06 in VacQuery."""
+        return self.settings.total_processors * self.settings.hs06
+
+    def reports(self, now: float) -> dict[str, TypeReport]:
+        """Return its reports of itself."""
+        occupied = self.machines.values()
+        return own_reports(self.machinetypes, occupied, self.history, self.settings.hs06, now)
+
+    def decide(self, now: float) -> Decision:
+        """Make one decision, and remember what the daemon would."""
+        assert self.view is not None
+        situation = Situation(
+            settings=self.settings,
+            machinetypes=self.machinetypes,
+            occupied=tuple(self.machines.values()),
+            history=self.history,
+            space=self.view,
+            host=Host(self.load.averages(now), PLENTY_BYTES, self.settings.host_processors),
+            engines=self._engines,
+            now=now,
+        )
+        decision, self.memory = decide(situation, self.memory, self.rng)
+        return decision
+
+    def begin(self, number: int, machine: Occupied) -> None:
+        """Occupy processors with a machine that is being made."""
+        self.machines[number] = machine
+        self.used += machine.processors
+
+    def started(self, number: int, now: float) -> None:
+        """Note that a machine runs."""
+        self.machines[number] = replace(self.machines[number], started_time=now)
+
+    def notice(self, number: int) -> None:
+        """Notice that a machine has ended."""
+        time, message = self.ended.pop(number)
+        machine = self.machines.pop(number)
+        self.used -= machine.processors
+        outcome = Outcome(machine.machinetype, machine.created_time, machine.started_time, time, message)
+        history = self.history.add(outcome, self.machinetypes[machine.machinetype].fizzle_seconds)
+        self.history = _without_own_holds(history) if self.classic else history
+
+    def forget(self) -> None:
+        """Drop what a restarted daemon can't know; the ledger is kept in a file."""
+        self.up, self.polling, self.alarm = False, False, None
+        self.memory = Memory(ledger=self.memory.ledger)
+        self.view = self.asked_time = self.answered_time = self.capacity_time = None
+        self.unheard = {}
+        self.life += 1
+
+
+def _without_own_holds(history: History) -> History:
+    """Return what the classic remembers: the abort time that it reports."""
+    return History(
+        {
+            name: TypeHistory(
+                newest_created=one.newest_created,
+                abort_time=one.abort_time,
+                abort_says_no_work=one.abort_says_no_work,
+            )
+            for name, one in history.types.items()
+        }
+    )
+
+
 def make_nodes(scenario: Scenario, now: float) -> list[Node]:
-    """All factories; kinds are spread at random, but in exact numbers."""
+    """Return all factories; the kinds are spread at random, but in exact numbers."""
     space = scenario.space
     rng = random.Random(f"{space.seed} nodes")
     names = tuple(f"vac-{number:04}.example.org" for number in range(space.factories))
@@ -63,7 +208,7 @@ def _node(
 
 
 def _dealt(values: Sequence[T], parts: Sequence[float], number: int, rng: random.Random) -> list[T]:
-    """So many of the values, each as often as its part says; the largest remainders are rounded up."""
+    """Return so many of the values, each as often as its part says; the largest remainders are rounded up."""
     total = sum(parts)
     exact = [part / total * number for part in parts]
     counts = [int(one) for one in exact]

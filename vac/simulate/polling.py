@@ -1,17 +1,24 @@
-"""How simulated factories hear of each other: polls with the daemon's retries and time limits, lost
-datagrams, factories that are silent and whose last answers stand in for a while.
+"""Polls between simulated factories, with the daemon's retries and time limits: lost datagrams, and factories that are
+silent and whose last answers stand in for a while.
 """
 
 from __future__ import annotations
 
 import math
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
-from vac.scheduling.age import CAPACITY_SECONDS, SILENT_SECONDS
-from vac.scheduling.space import believed_capacities, not_above
-from vac.simulate.bulletin import Board, Bulletin, Reports, corrected
-from vac.simulate.node import Node
+from vac.scheduling.model import SpaceView
+from vac.scheduling.space import (
+    CAPACITY_SECONDS,
+    SILENT_SECONDS,
+    Reports,
+    SpaceTotals,
+    believed_capacities,
+    not_above,
+)
+from vac.simulate.nodes import Node
 from vac.simulate.scenario import Scenario
 
 SNAPSHOT_SECONDS = 1.0
@@ -19,10 +26,56 @@ SNAPSHOT_SECONDS = 1.0
 RETRY_SECONDS = (0.06, 0.1, 0.2, 0.4, 0.8)
 """Pauses before a factory is asked again; the sixth query is the last one."""
 DOUBTFUL_SECONDS = 1.0
-"""How long is waited for those that were silent the last time."""
+"""Time limit for those that were silent the last time."""
 LEAST_POLL_SECONDS, POLL_SECONDS_PER_FACTORY = 0.02, 0.001
 CLASSIC_SECONDS, CLASSIC_LOSSY_SECONDS = 2.0, 8.0
-"""The classic's polls, without and with loss."""
+"""Duration of the classic's polls, without and with loss."""
+REMEMBERED_SECONDS = SILENT_SECONDS + 30.0
+"""Age up to which a factory's reports are remembered: a silent one's last answer counts for SILENT_SECONDS."""
+
+
+class ReportStore:
+    """All factories' reports: the last of each, those of the last minutes, and the sum."""
+
+    def __init__(self) -> None:
+        self.totals = SpaceTotals()
+        self._last: dict[str, Reports] = {}
+        self._journal: dict[str, deque[tuple[float, Reports]]] = {}
+
+    def post(self, factory: str, reports: Reports | None, now: float) -> None:
+        """Set what this factory reports from now on; None: it doesn't answer any more."""
+        self.totals.change(factory, self._last.get(factory), reports)
+        if reports is None:
+            self._last.pop(factory, None)
+        else:
+            self._last[factory] = reports
+        journal = self._journal.setdefault(factory, deque())
+        journal.append((now, reports or {}))
+        while len(journal) > 1 and journal[1][0] < now - REMEMBERED_SECONDS:
+            journal.popleft()
+
+    def last(self, factory: str) -> Reports | None:
+        """Return this factory's present reports; None if it doesn't answer."""
+        return self._last.get(factory)
+
+    def at(self, factory: str, time: float) -> Reports:
+        """Return this factory's reports at a time that is not more than REMEMBERED_SECONDS ago."""
+        found: Reports = {}
+        for since, reports in self._journal.get(factory, ()):
+            if since > time:
+                break
+            found = reports
+        return found
+
+    def without(self, silent: Mapping[str, Reports | None]) -> SpaceTotals:
+        """Return the sum as a factory has it that did not hear these others.
+
+        Their last answers take their place, None for one that is too old.
+        """
+        totals = self.totals.copy()
+        for factory, heard in silent.items():
+            totals.change(factory, self._last.get(factory), heard)
+        return totals
 
 
 class Polling:
@@ -32,20 +85,20 @@ class Polling:
         self._loss = 1 - (1 - scenario.space.loss) ** 2
         self._rng = rng
         self._names = [node.name for node in nodes]
-        self._board = Board(scenario.machinetypes)
+        self._store = ReportStore()
         told = {node.name: node.capacity_hs06 for node in nodes}
         self._believed = believed_capacities(self._names, {}, told)
         self._changed: dict[str, Node] = {}
         self._down = set(self._names)
         self._started: list[str] = []
         self._capacities = [0.0]
-        """Of the first so many factories that started."""
+        """Sums of the first so many factories that started."""
         self._timeout = scenario.settings.udp_timeout_seconds
         self._posted_time = float("-inf")
         self.classic_seconds = CLASSIC_LOSSY_SECONDS if self._loss else CLASSIC_SECONDS
 
     def started(self, node: Node) -> None:
-        """Its daemon has started."""
+        """Note that its daemon has started."""
         self._down.discard(node.name)
         if not node.started_once:
             node.started_once = True
@@ -54,46 +107,44 @@ class Polling:
         self.changed(node)
 
     def stopped(self, node: Node, now: float) -> None:
-        """It doesn't answer any more."""
+        """Note that it doesn't answer any more."""
         self._down.add(node.name)
         self._changed.pop(node.name, None)
-        self._board.post(node.name, None, now)
+        self._store.post(node.name, None, now)
 
     def changed(self, node: Node) -> None:
-        """What it says of itself has changed."""
+        """Note that its reports have changed."""
         if node.up:
             self._changed[node.name] = node
 
     def ask(self, node: Node, now: float) -> tuple[float, Callable[[], None]]:
-        """This factory asks all: how long that takes, and what makes it take in the result."""
+        """Let this factory ask all: return how long that takes, and a function that takes in the result."""
         if now - self._posted_time >= SNAPSHOT_SECONDS:
             self._post(now)
-        bulletin = self._board.bulletin(now)
-        own = self._board.said(node.name)
         silent = self._down | set(self._lost())
         silent.discard(node.name)
-        seconds = self._seconds(node, silent)
+        duration = self._duration(node, silent)
         unheard = {name: node.unheard.get(name, node.asked_time) for name in silent}
-        if unheard:
-            bulletin = self._as_heard(bulletin, unheard, now)
-        capacity = self._capacity(node, now)
+        totals = self._as_heard(unheard, now) if unheard else self._store.totals
+        own = self._store.last(node.name) or {}
+        view = totals.view(node.name, node.factories, self._capacity(node, now), own, unheard)
         node.unheard = unheard
 
         def take() -> None:
-            node.asked_time, node.answered_time = now, now + seconds
-            node.see(bulletin, own, capacity)
+            node.asked_time, node.answered_time = now, now + duration
+            node.view = view
 
-        return seconds, take
+        return duration, take
 
     def _post(self, now: float) -> None:
         for node in self._changed.values():
             said = not_above(self._believed[node.name], node.reports(now))
-            self._board.post(node.name, said, now)
+            self._store.post(node.name, said, now)
         self._changed.clear()
         self._posted_time = now
 
     def _lost(self) -> Iterator[str]:
-        """Factories whose answers don't come through, however often they are asked."""
+        """Yield factories whose answers don't come through, however often they are asked."""
         chance = self._loss ** (len(RETRY_SECONDS) + 1)
         place = -1
         while chance:
@@ -102,36 +153,35 @@ class Polling:
                 return
             yield self._names[place]
 
-    def _seconds(self, node: Node, silent: set[str]) -> float:
+    def _duration(self, node: Node, silent: set[str]) -> float:
         if node.classic:
             return self.classic_seconds
         if silent - node.unheard.keys():
             return self._timeout
-        seconds = LEAST_POLL_SECONDS + POLL_SECONDS_PER_FACTORY * len(self._names)
+        duration = LEAST_POLL_SECONDS + POLL_SECONDS_PER_FACTORY * len(self._names)
         if self._loss:
             last = math.log(1 - self._rng.random() ** (1 / len(self._names))) / math.log(self._loss)
-            seconds += sum(RETRY_SECONDS[: int(last)])
-        return max(seconds, DOUBTFUL_SECONDS) if silent else seconds
+            duration += sum(RETRY_SECONDS[: int(last)])
+        return max(duration, DOUBTFUL_SECONDS) if silent else duration
 
-    def _as_heard(self, bulletin: Bulletin, unheard: dict[str, float | None], now: float) -> Bulletin:
-        said: dict[str, Reports] = {name: self._board.said(name) for name in unheard}
-        last: dict[str, Reports | None] = {
-            name: self._board.said_at(name, time)
-            if time is not None and now - time < SILENT_SECONDS
-            else None
+    def _as_heard(self, unheard: Mapping[str, float | None], now: float) -> SpaceTotals:
+        heard = {
+            name: self._store.at(name, time) if time is not None and now - time < SILENT_SECONDS else None
             for name, time in unheard.items()
         }
-        wrong = {name: heard for name, heard in last.items() if said[name] or heard is not None}
-        return corrected(bulletin, said, wrong)
+        differing = {name: one for name, one in heard.items() if one != self._store.last(name)}
+        return self._store.without(differing) if differing else self._store.totals
 
     def _capacity(self, node: Node, now: float) -> float:
-        """The space's, as far as it is known: what factories run that have not told theirs stands in."""
+        """Return the space's as far as it is known; what factories run that have not told theirs stands in."""
         if node.capacity_time is None or now - node.capacity_time >= CAPACITY_SECONDS:
             node.capacity_time, node.capacities_of = now, len(self._started)
-        unknown = self._started[node.capacities_of :]
-        return self._capacities[node.capacities_of] + self._board.running_hs06(unknown)
+        known = self._capacities[node.capacities_of]
+        for name in self._started[node.capacities_of :]:
+            known += sum(report.running_hs06 for report in (self._store.last(name) or {}).values())
+        return known
 
 
-def alone(node: Node, now: float) -> None:
-    """A factory without peers knows its space at any time."""
-    node.see(Bulletin(now, {}, frozenset(), 1, 1), {}, node.capacity_hs06)
+def alone(node: Node) -> SpaceView:
+    """Return the space of a factory without peers, which it knows at any time."""
+    return SpaceView(node.name, node.factories, node.capacity_hs06)

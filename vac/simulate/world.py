@@ -10,19 +10,21 @@ from dataclasses import dataclass
 from itertools import count
 from typing import Any
 
-from vac.scheduling.age import CYCLE_SECONDS, is_due, is_fresh
 from vac.scheduling.backoff import reported_message
 from vac.scheduling.model import Create, Occupied
+from vac.scheduling.shares import LONGEST_STEP_SECONDS
+from vac.scheduling.space import CYCLE_SECONDS, is_due, is_fresh
 from vac.simulate.measure import Measure
-from vac.simulate.node import Node
-from vac.simulate.nodes import make_nodes
+from vac.simulate.nodes import Node, make_nodes
 from vac.simulate.polling import Polling, alone
 from vac.simulate.scenario import Scenario, Work, periods, spread
 
 BEGINNING = 1.6e9
 """Unix time at which every simulation begins."""
-NOTICE_SECONDS = 0.5
-"""After an end, until the engine's event has come and the machine is finished."""
+NOTICE_SECONDS = (0.2, 2.0)
+"""Time from an end until the engine's event has come and the machine is finished. Each end is noticed by itself."""
+FULL_SECONDS = 600.0
+"""Pause between the decisions of a full factory with peers, whose ledger needs to know what runs elsewhere."""
 
 
 @dataclass
@@ -36,13 +38,13 @@ class Machine:
     shutdown_time: float
     started_time: float | None = None
     message: str | None = None
-    """What it will leave."""
+    """The message that it will leave."""
     useful: bool = False
-    """It has found work."""
+    """True if it has found work."""
 
 
 class Queue:
-    """What there is to do for machines of one type, over time."""
+    """The work for machines of one type over time."""
 
     def __init__(self, work: Work) -> None:
         self.work = work
@@ -55,12 +57,12 @@ class Queue:
         self.no_work_message = None if work.no_work_message == "none" else work.no_work_message
 
     def has_work(self, now: float) -> bool:
-        """Whether a machine that asks now may find some."""
+        """Return True if a machine that asks now may find some."""
         place = bisect.bisect_right(self._starts, now) - 1
         return self._left != 0 and place >= 0 and now < BEGINNING + self.periods[place][1]
 
     def ask(self, now: float, rng: random.Random) -> bool:
-        """A machine asks for work."""
+        """Let a machine ask for work; return True if it has found some."""
         found = self.has_work(now) and rng.random() < self.work.probability
         if found and self._left is not None:
             self._left -= 1
@@ -81,6 +83,7 @@ class World:
         self.polling = Polling(scenario, self.nodes, random.Random(f"{space.seed} network"))
         self.measure = Measure(scenario, self.nodes, self.queues, BEGINNING)
         self.machines: dict[int, Machine] = {}
+        self._past: list[tuple[str, int, float, float]] = []
         self._numbers = count()
         self._events: list[tuple[float, int, Callable[..., None], tuple[Any, ...]]] = []
         self._order = count()
@@ -88,7 +91,7 @@ class World:
         self._crash_seconds = spread(space.crash_seconds)
 
     def run(self) -> Measure:
-        """Let the time pass; returns what was seen."""
+        """Let the time pass and return what was measured."""
         start = spread(self.scenario.space.start)
         for node in self.nodes:
             self._at(start(self.rng), self._start, node)
@@ -99,6 +102,11 @@ class World:
         self.now = self.end
         self.measure.finish(self.now)
         return self.measure
+
+    def all_machines(self) -> list[tuple[str, int, float, float]]:
+        """Return machinetype, processors, and times of creation and end (or now) of every machine."""
+        running = self.machines.values()
+        return self._past + [(one.machinetype, one.processors, one.created_time, self.now) for one in running]
 
     def _at(self, delay: float, call: Callable[..., None], *arguments: Any) -> None:
         heapq.heappush(self._events, (self.now + delay, next(self._order), call, arguments))
@@ -111,6 +119,8 @@ class World:
 
     def _start(self, node: Node) -> None:
         node.up = True
+        if len(self.nodes) == 1:
+            node.view = alone(node)
         self.polling.started(node)
         self._notice(node)
         self.measure.available(node, True, self.now)
@@ -132,7 +142,7 @@ class World:
         self._at(self._crash_seconds(self.rng), self._start, node)
 
     def _cycle(self, node: Node, life: int) -> None:
-        """The classic's round: look, ask the space if there is room, create one, sleep."""
+        """Do the classic's round: look, ask the space if there is room, create one, sleep."""
         if life != node.life:
             return
         if node.free > 0 or node.ended:
@@ -162,33 +172,31 @@ class World:
             self._wake(node)
 
     def _wake(self, node: Node) -> None:
-        """Something has changed, or time may have changed the answer."""
-        if not node.up or node.classic or node.free <= 0:
-            return
-        if len(self.nodes) == 1:
-            alone(node, self.now)
-        elif not self._knows(node):
-            return
-        self._decide(node)
+        """Decide, since something has changed or time may have changed the answer."""
+        if node.up and not node.classic and (len(self.nodes) == 1 or self._knows(node)):
+            self._decide(node)
 
     def _knows(self, node: Node) -> bool:
-        """Whether it knows the space well enough to decide; if not, or soon not, it asks."""
+        """Return True if it knows the space well enough to decide; if not, or soon not, it asks."""
         age = None if node.answered_time is None else self.now - node.answered_time
         if is_due(age, len(self.nodes)) and not node.polling:
             self._poll(node)
         return is_fresh(age)
 
     def _decide(self, node: Node) -> None:
-        if node.free <= 0:
+        if node.classic and node.free <= 0:
             return
         decision = node.decide(self.now)
         for create in decision.creates:
             self._create(node, create)
         node.alarm = None
-        if node.free > 0 and not node.classic:
-            times = (decision.next_time, self.now + CYCLE_SECONDS)
-            node.alarm = min(time for time in times if time is not None)
-            self._at(node.alarm - self.now, self._alarm, node, node.alarm)
+        if node.classic:
+            return
+        full_seconds = FULL_SECONDS if len(self.nodes) > 1 else LONGEST_STEP_SECONDS
+        node.alarm = self.now + (CYCLE_SECONDS if node.free > 0 else full_seconds)
+        if node.free > 0 and decision.next_time is not None:
+            node.alarm = min(node.alarm, decision.next_time)
+        self._at(node.alarm - self.now, self._alarm, node, node.alarm)
 
     # Machines
 
@@ -226,13 +234,15 @@ class World:
         fizzle_seconds = node.machinetypes[machine.machinetype].fizzle_seconds
         if life > fizzle_seconds:
             self._at(fizzle_seconds, self.polling.changed, node)
-        self._wake(node)
+        if node.free > 0:
+            self._wake(node)
 
     def _end(self, number: int) -> None:
         machine = self.machines.pop(number, None)
         if machine is None:
             return
         node, started = machine.node, machine.started_time
+        self._past.append((machine.machinetype, machine.processors, machine.created_time, self.now))
         self.measure.ended(
             node, machine.machinetype, machine.processors, machine.created_time, machine.useful, self.now
         )
@@ -241,18 +251,18 @@ class World:
             node.load.change(-machine.processors, self.now)
             fizzle_seconds = node.machinetypes[machine.machinetype].fizzle_seconds
             message = reported_message(machine.message, started, self.now, fizzle_seconds)
-        node.ended.append((number, self.now, message))
+        node.ended[number] = (self.now, message)
         if not node.classic:
-            self._at(NOTICE_SECONDS, self._seen, node)
+            self._at(self.rng.uniform(*NOTICE_SECONDS), self._seen, node, number)
 
-    def _seen(self, node: Node) -> None:
-        if node.up and node.ended:
-            self._notice(node)
+    def _seen(self, node: Node, number: int) -> None:
+        if node.up and number in node.ended:
+            node.notice(number)
+            self.polling.changed(node)
             self._wake(node)
 
     def _notice(self, node: Node) -> None:
-        for number, time, message in node.ended:
-            node.notice(number, time, message)
-        if node.ended:
+        """Notice all that has ended, as a daemon that starts or a classic one that looks round."""
+        for number in list(node.ended):
+            node.notice(number)
             self.polling.changed(node)
-        node.ended = []

@@ -18,7 +18,7 @@ from prometheus_client.core import (
 
 from vac.machines.machine import Machine
 from vac.machines.status import Happening, Status
-from vac.scheduling import guards
+from vac.scheduling.eligibility import GUARD_NAMES
 from vac.vacquery.messages import FactoryStatus, Kind, MachinetypeStatus, Reason
 from vac.vacquery.responder import dropped_as
 from vac.vacquery.snapshot import Snapshot
@@ -129,7 +129,7 @@ def _factory(status: Status, factory: FactoryStatus) -> Iterator[Metric]:
     yield _gauge("vac_factory_disk_free_bytes", "Free space for ordinary users.", ("place",), rows)
     inodes = [([place], number) for place, (_, number) in free.items()]
     yield _gauge("vac_factory_disk_free_inodes", "Free inodes for ordinary users.", ("place",), inodes)
-    blocked = (([guard], float(guard == status.guard_name)) for guard in guards.NAMES)
+    blocked = (([guard], float(guard == status.guard_name)) for guard in GUARD_NAMES)
     text = "1 for the reason why nothing at all can be created now."
     yield _gauge("vac_factory_creation_blocked", text, ("reason",), blocked)
     text = "Mistakes that keep the configuration on disk out of force."

@@ -12,18 +12,16 @@ from pathlib import Path
 import pytest
 
 from vac.drivers import images
-from vac.drivers.base import CreationFailed, Trace
-from vac.drivers.images import LONGEST_PAUSE_SECONDS, REFRESH_SECONDS, ImageFiles
-from vac.drivers.traces import (
-    REST,
-    SHORTEST_SECONDS,
+from vac.drivers.base import CreationFailed, Trace, traces_of
+from vac.drivers.images import (
+    LONGEST_PAUSE_SECONDS,
+    REFRESH_SECONDS,
     ImageFacts,
+    ImageFiles,
     ImageVersion,
-    Sampling,
-    merged,
     version_of,
 )
-from vac.host.connections import Contact
+from vac.host.connections import REST, SHORTEST_SECONDS, Contact, Sampling
 from vac.host.filesystems import FileStamp
 
 URL = "https://user:secret@example.com/boot.iso"
@@ -333,4 +331,4 @@ def test_only_machines_of_which_there_is_something_to_tell() -> None:
     facts = {"u1": {"user": "x"}}
     found = {"u1": frozenset([SOMEBODY]), "u2": frozenset([SOMEBODY]), "u3": frozenset[Contact]()}
     some = frozenset([SOMEBODY])
-    assert merged(facts, found) == {"u1": Trace({"user": "x"}, some), "u2": Trace({}, some)}
+    assert traces_of(facts, found) == {"u1": Trace({"user": "x"}, some), "u2": Trace({}, some)}

@@ -18,8 +18,8 @@ from vac.config.load import Configuration
 from vac.config.settings import Settings
 from vac.factory import peers
 from vac.factory.space import Answers, Space
-from vac.scheduling.age import FRESH_SECONDS, LEAST_RENEW_SECONDS, SILENT_SECONDS
 from vac.scheduling.model import TypeReport
+from vac.scheduling.space import FRESH_SECONDS, LEAST_RENEW_SECONDS, SILENT_SECONDS
 from vac.vacquery.messages import Dropped, Kind, Reason
 from vac.vacquery.poll import PollResult
 from vac.vacquery.resolver import Resolver

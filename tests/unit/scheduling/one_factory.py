@@ -11,11 +11,9 @@ from dataclasses import dataclass
 from vac.config.machinetype import Machinetype
 from vac.config.settings import Settings
 from vac.scheduling.backoff import History, reported_message
-from vac.scheduling.decide import Situation, decide
+from vac.scheduling.decide import Memory, Situation, decide
 from vac.scheduling.model import Create, Decision, Host, Occupied, Outcome
-from vac.scheduling.own import own_reports
-from vac.scheduling.ramp import RampState
-from vac.scheduling.space import view
+from vac.scheduling.space import own_reports, view
 
 START = 1_000_000_000.0
 MODEL = "bubblewrap"
@@ -70,7 +68,7 @@ class OneFactory:
         self.occupied: list[Occupied] = []
         self.outcomes: list[Outcome] = []
         self.history = History()
-        self.ramp = RampState()
+        self.memory = Memory()
         self.created: list[tuple[float, Create]] = []
         self.decision = Decision()
         self.processor_seconds: Counter[str] = Counter()
@@ -92,7 +90,7 @@ class OneFactory:
 
     def decide(self) -> Decision:
         """Decide now and carry it out."""
-        self.decision, self.ramp = decide(self.situation(), self.ramp, self.rng)
+        self.decision, self.memory = decide(self.situation(), self.memory, self.rng)
         for create in self.decision.creates:
             end = self.work(create, self.rng)
             started = self.now if end.starts else None

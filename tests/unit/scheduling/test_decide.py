@@ -1,4 +1,4 @@
-"""Properties of every decision, and what stands in the way of one."""
+"""Properties of every decision, the reasons against one, and the rules for ending machines."""
 
 from __future__ import annotations
 
@@ -10,18 +10,29 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.unit.scheduling.one_factory import FACTORY, IDLE_HOST, MODEL, START, machinetype, settings
+from tests.unit.scheduling.one_factory import (
+    FACTORY,
+    IDLE_HOST,
+    MODEL,
+    START,
+    End,
+    OneFactory,
+    machinetype,
+    settings,
+)
 from vac.config.machinetype import Machinetype
-from vac.scheduling import guards
 from vac.scheduling.backoff import History, TypeHistory
-from vac.scheduling.decide import Situation, decide
+from vac.scheduling.decide import Memory, Situation, decide
+from vac.scheduling.eligibility import GUARD_NAMES
+from vac.scheduling.kill_rules import Limits, Watched, judge
 from vac.scheduling.model import Decision, Host, Occupied, SpaceView, TypeReport, TypeTotals
 from vac.scheduling.ramp import RampState
+from vac.scheduling.shares import Ledger
 
 NAMES = ("a", "b", "c", "d")
 OTHERS = ("g.example.com", "h.example.com", "i.example.com")
 ALONE = SpaceView(FACTORY, (FACTORY,), 64.0)
-READY = RampState(machines={"a": 64}, vacated=())
+READY = Memory(RampState(machines={"a": 64}, vacated=()))
 """A ramp that has seen 64 machines, so that all places may be taken at once."""
 
 _recent = st.floats(START - 5000, START)
@@ -119,17 +130,26 @@ _situations = st.builds(
     ),
     now=st.just(START),
 )
-_ramps = st.builds(
-    RampState,
-    step_time=st.none() | st.floats(START - 30, START + 5),
-    machines=st.dictionaries(st.sampled_from(NAMES), st.integers(0, 64)),
-    created=st.integers(0, 4),
+_memories = st.builds(
+    Memory,
+    st.builds(
+        RampState,
+        step_time=st.none() | st.floats(START - 30, START + 5),
+        machines=st.dictionaries(st.sampled_from(NAMES), st.integers(0, 64)),
+        created=st.integers(0, 4),
+    ),
+    st.builds(
+        Ledger,
+        debts=st.dictionaries(st.sampled_from([*NAMES, "gone"]), st.floats(-1e7, 1e7)),
+        rates=st.dictionaries(st.sampled_from([*NAMES, "gone"]), st.floats(-100, 100)),
+        time=st.none() | st.floats(START - 5000, START + 5000),
+    ),
 )
 
 
-@given(_situations, _ramps, st.integers(0, 100))
-def test_what_is_decided_is_allowed(situation: Situation, ramp: RampState, seed: int) -> None:
-    decision, _ = decide(situation, ramp, random.Random(seed))
+@given(_situations, _memories, st.integers(0, 100))
+def test_what_is_decided_is_allowed(situation: Situation, memory: Memory, seed: int) -> None:
+    decision, _ = decide(situation, memory, random.Random(seed))
     total, now = situation.settings.total_processors, situation.now
     used = sum(one.processors for one in situation.occupied)
     assert sum(one.processors for one in decision.creates) <= max(0, total - used)
@@ -151,31 +171,31 @@ def test_what_is_decided_is_allowed(situation: Situation, ramp: RampState, seed:
             assert past.last_end + past.hold_seconds(one.backoff_seconds) <= now
 
 
-@given(_situations, _ramps, st.integers(0, 100))
+@given(_situations, _memories, st.integers(0, 100))
 def test_every_type_that_gets_no_machine_has_a_reason_and_times_lie_ahead(
-    situation: Situation, ramp: RampState, seed: int
+    situation: Situation, memory: Memory, seed: int
 ) -> None:
-    decision, state = decide(situation, ramp, random.Random(seed))
+    decision, state = decide(situation, memory, random.Random(seed))
     assert set(decision.passed_over) == set(situation.machinetypes)
     assert all(decision.passed_over.values())
     assert (decision.guard is None) == (decision.guard_name is None)
     assert decision.next_time is None or decision.next_time > situation.now
     for until in (*decision.held_here.values(), *decision.held_in_space.values()):
         assert until >= situation.now
-    assert sum(state.machines.values()) == len(situation.occupied) + len(decision.creates)
+    assert sum(state.ramp.machines.values()) == len(situation.occupied) + len(decision.creates)
 
 
-@given(_situations, _ramps, st.integers(0, 100))
-def test_the_same_seed_gives_the_same_decision(situation: Situation, ramp: RampState, seed: int) -> None:
-    first = decide(situation, ramp, random.Random(seed))
-    assert first == decide(situation, ramp, random.Random(seed))
+@given(_situations, _memories, st.integers(0, 100))
+def test_the_same_seed_gives_the_same_decision(situation: Situation, memory: Memory, seed: int) -> None:
+    first = decide(situation, memory, random.Random(seed))
+    assert first == decide(situation, memory, random.Random(seed))
 
 
-@given(_situations, _ramps, st.integers(0, 100))
+@given(_situations, _memories, st.integers(0, 100))
 def test_nothing_more_is_decided_before_the_time_that_is_told(
-    situation: Situation, ramp: RampState, seed: int
+    situation: Situation, memory: Memory, seed: int
 ) -> None:
-    decision, state = decide(situation, ramp, random.Random(seed))
+    decision, state = decide(situation, memory, random.Random(seed))
     if decision.guard is not None or decision.creates:
         return
     later = situation.now + 1
@@ -184,12 +204,13 @@ def test_nothing_more_is_decided_before_the_time_that_is_told(
         assert again.creates == ()
 
 
-@given(_situations, _ramps, st.integers(0, 100))
-def test_the_first_step_of_an_empty_factory_is_one_machine(
-    situation: Situation, ramp: RampState, seed: int
+@given(_situations, _memories, st.integers(0, 100))
+def test_the_first_step_of_unknown_types_is_one_machine(
+    situation: Situation, memory: Memory, seed: int
 ) -> None:
     conf = replace(situation.settings, machines_per_cycle=0)
-    decision, _ = decide(replace(situation, settings=conf, occupied=()), RampState(), random.Random(seed))
+    alone = replace(situation, settings=conf, occupied=(), space=ALONE)
+    decision, _ = decide(alone, Memory(), random.Random(seed))
     assert len(decision.creates) <= 1
 
 
@@ -199,8 +220,8 @@ def situation(*types: Machinetype, **changes: object) -> Situation:
     return replace(plain, **changes)  # type: ignore[arg-type]
 
 
-def decided(one: Situation, ramp: RampState = READY) -> Decision:
-    return decide(one, ramp, random.Random(1))[0]
+def decided(one: Situation, memory: Memory = READY) -> Decision:
+    return decide(one, memory, random.Random(1))[0]
 
 
 FULL = [Occupied("a", 1, START - 9999, START - 9999, START + 9999)] * 64
@@ -225,7 +246,7 @@ def test_a_guard_stops_everything_and_says_why(changes: dict[str, object], name:
     decision = decided(situation(**changes))
     assert decision.creates == ()
     assert decision.guard_name == name
-    assert name in guards.NAMES
+    assert name in GUARD_NAMES
     assert words in (decision.guard or "")
     assert decided(situation()).guard is None
 
@@ -312,13 +333,73 @@ def test_only_one_probe_is_made_however_much_is_free() -> None:
     assert "one at a time" in decision.passed_over["a"] and "probed" in decision.creates[0].reason
 
 
-def test_one_step_of_a_type_is_no_more_than_runs_of_it_but_counts_for_shares() -> None:
-    running = [*[Occupied("a", 1, START - 999, START - 999, START + 999)] * 30]
+@pytest.mark.parametrize(("age", "created"), [(999, ["a", "a", "b"]), (99, ["b"])])
+def test_what_is_free_is_kept_for_a_type_that_grows_by_steps(age: float, created: list[str]) -> None:
+    """Whether the other type is known to be good or not."""
+    running = [*[Occupied("a", 1, START - age, START - age, START + 999)] * 30]
     both = situation(machinetype("a"), machinetype("b"), occupied=running)
-    decision = decided(both, RampState(START - 15, {"a": 30}))
-    assert [create.machinetype for create in decision.creates] == ["b"]
+    decision = decided(both, Memory(RampState(START - 15, {"a": 30})))
+    assert sorted(create.machinetype for create in decision.creates) == created
     assert "kept for b" in decision.passed_over["a"]
     assert "steps" in decision.passed_over["b"]
+
+
+@pytest.mark.parametrize(
+    ("past", "outlived", "created"),
+    [
+        (TypeHistory(), 0, 1),
+        (TypeHistory(outlived_time=START - 86000), 0, 64),
+        (TypeHistory(outlived_time=START - 86500), 0, 1),
+        (TypeHistory(outlived_time=START - 9000, aborts=1, last_end=START - 8000), 0, 1),
+        (TypeHistory(outlived_time=START - 9000, failures=1, last_failure=START - 8000), 0, 1),
+        (TypeHistory(), 2, 64),
+        (TypeHistory(), 1, 1),
+        (TypeHistory(aborts=1, last_end=START - 8000), 2, 1),
+    ],
+)
+def test_a_type_known_here_or_on_most_peers_fills_the_node_at_once(
+    past: TypeHistory, outlived: int, created: int
+) -> None:
+    space = SpaceView(FACTORY, (FACTORY, *OTHERS), 256.0, {"a": TypeTotals(outlived_factories=outlived)})
+    decision = decided(situation(history=History({"a": past}), space=space), Memory())
+    assert len(decision.creates) == created
+
+
+def test_one_types_failures_brake_that_type_alone() -> None:
+    past = History(
+        {"a": TypeHistory(outlived_time=START - 99), "b": TypeHistory(aborts=1, last_end=START - 99)}
+    )
+    decision = decided(situation(machinetype("a"), machinetype("b"), history=past), Memory())
+    assert [one.machinetype for one in decision.creates].count("a") == 32
+    assert [one.machinetype for one in decision.creates].count("b") <= 1
+
+
+def test_one_processor_alternates_by_time_whatever_the_lifetimes() -> None:
+    types = [machinetype("a", 3), machinetype("b", 1)]
+    factory = OneFactory(
+        settings(1),
+        types,
+        lambda create, rng: End({"a": 3600.0, "b": 36000.0}[create.machinetype]),
+        cycle_seconds=3600,
+    )
+    factory.run(30 * 86400)
+    total = sum(factory.processor_seconds.values())
+    assert factory.processor_seconds["b"] / total == pytest.approx(0.25, abs=0.015)
+
+
+def test_why_tells_for_whom_processors_are_kept() -> None:
+    small = machinetype("small", min_wallclock_seconds=7200)
+    large = machinetype("large", min_processors=8, max_processors=8)
+    running = [*[Occupied("small", 1, START - 80000, START - 80000, START + 5000)] * 7]
+    one = situation(small, large, settings=settings(8, processors_per_superslot=8), occupied=running)
+    decision = decided(one)
+    assert decision.creates == ()
+    assert decision.passed_over["small"] == (
+        "1 free processor kept for large, which needs 8 at once (the superslot ends in 84 min)"
+    )
+    assert "needs 8 processors" in decision.passed_over["large"]
+    option = settings(8, processors_per_superslot=8, superslot_keep_seconds=3600)
+    assert decided(replace(one, settings=option)).creates
 
 
 def test_what_a_held_type_leaves_is_divided_by_the_others() -> None:
@@ -352,3 +433,80 @@ def test_this_factorys_present_takes_the_place_of_what_the_view_knew_of_it() -> 
 
 def test_decisions_are_plain_values() -> None:
     assert dataclasses.asdict(decided(situation()))["creates"][0]["machinetype"] == "a"
+
+
+# Rules for ending machines
+
+STARTED = 1_000_000.0
+LONG_AGO = 0.0
+FINE = Watched(started_time=STARTED, shutdown_time=STARTED + 86400)
+HEARTBEAT = Limits(fizzle_seconds=600, heartbeat_file="vm-heartbeat", heartbeat_seconds=300)
+IDLE = Limits(fizzle_seconds=600, idle_cpu_percent=5.0, idle_seconds=3600)
+
+
+@pytest.mark.parametrize(
+    ("watched", "limits", "age", "message"),
+    [
+        (FINE, Limits(), 100, None),
+        (FINE, Limits(), 86400, "100 Shutdown time reached"),
+        (replace(FINE, paused=True), Limits(), 1, "700 Paused"),
+        (FINE, HEARTBEAT, 599, None),
+        (FINE, HEARTBEAT, 600, "700 Heartbeat file not created"),
+        (FINE, replace(HEARTBEAT, fizzle_seconds=0), 700, None),
+        (FINE, replace(HEARTBEAT, heartbeat_file=None), 700, None),
+        (replace(FINE, heartbeat_file_time=STARTED + 500), HEARTBEAT, 799, None),
+        (replace(FINE, heartbeat_file_time=STARTED + 500), HEARTBEAT, 800, "700 Heartbeat file not updated"),
+        (replace(FINE, heartbeat_file_time=STARTED + 5), replace(HEARTBEAT, heartbeat_seconds=0), 9000, None),
+        (replace(FINE, disk_used_bytes=11), Limits(disk_bytes=10), 1, "700 Disk limit"),
+        (replace(FINE, disk_used_bytes=10), Limits(disk_bytes=10), 1, None),
+        (FINE, Limits(disk_bytes=10), 1, None),
+        (FINE, IDLE, 4199, None),
+        (FINE, IDLE, 4200, "700 Idle"),
+        (replace(FINE, busy_time=STARTED + 4000), IDLE, 7599, None),
+        (replace(FINE, busy_time=STARTED + 4000), IDLE, 7600, "700 Idle"),
+    ],
+)
+def test_a_machine_that_breaks_a_rule_is_ended_with_the_rules_message(
+    watched: Watched, limits: Limits, age: float, message: str | None
+) -> None:
+    assert judge(watched, limits, LONG_AGO, STARTED + age).message == message
+
+
+@pytest.mark.parametrize("limits", [HEARTBEAT, replace(IDLE, fizzle_seconds=600)])
+def test_a_restart_of_the_factory_punishes_no_machine(limits: Limits) -> None:
+    restarted = STARTED + 80000
+    assert judge(FINE, limits, restarted, restarted + 599).message is None
+    assert judge(FINE, limits, restarted, restarted + 3600).message is not None
+
+
+_TIMES = st.floats(0, 1e5)
+
+
+@given(
+    st.builds(
+        Watched,
+        started_time=_TIMES,
+        shutdown_time=_TIMES,
+        heartbeat_file_time=st.none() | _TIMES,
+        busy_time=st.none() | _TIMES,
+    ),
+    st.builds(
+        Limits,
+        fizzle_seconds=st.integers(0, 1000),
+        heartbeat_file=st.none() | st.just("heartbeat"),
+        heartbeat_seconds=st.integers(0, 1000),
+        idle_cpu_percent=st.none() | st.just(5.0),
+    ),
+    _TIMES,
+    _TIMES,
+)
+def test_nothing_changes_before_the_time_that_is_told(
+    watched: Watched, limits: Limits, factory_started: float, now: float
+) -> None:
+    verdict = judge(watched, limits, factory_started, now)
+    if verdict.message is None:
+        assert verdict.next_time is not None and verdict.next_time > now
+        halfway = (now + verdict.next_time) / 2
+        if halfway < verdict.next_time:
+            assert judge(watched, limits, factory_started, halfway).message is None
+        assert judge(watched, limits, factory_started, verdict.next_time).message is not None

@@ -1,4 +1,4 @@
-"""Adding up the space, and what aborts in it do."""
+"""The sum of the factories' reports, and hold-backs by aborts in the space."""
 
 from __future__ import annotations
 
@@ -12,10 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.unit.scheduling.one_factory import IDLE_HOST, MODEL, machinetype, settings
-from vac.scheduling.backoff import History
-from vac.scheduling.decide import Situation, decide
-from vac.scheduling.holdback import (
+from vac.scheduling.backoff import (
     PROBE_SECONDS,
+    History,
     broken_here,
     classic_hold,
     deficit_hold,
@@ -24,10 +23,9 @@ from vac.scheduling.holdback import (
     proven_since,
     window_seconds,
 )
-from vac.scheduling.model import SpaceView, TypeReport
-from vac.scheduling.own import Own
-from vac.scheduling.ramp import RampState
-from vac.scheduling.space import view
+from vac.scheduling.decide import Memory, Situation, decide
+from vac.scheduling.model import Own, SpaceView, TypeReport, TypeTotals
+from vac.scheduling.space import Reports, SpaceTotals, view
 
 NOW = 1_000_000.0
 TYPE = machinetype("a", backoff_seconds=600, fizzle_seconds=600)
@@ -117,7 +115,7 @@ def test_all_types_are_created_whatever_one_peer_claims_to_run(number: int, capa
         {MODEL: None},
         NOW,
     )
-    created = Counter(one.machinetype for one in decide(situation, RampState(), random.Random(1))[0].creates)
+    created = Counter(one.machinetype for one in decide(situation, Memory(), random.Random(1))[0].creates)
     assert created["a"] >= 8 or number == 2
     assert created["b"] >= 24
 
@@ -315,3 +313,54 @@ def test_a_type_of_few_nodes_is_held_back_when_these_run_nothing_for_lack_of_wor
     special = {name: {"b": TypeReport(abort_time=NOW - 50, no_work=True)} for name in everyone[:2]}
     seen = view(everyone[0], everyone, {**plain, **special}, {}, NOW)
     assert deficit_hold(replace(TYPE, name="b"), Own(seen.own["b"]), seen, NOW) is not None
+
+
+# Totals that are kept up to date
+
+TYPES = ("atlas", "lhcb")
+SIX = names(6)
+
+
+@st.composite
+def _type_reports(draw: st.DrawFn) -> TypeReport:
+    machines = draw(st.integers(0, 30))
+    return TypeReport(
+        running_machines=machines,
+        running_processors=machines,
+        running_hs06=8.0 * machines,
+        before_fizzle=draw(st.integers(0, machines)),
+        abort_time=draw(st.none() | st.integers(1, 50).map(lambda ago: NOW - ago)),
+        no_work=draw(st.booleans()),
+    )
+
+
+_reports = st.dictionaries(st.sampled_from(TYPES), _type_reports(), min_size=1)
+_changes = st.lists(st.tuples(st.sampled_from(SIX), st.none() | _reports), max_size=20)
+
+
+@given(_changes, st.dictionaries(st.sampled_from(SIX), st.none() | _reports))
+def test_totals_after_changes_are_those_of_the_last_reports(
+    changes: list[tuple[str, Reports | None]], heard: dict[str, Reports | None]
+) -> None:
+    totals, last = SpaceTotals(), dict[str, Reports]()
+    for name, after in changes:
+        totals.change(name, last.pop(name, None), after)
+        if after is not None:
+            last[name] = after
+    assert_same(totals, last)
+    copy = totals.copy()
+    corrected = dict(last)
+    for name, after in heard.items():
+        copy.change(name, corrected.pop(name, None), after)
+        if after is not None:
+            corrected[name] = after
+    assert_same(copy, corrected)
+    assert_same(totals, last)
+
+
+def assert_same(totals: SpaceTotals, reports: Mapping[str, Reports]) -> None:
+    right = view(SIX[0], SIX, reports, dict.fromkeys(SIX, 1e9), NOW)
+    found = totals.view(SIX[0], SIX, right.capacity_hs06, right.own)
+    assert found.failing == right.failing
+    for name in TYPES:
+        assert found.types.get(name, TypeTotals()) == right.types.get(name, TypeTotals())

@@ -7,21 +7,20 @@ from collections.abc import Mapping
 from vac.config.machinetype import Machinetype
 from vac.config.settings import Settings
 from vac.simulate import simulate
-from vac.simulate.result import Result
+from vac.simulate.results import Result
 from vac.simulate.scenario import Hardware, Scenario, Space, Work
 
 SHARES = {"atlas": 5.0, "lhcb": 3.0, "cms": 2.0}
 
 
 def machinetype(name: str, share: float, **options: object) -> Machinetype:
-    values: dict[str, object] = {"backoff_seconds": 600, "machine_model": "docker", **options}
-    return Machinetype(
-        name=name,
-        target_share=share,
-        machinegroup=name,
-        min_wallclock_seconds=86400,
-        **values,  # type: ignore[arg-type]
-    )
+    values: dict[str, object] = {
+        "backoff_seconds": 600,
+        "machine_model": "docker",
+        "min_wallclock_seconds": 86400,
+        **options,
+    }
+    return Machinetype(name=name, target_share=share, machinegroup=name, **values)  # type: ignore[arg-type]
 
 
 def scenario(

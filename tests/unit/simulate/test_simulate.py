@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
+import random
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.unit.simulate.made import run, scenario
+from vac.scheduling.model import Occupied, TypeReport
+from vac.scheduling.space import view
 from vac.simulate import simulate
+from vac.simulate.measure import Kind, targets
+from vac.simulate.nodes import make_nodes
+from vac.simulate.polling import Polling, ReportStore
 from vac.simulate.scenario import Hardware, Work
 
 NEVER = Work(when=("never",))
@@ -205,3 +211,65 @@ def test_goals_in_a_large_space_with_broken_nodes(factories: int) -> None:
     assert recovery.possible_seconds is not None
     assert recovery.arrived_seconds is not None
     assert recovery.arrived_seconds < recovery.possible_seconds + 2400
+
+
+# Parts of it
+
+NOW = 1.6e9
+ALL = frozenset("ab")
+
+
+def test_a_factory_with_absurdly_many_processors_is_seen_as_the_daemon_would_see_it() -> None:
+    hardware = {"plain": Hardware(part=4), "absurd": Hardware(part=1, processors=100_000)}
+    made = scenario(hardware=hardware, factories=5)
+    nodes = make_nodes(made, NOW)
+    polling = Polling(made, nodes, random.Random(1))
+    for number, node in enumerate(nodes):
+        node.up = True
+        node.begin(number, Occupied("atlas", node.settings.total_processors // 2, NOW, None, NOW + 86400))
+        polling.started(node)
+    for node in nodes:
+        polling.ask(node, NOW)[1]()
+        right = view(
+            node.name,
+            node.factories,
+            {one.name: one.reports(NOW) for one in nodes},
+            {one.name: one.capacity_hs06 for one in nodes},
+            NOW,
+        )
+        assert right.capacity_hs06 == 5 * 640
+        assert right.types["atlas"].running_hs06 == 4 * 320 + 640
+        assert node.view == right
+
+
+def test_what_was_said_earlier_is_remembered() -> None:
+    store = ReportStore()
+    for ago in (400.0, 350.0, 200.0, 100.0):
+        store.post("vac-0", {"atlas": TypeReport(running_machines=int(ago))}, NOW - ago)
+    assert store.at("vac-0", NOW - 150)["atlas"].running_machines == 200
+    assert store.at("vac-0", NOW)["atlas"].running_machines == 100
+    assert store.at("vac-1", NOW) == {}
+
+
+@pytest.mark.parametrize(
+    ("kinds", "shares", "capacity", "expected"),
+    [
+        ([Kind(ALL, 100)], {"a": 3, "b": 1}, 100, {"a": 75, "b": 25}),
+        ([Kind(ALL, 100)], {"a": 3}, 100, {"a": 100}),
+        ([Kind(ALL, 100)], {}, 100, {}),
+        ([Kind(frozenset("a"), 90), Kind(ALL, 10)], {"a": 1, "b": 1}, 100, {"a": 90, "b": 10}),
+        ([Kind(frozenset("a"), 90), Kind(ALL, 10)], {"a": 19, "b": 1}, 100, {"a": 95, "b": 5}),
+        ([Kind(frozenset("a"), 90), Kind(ALL, 10)], {"a": 1, "b": 1}, 50, {"a": 45, "b": 5}),
+        ([Kind(frozenset("a"), 50), Kind(frozenset("b"), 50)], {"a": 9, "b": 1}, 100, {"a": 50, "b": 50}),
+        (
+            [Kind(frozenset("a"), 60), Kind(frozenset("abc"), 40)],
+            {"a": 1, "b": 1, "c": 1},
+            100,
+            {"a": 60, "b": 20, "c": 20},
+        ),
+    ],
+)
+def test_shares_within_what_nodes_can_run(
+    kinds: list[Kind], shares: dict[str, float], capacity: float, expected: dict[str, float]
+) -> None:
+    assert targets(kinds, shares, capacity) == pytest.approx(expected)

@@ -32,6 +32,7 @@ from vac.drivers.base import (
     Observed,
     Trace,
     Usage,
+    traces_of,
 )
 from vac.drivers.docker.docker_api import (
     CALL_SECONDS,
@@ -52,9 +53,8 @@ from vac.drivers.docker.docker_container import (
 )
 from vac.drivers.docker.docker_images import LIMITS, DockerImages, Image, PullLimits
 from vac.drivers.docker.docker_usage import UsageMeter
-from vac.drivers.traces import Sampling, merged
 from vac.drivers.volumes import ScratchVolumes
-from vac.host.connections import Contact
+from vac.host.connections import Contact, Sampling
 from vac.text import without_password
 
 CONSOLE_BYTES = 64 * 1024
@@ -226,7 +226,7 @@ class DockerDriver(Driver):
             found = self._meter.contacts()
             return {each.uuid: found[each.id] for each in self._listed or () if each.id in found}
 
-        return merged({}, self._sampling.sample(look))
+        return traces_of({}, self._sampling.sample(look))
 
     def events(self) -> Iterator[str]:
         return self._events.listen()

@@ -17,9 +17,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from vac.drivers.base import Usage
-from vac.drivers.traces import shared_network
 from vac.host.cgroups import EngineGroup, find_engine_group, find_mounts
-from vac.host.connections import Contact, contacts_within
+from vac.host.connections import Contact, contacts_by_group, contacts_within
 
 PROC = Path("/proc")
 HIGHEST_PRIORITY = -20
@@ -128,7 +127,7 @@ class UsageMeter:
         with self._lock:
             running = [each for each in self._containers.values() if not each.ended]
         shared = {each.id: each.group.processes() for each in running if not each.own_network}
-        found = dict(shared_network(shared)) if shared else {}
+        found = dict(contacts_by_group(shared)) if shared else {}
         for container in running:
             with contextlib.suppress(OSError):
                 if container.own_network and container.is_first_process():

@@ -31,8 +31,9 @@ from vac.drivers.base import (
     Observed,
     Trace,
     Usage,
+    traces_of,
 )
-from vac.drivers.images import ImageFiles
+from vac.drivers.images import ImageFacts, ImageFiles, version_of
 from vac.drivers.libvirt.libvirt_api import (
     GONE,
     Connection,
@@ -61,9 +62,8 @@ from vac.drivers.libvirt.libvirt_domain import (
     remove_names,
 )
 from vac.drivers.libvirt.libvirt_network import NetworkKeeper
-from vac.drivers.traces import ImageFacts, Sampling, merged, version_of
 from vac.drivers.volumes import GB, Run, Volumes
-from vac.host.connections import tracked
+from vac.host.connections import Sampling, tracked
 from vac.host.nat import NatHost
 from vac.logs import OnChange
 
@@ -201,7 +201,7 @@ class LibvirtDriver(Driver):
     def traces(self) -> Mapping[str, Trace]:
         addresses = {uuid: facts.address for uuid, facts in list(self._facts.items()) if facts.address}
         found = self._sampling.sample(lambda: tracked(addresses))
-        return merged(self._image_facts.news(machine.uuid for machine in self._samples.all()), found)
+        return traces_of(self._image_facts.news(machine.uuid for machine in self._samples.all()), found)
 
     def events(self) -> Iterator[str]:
         return self._events.listen()

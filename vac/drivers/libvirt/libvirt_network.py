@@ -20,8 +20,7 @@ from vac.config.settings import Settings, slot_address, slot_name, slot_number
 from vac.drivers.base import EngineUnavailable
 from vac.drivers.libvirt.libvirt_api import Connection, explanation, lost
 from vac.drivers.libvirt.libvirt_domain import METADATA, NETWORK, SERVER, mac_address
-from vac.host import hosts_file
-from vac.host.nat import BRIDGE, NatHost, NatProblem
+from vac.host.nat import BRIDGE, NatHost, NatProblem, hosts_line, update_hosts
 from vac.logs import OnChange
 
 CHECK_SECONDS, RETRY_SECONDS = 60.0, 10.0
@@ -283,9 +282,9 @@ def _same(one: NetworkFacts, other: NetworkFacts, addresses: int | None = None) 
 
 def _write_hosts_file(settings: Settings, host: NatHost) -> None:
     """Names are a convenience: VMs work without them."""
-    lines = [hosts_file.line(one.address, one.name) for one in slot_hosts(settings)]
+    lines = [hosts_line(one.address, one.name) for one in slot_hosts(settings)]
     try:
-        hosts_file.update(lines, host.hosts_file)
+        update_hosts(lines, host.hosts_file)
     except OSError as error:
         _log.warning("cannot write the VMs' names to %s: %s", host.hosts_file, error.strerror)
 

@@ -30,16 +30,16 @@ from vac.drivers.base import (
     Observed,
     Trace,
     Usage,
+    traces_of,
 )
-from vac.drivers.images import ImageFiles
+from vac.drivers.images import ImageFacts, ImageFiles, ImageVersion
 from vac.drivers.processes import launch
 from vac.drivers.processes.left import take_in
 from vac.drivers.processes.plan import Model, account, limits_of, make_plan, model_of, prepare_directory
-from vac.drivers.traces import ImageFacts, ImageVersion, Sampling, merged, shared_network
 from vac.drivers.volumes import ScratchVolumes
 from vac.host.cgroup_watch import EndWatcher
 from vac.host.cgroups import CgroupError, Groups, open_groups
-from vac.host.connections import Contact, host_addresses
+from vac.host.connections import Contact, Sampling, contacts_by_group, host_addresses
 from vac.host.filesystems import FileStamp
 
 KILL_SECONDS = 60.0
@@ -172,10 +172,10 @@ class ProcessDriver(Driver):
         uuids = {_identity(group)[1]: group for group in self._machines()}
 
         def look() -> Mapping[str, frozenset[Contact]]:
-            return shared_network({uuid: self._groups.processes(group) for uuid, group in uuids.items()})
+            return contacts_by_group({uuid: self._groups.processes(group) for uuid, group in uuids.items()})
 
         with _unavailable():
-            return merged(self._facts.news(uuids), self._sampling.sample(look))
+            return traces_of(self._facts.news(uuids), self._sampling.sample(look))
 
     def _with_image(self, spec: MachineSpec) -> MachineSpec:
         """The same with the path of the image's copy for its URL, readable by the machine's user."""

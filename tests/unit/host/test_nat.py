@@ -1,11 +1,17 @@
-"""Which packet filter rules keep guests from what they need, by what iptables-save and nft print."""
+"""The VMs' network on this host: packet filter rules, and our lines in /etc/hosts."""
 
 from __future__ import annotations
+
+import errno
+import os
+import stat
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from vac.host import nat
 from vac.host.nat import missing_rules
 
 LIBVIRT_NAT = """*nat
@@ -224,3 +230,69 @@ def test_masquerading_for_others_only_does_not_count() -> None:
         assert words(missing_rules(postrouting + rule, None)) == ["no rule masquerades"]
     for rule in ("! -s 10.0.0.0/8 -j MASQUERADE", "! -o lo -j SNAT --to-source 192.0.2.1"):
         assert missing_rules(postrouting + rule, None) == []
+
+
+THEIRS = "127.0.0.1 localhost\n# a comment \\ with %s\n\n::1 ip6-localhost"
+LINES = [nat.hosts_line(f"169.254.169.{number}", f"node1-0{number}.example.org") for number in range(2)]
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    path = tmp_path / "hosts"
+    path.write_text(THEIRS)
+    path.chmod(0o640)
+    return path
+
+
+def test_a_line_has_short_and_full_name() -> None:
+    assert LINES[0] == "169.254.169.0 node1-00 node1-00.example.org # added by Vac"
+
+
+def test_ours_come_to_theirs_once_and_go_again(path: Path) -> None:
+    assert nat.update_hosts(LINES, path)
+    assert path.read_text() == THEIRS + "\n" + "".join(f"{line}\n" for line in LINES)
+    assert stat.S_IMODE(path.stat().st_mode) == 0o640
+    inode = path.stat().st_ino
+    assert not nat.update_hosts(LINES, path)
+    assert path.stat().st_ino == inode
+    assert nat.update_hosts(LINES[1:], path)
+    assert nat.update_hosts([], path)
+    assert path.read_text() == THEIRS + "\n"
+    assert os.listdir(path.parent) == ["hosts"]  # noqa: PTH208
+
+
+def test_strange_bytes_survive(path: Path) -> None:
+    path.write_bytes(b"10.0.0.1 caf\xe9\r\n10.0.0.2 x # added by Vacuum\n")
+    nat.update_hosts(LINES, path)
+    nat.update_hosts([], path)
+    assert path.read_bytes() == b"10.0.0.1 caf\xe9\r\n10.0.0.2 x # added by Vacuum\n"
+
+
+def test_a_link_stays_a_link_and_a_missing_file_is_made(path: Path) -> None:
+    link = path.with_name("link")
+    link.symlink_to("elsewhere")
+    assert nat.update_hosts(LINES, link)
+    assert link.is_symlink()
+    assert path.with_name("elsewhere").read_text().count("added by Vac") == 2
+
+
+def test_a_file_that_is_mounted_is_written_in_place(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def busy(self: Path, target: Path) -> Path:
+        raise OSError(errno.EBUSY, "Device or resource busy")
+
+    monkeypatch.setattr(Path, "replace", busy)
+    assert nat.update_hosts(LINES, path)
+    assert path.read_text().startswith(THEIRS)
+    assert path.read_text().count("added by Vac") == 2
+    assert os.listdir(path.parent) == ["hosts"]  # noqa: PTH208
+
+
+def test_another_error_changes_nothing(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(self: Path, target: Path) -> Path:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "replace", full)
+    with pytest.raises(OSError, match="No space"):
+        nat.update_hosts(LINES, path)
+    assert path.read_text() == THEIRS
+    assert os.listdir(path.parent) == ["hosts"]  # noqa: PTH208

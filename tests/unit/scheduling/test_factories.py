@@ -1,14 +1,25 @@
-"""What one factory does over time, as a site would see it."""
+"""Factories over time, as a site would see them: one alone, and several that decide on old views at one moment."""
 
 from __future__ import annotations
 
 import random
+import statistics
 
 import pytest
 
-from tests.unit.scheduling.one_factory import START, End, OneFactory, machinetype, settings
+from tests.unit.scheduling.one_factory import (
+    IDLE_HOST,
+    MODEL,
+    START,
+    End,
+    OneFactory,
+    machinetype,
+    settings,
+)
 from vac.scheduling.backoff import History
-from vac.scheduling.model import Create
+from vac.scheduling.decide import Memory, Situation, decide
+from vac.scheduling.model import Create, Occupied, SpaceView, TypeTotals
+from vac.scheduling.space import own_reports
 
 DAY = End(86400.0)
 
@@ -206,3 +217,59 @@ def test_superslots_end_together_and_make_room_for_large_machines(processors: in
     assert share == pytest.approx(0.5, abs=0.15)
     used = sum(factory.processor_seconds.values()) / (3 * 86400 * processors)
     assert used > 0.9
+
+
+# Several factories
+
+FACTORIES = 20
+PROCESSORS = 64
+
+
+@pytest.mark.parametrize("shares", [{"a": 3, "b": 1}, {"a": 5, "b": 3, "c": 1, "d": 1}])
+def test_an_empty_space_fills_without_overshooting_any_share(shares: dict[str, float]) -> None:
+    errors = [error_of_a_space_that_fills(shares, seed) for seed in range(10)]
+    assert statistics.fmean(errors) < 0.004
+    assert max(errors) < 0.01
+
+
+def error_of_a_space_that_fills(shares: dict[str, float], seed: int) -> float:
+    """Return the largest distance of a type from its share when the space is full, as a part of the space."""
+    rng = random.Random(seed)
+    names = tuple(f"f{index}" for index in range(FACTORIES))
+    types = {name: machinetype(name, share) for name, share in shares.items()}
+    capacity = float(FACTORIES * PROCESSORS)
+    running = dict.fromkeys(types, 0)
+    occupied: list[list[Occupied]] = [[] for _ in names]
+    memories = [Memory() for _ in names]
+    views: list[tuple[float, SpaceView]] = [(0.0, SpaceView(name, names, capacity)) for name in names]
+    due = [START + rng.uniform(0, 15) for _ in names]
+    engines: dict[str, str | None] = {MODEL: None}
+    for second in range(150):
+        now = START + second
+        for index, name in enumerate(names):
+            if now < due[index]:
+                continue
+            if now - views[index][0] >= 30:
+                totals = {one: TypeTotals(running_hs06=float(count)) for one, count in running.items()}
+                own = own_reports(types, occupied[index], History(), 1.0, now)
+                views[index] = now, SpaceView(name, names, capacity, totals, own)
+            situation = Situation(
+                settings(PROCESSORS),
+                types,
+                occupied[index],
+                History(),
+                views[index][1],
+                IDLE_HOST,
+                engines,
+                now,
+            )
+            decision, memories[index] = decide(situation, memories[index], rng)
+            for create in decision.creates:
+                occupied[index].append(Occupied(create.machinetype, 1, now, now, now + 86400))
+                running[create.machinetype] += 1
+            due[index] = decision.next_time or now + 60
+        for one, count in running.items():
+            assert count <= (shares[one] / sum(shares.values()) + 0.02) * capacity
+    assert sum(running.values()) == capacity
+    wanted = {one: share / sum(shares.values()) for one, share in shares.items()}
+    return max(abs(count / capacity - wanted[one]) for one, count in running.items())

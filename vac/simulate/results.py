@@ -1,0 +1,413 @@
+"""Results of a run: numbers that answer an administrator's questions, lines for people, and a picture.
+
+The picture is SVG, which every browser shows and which needs no library.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import statistics
+import xml.etree.ElementTree as ET
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from vac.simulate.measure import ARRIVED, Measure, Return, Sample
+from vac.simulate.scenario import Scenario
+
+MOST_POINTS = 600
+"""Most samples in the JSON and in the plot."""
+WINDOW_HOURS = (1, 6, 24, 168)
+"""Times over which processor time is compared with the shares."""
+
+
+@dataclass(frozen=True)
+class Errors:
+    """Distances from the wanted shares, as parts of the space."""
+
+    mean: float
+    most: float
+
+
+@dataclass(frozen=True)
+class Probes:
+    """Machines created of a type without work, per backoff period in the whole space."""
+
+    machinetype: str
+    start_seconds: float
+    end_seconds: float
+    periods: int
+    median: float
+    mean: float
+    most: int
+
+
+@dataclass(frozen=True)
+class Recovery:
+    """Return of a machinetype; times in seconds after its work came back, None: not before the end."""
+
+    machinetype: str
+    start_seconds: float
+    found_seconds: float | None
+    """Until the first machine found some."""
+    possible_seconds: float | None
+    """Until enough had become free for 90 % of its share."""
+    arrived_seconds: float | None
+    """Until it had that."""
+
+
+@dataclass(frozen=True)
+class Result:
+    """A run in numbers; parts are of the healthy factories' HS06."""
+
+    name: str
+    space: Mapping[str, Any]
+    used: float
+    """Mean part of the processors that machines occupied."""
+    useful: float
+    """The same of machines that found work."""
+    lost: float
+    """Mean part that was free though there was work, since the space was full (or since the beginning)."""
+    fill_seconds: float | None
+    """Until 99 % were in use; None: never."""
+    way: Errors
+    """Until then: distances from the shares of what was running yet."""
+    full: Errors | None
+    """Since then; where types come back, only while each has about its share or more. None: never."""
+    error: Errors | None
+    """All the time since then."""
+    windows: Mapping[str, Errors]
+    """By hours: distances of the processor time that types had in so long from their shares of all that ran.
+
+    Times follow each other since the space was full, or since the beginning; a run of at least three quarters of the
+    time counts as one."""
+    waits: Mapping[str, float]
+    """By type, the longest time in seconds with work and without a machine."""
+    misplaced: float
+    """Part of the machines whose type was above its share while another lacked some of its."""
+    machines: int
+    """Created in all."""
+    overbooked: int
+    """Processors in use beyond those that a factory has: always 0."""
+    probes: Sequence[Probes]
+    recoveries: Sequence[Recovery]
+    samples: Sequence[Sample]
+
+    def json(self) -> dict[str, Any]:
+        """Return plain values for a JSON file."""
+        return dataclasses.asdict(self)
+
+
+def from_json(data: Mapping[str, Any]) -> Result:
+    """Return the result that Result.json() has encoded."""
+
+    def errors(of: Mapping[str, float] | None) -> Errors | None:
+        return None if of is None else Errors(**of)
+
+    way = errors(data["way"])
+    assert way is not None
+    lists = {
+        "probes": [Probes(**one) for one in data["probes"]],
+        "recoveries": [Recovery(**one) for one in data["recoveries"]],
+        "samples": [Sample(**one) for one in data["samples"]],
+        "windows": {hours: Errors(**one) for hours, one in data["windows"].items()},
+    }
+    return Result(
+        **{**data, **lists, "way": way, "full": errors(data["full"]), "error": errors(data["error"])}
+    )
+
+
+def summarize(scenario: Scenario, measure: Measure) -> Result:
+    """Return the numbers of a run that has finished."""
+    samples = measure.samples
+    hours = samples[-1].seconds if samples[-1].seconds else 1.0
+    filled = None if measure.filled_time is None else measure.filled_time - measure.beginning
+    on_the_way = [one for one in samples if filled is None or one.seconds <= filled]
+    since_full = [one for one in samples if filled is not None and one.seconds >= filled]
+    settled = [one for one in since_full if _settled(one)] if measure.returns else since_full
+    used = statistics.fmean(one.used for one in samples)
+    idle, since = (
+        (measure.idle_seconds, 0.0)
+        if filled is None
+        else (measure.idle_seconds - measure.idle_at_fill, filled)
+    )
+    created = sum(map(len, measure.creations.values()))
+    return Result(
+        name=scenario.name,
+        space=dataclasses.asdict(scenario.space),
+        used=used,
+        useful=used - measure.useless_seconds / (measure.processors * hours),
+        lost=idle / (measure.processors * max(1.0, samples[-1].seconds - since)),
+        fill_seconds=filled,
+        way=_errors([one.way_error for one in on_the_way]),
+        full=_errors([one.error for one in settled]) if settled else None,
+        error=_errors([one.error for one in since_full]) if since_full else None,
+        windows=_windows(since_full or samples),
+        waits=measure.waits,
+        misplaced=measure.misplaced / created if created else 0.0,
+        machines=created,
+        overbooked=measure.overbooked,
+        probes=tuple(_all_probes(scenario, measure)),
+        recoveries=tuple(_recovery(one, measure.beginning) for one in measure.returns),
+        samples=samples[:: -(-len(samples) // MOST_POINTS)],
+    )
+
+
+def _windows(samples: Sequence[Sample]) -> dict[str, Errors]:
+    found = {}
+    for hours in WINDOW_HOURS:
+        errors = []
+        first = samples[0]
+        for last in samples:
+            long_enough = last.seconds - first.seconds >= hours * 3600
+            if long_enough or (last is samples[-1] and last.seconds - first.seconds >= 0.75 * hours * 3600):
+                errors.append(_time_error(first, last))
+                first = last
+        if errors:
+            found[str(hours)] = _errors(errors)
+    return found
+
+
+def _time_error(first: Sample, last: Sample) -> float:
+    """Return the largest distance of a type's processor time from its share of all between two samples."""
+    had = {name: after - first.had[name] for name, after in last.had.items()}
+    total = sum(had.values())
+    return max(abs(had[name] - last.due[name] + first.due[name]) for name in had) / total if total else 0.0
+
+
+def _settled(sample: Sample) -> bool:
+    return all(sample.parts[name] >= ARRIVED * wanted for name, wanted in sample.wanted.items())
+
+
+def _errors(errors: Sequence[float]) -> Errors:
+    return Errors(statistics.fmean(errors), max(errors))
+
+
+def _recovery(one: Return, beginning: float) -> Recovery:
+    def after(time: float | None) -> float | None:
+        return None if time is None else time - one.time
+
+    return Recovery(
+        one.machinetype,
+        one.time - beginning,
+        after(one.found_time),
+        after(one.possible_time),
+        after(one.arrived_time),
+    )
+
+
+def _all_probes(scenario: Scenario, measure: Measure) -> Iterator[Probes]:
+    end = measure.samples[-1].seconds
+    for name, machinetype in scenario.machinetypes.items():
+        if machinetype.target_share > 0:
+            length = max(1, machinetype.backoff_seconds)
+            edges = [edge for period in measure.queues[name].periods for edge in period]
+            for start, stop in zip([0.0, *edges[1::2]], [*edges[::2], end]):
+                times = [time - measure.beginning for time in measure.creations[name]]
+                counts = _per_period(times, start, min(stop, end), length)
+                if counts:
+                    middle, mean = statistics.median(counts), statistics.fmean(counts)
+                    yield Probes(name, start, min(stop, end), len(counts), middle, mean, max(counts))
+
+
+def _per_period(times: Sequence[float], start: float, stop: float, length: float) -> list[int]:
+    """Return how many of the times fall into each period of this length; a last shorter one is left out."""
+    if start >= stop:
+        return []
+    counts = [0] * int((stop - start) / length)
+    for time in times:
+        place = (time - start) // length
+        if 0 <= place < len(counts):
+            counts[int(place)] += 1
+    return counts
+
+
+def lines(result: Result) -> Iterator[str]:
+    """Yield the lines of the summary."""
+    space = result.space
+    yield (
+        f"{result.name}: {space['factories']} factories, {space['hours']:g} h, policy {space['policy']}, "
+        f"seed {space['seed']}, {result.machines} machines"
+    )
+    yield f"  time to fill           {duration(result.fill_seconds)}"
+    yield f"  in use                 {percent(result.used)} of the healthy processors, mean"
+    yield f"  in use with work       {percent(result.useful)}"
+    since = "since then" if result.fill_seconds is not None else "all the time"
+    yield f"  free despite work      {percent(result.lost)}, {since}"
+    yield f"  share error, filling   {_errors_text(result.way)}"
+    if result.full is not None:
+        yield f"  share error, settled   {_errors_text(result.full)}"
+    if result.error is not None:
+        yield f"  share error, full      {_errors_text(result.error)}"
+    for hours, errors in result.windows.items():
+        yield f"  processor time, {_long(hours):<6} {_errors_text(errors)}"
+    longest = ", ".join(f"{name} {duration(wait)}" for name, wait in result.waits.items() if wait)
+    yield f"  longest wait           {longest or 'none'}"
+    yield f"  misplaced machines     {percent(result.misplaced)}"
+    for probes in result.probes:
+        yield "  " + _probes_text(probes)
+    for recovery in result.recoveries:
+        yield "  " + _recovery_text(recovery)
+
+
+def _long(hours: str) -> str:
+    return f"{hours} h" if int(hours) <= 24 else f"{int(hours) // 24} d"
+
+
+def _errors_text(errors: Errors) -> str:
+    return f"{percent(errors.mean)} mean, {percent(errors.most)} at most"
+
+
+def _probes_text(probes: Probes) -> str:
+    return (
+        f"{probes.machinetype} without work, {_hours(probes.start_seconds)} to {_hours(probes.end_seconds)}: "
+        f"per backoff period {probes.median:g} created (median), {probes.mean:.2f} (mean), "
+        f"{probes.most} (most)"
+    )
+
+
+def _recovery_text(recovery: Recovery) -> str:
+    return (
+        f"{recovery.machinetype} with work again at {_hours(recovery.start_seconds)}: "
+        f"first found after {duration(recovery.found_seconds)}, 90 % of its share after "
+        f"{duration(recovery.arrived_seconds)}, possible after {duration(recovery.possible_seconds)}"
+    )
+
+
+def percent(part: float) -> str:
+    """Return `12.3 %`, or `2.34 %` below ten percent."""
+    return f"{100 * part:.2f} %" if part < 0.1 else f"{100 * part:.1f} %"
+
+
+def duration(seconds: float | None) -> str:
+    """Return `50 s`, `12.5 min`, `3.2 h`, or `never`."""
+    if seconds is None:
+        return "never"
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.1f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+
+
+def _hours(seconds: float) -> str:
+    return f"{seconds / 3600:g} h"
+
+
+WIDTH, LEFT, RIGHT = 900, 60, 190
+SHARES_HEIGHT, ERRORS_HEIGHT, TOP, GAP, BOTTOM = 320, 130, 40, 50, 40
+COLOURS = ("#4477aa", "#ee6677", "#228833", "#ccbb44", "#66ccee", "#aa3377", "#bbbbbb")
+FONT = {"font-family": "sans-serif", "font-size": "12"}
+
+
+@dataclass(frozen=True)
+class Panel:
+    """A rectangle with time to the right and a part of the space upwards."""
+
+    top: float
+    height: float
+    seconds: float
+    most: float
+
+    def point(self, seconds: float, part: float) -> str:
+        """Return coordinates as SVG writes them."""
+        return f"{self.x(seconds):.1f},{self.y(part):.1f}"
+
+    def x(self, seconds: float) -> float:
+        """Return the horizontal position."""
+        return LEFT + (WIDTH - LEFT - RIGHT) * seconds / self.seconds
+
+    def y(self, part: float) -> float:
+        """Return the vertical position, downwards."""
+        return self.top + self.height * (1 - min(part, self.most) / self.most)
+
+
+def draw(result: Result) -> bytes:
+    """Return the picture: the parts of the types, with the wanted ones dotted; below, the share error."""
+    height = TOP + SHARES_HEIGHT + GAP + ERRORS_HEIGHT + BOTTOM
+    svg = ET.Element(
+        "svg",
+        {
+            "xmlns": "http://www.w3.org/2000/svg",
+            "width": str(WIDTH),
+            "height": str(height),
+            "viewBox": f"0 0 {WIDTH} {height}",
+            **FONT,
+        },
+    )
+    ET.SubElement(svg, "rect", {"width": "100%", "height": "100%", "fill": "white"})
+    space = result.space
+    title = f"{result.name}: {space['factories']} factories, policy {space['policy']}, seed {space['seed']}"
+    _text(svg, LEFT, TOP - 15, title)
+    seconds = max(1.0, result.samples[-1].seconds)
+    shares = Panel(TOP, SHARES_HEIGHT, seconds, 1.0)
+    _axes(svg, shares, [0, 0.25, 0.5, 0.75, 1.0])
+    _shares(svg, shares, result)
+    highest = max(0.01, *(one.error for one in result.samples))
+    _text(svg, WIDTH - RIGHT + 10, TOP + SHARES_HEIGHT - 4, "dotted: wanted")
+    errors = Panel(TOP + SHARES_HEIGHT + GAP, ERRORS_HEIGHT, seconds, highest)
+    _axes(svg, errors, [0, highest / 2, highest])
+    _line(svg, errors, [(one.seconds, one.error) for one in result.samples], COLOURS[1])
+    _text(svg, WIDTH - RIGHT + 10, errors.top + 12, "share error")
+    picture: bytes = ET.tostring(svg, encoding="utf-8", xml_declaration=True)
+    return picture
+
+
+def _shares(svg: ET.Element, panel: Panel, result: Result) -> None:
+    floor = [0.0] * len(result.samples)
+    for number, name in enumerate(result.samples[0].parts):
+        colour = COLOURS[number % len(COLOURS)]
+        ceiling = [low + one.parts[name] for low, one in zip(floor, result.samples)]
+        times = [one.seconds for one in result.samples]
+        outline = [panel.point(*at) for at in zip(times, ceiling)]
+        outline += reversed([panel.point(*at) for at in zip(times, floor)])
+        ET.SubElement(svg, "polygon", {"points": " ".join(outline), "fill": colour, "fill-opacity": "0.7"})
+        wanted = [
+            (one.seconds, low + one.wanted[name])
+            for low, one in zip(floor, result.samples)
+            if name in one.wanted
+        ]
+        _line(svg, panel, wanted, "black", "2 4")
+        y = panel.top + 12 + 20 * number
+        x = WIDTH - RIGHT + 10
+        box = {"x": str(x), "y": str(y - 10), "width": "12", "height": "12", "fill": colour}
+        ET.SubElement(svg, "rect", box)
+        _text(svg, x + 18, y, name)
+        floor = ceiling
+
+
+def _line(
+    svg: ET.Element, panel: Panel, points: Sequence[tuple[float, float]], colour: str, dashes: str = "none"
+) -> None:
+    ET.SubElement(
+        svg,
+        "polyline",
+        {
+            "points": " ".join(panel.point(*at) for at in points),
+            "fill": "none",
+            "stroke": colour,
+            "stroke-dasharray": dashes,
+        },
+    )
+
+
+def _axes(svg: ET.Element, panel: Panel, parts: Sequence[float]) -> None:
+    for part in parts:
+        y = f"{panel.y(part):.1f}"
+        ends = {"x1": str(LEFT), "x2": str(WIDTH - RIGHT), "y1": y, "y2": y, "stroke": "#cccccc"}
+        ET.SubElement(svg, "line", ends)
+        _text(svg, LEFT - 6, panel.y(part) + 4, percent(part), "end")
+    hours = panel.seconds / 3600
+    step = 10 ** math.floor(math.log10(hours / 2))
+    step *= next(factor for factor in (1, 2, 5, 10) if hours / (step * factor) <= 8)
+    for number in range(int(hours / step) + 1):
+        _text(
+            svg,
+            panel.x(number * step * 3600),
+            panel.top + panel.height + 18,
+            f"{number * step:g} h",
+            "middle",
+        )
+
+
+def _text(svg: ET.Element, x: float, y: float, words: str, anchor: str = "start") -> None:
+    ET.SubElement(svg, "text", {"x": f"{x:.1f}", "y": f"{y:.1f}", "text-anchor": anchor}).text = words
