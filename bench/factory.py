@@ -21,7 +21,7 @@ from tests.engines.factory_fixture import AT_ONCE, Kind, Option, factory_site, r
 from tests.simulated import World, one_type
 from vac.config.settings import Settings
 from vac.drivers.engine import InlineEngine
-from vac.drivers.processes.engine import ProcessDriver, open_driver
+from vac.drivers.processes.process_driver import ProcessDriver, open_driver
 from vac.drivers.registry import engine_name
 from vac.host.cgroups import open_groups
 

@@ -24,19 +24,19 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Outcome(Generic[_T]):
-    """The end of a piece of work, or of the time that it had."""
+    """Result of a piece of work, or its missed deadline."""
 
     key: str
     value: _T | None = None
     failure: str = ""
     """Why there is no value."""
     late: bool = False
-    """True: the deadline is over, and the work goes on. A second outcome follows if it ever ends."""
+    """True: the deadline has passed, and the work goes on. A second outcome follows if it ever ends."""
 
 
 @dataclass(frozen=True)
 class Rest:
-    """How long a key isn't worked on again."""
+    """Pauses until a key is worked on again."""
 
     success_seconds: float = 0.0
     first_failure_seconds: float = 0.0
@@ -62,7 +62,7 @@ class _Job(Generic[_T]):
 
 
 class BackgroundWork(Generic[_T]):
-    """Does work in threads, at most at_once pieces together; the others wait in order. For any thread.
+    """Work in threads, at most at_once pieces together; the others wait in order. For any thread.
 
     done is called from the work's thread with each Outcome, when start() would do something for the key again, but for
     its rest. Work fails by raising an OSError or ValueError with a reason; any other exception is logged as a bug, and
@@ -162,7 +162,7 @@ class BackgroundWork(Generic[_T]):
             holds_place = self._work_on(key)
 
     def _work_on(self, key: str) -> bool:
-        """Do the key's work; False if it was late, and its place was given up."""
+        """Work on the key; return False if it was late, and its place was given up."""
         job = self._jobs[key]
         timer = self._timer(key, job)
         outcome = self._outcome(key, job)

@@ -52,7 +52,7 @@ class Flaw:
     path: str
     """JSON path, such as $.machinetypes[0].user_data."""
     text: str
-    """What was found and what would be right."""
+    """The value that was found, and what would be right."""
     serious: bool = True
 
     def __str__(self) -> str:

@@ -19,7 +19,7 @@ CVMFS = Path("/cvmfs")
 GOOD, HUNG, EMPTY = (f"{name}.example.org" for name in ("good", "hung", "empty"))
 WORK = "cat {} >$JOBOUTPUTS/read; sleep 4; echo 200 done >$JOBOUTPUTS/shutdown_message"
 KINDS = {
-    "plain": Kind(WORK.format("/etc/hostname")),
+    "plain": Kind(WORK.format("/etc/passwd")),
     "good": Kind(WORK.format(f"/cvmfs/{GOOD}/etc/motd"), {"cvmfs_repositories": GOOD}),
     "image": Kind(WORK.format("/etc/motd"), {"machine_model": "singularity", "root_image": f"/cvmfs/{GOOD}"}),
     "hung": Kind(WORK.format(f"/cvmfs/{HUNG}/file"), {"cvmfs_repositories": f"{GOOD} {HUNG}"}),

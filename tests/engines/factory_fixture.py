@@ -17,7 +17,7 @@ from typing import Callable, Union
 
 from tests.conftest import require_root, require_tool
 from vac.config.settings import Settings
-from vac.drivers.processes.engine import open_driver
+from vac.drivers.processes.process_driver import open_driver
 from vac.machines.layout import StateDir
 from vac.machines.machine import Machine
 from vac.machines.slots import read_slots

@@ -19,7 +19,7 @@ from vac.config.machinetype import Machinetype
 from vac.config.settings import Settings
 from vac.context.downloads import ImageCache
 from vac.drivers.base import EngineState, MachineSpec, Observed
-from vac.drivers.processes.engine import ProcessDriver
+from vac.drivers.processes.process_driver import ProcessDriver
 from vac.host.cgroups import Groups, GroupsV1, GroupsV2, find_mounts
 
 MIB = 2**20

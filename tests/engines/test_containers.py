@@ -63,7 +63,8 @@ def test_a_machine_sees_its_files_name_and_resolvers(machines: Machines) -> None
     outputs = machines.wait_for_output(spec, "done")
     assert (outputs / "hostname").read_text().strip() == spec.name
     assert f"{spec.name} {spec.name.partition('.')[0]}" in (outputs / "hosts").read_text()
-    resolvers = [line for line in (outputs / "resolv.conf").read_text().splitlines() if "nameserver" in line]
+    written = (outputs / "resolv.conf").read_text().splitlines()
+    resolvers = [line for line in written if line.startswith("nameserver")]
     assert resolvers == ["nameserver 192.0.2.1", "nameserver 192.0.2.2"]
     assert (outputs / "features").read_text() == f"2{spec.uuid}"
     environment = (outputs / "env").read_text().splitlines()
@@ -306,6 +307,7 @@ def test_a_machine_whose_monitor_was_killed_ends_and_leaves_nothing(machines: Ma
     process = int(machines.driver.details(spec.uuid)["pid"])
     monitor = int(Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[1])
     assert any(name in Path(f"/proc/{monitor}/cmdline").read_text() for name in ("containerd-shim", "conmon"))
+    assert machines.driver.usage()[spec.uuid].cpu_seconds is not None
     os.kill(monitor, signal.SIGKILL)
     with contextlib.suppress(ProcessLookupError):  # Docker has ended it; Podman doesn't notice either end
         os.kill(process, signal.SIGKILL)

@@ -18,7 +18,7 @@ from tests.conftest import require_root, require_tool
 from tests.engines.factory_fixture import FactorySite, Kind, factory_site, records
 from tests.engines.process_site import Site, group_makers, open_site, wait_for
 from vac.drivers.base import EngineState, EngineUnavailable, LeftProcess
-from vac.drivers.processes.engine import ProcessDriver
+from vac.drivers.processes.process_driver import ProcessDriver
 
 pytestmark = pytest.mark.engine
 
@@ -80,7 +80,9 @@ def test_what_still_runs_is_a_machine_like_ours_and_ends_with_all_its_processes(
             (NAME, UUID, EngineState.RUNNING)
         ]
         assert set(site.groups.processes(f"{NAME}_{UUID}")) == {pid, *below}
-        assert (site.driver.usage()[UUID].cpu_seconds or 0.0) >= 100.0
+        used = site.driver.usage()[UUID]
+        assert (used.cpu_seconds or 0.0) >= 100.0
+        assert used.peak_memory_bytes is None, "the kernel doesn't tell: what was allocated is accounted for"
         successor = ProcessDriver(site.groups)
         successor.follow({UUID: left(pid)})
         assert [one.state for one in successor.list()] == [EngineState.RUNNING], "vacd started again"

@@ -18,7 +18,7 @@ from tests.driver_contract import ContractSite, DriverContract
 from tests.engines.process_site import group_makers, wait_for
 from vac.config.machinetype import Machinetype
 from vac.drivers.base import Driver, MachineSpec
-from vac.drivers.processes.engine import ProcessDriver
+from vac.drivers.processes.process_driver import ProcessDriver
 
 pytestmark = pytest.mark.engine
 

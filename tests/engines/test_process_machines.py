@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -26,8 +27,8 @@ from tests.engines.process_site import (
     shell_seconds,
     wait_for,
 )
-from vac.drivers.base import CreationFailed, EngineState
-from vac.drivers.processes.engine import ProcessDriver
+from vac.drivers.base import CreationFailed, EngineState, Observed
+from vac.drivers.processes.process_driver import ProcessDriver
 from vac.host.cgroups import Limits
 
 pytestmark = pytest.mark.engine
@@ -323,6 +324,166 @@ def test_creation_cut_short_before_anything_ran_is_told_from_an_end(site: Site) 
     assert site.state(spec) is EngineState.HALF_MADE
     site.driver.destroy(spec.name, spec.uuid)
     assert site.state(spec) is None
+
+
+def test_machine_sees_no_other_mount_of_the_state_directory(site: Site) -> None:
+    other = site.create(site.spec(1, "# SECRET\nexec sleep 600\n"))
+    with tempfile.TemporaryDirectory(prefix="vac-test-", dir="/opt") as name:
+        Path(name).chmod(0o755)
+        subprocess.run(["mount", "--bind", site.settings.state_dir, name], check=True)
+        try:
+            assert "SECRET" in (Path(name) / "machines" / other.directory.name / "user_data").read_text()
+            spec = site.create(
+                site.spec(0, f"find {name} >$JOBOUTPUTS/seen; cat {name}/machines/*/user_data\n")
+            )
+            site.wait_for_end(spec)
+        finally:
+            subprocess.run(["umount", name], check=True)
+    assert site.output(spec, "seen") == f"{name}\n"
+    assert "SECRET" not in (spec.directory / "console.log").read_text()
+
+
+@on(APPTAINER)
+def test_apptainer_needs_accounts_for_the_uids_of_slots(site: Site) -> None:
+    settings = dataclasses.replace(site.settings, factory_name="f1.example.com", slot_uids="200000-200001")
+    with pytest.raises(CreationFailed, match="needs an account with uid 200000, a uid of slot_uids"):
+        site.create(dataclasses.replace(site.spec(), settings=settings))
+
+
+def test_each_slot_has_a_uid_of_its_own(site: Site) -> None:
+    settings = dataclasses.replace(site.settings, factory_name="f1.example.com", slot_uids="200000-200001")
+    script = """
+        id -u >$JOBOUTPUTS/id; id -g >>$JOBOUTPUTS/id; touch /var/tmp/x; sleep 600
+    """
+    specs = [dataclasses.replace(site.spec(number, script), settings=settings) for number in range(3)]
+    for number, spec in enumerate(specs[:2]):
+        site.create(spec)
+        wait_for((spec.directory / "mnt/var_tmp/x").exists, "it writes in its directories")
+        assert site.output(spec, "id").split() == 2 * [str(200000 + number)]
+        assert (spec.directory / "joboutputs/id").stat().st_uid == 200000 + number
+        assert (spec.directory / "user_data").stat().st_uid == 200000 + number
+        owners = {Path(f"/proc/{process}").stat().st_uid for process in site.processes(spec)}
+        assert owners == {200000 + number}
+    with pytest.raises(CreationFailed, match="slot_uids 200000-200001 has no uid for f1-02"):
+        site.create(specs[2])
+
+
+DIE_EARLY = """
+import sys
+from tests.engines.process_site import Site, group_makers
+from pathlib import Path
+state_dir, factory, version, model = sys.argv[1:]
+site = Site(group_makers()[version](factory), Path(state_dir), factory, model)
+create = site.groups.create
+def freeze(name, limits):
+    create(name, limits)
+    group = site.groups.entrances(name)[0].parent
+    v1 = (group / "freezer.state").exists()
+    (group / ("freezer.state" if v1 else "cgroup.freeze")).write_text("FROZEN" if v1 else "1")
+    print(group, flush=True)
+site.groups.create = freeze
+wait = "while [ ! -e /tmp/joboutputs/go ]; do sleep 0.02; done"
+site.create(site.spec(0, f"{wait}; date +%s >/tmp/joboutputs/end; exit 3"))
+"""
+
+
+@both
+def test_machine_whose_maker_dies_is_half_made_until_its_command_runs(site: Site) -> None:
+    version = "v2" if "V2" in type(site.groups).__name__ else "v1"
+    arguments = [str(site.settings.state_dir), site.settings.factory_name, version, site.model]
+    with subprocess.Popen([sys.executable, "-c", DIE_EARLY, *arguments], stdout=subprocess.PIPE) as maker:
+        assert maker.stdout is not None
+        group = Path(maker.stdout.readline().decode().strip())
+        name = group.name
+        wait_for(lambda: site.groups.populated(name), "the launcher has entered")
+        maker.kill()
+    machines = site.settings.state_dir / "machines"
+    successor = ProcessDriver(site.groups, None, machines)
+    assert [each.state for each in successor.list()] == [EngineState.HALF_MADE]
+    v1 = (group / "freezer.state").exists()
+    (group / ("freezer.state" if v1 else "cgroup.freeze")).write_text("THAWED" if v1 else "0")
+    wait_for(
+        lambda: [each.state for each in successor.list()] == [EngineState.RUNNING], "it waits for nobody"
+    )
+    successor.close()
+    outputs = machines / "1_t_f1-00.example.com/joboutputs"
+    (outputs / "go").touch()
+    wait_for(lambda: not site.groups.populated(name), "it ends while there is no factory")
+    late = ProcessDriver(site.groups, None, machines)
+    [found] = late.list()
+    assert found.state is EngineState.ENDED
+    if site.model == "bubblewrap":
+        assert found.exit_code == 3
+        assert abs((found.ended_time or 0.0) - float((outputs / "end").read_text())) < 5
+    late.close()
+    site.driver.destroy(found.name, found.uuid)
+
+
+@each_model
+def test_end_is_told_with_its_time_and_exit_code(site: Site) -> None:
+    spec = site.create(site.spec(0, "date +%s >/tmp/joboutputs/end; exit 7"))
+    site.wait_for_end(spec)
+
+    def found() -> Observed:
+        return next(each for each in site.driver.list() if each.uuid == spec.uuid)
+
+    wait_for(lambda: found().exit_code is not None, "the program's own end is a moment behind")
+    assert found().exit_code == 7
+    assert abs((found().ended_time or 0.0) - float(site.output(spec, "end"))) < 5
+
+
+def test_directories_that_vanish_beside_a_mount_point_fail_no_creation(site: Site) -> None:
+    with tempfile.TemporaryDirectory(prefix="vac-test-", dir="/opt") as name:
+        place, over = Path(name), threading.Event()
+        place.chmod(0o755)
+
+        def come_and_go() -> None:
+            while not over.is_set():
+                for change in (Path.mkdir, Path.rmdir):
+                    for number in range(20):
+                        change(place / f"d{number}")
+                    over.wait(0.02)
+
+        churn = threading.Thread(target=come_and_go)
+        churn.start()
+        try:
+            for number in range(10):
+                site.create(site.spec(number, tmp_binds=(f"{place}/fresh",)))
+        finally:
+            over.set()
+            churn.join()
+
+
+def test_console_log_of_a_machine_that_says_much_stays_small(site: Site) -> None:
+    script = "echo begin; for i in 1 2 3; do yes | head -c 100000000; sleep 1.5; done; echo the end\n"
+    spec = site.create(site.spec(0, script))
+    site.wait_for_end(spec)
+    log = spec.directory / "console.log"
+    assert log.stat().st_size > 300_000_000
+    assert log.stat().st_blocks * 512 < 150_000_000
+    site.driver.destroy(spec.name, spec.uuid)
+    content = log.read_text()
+    assert content.startswith("begin\ny\n")
+    assert content.endswith("y\nthe end\n")
+    assert "bytes were left out here" in content
+    assert len(content) < 10_000_000
+
+
+def test_system_calls_that_no_payload_needs_are_refused_and_nesting_is_an_option(site: Site) -> None:
+    script = """
+        unshare --user true 2>/dev/null && echo nested >>$JOBOUTPUTS/can
+        python3 -c 'import ctypes; print(ctypes.CDLL(None).syscall(250, 0, -3, 1))' >>$JOBOUTPUTS/keyctl
+        grep -E '^(Seccomp|NoNewPrivs):' /proc/self/status >$JOBOUTPUTS/status
+        : >>$JOBOUTPUTS/can
+    """
+    plain = site.create(site.spec(0, script))
+    nested = site.create(site.spec(1, script, container_nested=True))
+    for spec in (plain, nested):
+        site.wait_for_end(spec)
+        assert site.output(spec, "status").split() == ["NoNewPrivs:", "1", "Seccomp:", "2"]
+        assert site.output(spec, "keyctl").strip() == "-1"
+    assert site.output(plain, "can") == ""
+    assert site.output(nested, "can") == "nested\n"
 
 
 Failure = tuple[Optional[str], dict[str, Any], str]

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Callable
 
 from vac.daemon import main
-from vac.drivers.processes.engine import ProcessDriver
+from vac.drivers.processes.process_driver import ProcessDriver
 from vac.machines import files
 
 STEP = "VAC_TEST_STEP"

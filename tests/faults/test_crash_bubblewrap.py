@@ -13,7 +13,7 @@ from tests.faults.dying import STEP
 from vac.accounting.records import message_fields
 from vac.config.settings import Settings
 from vac.drivers.base import EngineState
-from vac.drivers.processes.engine import open_driver
+from vac.drivers.processes.process_driver import open_driver
 
 pytestmark = pytest.mark.engine
 

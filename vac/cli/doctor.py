@@ -21,7 +21,7 @@ from vac.config.load import Configuration, ConfigurationError
 from vac.config.machinetype import VM_MODELS, Machinetype
 from vac.config.settings import Settings
 from vac.drivers.base import CreationFailed, EngineUnavailable
-from vac.drivers.processes.plan import account
+from vac.drivers.processes.launch_plan import account
 from vac.drivers.registry import driver_for
 from vac.host.cgroups import CgroupError, open_groups
 from vac.host.privileges import PREFERRED, unprivileged_user
@@ -161,6 +161,10 @@ def _process_containers(settings: Settings) -> Iterator[Finding]:
         shared = responder is not None and responder.pw_uid == user.pw_uid
         problem = "so does the process that answers the network: make an account vac, or set singularity_user"
         yield Finding(what, problem if shared else None, serious=False)
+        alike = (
+            None if settings.slot_uids else "all slots' machines share it: set slot_uids to keep them apart"
+        )
+        yield Finding("a uid for each slot", alike, serious=False)
     except CreationFailed as error:
         yield Finding("singularity_user", str(error))
     try:

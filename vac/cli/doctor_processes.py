@@ -1,18 +1,18 @@
-"""`vac doctor` on what starts containers that are processes: tried as the account that machines run as."""
+"""`vac doctor` for process machines: their programs are tried as the account that machines run as."""
 
 from __future__ import annotations
 
 import os
 import shutil
 import stat
-import subprocess
 import tempfile
 from pathlib import Path
-from typing import Any
 
 from vac.config.settings import Settings
 from vac.drivers.base import CreationFailed
-from vac.drivers.processes.plan import PATH, account, find_program
+from vac.drivers.processes.launch_plan import PATH, account, find_program
+from vac.host.child_processes import run
+from vac.host.syscall_filter import compiled
 
 TRY_SECONDS = 20.0
 FUSE = Path("/dev/fuse")
@@ -21,16 +21,19 @@ _HINT = "; see sysctl user.max_user_namespaces and kernel.apparmor_restrict_unpr
 
 
 def bubblewrap_problem(settings: Settings) -> str | None:
-    """Why bubblewrap can't make a machine here: user namespaces may be switched off. None: it can."""
+    """Return the reason why bubblewrap can't make a machine here, such as user namespaces that are switched off."""
     options = ["--unshare-user", "--unshare-pid", "--ro-bind", "/", "/", "--proc", "/proc"]
     try:
+        compiled(nested=False)
         return _try([find_program("bubblewrap", settings), *options, "true"], settings)
     except CreationFailed as error:
         return str(error)
+    except OSError as error:
+        return f"{error.filename} {error.strerror}"
 
 
 def apptainer_problem(settings: Settings) -> str | None:
-    """The same of Apptainer or Singularity, with a directory tree that has this host's /usr."""
+    """Return the same of Apptainer or Singularity, with a directory tree that has this host's /usr."""
     with tempfile.TemporaryDirectory(prefix="vac-doctor-") as name:
         tree = Path(name)
         tree.chmod(0o755)
@@ -47,13 +50,13 @@ def apptainer_problem(settings: Settings) -> str | None:
 
 
 def image_file_problem(settings: Settings) -> str | None:
-    """Why image files can't be mounted; None: they can, or the installation is setuid and mounts them itself."""
+    """Return the reason why image files can't be mounted, None if the installation is setuid and mounts them itself."""
     try:
         program = find_program("singularity", settings)
     except CreationFailed:
         return None
-    told = subprocess.run([program, "buildcfg"], capture_output=True, timeout=TRY_SECONDS, check=False).stdout
-    if b"_SUID_INSTALL=1" in told:
+    told = run([program, "buildcfg"], time_limit_seconds=TRY_SECONDS)
+    if b"_SUID_INSTALL=1" in told.output:
         return None
     if not any(shutil.which(each, path=PATH) for each in ("squashfuse_ll", "squashfuse")):
         return "squashfuse is not installed: install the package squashfuse"
@@ -61,28 +64,19 @@ def image_file_problem(settings: Settings) -> str | None:
 
 
 def open_to_all(device: Path) -> bool:
-    """Is it there, and may everybody use it?"""
+    """Return True if the device is there and everybody may use it."""
     everybody = stat.S_IROTH | stat.S_IWOTH
     return device.exists() and device.stat().st_mode & everybody == everybody
 
 
 def _try(command: list[str], settings: Settings) -> str | None:
-    """What is wrong with the command if the machines' account runs it. Raises CreationFailed if there is no account."""
-    environment = {"PATH": PATH, "HOME": "/nonexistent"}
-    identity: dict[str, Any] = {}
+    """Return the error of the command run by the machines' account. Raises CreationFailed if there is no account."""
+    identity = None
     if os.geteuid() == 0:
         user = account(settings)
-        identity = {"user": user.pw_uid, "group": user.pw_gid, "extra_groups": []}
-    try:
-        done = subprocess.run(
-            command,
-            env=environment,
-            cwd="/",
-            capture_output=True,
-            timeout=TRY_SECONDS,
-            check=False,
-            **identity,
-        )
-    except (OSError, subprocess.SubprocessError) as error:
-        return str(error)
-    return None if done.returncode == 0 else " ".join(done.stderr.decode(errors="replace").split()) + _HINT
+        identity = (user.pw_uid, user.pw_gid)
+    environment = {"PATH": PATH, "HOME": "/nonexistent"}
+    done = run(command, time_limit_seconds=TRY_SECONDS, environment=environment, identity=identity)
+    if done.exit_code is None:
+        return done.failure
+    return " ".join(done.errors.decode(errors="replace").split()) + _HINT if done.failure else None

@@ -66,6 +66,11 @@ def check_settings(settings: Settings, parsed: Parsed, host: HostFacts, report: 
 
 
 def _check_user(settings: Settings, parsed: Parsed, host: HostFacts, report: Report) -> None:
+    if settings.slot_uids is not None:
+        first, last = map(int, settings.slot_uids.split("-"))
+        if last - first + 1 < settings.host_processors:
+            text = f"{settings.slot_uids} has fewer than {settings.host_processors} uids, one for each slot"
+            report.error(*parsed.where("slot_uids"), text)
     user = settings.singularity_user
     if user is None:
         return

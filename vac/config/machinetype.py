@@ -161,7 +161,7 @@ class Machinetype:
         Kind.ADDRESSES, (), "resolvers of Docker containers", sample="192.0.2.53"
     )
     container_nested: bool = option(
-        Kind.BOOLEAN, False, "allow what unprivileged containers inside the container need"
+        Kind.BOOLEAN, False, "allow what unprivileged containers inside a Docker or bubblewrap machine need"
     )
     token_dir: Path | None = option(
         Kind.PATH,

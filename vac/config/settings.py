@@ -160,6 +160,14 @@ class Settings:
         pattern_doc="a user's name",
         sample="vacuser",
     )
+    slot_uids: str | None = option(
+        Kind.NAME,
+        None,
+        "uids of bubblewrap and Singularity machines, one for each slot, instead of singularity_user's",
+        pattern=r"[1-9][0-9]{3,9}-[1-9][0-9]{3,9}",
+        pattern_doc="the first and the last uid, from 1000 on, with a hyphen between them",
+        sample="200000-200255",
+    )
     singularity_path: Path | None = option(
         Kind.PATH,
         None,
@@ -251,6 +259,17 @@ def slot_number(factory_name: str, name: str) -> int | None:
         return None
     number = int(digits)
     return number if slot_name(factory_name, number) == name else None
+
+
+def slot_uid(settings: Settings, name: str) -> int | None:
+    """Return the uid of this slot's machine; None if slot_uids isn't set. Raises ValueError if it has too few."""
+    if settings.slot_uids is None:
+        return None
+    first, last = map(int, settings.slot_uids.split("-"))
+    number = slot_number(settings.factory_name, name)
+    if number is None or first + number > last:
+        raise ValueError(f"slot_uids {settings.slot_uids} has no uid for {name}")
+    return first + number
 
 
 def slot_address(number: int) -> str:

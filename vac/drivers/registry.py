@@ -22,7 +22,7 @@ ENGINES = {
 MODULES = {
     "libvirt": "vac.drivers.libvirt.libvirt_driver",
     "docker": "vac.drivers.docker.docker_driver",
-    "processes": "vac.drivers.processes.engine",
+    "processes": "vac.drivers.processes.process_driver",
 }
 """By engine; each has a function open_driver(settings, fetch)."""
 APART: Mapping[str, frozenset[ActionKind]] = {

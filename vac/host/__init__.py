@@ -1,1 +1,1 @@
-"""What the kernel offers: cgroups, /proc, users."""
+"""This host: cgroups, networks, file systems, child processes, privileges."""

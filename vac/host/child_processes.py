@@ -19,11 +19,11 @@ import subprocess
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import IO
+from typing import IO, Any
 
 MOST_BYTES = 16 * 1024 * 1024
 KILL_SECONDS = 1.0
-"""How long a killed child is waited for: one that is in the kernel's hands, on a file system that hangs, may stay."""
+"""Longest wait for a killed child: one that the kernel holds, on a file system that hangs, may stay."""
 MOST_CHARACTERS = 200
 
 
@@ -57,15 +57,19 @@ def run(
     stdin: bytes = b"",
     merge: bool = False,
     environment: Mapping[str, str] | None = None,
+    identity: tuple[int, int] | None = None,
     most_bytes: int = MOST_BYTES,
     kill_seconds: float | None = KILL_SECONDS,
 ) -> Finished:
     """Run a program in / until its end, or kill it when its time is over. Never raises OSError.
 
-    time_limit_seconds None: it may take for ever. merge: errors go into the output. environment None: as ours. Of each
-    stream most_bytes are kept, and the rest is read and dropped. kill_seconds None: wait for the end of a killed child
-    however long it takes.
+    time_limit_seconds None: it may take for ever. merge: errors go into the output. environment None: as ours.
+    identity: uid and gid to run as, without supplementary groups. Of each stream most_bytes are kept, and the rest is
+    read and dropped. kill_seconds None: wait for the end of a killed child however long it takes.
     """
+    identified: dict[str, Any] = {}
+    if identity is not None:
+        identified = {"user": identity[0], "group": identity[1], "extra_groups": ()}
     words = tuple(os.fspath(word) for word in command)
     try:
         with _input(stdin) as source:
@@ -77,6 +81,7 @@ def run(
                 cwd="/",
                 env=environment,
                 start_new_session=True,
+                **identified,
             )
     except FileNotFoundError:
         return Finished(words, None, failure=f"{words[0]} is not installed", missing=True)

@@ -6,7 +6,7 @@ import json
 import os
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -108,10 +108,48 @@ def mount_of(path: str | os.PathLike[str], found: list[Mount]) -> Mount | None:
     """Return the mount that holds this absolute path without links; None if there is none, as in a chroot."""
     best = None
     for mount in found:
-        below = f"{os.fspath(path).rstrip('/')}/".startswith(f"{mount.point.rstrip('/')}/")
-        if below and (best is None or len(mount.point) >= len(best.point)):
+        if _below(os.fspath(path), mount.point) is not None and (
+            best is None or len(mount.point) >= len(best.point)
+        ):
             best = mount
     return best
+
+
+def other_paths(path: str, found: list[Mount]) -> list[str]:
+    """Return all other paths at which mounts show the directory at this real path, or parts of it.
+
+    Bind mounts do, and OSTree's /sysroot. What is mounted below the directory counts as part of it.
+    """
+    holder = mount_of(path, found)
+    if holder is None:
+        return []
+    secrets = {(holder.device, _join(holder.root, _below(path, holder.point) or ""))}
+    secrets |= {(mount.device, mount.root) for mount in found if _below(mount.point, path) is not None}
+    places: dict[str, None] = {}
+    for mount in found:
+        for device, root in secrets:
+            inside, above = _below(root, mount.root), _below(mount.root, root)
+            if mount.device == device and (inside is not None or above is not None):
+                places[_join(mount.point, inside or "")] = None
+    return [place for place in places if _below(place, path) is None]
+
+
+def with_other_paths(paths: Sequence[str]) -> list[str]:
+    """Return these absolute paths of this host, as they are and real, with their other_paths(). Raises OSError."""
+    found = mounts()
+    real = [os.path.realpath(path) for path in paths]
+    others = [place for path in real for place in other_paths(path, found)]
+    return list(dict.fromkeys([*paths, *real, *others]))
+
+
+def _below(path: str, directory: str) -> str | None:
+    """Return the path relative to the directory, "" if it is the same; None if it isn't below."""
+    path, directory = f"{path.rstrip('/')}/", f"{directory.rstrip('/')}/"
+    return path[len(directory) :].rstrip("/") if path.startswith(directory) else None
+
+
+def _join(directory: str, below: str) -> str:
+    return f"{directory.rstrip('/')}/{below}".rstrip("/") or "/"
 
 
 def _plain(text: str) -> str:

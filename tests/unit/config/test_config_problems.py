@@ -117,6 +117,8 @@ def test_machinetypes_that_make_little_sense_are_warned_about(
         ("singularity_user = nosuch", "singularity_user: there is no account 'nosuch' on this host"),
         ("singularity_user = root", "singularity_user: 'root' is root; it has to be an unprivileged account"),
         ("singularity_user = toor", "'toor' is root"),
+        ("slot_uids = 200000-200062", "200000-200062 has fewer than 64 uids, one for each slot"),
+        ("slot_uids = 0-100", "'0-100' is not the first and the last uid, from 1000 on, with a hyphen"),
         ("volume_group = gone", "there is no LVM volume group 'gone'"),
         ("gocdb_cert_file = /c", "gocdb_cert_file: is set without gocdb_key_file: set both or none"),
         ("gocdb_key_file = /c", "gocdb_key_file: is set without gocdb_cert_file: set both or none"),

@@ -18,7 +18,6 @@ from vac.drivers.base import MachineSpec
 from vac.drivers.docker.docker_api import Client
 from vac.drivers.docker.docker_container import (
     LONGEST_PASSWD_BYTES,
-    REFUSED,
     EngineKind,
     container_config,
     creation_failure,
@@ -29,6 +28,7 @@ from vac.drivers.docker.docker_container import (
     tmp_bind_directory,
 )
 from vac.drivers.docker.docker_images import Image
+from vac.host.syscall_filter import REFUSED
 
 GOLDEN = Path(__file__).parents[2] / "data" / "docker-create.json"
 IMAGE = Image("sha256:1234", "example.com/pilot@sha256:5678", "", entrypoint=False)

@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from vac.host.filesystems import Mount, mount_of, mounts, parse_mounts, stamp_of
+import pytest
+
+from vac.host.filesystems import Mount, mount_of, mounts, other_paths, parse_mounts, stamp_of
 
 TEXT = r"""22 1 8:1 / / rw,relatime shared:1 - ext4 /dev/sda1 rw
 40 22 8:2 /vac /var/lib/vac rw,nosuid shared:2 master:1 - xfs /dev/sdb1 rw,noquota
@@ -38,6 +40,27 @@ def test_the_mount_that_holds_a_path_is_the_deepest_and_latest() -> None:
     ]
     assert mount_of("/mnt/x", found).source == "later"  # type: ignore[union-attr]
     assert mount_of("/x", []) is None
+
+
+@pytest.mark.parametrize(
+    ("more", "path", "places"),
+    [
+        ("", "/var/lib/vac", []),
+        ("50 22 8:2 /vac /srv/alias rw - xfs /dev/sdb1 rw\n", "/var/lib/vac", ["/srv/alias"]),
+        ("50 22 8:2 / /disk rw - xfs /dev/sdb1 rw\n", "/var/lib/vac", ["/disk/vac"]),
+        ("50 22 8:2 /vac/machines/m /srv/m rw - xfs /dev/sdb1 rw\n", "/var/lib/vac", ["/srv/m"]),
+        ("50 22 8:2 /vacuum /srv/other rw - xfs /dev/sdb1 rw\n", "/var/lib/vac", []),
+        ("50 22 8:1 / /sysroot rw - ext4 /dev/sda1 rw\n", "/root", ["/sysroot/root"]),
+        ("50 22 8:1 /root/a /srv/a rw - ext4 /dev/sda1 rw\n", "/root", ["/srv/a"]),
+        (
+            "50 40 8:3 / /var/lib/vac/machines rw - xfs c rw\n51 22 8:3 /m1 /srv/m1 rw - xfs c rw\n",
+            "/var/lib/vac",
+            ["/srv/m1"],
+        ),
+    ],
+)
+def test_other_ways_to_a_directory_are_found(more: str, path: str, places: list[str]) -> None:
+    assert other_paths(path, list(parse_mounts(TEXT + more))) == places
 
 
 def test_this_host_has_proc() -> None:

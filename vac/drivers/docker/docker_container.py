@@ -24,6 +24,7 @@ import docker.errors
 from vac.drivers.base import CreationFailed, MachineSpec
 from vac.drivers.docker.docker_api import Client, explanation
 from vac.drivers.docker.docker_images import Image
+from vac.host.syscall_filter import Rule, rules
 from vac.text import without_password
 
 LABEL_SPACE = "vac.space"
@@ -55,25 +56,6 @@ TAR_OVERHEAD_BYTES = 64 * 1024
 """Headers, extended ones too, and padding, of an archive of one file."""
 FILE_TYPE_BITS = 0x8F280000
 """Of a Go os.FileMode: ModeType. A regular file has none of them set."""
-
-REFUSED = (
-    *("acct", "quotactl", "quotactl_fd", "swapon", "swapoff", "reboot", "vhangup", "syslog"),
-    *("add_key", "keyctl", "request_key"),
-    *("bpf", "perf_event_open", "userfaultfd", "fanotify_init", "lookup_dcookie", "open_by_handle_at"),
-    *("io_uring_setup", "io_uring_enter", "io_uring_register"),
-    *("clock_adjtime", "clock_adjtime64", "clock_settime", "clock_settime64", "settimeofday", "stime"),
-    *("create_module", "delete_module", "finit_module", "init_module", "query_module", "get_kernel_syms"),
-    *("kexec_load", "kexec_file_load"),
-    *("ioperm", "iopl", "vm86", "vm86old", "uselib"),
-    *("get_mempolicy", "set_mempolicy", "set_mempolicy_home_node", "mbind", "move_pages", "migrate_pages"),
-    *("kcmp", "process_madvise", "pidfd_getfd"),
-    *("nfsservctl", "sysfs", "_sysctl", "ustat"),
-)
-"""System calls that stay refused with container_nested, of those of Linux 5.17."""
-PERSONALITIES = (0x8, 0x20000)
-"""Flags that personality() may set (PER_LINUX32, UNAME26); all 32 together only ask for the present ones."""
-_AF_VSOCK = 40
-_EPERM = 1
 
 _log = logging.getLogger(__name__)
 
@@ -243,10 +225,7 @@ def creation_failure(text: str, spec: MachineSpec) -> str:
 def nested_profile() -> str:
     """Return the seccomp profile for container_nested as JSON; 32-bit programs are filtered alike.
 
-    Docker's default profile (docs.docker.com/engine/security/seccomp) refuses what makes namespaces and mounts unless
-    the container holds CAP_SYS_ADMIN. Here those are allowed, as the kernel asks for the capability in the caller's own
-    user namespace, and the rest of what the default refuses stays refused: REFUSED, personality() but for the default's
-    five values, and sockets of AF_VSOCK. It lists refusals, since a profile can't be laid over the engine's own.
+    It lists refusals, since a profile can't be laid over the engine's own.
     """
     return json.dumps(
         {
@@ -255,11 +234,7 @@ def nested_profile() -> str:
                 {"architecture": "SCMP_ARCH_X86_64", "subArchitectures": ["SCMP_ARCH_X86", "SCMP_ARCH_X32"]},
                 {"architecture": "SCMP_ARCH_AARCH64", "subArchitectures": ["SCMP_ARCH_ARM"]},
             ],
-            "syscalls": [
-                _refuse(sorted(REFUSED)),
-                _refuse(["socket"], {"index": 0, "op": "SCMP_CMP_EQ", "value": _AF_VSOCK}),
-                *(_refuse(["personality"], one) for one in _personalities()),
-            ],
+            "syscalls": [_refusal(rule) for rule in rules(nested=True)],
         }
     )
 
@@ -394,19 +369,11 @@ def _privileges(spec: MachineSpec, engine: EngineKind) -> Mapping[str, object]:
     return privileges
 
 
-def _refuse(names: list[str], *arguments: dict[str, object]) -> dict[str, object]:
-    return {"names": names, "action": "SCMP_ACT_ERRNO", "errnoRet": _EPERM, "args": list(arguments)}
-
-
-def _personalities() -> list[dict[str, object]]:
-    """Return the conditions on the argument of a refused personality(); one rule compares an argument only once.
-
-    Some other flag is set, but not all 32 are: then, in a circle of the others, one that is set is followed by one
-    that isn't; or all others are set, and one of those that are allowed isn't.
-    """
-    others = [1 << bit for bit in range(32) if 1 << bit not in PERSONALITIES]
-    pairs = [*zip(others, [*others[1:], others[0]]), *((others[0], flag) for flag in PERSONALITIES)]
-    return [
-        {"index": 0, "op": "SCMP_CMP_MASKED_EQ", "value": is_set | is_not, "valueTwo": is_set}
-        for is_set, is_not in pairs
-    ]
+def _refusal(rule: Rule) -> dict[str, object]:
+    arguments: list[dict[str, object]] = []
+    if rule.mask is not None:
+        arguments = [{"index": 0, "op": "SCMP_CMP_MASKED_EQ", "value": rule.mask, "valueTwo": rule.value}]
+    elif rule.value is not None:
+        arguments = [{"index": 0, "op": "SCMP_CMP_EQ", "value": rule.value}]
+    names = sorted(rule.names)
+    return {"names": names, "action": "SCMP_ACT_ERRNO", "errnoRet": rule.error, "args": arguments}

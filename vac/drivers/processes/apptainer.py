@@ -1,7 +1,5 @@
 """The command line of a Singularity/Apptainer machine: apptainer-exec(1), of Apptainer 1.0 and SingularityCE 3.9
-or later, with or without their setuid parts.
-
-This module is also imported by vac.drivers.processes.launch, which is why it imports so little.
+or later, with or without their setuid parts. The launcher imports this module, too.
 """
 
 # ruff: noqa: PTH110
@@ -12,6 +10,7 @@ import os
 from typing import TYPE_CHECKING, Any
 
 from vac.config.machinetype import reserved_paths
+from vac.host.filesystems import with_other_paths
 from vac.host.probes import real_image
 
 if TYPE_CHECKING:
@@ -22,9 +21,10 @@ PACKAGE = "apptainer"
 OPTION = "singularity_path"
 TELLS = False
 TAKES_URLS = True
+NEEDS_ACCOUNT = True
 
 _INIT = (b"appinit", b"sinit")
-"""What their first process in a machine's own PID namespace calls itself, once it is about to run the command."""
+"""Name of their first process in a machine's own PID namespace, once it is about to run the command."""
 _OWN = (*_INIT, b"Apptainer runtime parent", b"Singularity runtime parent")
 _HELPERS = (b"squashfuse", b"squashfuse_ll", b"fuse2fs", b"fuse-overlayfs", b"gocryptfs")
 """Programs that they mount images with."""
@@ -33,9 +33,7 @@ _FAILED = 255
 
 
 def plan(spec: MachineSpec, program: str) -> dict[str, Any]:
-    """What command_line() needs, for JSON. Directories below mnt are as vac.drivers.processes.plan makes them.
-
-    A root_image with a URL has been replaced by its copy's path. Raises ValueError with a reason if the
+    """See Model. A root_image with a URL has been replaced by its copy's path. Raises ValueError with a reason if the
     machinetype can't be run like this.
     """
     kind, directory = spec.machinetype, spec.directory
@@ -59,7 +57,7 @@ def plan(spec: MachineSpec, program: str) -> dict[str, Any]:
         "hostname": spec.name,
         "image": str(spec.files / image),
         "workdir": str(own),
-        "state_dir": str(spec.settings.state_dir),
+        "hidden": with_other_paths([str(spec.settings.state_dir)]),
         "binds": binds,
         "command": kind.container_command,
         "environment": {"HOME": str(own / "home")},
@@ -67,8 +65,7 @@ def plan(spec: MachineSpec, program: str) -> dict[str, Any]:
 
 
 def scratch(spec: MachineSpec) -> list[tuple[str, str]]:
-    """The machine's fresh writable directories: name below mnt, and place inside. Those of tmp, var_tmp and home
-    are --workdir's own; places to mount at can be made in them by nobody but us."""
+    """See Model. tmp, var_tmp and home are --workdir's own; only we can make places in them to mount at."""
     for path in reserved_paths("singularity", spec.machinetype.tmp_binds):
         raise ValueError(f"tmp_binds: {path} can't be a fresh directory")
     paths = [os.path.normpath(path) for path in spec.machinetype.tmp_binds]
@@ -78,31 +75,37 @@ def scratch(spec: MachineSpec) -> list[tuple[str, str]]:
 
 
 def running(status: str, first: bytes, others: list[bytes]) -> bool:
-    """Is there, beside the init of the machine's own PID namespace, a process that isn't of Apptainer?"""
+    """See Model: a process that isn't of Apptainer runs beside the init of the machine's own PID namespace."""
     return any(map(_is_init, others)) and any(each and not _is_own(each) for each in others)
 
 
+def executed(status: str) -> bool:
+    """See Model."""
+    return '"executing"' in status
+
+
+def may_pass(failure: str) -> bool:
+    """See Model."""
+    return False
+
+
 def has_run(status: str, exit_code: int, said: str) -> bool:
-    """It tells a failure by an exit code that the command may also have and by what it says last."""
+    """See Model: a failure has an exit code that the command may also have, and a last message."""
     return not (exit_code == _FAILED and "FATAL:" in said)
 
 
 def command_line(plan: dict[str, Any]) -> list[str]:
-    """The program with all its arguments. Called in the launcher's process, as the machine's user.
-
-    The image is given as an absolute path without `//`, which can be neither option nor URI.
-
-    Raises OSError or ValueError with a reason if the image isn't there, is a link out of /cvmfs, or may not be used.
-    """
+    """See Model. The image is given as an absolute path without `//`, which can be neither option nor URI."""
     image = real_image(plan["image"])
     if not os.path.exists(image):
         where = "can't be found, or not by user"
         raise ValueError(
             f"root_image {plan['image']} {where} {os.getuid()}; a path, or a URL, would be right"
         )
-    if os.path.commonpath([image, os.path.realpath(plan["state_dir"])]) == image:
-        what = f"holds {plan['state_dir']}, which machines must not see"
-        raise ValueError(f"root_image {image} {what}; bubblewrap takes / and hides that")
+    for hidden in plan["hidden"]:
+        if os.path.commonpath([image, os.path.realpath(hidden)]) == image:
+            what = f"holds {hidden}, which machines must not see"
+            raise ValueError(f"root_image {image} {what}; bubblewrap takes / and hides that")
     if ":" in plan["workdir"] or "," in plan["workdir"]:
         raise ValueError(f"{plan['workdir']}: singularity needs a state_dir without : and ,")
     mounts = [f"--mount={mount(*bind)}" for bind in plan["binds"]]
@@ -112,7 +115,7 @@ def command_line(plan: dict[str, Any]) -> list[str]:
 
 
 def mount(source: str, destination: str, mode: str) -> str:
-    """A bind as --mount wants it: fields of a line of CSV (RFC 4180)."""
+    """Return a bind in the form of --mount: fields of a line of CSV (RFC 4180)."""
     fields = ["type=bind", f"source={source}", f"destination={destination}", mode]
     return ",".join('"' + field.replace('"', '""') + '"' for field in fields if field != "rw")
 

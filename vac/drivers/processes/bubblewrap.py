@@ -1,22 +1,23 @@
 """The command line of a bubblewrap machine. Options are bubblewrap 0.4.1's (EL9) and later; see bwrap(1).
 
-This module is also imported by vac.drivers.processes.launch, which is why it imports so little: pathlib alone would add
-5 ms to each machine's start.
-
-bwrap can't make a mount point inside a read-only bind. Therefore the machine's root is a fresh file system
-into which the image's top-level entries are bound one by one; a directory below in which a mount point is
-missing is composed from its entries in the same way.
+The launcher imports this module, too. bwrap can't make a mount point inside a read-only bind. Therefore the machine's
+root is a fresh file system into which the image's top-level entries are bound one by one; a directory below in which a
+mount point is missing is composed from its entries in the same way.
 """
 
 # ruff: noqa: PTH110, PTH112, PTH113, PTH114, PTH115, PTH118, PTH120, PTH121
 
 from __future__ import annotations
 
+import contextlib
 import os
 from typing import TYPE_CHECKING, Any
 
 from vac.config.machinetype import reserved_paths
+from vac.drivers.processes.launch import FILTER
+from vac.host.filesystems import with_other_paths
 from vac.host.probes import real_image
+from vac.host.syscall_filter import compiled
 
 if TYPE_CHECKING:
     from vac.drivers.base import MachineSpec
@@ -26,18 +27,18 @@ PACKAGE = "bubblewrap"
 OPTION = ""
 TELLS = True
 TAKES_URLS = False
+NEEDS_ACCOUNT = False
 HIDDEN = ("/run", "/home", "/root", "/etc/vac.d", "/etc/vac.conf")
-"""What of the host's own tree no machine sees, besides state_dir and what the factory names."""
+"""Parts of the host's own tree that no machine sees, besides state_dir and what the factory names."""
 RESOLVER_FILES = ("/etc/resolv.conf", "/etc/hosts")
 """The host's, since the machine shares the host's network."""
 MOST_LINKS = 40
+OWN_MARK = b"\0--json-status-fd\x003\0"
+"""Part of bwrap's own command line that tells it from one that a machine starts."""
 
 
 def plan(spec: MachineSpec, program: str) -> dict[str, Any]:
-    """What command_line() needs, for JSON. Directories below mnt are as vac.drivers.processes.plan makes them.
-
-    Raises ValueError with a reason if the machinetype can't be run like this.
-    """
+    """See Model."""
     kind, directory = spec.machinetype, spec.directory
     if not kind.root_image:
         raise ValueError("root_image is not set; bubblewrap takes / or the path of a directory tree")
@@ -47,7 +48,7 @@ def plan(spec: MachineSpec, program: str) -> dict[str, Any]:
     state_dir = str(spec.settings.state_dir)
     mounts = [("rw", str(directory / "mnt" / source), dest) for source, dest in scratch(spec)]
     mounts += [("dev", "", "/dev"), ("proc", "", "/proc")]
-    hidden = (*HIDDEN, *map(str, spec.hidden), state_dir, os.path.realpath(state_dir))
+    hidden = with_other_paths([*HIDDEN, *map(str, spec.hidden), state_dir])
     mounts += [("blank", "", path) for path in hidden]
     mounts += [("try", path, path) for path in RESOLVER_FILES]
     mounts += [("ro", str(directory / name), f"/tmp/{name}") for name in ("machinefeatures", "jobfeatures")]
@@ -64,11 +65,20 @@ def plan(spec: MachineSpec, program: str) -> dict[str, Any]:
         "files": os.path.realpath(spec.files),
         "mounts": mounts,
         "command": kind.container_command,
+        "filter": syscall_filter(kind.container_nested),
     }
 
 
+def syscall_filter(nested: bool) -> str:
+    """Return the filter of system calls, in hex. Raises ValueError if it can't be made: no machine is without one."""
+    try:
+        return compiled(nested).hex()
+    except OSError as error:
+        raise ValueError(f"{error.filename} {error.strerror}") from error
+
+
 def scratch(spec: MachineSpec) -> list[tuple[str, str]]:
-    """The machine's fresh writable directories: name below mnt, and place inside."""
+    """See Model."""
     for path in reserved_paths("bubblewrap", spec.machinetype.tmp_binds):
         raise ValueError(f"tmp_binds: {path} can't be a fresh directory")
     paths = [os.path.normpath(path) for path in spec.machinetype.tmp_binds]
@@ -77,25 +87,30 @@ def scratch(spec: MachineSpec) -> list[tuple[str, str]]:
 
 
 def running(status: str, first: bytes, others: list[bytes]) -> bool:
-    """Has bwrap executed the machine's command?
+    """See Model: a process that bwrap has forked keeps bwrap's command line until it executes something."""
+    return '"child-pid"' in status and any(
+        each not in (first, b"") and OWN_MARK not in each for each in others
+    )
 
-    status is what bwrap has written to its json-status-fd; first is the command line of bwrap itself, others
-    are those of the machine's other processes. A process that bwrap has forked keeps bwrap's command line
-    until it executes something.
-    """
-    return '"child-pid"' in status and any(other not in (first, b"") for other in others)
+
+def executed(status: str) -> bool:
+    """See Model."""
+    return '"child-pid"' in status
+
+
+def may_pass(failure: str) -> bool:
+    """See Model: entries of the host's own tree come and go while they are mounted one by one."""
+    gone = failure.endswith("No such file or directory") or "(deleted)" in failure
+    return failure.startswith("bwrap: Can't ") and gone
 
 
 def has_run(status: str, exit_code: int, said: str) -> bool:
-    """Now that bwrap has ended: had it executed the machine's command? It tells an exit code only then."""
+    """See Model: bwrap tells an exit code only if it has executed the command."""
     return '"exit-code"' in status
 
 
 def command_line(plan: dict[str, Any]) -> list[str]:
-    """bwrap with all its arguments. Called in the launcher's process, as the machine's user.
-
-    Raises OSError or ValueError with a reason if image or command are not there, or the image may not be used.
-    """
+    """See Model."""
     root, command = real_image(plan["image"]), plan["command"]
     if not os.path.isdir(root):
         what = "is a file" if os.path.exists(root) else "can't be found"
@@ -107,13 +122,14 @@ def command_line(plan: dict[str, Any]) -> list[str]:
         plan["program"],
         *("--unshare-user", "--unshare-pid", "--unshare-ipc", "--unshare-uts", "--unshare-cgroup-try"),
         *("--hostname", plan["hostname"], "--new-session", "--json-status-fd", "3"),
+        *("--seccomp", str(FILTER)),
         *compose(root, points),
         *("--chdir", "/tmp", "--", command),
     ]
 
 
 def check_root(root: str, plan: dict[str, Any]) -> None:
-    """Raise ValueError if the image is, or lies in, what machines must not see: there nothing of it could be hidden.
+    """Raise ValueError if the image is, or lies in, a hidden place: there nothing of it could be hidden.
 
     The site's files/ directory of the machinetype is for images.
     """
@@ -125,7 +141,7 @@ def check_root(root: str, plan: dict[str, Any]) -> None:
 
 
 def check_command(root: str, command: str, points: dict[str, tuple[str, str]]) -> None:
-    """Raise ValueError if the command isn't there or may not be executed, as far as that can be told now."""
+    """Raise ValueError if the command is certainly not there or may not be executed."""
     place = resolve(root, command, points)
     kind, file = points.get(place, ("", os.path.join(root, place[1:])))
     if not kind and inside(place, points):
@@ -142,7 +158,7 @@ def check_command(root: str, command: str, points: dict[str, tuple[str, str]]) -
 
 
 def mount_points(root: str, mounts: list[tuple[str, str, str]]) -> dict[str, tuple[str, str]]:
-    """What is mounted where, symbolic links resolved; of two at one place the later counts.
+    """Return kind and source of mounts by place, symbolic links resolved; of two at one place the later counts.
 
     A file to be hidden is left out of its directory: a mount on a file goes when another is renamed to its name.
     """
@@ -163,9 +179,9 @@ def mount_points(root: str, mounts: list[tuple[str, str, str]]) -> dict[str, tup
 
 
 def wanted(own: str, source: str, hidden: bool) -> bool:
-    """Is the host's file to be bound over the image's own, or where that is hidden by another mount?
+    """Return True if the host's file has to be bound over the image's own, or where another mount hides that.
 
-    If they are the same one, no: its directory on the host shows the file's successors, too.
+    Not if they are the same one: its directory on the host shows the file's successors, too.
     """
     if hidden or not os.path.isfile(own):
         return hidden and os.path.isfile(source)
@@ -173,7 +189,7 @@ def wanted(own: str, source: str, hidden: bool) -> bool:
 
 
 def resolve(root: str, path: str, points: dict[str, tuple[str, str]]) -> str:
-    """The path with the image's symbolic links followed; below mount points there are none."""
+    """Return the path with the image's symbolic links followed; below mount points there are none."""
     done, todo, links = "/", path.split("/"), 0
     while todo:
         part = todo.pop(0)
@@ -197,12 +213,12 @@ def resolve(root: str, path: str, points: dict[str, tuple[str, str]]) -> str:
 
 
 def inside(path: str, points: dict[str, tuple[str, str]]) -> bool:
-    """Is the path below one of the mount points?"""
+    """Return True if the path is below one of the mount points."""
     return any(path.startswith(point + "/") for point in points)
 
 
 def compose(root: str, points: dict[str, tuple[str, str]]) -> list[str]:
-    """The arguments that make the machine's file system: image, mounts, and writable only what must be."""
+    """Return the arguments that make the machine's file system: image, mounts, and writable only what must be."""
     arguments = lay(root, "/", points, directories_to_open(root, points))
     blanks = []
     for place, (kind, source) in sorted(points.items(), key=lambda point: point[0].split("/")):
@@ -219,7 +235,7 @@ def compose(root: str, points: dict[str, tuple[str, str]]) -> list[str]:
 
 
 def directories_to_open(root: str, points: dict[str, tuple[str, str]]) -> set[str]:
-    """Directories of the image that have to be composed because a mount point is missing in them."""
+    """Return directories of the image that have to be composed because a mount point is missing in them."""
     opened = {"/"}
     for place, (kind, source) in points.items():
         if inside(place, points):
@@ -238,17 +254,21 @@ def directories_to_open(root: str, points: dict[str, tuple[str, str]]) -> set[st
 
 
 def lay(root: str, directory: str, points: dict[str, tuple[str, str]], opened: set[str]) -> list[str]:
-    """Arguments that bring the entries of a directory of the image into the machine."""
+    """Return arguments that bring the entries of a directory of the image into the machine.
+
+    One that vanishes meanwhile, as in the host's own tree others' files may, is left out.
+    """
     arguments = []
     with os.scandir(os.path.join(root, directory[1:])) as entries:
         for entry in sorted(entries, key=lambda each: each.name):
             place = os.path.join(directory, entry.name)
             if place in points:
                 continue
-            if entry.is_symlink():
-                arguments += ["--symlink", os.readlink(entry.path), place]
-            elif place in opened:
-                arguments += ["--dir", place, *lay(root, place, points, opened)]
-            elif entry.is_dir() or entry.is_file():
-                arguments += ["--ro-bind", entry.path, place]
+            with contextlib.suppress(FileNotFoundError):
+                if entry.is_symlink():
+                    arguments += ["--symlink", os.readlink(entry.path), place]
+                elif place in opened:
+                    arguments += ["--dir", place, *lay(root, place, points, opened)]
+                elif entry.is_dir() or entry.is_file():
+                    arguments += ["--ro-bind-try", entry.path, place]
     return arguments

@@ -1,39 +1,53 @@
 """The small program between the driver and a machine's first process.
 
-Started by vac.drivers.processes.engine as `python -I -S launch.py PLAN`, PLAN being JSON. It enters the machine's
-cgroup, becomes the unprivileged user, works out the command line (which may mean to look at an image on a
-network file system: never in the factory's process) and executes it. What is wrong is written to descriptor
-3 as {"failure": REASON}, and what the image is as {"image_path": PATH, "stamp": VERSION}. A program of its own
-because in a process with threads little else than exec is safe after a fork, and in Python, not in shell,
-because paths are not to be parsed; it costs some 20 ms.
+The driver starts it as `python -I -S launch.py PLAN`, PLAN being JSON. It enters the machine's cgroup, drops everything
+of the factory, becomes the unprivileged user, works out the command line (which may mean to look at an image on a
+network file system: never in the factory's process) and executes it. Descriptor 3 is the machine's status file, not a
+pipe: a machine depends on no reader. Into it go the machine's group, model and process number, {"failure": REASON} or
+{"image_path": PATH, "stamp": VERSION} and {"executing": true}; bubblewrap adds {"child-pid": PID} and at the machine's
+end {"exit-code": CODE}.
+
+It is a program of its own because in a process with threads little else than exec is safe after a fork.
 """
 
 from __future__ import annotations
 
+import ctypes
+import errno
 import importlib
 import json
 import os
+import platform
 import signal
 import stat
 import sys
 from typing import Any, NoReturn
 
 STATUS = 3
-"""The descriptor for its own and the program's messages to the driver."""
-EXECUTING = b'{"executing": true}\n'
-"""The last message before the program is executed."""
+"""The descriptor of the status file."""
+FILTER = 4
+"""The descriptor of the filter of system calls, for a program that takes one."""
+_KEYCTL = {"x86_64": 250, "aarch64": 219, "ppc64le": 271}
+_KEYCTL_JOIN_SESSION_KEYRING = 1
+_NO_KEYS = (errno.ENOSYS, errno.EPERM)
+"""Errors of a kernel without keys, or of a container in which nobody reaches them."""
 
 
 def fail(reason: str) -> NoReturn:
     """Tell the driver why there will be no machine."""
-    os.write(STATUS, json.dumps({"failure": reason}).encode() + b"\n")
+    tell({"failure": reason})
     sys.exit(1)
 
 
+def tell(message: dict[str, Any]) -> None:
+    """Write a message into the status file."""
+    os.write(STATUS, json.dumps(message).encode() + b"\n")
+
+
 def become(plan: dict[str, Any]) -> None:
-    """Leave behind everything of the factory: session, descriptors, signals' handling, cgroup, user."""
+    """Leave session, descriptors, keys, handling of signals, cgroup and user of the factory."""
     os.setsid()
-    for name in os.listdir("/proc/self/fd"):  # noqa: PTH208  pathlib would add 5 ms
+    for name in os.listdir("/proc/self/fd"):  # noqa: PTH208
         if int(name) > STATUS:
             try:
                 os.close(int(name))
@@ -42,6 +56,7 @@ def become(plan: dict[str, Any]) -> None:
     signal.pthread_sigmask(signal.SIG_SETMASK, [])
     for number in (signal.SIGPIPE, signal.SIGXFSZ):
         signal.signal(number, signal.SIG_DFL)
+    join_new_session_keyring()
     for entrance in plan["entrances"]:
         descriptor = os.open(entrance, os.O_WRONLY)
         os.write(descriptor, b"0")
@@ -53,25 +68,49 @@ def become(plan: dict[str, Any]) -> None:
     os.setresuid(plan["uid"], plan["uid"], plan["uid"])
 
 
+def join_new_session_keyring() -> None:
+    """Get a session keyring of the machine's own, empty and without a way to root's: keyctl(2), session-keyring(7).
+
+    Done as root, whose quota no machine can use up. Raises OSError.
+    """
+    number = _KEYCTL.get(platform.machine())
+    if number is None:
+        return
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.syscall(number, _KEYCTL_JOIN_SESSION_KEYRING, None) < 0 and ctypes.get_errno() not in _NO_KEYS:
+        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()), "session keyring")
+
+
+def open_filter(program: str) -> None:
+    """Open the filter of system calls, given in hex, as descriptor FILTER."""
+    descriptor = os.memfd_create("filter")
+    os.write(descriptor, bytes.fromhex(program))
+    os.lseek(descriptor, 0, os.SEEK_SET)
+    os.dup2(descriptor, FILTER)
+    os.set_inheritable(FILTER, True)  # it may have had this number from the start
+
+
 def tell_image(path: str) -> None:
-    """Tell the driver which version of which file the image is; "stamp" as vac.host.sha256.stamp(), null for a tree."""
+    """Tell the driver which version of which file the image is, null for a tree."""
     path = os.path.realpath(path)
     status = os.stat(path)  # noqa: PTH116
     version = [status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns]
-    told = {"image_path": path, "stamp": version if stat.S_ISREG(status.st_mode) else None}
-    os.write(STATUS, json.dumps(told).encode() + b"\n")
+    tell({"image_path": path, "stamp": version if stat.S_ISREG(status.st_mode) else None})
 
 
 def main() -> NoReturn:
     """Become the machine."""
     plan = json.loads(sys.argv[1])
+    tell({"machine": plan["machine"], "model": plan["model"], "pid": os.getpid()})
     sys.path.insert(0, plan["path"])
     model = importlib.import_module(plan["module"])  # before the user changes, who may not be able to read it
     try:
         become(plan)
+        if plan.get("filter"):
+            open_filter(plan["filter"])
         arguments = model.command_line(plan)
         tell_image(plan["image"])
-        os.write(STATUS, EXECUTING)
+        tell({"executing": True})
         os.set_inheritable(STATUS, model.TELLS)
         os.execve(arguments[0], arguments, plan["environment"])
     except OSError as error:

@@ -1,7 +1,7 @@
 """Machines that a classic factory left running: Singularity's process, whose number is in the machine's file `pid`.
 
-Such a process and all that descend from it are moved into a cgroup like those of our own machines, which then tells
-whether the machine runs, and ends it. Fields of /proc/PID: proc_pid_stat(5) and proc_pid_status(5).
+Such a process and its descendants are moved into a cgroup like those of our own machines, in which the machine is then
+watched and ended. Fields of /proc/PID: proc_pid_stat(5) and proc_pid_status(5).
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ PROC = Path("/proc")
 NAMES = (b"singularity", b"apptainer")
 """One of these is in the command line, also once the program calls itself `Singularity runtime parent`."""
 CLOCK_SLACK_SECONDS = 5.0
-"""How much later than its number was noted a process may seem to have begun, as clocks are corrected."""
+"""Tolerance between the start of a process and the time its number was noted, as clocks are corrected."""
 MOST_PIDS = 4194304
-"""The kernel's own limit: what the classic has set isn't known."""
+"""The kernel's own limit: the classic's isn't known."""
 
 
-def take_in(groups: Groups, group: str, left: LeftProcess) -> bool:
-    """Move the machine's processes into this group, which is made if need be. False: it doesn't run any more.
+def take_over(groups: Groups, group: str, left: LeftProcess) -> bool:
+    """Move the machine's processes into this group, which is made if need be; False if it doesn't run any more.
 
-    Raises CgroupError and OSError, and EngineUnavailable if it can't be told whose the process is.
+    Raises CgroupError, OSError, and EngineUnavailable if the owner of the process is unknown.
     """
     if not still_runs(left):
         return False
@@ -42,7 +42,7 @@ def take_in(groups: Groups, group: str, left: LeftProcess) -> bool:
 
 
 def still_runs(left: LeftProcess, proc: Path = PROC) -> bool:
-    """Is the process with this number the one that was noted, by its owner, age and command, and no other since?"""
+    """Return True if the process with this number is still the one that was noted, by its owner, age and command."""
     place = proc / str(left.pid)
     try:
         state, _, begun_time = _stat(place, proc)
@@ -64,7 +64,7 @@ def still_runs(left: LeftProcess, proc: Path = PROC) -> bool:
 
 
 def descendants(pid: int, proc: Path = PROC) -> set[int]:
-    """Numbers of the process's children, their children, and so on."""
+    """Return the process's children, their children, and so on."""
     children: dict[int, list[int]] = {}
     for place in proc.iterdir():
         if place.name.isdigit():
@@ -80,7 +80,7 @@ def descendants(pid: int, proc: Path = PROC) -> set[int]:
 
 
 def _stat(place: Path, proc: Path) -> tuple[str, int, float]:
-    """State and parent of a process, and when it began, Unix seconds."""
+    """Return state, parent and start (Unix seconds) of a process."""
     fields = (place / "stat").read_text(errors="replace").rpartition(")")[2].split()
     boot = next(line for line in (proc / "stat").read_text().splitlines() if line.startswith("btime "))
     return fields[0], int(fields[1]), int(boot.split()[1]) + int(fields[19]) / os.sysconf("SC_CLK_TCK")

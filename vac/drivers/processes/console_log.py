@@ -1,0 +1,87 @@
+"""Limit of process machines' console logs: the beginning and the end are kept, the middle is left out.
+
+The machine itself writes its console.log, so that it depends on no reader. While it runs, blocks in the middle of a log
+that has grown too large are given back to the file system (fallocate(2), FALLOC_FL_PUNCH_HOLE): its end stays where the
+machine goes on writing. Once the machine has ended, the log is rewritten without the hole.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import logging
+import os
+import threading
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+NAME = "console.log"
+KEPT_BYTES = 4 * 1024 * 1024
+"""Kept of the beginning, and of the end."""
+SLACK_BYTES = 8 * 1024 * 1024
+"""May be allocated beyond that."""
+LOOK_SECONDS = 1.0
+_BLOCK = 512
+_PAGE = 1 << 16
+_KEEP_SIZE, _PUNCH_HOLE = 0x1, 0x2  # linux/falloc.h
+
+_log = logging.getLogger(__name__)
+
+
+class ConsoleKeeper:
+    """Limits the logs in these directories every LOOK_SECONDS, in a thread of its own, until close()."""
+
+    def __init__(self, directories: Callable[[], Iterable[Path]]) -> None:
+        self._directories = directories
+        self._closed = threading.Event()
+        self._failed: set[Path] = set()
+        threading.Thread(target=self._keep_looking, name="consoles", daemon=True).start()
+
+    def close(self) -> None:
+        """End the thread."""
+        self._closed.set()
+
+    def _keep_looking(self) -> None:
+        while not self._closed.wait(LOOK_SECONDS):
+            for directory in self._directories():
+                try:
+                    limit(directory / NAME)
+                except FileNotFoundError:
+                    continue
+                except OSError as error:
+                    if directory not in self._failed:
+                        self._failed.add(directory)
+                        _log.warning("%s/%s can't be limited: %s", directory, NAME, error.strerror)
+
+
+def limit(log: Path) -> None:
+    """Free the middle of a log that takes too much disk. Raises OSError."""
+    found = log.stat()
+    if found.st_blocks * _BLOCK <= 2 * KEPT_BYTES + SLACK_BYTES:
+        return
+    end = (found.st_size - KEPT_BYTES) // _PAGE * _PAGE
+    if end <= KEPT_BYTES:
+        return
+    descriptor = os.open(log, os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        libc = ctypes.CDLL(None, use_errno=True)
+        start, length = ctypes.c_int64(KEPT_BYTES), ctypes.c_int64(end - KEPT_BYTES)
+        if libc.fallocate(descriptor, _KEEP_SIZE | _PUNCH_HOLE, start, length) != 0:
+            error = ctypes.get_errno()
+            raise OSError(error, os.strerror(error), str(log))
+    finally:
+        os.close(descriptor)
+
+
+def close_up(log: Path) -> None:
+    """Rewrite the log of a machine that has ended without its middle, if it is too large. Raises OSError."""
+    size = log.stat().st_size
+    if size <= 2 * KEPT_BYTES + SLACK_BYTES:
+        return
+    short = log.with_name(f".{log.name}.short")
+    descriptor = os.open(short, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    with os.fdopen(descriptor, "wb") as new, log.open("rb") as old:
+        new.write(old.read(KEPT_BYTES))
+        new.write(f"\n[{size - 2 * KEPT_BYTES} bytes were left out here]\n".encode())
+        old.seek(size - KEPT_BYTES)
+        new.write(old.read(KEPT_BYTES))
+    short.replace(log)

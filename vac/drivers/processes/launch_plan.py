@@ -1,0 +1,222 @@
+"""The plan of a process machine (program, user, limits, directories), and the status of its launch.
+
+A Model has what differs between bubblewrap and Singularity.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import json
+import os
+import pwd
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol, cast
+
+import vac
+from vac.config.settings import Settings, slot_uid
+from vac.drivers.base import CreationFailed, MachineSpec
+from vac.drivers.images import ImageVersion
+from vac.host.cgroups import Limits
+from vac.host.filesystems import FileStamp
+
+MODELS = {"bubblewrap": "vac.drivers.processes.bubblewrap", "singularity": "vac.drivers.processes.apptainer"}
+"""Module, a Model, by machine model."""
+STATUS_FILE = "launch.status"
+"""In the machine's directory, root's own: lines of JSON, as launch.py says."""
+PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+
+
+class Model(Protocol):
+    """A module of MODELS. Plans have "program" and "image", its path, among others."""
+
+    PROGRAMS: tuple[str, ...]
+    """Programs that make the machine; the first that is found in PATH is taken."""
+    PACKAGE: str
+    """Package to install if there is none."""
+    OPTION: str
+    """The option of [settings] that names another; "" if there is none."""
+    TELLS: bool
+    """True: the program writes its own status to descriptor 3."""
+    TAKES_URLS: bool
+    """True: root_image may be the URL of an image; plan() is given the path of its copy."""
+    NEEDS_ACCOUNT: bool
+    """True: the program doesn't run with a uid of slot_uids without an account."""
+
+    def plan(self, spec: MachineSpec, program: str) -> dict[str, Any]:
+        """Return what the launcher needs, for JSON. Raises ValueError with a reason."""
+
+    def command_line(self, plan: dict[str, Any]) -> list[str]:
+        """Return the program and its arguments; called in the launcher. Raises OSError or ValueError with a reason."""
+
+    def scratch(self, spec: MachineSpec) -> list[tuple[str, str]]:
+        """Return the fresh directories to make: name below mnt, and place inside."""
+
+    def running(self, status: str, first: bytes, others: list[bytes]) -> bool:
+        """Return True if the machine's own command runs.
+
+        status is the text of the status file; first is the command line of the program, others are those of the
+        machine's other processes, b"" for one that has gone.
+        """
+
+    def executed(self, status: str) -> bool:
+        """Return False if the machine's own command was certainly never executed."""
+
+    def may_pass(self, failure: str) -> bool:
+        """Return True if the same start may succeed at once, since a file has vanished during it."""
+
+    def has_run(self, status: str, exit_code: int, said: str) -> bool:
+        """Return True if the program, which has ended, had executed the machine's command; said: its last output."""
+
+
+def account(settings: Settings) -> pwd.struct_passwd:
+    """Return the unprivileged account that machines run as. Raises CreationFailed if there is none."""
+    name = settings.singularity_user or "nobody"
+    try:
+        user = pwd.getpwnam(name)
+    except KeyError:
+        raise CreationFailed(f"there is no account {name}: singularity_user must name one") from None
+    if user.pw_uid == 0 or user.pw_gid == 0:
+        raise CreationFailed(f"singularity_user {name} is root; machines run unprivileged")
+    return user
+
+
+def identity(spec: MachineSpec) -> tuple[int, int]:
+    """Return uid and gid of the machine: its slot's own, else those of account(). Raises CreationFailed."""
+    try:
+        uid = slot_uid(spec.settings, spec.name)
+    except ValueError as error:
+        raise CreationFailed(str(error)) from None
+    if uid is not None:
+        return uid, uid
+    user = account(spec.settings)
+    return user.pw_uid, user.pw_gid
+
+
+def model_of(machine_model: str) -> Model:
+    """Return the module of a machine model."""
+    return cast(Model, importlib.import_module(MODELS[machine_model]))
+
+
+def make_plan(spec: MachineSpec) -> tuple[Model, dict[str, Any]]:
+    """Return the plan of this machine's launch, but for its cgroup. Raises CreationFailed."""
+    kind = spec.machinetype.machine_model
+    uid, gid = identity(spec)
+    model = model_of(kind)
+    if model.NEEDS_ACCOUNT and not _has_account(uid):
+        what = f"{model.PROGRAMS[0]} needs an account with uid {uid}, a uid of slot_uids; sysusers.d can declare it"
+        raise CreationFailed(what)
+    program = find_program(kind, spec.settings)
+    try:
+        plan = model.plan(spec, program)
+    except (OSError, ValueError) as error:
+        raise CreationFailed(str(error)) from error
+    features = {
+        f"{name.upper()}": f"/tmp/{name}" for name in ("machinefeatures", "jobfeatures", "joboutputs")
+    }
+    plan["environment"] = {"PATH": PATH, "HOME": "/tmp", **features, **plan.get("environment", {})}
+    plan["model"], plan["module"], plan["path"] = kind, MODELS[kind], str(Path(vac.__file__).parents[1])
+    plan["uid"], plan["gid"] = uid, gid
+    return model, plan
+
+
+def _has_account(uid: int) -> bool:
+    try:
+        pwd.getpwuid(uid)
+    except KeyError:
+        return False
+    return True
+
+
+def find_program(machine_model: str, settings: Settings) -> str:
+    """Return the path of the program that makes machines of this model. Raises CreationFailed if there is none."""
+    model = model_of(machine_model)
+    chosen = getattr(settings, model.OPTION) if model.OPTION else None
+    if chosen is not None:
+        if not os.access(chosen, os.X_OK):
+            raise CreationFailed(f"{model.OPTION} {chosen} can't be executed")
+        return str(chosen)
+    found = next(filter(None, (shutil.which(each, path=PATH) for each in model.PROGRAMS)), None)
+    if found is not None:
+        return found
+    raise CreationFailed(f"{model.PROGRAMS[0]} is not installed: install the package {model.PACKAGE}")
+
+
+def limits_of(spec: MachineSpec) -> Limits:
+    """Return the limits of the machine's cgroup."""
+    factor = spec.settings.memory_limit_factor
+    return Limits(
+        spec.processors,
+        spec.memory_bytes,
+        int(spec.memory_bytes * factor) if factor else None,
+        spec.settings.pids_per_processor * spec.processors,
+    )
+
+
+def prepare_directory(spec: MachineSpec, model: Model, uid: int, gid: int) -> None:
+    """Make the machine's user owner of what it may write or run, and make the fresh directories."""
+    os.chown(spec.directory / "joboutputs", uid, gid)
+    user_data = spec.directory / "user_data"
+    if user_data.exists():
+        os.chown(user_data, uid, gid)
+        user_data.chmod(0o500)
+    below = spec.directory / "mnt"
+    below.mkdir(exist_ok=True)
+    below.chmod(0o711)
+    for name, _ in model.scratch(spec):
+        (below / name).mkdir(exist_ok=True)
+        (below / name).chmod(0o700)
+        os.chown(below / name, uid, gid)
+
+
+@dataclass(frozen=True)
+class LaunchStatus:
+    """The content of a status file."""
+
+    text: str = ""
+    time: float = 0.0
+    """Of the last message, Unix seconds."""
+    first_process: int = 0
+    """Number of the program's process."""
+
+    @property
+    def model(self) -> Model | None:
+        """The machine's model; None if there is no status file, as for machines of a classic factory."""
+        name = told_in(self.text, "model").get("model")
+        return model_of(name) if name in MODELS else None
+
+    @property
+    def exit_code(self) -> int | None:
+        """The exit code that the program has told."""
+        told = told_in(self.text, "exit-code").get("exit-code")
+        return told if isinstance(told, int) else None
+
+
+def read_status(directory: Path) -> LaunchStatus:
+    """Return the status in a machine's directory; an empty one if there is none."""
+    try:
+        with (directory / STATUS_FILE).open("rb") as file:
+            text, changed = file.read(65536).decode(errors="replace"), os.fstat(file.fileno()).st_mtime
+    except OSError:
+        return LaunchStatus()
+    first = told_in(text, "pid").get("pid")
+    return LaunchStatus(text, changed, first if isinstance(first, int) else 0)
+
+
+def image_in(said: str) -> tuple[str, ImageVersion | None]:
+    """Return the image's real path, as the launcher has told it, and its version if it is a file."""
+    told = told_in(said, "image_path")
+    path, stamp = str(told.get("image_path", "")), told.get("stamp")
+    return path, ImageVersion(path, FileStamp(*stamp)) if stamp else None
+
+
+def told_in(said: str, key: str) -> dict[str, Any]:
+    """Return the JSON object with this key among those that launcher and program have written; empty if none has it."""
+    for line in said.splitlines():
+        with contextlib.suppress(json.JSONDecodeError):
+            told = json.loads(line)
+            if isinstance(told, dict) and key in told:
+                return told
+    return {}
