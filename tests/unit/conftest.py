@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
+
+from vac.machines import files
 
 SPAWNING = frozenset(
     ["subprocess.Popen", "os.system", "os.posix_spawn", "os.exec", "os.spawn", "os.fork", "os.forkpty"]
@@ -23,10 +27,18 @@ def refuse_to_spawn(event: str, args: tuple[object, ...]) -> None:
 sys.addaudithook(refuse_to_spawn)
 
 
+def remove(path: Path) -> None:
+    """In place of files.remove_tree, which has `rm` do it."""
+    files.checkpoint("remove tree", path)
+    shutil.rmtree(path, ignore_errors=True)
+    files.checkpoint("tree removed", path)
+
+
 @pytest.fixture(autouse=True)
-def no_subprocess(request: pytest.FixtureRequest) -> Iterator[None]:
+def no_subprocess(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Forbids processes for the length of a test that isn't marked allow_subprocess."""
     if request.node.get_closest_marker("allow_subprocess") is None:
+        monkeypatch.setattr(files, "remove_tree", remove)
         forbidden.set()
     yield
     forbidden.clear()

@@ -18,9 +18,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Callable
 
+from vac.host.child_processes import run
+from vac.host.filesystems import mounts
+
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-_MOST_PASSES = 100_000
 _TRASH = "gone-"
 """How names in tmp/ begin of what is only to be removed."""
 _numbers = itertools.count()
@@ -161,81 +163,20 @@ def trash(tmp: Path) -> list[Path]:
 
 
 def remove_tree(path: Path) -> None:
-    """Remove a file or a directory with all that a machine has put into it.
+    """Remove a file or a directory with all that a machine has put into it. Links are removed, never followed.
 
-    Links are removed, never followed; a mounted file system below path is left alone (OSError, EBUSY). No
-    depth of nesting exhausts descriptors or the stack: directories found inside are moved up to the top
-    before they are emptied. Raises OSError if something can't be removed.
+    A child process does it. Raises OSError if something can't be removed; while anything is mounted below path, nothing
+    is.
     """
     checkpoint("remove tree", path)
-    try:
-        top = os.open(path, _DIRECTORY)
-    except FileNotFoundError:
-        return
-    except OSError as error:
-        if error.errno not in (errno.ENOTDIR, errno.ELOOP):
-            raise
-        path.unlink(missing_ok=True)
-        return
-    try:
-        flattened: set[str] = set()
-        for _ in range(_MOST_PASSES):
-            if not _flatten(top, flattened):
-                break
-    finally:
-        os.close(top)
-    path.rmdir()
+    real = str(path.parent.resolve() / path.name)
+    mounted = [each.point for each in mounts() if f"{each.point}/".startswith(f"{real}/")]
+    if mounted:
+        raise OSError(errno.EBUSY, "something is mounted there", mounted[0])
+    done = run(["rm", "-rf", "--one-file-system", "--", path], time_limit_seconds=None)
+    if done.failure:
+        raise OSError(done.exit_code, done.failure, str(path))
     checkpoint("tree removed", path)
-
-
-def _flatten(top: int, flattened: set[str]) -> bool:
-    """Remove the files at the top and one level below, move deeper directories up. False: it was empty."""
-    names = os.listdir(top)
-    for name in names:
-        if _unlinked(name, top):
-            continue
-        own = name if name in flattened else _moved_up(name, top, top, flattened)
-        inside = os.open(own, _DIRECTORY, dir_fd=top)
-        try:
-            for child in os.listdir(inside):  # noqa: PTH208
-                if not _unlinked(child, inside):
-                    _moved_up(child, inside, top, flattened)
-        finally:
-            os.close(inside)
-        with contextlib.suppress(FileNotFoundError):
-            os.rmdir(own, dir_fd=top)
-            flattened.discard(own)
-    return bool(names)
-
-
-def _unlinked(name: str, directory: int) -> bool:
-    """Remove whatever has this name unless it is a directory."""
-    try:
-        os.unlink(name, dir_fd=directory)
-    except IsADirectoryError:
-        return False
-    except FileNotFoundError:
-        pass
-    return True
-
-
-def _moved_up(name: str, directory: int, top: int, flattened: set[str]) -> str:
-    """Move a directory to the top, which the kernel refuses (EBUSY) for one that something is mounted on."""
-    if os.geteuid() != 0:
-        _open_up(name, directory)
-    fresh = f".{secrets.token_hex(8)}"
-    os.rename(name, fresh, src_dir_fd=directory, dst_dir_fd=top)
-    flattened.add(fresh)
-    return fresh
-
-
-def _open_up(name: str, directory: int) -> None:
-    """Allow ourselves, not being root, to change a directory of our own, whatever its mode."""
-    handle = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=directory)
-    try:
-        Path(f"/proc/self/fd/{handle}").chmod(0o700)
-    finally:
-        os.close(handle)
 
 
 def read_untrusted(directory: Path, name: str, limit_bytes: int) -> bytes:

@@ -13,6 +13,7 @@ from typing import Callable
 import pytest
 
 from tests.unit.state_dirs import checkpoints
+from vac.host.filesystems import parse_mounts
 from vac.machines import files
 
 
@@ -154,6 +155,7 @@ def test_the_time_of_a_planted_link_is_not_that_of_its_target(tmp_path: Path) ->
         files.untrusted_mtime(tmp_path, "heartbeat")
 
 
+@pytest.mark.allow_subprocess
 def test_removal_follows_no_links(tmp_path: Path) -> None:
     (tmp_path / "precious").mkdir()
     (tmp_path / "precious" / "file").write_bytes(b"")
@@ -166,6 +168,7 @@ def test_removal_follows_no_links(tmp_path: Path) -> None:
     assert (tmp_path / "precious" / "file").exists()
 
 
+@pytest.mark.allow_subprocess
 def test_removal_of_a_link_in_place_of_the_directory_removes_the_link(tmp_path: Path) -> None:
     (tmp_path / "precious").mkdir()
     (tmp_path / "doomed").symlink_to("precious")
@@ -174,6 +177,7 @@ def test_removal_of_a_link_in_place_of_the_directory_removes_the_link(tmp_path: 
     assert [path.name for path in tmp_path.iterdir()] == ["precious"]
 
 
+@pytest.mark.allow_subprocess
 def test_removal_copes_with_odd_names_modes_and_kinds(tmp_path: Path) -> None:
     doomed = tmp_path / "doomed"
     for name in ("a\nb", "closed", "\udcff", "-rf"):
@@ -187,6 +191,7 @@ def test_removal_copes_with_odd_names_modes_and_kinds(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.allow_subprocess
 @pytest.mark.timeout(600)
 def test_a_very_deep_tree_exhausts_neither_stack_nor_descriptors() -> None:
     # Not in tmp_path: pytest would recurse into what a failure leaves there, at the end of some later run.
@@ -204,20 +209,28 @@ def test_a_very_deep_tree_exhausts_neither_stack_nor_descriptors() -> None:
     home.rmdir()
 
 
-def test_what_vanishes_during_removal_is_no_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    doomed = tmp_path / "doomed"
-    doomed.mkdir()
-    for number in range(3):
-        (doomed / str(number)).write_bytes(b"")
-    original = os.unlink
+@pytest.mark.allow_subprocess
+def test_a_removal_that_fails_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "/no/such/directory")
+    with pytest.raises(OSError, match="rm is not installed"):
+        files.remove_tree(tmp_path)
+    assert tmp_path.exists()
 
-    def twice(path: str, *, dir_fd: int | None = None) -> None:
-        original(path, dir_fd=dir_fd)
-        original(path, dir_fd=dir_fd)
 
-    monkeypatch.setattr(os, "unlink", twice)
-    files.remove_tree(doomed)
-    assert not doomed.exists()
+@pytest.mark.allow_subprocess
+def test_nothing_is_removed_while_anything_is_mounted_below(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "doomed/mnt").mkdir(parents=True)
+    (tmp_path / "link").symlink_to(tmp_path)
+    text = "90 27 7:1 / {} rw,nosuid - ext4 /dev/mapper/group-a rw\n"
+    monkeypatch.setattr(files, "mounts", lambda: [*parse_mounts(text.format(f"{tmp_path}/doomed/mnt"))])
+    for path in (tmp_path / "doomed", tmp_path / "link/doomed", tmp_path / "doomed/mnt"):
+        with pytest.raises(OSError, match="something is mounted there"):
+            files.remove_tree(path)
+    monkeypatch.setattr(files, "mounts", lambda: [*parse_mounts(text.format(f"{tmp_path}/doomed-not"))])
+    files.remove_tree(tmp_path / "link/doomed")
+    assert not (tmp_path / "doomed").exists()
 
 
 def test_a_discarded_directory_is_gone_from_its_place_before_it_is_emptied(tmp_path: Path) -> None:

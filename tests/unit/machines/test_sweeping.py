@@ -38,20 +38,29 @@ def test_all_that_was_discarded_goes_and_nothing_else(tmp_path: Path) -> None:
     assert [path.name for path in state.tmp.iterdir()] == ["being-written"]
 
 
-def test_a_tree_too_deep_for_one_attempt_is_removed_by_several(
+def test_what_cannot_be_removed_holds_up_nothing_and_is_tried_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(files, "_MOST_PASSES", 10)
     state = new_state(tmp_path)
-    discarded(state, "deep", depth=35)
-    discarded(state, "shallow")
+    discarded(state, "mounted")
+    (mounted,) = files.trash(state.tmp)
+    discarded(state, "other")
+    failures, remove_tree = 3, files.remove_tree
+
+    def remove(path: Path) -> None:
+        nonlocal failures
+        if path == mounted and failures:
+            failures -= 1
+            raise OSError("something is mounted there")
+        remove_tree(path)
+
+    monkeypatch.setattr(files, "remove_tree", remove)
     collector = TrashCollector(state.tmp, at_once)
-    collector.start()
-    assert len(list(state.tmp.iterdir())) == 1, "it holds up nobody"
-    collector.start()
-    assert caplog.text.count("can't be removed now") == 1
     for _ in range(3):
         collector.start()
+        assert len(list(state.tmp.iterdir())) == 1, "it holds up nobody"
+    assert caplog.text.count("can't be removed now") == 1
+    collector.start()
     assert not list(state.tmp.iterdir())
 
 
