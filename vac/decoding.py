@@ -3,7 +3,8 @@
 parse() reads JSON without what parsers let through, each in its own way: duplicate keys, NaN, numbers of thousands of
 digits, halves of surrogate pairs, bottomless nesting. decode() makes a dataclass of it by the annotations of its
 fields: str, int, float, bool, Any, enums, other dataclasses, `X | None`, tuple[X, ...], list[X] and Mapping[str, X], of
-names at the top level of the module. An unknown key is ignored; null, or no key, means the field's default.
+names at the top level of the module. An unknown key is ignored. Null, where it is no value of the field, means as
+much as no key: the field's default.
 
     @dataclass(frozen=True)
     class Answer:
@@ -93,8 +94,12 @@ def parse(
     most_depth: int = MOST_DEPTH,
     *,
     as_written: bool = False,
+    surrogates: bool = False,
 ) -> Any:
-    """Return the content as JSON's own types; numbers with a point as Number if as_written. Raises BadJson."""
+    """Return the content as JSON's own types; numbers with a point as Number if as_written. Raises BadJson.
+
+    surrogates: text may hold halves of surrogate pairs, which stand for bytes that aren't UTF-8 in files of our own.
+    """
     if len(content) > most_bytes:
         raise BadJson(Flaw("$", f"is larger than {most_bytes} bytes"))
     text = content if isinstance(content, str) else _decoded(content)
@@ -129,8 +134,8 @@ def parse(
     except json.JSONDecodeError as error:
         what = "is empty" if not text.strip() else f"is not JSON: {error.msg}"
         raise BadJson(Flaw("$", f"{what} (line {error.lineno}, column {error.colno})")) from None
-    if traps or "\\u" in text or _SURROGATE.search(text):
-        flaws = first(_traps(tree, "$"))
+    if traps or (not surrogates and ("\\u" in text or _SURROGATE.search(text))):
+        flaws = first(_traps(tree, "$", surrogates))
         if flaws:
             raise BadJson(*flaws)
     return tree
@@ -144,8 +149,9 @@ def decode(
     stand_in: _T | None = None,
     most_bytes: int = MOST_BYTES,
 ) -> _T:
-    """Parse the content and build() a dataclass of it. Raises BadJson."""
-    return build(kind, parse(content, most_bytes), lenient=lenient, stand_in=stand_in)
+    """Parse the content, with surrogates if lenient or with a stand_in, and build() a dataclass. Raises BadJson."""
+    surrogates = lenient or stand_in is not None
+    return build(kind, parse(content, most_bytes, surrogates=surrogates), lenient=lenient, stand_in=stand_in)
 
 
 def build(
@@ -161,14 +167,15 @@ def build(
         raise BadJson(Flaw(path, f"{shown(value)} is not an object"))
     lenient = lenient or stand_in is not None
     values: dict[str, Any] = {}
-    for name, names, read, required in _plan(cast(type, kind)):
+    for name, names, read, required, nullable in _plan(cast(type, kind)):
         found, key = next(
             ((value[key], key) for key in names if value.get(key) is not None), (None, names[0])
         )
-        if found is None and key not in value and required and stand_in is None:
-            raise BadJson(Flaw(path + step(key), "is missing"))
-        if found is None and (not required or stand_in is not None):
-            continue
+        if found is None and not (nullable and key in value):
+            if not required or stand_in is not None:
+                continue
+            if key not in value:
+                raise BadJson(Flaw(path + step(key), "is missing"))
         try:
             values[name] = read(found, path + step(key), lenient)
         except BadJson:
@@ -232,34 +239,33 @@ def _check_depth(text: str, deepest: int) -> None:
             raise BadJson(Flaw("$", f"is nested more than {deepest} levels deep"))
 
 
-def _traps(value: Any, path: str) -> Iterator[Flaw]:
+def _traps(value: Any, path: str, surrogates: bool) -> Iterator[Flaw]:
     if isinstance(value, _Odd):
         yield Flaw(path, f"{quoted(value.text)} is not a number of JSON's, or too long a one")
-    elif isinstance(value, str) and _SURROGATE.search(value):
+    elif isinstance(value, str) and not surrogates and _SURROGATE.search(value):
         yield Flaw(path, "holds half a surrogate pair, which is no text")
     elif isinstance(value, list):
         for number, each in enumerate(value):
-            yield from _traps(each, f"{path}[{number}]")
+            yield from _traps(each, f"{path}[{number}]", surrogates)
     elif isinstance(value, dict):
         for key in value.twice if isinstance(value, _Object) else ():
             yield Flaw(path + step(key), "is there twice")
         for key, each in value.items():
-            yield from _traps(each, path + step(key))
+            yield from _traps(each, path + step(key), surrogates)
 
 
 @functools.cache
-def _plan(kind: type) -> tuple[tuple[str, tuple[str, ...], _Read, bool], ...]:
-    """List each field's name, its names in JSON, what reads it, and if it is required."""
+def _plan(kind: type) -> tuple[tuple[str, tuple[str, ...], _Read, bool, bool], ...]:
+    """List each field's name, its names in JSON, what reads it, if it is required, and if null is a value of it."""
     plan = []
     for field in dataclasses.fields(kind):
-        check = field.metadata.get("check")
+        check, annotation = field.metadata.get("check"), _annotation(field.type)
         read = (
-            _checked(check)
-            if check is not None
-            else _reader(_annotation(field.type), vars(sys.modules[kind.__module__]))
+            _checked(check) if check is not None else _reader(annotation, vars(sys.modules[kind.__module__]))
         )
         required = field.default is _MISSING and field.default_factory is _MISSING
-        plan.append((field.name, field.metadata.get("names") or (field.name,), read, required))
+        nullable = check is None and isinstance(annotation, ast.BinOp) and "None" in str(field.type)
+        plan.append((field.name, field.metadata.get("names") or (field.name,), read, required, nullable))
     return tuple(plan)
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -17,15 +16,9 @@ from typing import Any
 from vac.config.machinetype import Machinetype
 from vac.config.options import declared
 from vac.config.settings import Settings
+from vac.decoding import BadJson, decode
 
 _MIB = 1024 * 1024
-_TYPES: Mapping[str, tuple[type, ...]] = {
-    "str": (str,),
-    "int": (int,),
-    "float": (float, int),
-    "None": (type(None),),
-}
-"""What JSON may have, by what is written in RetainedOptions."""
 
 
 @dataclass(frozen=True)
@@ -80,27 +73,15 @@ def to_json(options: RetainedOptions) -> bytes:
 
 
 def from_json(content: bytes, stand_in: RetainedOptions) -> RetainedOptions:
-    """Options as machinetype.json has them; stand_in has those that another version didn't keep.
+    """Return the options in machinetype.json; stand_in has those that another version didn't keep.
 
     So it has those whose value is of another type (spoilt by hand), and all of a file that isn't a JSON object
     (torn by a power failure).
     """
     try:
-        kept = json.loads(content)
-    except ValueError:
+        return decode(RetainedOptions, content, stand_in=stand_in)
+    except BadJson:
         return stand_in
-    if not isinstance(kept, dict):
-        return stand_in
-    types = {field.name: str(field.type) for field in dataclasses.fields(RetainedOptions)}
-    fit = {name: value for name, value in kept.items() if name in types and _fits(value, types[name])}
-    return dataclasses.replace(stand_in, **fit)
-
-
-def _fits(value: object, annotation: str) -> bool:
-    """Is it of the type that a field's annotation names, and no number that can't be reckoned with?"""
-    if isinstance(value, float) and not math.isfinite(value):
-        return False
-    return any(type(value) in _TYPES[name] for name in annotation.split(" | "))
 
 
 def standing_in(

@@ -9,17 +9,14 @@ from __future__ import annotations
 
 import dataclasses
 import enum
-import json
-import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
 
+from vac.decoding import decode
 from vac.machines.layout import StateDir
 from vac.machines.statefiles import write_status
 
 FORMAT = 1
-_T = TypeVar("_T")
 
 
 @dataclass(frozen=True)
@@ -171,126 +168,5 @@ def read(state: StateDir) -> Status | None:
 
 
 def from_json(content: str) -> Status:
-    """A Status from the content of status.json; ValueError if it isn't a JSON object."""
-    found = json.loads(content)
-    if not isinstance(found, dict):
-        raise ValueError("status.json holds no JSON object")
-    return _status(found)
-
-
-def _status(found: Mapping[str, Any]) -> Status:
-    values: dict[str, Any] = {}
-    for name, read in _READERS.items():
-        value = read(found.get(name))
-        if value is not None:
-            values[name] = value
-    return Status(**values)
-
-
-def _facts(found: object) -> TypeFacts | None:
-    return _plain(TypeFacts, found)
-
-
-def _creation(found: object) -> Creation | None:
-    return _plain(Creation, found)
-
-
-def _tally(found: object) -> Tally | None:
-    return _plain(Tally, found)
-
-
-def _drain(found: object) -> Drain | None:
-    return _plain(Drain, found)
-
-
-def _plain(cls: Callable[..., _T], found: object) -> _T | None:
-    """A dataclass of texts and numbers, by the types of its annotations."""
-    if not isinstance(found, Mapping):
-        return None
-    values: dict[str, Any] = {}
-    for declared in dataclasses.fields(cls):  # type: ignore[arg-type]
-        value = _SCALARS[str(declared.type).replace(" | None", "")](found.get(declared.name))
-        if value is not None:
-            values[declared.name] = value
-    return cls(**values)
-
-
-def _text(found: object) -> str | None:
-    return found if isinstance(found, str) else None
-
-
-def _number(found: object) -> float | None:
-    if isinstance(found, bool) or not isinstance(found, (int, float)) or not abs(found) < math.inf:
-        return None
-    return found
-
-
-def _whole(found: object) -> int | None:
-    value = _number(found)
-    return None if value is None else int(value)
-
-
-def _many(read: Callable[[object], _T | None]) -> Callable[[object], tuple[_T, ...] | None]:
-    def reader(found: object) -> tuple[_T, ...] | None:
-        if not isinstance(found, list):
-            return None
-        return tuple(value for value in map(read, found) if value is not None)
-
-    return reader
-
-
-def _by_name(read: Callable[[object], _T | None]) -> Callable[[object], dict[str, _T] | None]:
-    def reader(found: object) -> dict[str, _T] | None:
-        if not isinstance(found, dict):
-            return None
-        values = {name: read(value) for name, value in found.items()}
-        return {name: value for name, value in values.items() if value is not None}
-
-    return reader
-
-
-def _by_name_or_none(read: Callable[[object], _T | None]) -> Callable[[object], dict[str, _T | None] | None]:
-    def reader(found: object) -> dict[str, _T | None] | None:
-        return {name: read(value) for name, value in found.items()} if isinstance(found, dict) else None
-
-    return reader
-
-
-_SCALARS: dict[str, Callable[[object], Any]] = {"str": _text, "int": _whole, "float": _number}
-_READERS: dict[str, Callable[[object], Any]] = {
-    "time": _number,
-    "space": _text,
-    "site": _text,
-    "factory": _text,
-    "version": _text,
-    "factories": _many(_text),
-    "vacquery_allow": _many(_text),
-    "vacquery": _text,
-    "slots": _whole,
-    "total_processors": _whole,
-    "mb_per_processor": _whole,
-    "hs06_per_processor": _number,
-    "machinetypes": _many(_facts),
-    "engines": _by_name_or_none(_text),
-    "problems": _many(_text),
-    "warnings": _many(_text),
-    "drain": _drain,
-    "shutdown_time": _number,
-    "decision_time": _number,
-    "next_time": _number,
-    "guard": _text,
-    "guard_name": _text,
-    "passed_over": _by_name(_text),
-    "held_here": _by_name(_number),
-    "held_in_space": _by_name(_number),
-    "silent": _by_name_or_none(_number),
-    "unusable": _by_name(_text),
-    "dropped": _by_name(_whole),
-    "created": _many(_creation),
-    "failed": _by_name(_creation),
-    "pipes": _by_name_or_none(_text),
-    "slot_states": _by_name(_text),
-    "disk_used": _by_name(_whole),
-    "begin": _number,
-    "tallies": _many(_tally),
-}
+    """Return the Status in the content of status.json. Raises ValueError if it isn't a JSON object."""
+    return decode(Status, content, lenient=True)
