@@ -27,7 +27,6 @@ class ProcessSite(ContractSite):
     """Machines of bubblewrap in the first kind of cgroups that this host has."""
 
     machinetype = Machinetype("t", machine_model="bubblewrap", root_image="/")
-    tells_end = False
     can_be_unavailable = False
 
     def __init__(self, directory: Path) -> None:

@@ -71,26 +71,26 @@ class Volumes:
         patience_seconds: float = WIPE_PATIENCE_SECONDS,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self.run = run or run_lvm
+        self._run = run or run_lvm
         self._patience_seconds = patience_seconds
         self._clock = clock
         self._lock = threading.Lock()
         self._wiping: dict[Path, Future[str]] = {}
+        self._in_use: str | None = None
         self._default: str | None = None
         self._default_until = float("-inf")
 
     def group(self, settings: Settings) -> str | None:
         """As group_in_use(); the answer for the default group is remembered for GROUP_LOOK_SECONDS."""
-        if settings.volume_group is not None:
-            return settings.volume_group
-        if self._clock() >= self._default_until:
-            self._default = group_in_use(settings, self.run)
+        if settings.volume_group is None and self._clock() >= self._default_until:
+            self._default = group_in_use(settings, self._run)
             self._default_until = self._clock() + GROUP_LOOK_SECONDS
-        return self._default
+        self._in_use = settings.volume_group or self._default
+        return self._in_use
 
     def make(self, group: str, spec: MachineSpec) -> Path:
         """Make a volume for this machine; an old one of its name is wiped and removed before. Raises CreationFailed."""
-        found = read_group(group, self.run)
+        found = read_group(group, self._run)
         if any(volume.name == spec.name for volume in found.volumes):
             self._remove(group, spec.name, wiped=False)
         gb = spec.machinetype.disk_gb_per_processor
@@ -99,22 +99,62 @@ class Volumes:
             raise CreationFailed(f"volume group {group} has no room for a volume of {spec.name}")
         # signatures that others have left in these blocks go unasked
         options = ["--yes", "--wipesignatures", "y", "--addtag", TAG + spec.uuid, "--size", f"{size_bytes}b"]
-        self.run(["lvcreate", *options, "--name", spec.name, group])
+        self._run(["lvcreate", *options, "--name", spec.name, group])
         return device(group, spec.name)
 
-    def remove(self, in_use: str | None, name: str, uuid: str, *, unused: bool = False) -> None:
-        """Wipe, unless it is unused, and remove the machine's volume, whatever group it is in: another may be in use
-        since it was made.
+    @contextmanager
+    def mounted(self, spec: MachineSpec) -> Iterator[None]:
+        """Make a volume for the block that makes the machine, as ext4 on its mnt/, if a group is in use.
 
-        in_use: the group used now. No error if there is no volume or no LVM, nor if LVM can't list volumes where no
-        group is in use. Raises CreationFailed, also while the volume is being wiped.
+        Its size limits what the machine can write there. If the block fails the volume is removed, but not if it raises
+        EngineUnavailable, since then the machine may run. Raises CreationFailed.
         """
         try:
-            found = read_volumes(self.run)
+            group = self.group(spec.settings)
+            if group is not None:
+                self._mount(self.make(group, spec), spec.directory / "mnt")
+            yield
+        except CreationFailed:
+            self.discard(spec)
+            raise
+
+    def _mount(self, volume: Path, place: Path) -> None:
+        """Mount it with the owner and mode of the directory that it covers."""
+        try:
+            below = place.stat()
+            self._run(["mkfs.ext4", "-q", "-F", "-m", "0", "-E", "nodiscard", str(volume)])
+            self._run(["mount", "-t", "ext4", "-o", "nosuid,nodev,noatime", str(volume), str(place)])
+            os.chown(place, below.st_uid, below.st_gid)
+            place.chmod(below.st_mode & 0o7777)
+        except OSError as error:
+            raise CreationFailed(f"{error.filename}: {error.strerror}") from error
+
+    def discard(self, spec: MachineSpec) -> None:
+        """Remove the volume of a machine that hasn't been made, if possible."""
+        try:
+            self._remove_own(spec.name, spec.uuid, unused=True)
+        except CreationFailed as left:
+            _log.warning("%s: its volume is left: %s", spec.name, left)
+
+    def remove(self, name: str, uuid: str) -> None:
+        """Unmount, wipe and remove the machine's volume, if it has one, whatever group it is in and wherever it is
+        mounted: another group may be in use since it was made.
+
+        No error if there is no LVM, nor if LVM can't list volumes where no group is in use. Raises EngineUnavailable,
+        also while the volume is being wiped.
+        """
+        try:
+            self._remove_own(name, uuid, unused=False)
+        except CreationFailed as failure:
+            raise EngineUnavailable(str(failure)) from failure
+
+    def _remove_own(self, name: str, uuid: str, *, unused: bool) -> None:
+        try:
+            found = read_volumes(self._run)
         except NoLvm:
             return
         except CreationFailed as failure:
-            if in_use is not None:
+            if self._in_use is not None:
                 raise
             _log.warning("cannot tell if %s has left a logical volume: %s", name, failure)
             return
@@ -125,10 +165,10 @@ class Volumes:
     def _remove(self, group: str, name: str, *, wiped: bool) -> None:
         path = device(group, name)
         for place in mount_points(path):
-            self.run(["umount", place])
+            self._run(["umount", place])
         if not wiped:
             self._wipe(path)
-        self.run(["lvremove", "--yes", f"{group}/{name}"])
+        self._run(["lvremove", "--yes", f"{group}/{name}"])
 
     def _wipe(self, path: Path) -> None:
         """Start overwriting, or go on waiting for it; after a failure the next call starts anew."""
@@ -153,62 +193,9 @@ class Volumes:
     def _overwrite(self, path: Path, work: Future[str]) -> None:
         try:
             # fast where the device can do that itself
-            work.set_result(self.run(["blkdiscard", "--force", "--zeroout", str(path)]))
+            work.set_result(self._run(["blkdiscard", "--force", "--zeroout", str(path)]))
         except CreationFailed as failure:
             work.set_exception(failure)
-
-
-class ScratchVolumes:
-    """Containers' mnt/ on volumes of their own, as ext4, where a volume group is in use; from any thread.
-
-    A volume's size limits what the machine can write there. After a crash it is found by its tag and unmounted wherever
-    it is mounted.
-    """
-
-    def __init__(self, run: Run | None = None, patience_seconds: float = WIPE_PATIENCE_SECONDS) -> None:
-        self._volumes = Volumes(run, patience_seconds)
-        self._group: str | None = None
-
-    @contextmanager
-    def made(self, spec: MachineSpec) -> Iterator[None]:
-        """Make and mount the machine's volume for the block that makes the machine; remove it if that fails.
-
-        Raises CreationFailed. If the block raises EngineUnavailable the volume stays, since the machine may run.
-        """
-        try:
-            self._make(spec)
-            yield
-        except CreationFailed:
-            try:
-                self.remove(spec.name, spec.uuid, unused=True)
-            except EngineUnavailable as left:
-                _log.warning("%s: its volume is left: %s", spec.name, left)
-            raise
-
-    def remove(self, name: str, uuid: str, *, unused: bool = False) -> None:
-        """Unmount, wipe unless it is unused, and remove the machine's volume, if it has one.
-
-        Raises EngineUnavailable, also while it is being wiped.
-        """
-        try:
-            self._volumes.remove(self._group, name, uuid, unused=unused)
-        except CreationFailed as error:
-            raise EngineUnavailable(str(error)) from error
-
-    def _make(self, spec: MachineSpec) -> None:
-        """Make the volume and mount it, with the owner and mode of the directory that it covers."""
-        self._group = self._volumes.group(spec.settings)
-        if self._group is None:
-            return
-        volume, place = self._volumes.make(self._group, spec), spec.directory / "mnt"
-        try:
-            below = place.stat()
-            self._volumes.run(["mkfs.ext4", "-q", "-F", "-m", "0", "-E", "nodiscard", str(volume)])
-            self._volumes.run(["mount", "-t", "ext4", "-o", "nosuid,nodev,noatime", str(volume), str(place)])
-            os.chown(place, below.st_uid, below.st_gid)
-            place.chmod(below.st_mode & 0o7777)
-        except OSError as error:
-            raise CreationFailed(f"{error.filename}: {error.strerror}") from error
 
 
 def group_in_use(settings: Settings, run: Run) -> str | None:

@@ -32,7 +32,7 @@ from vac.drivers.docker.docker_driver import (
     written_directories,
 )
 from vac.drivers.docker.docker_usage import UsageMeter, parse_net_dev
-from vac.drivers.volumes import NoLvm, ScratchVolumes
+from vac.drivers.volumes import NoLvm, Volumes
 from vac.host import connections
 from vac.host.cgroups import EngineGroup, Mounts, find_engine_group
 
@@ -364,7 +364,7 @@ def test_a_container_is_removed_though_its_output_can_not_be_had(
 ) -> None:
     engine = Engine(tmp_path, failure)
     monkeypatch.setattr(docker_engine, "Connection", lambda url, seconds: engine)
-    monkeypatch.setattr(docker_engine, "ScratchVolumes", lambda: ScratchVolumes(no_lvm))
+    monkeypatch.setattr(docker_engine, "Volumes", lambda: Volumes(no_lvm))
     DockerDriver(Settings(factory_name=FACTORY)).destroy(NAME, UUID)
     assert engine.removed == ["c1"]
     assert not (tmp_path / "console.log").exists()

@@ -23,7 +23,7 @@ from vac.drivers.base import Driver, EngineUnavailable, MachineSpec
 from vac.drivers.docker import docker_driver
 from vac.drivers.docker.docker_driver import DockerDriver
 from vac.drivers.libvirt.libvirt_driver import LibvirtDriver
-from vac.drivers.volumes import NoLvm, ScratchVolumes, Volumes
+from vac.drivers.volumes import NoLvm, Volumes
 
 
 @pytest.fixture(autouse=True)
@@ -169,7 +169,7 @@ class DockerSite(ContractSite):
     def successor(self) -> Driver:
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(docker_driver, "Connection", lambda url, seconds: self.engine)
-            patch.setattr(docker_driver, "ScratchVolumes", lambda: ScratchVolumes(no_lvm))
+            patch.setattr(docker_driver, "Volumes", lambda: Volumes(no_lvm))
             return DockerDriver(self.settings)
 
     def end(self, spec: MachineSpec) -> None:
@@ -197,7 +197,7 @@ class LibvirtSite(ContractSite):
 
     def successor(self) -> Driver:
         driver = LibvirtDriver(self.settings, grace_seconds=0.0)
-        setattr(driver._maker, "_volumes", Volumes(no_lvm))  # noqa: B010
+        setattr(driver._maker, "volumes", Volumes(no_lvm))  # noqa: B010
         return driver
 
     def end(self, spec: MachineSpec) -> None:

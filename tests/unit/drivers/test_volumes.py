@@ -20,7 +20,7 @@ from vac.drivers.volumes import (
     GROUP_LOOK_SECONDS,
     Group,
     NoLvm,
-    ScratchVolumes,
+    Run,
     Volume,
     Volumes,
     group_in_use,
@@ -102,6 +102,13 @@ def spec_of(tmp_path: Path, uuid: str = UUID, gb: int | None = 10) -> MachineSpe
     return MachineSpec(NAME, uuid, machinetype, SETTINGS, 1, 2**30, tmp_path, tmp_path / "files")
 
 
+def in_use(run: Run | None = None) -> Volumes:
+    """While the group vg is used."""
+    found = Volumes(run)
+    found.group(replace(SETTINGS, volume_group="vg"))
+    return found
+
+
 def no_group(command: Sequence[str]) -> str:
     raise CreationFailed(f"{command[0]}: Volume group not found")
 
@@ -162,13 +169,13 @@ def test_a_volume_left_by_another_machine_is_replaced(tmp_path: Path) -> None:
 )
 def test_only_the_machines_own_volume_goes_whatever_its_group(uuid: str, told: list[list[str]]) -> None:
     lvm = Recorded()
-    Volumes(lvm).remove("vg", NAME, uuid)
+    in_use(lvm).remove(NAME, uuid)
     assert lvm.told == told
 
 
-def test_a_volume_that_was_never_used_is_not_wiped() -> None:
+def test_a_volume_that_was_never_used_is_not_wiped(tmp_path: Path) -> None:
     lvm = Recorded()
-    Volumes(lvm).remove("vg", NAME, UUID, unused=True)
+    Volumes(lvm).discard(spec_of(tmp_path))
     assert lvm.told == [["lvremove", "--yes", f"old/{NAME}"]]
 
 
@@ -189,18 +196,18 @@ def test_slow_wiping_is_waited_for_again_and_done_once() -> None:
     patient._wiping = hasty._wiping
     path = f"/dev/old/{NAME}"
     for _ in range(2):
-        with pytest.raises(CreationFailed, match=f"{path} is being wiped"):
-            hasty.remove("vg", NAME, UUID)
+        with pytest.raises(EngineUnavailable, match=f"{path} is being wiped"):
+            hasty.remove(NAME, UUID)
     assert lvm.told == [], "it stays until it is wiped"
     answers.put(None)
-    patient.remove("vg", NAME, UUID)
+    patient.remove(NAME, UUID)
     assert told == [wiping(path)]
     assert lvm.told == [["lvremove", "--yes", f"old/{NAME}"]]
     answers.put(CreationFailed("blkdiscard: Input/output error"))
-    with pytest.raises(CreationFailed, match="Input/output error"):
-        patient.remove("vg", NAME, UUID)
+    with pytest.raises(EngineUnavailable, match="Input/output error"):
+        patient.remove(NAME, UUID)
     answers.put(None)
-    patient.remove("vg", NAME, UUID)
+    patient.remove(NAME, UUID)
     assert len(told) == 3, "what has failed is tried again"
 
 
@@ -227,20 +234,20 @@ def test_a_missing_program_is_told_with_its_package(
 
 @pytest.mark.allow_subprocess
 def test_without_lvm_no_volume_has_to_be_removed(nothing_installed: None) -> None:
-    Volumes().remove("vg", NAME, UUID)
+    in_use().remove(NAME, UUID)
 
 
 def test_what_lvm_cannot_list_is_not_taken_as_removed_where_a_group_is_used() -> None:
-    with pytest.raises(CreationFailed, match="not found"):
-        Volumes(no_group).remove("vg", NAME, UUID)
-    with pytest.raises(CreationFailed, match="LVM's report"):
-        Volumes(lambda _: '{"report": [{"lv": [{"lv_name": "a"}]}]}').remove("vg", NAME, UUID)
-    Volumes(no_group).remove(None, NAME, UUID)
+    with pytest.raises(EngineUnavailable, match="not found"):
+        in_use(no_group).remove(NAME, UUID)
+    with pytest.raises(EngineUnavailable, match="LVM's report"):
+        in_use(lambda _: '{"report": [{"lv": [{"lv_name": "a"}]}]}').remove(NAME, UUID)
+    Volumes(no_group).remove(NAME, UUID)
 
 
 def test_a_volume_that_cannot_be_removed_is_an_error_in_any_group() -> None:
-    with pytest.raises(CreationFailed, match="lvremove"):
-        Volumes(Recorded("lvremove")).remove(None, NAME, UUID)
+    with pytest.raises(EngineUnavailable, match="lvremove"):
+        Volumes(Recorded("lvremove")).remove(NAME, UUID)
 
 
 def test_the_default_group_is_used_if_lvm_knows_it() -> None:
@@ -311,17 +318,17 @@ def spec(tmp_path: Path) -> MachineSpec:
 
 
 def test_scratch_exists_while_the_machine_does(lvm: Lvm, spec: MachineSpec) -> None:
-    with ScratchVolumes(lvm).made(spec):
+    with Volumes(lvm).mounted(spec):
         assert lvm.commands == ["lvcreate", "mkfs.ext4", "mount"]
-    ScratchVolumes(lvm).remove(NAME, "another-uuid")
+    Volumes(lvm).remove(NAME, "another-uuid")
     assert lvm.volumes == {NAME: UUID}
-    ScratchVolumes(lvm).remove(NAME, UUID)
+    Volumes(lvm).remove(NAME, UUID)
     assert lvm.commands[3:] == ["umount", "blkdiscard", "lvremove"], "another process has found it"
 
 
 def test_scratch_left_by_a_predecessor_goes_first(lvm: Lvm, spec: MachineSpec) -> None:
     lvm.volumes[NAME] = "an-older-machine"
-    with ScratchVolumes(lvm).made(spec):
+    with Volumes(lvm).mounted(spec):
         assert lvm.commands[:4] == ["umount", "blkdiscard", "lvremove", "lvcreate"]
     assert lvm.volumes == {NAME: UUID}
 
@@ -329,22 +336,22 @@ def test_scratch_left_by_a_predecessor_goes_first(lvm: Lvm, spec: MachineSpec) -
 @pytest.mark.parametrize("program", ["mkfs.ext4", "mount", ""])
 def test_a_failed_creation_leaves_no_scratch(lvm: Lvm, spec: MachineSpec, program: str) -> None:
     lvm.fails = program
-    with pytest.raises(CreationFailed, match="refused"), ScratchVolumes(lvm).made(spec):
+    with pytest.raises(CreationFailed, match="refused"), Volumes(lvm).mounted(spec):
         raise CreationFailed("refused")
     assert lvm.volumes == {}
 
 
 def test_scratch_of_a_machine_that_may_run_stays(lvm: Lvm, spec: MachineSpec) -> None:
-    with pytest.raises(EngineUnavailable), ScratchVolumes(lvm).made(spec):
+    with pytest.raises(EngineUnavailable), Volumes(lvm).mounted(spec):
         raise EngineUnavailable("gone")
     assert lvm.volumes == {NAME: UUID}
 
 
 def test_scratch_that_is_in_use_keeps_the_slot(lvm: Lvm, spec: MachineSpec) -> None:
-    with ScratchVolumes(lvm).made(spec):
+    with Volumes(lvm).mounted(spec):
         lvm.fails = "umount"
     with pytest.raises(EngineUnavailable, match="umount: refused"):
-        ScratchVolumes(lvm).remove(NAME, UUID)
+        Volumes(lvm).remove(NAME, UUID)
 
 
 def missing_lvm(command: Sequence[str]) -> str:
@@ -352,10 +359,10 @@ def missing_lvm(command: Sequence[str]) -> str:
 
 
 def test_without_lvm_nothing_is_made(spec: MachineSpec) -> None:
-    without = ScratchVolumes(missing_lvm)
+    without = Volumes(missing_lvm)
     settings = Settings(factory_name="factory1.example.com")
     bare = MachineSpec(NAME, UUID, spec.machinetype, settings, 1, 2**30, spec.directory, spec.files)
-    with without.made(bare):
+    with without.mounted(bare):
         pass
     without.remove(NAME, UUID)
 

@@ -69,90 +69,78 @@ class EngineKind:
     """True if it leaves cgroups to systemd."""
 
 
-class ContainerMaker:
-    """Makes containers, and remembers what it has found out about images."""
+def make_container(client: Client, spec: MachineSpec, image: Image) -> str:
+    """Make and start the machine's container, and return its id; on failure remove it again.
 
-    def __init__(self) -> None:
-        self._uids: dict[tuple[str, str], int] = {}
-        self._commands: set[tuple[str, str]] = set()
-        self._engine: EngineKind | None = None
-
-    def make(self, client: Client, spec: MachineSpec, image: Image) -> str:
-        """Make and start the machine's container, and return its id; on failure remove it again.
-
-        Raises CreationFailed with a reason, and the SDK's errors when the engine can't be reached.
-        """
+    Raises CreationFailed with a reason, and the SDK's errors when the engine can't be reached.
+    """
+    try:
+        _check_sources(spec)
+        make_tmp_binds(spec)
+        container_id = _create(client, spec, image)
         try:
-            _check_sources(spec)
-            make_tmp_binds(spec)
-            container_id = self._create(client, spec, image)
-            try:
-                user = spec.machinetype.container_user or image.user
-                uid = self._uid(client, container_id, image, user)
-                if uid == 0 and opens_proc(spec):
-                    raise CreationFailed(
-                        f"container_user {user} is root in the image: not with container_nested"
-                    )
-                hand_over(spec, uid)
-                self._check_command(client, container_id, spec, image)
-                client.start(container_id)
-            except BaseException:
-                with contextlib.suppress(docker.errors.NotFound):
-                    client.remove_container(container_id, force=True, v=True)
-                raise
-        except docker.errors.APIError as error:
-            raise CreationFailed(creation_failure(explanation(error), spec)) from error
-        except OSError as error:
-            if isinstance(error, docker.errors.DockerException) or error.filename is None:
-                raise
-            raise CreationFailed(f"{error.filename}: {error.strerror}") from error
-        return container_id
+            user = spec.machinetype.container_user or image.user
+            uid = _uid(client, container_id, user)
+            if uid == 0 and opens_proc(spec):
+                raise CreationFailed(f"container_user {user} is root in the image: not with container_nested")
+            hand_over(spec, uid)
+            _check_command(client, container_id, spec, image)
+            client.start(container_id)
+        except BaseException:
+            with contextlib.suppress(docker.errors.NotFound):
+                client.remove_container(container_id, force=True, v=True)
+            raise
+    except docker.errors.APIError as error:
+        raise CreationFailed(creation_failure(explanation(error), spec)) from error
+    except OSError as error:
+        if isinstance(error, docker.errors.DockerException) or error.filename is None:
+            raise
+        raise CreationFailed(f"{error.filename}: {error.strerror}") from error
+    return container_id
 
-    def _create(self, client: Client, spec: MachineSpec, image: Image) -> str:
-        engine = self._kind(client)
-        if engine.podman and spec.machinetype.container_nested:
-            _profile_path(spec).write_text(nested_profile())
-        config = container_config(spec, image, engine)
-        try:
-            return client.make_container(config, spec.name)
-        except docker.errors.APIError as error:
-            if "already in use" not in explanation(error):
-                raise
-            name = f"{spec.name}.{spec.uuid[:8]}"
-            _log.warning("%s: another container has this name; it is created as %s", spec.name, name)
-            return client.make_container(config, name)
 
-    def _kind(self, client: Client) -> EngineKind:
-        if self._engine is None:
-            parts = client.version(api_version=False).get("Components") or []
-            self._engine = EngineKind(
-                podman=any("podman" in str(part.get("Name", "")).lower() for part in parts),
-                systemd=client.info().get("CgroupDriver") == "systemd",
-            )
-        return self._engine
+def _create(client: Client, spec: MachineSpec, image: Image) -> str:
+    parts = client.version(api_version=False).get("Components") or []
+    engine = EngineKind(
+        podman=any("podman" in str(part.get("Name", "")).lower() for part in parts),
+        systemd=client.info().get("CgroupDriver") == "systemd",
+    )
+    if engine.podman and spec.machinetype.container_nested:
+        _profile_path(spec).write_text(nested_profile())
+    config = container_config(spec, image, engine)
+    try:
+        return client.make_container(config, spec.name)
+    except docker.errors.APIError as error:
+        if "already in use" not in explanation(error):
+            raise
+        name = f"{spec.name}.{spec.uuid[:8]}"
+        _log.warning("%s: another container has this name; it is created as %s", spec.name, name)
+        return client.make_container(config, name)
 
-    def _uid(self, client: Client, container_id: str, image: Image, user: str) -> int:
-        """Return the number of the user who runs inside; names are looked up in the image."""
-        name = user.partition(":")[0] or "0"
-        if name.isdigit():
-            return int(name)
-        known = self._uids.get((image.id, name))
-        if known is None:
-            known = self._uids[image.id, name] = _look_up(read_passwd(client, container_id), name)
-        return known
 
-    def _check_command(self, client: Client, container_id: str, spec: MachineSpec, image: Image) -> None:
-        """Refuse an image without the command: the init would only tell once the container runs."""
-        command = spec.machinetype.container_command
-        bound = any(f"{command}/".startswith(f"{mount['Target']}/") for mount in _mounts(spec))
-        if image.entrypoint or bound or (image.id, command) in self._commands:
-            return
-        try:
-            stream, _ = client.get_archive(container_id, command)
-            stream.close()
-        except docker.errors.NotFound as error:
-            raise CreationFailed(f"the image has no {command}, which is the container_command") from error
-        self._commands.add((image.id, command))
+def _uid(client: Client, container_id: str, user: str) -> int:
+    """Return the number of the user who runs inside; names are looked up in the image."""
+    name = user.partition(":")[0] or "0"
+    if name.isdigit():
+        return int(name)
+    for line in read_passwd(client, container_id).splitlines():
+        fields = line.split(":")
+        if len(fields) > 2 and fields[0] == name and fields[2].isdigit():
+            return int(fields[2])
+    raise CreationFailed(f"the image's {PASSWD} has no user {name}: give its number")
+
+
+def _check_command(client: Client, container_id: str, spec: MachineSpec, image: Image) -> None:
+    """Refuse an image without the command: the init would only tell once the container runs."""
+    command = spec.machinetype.container_command
+    bound = any(f"{command}/".startswith(f"{mount['Target']}/") for mount in _mounts(spec))
+    if image.entrypoint or bound:
+        return
+    try:
+        stream, _ = client.get_archive(container_id, command)
+        stream.close()
+    except docker.errors.NotFound as error:
+        raise CreationFailed(f"the image has no {command}, which is the container_command") from error
 
 
 def container_config(spec: MachineSpec, image: Image, engine: EngineKind = EngineKind()) -> dict[str, object]:
@@ -260,14 +248,6 @@ def read_passwd(client: Client, container_id: str) -> str:
             return "" if file is None else file.read(LONGEST_PASSWD_BYTES).decode(errors="replace")
     except tarfile.TarError:
         return ""
-
-
-def _look_up(passwd: str, name: str) -> int:
-    for line in passwd.splitlines():
-        fields = line.split(":")
-        if len(fields) > 2 and fields[0] == name and fields[2].isdigit():
-            return int(fields[2])
-    raise CreationFailed(f"the image's {PASSWD} has no user {name}: give its number")
 
 
 def _check_sources(spec: MachineSpec) -> None:

@@ -49,11 +49,11 @@ from vac.drivers.docker.docker_container import (
     LABEL_IMAGE,
     LABEL_NAME,
     LABEL_UUID,
-    ContainerMaker,
+    make_container,
 )
 from vac.drivers.docker.docker_images import LIMITS, DockerImages, Image, PullLimits
 from vac.drivers.docker.docker_usage import UsageMeter
-from vac.drivers.volumes import ScratchVolumes
+from vac.drivers.volumes import Volumes
 from vac.host.connections import Contact, Sampling
 from vac.text import without_password
 
@@ -144,8 +144,7 @@ class DockerDriver(Driver):
         self._connection = Connection(settings.docker_host, call_seconds)
         self._events = EventReader(self._connection, lambda: self._ownership.filters, self._identify)
         self._images = DockerImages(self._connection, self._events.wake, fetch, limits)
-        self._maker = ContainerMaker()
-        self._scratch = ScratchVolumes()
+        self._volumes = Volumes()
         self._meter = UsageMeter()
         self._sampling = Sampling()
         self._listed: Sequence[Listed] | None = None
@@ -189,8 +188,8 @@ class DockerDriver(Driver):
         try:
             with self._connection.client() as client:
                 image = self._image(client, spec)
-                with self._scratch.made(spec):
-                    container_id = self._maker.make(client, spec, image)
+                with self._volumes.mounted(spec):
+                    container_id = make_container(client, spec, image)
                 self._measure(client, container_id, spec.machinetype.container_network == "bridge")
         finally:
             self._creating.discard(spec.uuid)
@@ -211,7 +210,7 @@ class DockerDriver(Driver):
                 with contextlib.suppress(docker.errors.NotFound):
                     _keep_console(client, each)
                     _remove(client, each.id)
-        self._scratch.remove(name, uuid)
+        self._volumes.remove(name, uuid)
 
     def details(self, uuid: str) -> Mapping[str, str]:
         with self._connection.client() as client:

@@ -176,10 +176,8 @@ class LibvirtDriver(Driver):
             domain = find_domain(connection, uuid)
             if domain is not None:
                 end_domain(domain)
-        try:
-            self._maker.remove_volume(name, uuid, self._settings)
-        except CreationFailed as failure:
-            raise EngineUnavailable(str(failure)) from failure
+        self._maker.volumes.group(self._settings)
+        self._maker.volumes.remove(name, uuid)
         with self._looking:
             self._samples.forget(uuid)
             self._image_facts.forget(uuid)
@@ -280,7 +278,7 @@ class DomainMaker:
     """Makes domains with their disks. run runs LVM's programs."""
 
     def __init__(self, run: Run | None = None) -> None:
-        self._volumes = Volumes(run)
+        self.volumes = Volumes(run)
         self._changes = OnChange(_log)
 
     def make(
@@ -299,17 +297,13 @@ class DomainMaker:
             if lost(error):
                 raise
             remove_names(names)
-            self.remove_volume(spec.name, spec.uuid, spec.settings, unused=True)
+            self.volumes.discard(spec)
             raise CreationFailed(explanation(error)) from error
         except CreationFailed:
             remove_names(names)
+            self.volumes.discard(spec)
             raise
         remove_names(names)
-
-    def remove_volume(self, name: str, uuid: str, settings: Settings, *, unused: bool = False) -> None:
-        """Remove the machine's logical volume, if it has one, wiped unless it is unused. Raises CreationFailed, also
-        while it is being wiped."""
-        self._volumes.remove(self._volumes.group(settings), name, uuid, unused=unused)
 
     def _start(
         self,
@@ -353,15 +347,15 @@ class DomainMaker:
         """Make an empty disk beside the CD, or the image's overlay and, on LVM, scratch. Raises OSError,
         CreationFailed."""
         machinetype = spec.machinetype
-        group = self._volumes.group(spec.settings)
+        group = self.volumes.group(spec.settings)
         if machinetype.machine_model == "vm-raw":
             overlay = make_overlay(image, spec.directory / OVERLAY)
             disks = [Disk(overlay, machinetype.root_device, "qcow2", backing=image)]
             if group is not None:
-                disks.append(Disk(self._volumes.make(group, spec), machinetype.scratch_device, block=True))
+                disks.append(Disk(self.volumes.make(group, spec), machinetype.scratch_device, block=True))
             return disks
         if group is not None:
-            return [Disk(self._volumes.make(group, spec), machinetype.root_device, block=True)]
+            return [Disk(self.volumes.make(group, spec), machinetype.root_device, block=True)]
         gb = machinetype.disk_gb_per_processor or DEFAULT_GB_PER_PROCESSOR
         path = make_sparse(spec.directory / SPARSE, gb * GB * spec.processors)
         return [Disk(path, machinetype.root_device)]

@@ -51,7 +51,7 @@ from vac.drivers.processes.launch_plan import (
     read_status,
     told_in,
 )
-from vac.drivers.volumes import ScratchVolumes
+from vac.drivers.volumes import Volumes
 from vac.host.cgroup_watch import EndWatcher
 from vac.host.cgroups import CgroupError, Groups, open_groups
 from vac.host.connections import Contact, Sampling, contacts_by_group, host_addresses
@@ -88,7 +88,7 @@ class ProcessDriver(Driver):
         self._watcher = EndWatcher(groups)
         self._images = ImageFiles(fetch, self._watcher.wake)
         self._facts = ImageFacts()
-        self._scratch = ScratchVolumes()
+        self._volumes = Volumes()
         self._sampling = Sampling()
         self._lock = threading.Lock()
         self._starting: set[str] = set()
@@ -118,7 +118,7 @@ class ProcessDriver(Driver):
 
     def create(self, spec: MachineSpec) -> None:
         """See Driver."""
-        with self._scratch.made(spec):
+        with self._volumes.mounted(spec):
             self._create(spec)
 
     def _create(self, spec: MachineSpec) -> None:
@@ -167,7 +167,7 @@ class ProcessDriver(Driver):
                 close_up(directory / CONSOLE_LOG)
         with _unavailable():
             self._groups.remove(f"{name}_{uuid}")
-        self._scratch.remove(name, uuid)
+        self._volumes.remove(name, uuid)
         self._facts.forget(uuid)
         self._forget(f"{name}_{uuid}")
         self._taken_over.pop(uuid, None)
