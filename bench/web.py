@@ -23,9 +23,9 @@ from vac.config.machinetype import Machinetype
 from vac.config.settings import Settings
 from vac.machines.creation import create
 from vac.machines.layout import StateDir, slot_address, slot_name
+from vac.roles import bind
 from vac.web import metadata, mjf
 from vac.web.http_server import Answer, Guest, Guests, Request, Server, adjustments, application
-from vac.web.web_process import listen
 
 FACTORY = "bench-1.example.org"
 HOST = "127.0.0.1"
@@ -108,7 +108,7 @@ def _serve(ready: Connection, service: str, root: Path) -> None:
     respond: Callable[[Request], Answer] = metadata.respond
     if service == "mjf":
         respond = partial(mjf.respond, mjf.prepare(state))
-    bound = listen(HOST, 0)
+    bound = bind(HOST, 0)
     app = application(respond, OneGuest(state, FACTORY))
     server = Server(app, bound, adjustments(1_000_000), lambda _: True)
     ready.send(bound.getsockname()[1])

@@ -12,8 +12,7 @@ import time
 from typing import Callable
 
 LONGEST_QUOTED = 80
-_USER = re.compile(r"(\b[a-zA-Z][a-zA-Z0-9+.-]*://)[^/\s?#\"'<>]*@")
-_PASSWORD = re.compile(r"(://[^/\s:@]*):[^/\s@]*@")
+_USER = re.compile(r"(\b[a-zA-Z][a-zA-Z0-9+.-]*://)[^/\s?#\"'<>]*@(?!sha256:)")
 _QUERY = re.compile(r"(\b[a-zA-Z][a-zA-Z0-9+.-]*://[^\s?#\"'<>]*)[?#][^\s\"'<>]*")
 
 
@@ -47,14 +46,9 @@ def without_url_secrets(text: str) -> str:
     return _QUERY.sub(r"\1?…", _USER.sub(r"\1***@", text))
 
 
-def without_password(text: str) -> str:
-    """Mask the password before the host of each URL in the text; the rest stays as it is."""
-    return _PASSWORD.sub(r"\1:***@", text)
-
-
 def quoted(text: str) -> str:
-    """Return a value in quotes for a message: on one line, not too long, without URLs' passwords."""
-    masked = without_password(text)
+    """Return a value in quotes for a message: on one line, not too long, without URLs' secrets."""
+    masked = without_url_secrets(text)
     return repr(masked if len(masked) <= LONGEST_QUOTED else masked[: LONGEST_QUOTED - 3] + "...")
 
 

@@ -79,7 +79,7 @@ class Demo:
     def __init__(self, top: Path) -> None:
         self.top = top
         self.state = StateDir(top / "state")
-        self.factory = f"demo-{secrets.token_hex(3)}.vac.example.org"
+        self.factory = f"demo-{secrets.token_hex(2)}.vac.example.org"
         self.conf = top / "demo.conf"
         self.machines: Counter[str] = Counter()
         self.processor_seconds: dict[str, float] = dict.fromkeys(TYPES, 0.0)

@@ -1,7 +1,7 @@
 """vacd with stand-ins for its roles, which tell a test by datagrams what happens to them.
 
 The plan is JSON in the environment: `reports`, the path of the test's socket, for each role its behaviour,
-and optionally `timing`, `stuck_seconds` and `orphan_seconds`.
+and optionally `timing`, `stuck_seconds`, `orphan_seconds`, `state_dir` and `purposes`.
 """
 
 from __future__ import annotations
@@ -48,6 +48,9 @@ def good(options: RoleOptions, report: Reporter) -> int:
     events: queue.Queue[str] = queue.Queue()
     options.listen(lambda: events.put("stop"), lambda: events.put("wake"))
     options.ready()
+    if options.listening is not None:
+        with options.listening.accept()[0] as connection:
+            connection.sendall(b"%d" % os.getpid())
     report("ready", environ=dict(os.environ), configs=[str(path) for path in options.configs])
     while events.get() == "wake":
         logger.info("woken")
@@ -75,7 +78,8 @@ def ready_when_woken(options: RoleOptions, report: Reporter) -> int:
 
 def needing(options: RoleOptions, report: Reporter) -> int:
     """Each time it is woken it needs the role `web` for something else, at last for nothing."""
-    stop, purposes = threading.Event(), iter(["this", "that", "that", ""])
+    plan = json.loads(os.environ[PLAN])
+    stop, purposes = threading.Event(), iter(plan.get("purposes", ["this", "that", "that", ""]))
 
     def wake() -> None:
         options.need("web", next(purposes))
@@ -141,6 +145,8 @@ def main(options: RoleOptions) -> int:
     """What each role runs."""
     plan = json.loads(os.environ[PLAN])
     role = sys.argv[sys.argv.index("--role") + 1]
+    if "state_dir" in plan:
+        options.uses(Path(plan["state_dir"]))
     return BEHAVIOURS[plan.get(role, "good")](options, Reporter(role, plan["reports"]))
 
 
@@ -151,7 +157,7 @@ def run(plan: Mapping[str, Any]) -> int:
     roles = [
         Role("factory", __spec__.name, must_be_ready=True, stuck_seconds=stuck_seconds),
         Role("responder", __spec__.name, stuck_seconds=stuck_seconds),
-        Role("web", __spec__.name, on_demand=True),
+        Role("web", __spec__.name, on_demand=True, listens="purposes" in plan),
     ]
 
     def command(role: Role, arguments: argparse.Namespace) -> list[str]:

@@ -5,13 +5,16 @@ from __future__ import annotations
 import fcntl
 import os
 import signal
+import socket
 import subprocess
 import termios
+import time
 from pathlib import Path
 
 import pytest
 
 from tests.faults.conftest import PATIENCE_SECONDS, ROOT, Vacd, open_files, wait_for_end
+from vac.roles import crash_loop, read_restarts
 
 LOGS = ("vacd", "vacd-factory", "vacd-responder")
 
@@ -148,6 +151,37 @@ def test_rotated_logs_go_on_in_new_files_also_for_a_role_without_rights(vacd: Va
     assert {name: (old / name).read_text() for name in LOGS} == before
 
 
+def test_logs_renamed_without_a_signal_go_on_in_new_files(vacd: Vacd) -> None:
+    vacd.start(responder="unprivileged", timing={"log_check": 0.1})
+    both_ready(vacd)
+    old = vacd.directory / "old"
+    vacd.log_dir.rename(old)
+    vacd.log_dir.mkdir(mode=0o700)
+    for role in ("factory", "responder"):
+        vacd.wait_for(role, "woken")
+    before = {name: (old / name).read_text() for name in LOGS}
+    vacd.signal(signal.SIGTERM)
+    assert vacd.wait() == 0
+    assert "stopping: SIGTERM" in vacd.log()
+    for name in LOGS[1:]:
+        assert "INFO woken" in vacd.log(name)
+    assert {name: (old / name).read_text() for name in LOGS} == before
+
+
+def test_a_crash_loop_is_noted_in_the_state_dir(vacd: Vacd) -> None:
+    state_dir = vacd.directory / "state"
+    state_dir.mkdir()
+    vacd.start(factory="failing", timing={"first_pause": 0.05}, state_dir=str(state_dir))
+    vacd.wait_for("responder", "ready")
+    while (found := crash_loop(state_dir, time.time())) is None:
+        vacd.wait_for("factory", "failing")
+    assert found.startswith("vacd-factory restarted 3 times in 5 minutes: (process ")
+    assert "ended with exit status 1" in found
+    assert list(read_restarts(state_dir)) == ["factory"]
+    vacd.signal(signal.SIGTERM)
+    assert vacd.wait() == 0
+
+
 def test_log_files_that_cannot_be_made_anew_are_kept(vacd: Vacd) -> None:
     vacd.start()
     both_ready(vacd)
@@ -227,6 +261,40 @@ def test_what_is_needed_on_demand_comes_changes_and_goes(vacd: Vacd) -> None:
     while vacd.wait_for_notification("STATUS=")[-1] != "STATUS=factory ready; responder ready":
         pass
     assert vacd.log().count("starts again") == 1, "only what nobody wanted to end is waited for"
+    vacd.signal(signal.SIGTERM)
+    assert vacd.wait() == 0
+
+
+def answer_at(address: tuple[str, int]) -> bytes:
+    with socket.create_connection(address, PATIENCE_SECONDS) as connection:
+        return connection.recv(100)
+
+
+def test_a_roles_port_is_held_while_it_is_dead_and_while_vacd_is_restarted(vacd: Vacd) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        first = free.getsockname()
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        second = free.getsockname()
+    purposes = [f"127.0.0.1:{port} x" for _, port in (first, second)]
+    vacd.start(factory="needing", environ=notify(vacd), timing={"first_pause": 1.0}, purposes=purposes)
+    both_ready(vacd)
+    vacd.signal(signal.SIGUSR1)
+    vacd.wait_for("factory", "said")
+    vacd.wait_for_notification("FDNAME=127.0.0.1|")
+    pid = int(answer_at(first))
+    assert vacd.wait_for("web", "ready")["pid"] == pid
+    os.kill(pid, signal.SIGKILL)
+    vacd.wait_for_notification("STATUS=factory ready; responder ready; web (process")
+    with pytest.raises(OSError, match="in use"), socket.create_server(first):
+        pass
+    assert int(answer_at(first)) != pid
+    vacd.wait_for("web", "ready")
+    vacd.signal(signal.SIGUSR1)
+    vacd.wait_for("web", "stopped")
+    assert vacd.wait_for_notification("FDSTOREREMOVE=1")
+    assert answer_at(second)
+    with socket.create_server(first):
+        pass
     vacd.signal(signal.SIGTERM)
     assert vacd.wait() == 0
 

@@ -6,6 +6,7 @@ import logging
 import os
 import signal
 import socket
+import sys
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ import pytest
 from vac.daemon import role_process
 from vac.daemon.command import command_for, main, make_parser
 from vac.daemon.role_supervisor import Child, RoleSupervisor, Timing, describe_end, next_pause
-from vac.daemon.supervisor import Notifier, notifier_from
+from vac.daemon.supervisor import Notifier, notifier_from, stored_sockets
 from vac.roles import ROLES, Role
 
 
@@ -74,6 +75,25 @@ def test_the_manager_gets_assignments_in_one_datagram(tmp_path: Path, abstract: 
         assert manager.recv(1000) == b"READY=1\nSTATUS=all is well"
 
 
+def test_the_manager_stores_sockets_and_hands_them_back(tmp_path: Path) -> None:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager, socket.socket() as kept:
+        manager.bind(str(tmp_path / "notify"))
+        manager.settimeout(60)
+        Notifier(str(tmp_path / "notify")).send("FDSTORE=1", descriptors=[kept.fileno()])
+        text, ancillary, _, _ = manager.recvmsg(100, socket.CMSG_SPACE(4))
+        assert text == b"FDSTORE=1"
+        stored = int.from_bytes(ancillary[0][2], sys.byteorder)
+        assert os.fstat(stored) == os.fstat(kept.fileno())
+        os.close(stored)
+
+
+@pytest.mark.parametrize("changes", [{"LISTEN_PID": "8"}, {"LISTEN_FDS": "x"}, {"LISTEN_FDS": "0"}])
+def test_sockets_for_others_are_left_alone(changes: dict[str, str]) -> None:
+    environ = {"LISTEN_PID": "7", "LISTEN_FDS": "1", "LISTEN_FDNAMES": "127.0.0.1|9995", **changes}
+    assert stored_sockets(environ, 7) == {}
+    assert environ == {}
+
+
 def test_a_manager_that_is_gone_is_logged_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     notifier = Notifier(str(tmp_path / "nobody"))
     with caplog.at_level(logging.INFO, logger="vac"):
@@ -124,14 +144,14 @@ def test_a_role_takes_its_link_out_of_the_environment() -> None:
     with ours:
         theirs.set_inheritable(True)
         environ = {role_process.LINK_VARIABLE: str(theirs.detach()), "PATH": "/bin"}
-        link = role_process.inherited_link(environ)
+        link = role_process.inherited(environ)
         assert link is not None
         with link:
             assert environ == {"PATH": "/bin"}
             assert not link.get_inheritable()
             role_process.send(link, role_process.READY)
         assert role_process.receive(ours) == (role_process.READY, None)
-    assert role_process.inherited_link({}) is None
+    assert role_process.inherited({}) is None
 
 
 @pytest.mark.parametrize(("stuck_seconds", "hopeless_time"), [(600.0, 1300.0), (None, float("inf"))])

@@ -11,6 +11,8 @@ from typing import Callable
 
 import pytest
 
+from tests.conftest import LONGEST_FIRST
+
 WAYS: dict[str, Callable[[], object]] = {
     "subprocess.run": lambda: subprocess.run(["true"], check=True),
     "subprocess.Popen": lambda: subprocess.Popen("true"),
@@ -59,3 +61,8 @@ def test_what_the_caller_has_set_does_not_reach_tests() -> None:
         caller, cwd=Path(__file__).parents[2], env=environment, capture_output=True, text=True, check=True
     )
     assert done.stdout == "0o22 C.UTF-8 127.0.0.1,localhost\n"
+
+
+def test_files_that_are_run_first_exist() -> None:
+    tests = Path(__file__).parents[1]
+    assert [name for name in LONGEST_FIRST if not list(tests.glob(f"*/{name}.py"))] == []

@@ -1,6 +1,6 @@
 """`check-vacd`: a Nagios check that needs no configuration and no rights, and starts fast.
 
-It imports the standard library and the layout of state_dir, nothing else.
+It imports the standard library, the layout of state_dir and the format of its restarts file, nothing else.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from vac.machines.layout import StateDir
+from vac.roles import crash_loop
 
 OK, WARNING, CRITICAL = 0, 1, 2
 DEFAULT_SECONDS = 600
@@ -59,7 +60,7 @@ def _problem(state: StateDir, seconds: float, now: float) -> str | None:
             return f"No vacd {role} heartbeat file"
         if age > seconds:
             return f"No vacd {role} heartbeat in {age / 3600:.2f} hours"
-    return _first_line(state.factory_error)
+    return crash_loop(state.root, now) or _first_line(state.factory_error)
 
 
 def _warning(state: StateDir) -> str | None:

@@ -28,6 +28,7 @@ from vac.host.privileges import PREFERRED, unprivileged_user
 from vac.machines import requests
 from vac.machines.layout import StateDir
 from vac.scheduling.eligibility import LEAST_FREE_BYTES
+from vac.text import escaped
 
 _CONTAINERS = ("docker", "singularity", "bubblewrap")
 
@@ -54,12 +55,10 @@ def run(arguments: argparse.Namespace) -> int:
     worst = 0
     for finding in examine(arguments):
         if finding.problem is None:
-            print(f"ok       {finding.what}", flush=True)
+            print(f"ok       {escaped(finding.what)}", flush=True)
         else:
-            print(
-                f"{'PROBLEM' if finding.serious else 'note   '}  {finding.what}: {finding.problem}",
-                flush=True,
-            )
+            kind = "PROBLEM" if finding.serious else "note   "
+            print(f"{kind}  {escaped(f'{finding.what}: {finding.problem}')}", flush=True)
             worst = max(worst, int(finding.serious))
     return worst
 

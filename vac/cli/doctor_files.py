@@ -12,9 +12,9 @@ from vac.config.files import Value, read
 from vac.config.machinetype import Machinetype
 from vac.config.sections import USER_DATA_OPTION
 from vac.config.settings import Settings
-from vac.config.values import without_password
 from vac.drivers.processes.bubblewrap import check_command
 from vac.host.probes import real_image
+from vac.text import without_url_secrets
 from vac.vacquery.signed_json import read_key
 
 Row = tuple[str, Optional[str], bool]
@@ -81,7 +81,7 @@ def _open_secrets(paths: Sequence[Path] | None) -> Iterator[Row]:
 
 
 def _is_secret(option: str, value: Value) -> bool:
-    return option.startswith(USER_DATA_OPTION) or without_password(value.text) != value.text
+    return option.startswith(USER_DATA_OPTION) or without_url_secrets(value.text) != value.text
 
 
 def _open_to_others(path: Path) -> bool:

@@ -9,7 +9,7 @@ from typing import Optional
 from vac.config.settings import Settings
 from vac.config.values import split_host_port
 from vac.machines.layout import StateDir
-from vac.web.web_process import listen
+from vac.roles import bind
 
 Row = tuple[str, Optional[str], bool]
 """As doctor.Finding: what, the problem, whether it is serious."""
@@ -22,7 +22,7 @@ def rows(settings: Settings) -> Iterator[Row]:
     host, port = split_host_port(settings.metrics_listen)
     what = f"metrics_listen {settings.metrics_listen}"
     try:
-        listen(host, port).close()
+        bind(host, port).close()
     except OSError as error:
         yield what, f"{error.strerror}: choose an address of this host and a port that nobody has", False
     else:

@@ -16,6 +16,7 @@ from vac.machines.machine import Machine, read_details
 from vac.machines.messages import shutdown_message
 from vac.machines.slots import find_by_uuid
 from vac.machines.status import Status
+from vac.text import escaped
 
 _OUTPUTS_LISTED = 50
 _TIMES = ("created", "started", "last seen alive", "must end by")
@@ -51,7 +52,7 @@ def run(arguments: argparse.Namespace) -> int:
         print(json.dumps(facts, indent=1))
     else:
         for name, value in facts.items():
-            print(f"{name:18} {_words(name, value)}")
+            print(escaped(f"{name:18} {_words(name, value)}"))
     return 0
 
 

@@ -18,8 +18,8 @@ from vac.config.machinetype import Machinetype
 from vac.config.pipe_document import PipeDocument, parse_pipe
 from vac.config.pipes import PipeCopy, review
 from vac.config.strict_json import Flaw, Refused
-from vac.config.values import without_password
 from vac.context.downloads import DownloadFailed, fetch_pipe
+from vac.text import without_url_secrets
 
 
 @dataclass(frozen=True)
@@ -131,12 +131,12 @@ def run_show(arguments: argparse.Namespace) -> int:
 
 def _show_lines(configuration: Configuration, name: str, now: float) -> list[str]:
     pipe, copy = configuration.pipes[name], configuration.copies[name]
-    lines = [f"[vacuum_pipe {name}] {without_password(pipe.vacuum_pipe_url)}", *_copy_lines(copy, now)]
+    lines = [f"[vacuum_pipe {name}] {without_url_secrets(pipe.vacuum_pipe_url)}", *_copy_lines(copy, now)]
     types = _types(configuration, name)
     width = max((len(one.name) for one in types), default=0)
     for one in types:
         reason = configuration.unusable.get(one.name)
-        image = without_password(one.root_image or "-")
+        image = without_url_secrets(one.root_image or "-")
         lines.append(
             f"  {one.name:<{width}}  share {one.target_share:g}  {one.machine_model}  {image}"
             f"{f'  ({reason})' if reason else ''}"
@@ -161,7 +161,7 @@ def _copy_lines(copy: PipeCopy, now: float) -> list[str]:
 def _facts(configuration: Configuration, name: str) -> dict[str, object]:
     pipe, copy = configuration.pipes[name], configuration.copies[name]
     return {
-        "url": without_password(pipe.vacuum_pipe_url),
+        "url": without_url_secrets(pipe.vacuum_pipe_url),
         "fetched_time": copy.fetched_time,
         "cache_seconds": copy.cache_seconds,
         "problem": copy.problem,

@@ -12,6 +12,7 @@ from vac.cli import common
 from vac.machines import status as statuses
 from vac.machines.layout import StateDir
 from vac.machines.status import Status, TypeFacts
+from vac.text import escaped
 from vac.vacquery.messages import Reason
 from vac.vacquery.responder import dropped_as, read_counters
 
@@ -44,7 +45,7 @@ def run(arguments: argparse.Namespace) -> int:
         )
         return 1
     for line in reasons(status, arguments.machinetype, time.time(), read_counters(state)):
-        print(line)
+        print(escaped(line))
     return 0
 
 

@@ -11,9 +11,10 @@ from vac.config.machinetype import Machinetype, reserved_paths
 from vac.config.options import NO_EFFECT, declared
 from vac.config.sections import Parsed
 from vac.config.settings import Settings
-from vac.config.values import host_name, quoted
+from vac.config.values import host_name
 from vac.host.facts import HostFacts
 from vac.host.probes import CVMFS
+from vac.text import quoted
 
 METRICS_MODULES = {"prometheus_client": "python3-prometheus-client", "waitress": "python3-waitress"}
 """What metrics_listen needs, by Python module: the package."""
@@ -114,7 +115,7 @@ def _check_sizes(machinetype: Machinetype, settings: Settings, parsed: Parsed, r
     elif least > settings.processors_per_superslot:
         text = (
             f"{least} is more than processors_per_superslot ({settings.processors_per_superslot}): "
-            f"no machine of this type is ever created"
+            f"no machine of this type is ever created; set processors_per_superslot to {least} or more"
         )
         report.warn(*parsed.where("min_processors"), text)
     disk, limit = machinetype.disk_gb_per_processor, settings.disk_gb_per_processor

@@ -30,8 +30,8 @@ from vac.config.sections import (
     parse_section,
 )
 from vac.config.settings import Settings
-from vac.config.values import quoted
 from vac.host.facts import ASSUME_PROCESSORS, HostFacts
+from vac.text import quoted
 
 FACTS_SECONDS = 600
 """Facts about the host are asked for again after so long."""

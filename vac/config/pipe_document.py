@@ -17,7 +17,8 @@ from vac.config.machinetype import Machinetype
 from vac.config.options import Kind, Option, declared
 from vac.config.sections import USER_DATA_FILE, USER_DATA_OPTION, nearest
 from vac.config.strict_json import MOST_FLAWS, Flaw, Refused, first, kind_of, read, shown, step, written
-from vac.config.values import LISTS, NUMBERS, BadValue, allowed, parse, quoted
+from vac.config.values import LISTS, NUMBERS, BadValue, allowed, parse
+from vac.text import quoted
 
 LARGEST_BYTES = 1024 * 1024
 DEEPEST = 32

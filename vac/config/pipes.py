@@ -20,7 +20,7 @@ from vac.config.pipe_document import CACHE_SECONDS, LARGEST_BYTES, Entry, PipeDo
 from vac.config.sections import USER_DATA_FILE, USER_DATA_OPTION, Parsed, build_machinetype
 from vac.config.settings import Settings
 from vac.config.strict_json import Flaw, Refused
-from vac.config.values import without_password
+from vac.text import without_url_secrets
 
 DIRECTORY = "pipescache"
 LEAST_CACHE_SECONDS = 5
@@ -280,4 +280,4 @@ def _tell(pipe: VacuumPipe, problems: Report, report: Report) -> None:
 
 
 def _source(pipe: VacuumPipe) -> str:
-    return without_password(pipe.vacuum_pipe_url)
+    return without_url_secrets(pipe.vacuum_pipe_url)

@@ -23,7 +23,8 @@ from vac.config.sections import (
     USER_DATA_OPTION,
 )
 from vac.config.settings import Settings
-from vac.config.values import allowed, render, without_password
+from vac.config.values import allowed, render
+from vac.text import without_url_secrets
 
 WIDTH = 100
 SAMPLE_NAME = "site.conf.sample"
@@ -188,7 +189,7 @@ def _values(holder: Settings | Machinetype | VacuumPipe) -> dict[str, str]:
         values.update(holder.overrides)
         options = {**options, **declared(Machinetype)}
     texts = {
-        name: without_password(render(option, values[name]))
+        name: without_url_secrets(render(option, values[name]))
         for name, option in options.items()
         if values.get(name) not in (None, "", ())
         or (option.kind is Kind.CAPABILITIES and values.get(name) is not None)

@@ -12,7 +12,8 @@ from vac.config.files import Report, Section, Value
 from vac.config.machinetype import Machinetype, VacuumPipe
 from vac.config.options import Option, declared
 from vac.config.settings import Settings
-from vac.config.values import BadValue, allowed, parse, quoted
+from vac.config.values import BadValue, allowed, parse
+from vac.text import quoted
 
 USER_DATA_OPTION = "user_data_option_"
 USER_DATA_FILE = "user_data_file_"

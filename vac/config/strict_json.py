@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from vac.config.values import quoted
+from vac.text import quoted
 
 MOST_FLAWS = 100
 MOST_DIGITS = 30

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Callable
 
 from vac.config.options import Kind, Option
+from vac.text import quoted
 
 TRUE = ("yes", "true", "on", "1")
 FALSE = ("no", "false", "off", "0")
@@ -38,7 +39,6 @@ _NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
 _URL = re.compile(r"[a-z][a-z0-9+.-]*://\S*")
 _HOST_PORT = re.compile(r"(?P<host>\[[0-9a-fA-F:.]+\]|[^\s:\[\]/]+):(?P<port>[0-9]{1,5})")
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f]")
-_PASSWORD = re.compile(r"(://[^/\s:@]*):[^/\s@]*@")
 
 
 class BadValue(ValueError):
@@ -102,17 +102,6 @@ def split_host_port(text: str) -> tuple[str, int]:
     if not match or not 1 <= int(match["port"]) <= 65535:
         raise BadValue(f"{quoted(text)} is not {_ENTRIES[Kind.HOST_PORT][1]}")
     return match["host"].strip("[]"), int(match["port"])
-
-
-def quoted(text: str) -> str:
-    """A value in quotes for a message: on one line, not too long, without a URL's password."""
-    masked = without_password(text)
-    return repr(masked if len(masked) <= 80 else masked[:77] + "...")
-
-
-def without_password(text: str) -> str:
-    """URLs in text lose the password before their host."""
-    return _PASSWORD.sub(r"\1:***@", text)
 
 
 def boolean(text: str) -> bool | None:

@@ -8,24 +8,28 @@ from __future__ import annotations
 
 import contextlib
 import email.utils
+import enum
 import hashlib
 import logging
 import os
 import re
+import socket
 import tempfile
 import threading
 import time
 from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from ipaddress import ip_address
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Callable
-from urllib.parse import quote
+from urllib.parse import quote, urlsplit
+from urllib.request import getproxies
 
 import vac
 from vac.config.pipe_document import LARGEST_BYTES
-from vac.config.values import without_password
 from vac.logs import OnChange
+from vac.text import without_url_secrets
 
 if TYPE_CHECKING:
     import pycurl
@@ -42,6 +46,8 @@ SYSTEM_CERTIFICATES = (
 _TIMED_OUT_STATUS = 408
 _TOO_MANY_STATUS = 429
 _NOT_MODIFIED_STATUS = 304
+_PROXY_PORT = 1080
+"""Default of libcurl."""
 _LONGEST_NAME = 255
 _DAY_SECONDS = 86400
 _HTML = re.compile(rb"(\xef\xbb\xbf)?\s*(<\?xml[^>]*>\s*)?<(!doctype\s+html|html)\b", re.IGNORECASE)
@@ -82,6 +88,14 @@ class Limits:
 PIPE_LIMITS = Limits(largest_bytes=LARGEST_BYTES)
 
 
+class Local(enum.Enum):
+    """Use of loopback and link-local addresses, where services trust this host."""
+
+    ALLOWED = "allowed"
+    NOT_BY_REDIRECT = "not by redirect"
+    REFUSED = "refused"
+
+
 @dataclass
 class Answer:
     """A server's answer, the last one after redirects.
@@ -93,12 +107,14 @@ class Answer:
     begin: Callable[[Answer], object] = lambda answer: None
     status: int = 0
     last_modified: str = ""
+    begun: bool = field(default=False, init=False)
     refusal: OSError | None = field(default=None, init=False)
     _size: int = field(default=0, init=False)
 
     def header(self, line: bytes) -> None:
         """Take one header line; those of redirects come first."""
         text = line.decode("latin-1").strip()
+        self.begun = True
         if text.startswith("HTTP/"):
             self.last_modified = ""
             return
@@ -136,6 +152,7 @@ def get(
     known_time: float | None = None,
     ca_file: Path | None = None,
     head: bool = False,
+    local: Local = Local.ALLOWED,
 ) -> None:
     """Send one GET (or HEAD). The answer's status is then 200, or 304 if unchanged since known_time.
 
@@ -147,8 +164,11 @@ def get(
     except ImportError as error:
         raise DownloadFailed(f"{error}; install python3-pycurl") from error
     curl = pycurl.Curl()
+    opened = contextlib.ExitStack()
     try:
         _set_up(pycurl, curl, limits, ca_file)
+        if local is not Local.ALLOWED:
+            curl.setopt(pycurl.OPENSOCKETFUNCTION, _SocketGuard(answer, local, pycurl.SOCKET_BAD, opened))
         headers = [f"User-Agent: Vac {vac.__version__}"]
         if known_time is not None:
             headers.append(f"If-Modified-Since: {email.utils.formatdate(known_time, usegmt=True)}")
@@ -165,11 +185,50 @@ def get(
         raise _explained(pycurl, curl, error.args[0], limits) from error
     finally:
         curl.close()
+        opened.close()
     if answer.status != 200 and (known_time is None or answer.status != _NOT_MODIFIED_STATUS):
         raise DownloadFailed(f"the server answers with status {answer.status} instead of 200")
 
 
-def document(url: str, limits: Limits, ca_file: Path | None = None) -> bytes:
+class _SocketGuard:
+    """Opens libcurl's sockets, except to local addresses: on each hop, after resolution. Proxies are exempt."""
+
+    def __init__(self, answer: Answer, local: Local, refused: int, opened: contextlib.ExitStack) -> None:
+        """opened: gets the sockets, of which libcurl makes duplicates."""
+        self._opened = opened
+        self._answer = answer
+        self._local = local
+        self._refused = refused
+        self._proxies = {address for proxy in getproxies().values() for address in _addresses(proxy)}
+
+    def __call__(self, purpose: int, address: Any) -> socket.socket | int:
+        """Return a socket for an address of libcurl, or its code for none."""
+        host, port = address.addr[0], address.addr[1]
+        host = host.decode() if isinstance(host, bytes) else host
+        first = self._local is Local.NOT_BY_REDIRECT and not self._answer.begun
+        if not first and is_local(host) and (host, port) not in self._proxies:
+            self._answer.refusal = DownloadFailed(f"{host} is a local address, which a pipe may not use")
+            return self._refused
+        return self._opened.enter_context(socket.socket(address.family, address.socktype, address.protocol))
+
+
+def is_local(host: str) -> bool:
+    """Return whether an address leads to this host or its link."""
+    address = ip_address(host.partition("%")[0])
+    address = (address.version == 6 and address.ipv4_mapped) or address
+    return address.is_loopback or address.is_link_local or address.is_unspecified or address.is_multicast
+
+
+def _addresses(proxy: str) -> set[tuple[str, int]]:
+    parts = urlsplit(proxy if "://" in proxy else f"http://{proxy}")
+    try:
+        found = socket.getaddrinfo(parts.hostname, parts.port or _PROXY_PORT, type=socket.SOCK_STREAM)
+    except (OSError, ValueError):
+        return set()
+    return {(str(entry[4][0]), int(entry[4][1])) for entry in found}
+
+
+def document(url: str, limits: Limits, ca_file: Path | None = None, local: Local = Local.ALLOWED) -> bytes:
     """Return the content of a small file, fetched anew. Blocks; raises DownloadFailed."""
     pieces: list[bytes] = []
 
@@ -177,13 +236,16 @@ def document(url: str, limits: Limits, ca_file: Path | None = None) -> bytes:
         pieces.append(piece)
         return len(piece)
 
-    get(url, Answer(take), limits, ca_file=ca_file)
+    get(url, Answer(take), limits, ca_file=ca_file, local=local)
     return b"".join(pieces)
 
 
 def fetch_pipe(url: str) -> bytes:
-    """Return the document of a Vacuum Pipe, unchecked. Blocks; raises DownloadFailed."""
-    return document(url, PIPE_LIMITS)
+    """Return the document of a Vacuum Pipe, unchecked. Blocks; raises DownloadFailed.
+
+    The site has configured the URL, but its publisher decides where it redirects to.
+    """
+    return document(url, PIPE_LIMITS, local=Local.NOT_BY_REDIRECT)
 
 
 def is_html(content: bytes) -> bool:
@@ -261,23 +323,33 @@ def _explained(api: Any, curl: pycurl.Curl, code: int, limits: Limits) -> Downlo
 class ImageCache:
     """Copies of images by URL. All methods may be called from any thread.
 
-    Unfinished downloads are in another directory of the same file system. ca_file: see get().
+    Unfinished downloads are in another directory of the same file system. ca_file: see get(). local: by URL.
     """
 
     def __init__(
-        self, directory: Path, unfinished: Path, limits: Limits | None = None, ca_file: Path | None = None
+        self,
+        directory: Path,
+        unfinished: Path,
+        limits: Limits | None = None,
+        ca_file: Path | None = None,
+        local: Callable[[str], Local] = lambda url: Local.ALLOWED,
     ) -> None:
         self._directory = directory
         self._unfinished = unfinished
         self._limits = limits or Limits()
         self._ca_file = ca_file
+        self._local = local
         self._lock = threading.Lock()
         self._locks: defaultdict[str, threading.Lock] = defaultdict(threading.Lock)
         self._changes = OnChange(log)
 
     def path(self, url: str) -> Path:
         """Return the path for the copy of this URL."""
-        name = quote(without_password(url), safe="", errors="surrogateescape")
+        name = quote(without_url_secrets(url), safe="", errors="surrogateescape")
+        query = url.partition("?")[2]
+        if query:
+            digest = hashlib.sha256(query.encode("utf-8", "surrogateescape")).hexdigest()
+            name = f"{name}-{digest[:32]}"
         if len(name) > _LONGEST_NAME:
             digest = hashlib.sha256(name.encode()).hexdigest()
             name = f"{name[: _LONGEST_NAME - len(digest) - 1]}-{digest}"
@@ -297,7 +369,7 @@ class ImageCache:
             except DownloadFailed as error:
                 if not error.passing or not path.exists():
                     raise
-                text = f"image {without_password(url)}: using the cached copy: {error}"
+                text = f"image {without_url_secrets(url)}: using the cached copy: {error}"
                 self._changes.say(url, text, logging.WARNING)
                 modified_time = path.stat().st_mtime
             else:
@@ -323,11 +395,11 @@ class ImageCache:
         try:
             with os.fdopen(descriptor, "wb") as file:
                 answer = Answer(file.write, _required_date)
-                get(url, answer, self._limits, known_time=known_time, ca_file=self._ca_file)
+                self._get(url, answer, known_time=known_time)
                 if answer.status == _NOT_MODIFIED_STATUS and known_time is not None:
                     if self._server_date(url, answer) in (None, known_time):
                         return known_time
-                    get(url, answer, self._limits, ca_file=self._ca_file)
+                    self._get(url, answer)
                 modified_time = _required_date(answer)
                 file.flush()
                 os.fchmod(descriptor, 0o644)  # hypervisors don't read it as root
@@ -342,8 +414,11 @@ class ImageCache:
         """Return the date of a 304 answer, by HEAD if it has none: an image may have been replaced by an older one."""
         if not unchanged.last_modified:
             with contextlib.suppress(DownloadFailed):  # a server without HEAD
-                get(url, unchanged, self._limits, ca_file=self._ca_file, head=True)
+                self._get(url, unchanged, head=True)
         return unchanged.date()
+
+    def _get(self, url: str, answer: Answer, **options: Any) -> None:
+        get(url, answer, self._limits, ca_file=self._ca_file, local=self._local(url), **options)
 
 
 def _required_date(answer: Answer) -> float:

@@ -13,10 +13,10 @@ from typing import Callable
 import vac
 from vac.config.machinetype import VM_MODELS, Machinetype
 from vac.config.settings import Settings
-from vac.config.values import without_password
 from vac.context.certificates import read_limited
-from vac.context.downloads import DownloadFailed, Limits, document, is_html
+from vac.context.downloads import DownloadFailed, Limits, Local, document, is_html
 from vac.context.proxies import CERTIFICATE_FILE, KEY_FILE, ProxyRefused, proxy_from_files
+from vac.text import without_url_secrets
 
 LIMIT_BYTES = 10 * 1024 * 1024
 """Largest template, file, and result."""
@@ -35,6 +35,9 @@ _OTHER_SPELLINGS = {
     "user_data_joboutputs_url": ("user_data_manager_joboutputs_url",),
 }
 """Older spellings of the built-in values."""
+
+
+Fetch = Callable[[str, Local], bytes]
 
 
 class ContextError(Exception):
@@ -64,54 +67,57 @@ class Templates:
     get fetches a URL's content and raises DownloadFailed.
     """
 
-    def __init__(self, get: Callable[[str], bytes] = lambda url: document(url, LIMITS)) -> None:
+    def __init__(
+        self, get: Callable[[str, Local], bytes] = lambda url, local: document(url, LIMITS, local=local)
+    ) -> None:
         self._get = get
         self._lock = Lock()
-        self._under_way: dict[str, Future[bytes]] = {}
+        self._in_progress: dict[tuple[str, Local], Future[bytes]] = {}
 
-    def __call__(self, url: str) -> bytes:
+    def __call__(self, url: str, local: Local = Local.ALLOWED) -> bytes:
         """Return the template. Blocks; raises ContextError with a reason."""
         with self._lock:
-            ours = url not in self._under_way
-            answer = self._under_way.setdefault(url, Future())
+            ours = (url, local) not in self._in_progress
+            answer = self._in_progress.setdefault((url, local), Future())
         if ours:
-            self._fetch(url, answer)
+            self._fetch(url, local, answer)
         try:
             content = answer.result()
         except DownloadFailed as error:
-            raise ContextError(f"user_data {without_password(url)}: {error}") from error
+            raise ContextError(f"user_data {without_url_secrets(url)}: {error}") from error
         problem = (
             "sends a web page (HTML) instead" if is_html(content) else "" if content else "sends nothing"
         )
         if problem:
-            raise ContextError(f"user_data {without_password(url)}: the server {problem}")
+            raise ContextError(f"user_data {without_url_secrets(url)}: the server {problem}")
         return content
 
-    def _fetch(self, url: str, answer: Future[bytes]) -> None:
+    def _fetch(self, url: str, local: Local, answer: Future[bytes]) -> None:
         """Fetch the URL and wake all who wait for it, even after an unexpected exception."""
         try:
-            answer.set_result(self._get(url))
+            answer.set_result(self._get(url, local))
         except DownloadFailed as error:
             answer.set_exception(error)
         finally:
             with self._lock:
-                del self._under_way[url]
+                del self._in_progress[url, local]
             answer.cancel()
 
 
-def make_user_data(request: ContextRequest, fetch: Callable[[str], bytes]) -> bytes:
+def make_user_data(request: ContextRequest, fetch: Fetch) -> bytes:
     """Return the user_data of one machine. fetch: as Templates. Blocks. Raises ContextError."""
     template, url = load_template(request, fetch)
     return substitute(template, values(request, url))
 
 
-def load_template(request: ContextRequest, fetch: Callable[[str], bytes]) -> tuple[bytes, str]:
+def load_template(request: ContextRequest, fetch: Fetch) -> tuple[bytes, str]:
     """Return the user_data before substitution, and its URL or "". Raises ContextError."""
     user_data = request.machinetype.user_data
     if not user_data:
         return b"", ""
     if user_data.startswith(("http://", "https://")):
-        return fetch(user_data), user_data
+        local = Local.REFUSED if request.machinetype.pipe else Local.ALLOWED
+        return fetch(user_data, local), user_data
     return _read(request.directory / FILES / user_data, "user_data"), ""
 
 
@@ -169,7 +175,7 @@ def masked(found: Mapping[str, bytes]) -> dict[str, bytes]:
         own = name.startswith(("user_data_option_", "user_data_file_"))
         shown[name] = f"({name}: {len(content)} bytes, not shown)".encode() if own else content
     for name in ("user_data_url", "user_data_root_image_url"):
-        shown[name] = _bytes(without_password(found.get(name, b"").decode("utf-8", "surrogateescape")))
+        shown[name] = _bytes(without_url_secrets(found.get(name, b"").decode("utf-8", "surrogateescape")))
     return shown
 
 

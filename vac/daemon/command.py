@@ -15,7 +15,7 @@ from setproctitle import setproctitle
 from vac import __version__, logs
 from vac.daemon import role_process
 from vac.daemon.role_supervisor import Timing
-from vac.daemon.supervisor import Supervisor, notifier_from
+from vac.daemon.supervisor import Supervisor, notifier_from, stored_sockets
 from vac.roles import ROLES, Role
 
 UMASK = 0o022
@@ -118,8 +118,9 @@ def _supervise(
 ) -> int:
     setproctitle("vacd")
     notifier = notifier_from(os.environ, os.getpid())
+    stored = stored_sockets(os.environ, os.getpid())
     return Supervisor(
-        roles, lambda role: command(role, arguments), notifier, arguments.log_dir, timing or Timing()
+        roles, lambda role: command(role, arguments), notifier, arguments.log_dir, timing or Timing(), stored
     ).run()
 
 

@@ -29,12 +29,16 @@ logger = logging.getLogger(__name__)
 STOPPING = (signal.SIGTERM, signal.SIGINT)
 ORPHAN_SECONDS = 30.0
 """Time for a role to end after its supervisor's death; nobody else would kill it."""
+LOG_CHECK_SECONDS = 20.0
 LINK_VARIABLE = "VAC_SUPERVISOR_FD"
+LISTENING_VARIABLE = "VAC_LISTENING_FD"
 
 READY = b"ready"
 ALIVE = b"alive"
 NEED = b"need"
 """Followed by a role's name and its purpose."""
+USES = b"uses"
+"""Followed by the state_dir."""
 RELOAD = b"reload"
 WAKE = b"wake"
 LONGEST = 8192
@@ -49,14 +53,14 @@ def link_pair() -> tuple[socket.socket, socket.socket]:
     return ours, theirs
 
 
-def inherited_link(environ: MutableMapping[str, str]) -> socket.socket | None:
-    """Return this process's end if it has one; its child processes won't have it."""
-    number = environ.pop(LINK_VARIABLE, None)
+def inherited(environ: MutableMapping[str, str], variable: str = LINK_VARIABLE) -> socket.socket | None:
+    """Return the socket with the number in this variable, if any; this process's own children won't have it."""
+    number = environ.pop(variable, None)
     if number is None:
         return None
-    link = socket.socket(fileno=int(number))
-    link.set_inheritable(False)
-    return link
+    found = socket.socket(fileno=int(number))
+    found.set_inheritable(False)
+    return found
 
 
 def need_message(role: str, purpose: str) -> bytes:
@@ -95,6 +99,21 @@ def receive(link: socket.socket) -> tuple[bytes, int | None]:
     return message, descriptor
 
 
+def parse_uses(message: bytes) -> Path | None:
+    """Return the state_dir in a message about it."""
+    kind, _, path = message.partition(b" ")
+    return Path(os.fsdecode(path)) if kind == USES else None
+
+
+def is_renamed(log_file: Path, opened: os.stat_result) -> bool:
+    """Return whether the file of this name isn't the opened one any more, as after logrotate without a signal."""
+    try:
+        found = log_file.stat()
+    except OSError:
+        return True
+    return (found.st_dev, found.st_ino) != (opened.st_dev, opened.st_ino)
+
+
 def signal_pipe(*numbers: signal.Signals) -> int:
     """Return a non-blocking descriptor that yields the numbers of these signals as bytes when they arrive.
 
@@ -126,7 +145,10 @@ class Listener:
             if self._link is not None:
                 selector.register(self._link, selectors.EVENT_READ)
             while True:
-                for key, _ in selector.select():
+                ready = selector.select(None if self._log_file is None else LOG_CHECK_SECONDS)
+                if self._log_file is not None and is_renamed(self._log_file, os.fstat(2)):
+                    logs.reopen(self._log_file)
+                for key, _ in ready:
                     if key.fileobj == self._signals:
                         end = self._read_signals()
                     else:
@@ -138,8 +160,6 @@ class Listener:
     def _read_signals(self) -> bool:
         """Return whether the process is to end."""
         numbers = os.read(self._signals, 4096)
-        if signal.SIGHUP in numbers and self._log_file is not None:
-            logs.reopen(self._log_file)
         stopping = next((number for number in STOPPING if number in numbers), None)
         if stopping is not None:
             logger.info("stopping: %s", stopping.name)
@@ -164,11 +184,11 @@ class Listener:
 def run(role: Role, configs: tuple[Path, ...], log_file: Path | None) -> int:
     """Run the role in this process until it ends, and return its exit status.
 
-    log_file: to be reopened after SIGHUP, if this process runs alone.
+    log_file: to be reopened after it has been renamed, if this process runs alone.
     """
     setproctitle(f"vacd-{role.name}")
     faulthandler.register(signal.SIGUSR2, all_threads=True)
-    link = inherited_link(os.environ)
+    link, listening = inherited(os.environ), inherited(os.environ, LISTENING_VARIABLE)
     listener = Listener(link, log_file)
 
     def report(message: bytes) -> None:
@@ -178,8 +198,10 @@ def run(role: Role, configs: tuple[Path, ...], log_file: Path | None) -> int:
     options = RoleOptions(
         configs=configs,
         ready=lambda: report(READY),
+        uses=lambda state_dir: report(b" ".join((USES, os.fsencode(state_dir)))),
         alive=lambda: report(ALIVE),
         need=lambda name, purpose: report(need_message(name, purpose)),
+        listening=listening,
         listen=listener.listen,
     )
     main = load_main(role)

@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
 import os
 import signal
 import socket
 import subprocess
-from collections.abc import Sequence
+import time
+from collections.abc import MutableMapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import vac
 from vac import logs
 from vac.daemon import role_process
-from vac.roles import EXIT_OTHER_AT_WORK, Role
+from vac.roles import EXIT_OTHER_AT_WORK, Role, bind
 
-NOTIFY_VARIABLES = ("NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID")
+BACKLOG = 1024
+NOTIFY_VARIABLES = ("NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID", "FDSTORE")
 """For the supervisor alone, see supervisor.Notifier."""
 logger = logging.getLogger(__name__)
 
@@ -38,6 +41,8 @@ class Timing:
     """From SIGTERM to SIGKILL."""
     dump: float = 2.0
     """From the request for a stuck process's stack to SIGKILL."""
+    log_check: float = role_process.LOG_CHECK_SECONDS
+    """Interval of looks for renamed log files."""
     other: float = 45.0
     """Longest time with another process at a role's work: it may be left over from a killed vacd and end by itself."""
 
@@ -60,7 +65,9 @@ def describe_end(wait_status: int) -> str:
         return f"ended by signal {-code}"
 
 
-def spawn(command: Sequence[str], log_descriptor: int | None) -> tuple[int, socket.socket]:
+def spawn(
+    command: Sequence[str], log_descriptor: int | None, listening: socket.socket | None = None
+) -> tuple[int, socket.socket]:
     """Start a role's process. Return its number, for os.waitpid, and our end of the link.
 
     It gets its own session, so that Ctrl-C on a terminal reaches the supervisor alone, and starts in the directory of
@@ -70,6 +77,8 @@ def spawn(command: Sequence[str], log_descriptor: int | None) -> tuple[int, sock
     ours, theirs = role_process.link_pair()
     try:
         environment[role_process.LINK_VARIABLE] = str(theirs.fileno())
+        if listening is not None:
+            environment[role_process.LISTENING_VARIABLE] = str(listening.fileno())
         process = subprocess.Popen(
             command,
             stdin=subprocess.DEVNULL,
@@ -77,7 +86,7 @@ def spawn(command: Sequence[str], log_descriptor: int | None) -> tuple[int, sock
             stderr=log_descriptor,
             cwd=PACKAGE_ROOT,
             env=environment,
-            pass_fds=[theirs.fileno()],
+            pass_fds=[theirs.fileno(), *([] if listening is None else [listening.fileno()])],
             start_new_session=True,
         )
     except OSError:
@@ -111,6 +120,8 @@ class RoleSupervisor:
 
     role: Role
     timing: Timing
+    stored: MutableMapping[str, socket.socket] = field(default_factory=dict)
+    """Sockets kept by the service manager, by address."""
     child: Child | None = None
     start_time: float = -math.inf
     """Time of the next start."""
@@ -119,10 +130,19 @@ class RoleSupervisor:
     end: str = field(default="not started", init=False)
     purpose: str = field(default="", init=False)
     """Purpose of a role that is started on demand; empty: it isn't needed."""
+    address: str = field(default="", init=False)
+    listening: socket.socket | None = field(default=None, init=False)
+    """At this address, for a role that listens."""
     other_since: float | None = field(default=None, init=False)
     """Since this time its processes have ended because another one does the work."""
     needs: dict[str, str] = field(default_factory=dict, init=False)
     """Purposes of other roles, as its processes last reported them."""
+    state_dir: Path | None = field(default=None, init=False)
+    """As its processes last reported it."""
+    log_opened: os.stat_result | None = field(default=None, init=False)
+    """The log file of the present process."""
+    failures: list[float] = field(default_factory=list, init=False)
+    """Unix seconds of unexpected ends and failed starts."""
 
     @property
     def wanted(self) -> bool:
@@ -134,17 +154,35 @@ class RoleSupervisor:
         if purpose == self.purpose:
             return
         self.purpose, self.pause, self.start_time = purpose, None, now
+        address = purpose.partition(" ")[0] if self.role.listens else ""
+        if address != self.address and self.listening is not None:
+            self.listening.close()
+            self.listening = None
+        self.address = address
+        self._hold()
         if self.child is not None:
             logger.info("%s: %s", self.role.name, "restarting" if purpose else "not needed any more")
             self.child.dismissed = True
             self.stop(now)
 
+    def _hold(self) -> None:
+        """Listen at the role's address, if that works; else the role's own attempt tells the reason."""
+        if not self.address or self.listening is not None:
+            return
+        self.listening = self.stored.pop(self.address, None)
+        host, _, port = self.address.rpartition(":")
+        with contextlib.suppress(OSError, ValueError):
+            self.listening = self.listening or bind(host.strip("[]"), int(port))
+            self.listening.listen(BACKLOG)
+
     def start(self, command: Sequence[str], log_file: Path | None, now: float) -> Child | None:
         """Start a process; None if that fails, to be retried later."""
+        self._hold()
         try:
             log_descriptor = None if log_file is None else logs.open_file(log_file)
+            self.log_opened = None if log_descriptor is None else os.fstat(log_descriptor)
             try:
-                pid, link = spawn(command, log_descriptor)
+                pid, link = spawn(command, log_descriptor, self.listening)
             finally:
                 if log_descriptor is not None:
                     os.close(log_descriptor)
@@ -165,6 +203,7 @@ class RoleSupervisor:
         needed = role_process.parse_need(message)
         if needed is not None:
             self.needs.update([needed])
+        self.state_dir = role_process.parse_uses(message) or self.state_dir
         if message == role_process.READY and not self.child.ready:
             self.child.ready = self.was_ready = True
             logger.info("%s is ready", self.role.name)
@@ -177,6 +216,7 @@ class RoleSupervisor:
         descriptor = None if log_file is None else logs.try_open(log_file)
         role_process.send(self.child.link, message, descriptor)
         if descriptor is not None:
+            self.log_opened = os.fstat(descriptor)
             os.close(descriptor)
 
     def stop(self, now: float) -> None:
@@ -235,6 +275,7 @@ class RoleSupervisor:
             self._pause(ran_seconds, f"(process {child.pid}) {end} after {ran_seconds:.1f} s", now)
 
     def _pause(self, ran_seconds: float, end: str, now: float) -> None:
+        self.failures.append(time.time())
         self.pause = next_pause(self.pause, ran_seconds, self.timing)
         self.start_time = now + self.pause
         self.end = f"{end}; starts again in {self.pause:g} s"

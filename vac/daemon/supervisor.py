@@ -15,16 +15,17 @@ import selectors
 import signal
 import socket
 import time
-from collections.abc import Callable, Mapping, Sequence
+from array import array
+from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
 from vac import __version__, logs
-from vac.daemon.role_process import RELOAD, STOPPING, WAKE, signal_pipe
+from vac.daemon.role_process import RELOAD, STOPPING, WAKE, is_renamed, signal_pipe
 from vac.daemon.role_supervisor import RoleSupervisor, Timing
 from vac.host.privileges import become_subreaper
-from vac.roles import Role
+from vac.roles import MOST_TIMES, Restarts, Role, write_restarts
 
 logger = logging.getLogger(__name__)
 
@@ -39,14 +40,15 @@ class Notifier:
     """Longest interval between signs of life."""
     _trouble: logs.OnChange = field(default_factory=lambda: logs.OnChange(logger), compare=False)
 
-    def send(self, *assignments: str) -> None:
-        """Send `NAME=value` lines. Failures are logged."""
+    def send(self, *assignments: str, descriptors: Sequence[int] = ()) -> None:
+        """Send `NAME=value` lines, and descriptors to be stored. Failures are logged."""
         if self.address is None:
             return
+        ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array("i", descriptors))] if descriptors else []
         address = "\0" + self.address[1:] if self.address.startswith("@") else self.address
         try:
             with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK) as sender:
-                sender.sendto("\n".join(assignments).encode(), address)
+                sender.sendmsg(["\n".join(assignments).encode()], ancillary, 0, address)
         except OSError as error:
             text = f"can't notify the service manager at {self.address}: {error}"
             self._trouble.say(self.address, text, logging.WARNING)
@@ -63,6 +65,23 @@ def notifier_from(environ: Mapping[str, str], pid: int) -> Notifier:
     return Notifier(address, int(microseconds) / 1e6 if enabled else None)
 
 
+def stored_name(address: str) -> str:
+    """Return an address as the manager allows it in FDNAME."""
+    return address.replace(":", "|")
+
+
+def stored_sockets(environ: MutableMapping[str, str], pid: int) -> dict[str, socket.socket]:
+    """Return the sockets that the manager kept during a restart, by address; see sd_listen_fds(3)."""
+    mine = environ.pop("LISTEN_PID", "") == str(pid)
+    names = environ.pop("LISTEN_FDNAMES", "").split(":")
+    number = environ.pop("LISTEN_FDS", "")
+    numbers = range(3, 3 + int(number)) if mine and number.isascii() and number.isdigit() else ()
+    found = {name.replace("|", ":"): socket.socket(fileno=one) for one, name in zip(numbers, names)}
+    for one in found.values():
+        one.set_inheritable(False)
+    return found
+
+
 class Supervisor:
     """command: returns the command line of a role. log_dir: None if all log to the present standard error."""
 
@@ -73,11 +92,15 @@ class Supervisor:
         notifier: Notifier,
         log_dir: Path | None = None,
         timing: Timing | None = None,
+        stored: MutableMapping[str, socket.socket] | None = None,
     ) -> None:
         self._command = command
         self._notifier = notifier
         self._log_dir = log_dir
-        self._roles = [RoleSupervisor(role, timing or Timing()) for role in roles]
+        self._timing = timing or Timing()
+        self._roles = [RoleSupervisor(role, self._timing, {} if stored is None else stored) for role in roles]
+        self._held: dict[str, dict[str, socket.socket]] = {}
+        """Sockets by role and address."""
         self._selector = selectors.DefaultSelector()
         self._signals = signal_pipe(*STOPPING, signal.SIGHUP, signal.SIGUSR1, signal.SIGCHLD)
         self._stopping = False
@@ -85,6 +108,8 @@ class Supervisor:
         self._sent_ready = False
         self._sent_status = ""
         self._watchdog_time = -math.inf if notifier.watchdog_seconds else math.inf
+        self._log_time = math.inf if log_dir is None else -math.inf
+        self._noted: object = None
 
     def run(self) -> int:
         """Supervise until SIGTERM, SIGINT or the discovery of another vacd. Return the exit status."""
@@ -102,13 +127,30 @@ class Supervisor:
                 if one.role.on_demand:
                     one.serve(needs.get(one.role.name, ""), now)
                 self._attend(one, now)
+                self._store_socket(one)
             self._notify(now)
+            self._reopen_logs(now)
+            self._note_restarts()
             for key, _ in self._selector.select(self._timeout(now)):
                 key.data()
             self._reap()
         self._selector.close()
         logger.info("vacd ended")
         return self._status
+
+    def _store_socket(self, one: RoleSupervisor) -> None:
+        """Let the service manager keep a role's socket while vacd is restarted."""
+        held = {} if one.listening is None else {one.address: one.listening}
+        before = self._held.get(one.role.name, {})
+        if held == before:
+            return
+        self._held[one.role.name] = held
+        for address in before:
+            self._notifier.send("FDSTOREREMOVE=1", f"FDNAME={stored_name(address)}")
+        for address, listening in held.items():
+            self._notifier.send(
+                "FDSTORE=1", f"FDNAME={stored_name(address)}", descriptors=[listening.fileno()]
+            )
 
     def _attend(self, one: RoleSupervisor, now: float) -> None:
         one.attend(now)
@@ -120,11 +162,39 @@ class Supervisor:
     def _timeout(self, now: float) -> float | None:
         """Return the longest time to wait for events; None: forever."""
         roles = [one for one in self._roles if one.child is not None or not self._stopping]
-        next_time = min([self._watchdog_time, *(one.next_time() for one in roles)])
+        next_time = min([self._watchdog_time, self._log_time, *(one.next_time() for one in roles)])
         return None if next_time == math.inf else max(0.0, next_time - now)
 
     def _log_file(self, one: RoleSupervisor) -> Path | None:
         return None if self._log_dir is None else self._log_dir / f"vacd-{one.role.name}"
+
+    def _reopen_logs(self, now: float) -> None:
+        """Reopen log files that have been renamed without a signal."""
+        if self._log_dir is None or now < self._log_time:
+            return
+        self._log_time = now + self._timing.log_check
+        if is_renamed(self._log_dir / "vacd", os.fstat(2)):
+            logs.reopen(self._log_dir / "vacd")
+        for one in self._roles:
+            log_file = self._log_file(one)
+            if one.child and log_file and one.log_opened and is_renamed(log_file, one.log_opened):
+                one.tell(WAKE, log_file)
+
+    def _note_restarts(self) -> None:
+        """Write changed counts of restarts to state_dir, for check-vacd and metrics."""
+        state_dir = next((one.state_dir for one in self._roles if one.state_dir is not None), None)
+        restarts = {
+            one.role.name: Restarts(len(one.failures), tuple(one.failures[-MOST_TIMES:]), one.end)
+            for one in self._roles
+            if one.failures
+        }
+        if state_dir is None or self._noted == (state_dir, restarts):
+            return
+        self._noted = (state_dir, restarts)
+        try:
+            write_restarts(state_dir, restarts)
+        except OSError as error:
+            logger.warning("restarts can't be noted in %s: %s", state_dir, error)
 
     def _hear(self, one: RoleSupervisor) -> None:
         assert one.child is not None

@@ -19,7 +19,7 @@ from typing import Callable, Generic, NamedTuple, TypeVar
 from vac.drivers.base import CreationFailed, EngineUnavailable, Fetch
 from vac.host.filesystems import FileStamp, sha256_of, stamp_from
 from vac.host.probes import problem_of
-from vac.text import without_password
+from vac.text import without_url_secrets
 
 FIRST_LOOK_SECONDS = 1.0
 """How long prepare() waits for an image that may be there already."""
@@ -122,6 +122,9 @@ class ImageStore(Generic[Key, Held]):
             doublings = min(max(entry.failures - 1, 0), MOST_DOUBLINGS)
             seconds = min(first_seconds * 2**doublings, longest_seconds)
             failure = getattr(error, "strerror", None) or str(error)
+        except Exception as error:  # noqa: BLE001  a bug must not keep the image from being tried again
+            _log.exception("image %s: unexpected error", entry.shown)
+            failure, seconds = f"unexpected {type(error).__name__} (see the log)", longest_seconds
         with self._lock:
             entry.next_time = self._clock() + seconds
             entry.working = False
@@ -209,7 +212,7 @@ class ImageFiles(ImageStore[_Wanted, ImageVersion]):
         remote = "://" in wanted.source
         if not remote and signing_dn is None:
             return None
-        shown = without_password(wanted.source)
+        shown = without_url_secrets(wanted.source)
         if self._fetch is None:
             return f"{shown}: images can't be downloaded or checked here; use a path without a signature"
         return self.missing(wanted, shown, "being downloaded" if remote else "being checked")
@@ -248,7 +251,7 @@ class ImageFiles(ImageStore[_Wanted, ImageVersion]):
         if problem is not None:
             raise CreationFailed(problem)
         wanted = _wanted(root_image or "", signing_dn, files)
-        shown = without_password(wanted.source)
+        shown = without_url_secrets(wanted.source)
         hanging = problem_of(wanted.source)
         if hanging is not None:
             raise CreationFailed(f"image {shown} {hanging}")

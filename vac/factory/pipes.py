@@ -14,10 +14,10 @@ from vac.config.machinetype import VacuumPipe
 from vac.config.pipe_document import parse_pipe
 from vac.config.pipes import PipeCopy, digest, document_path, read_copy, record, record_path
 from vac.config.strict_json import Refused
-from vac.config.values import without_password
 from vac.context.downloads import fetch_pipe
 from vac.factory.state import FactoryState
 from vac.machines import files
+from vac.text import without_url_secrets
 
 log = logging.getLogger(__name__)
 
@@ -157,7 +157,7 @@ class Pipes:
         if trouble is None:
             self.state.changes.clear(key)
         elif watch.copy.failure is not None or watch.copy.problem is not None:
-            text = f"pipe {pipe.name}: {without_password(watch.url)}: {trouble}"
+            text = f"pipe {pipe.name}: {without_url_secrets(watch.url)}: {trouble}"
             self.state.changes.say(key, text, logging.WARNING)
 
 

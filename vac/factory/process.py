@@ -15,7 +15,7 @@ from vac.clock import Clock
 from vac.config.load import Configuration, ConfigurationError, Loader
 from vac.config.machinetype import VM_MODELS, Machinetype
 from vac.config.settings import Settings
-from vac.context.downloads import GRID_CERTIFICATES, ImageCache
+from vac.context.downloads import GRID_CERTIFICATES, ImageCache, Local
 from vac.context.signatures import SignedImages
 from vac.drivers.engine import Engine, InlineEngine
 from vac.drivers.registry import APART, driver_for, engine_name
@@ -55,6 +55,7 @@ def main(options: RoleOptions) -> int:
         log.warning("VAC_ASSUME_PROCESSORS: assuming %d processors", loader.host.processors)
     settings = configuration.settings
     directory = StateDir(settings.state_dir)
+    options.uses(directory.root)
     try:
         with contextlib.ExitStack() as locks:
             if not _take(directory, settings.factory_name, locks, inbox, options):
@@ -150,9 +151,14 @@ def open_factory(
     """Return a factory with its slots as they are on disk. The keyword arguments are for tests, but for names, ask and
     need, which is that of RoleOptions."""
     settings, clock = configuration.settings, clock or Clock()
-    images = SignedImages(
-        ImageCache(directory.imagecache, directory.tmp).fetch, GRID_CERTIFICATES, clock.unix
-    )
+
+    def local(url: str) -> Local:
+        """Refuse local addresses to URLs that no machinetype of the site's own names."""
+        own = [one.root_image for one in state.configuration.machinetypes.values() if not one.pipe]
+        return Local.ALLOWED if url in own else Local.REFUSED
+
+    cache = ImageCache(directory.imagecache, directory.tmp, local=local)
+    images = SignedImages(cache.fetch, GRID_CERTIFICATES, clock.unix)
 
     def engine(machine_model: str, settings: Settings) -> InlineEngine:
         if machine_model in VM_MODELS:

@@ -63,6 +63,11 @@ class Space:
         """What the last poll has brought."""
         self._capacities: dict[str, tuple[float, float]] = {}
         self._unrated: set[str] = set()
+        self._view: SpaceView | None = None
+        """The space as the last poll and these settings show it, if it has been asked for since."""
+        self._settings: Settings | None = None
+        self._valid = (0.0, 0.0)
+        """From when until when that holds: then the first silent peer's last answer is too old."""
 
     def fresh(self, configuration: Configuration) -> bool:
         """Whether the space is known well enough to decide on; if not, or soon not, peers are asked from now on."""
@@ -94,6 +99,7 @@ class Space:
     def answered(self, answers: Answers) -> None:
         """Take in what a poll has brought."""
         self._asking = False
+        self._view = None
         self._last_poll = answers.time
         if answers.unusable != self.last.unusable:
             told = [f"{name}: {why}" for name, why in sorted(answers.unusable.items())]
@@ -134,10 +140,19 @@ class Space:
         )
 
     def view(self, settings: Settings, own: Mapping[str, TypeReport], now: float) -> SpaceView:
-        """The space as it is known now; own is what this factory says of itself.
+        """Return the space as it is known now; own is what this factory reports of itself.
 
-        What a peer has said in part stands only for one whose last full answer is too old.
+        It is added up once per poll: a decision replaces this factory's part by its present state. What a peer has
+        said in part stands only for one whose last full answer is too old.
         """
+        valid = self._settings is settings and self._valid[0] <= now < self._valid[1]
+        if self._view is None or not valid or len(settings.factories) < 2:
+            ends = (time + SILENT_SECONDS for time, _ in self._reports.values())
+            self._valid = (now, min((end for end in ends if end > now), default=now + SILENT_SECONDS))
+            self._view, self._settings = self._sum(settings, own, now), settings
+        return self._view
+
+    def _sum(self, settings: Settings, own: Mapping[str, TypeReport], now: float) -> SpaceView:
         partial = self.last.partial if 0 <= now - self.last.time < SILENT_SECONDS else {}
         full = {
             name: said for name, (time, said) in self._reports.items() if 0 <= now - time < SILENT_SECONDS

@@ -64,7 +64,7 @@ class TypeReport:
     @property
     def young(self) -> int:
         """Machines before fizzle as TypeTotals counts them."""
-        return min(self.before_fizzle, MOST_YOUNG)
+        return self.before_fizzle if self.before_fizzle < MOST_YOUNG else MOST_YOUNG
 
     @property
     def beyond_probe(self) -> int:

@@ -149,12 +149,15 @@ class _Sums:
     """The aborts as TypeTotals has them."""
 
     def change(self, factory: str, before: TypeReport, after: TypeReport) -> None:
-        self.processors += after.running_processors - before.running_processors
-        self.hs06 = max(0.0, self.hs06 + after.running_hs06 - before.running_hs06)
-        self.machines += after.running_machines - before.running_machines
-        self.young += after.young - before.young
-        self.beyond_probes += after.beyond_probe - before.beyond_probe
-        self.outlived += after.outlived - before.outlived
+        for sign, report in ((1, after), (-1, before)):
+            if report is not NO_REPORT:
+                young = report.young
+                self.processors += sign * report.running_processors
+                self.hs06 = max(0.0, self.hs06 + sign * report.running_hs06)
+                self.machines += sign * report.running_machines
+                self.young += sign * young
+                self.beyond_probes += sign * max(0, young - 1)
+                self.outlived += sign * (report.running_machines > report.before_fizzle)
         self.totals = None
         if before.abort_time != after.abort_time:
             self.listed = None
@@ -192,11 +195,12 @@ class SpaceTotals:
     def change(self, factory: str, before: Reports | None, after: Reports | None) -> None:
         """Replace one factory's reports, None for one that doesn't answer, by new ones."""
         was, will_be = before or {}, after or {}
-        for name in {**was, **will_be}:
+        for name in {**was, **will_be} if was else will_be:
             old, new = was.get(name, NO_REPORT), will_be.get(name, NO_REPORT)
-            sums = self._sums.setdefault(name, _Sums())
-            if old != new:
-                sums.change(factory, old, new)
+            if name not in self._sums:
+                self._sums[name] = _Sums()
+            if old is NO_REPORT or old != new:
+                self._sums[name].change(factory, old, new)
         self._answering += (after is not None) - (before is not None)
         self._idle += (after is not None and _idles(after)) - (before is not None and _idles(before))
         (self._failing.add if _fails(will_be) else self._failing.discard)(factory)
@@ -285,7 +289,7 @@ def not_above(capacity_hs06: float, said: Reports) -> Reports:
 
 
 def _running_hs06(said: Reports) -> float:
-    return sum(report.running_hs06 for report in said.values())
+    return sum([report.running_hs06 for report in said.values()])
 
 
 def _not_later(report: TypeReport, now: float) -> TypeReport:
@@ -299,9 +303,12 @@ def _not_later(report: TypeReport, now: float) -> TypeReport:
 def _fails(said: Reports) -> bool:
     """Return True for a factory without a machine that has outlived fizzle_seconds, but with aborts for other reasons
     than a lack of work."""
-    if any(report.outlived for report in said.values()):
-        return False
-    return any(report.abort_time is not None and not report.no_work for report in said.values())
+    aborted = False
+    for report in said.values():
+        if report.running_machines > report.before_fizzle:
+            return False
+        aborted = aborted or (report.abort_time is not None and not report.no_work)
+    return aborted
 
 
 def _idles(said: Reports) -> bool:

@@ -12,6 +12,7 @@ import enum
 import functools
 import hashlib
 import math
+import secrets
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Union
@@ -60,9 +61,11 @@ class Reason(enum.Enum):
     FIELD = "bad field"
     SIGNATURE = "wrong or no signature"
     STALE = "signed too long ago"
+    REPLAY = "signature seen before"
     MACHINETYPE = "machinetype not configured here"
     SOURCE = "source not allowed"
     NO_ANSWER = "nothing to answer from"
+    LIMIT = "more than the source may get in a second"
     SENDING = "answer could not be sent"
 
 
@@ -88,6 +91,8 @@ class Query:
     cookie: Any
     """Text in our queries, any JSON value in received ones."""
     client: str = "vac-command"
+    signature: str = dataclasses.field(default="", compare=False)
+    """Of a received signed query."""
 
 
 def number(value: object, most: float) -> float:
@@ -320,6 +325,7 @@ def encode_query(query: Query, now: float, key: bytes | None = None) -> bytes:
         message["method"] = SENT_METHODS[query.kind]
     if key is not None:
         message["time_sent"] = int(now)
+        message["nonce"] = secrets.token_hex(8)  # a responder takes each signature once
         message["hmac"] = signature(canonical(message), key)
     return canonical(message)
 
@@ -339,7 +345,8 @@ def decode_query(data: bytes, space: str, now: float, key: bytes | None = None) 
         return Dropped(Reason.SPACE)
     if "cookie" not in message:
         return Dropped(Reason.COOKIE)
-    return _signature_problem(message, now, key) or Query(kind, space, message["cookie"])
+    problem = _signature_problem(message, now, key)
+    return problem or Query(kind, space, message["cookie"], signature=message["hmac"] if key else "")
 
 
 @dataclass(frozen=True)

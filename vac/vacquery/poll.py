@@ -86,7 +86,8 @@ class PollResult:
 @dataclass
 class _Asked:
     factory: str
-    query: bytes
+    query: Query
+    datagram: bytes
     sent: int = 0
     active_time: float = 0.0
     """Time of the last query or answer."""
@@ -239,7 +240,7 @@ class _Poll:
             if at >= last:
                 break
             self._resolve(at)
-            self._send(transport, most, at)
+            self._send(transport, most, at, now())
             waiting = 0.0 if backlog else max(0.0, min(self._next_time(at), last) - at)
             if backlog_bytes < MOST_BACKLOG_BYTES:
                 arrived = transport.receive(waiting)
@@ -258,7 +259,7 @@ class _Poll:
             tie = cookie(salt, factory)
             query = Query(self._kind, self._space, tie, self._client)
             self._cookies[tie] = factory
-            self._asked[factory] = _Asked(factory, encode_query(query, now, self._key))
+            self._asked[factory] = _Asked(factory, query, encode_query(query, now, self._key))
         self._unresolved = dict.fromkeys(self._factories)
         self._names.request(self._factories)
         self._resolve_time = start
@@ -272,7 +273,7 @@ class _Poll:
             del self._unresolved[factory]
             heapq.heappush(self._due, (at, factory))
 
-    def _send(self, transport: Transport, most: int, at: float) -> None:
+    def _send(self, transport: Transport, most: int, at: float, now: float) -> None:
         """Send the queries that are due, unless the last burst is still to be answered."""
         if self._burst and at < self._burst_end:
             return
@@ -286,7 +287,9 @@ class _Poll:
                 heapq.heappush(self._due, (due, asked.factory))
                 continue
             addresses = self._names.known(asked.factory)
-            transport.send(asked.query, addresses[asked.sent // 2 % len(addresses)], self._port)
+            if asked.sent and self._key is not None:
+                asked.datagram = encode_query(asked.query, now, self._key)
+            transport.send(asked.datagram, addresses[asked.sent // 2 % len(addresses)], self._port)
             asked.sent += 1
             asked.active_time = at
             self._burst.add(asked.factory)

@@ -8,9 +8,11 @@ query has answers of many kilobytes: anybody else gets none, or spoofed queries 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import errno
 import json
 import logging
+import math
 import os
 import pwd
 import selectors
@@ -24,7 +26,8 @@ from ipaddress import ip_network
 from pathlib import Path
 from typing import cast
 
-from vac.config.load import ConfigurationError, load
+from vac import __version__
+from vac.config.load import Configuration, ConfigurationError, load
 from vac.config.settings import Settings
 from vac.host import facts
 from vac.host.connections import Network, connected_networks
@@ -32,12 +35,12 @@ from vac.host.privileges import become, unprivileged_user
 from vac.machines import files
 from vac.machines.layout import StateDir
 from vac.machines.statefiles import touch_heartbeat
-from vac.machines.status import Status
+from vac.machines.status import Status, TypeFacts
 from vac.roles import RoleOptions
 from vac.vacquery.messages import QUERY_LIMIT, Dropped, Reason, decode_query
 from vac.vacquery.poll import enlarge_buffer
 from vac.vacquery.resolver import Names, Resolver, plain_address
-from vac.vacquery.signed_json import canonical, identity, read_key
+from vac.vacquery.signed_json import SIGNATURE_SECONDS, canonical, identity, read_key
 from vac.vacquery.snapshot import Answers, Snapshot, SnapshotBuilder
 
 log = logging.getLogger(__name__)
@@ -47,12 +50,19 @@ HEARTBEAT_SECONDS = 5.0
 BATCH = 64
 """Queries taken from one socket in a row."""
 MOST_LOGGED = 1000
-"""Refused sources that get a log line."""
+"""Refused sources with a log line, within a day."""
+DAY_SECONDS = 86400
+NOT_ALLOWED = (
+    "not a factory of this space, and in no network of vacquery_allow (default: the directly connected ones)"
+)
+MOST_BYTES_PER_SECOND = 256 * 1024
+"""Answers to one source, except this host; a query below this limit is answered completely."""
 MOST_REMEMBERED = 10_000
-"""Sources whose admission is remembered."""
+"""Sources whose admission is remembered, and signatures of each of two generations."""
 SEND_LIMIT = struct.pack("ll", 1, 0)
 """One second, as the kernel's timeval."""
 _LOOPBACK = (ip_network("127.0.0.0/8"), ip_network("::1/128"))
+_LOOPBACK_PREFIXES = ("127.", "::ffff:127.", "::1")
 NO_IPV6 = (errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL, errno.EPROTONOSUPPORT)
 
 
@@ -91,32 +101,66 @@ class AccessList:
         return (self._addresses, self._networks) == (other._addresses, other._networks)
 
 
+class SeenSignatures:
+    """Signatures of accepted queries, kept for at least as long as they are valid."""
+
+    def __init__(self) -> None:
+        self._present: set[str] = set()
+        self._past: set[str] = set()
+        self._begin = -math.inf
+
+    def add(self, signature: str, now: float) -> bool:
+        """Remember a signature; False if it has been seen before."""
+        if not 0 <= now - self._begin < 2 * SIGNATURE_SECONDS or len(self._present) >= MOST_REMEMBERED:
+            self._past, self._present, self._begin = self._present, set(), now
+        if signature in self._present or signature in self._past:
+            return False
+        self._present.add(signature)
+        return True
+
+
 class Responder:
     """Answers to queries, and counters; without sockets."""
 
     def __init__(self, key: bytes | None = None) -> None:
         self.answers: Answers | None = None
         self.access = AccessList()
+        self.access_is_complete = False
+        """False while addresses of factories may still be unknown: refusals aren't logged then."""
         self.counts: Counter[str] = Counter()
         self._key = key
-        self._told: set[tuple[str, str]] = set()
+        self._warned: dict[tuple[str, str], float] = {}
+        self._signatures = SeenSignatures()
+        self._second = 0
+        self._sent_bytes: Counter[str] = Counter()
+        """By source, in this second."""
 
     def handle(self, data: bytes, host: str, now: float) -> Sequence[bytes]:
         """Return the datagrams that answer a datagram from this source address."""
         if not self.access.allows(host):
-            self._refuse(host)
-            return ()
+            if self.access_is_complete:
+                self._warn(host, NOT_ALLOWED, now)
+            return self._drop(Reason.SOURCE)
         answers = self.answers
         if answers is None:
             return self._drop(Reason.NO_ANSWER)
         query = decode_query(data, answers.snapshot.status.space, now, self._key)
         if isinstance(query, Dropped):
             if query.reason in (Reason.SIGNATURE, Reason.STALE):
-                self._warn(host, f"{query.reason.value}: keys in vacquery_key_file, or clocks, differ")
+                self._warn(host, f"{query.reason.value}: keys in vacquery_key_file, or clocks, differ", now)
             return self._drop(query.reason)
+        if self._key is not None and not self._signatures.add(query.signature, now):
+            return self._drop(Reason.REPLAY)
+        if int(now) != self._second:
+            self._second = int(now)
+            self._sent_bytes.clear()
+        if self._sent_bytes[host] > MOST_BYTES_PER_SECOND:
+            return self._drop(Reason.LIMIT)
         datagrams = answers.datagrams(query.kind, canonical_cookie(query.cookie), now)
         if not datagrams:
             return self._drop(Reason.NO_ANSWER)
+        if not host.startswith(_LOOPBACK_PREFIXES):
+            self._sent_bytes[host] += sum(map(len, datagrams))
         self.counts[query.kind.value] += 1
         self.counts["answers"] += len(datagrams)
         return datagrams
@@ -129,19 +173,16 @@ class Responder:
         self.counts[dropped_as(reason)] += 1
         return ()
 
-    def _refuse(self, host: str) -> None:
-        self._drop(Reason.SOURCE)
-        self._warn(
-            host,
-            "not a factory of this space, and not in a network of vacquery_allow (by default the directly "
-            "connected ones)",
-        )
-
-    def _warn(self, host: str, reason: str) -> None:
-        """Log once for each source and reason."""
-        if (host, reason) not in self._told and len(self._told) < MOST_LOGGED:
-            self._told.add((host, reason))
-            log.warning("A query from %s is not answered: %s", host, reason)
+    def _warn(self, host: str, reason: str, now: float) -> None:
+        """Log at most once a day for each source and reason."""
+        if len(self._warned) >= MOST_LOGGED:
+            self._warned = {key: time for key, time in self._warned.items() if 0 <= now - time < DAY_SECONDS}
+        if (
+            len(self._warned) < MOST_LOGGED
+            and not 0 <= now - self._warned.get((host, reason), -math.inf) < DAY_SECONDS
+        ):
+            self._warned[host, reason] = now
+            log.warning("query from %s not answered: %s", host, reason)
 
 
 def canonical_cookie(cookie: object) -> bytes:
@@ -163,18 +204,20 @@ class Refresher:
         names: Names,
         key: bytes | None = None,
         works_by: str | None = None,
+        configured: Status | None = None,
     ) -> None:
-        """works_by: identity() of the port and key in use."""
+        """works_by: identity() of the port and key in use. configured: see SnapshotBuilder."""
         self._works_by = works_by
         self._responder = responder
         self._state = state
-        self._builder = SnapshotBuilder(state)
+        self._builder = SnapshotBuilder(state, configured=configured)
         self._names = names
         self._key = key
         self._heartbeat_time = 0.0
         self._written: dict[str, int] = {}
         self._silent = False
         self._blind = False
+        self._allowed: tuple[tuple[str, ...], tuple[str, ...]] = ((), ())
         self._begin: float | None = None
         self.outdated = False
         """True once the factory works by another port or key: this process is to be restarted."""
@@ -185,10 +228,14 @@ class Refresher:
         if snapshot is not None:
             self._responder.answers = Answers(snapshot, self._key, self._responder.answers)
             self._compare(snapshot.status, now)
-        if not 0 <= now - self._heartbeat_time < HEARTBEAT_SECONDS:
-            self._heartbeat_time = now
-            if snapshot is not None:
+        due = not 0 <= now - self._heartbeat_time < HEARTBEAT_SECONDS
+        if snapshot is not None:
+            allowed = (snapshot.status.factories, snapshot.status.vacquery_allow)
+            if due or allowed != self._allowed or not self._responder.access_is_complete:
+                self._allowed = allowed
                 self._refresh_access(snapshot.status)
+        if due:
+            self._heartbeat_time = now
             self._tell_alive()
 
     def _build(self, now: float) -> Snapshot | None:
@@ -225,6 +272,8 @@ class Refresher:
         access = AccessList(addresses, networks)
         if not access.same(self._responder.access):
             self._responder.access = access
+        looking = any(self._names.looking(factory) for factory in status.factories)
+        self._responder.access_is_complete = not looking
 
     def _tell_alive(self) -> None:
         """Touch responder-heartbeat; write changed counters."""
@@ -338,7 +387,7 @@ def prepare_state(state: StateDir, user: pwd.struct_passwd | None) -> None:
 
 def main(options: RoleOptions) -> int:
     """Run the role `responder`: 0 when told to end, 1 if it can't work as configured."""
-    settings = _settings(options)
+    settings, configured = _configuration(options)
     if settings is None:
         return 1
     try:
@@ -349,18 +398,43 @@ def main(options: RoleOptions) -> int:
         return 1
     ending, stop = socket.socketpair()
     options.listen(ending.close, lambda: None)
+    options.uses(settings.state_dir)
     works_by = identity(settings.vacquery_port, settings.vacquery_key_file)
     state = StateDir(settings.state_dir)
-    return run(state, sockets, stop, key=key, works_by=works_by, ready=options.ready)
+    return run(state, sockets, stop, key=key, works_by=works_by, configured=configured, ready=options.ready)
 
 
-def _settings(options: RoleOptions) -> Settings | None:
-    """Return [settings], of a broken configuration as far as they can be understood."""
+def _configuration(options: RoleOptions) -> tuple[Settings | None, Status | None]:
+    """Return [settings], of a broken configuration as far as they can be understood, and a status made of all of it."""
     try:
-        return load(options.configs or None, facts.read()).settings
+        found = load(options.configs or None, facts.read())
     except ConfigurationError as error:
         log.error("the configuration is broken: %s", error)
-        return error.settings
+        return error.settings, None
+    return found.settings, configured_status(found)
+
+
+def configured_status(configuration: Configuration) -> Status:
+    """Return what the configuration alone tells about a factory: a status before the factory's first one."""
+    settings = configuration.settings
+    names = [field.name for field in dataclasses.fields(TypeFacts) if field.name != "fqan"]
+    types = configuration.machinetypes.values()
+    return Status(
+        space=settings.vac_space,
+        site=settings.site,
+        factory=settings.factory_name,
+        version=__version__,
+        factories=settings.factories,
+        vacquery_allow=tuple(str(network) for network in settings.vacquery_allow),
+        slots=settings.host_processors,
+        total_processors=settings.total_processors,
+        mb_per_processor=settings.mb_per_processor,
+        hs06_per_processor=settings.hs06,
+        machinetypes=tuple(
+            TypeFacts(fqan=one.accounting_fqan, **{name: getattr(one, name) for name in names})
+            for one in types
+        ),
+    )
 
 
 def run(
@@ -370,6 +444,7 @@ def run(
     *,
     key: bytes | None = None,
     works_by: str | None = None,
+    configured: Status | None = None,
     names: Names | None = None,
     ready: Callable[[], None] = lambda: None,
 ) -> int:
@@ -381,7 +456,7 @@ def run(
     prepare_state(state, user)
     become(user)
     responder = Responder(key)
-    refresher = Refresher(responder, state, names or Resolver(), key, works_by)
+    refresher = Refresher(responder, state, names or Resolver(), key, works_by, configured)
     refresher.refresh(time.time())
     ended, failed = threading.Event(), socket.socketpair()
 

@@ -209,8 +209,14 @@ class SnapshotBuilder:
     """Makes snapshots of a state_dir; unchanged files aren't read again."""
 
     def __init__(
-        self, state: StateDir, client: str = "vacd-responder", host: Callable[[Path], Measures] = measure
+        self,
+        state: StateDir,
+        client: str = "vacd-responder",
+        host: Callable[[Path], Measures] = measure,
+        configured: Status | None = None,
     ) -> None:
+        """configured: status to be used before the factory has written one, as on the classic's state."""
+        self._configured = configured
         self._state = state
         self._program = f"Vac {__version__} {client}"
         self._host = host
@@ -251,7 +257,7 @@ class SnapshotBuilder:
         stamp = _stamp(self._state.status)
         if stamp != self._status[0] or stamp is None:
             self._status = (stamp, statuses.read(self._state))
-        return self._status[1]
+        return self._status[1] or self._configured
 
     def _slot(self, name: str, read: Mapping[Path, tuple[object, Slot]]) -> Slot:
         words = _words(self._state.slot(name))

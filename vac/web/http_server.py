@@ -30,7 +30,6 @@ from waitress.server import TcpWSGIServer
 from waitress.utilities import Error, RequestEntityTooLarge
 
 from vac.config.machinetype import VM_MODELS
-from vac.logs import OnChange
 from vac.machines import files
 from vac.machines.joboutputs import FILE_LIMIT_BYTES
 from vac.machines.layout import StateDir, address_slot, slot_name
@@ -59,6 +58,8 @@ MOST_BODIES = 2
 MOST_UNREAD_BYTES = 64 * 1024 * 1024
 """Answers that one client hasn't read yet."""
 THREADS = 4
+MOST_LOGGED = 1000
+"""Clients remembered as having too many connections."""
 
 _NOTHING_HERE = b"""HTTP/1.0 404 Not Found\r
 Content-Type: text/plain; charset=utf-8\r
@@ -312,7 +313,7 @@ class Server(TcpWSGIServer):
         self._channels: Any = self.active_channels
         self._admits = admits
         self._client_of = client_of
-        self._changes = OnChange(log)
+        self._crowded: set[str] = set()
 
     def handle_accept(self) -> None:
         """Accept a connection unless its client is a stranger or has too many."""
@@ -333,8 +334,11 @@ class Server(TcpWSGIServer):
         clients = Counter(self._client_of(channel.addr[0]) for channel in self._channels.values())
         if clients[client] >= MOST_OF_ONE_CLIENT:
             connection.close()
-            self._changes.say(client, f"{client} has {clients[client]} connections, the most it may have")
+            if client not in self._crowded:
+                self._crowded = {*self._crowded, client} if len(self._crowded) < MOST_LOGGED else {client}
+                log.info("%s has %d connections, the most it may have", client, clients[client])
             return
+        self._crowded.discard(client)
         Channel(self, connection, address, self.adj, map=self._sockets)
 
     def channels_of(self, address: str) -> list[Channel]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import re
+import secrets
 from collections.abc import Callable
 from http import HTTPStatus
 
@@ -14,12 +15,26 @@ from vac.context.user_data import feature_locations
 from vac.host.privileges import READ_ANY_FILE
 from vac.roles import RoleOptions
 from vac.web import web_process
-from vac.web.http_server import BYTES, JSON, NOT_FOUND, READ_ONLY, READING, Answer, Guest, Request, text
+from vac.web.http_server import (
+    BYTES,
+    JSON,
+    NOT_FOUND,
+    READ_ONLY,
+    READING,
+    TEXT,
+    Answer,
+    Guest,
+    Request,
+    text,
+)
 
 ADDRESS = "169.254.169.254"
 EC2_DATES = ("2007-12-15", "2009-04-04", "latest")
 OPENSTACK_DATES = ("2012-08-10", "latest")
 _DATE = re.compile(r"latest|[0-9]{4}-[0-9]{2}-[0-9]{2}")
+_TOKEN_PATH = ("latest", "api", "token")
+"""IMDSv2: clients may get a token and send it; none is required or checked, as each VM has its own address."""
+_TOKEN_HEADERS = (("X-aws-ec2-metadata-token-ttl-seconds", "21600"),)
 _BODY_LIMIT_BYTES = 4096
 """No request needs a body."""
 
@@ -28,6 +43,8 @@ def respond(request: Request) -> Answer:
     """Return the answer to a request."""
     if request.guest is None:
         return NOT_FOUND
+    if (request.method, request.parts) == ("PUT", _TOKEN_PATH):
+        return Answer(HTTPStatus.OK, secrets.token_urlsafe(32).encode(), TEXT, _TOKEN_HEADERS)
     answer = _find(request.guest, request.parts)
     if answer is None:
         return NOT_FOUND

@@ -49,6 +49,10 @@ class Metrics(Collector):
         text = "When a process of vacd last showed that it is at work."
         heartbeats = (([role], time) for role, time in view.heartbeats.items())
         yield _gauge("vac_process_heartbeat_timestamp_seconds", text, ("process",), heartbeats)
+        processes = sorted({*view.heartbeats, *view.restarts})
+        restarts = (([process], view.restarts.get(process, 0)) for process in processes)
+        text = "Unexpected ends of a process since the start of vacd."
+        yield _counter("vac_process_restarts", text, ("process",), restarts)
         yield from _vacquery(view)
         if snapshot is not None:
             yield from _factory(snapshot.status, snapshot.factory)

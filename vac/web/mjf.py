@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 import tempfile
+import time
 from collections.abc import Iterable
 from functools import partial
 from http import HTTPStatus
@@ -36,6 +38,9 @@ log = logging.getLogger(__name__)
 ADDRESS = "169.254.169.253"
 FEATURES = ("machinefeatures", "jobfeatures")
 OUTPUTS = "joboutputs"
+LOG_SECONDS = 600.0
+_logged: dict[str, float] = {}
+"""Times of the last log lines by machine."""
 
 
 def respond(tmp: Path, request: Request) -> Answer:
@@ -81,9 +86,17 @@ def _put(tmp: Path, request: Request) -> Answer:
     try:
         joboutputs.store(guest.directory / OUTPUTS, request.parts[1], request.body(), tmp=tmp)
     except joboutputs.Refused as refused:
-        log.info("%s: %s refused: %s", guest.name, request.parts[1], refused)
+        _log_refusal(guest.name, f"{request.parts[1]} refused: {refused}")
         return refusal(HTTPStatus.FORBIDDEN, str(refused))
     return refusal(HTTPStatus.CREATED)
+
+
+def _log_refusal(machine: str, text: str) -> None:
+    """Log a machine's refused file at most every ten minutes."""
+    now = time.monotonic()
+    if now - _logged.get(machine, -math.inf) >= LOG_SECONDS:
+        _logged[machine] = now
+        log.info("%s: %s", machine, text)
 
 
 def prepare(state: StateDir) -> Path:

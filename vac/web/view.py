@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from vac import text
 from vac.machines.layout import StateDir
+from vac.roles import read_restarts
 from vac.vacquery.responder import read_counters
 from vac.vacquery.snapshot import Snapshot, SnapshotBuilder
 
@@ -34,6 +35,8 @@ class View:
     """By process, Unix seconds."""
     counters: Mapping[str, int]
     """Of the responder."""
+    restarts: Mapping[str, int] = field(default_factory=dict)
+    """By process, since the start of vacd."""
 
 
 class Viewer:
@@ -49,7 +52,8 @@ class Viewer:
             snapshot = self._builder.build(now)
         except OSError:
             snapshot = None
-        return View(now, snapshot, self._heartbeats(), read_counters(self._state))
+        restarts = {role: one.count for role, one in read_restarts(self._state.root).items()}
+        return View(now, snapshot, self._heartbeats(), read_counters(self._state), restarts)
 
     def _heartbeats(self) -> dict[str, float]:
         found = {}

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
-import errno
 import logging
 import os
-import socket
 import threading
 import time
 from collections.abc import Callable
@@ -20,7 +17,7 @@ from vac.host.privileges import become, unprivileged_user
 from vac.machines import files
 from vac.machines.layout import StateDir
 from vac.machines.statefiles import touch_heartbeat
-from vac.roles import RoleOptions
+from vac.roles import RoleOptions, bind
 
 if TYPE_CHECKING:
     from vac.web.http_server import Answer, Request
@@ -28,8 +25,6 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 HEARTBEAT_SECONDS = 5.0
-IP_FREEBIND = 15
-"""From linux/in.h."""
 
 
 @dataclass(frozen=True)
@@ -46,31 +41,6 @@ class Service:
     """Serve everybody but VMs, at an address of this host; else VMs only."""
     name: str = ""
     """Its configured address, for messages."""
-
-
-def listen(host: str, port: int, *, future: bool = False) -> socket.socket:
-    """Return a socket bound to the first available address of a host, `::` for IPv6 and IPv4. Raises OSError.
-
-    future: also bind an address that this host may get later.
-    """
-    problem = OSError(errno.EADDRNOTAVAIL, os.strerror(errno.EADDRNOTAVAIL))
-    found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-    for family, kind, protocol, _, address in found:
-        with contextlib.ExitStack() as stack:
-            try:
-                bound = stack.enter_context(socket.socket(family, kind | socket.SOCK_CLOEXEC, protocol))
-                if family == socket.AF_INET6:
-                    bound.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, host != "::")
-                if future:
-                    bound.setsockopt(socket.IPPROTO_IP, IP_FREEBIND, 1)
-                bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-                bound.bind(address)
-            except OSError as error:
-                problem = error
-            else:
-                stack.pop_all()
-                return bound
-    raise problem
 
 
 def run(
@@ -93,12 +63,16 @@ def run(
         log.error("the present configuration asks for no such service")
         return 1
     try:
-        bound = listen(service.address, service.port, future=not service.for_people)
+        if service.for_people and options.listening is not None:
+            bound = options.listening
+        else:
+            bound = bind(service.address, service.port, future=not service.for_people)
     except OSError as error:
         where = service.name or f"{service.address}:{service.port}"
         advice = "if another service listens at all addresses, configure its address"
         log.error("can't listen at %s: %s; %s", where, error.strerror, advice)
         return 1
+    options.uses(settings.state_dir)
     state = StateDir(settings.state_dir)
     _prepare_state(state, service.role)
     respond = service.open(state)

@@ -9,10 +9,12 @@ from pathlib import Path
 import pytest
 
 from tests.unit.state_dirs import new_state
+from vac import roles
 from vac.cli.check_vacd import check, main
 from vac.machines import statefiles
 from vac.machines.layout import StateDir
 from vac.machines.statefiles import ErrorKind
+from vac.roles import Restarts
 
 NOW = 1_000_000.0
 
@@ -45,6 +47,25 @@ def test_a_heartbeat_that_is_missing_or_old_is_critical(state: StateDir, role: s
 def test_an_error_of_the_factory_is_critical_and_breaks_no_performance_data(state: StateDir) -> None:
     statefiles.set_error(state, ErrorKind.CREATION, "it | failed\nat length")
     assert check(state, 600, NOW) == (2, "it / failed" + COUNTS)
+
+
+def test_a_crash_loop_is_critical_until_five_minutes_after_it(state: StateDir) -> None:
+    times = (NOW - 9999, NOW - 40, NOW - 38, NOW - 34)
+    ended = "ended with exit status 1; starts again in 4 s"
+    roles.write_restarts(
+        state.root, {"factory": Restarts(4, times, ended), "page": Restarts(2, times[2:], "")}
+    )
+    assert check(state, 600, NOW) == (2, f"vacd-factory restarted 3 times in 5 minutes: {ended}" + COUNTS)
+    statefiles.touch_heartbeat(state, "factory", NOW + 261)
+    statefiles.touch_heartbeat(state, "responder", NOW + 261)
+    assert check(state, 600, NOW + 261)[0] == 0
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{", '{"factory": {"count": 5}}', '{"factory": 3}'])
+def test_unreadable_restarts_are_none(state: StateDir, content: str) -> None:
+    (state.root / roles.RESTARTS).write_text(content)
+    assert roles.read_restarts(state.root) == {}
+    assert check(state, 600, NOW)[0] == 0
 
 
 def test_a_warning_of_the_factory_is_a_warning(state: StateDir) -> None:

@@ -199,7 +199,7 @@ def test_show_tells_what_a_site_wants_to_know(config: Path, capsys: pytest.Captu
     new, vo = out.split("\n\n")
     assert new.splitlines() == ["[vacuum_pipe new] https://new.example.org/", "  no copy"]
     lines = vo.splitlines()
-    assert lines[0] == "[vacuum_pipe vo] https://me:***@vo.example.org/pipe"
+    assert lines[0] == "[vacuum_pipe vo] https://***@vo.example.org/pipe"
     assert "60 min old, asked for again in 60 min" in lines[1]
     assert lines[2].startswith("  last attempt failed (")
     assert lines[2].endswith("): the server can't be connected to")
@@ -213,7 +213,7 @@ def test_show_keeps_an_image_s_password(config: Path, capsys: pytest.CaptureFixt
     path = document_path(config.parent / "state" / DIRECTORY, "vo")
     path.write_text(json.dumps({"machinetypes": [{**GOOD, "root_image": image}]}))
     assert run("--config", str(config), "pipe", "show", "vo") == 0
-    assert "vo-good  share 2  docker  https://me:***@vo.example.org/image.tar\n" in capsys.readouterr().out
+    assert "vo-good  share 2  docker  https://***@vo.example.org/image.tar\n" in capsys.readouterr().out
 
 
 def test_show_for_programs(config: Path, capsys: pytest.CaptureFixture[str]) -> None:

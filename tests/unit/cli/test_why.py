@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.unit.state_dirs import new_state
+from vac.cli import doctor
 from vac.cli.main import main
 from vac.cli.why import reasons
 from vac.machines import status as statuses
@@ -94,3 +95,22 @@ def test_without_a_factory_and_for_unknown_types_it_says_so(
     assert main(["--config", str(conf), "why", "cms"]) == 1
     assert "there are: lhcb-prod atlas-prod" in capsys.readouterr().err
     assert main(["--config", str(conf), "why"]) == 0
+
+
+def test_no_terminal_sequence_of_others_reaches_the_terminal(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hostile = "\x1b]0;owned\x07\x1b[2J"
+    state = new_state(tmp_path)
+    conf = tmp_path / "vac.conf"
+    conf.write_text(
+        f"[settings]\nvac_space = a.example.org\nfactory_name = f.example.org\nstate_dir = {state.root}\n"
+    )
+    statuses.write(state, Status(time=NOW, machinetypes=TYPES, passed_over={"lhcb-prod": hostile}))
+    assert main(["--config", str(conf), "why"]) == 0
+    findings = [doctor.Finding(hostile), doctor.Finding("x", hostile)]
+    monkeypatch.setattr(doctor, "examine", lambda arguments: iter(findings))
+    assert main(["--config", str(conf), "doctor"]) == 1
+    told = capsys.readouterr().out
+    assert told.count("\\x1b]0;owned\\x07") == 3
+    assert "\x1b" not in told

@@ -128,7 +128,7 @@ def test_show_prints_what_is_in_force_without_secrets(
         assert "hunter2" not in out
         if words == ["show"]:
             assert "user_data_option_password = (7 characters, not shown)\n" in out
-            assert "docker_host = tcp://me:***@docker.example.org:2376\n" in out
+            assert "docker_host = tcp://***@docker.example.org:2376\n" in out
             assert "mb_per_processor = 2048\n" in out
             assert "factories = a.example.org b.example.org vac-01.example.org\n" in out
 

@@ -22,7 +22,16 @@ import pytest
 
 import vac
 from tests.https_server import HTML, Page, Web, circle, closed_port
-from vac.context.downloads import DownloadFailed, ImageCache, Limits, document, is_html
+from vac.context.downloads import (
+    DownloadFailed,
+    ImageCache,
+    Limits,
+    Local,
+    document,
+    fetch_pipe,
+    is_html,
+    is_local,
+)
 
 OLD, NEW = 1_600_000_000, 1_600_086_400
 QUICK = Limits(largest_bytes=100, slow_seconds=1, redirects=3)
@@ -342,6 +351,20 @@ def test_threads_share_one_download(server: ImageServer, place: Place) -> None:
     assert ["If-Modified-Since" in asked for asked in server.asked] == [False, True]
 
 
+def test_a_query_string_is_sent_and_never_told(
+    server: ImageServer, place: Place, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.DEBUG)
+    cache = place.cache()
+    url = f"{server.url}?sig=secret"
+    path = cache.fetch(url)
+    assert cache.path(f"{server.url}?sig=other") != path != cache.path(server.url)
+    server.status, server.modified_time = 500, NEW
+    cache.fetch(url)
+    assert len(caplog.messages) == 1
+    assert "secret" not in f"{path}{caplog.text}"
+
+
 def test_a_password_is_sent_and_never_told(
     server: ImageServer, place: Place, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -508,3 +531,51 @@ def test_the_environment_may_name_the_trusted_cas(web: Web, monkeypatch: pytest.
 )
 def test_web_pages_are_recognised(content: bytes, html: bool) -> None:
     assert is_html(content) == html
+
+
+@pytest.mark.parametrize(
+    ("address", "local"),
+    [
+        *(
+            (address, True)
+            for address in ("127.0.0.1", "127.9.9.9", "::1", "169.254.169.254", "fe80::1%eth0")
+        ),
+        *(
+            (address, True)
+            for address in ("0.0.0.0", "::", "::ffff:127.0.0.1", "::ffff:169.254.1.1", "224.0.0.1")
+        ),
+        *((address, False) for address in ("192.0.2.1", "10.0.0.1", "2001:db8::1", "::ffff:192.0.2.1")),
+    ],
+)
+def test_local_addresses_are_those_of_this_host_and_its_link(address: str, local: bool) -> None:
+    assert is_local(address) is local
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "0.0.0.0", "[::ffff:127.0.0.1]"])
+def test_local_addresses_are_refused_where_they_may_not_be_used(
+    server: ImageServer, place: Place, host: str
+) -> None:
+    url = server.url.replace("127.0.0.1", host)
+    with pytest.raises(DownloadFailed, match="is a local address, which a pipe may not use"):
+        document(url, QUICK, local=Local.REFUSED)
+    cache = ImageCache(place.directory, place.unfinished, local=lambda asked: Local.REFUSED)
+    with pytest.raises(DownloadFailed, match="is a local address"):
+        cache.fetch(url)
+    assert server.asked == []
+
+
+def test_a_pipe_may_not_be_redirected_to_a_local_address(server: ImageServer) -> None:
+    with contextlib.closing(ImageServer()) as inner:
+        server.location = inner.url
+        with pytest.raises(DownloadFailed, match="is a local address"):
+            fetch_pipe(server.url)
+        assert (len(server.asked), inner.asked) == (1, [])
+        assert document(server.url, QUICK) == CACHED
+        server.location = ""
+        assert fetch_pipe(server.url) == CACHED
+
+
+def test_a_proxy_may_have_a_local_address(server: ImageServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("no_proxy")
+    monkeypatch.setenv("http_proxy", f"http://127.0.0.1:{server.server_port}")
+    assert document("http://vo.example.org/image.tar", QUICK, local=Local.REFUSED) == CACHED

@@ -19,7 +19,7 @@ from vac.config.machinetype import Machinetype
 from vac.config.settings import Settings
 from vac.context import user_data
 from vac.context.certificates import dn, read_certificates, validity
-from vac.context.downloads import DownloadFailed
+from vac.context.downloads import DownloadFailed, Local
 from vac.context.user_data import (
     ContextError,
     ContextRequest,
@@ -43,7 +43,7 @@ def wanted(directory: Path, **options: Any) -> ContextRequest:
     return ContextRequest(machinetype, SETTINGS, name, "4b0a", directory, NOW, NOW + 86400, version="4.0.0")
 
 
-def never(url: str) -> bytes:
+def never(url: str, local: Local) -> bytes:
     raise AssertionError(f"{url} was asked for")
 
 
@@ -228,7 +228,7 @@ def test_templates_as_sites_have_them_come_out_byte_for_byte_but_for_the_pattern
         pattern, rest = piece.split(b"##", 1)
         expected += EXPECTED[pattern] + rest
     assert len(pieces) > 8
-    assert make_user_data(machine, {URL: template}.__getitem__) == expected
+    assert make_user_data(machine, lambda url, local: {URL: template}[url]) == expected
 
 
 def test_the_parts_of_a_multi_part_template_stay_parts(tmp_path: Path) -> None:
@@ -261,9 +261,9 @@ def test_files_and_templates_are_read_anew_for_each_machine(tmp_path: Path) -> N
     contents = iter([b"1 ##user_data_option_a##", b"2 ##user_data_option_a##"])
     machine = wanted(tmp_path, user_data=URL, user_data_files={"a": "a"})
     (tmp_path / "files/a").write_bytes(b"old")
-    assert make_user_data(machine, lambda url: next(contents)) == b"1 old"
+    assert make_user_data(machine, lambda url, local: next(contents)) == b"1 old"
     (tmp_path / "files/a").write_bytes(b"new")
-    assert make_user_data(machine, lambda url: next(contents)) == b"2 new"
+    assert make_user_data(machine, lambda url, local: next(contents)) == b"2 new"
 
 
 def test_what_a_site_puts_in_is_masked_where_people_see_it(tmp_path: Path) -> None:
@@ -277,8 +277,8 @@ def test_what_a_site_puts_in_is_masked_where_people_see_it(tmp_path: Path) -> No
     shown = user_data.masked(user_data.values(machine, URL))
     assert shown["user_data_option_token"] == b"(user_data_option_token: 7 bytes, not shown)"
     assert shown["user_data_file_key"] == b"(user_data_file_key: 7 bytes, not shown)"
-    assert shown["user_data_url"] == b"https://user:***@vo.example.org/user_data"
-    assert shown["user_data_root_image_url"] == b"https://me:***@vo.example.org/image.iso"
+    assert shown["user_data_url"] == b"https://***@vo.example.org/user_data"
+    assert shown["user_data_root_image_url"] == b"https://***@vo.example.org/image.iso"
     assert shown["user_data_uuid"] == b"4b0a"
     assert not any(
         b"hunter2" in value or b"PRIVATE" in value or b"secret" in value for value in shown.values()
@@ -294,7 +294,7 @@ def test_who_asks_for_a_template_that_is_being_fetched_shares_it(monkeypatch: py
             waiting.set()
             return super().result(timeout)
 
-    def get(url: str) -> bytes:
+    def get(url: str, local: Local) -> bytes:
         asked.append(url)
         begun.set()
         assert waiting.wait(60)
@@ -310,6 +310,21 @@ def test_who_asks_for_a_template_that_is_being_fetched_shares_it(monkeypatch: py
     assert templates(URL) == b"template 2"
 
 
+@pytest.mark.parametrize(("pipe", "local"), [(None, Local.ALLOWED), ("vo", Local.REFUSED)])
+def test_a_pipes_template_may_not_come_from_a_local_address(
+    tmp_path: Path, pipe: str | None, local: Local
+) -> None:
+    asked: list[tuple[str, Local]] = []
+
+    def get(url: str, local: Local) -> bytes:
+        asked.append((url, local))
+        return b"template"
+
+    machine = wanted(tmp_path, user_data=URL, pipe=pipe)
+    assert make_user_data(machine, Templates(get)) == b"template"
+    assert asked == [(URL, local)]
+
+
 @pytest.mark.parametrize(
     ("answer", "reason"),
     [
@@ -321,19 +336,17 @@ def test_who_asks_for_a_template_that_is_being_fetched_shares_it(monkeypatch: py
 def test_what_is_no_template_is_refused_without_the_urls_password(
     answer: bytes | DownloadFailed, reason: str
 ) -> None:
-    def get(url: str) -> bytes:
+    def get(url: str, local: Local) -> bytes:
         if isinstance(answer, bytes):
             return answer
         raise answer
 
-    with pytest.raises(
-        ContextError, match=rf"^user_data https://user:\*\*\*@vo.example.org/user_data: {reason}$"
-    ):
+    with pytest.raises(ContextError, match=rf"^user_data https://\*\*\*@vo.example.org/user_data: {reason}$"):
         Templates(get)(URL)
 
 
 def test_a_bug_in_fetching_lets_nobody_wait_for_ever() -> None:
-    def get(url: str) -> bytes:
+    def get(url: str, local: Local) -> bytes:
         raise ZeroDivisionError
 
     templates = Templates(get)

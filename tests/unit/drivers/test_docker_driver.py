@@ -179,7 +179,7 @@ def test_details_leave_out_what_is_not_known() -> None:
 def test_details_of_machines_made_by_earlier_versions_tell_no_password() -> None:
     labels = {"vac.image": "https://me:hunter2@example.com/image.tar"}
     told = container_details({"Config": {"Labels": labels}})
-    assert told["image"] == "https://me:***@example.com/image.tar"
+    assert told["image"] == "https://***@example.com/image.tar"
 
 
 @pytest.mark.parametrize(("user", "told"), [("", "root (0)"), ("pilot", "pilot"), ("1000:1000", "1000:1000")])

@@ -84,7 +84,7 @@ def wait_until(condition: Callable[[], object]) -> None:
 
 
 def test_nobody_waits_for_a_download_and_its_end_is_told(site: Site) -> None:
-    shown = "image https://user:***@example.com/boot.iso"
+    shown = "image https://***@example.com/boot.iso"
     assert (site.prepare() or "").endswith("is being downloaded")
     assert "secret" not in (site.prepare() or ""), shown
     assert site.source.asked.get(timeout=60) == (URL, None)
@@ -127,6 +127,19 @@ def test_a_failure_is_told_and_tried_again_after_a_pause_that_grows(
         site.now += seconds
     assert [record.levelname for record in caplog.records] == ["WARNING"], "said once"
     assert "secret" not in caplog.text
+    site.source.answers.put(None)
+    wait_until(lambda: site.prepare() is None)
+
+
+def test_a_bug_is_a_failure_and_tried_again(site: Site, caplog: pytest.LogCaptureFixture) -> None:
+    def buggy(source: str, signing_dn: str | None = None) -> Path:
+        raise RuntimeError("a bug")
+
+    site.images._fetch, fetch = buggy, site.images._fetch
+    wait_until(lambda: "unexpected RuntimeError (see the log); next attempt" in (site.prepare() or ""))
+    assert "a bug" in caplog.text
+    site.images._fetch = fetch
+    site.now += LONGEST_PAUSE_SECONDS
     site.source.answers.put(None)
     wait_until(lambda: site.prepare() is None)
 

@@ -86,7 +86,7 @@ def test_what_is_needed_again_is_read_back() -> None:
     assert facts.display == "127.0.0.1:5902"
     assert facts.filtered
     assert not domain_facts(CASES["cernvm3-qemu"]).filtered
-    assert facts.root_image == "http://user:***@example.com/cernvm.iso"
+    assert facts.root_image == "http://***@example.com/cernvm.iso"
 
 
 def test_all_names_in_its_own_directory_go_when_it_runs() -> None:

@@ -178,7 +178,7 @@ def test_a_template_that_cannot_be_had_fails_the_creation_with_its_own_reason(
 ) -> None:
     caplog.set_level(logging.INFO)
     limits = Limits(largest_bytes=100, slow_seconds=1)
-    monkeypatch.setattr(user_data, "document", lambda url, _: downloads.document(url, limits))
+    monkeypatch.setattr(user_data, "document", lambda url, _, local: downloads.document(url, limits))
     pages = {
         "broken": Page(b"x", 503),
         "slow": Page(b"xyz", gate=threading.Event()),
@@ -200,7 +200,7 @@ def test_a_template_that_cannot_be_had_fails_the_creation_with_its_own_reason(
         world = make_world(one_type("bad", user_data=url), one_type("good"))
         world.start()
         world.run(5)
-    reason = f"user_data {url.replace('secret', '***')}: {FAILURES[failure]}"
+    reason = f"user_data {url.replace('user:secret', '***')}: {FAILURES[failure]}"
     assert f"bad: not created: {reason}" in caplog.messages
     assert [spec.machinetype.name for spec in world.made] == ["good"]
     assert [path.name.split("_")[1] for path in world.directories()] == ["good"]

@@ -67,6 +67,16 @@ def test_peers_that_were_silent_are_not_waited_for_the_next_time() -> None:
     assert asked.space.silent(SETTINGS) == {}
 
 
+def test_the_space_is_added_up_once_per_poll() -> None:
+    asked = Asked()
+    asked.poll()
+    first = asked.space.view(SETTINGS, {}, asked.clock.now)
+    assert asked.space.view(SETTINGS, {"t": TypeReport(1, 1, 10.0)}, asked.clock.now + 1) is first
+    asked.clock.now += FRESH_SECONDS
+    asked.poll()
+    assert asked.space.view(SETTINGS, {}, asked.clock.now) is not first
+
+
 def test_a_silent_peers_last_answer_counts_for_five_minutes() -> None:
     asked = Asked()
     asked.poll()

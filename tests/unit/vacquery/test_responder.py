@@ -30,6 +30,9 @@ from tests.unit.vacquery.recorded import (
     messages,
 )
 from vac import __version__
+from vac.config.load import Configuration
+from vac.config.machinetype import Machinetype
+from vac.config.settings import Settings
 from vac.host.connections import connected_networks
 from vac.machines import status as statuses
 from vac.machines.layout import StateDir
@@ -38,10 +41,13 @@ from vac.vacquery import messages as messages_module
 from vac.vacquery import responder as module
 from vac.vacquery import snapshot as snapshot_module
 from vac.vacquery.messages import Kind, Query, Received, decode_answer, encode_query
+from vac.vacquery.resolver import Resolver
 from vac.vacquery.responder import (
     AccessList,
     Refresher,
     Responder,
+    SeenSignatures,
+    configured_status,
     counters_file,
     listen,
     prepare_state,
@@ -66,6 +72,7 @@ def make_responder(state: StateDir, key: bytes | None = None) -> Responder:
     assert snapshot is not None
     responder = Responder(key)
     responder.answers = Answers(snapshot, key)
+    responder.access_is_complete = True
     return responder
 
 
@@ -79,6 +86,7 @@ class NoNames:
 
     def __init__(self, known: dict[str, tuple[str, ...]] | None = None) -> None:
         self.addresses = known or {}
+        self.pending: set[str] = set()
 
     def request(self, hosts: object) -> None:
         pass
@@ -87,7 +95,7 @@ class NoNames:
         return self.addresses.get(host, ())
 
     def looking(self, host: str) -> bool:
-        return False
+        return host in self.pending
 
 
 @pytest.mark.parametrize("kind", Kind)
@@ -239,7 +247,7 @@ def test_who_signs_with_another_key_or_clock_is_logged_once_and_counted_each_tim
         assert responder.handle(encode_query(asked, time_sent, key), HOME, NOW) == ()
     assert responder.counts == {"dropped: wrong or no signature": 2, "dropped: signed too long ago": 2}
     assert [record.levelno for record in caplog.records] == [logging.WARNING] * 2
-    assert caplog.text.count(f"A query from {HOME} is not answered: ") == 2
+    assert caplog.text.count(f"query from {HOME} not answered: ") == 2
 
 
 def test_a_flood_of_spoofed_sources_fills_neither_log_nor_memory(
@@ -252,6 +260,48 @@ def test_a_flood_of_spoofed_sources_fills_neither_log_nor_memory(
         assert responder.handle(b"junk", f"203.0.113.{number}", NOW) == ()
     assert len(caplog.records) == 10
     assert len(responder.access._known) <= 20
+
+
+def test_a_source_that_is_refused_again_after_a_day_is_logged_again(
+    state: StateDir, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "MOST_LOGGED", 2)
+    responder = make_responder(state)
+    for now in (NOW, NOW + 1, NOW + 86402):
+        for source in ("203.0.113.1", "203.0.113.2", "203.0.113.3"):
+            responder.handle(b"junk", source, now)
+    assert [caplog.text.count(f"203.0.113.{number} ") for number in (1, 2, 3)] == [2, 2, 0]
+
+
+def test_a_signed_query_is_answered_once(state: StateDir) -> None:
+    responder = make_responder(state, KEY)
+    query = Query(Kind.MACHINES, SPACE, "c")
+    first, second = encode_query(query, NOW, KEY), encode_query(query, NOW, KEY)
+    assert [len(responder.handle(one, HOME, NOW)) for one in (first, second, first, second)] == [8, 8, 0, 0]
+    ahead = encode_query(query, NOW + 299, KEY)
+    for now in (NOW, NOW + 300, NOW + 598):
+        responder.handle(ahead, HOME, now)
+    assert responder.counts["dropped: signature seen before"] == 4
+
+
+def test_seen_signatures_use_bounded_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "MOST_REMEMBERED", 10)
+    seen = SeenSignatures()
+    assert all(seen.add(f"signature {number}", NOW) for number in range(100))
+    assert not seen.add("signature 99", NOW)
+    assert len(seen._present) + len(seen._past) <= 20
+
+
+def test_a_source_gets_only_so_much_in_a_second(state: StateDir, monkeypatch: pytest.MonkeyPatch) -> None:
+    query = datagrams(Kind.MACHINES, "query")[0]
+    responder = make_responder(state)
+    responder.access = AccessList(["192.0.2.7", "192.0.2.8"])
+    size = sum(map(len, responder.handle(query, HOME, NOW)))
+    monkeypatch.setattr(module, "MOST_BYTES_PER_SECOND", 2 * size)
+    assert [len(responder.handle(query, "192.0.2.7", NOW)) for _ in range(5)] == [8, 8, 8, 0, 0]
+    assert [len(responder.handle(query, source, NOW)) for source in ("192.0.2.8", HOME)] == [8, 8]
+    assert len(responder.handle(query, "192.0.2.7", NOW + 1)) == 8
+    assert responder.counts["dropped: more than the source may get in a second"] == 2
 
 
 def test_what_is_dropped_is_counted_by_reason(state: StateDir) -> None:
@@ -317,6 +367,55 @@ def test_virtual_machines_may_ask_only_if_their_network_is_named(
     responder = Responder()
     Refresher(responder, state, NoNames()).refresh(NOW)
     assert bool(responder.handle(datagrams(Kind.MACHINES, "query")[0], source, NOW)) is allowed
+
+
+def test_a_factory_is_never_logged_as_refused_while_addresses_are_looked_up(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    state = make_state(tmp_path)
+    prepare_state(state, None)
+    state.status.unlink()
+    responder, names = Responder(), NoNames()
+    refresher = Refresher(responder, state, names)
+    query = datagrams(Kind.MACHINES, "query")[0]
+    refresher.refresh(NOW)
+    assert responder.handle(query, "198.51.100.9", NOW) == ()
+    factories = (FACTORY, "peer.example.org")
+    statuses.write(state, dataclasses.replace(factory_status(), factories=factories))
+    names.pending.add("peer.example.org")
+    refresher.refresh(NOW + 1)
+    assert responder.handle(query, "198.51.100.9", NOW + 1) == ()
+    names.pending.clear()
+    names.addresses["peer.example.org"] = ("198.51.100.9",)
+    refresher.refresh(NOW + 2)
+    assert len(responder.handle(query, "198.51.100.9", NOW + 2)) == 8
+    assert caplog.messages == []
+    responder.handle(query, "198.51.100.10", NOW + 2)
+    assert len(caplog.messages) == 1
+
+
+def test_without_a_status_the_configuration_tells_who_and_what_there_is(tmp_path: Path) -> None:
+    state = make_state(tmp_path)
+    prepare_state(state, None)
+    state.status.unlink()
+    settings = Settings(
+        factory_name=FACTORY, vac_space=SPACE, factories=(FACTORY, "198.51.100.9"), host_processors=8
+    )
+    types = {one.name: Machinetype(one.name, fizzle_seconds=600) for one in factory_status().machinetypes}
+    configured = configured_status(Configuration(settings, types, {}, {}, (), ""))
+    responder = Responder()
+    refresher = Refresher(responder, state, Resolver(), configured=configured)
+    refresher.refresh(NOW)
+    found = [
+        json.loads(answer)
+        for answer in responder.handle(datagrams(Kind.MACHINES, "query")[0], "198.51.100.9", NOW)
+    ]
+    assert [one["state"] for one in found] == [one["state"] for one in messages(Kind.MACHINES)]
+    (types_query,) = datagrams(Kind.MACHINETYPES, "query")[:1]
+    answers = [json.loads(answer) for answer in responder.handle(types_query, HOME, NOW)]
+    recorded = messages(Kind.MACHINETYPES)
+    for key in ("machinetype", "running_machines", "shutdown_message", "shutdown_machine"):
+        assert sorted(str(one[key]) for one in answers) == sorted(str(one[key]) for one in recorded)
 
 
 def test_answers_stay_as_they_were_while_the_status_is_missing(tmp_path: Path) -> None:

@@ -184,7 +184,17 @@ def test_what_there_is_not_is_not_found(site: Site, path: str) -> None:
 def test_nothing_can_be_written(site: Site) -> None:
     for method in ("PUT", "POST", "DELETE", "nonsense"):
         assert site.ask("metadata", "/latest/user-data", method, b"x").status == 405
-        assert site.ask("metadata", "/latest/api/token", method, b"x").status == 404
+        assert site.ask("metadata", "/latest/meta-data/placement", method, b"x").status == 404
+
+
+def test_a_token_can_be_had_and_is_not_required(site: Site) -> None:
+    first, second = (site.ask("metadata", "/latest/api/token", "PUT") for _ in range(2))
+    assert (first.status, first.headers["Content-Type"]) == (200, "text/plain; charset=utf-8")
+    assert first.headers["X-aws-ec2-metadata-token-ttl-seconds"] == "21600"
+    assert re.fullmatch(rb"[A-Za-z0-9_-]{43}", first.body)
+    assert first.body != second.body
+    assert site.ask("metadata", "/latest/api/token", "PUT", address="169.254.169.9").status == 404
+    assert site.ask("metadata", "/latest/meta-data/hostname").status == 200
 
 
 @pytest.mark.parametrize(
@@ -342,6 +352,23 @@ def test_a_put_of_anything_else_is_refused(site: Site, path: str) -> None:
     before = sorted(site.machines[0].directory.rglob("*"))
     assert site.put(path, b"x") == 403
     assert sorted(site.machines[0].directory.rglob("*")) == before
+
+
+def test_refused_files_of_a_machine_are_logged_once_in_ten_minutes(
+    site: Site, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    caplog.set_level("INFO")
+    now = [1000.0]
+    monkeypatch.setattr(mjf, "_logged", {})
+    monkeypatch.setattr("vac.web.mjf.time.monotonic", lambda: now[0])
+    for name in ("a", "b", "\x1b[31m"):
+        for machine in (0, 1):
+            address = f"169.254.169.{machine}"
+            assert site.put(f"/joboutputs/.{name}", b"", address) == 403
+    assert [text.partition(":")[0] for text in caplog.messages] == [m.name for m in site.machines]
+    now[0] += 601
+    assert site.put("/joboutputs/.c", b"") == 403
+    assert len(caplog.messages) == 3
 
 
 def test_who_is_no_machine_stores_nothing(site: Site) -> None:

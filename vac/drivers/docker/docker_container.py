@@ -25,7 +25,7 @@ from vac.drivers.base import CreationFailed, MachineSpec
 from vac.drivers.docker.docker_api import Client, explanation
 from vac.drivers.docker.docker_images import Image
 from vac.host.syscall_filter import Rule, rules
-from vac.text import without_password
+from vac.text import without_url_secrets
 
 LABEL_SPACE = "vac.space"
 LABEL_FACTORY = "vac.factory"
@@ -162,7 +162,7 @@ def container_config(spec: MachineSpec, image: Image, engine: EngineKind = Engin
             LABEL_UUID: spec.uuid,
             LABEL_NAME: spec.name,
             LABEL_DIRECTORY: str(spec.directory),
-            LABEL_IMAGE: without_password(machinetype.root_image or ""),
+            LABEL_IMAGE: without_url_secrets(machinetype.root_image or ""),
             LABEL_DIGEST: image.digest,
         },
         "Healthcheck": {"Test": ["NONE"]},

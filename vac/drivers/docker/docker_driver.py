@@ -55,7 +55,7 @@ from vac.drivers.docker.docker_images import LIMITS, DockerImages, Image, PullLi
 from vac.drivers.docker.docker_usage import UsageMeter
 from vac.drivers.volumes import Volumes
 from vac.host.connections import Contact, Sampling
-from vac.text import without_password
+from vac.text import without_url_secrets
 
 CONSOLE_BYTES = 64 * 1024
 CONSOLE_LINES = 1000
@@ -271,7 +271,7 @@ class DockerDriver(Driver):
             raise CreationFailed(missing)
         image = self._images.find(client, root_image or "", spec.files)
         if image is None:
-            shown = without_password(root_image or "")
+            shown = without_url_secrets(root_image or "")
             raise CreationFailed(f"image {shown} isn't there any more and will be got again")
         return image
 
@@ -303,7 +303,7 @@ def container_details(inspected: Mapping[str, Any]) -> dict[str, str]:
     facts = {
         "container": inspected.get("Id"),
         "container_name": str(inspected.get("Name") or "").lstrip("/"),
-        "image": without_password(labels.get(LABEL_IMAGE) or config.get("Image") or ""),
+        "image": without_url_secrets(labels.get(LABEL_IMAGE) or config.get("Image") or ""),
         "image_id": inspected.get("Image"),
         "image_digest": labels.get(LABEL_DIGEST),
         "state": state.get("Status"),

@@ -31,7 +31,7 @@ from vac.drivers.base import EngineUnavailable
 from vac.drivers.docker.docker_api import Client, Connection, explanation, timed_out
 from vac.drivers.images import Entry, ImageStore, ImageUnavailable
 from vac.host.probes import problem_of, real_image
-from vac.text import without_password
+from vac.text import without_url_secrets
 
 SCHEME = "docker://"
 ARCHIVES = "vac-archive/"
@@ -63,13 +63,8 @@ class Image(NamedTuple):
     """Its USER, "" if it sets none."""
     entrypoint: bool
     """True if it has an ENTRYPOINT, to which the command is an argument."""
-
-
-class Named(NamedTuple):
-    """An image that the engine has, and the name by which it is found again."""
-
-    name: str
-    id: str
+    name: str = ""
+    """By which it was found."""
 
 
 @dataclass(frozen=True)
@@ -152,7 +147,7 @@ def pull_failure(text: str) -> str:
     return text
 
 
-class DockerImages(ImageStore[str, Named]):
+class DockerImages(ImageStore[str, Image]):
     """Images that the engine has or is to have, by image_key().
 
     fetch returns the local path of the archive with a URL, and raises OSError with a reason; None: URLs are refused.
@@ -180,7 +175,7 @@ class DockerImages(ImageStore[str, Named]):
         """Return None if a container can be made from this image now, else why not yet. Starts what is needed."""
         if root_image is None:
             return "no root_image is configured; use docker://IMAGE or an image archive"
-        shown = without_password(root_image)
+        shown = without_url_secrets(root_image)
         if is_url(root_image) and self._fetch is None:
             return f"{shown}: archives of images can't be downloaded here; use docker://IMAGE or a path"
         return self.missing(image_key(root_image, files), shown, "being looked for")
@@ -197,11 +192,11 @@ class DockerImages(ImageStore[str, Named]):
                 self._entries.pop(key, None)
         return image
 
-    def get(self, key: str, entry: Entry[Named]) -> tuple[Named, float]:
+    def get(self, key: str, entry: Entry[Image]) -> tuple[Image, float]:
         """Pull the image, or load its archive, unless that has been done."""
         try:
             image, seconds = self._pull(key, entry) if key.startswith(SCHEME) else self._load(key, entry)
-            self._superseded -= set(image)
+            self._superseded -= {image.name, image.id}
             self._remove_superseded({image.id, *self._used_elsewhere(entry)})
             return image, seconds
         finally:
@@ -211,13 +206,13 @@ class DockerImages(ImageStore[str, Named]):
         with self._connection.client() as client:
             return inspect_image(client, name)
 
-    def _pull(self, key: str, entry: Entry[Named]) -> tuple[Named, float]:
+    def _pull(self, key: str, entry: Entry[Image]) -> tuple[Image, float]:
         reference = key[len(SCHEME) :]
         before = self._inspect(reference)
         if before is not None:
-            self.found(entry, Named(reference, before.id))
+            self.found(entry, before)
             if "@" in reference:
-                return Named(reference, before.id), self._limits.refresh_seconds
+                return before, self._limits.refresh_seconds
         entry.doing = "being pulled"
         entry.answered.set()
         self._pull_now(reference, entry)
@@ -228,9 +223,9 @@ class DockerImages(ImageStore[str, Named]):
             self._superseded.add(before.id)
         if before is None or before.id != after.id:
             _log.info("image %s: pulled %s", key, after.digest or after.id)
-        return Named(reference, after.id), self._limits.refresh_seconds
+        return after, self._limits.refresh_seconds
 
-    def _pull_now(self, reference: str, entry: Entry[Named]) -> None:
+    def _pull_now(self, reference: str, entry: Entry[Image]) -> None:
         progress = PullProgress(self._limits, self._clock())
         try:
             with self._connection.stream_client(self._limits.stall_seconds) as client:
@@ -245,7 +240,7 @@ class DockerImages(ImageStore[str, Named]):
                 raise progress.stalled() from error
             raise
 
-    def _load(self, key: str, entry: Entry[Named]) -> tuple[Named, float]:
+    def _load(self, key: str, entry: Entry[Image]) -> tuple[Image, float]:
         """Load the archive with this path or URL, unless that has been done."""
         try:
             path = self._archive(key, entry)
@@ -264,7 +259,10 @@ class DockerImages(ImageStore[str, Named]):
                     path.open("rb") as file,
                     self._connection.stream_client(self._limits.stall_seconds) as client,
                 ):
-                    _load_archive(client, file, name)
+                    for line in client.load_lines(renamed_archive(file, name)):
+                        refusal = line.get("error") or line.get("message")
+                        if refusal:
+                            raise ImageUnavailable(f"no image archive: {refusal}")
                 image = self._inspect(name)
         except ValueError as error:
             raise ImageUnavailable(str(error)) from error
@@ -276,9 +274,9 @@ class DockerImages(ImageStore[str, Named]):
             raise ImageUnavailable("no image archive: loaded, but the engine doesn't have its image")
         if entry.image is not None and entry.image.name != name:
             self._superseded.add(entry.image.name)
-        return Named(name, image.id), self._limits.refresh_seconds if is_url(key) else ARCHIVE_LOOK_SECONDS
+        return image, self._limits.refresh_seconds if is_url(key) else ARCHIVE_LOOK_SECONDS
 
-    def _archive(self, key: str, entry: Entry[Named]) -> Path:
+    def _archive(self, key: str, entry: Entry[Image]) -> Path:
         """Return the archive's file. Raises OSError, ValueError."""
         hanging = problem_of(key)
         if hanging is not None:
@@ -294,7 +292,7 @@ class DockerImages(ImageStore[str, Named]):
             loaded = {_plain(tag) for tag in client.tags()}
         self._superseded |= {each for each in loaded if each.startswith(f"{repository}:") and each != name}
 
-    def _used_elsewhere(self, entry: Entry[Named]) -> set[str]:
+    def _used_elsewhere(self, entry: Entry[Image]) -> set[str]:
         with self._lock:
             others = [each for each in self._entries.values() if each is not entry]
         return {each.image.id for each in others if each.image is not None}
@@ -326,7 +324,8 @@ def inspect_image(client: Client, reference: str) -> Image | None:
     digests = found.get("RepoDigests") or [""]
     repository = re.sub(r"(@.*|:[^/:]*)$", "", reference)
     own = [digest for digest in digests if digest.startswith(f"{repository}@")]
-    return Image(found["Id"], (own or digests)[0], config.get("User") or "", bool(config.get("Entrypoint")))
+    user, entrypoint = config.get("User") or "", bool(config.get("Entrypoint"))
+    return Image(found["Id"], (own or digests)[0], user, entrypoint, reference)
 
 
 def image_key(root_image: str, files: Path) -> str:
@@ -434,13 +433,6 @@ def _manifest(found: list[bytes], name: str) -> bytes:
     if not isinstance(image, dict) or not {"Config", "Layers"} <= image.keys():
         raise BadArchive("no image archive: its manifest.json names no configuration or layers")
     return json.dumps([{"Config": image["Config"], "RepoTags": [name], "Layers": image["Layers"]}]).encode()
-
-
-def _load_archive(client: Client, file: BinaryIO, name: str) -> None:
-    for line in client.load_lines(renamed_archive(file, name)):
-        refusal = line.get("error") or line.get("message")
-        if refusal:
-            raise ImageUnavailable(f"no image archive: {refusal}")
 
 
 def _plain(name: str) -> str:

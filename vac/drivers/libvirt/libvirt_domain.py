@@ -22,7 +22,7 @@ from pathlib import Path
 from vac.drivers.base import CreationFailed, EngineUnavailable, MachineSpec
 from vac.host.child_processes import run
 from vac.host.probes import CVMFS, real_image
-from vac.text import without_password
+from vac.text import without_url_secrets
 
 NETWORK = "vac_169.254.0.0"
 SERVER = "169.254.169.253"
@@ -119,7 +119,7 @@ def domain_xml(
         "space": spec.settings.vac_space,
         "machinetype": spec.machinetype.name,
         "directory": str(spec.directory),
-        "root_image": without_password(spec.machinetype.root_image or ""),
+        "root_image": without_url_secrets(spec.machinetype.root_image or ""),
         "address": spec.address or "",
     }
     board = {"machine": hypervisor.machine} if hypervisor.machine is not None else {}

@@ -55,7 +55,7 @@ from vac.drivers.volumes import Volumes
 from vac.host.cgroup_watch import EndWatcher
 from vac.host.cgroups import CgroupError, Groups, open_groups
 from vac.host.connections import Contact, Sampling, contacts_by_group, host_addresses
-from vac.text import without_password
+from vac.text import without_url_secrets
 
 KILL_SECONDS = 60.0
 """Longest that processes may take to end after SIGKILL."""
@@ -436,7 +436,7 @@ def _facts(spec: MachineSpec, image_path: str) -> dict[str, str]:
     uid = identity(spec)[0]
     facts = {
         "user": str(uid) if spec.settings.slot_uids else f"{account(spec.settings).pw_name} ({uid})",
-        "image": without_password(spec.machinetype.root_image or ""),
+        "image": without_url_secrets(spec.machinetype.root_image or ""),
         "image_path": image_path,
         "network": "host",
         "addresses": " ".join(host_addresses()),
