@@ -104,7 +104,7 @@ class PrivateEngine(ABC):
     """The command that is the engine."""
     package: ClassVar[str]
     registry_port: ClassVar[int] = 0
-    """Where it trusts a registry without TLS on its own loopback address; 0: at any port."""
+    """The port of its own loopback address at which it trusts a registry without TLS; 0: any port."""
     live_restore: bool
     """Containers go on when it ends."""
 
@@ -161,7 +161,7 @@ class PrivateEngine(ABC):
         wait_for(self.answers, f"{self.daemon} answers; its log: {self.directory}/log", START_SECONDS)
 
     def answers(self) -> bool:
-        """Does the engine answer now?"""
+        """Return True if the engine answers now."""
         if self._daemon is not None and self._daemon.poll() is not None:
             pytest.fail(f"{self.daemon} has ended:\n{(self.directory / 'log').read_text()[-2000:]}")
         with socket.socket(socket.AF_UNIX) as probe:
@@ -264,7 +264,7 @@ class PrivateEngine(ABC):
         return process
 
     def environment(self) -> Mapping[str, str]:
-        """What daemons find in their environment beside what is there."""
+        """Return variables to add to the daemons' environment."""
         return {}
 
     def _end(self, how: signal.Signals) -> None:

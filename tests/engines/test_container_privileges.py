@@ -1,4 +1,4 @@
-"""What machines may do, on Docker and on Podman: users, capabilities, and containers nested in the container."""
+"""Privileges of machines on Docker and on Podman: users, capabilities, and containers nested in the container."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ pytestmark = pytest.mark.engine
 APPTAINER = "apptainer:1"
 SANDBOX = "sandbox"
 FILES = {"etc/group": "root:x:0:\npilot:x:1235:\n", "etc/localtime": ""}
-"""What Apptainer wants of the image that it runs in."""
+"""Files that Apptainer needs in the image that it runs in."""
 SESSION = "var/lib/apptainer/mnt/session"
 PLACES = (
     "/usr/bin/apptainer",

@@ -164,7 +164,7 @@ def test_usage_until_the_end_is_known_after_it(machines: Machines) -> None:
     )
 
     def used() -> tuple[float, Usage]:
-        """How much more than its shell tells it has used according to the engine, and all of that."""
+        """Return the engine's CPU time less that which its shell measured, and the engine's usage."""
         spec = machines.spec(script)
         machines.create(spec)
         machines.wait_for_state(spec, EngineState.ENDED)

@@ -153,7 +153,7 @@ def wait_for_replacement(site: FactorySite, *machines: Machine, but: Sequence[Ma
 
 
 def told_of(site: FactorySite, machine: Machine) -> dict[str, object]:
-    """What `vac machine` says."""
+    """Return the output of `vac machine`."""
     told: dict[str, object] = json.loads(site.vac("machine", "--json", machine.name).stdout)
     return told
 
@@ -360,7 +360,7 @@ def test_a_memory_eater_dies_alone_and_is_accounted_with_its_peak(engine: Privat
 
 
 def why(site: FactorySite, machinetype: str) -> str:
-    """What `vac why MACHINETYPE` says."""
+    """Return the output of `vac why MACHINETYPE`."""
     return site.vac("why", machinetype).stdout
 
 

@@ -58,12 +58,12 @@ echo '200 all done' > $out/shutdown_message
 
 @dataclass(frozen=True)
 class Run:
-    """What one run has left."""
+    """Remains of one run."""
 
     site: FactorySite
     begun: float
     full: float
-    """When all slots were taken first."""
+    """The time when all slots were first taken."""
     end: float
     lives: Sequence[Life]
     log: str
@@ -72,7 +72,7 @@ class Run:
         return [life for life in self.lives if life.machinetype == machinetype and life.started is not None]
 
     def told_between(self, begin: float, end: float) -> str:
-        """What the factory logged then, for people who look for the cause of a failure."""
+        """Return what the factory logged then, to find the cause of a failure."""
         times = [time.strftime("%Y-%m-%dT%H:%M:%S+0000", time.gmtime(moment)) for moment in (begin, end)]
         return "\n".join(line for line in self.log.splitlines() if times[0] <= line[:24] <= times[1])
 

@@ -1,4 +1,4 @@
-"""What machines plant in their joboutputs, secrets in user_data, and machines that break the rules."""
+"""Things that machines plant in their joboutputs, secrets in user_data, and machines that break the rules."""
 
 from __future__ import annotations
 

@@ -44,7 +44,7 @@ say ready
 ENDING = TELLING + "i=0; while [ $i -lt 300000 ]; do i=$((i+1)); done; poweroff -f\n"
 WAITING = TELLING + "while :; do sleep 3600; done\n"
 DEAF = PREAMBLE + "while :; do sleep 3600; done\n"
-"""Has no power button."""
+"""A guest without a power button."""
 
 
 @pytest.fixture(scope="module")
@@ -79,7 +79,7 @@ def digest(path: Path) -> str:
 
 
 def cpu_seconds(process: int) -> float:
-    """Of a process, as the kernel counts it; 0.0 if it has gone."""
+    """Return the CPU time of a process, as the kernel counts it; 0.0 if it has gone."""
     with contextlib.suppress(OSError):
         fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
         return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")

@@ -1,4 +1,4 @@
-"""What an administrator does to a factory whose machines run: by bin/vac, and by breaking its files."""
+"""An administrator's actions on a factory whose machines run: by bin/vac, and by breaking its files."""
 
 from __future__ import annotations
 

@@ -54,9 +54,9 @@ LIMITED = {
         "pids.max": "4096",
     },
 }
-"""What a machine of one processor with 64 MiB gets."""
+"""Limits of a machine of one processor with 64 MiB."""
 SWAP = {"memory.memsw.limit_in_bytes", "memory.swap.max"}
-"""Which of them are there only if the kernel counts swap."""
+"""Those that exist only if the kernel counts swap."""
 PROGRAMS = {"bubblewrap": "bwrap", "singularity": "apptainer"}
 
 

@@ -76,7 +76,7 @@ class Service:
             time.sleep(0.02)
 
     def ask(self, query: str) -> str:
-        """What the client has to tell after asking from a stranger's address and then from loopback."""
+        """Return the client's output after asking from a foreign address and then from loopback."""
         client = [sys.executable, "-c", CLIENT, STRANGER, "995", query]
         done = subprocess.run(
             ["nsenter", "--net", f"--target={self.process.pid}", *client],

@@ -28,7 +28,7 @@ SIZE_BYTES = 64 * 1024 * 1024
 
 
 class LoopGroup:
-    """Does what LVM's programs would, for one group of its own; other commands are run."""
+    """A stand-in for LVM's programs, for one group of its own; other commands are run."""
 
     def __init__(self, directory: Path) -> None:
         self.name = f"vactest{uuid.uuid4().hex[:8]}"

@@ -1,4 +1,4 @@
-"""What an incident team finds of machines and of those that have ended, on a real factory."""
+"""Traces that an incident team finds of running and ended machines, on a real factory."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def listener() -> Iterator[socket.socket]:
 
 
 def told_of(site: FactorySite, name: str) -> dict[str, Any]:
-    """What the command tells, by the machine's name or uuid."""
+    """Return the facts that the command prints, by the machine's name or uuid."""
     facts: dict[str, Any] = json.loads(site.vac("machine", "--json", name).stdout)
     return facts
 

@@ -153,7 +153,7 @@ def wait_for_ends(site: FactorySite, *machines: Machine) -> None:
 
 @contextlib.contextmanager
 def stops(engine: PrivateLibvirt) -> Iterator[dict[str, float]]:
-    """When libvirt has told of the end of each domain, by name, Unix seconds."""
+    """Record the times of libvirt's events of the end of each domain, by name, Unix seconds."""
     times: dict[str, float] = {}
 
     def happened(_connection: object, domain: libvirt.virDomain, event: int, *_more: object) -> None:

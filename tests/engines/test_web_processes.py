@@ -53,7 +53,7 @@ class Host(WebSite):
             self.ip("addr", verb, f"{address}/32", "dev", "lo")
 
     def opened(self, role: str) -> list[str]:
-        """What files the process has open."""
+        """Return the files that the process has open."""
         found = []
         for entry in Path(f"/proc/{self.processes[role].pid}/fd").iterdir():
             with contextlib.suppress(FileNotFoundError):

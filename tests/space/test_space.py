@@ -63,7 +63,7 @@ def reconfigure(space: Space, classic: bool = True, **settings: Option) -> None:
 
 
 def shares_are_met(space: Space, begin: float, end: float) -> bool:
-    """Whether between these times each type ran as many machines as it should, within two, on average."""
+    """Return True if between these times each type ran as many machines as it should, within two, on average."""
     means = mean_machines(space.lives(), begin, end)
     return all(abs(means.get(name, 0.0) - target) <= 2 for name, target in TARGETS.items())
 
