@@ -1,8 +1,8 @@
-"""Engines of containers of the tests' own: own directories, socket, containerd and network name space.
+"""Engines of containers of the tests' own: own directories, socket, containerd and network namespace.
 
 They touch no engine that runs already, can be killed, stopped and restarted under their containers, and leave
-neither processes nor mounts behind: each has network and mount name spaces to itself (a second dockerd in the
-same network name space would destroy the first one's bridge).
+neither processes nor mounts behind: each has network and mount namespaces to itself (a second dockerd in the
+same network namespace would destroy the first one's bridge).
 """
 
 from __future__ import annotations
@@ -118,7 +118,7 @@ class PrivateEngine(ABC):
             ["unshare", "--net", "--mount", "--propagation", "private", "sleep", "infinity"]
         )
         try:
-            wait_for(self._apart, "the name spaces are there")
+            wait_for(self._apart, "the namespaces are there")
             self.run("ip", "link", "set", "lo", "up")
             self.prepare()
             self.start()
@@ -136,7 +136,7 @@ class PrivateEngine(ABC):
         """The engine's command line."""
 
     def run(self, *command: str) -> None:
-        """Run a command in the engine's network and mount name spaces."""
+        """Run a command in the engine's network and mount namespaces."""
         subprocess.run([*self._enter(), *command], check=True)
 
     def client(self) -> docker.APIClient:
@@ -251,7 +251,7 @@ class PrivateEngine(ABC):
         return all((own / kind).stat().st_ino != (theirs / kind).stat().st_ino for kind in ("net", "mnt"))
 
     def launch(self, *command: str) -> subprocess.Popen[bytes]:
-        """Start a daemon in the engine's name spaces."""
+        """Start a daemon in the engine's namespaces."""
         with (self.directory / "log").open("ab") as log:
             process = subprocess.Popen(
                 [*self._enter(), *command],

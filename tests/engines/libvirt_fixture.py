@@ -1,4 +1,4 @@
-"""A libvirtd of the tests' own: own directories, socket, virtlogd and name spaces for network and mounts.
+"""A libvirtd of the tests' own: own directories, socket, virtlogd and namespaces for network and mounts.
 
 It touches no hypervisor that runs already, can be killed, stopped and restarted under its machines, and leaves
 neither processes nor files behind.
@@ -83,7 +83,7 @@ class PrivateLibvirt:
             ["unshare", "--net", "--mount", "--propagation", "private", "sleep", "infinity"]
         )
         try:
-            wait_for(self._apart, "the name spaces are there")
+            wait_for(self._apart, "the namespaces are there")
             self.run("ip", "link", "set", "lo", "up")
             self.run("sh", "-eu", "-c", CONFIGURATION, str(self.directory))
             for name, place in PRIVATE.items():
@@ -96,7 +96,7 @@ class PrivateLibvirt:
 
     @property
     def enter(self) -> list[str]:
-        """Words before a command that is to run in libvirtd's network and mount name spaces."""
+        """Words before a command that is to run in libvirtd's network and mount namespaces."""
         namespaces = f"/proc/{self._holder.pid}/ns"
         return ["nsenter", f"--net={namespaces}/net", f"--mount={namespaces}/mnt"]
 
@@ -180,7 +180,7 @@ class PrivateLibvirt:
             os.kill(daemon, signal.SIGCONT)
 
     def processes(self, words: str = "") -> list[int]:
-        """All processes in its network name space that have this in their command lines, but the one that holds it."""
+        """All processes in its network namespace that have this in their command lines, but the one that holds it."""
         found = []
         for entry in Path("/proc").iterdir():
             with contextlib.suppress(OSError):

@@ -172,7 +172,7 @@ def test_machine_sees_and_changes_nothing_of_others(site: Site) -> None:
     assert site.state(other) is EngineState.RUNNING
 
 
-def test_machine_sees_no_secrets_of_the_configuration(site: Site) -> None:
+def test_machine_sees_no_configuration_and_no_foreign_tokens(site: Site) -> None:
     with tempfile.TemporaryDirectory(prefix="vac-test-", dir="/opt") as name:
         place = Path(name)
         place.chmod(0o755)
@@ -268,7 +268,7 @@ def test_limits_are_the_cgroups(site: Site) -> None:
 
 
 @each_model
-def test_memory_eater_ends_at_its_limit_and_its_neighbour_lives(site: Site) -> None:
+def test_memory_eater_ends_alone_at_its_own_limit(site: Site) -> None:
     neighbour = site.create(site.spec(1))
     eat = "tail /dev/zero; echo $? >/tmp/joboutputs/code\n"
     spec = site.create(site.spec(0, eat))
@@ -293,7 +293,7 @@ sys.stdin.read()
 
 
 @both
-def test_machine_outlives_the_factory_and_its_successor_sees_its_end(site: Site) -> None:
+def test_machine_outlives_the_factory_until_its_successor(site: Site) -> None:
     version = "v2" if "V2" in type(site.groups).__name__ else "v1"
     arguments = [str(site.settings.state_dir), site.settings.factory_name, version, site.model]
     pipe = subprocess.PIPE
@@ -469,7 +469,7 @@ def test_console_log_of_a_machine_that_says_much_stays_small(site: Site) -> None
     assert len(content) < 10_000_000
 
 
-def test_system_calls_are_refused_and_nesting_is_an_option(site: Site) -> None:
+def test_needless_system_calls_are_refused_unless_nested(site: Site) -> None:
     script = """
         unshare --user true 2>/dev/null && echo nested >>$JOBOUTPUTS/can
         python3 -c 'import ctypes; print(ctypes.CDLL(None).syscall(250, 0, -3, 1))' >>$JOBOUTPUTS/keyctl

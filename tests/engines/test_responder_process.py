@@ -109,7 +109,7 @@ def service() -> Iterator[Service]:
         service.process.wait()
 
 
-def test_it_serves_without_rights_is_silent_to_strangers_and_ends_when_told(service: Service) -> None:
+def test_it_serves_without_rights_and_ignores_foreign_addresses(service: Service) -> None:
     user = unprivileged_user()
     assert user is not None
     service.wait_until_it_serves(user)

@@ -114,7 +114,7 @@ def test_a_machine_has_a_file_system_of_its_own_until_it_goes(group: LoopGroup, 
 
 
 @pytest.mark.parametrize("model", ["bubblewrap", "singularity"])
-def test_what_a_machine_writes_in_fresh_directories_lies_on_its_volume(group: LoopGroup, model: str) -> None:
+def test_fresh_directories_lie_on_the_machines_volume(group: LoopGroup, model: str) -> None:
     version = "v1" if "v1" in group_makers() else "v2"
     with open_site(version, model) as site:
         setattr(site.driver, "_volumes", Volumes(group))  # noqa: B010

@@ -47,7 +47,7 @@ def wait_for_contact(site: FactorySite, machine: Machine, port: int) -> dict[str
     pytest.fail(f"{machine.name}: its connection isn't seen\n{site.log()}")
 
 
-def test_whom_a_machine_talked_to_is_known_while_it_runs_and_afterwards(listener: socket.socket) -> None:
+def test_a_machines_contacts_are_known_to_its_end_and_later(listener: socket.socket) -> None:
     require_tool("apptainer")
     port = listener.getsockname()[1]
     talk = f"sleep 600 | busybox nc 127.0.0.1 {port}"

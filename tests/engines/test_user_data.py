@@ -35,7 +35,7 @@ def web(tmp_path: Path) -> Iterator[Web]:
         yield web
 
 
-def test_user_data_comes_from_urls_and_a_slow_server_holds_up_nobody(web: Web, tmp_path: Path) -> None:
+def test_user_data_from_a_slow_server_holds_up_nobody(web: Web, tmp_path: Path) -> None:
     gate = threading.Event()
     server = web.serve({"/good": Page(SCRIPT), "/slow": Page(SCRIPT, gate=gate), "/html": Page(HTML)})
     kinds = {
