@@ -1,4 +1,4 @@
-"""The processes of vacd, and their interface with the supervisor."""
+"""The processes of vacd, what each gets at its start, and the record of their restarts."""
 
 from __future__ import annotations
 
@@ -28,19 +28,19 @@ class Role:
     name: str
     module: str
     must_be_ready: bool = False
-    """True if vacd as a whole is ready only when this role is."""
+    """vacd as a whole isn't ready before this role."""
     stuck_seconds: float | None = None
-    """It is killed and restarted when it has shown no life for so long. None: it shows none."""
+    """Longest time without RoleOptions.alive before it is killed and restarted; None: unlimited."""
     on_demand: bool = False
-    """True if it runs only while another role needs it (RoleOptions.need)."""
+    """Runs only while another role needs it (RoleOptions.need)."""
     listens: bool = False
     """Its purpose begins with HOST:PORT, where the supervisor listens, so that nobody else takes a dead role's port."""
     packages: str = ""
-    """Advice for installing the optional Python packages that its module imports."""
+    """Instructions for installing the optional Python packages of its module."""
 
 
 EXIT_OTHER_AT_WORK = 75
-"""Exit status of a role that can't work because another process does its work; EX_TEMPFAIL of sysexits.h."""
+"""Exit status of a role whose work another process does; EX_TEMPFAIL of sysexits.h."""
 
 _WAITRESS = "python3-waitress, or pip install 'vac-factory[vms]'"
 ROLES = (
@@ -59,56 +59,53 @@ ROLES = (
 
 
 def _do_nothing() -> None:
-    """Ignore a report."""
+    """Default of the callbacks."""
 
 
 def _need_nothing(role: str, purpose: str) -> None:
-    """Ignore a need."""
+    """Default of RoleOptions.need."""
 
 
 def _use_nothing(state_dir: Path) -> None:
-    """Ignore a need."""
+    """Default of RoleOptions.uses."""
 
 
 class Listen(Protocol):
-    """Register `stop`, called once when the process has to end, and `wake`, called when there may be news."""
+    """Subscription to signals: `stop` is called once when the process has to end, `wake` when there may be news."""
 
     def __call__(self, stop: Callable[[], None], wake: Callable[[], None]) -> None:
-        """Both are called from a thread of their own, never in a signal handler: they may take locks.
+        """Subscribe. Both are called in a thread of their own, never in a signal handler: they may take locks.
 
-        stop: after SIGTERM, SIGINT or the supervisor's death, also when these came before this call. The
-        role's main is to return soon.
+        stop: after SIGTERM, SIGINT or the supervisor's death, also if before this call; main is to return soon.
         wake: after SIGUSR1 (there are requests) and SIGHUP (the configuration may be new).
         """
 
 
 def _listen_to_nobody(stop: Callable[[], None], wake: Callable[[], None]) -> None:
-    """For a role without a process of its own, as in tests."""
+    """Default of RoleOptions.listen, for tests."""
 
 
 @dataclass(frozen=True)
 class RoleOptions:
-    """Parameters of a role's main, and the functions by which it reports.
+    """Parameters of a role, and callbacks for its reports.
 
-    A role starts processes by subprocess, never by a bare fork: a forked process would share the pipe
-    through which signals arrive, and what ends it would end the role.
+    A role starts processes by subprocess, never by a bare fork: a forked process would share the pipe of signals.
     """
 
     configs: tuple[Path, ...] = ()
     """Files and directories of --config, absolute; none: the default ones."""
     ready: Callable[[], None] = _do_nothing
-    """Say that the role does its work (the factory: its first cycle is over, whatever came of it)."""
+    """Report that the role works (the factory: that its first cycle is over, whatever its outcome)."""
     alive: Callable[[], None] = _do_nothing
-    """Say that the role's loop goes round; to be called much more often than Role.stuck_seconds."""
+    """Report progress of the role's loop, much more often than Role.stuck_seconds."""
     uses: Callable[[Path], None] = _use_nothing
     """Report the state_dir of the configuration, where the supervisor notes restarts."""
     need: Callable[[str, str], None] = _need_nothing
-    """Say for what the role of that name is needed from now on; empty: for nothing, it may go. For another purpose
-    than before it is started anew. May be repeated as often as one likes."""
+    """Report a role's name and its purpose from now on, empty for none; a changed purpose restarts it. Idempotent."""
     listening: socket.socket | None = None
     """For a role that listens: the supervisor's socket, None if it couldn't be bound."""
     listen: Listen = _listen_to_nobody
-    """Call it once, from the main thread or any other, when stop can be obeyed."""
+    """To be called once, from any thread, as soon as stop can be obeyed."""
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.unit.state_dirs import NAME, STARTED, UUID, new_machine, new_state, running_machine
+from tests.unit.state_dirs import NAME, STARTED, UUID, at, new_machine, new_state, running_machine
 from vac.cli import common, doctor
 from vac.cli.doctor_engines import Finding
 from vac.cli.factory_commands import known_of, reasons
@@ -213,8 +213,8 @@ def test_what_an_engine_once_told_takes_nothing_from_what_the_factory_knows(tmp_
 def test_what_a_machine_uses_is_told(tmp_path: Path) -> None:
     state = new_state(tmp_path)
     machine = new_machine(state)
-    mark_started(state, machine, STARTED)
-    renew_heartbeat(state, machine, STARTED + 30, Usage(2.0, 5 << 20, 7 << 20, 0, 800))
+    mark_started(state, machine, at(STARTED))
+    renew_heartbeat(state, machine, at(STARTED + 30), Usage(2.0, 5 << 20, 7 << 20, 0, 800))
     told = known_of(machine, None, "f1.example.com")
     assert (told["memory MiB"], told["peak memory MiB"]) == (5, 7)
     assert (told["bytes received"], told["bytes sent"]) == (0, 800)
