@@ -176,7 +176,7 @@ def other(machine: Machine, uuid: str) -> JobRecord:
     return job_record(machine)
 
 
-def test_different_machines_that_end_together_have_different_names(tmp_path: Path) -> None:
+def test_records_of_machines_that_end_together_differ(tmp_path: Path) -> None:
     state = new_state(tmp_path)
     machine = running_machine(state)
     paths = {records.archive(state, other(machine, f"uuid-{number}")) for number in range(20)}
@@ -192,7 +192,7 @@ def test_an_archived_record_is_never_rewritten(tmp_path: Path) -> None:
     assert path.read_text() == EXAMPLE
 
 
-def test_the_queue_never_holds_anything_but_days_and_whole_messages(tmp_path: Path) -> None:
+def test_the_queue_holds_only_days_and_whole_messages(tmp_path: Path) -> None:
     state = new_state(tmp_path)
 
     def look(step: str, path: Path) -> None:
@@ -206,7 +206,7 @@ def test_the_queue_never_holds_anything_but_days_and_whole_messages(tmp_path: Pa
 
 
 @pytest.mark.parametrize("times", [1, 3])
-def test_a_day_that_the_sender_has_removed_meanwhile_is_made_again(tmp_path: Path, times: int) -> None:
+def test_a_day_removed_by_the_sender_is_made_again(tmp_path: Path, times: int) -> None:
     state = new_state(tmp_path)
     left = [times]
 
@@ -318,7 +318,7 @@ def test_an_empty_month_sends_nothing_and_says_so(state: StateDir) -> None:
     assert not sent(state)
 
 
-def test_records_that_a_classic_factory_put_under_the_day_of_writing_are_counted_once(
+def test_records_of_a_classic_archive_are_counted_once(
     state: StateDir,
 ) -> None:
     (original,) = (state.apel_archive / "20261130").iterdir()

@@ -248,7 +248,7 @@ def test_before_a_factory_has_reported_there_is_little_to_say(tmp_path: Path) ->
 
 
 class Page(HTMLParser):
-    """What a browser makes of a page: its tags and texts."""
+    """Tags and texts of a page."""
 
     def __init__(self, answer: Answer) -> None:
         super().__init__()
