@@ -17,7 +17,8 @@ from vac.drivers.base import Usage
 from vac.machines import requests
 from vac.machines import status as statuses
 from vac.machines.layout import StateDir
-from vac.machines.machine import Machine, mark_started, note_details, renew_heartbeat
+from vac.machines.machine import Machine, mark_started, renew_heartbeat
+from vac.machines.outputs import note_details
 from vac.machines.status import Creation, Status, TypeFacts
 
 NOW = 1_800_000_000.0
