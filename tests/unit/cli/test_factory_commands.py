@@ -322,3 +322,43 @@ def test_no_terminal_sequence_of_others_reaches_the_terminal(
     told = capsys.readouterr().out
     assert told.count("\\x1b]0;owned\\x07") == 3
     assert "\x1b" not in told
+
+
+def test_finish_says_that_the_machine_ends_now_without_grace(
+    state: StateDir, machine: Machine, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert vac(state, "finish", NAME) == 0
+    assert "now, since grace_secs is 0" in capsys.readouterr().out
+    conf = state.root.parent / "vac.conf"
+    conf.write_text(conf.read_text().replace("[settings]", "[settings]\ngrace_secs = 60"))
+    assert vac(state, "finish", NAME) == 0
+    assert "grace_secs" not in capsys.readouterr().out
+
+
+def test_an_interrupted_wait_says_that_draining_goes_on(
+    state: StateDir, machine: Machine, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(_: float) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("time.sleep", interrupt)
+    assert vac(state, "drain", "--wait") == 130
+    assert "node1.example.org goes on draining; `vac undrain` ends that" in capsys.readouterr().err
+    assert requests.draining(state, NOW) is not None
+
+
+def test_why_and_doctor_speak_json(
+    state: StateDir, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    status = Status(
+        time=NOW, factory="node1.example.org", machinetypes=TYPES, passed_over={"lhcb-prod": "held back"}
+    )
+    statuses.write(state, status)
+    assert vac(state, "why", "--json", "lhcb-prod") == 0
+    found = json.loads(capsys.readouterr().out)
+    assert (found["factory"], found["machinetypes"]) == ("node1.example.org", {"lhcb-prod": "held back"})
+    assert "lhcb-prod: held back" in found["reasons"]
+    findings = [Finding("a"), Finding("b", "missing", serious=False), Finding("c", "broken")]
+    monkeypatch.setattr(doctor, "examine", lambda arguments: iter(findings))
+    assert vac(state, "doctor", "--json") == 1
+    assert json.loads(capsys.readouterr().out)[2] == {"what": "c", "problem": "broken", "serious": True}

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -184,3 +187,32 @@ def test_why_there_is_none_is_told(
     told = capfdbinary.readouterr()
     assert told.out == b""
     assert re.fullmatch(reason, told.err.decode().strip())
+
+
+@pytest.mark.allow_subprocess
+@pytest.mark.parametrize("output", ["full", "closed", "interrupted"])
+def test_output_that_can_not_be_written_is_one_sentence(tmp_path: Path, output: str) -> None:
+    script = "import sys, vac.cli.main as m; sys.exit(m.main(sys.argv[1:]))"
+    if output == "interrupted":
+        script = (
+            "import sys, vac.cli.main as m, vac.cli.config_commands as c\n"
+            "def interrupt(*_): raise KeyboardInterrupt\n"
+            "c.run_config = interrupt; sys.exit(m.main(sys.argv[1:]))"
+        )
+    read, write = os.pipe()
+    os.close(read)
+    target = write if output == "closed" else os.open("/dev/full", os.O_WRONLY)
+    try:
+        done = subprocess.run(
+            [sys.executable, "-c", script, "config", "options"],
+            stdout=target,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+            env={**os.environ, "LC_ALL": "C"},
+        )
+    finally:
+        for each in {write, target}:
+            os.close(each)
+    assert done.returncode == (130 if output == "interrupted" else 1)
+    assert done.stderr == ("vac: standard output: No space left on device\n" if output == "full" else "")
