@@ -1,4 +1,4 @@
-"""What the factory tells others: status.json, counts, heartbeat, and the upkeep of its state directory."""
+"""Reports of the factory: status.json, counts, heartbeat; and the upkeep of its state directory."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ log = logging.getLogger(__name__)
 REPORT_SECONDS = 1.0
 """status.json is written at most this often."""
 UNUSED_IMAGE_DAYS = 30
-"""How long a downloaded image is kept that no machinetype names any more."""
+"""Days for which a downloaded image is kept that no machinetype names any more."""
 
 
 class Report:
