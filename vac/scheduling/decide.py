@@ -57,17 +57,17 @@ class Situation:
     space: SpaceView
     host: Host
     engines: Mapping[str, str | None]
-    """By machine model: why its engine can't be used, None if it can. A model that isn't in it has not answered."""
+    """By machine model, its engine's problem, None if it works. A model that isn't in it has not answered."""
     now: float
     config_problem: str | None = None
-    """Why the configuration can't be used, if so."""
+    """Reason if the configuration can't be used."""
     drain: str | None = None
-    """Why this factory is draining, if it was told to (`vac drain`)."""
+    """Reason if this factory was told to drain (`vac drain`)."""
 
 
 @dataclass(frozen=True)
 class Memory:
-    """What one decision leaves to the next; the ledger outlives a restart of the factory."""
+    """Memory from one decision to the next; the ledger outlives a restart of the factory."""
 
     ramp: RampState = field(default_factory=RampState)
     ledger: Ledger = field(default_factory=Ledger)
