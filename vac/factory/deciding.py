@@ -13,18 +13,14 @@ from vac.factory.floor import Floor
 from vac.factory.orders import Orders
 from vac.factory.repositories import Repositories
 from vac.factory.space import Space
-from vac.machines import statefiles
 from vac.scheduling.backoff import broken_here
 from vac.scheduling.decide import Memory, Situation, decide
 from vac.scheduling.eligibility import NO_ANSWER
 from vac.scheduling.model import Decision, Host, Occupied, SpaceView
-from vac.scheduling.shares import Ledger
 from vac.scheduling.space import CYCLE_SECONDS, own_reports
 
 log = logging.getLogger(__name__)
 
-LEDGER_SECONDS = 10.0
-"""Pause between writes of the ledger."""
 _ORDINARY = ("full",)
 """Guards that are no news."""
 
@@ -40,9 +36,7 @@ class Deciding:
         self.orders = orders
         self.space = space
         self.repositories = repositories
-        self.memory = Memory(ledger=Ledger.decode(statefiles.read_ledger(floor.state)))
-        self._ledger_time: float | None = None
-        """When the ledger was written last."""
+        self.memory = Memory()
         self.health_problem: str | None = None
         self.decision = Decision()
         self.decision_time: float | None = None
@@ -80,7 +74,6 @@ class Deciding:
             drain=order.reason or "as asked by `vac drain`" if order else None,
         )
         decision, self.memory = decide(situation, self.memory, self.floor.rng)
-        self._keep_ledger(now)
         self._tell(decision)
         self.decision = dataclasses.replace(decision, passed_over={**decision.passed_over, **unusable})
         self.decision_time = now
@@ -90,12 +83,6 @@ class Deciding:
         for create in decision.creates:
             self.creation.begin(create)
         self.floor.reported = False
-
-    def _keep_ledger(self, now: float) -> None:
-        """Write the ledger now and then: the loss of more than some seconds would bias shares again."""
-        if self._ledger_time is None or not 0 <= now - self._ledger_time < LEDGER_SECONDS:
-            self._ledger_time = now
-            statefiles.write_ledger(self.floor.state, self.memory.ledger.encode())
 
     def occupied(self) -> list[Occupied]:
         """The slots that aren't free, in the scheduler's terms."""

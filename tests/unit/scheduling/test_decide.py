@@ -362,6 +362,15 @@ def test_a_type_known_here_or_on_most_peers_fills_the_node_at_once(
     assert len(decision.creates) == created
 
 
+def test_a_type_is_decided_on_again_when_it_may_have_become_known() -> None:
+    young = Occupied("a", 1, START - 5, START - 4, START + 9999)
+    one = situation(machinetype("a", fizzle_seconds=10), occupied=[young])
+    memory = Memory(RampState(START - 5, {"a": 1}))
+    decision, memory = decide(one, memory, random.Random(1))
+    assert (decision.creates, decision.next_time) == ((), START + 6)
+    assert len(decided(replace(one, now=START + 6), memory).creates) == 63
+
+
 def test_one_types_failures_brake_that_type_alone() -> None:
     past = History(
         {"a": TypeHistory(outlived_time=START - 99), "b": TypeHistory(aborts=1, last_end=START - 99)}
