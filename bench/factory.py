@@ -187,7 +187,7 @@ def fill(model: str, options: Mapping[str, Option] = MappingProxyType({}), **set
 
 
 def _fill_by_the_ramp(model: str, options: Mapping[str, Option], **settings: Any) -> None:
-    kind = Kind(WORK, {"fizzle_seconds": 600, "machine_model": model, **options})
+    kind = Kind("exec sleep 3600", {"fizzle_seconds": 600, "machine_model": model, **options})
     with factory_site({"work": kind}, processors=SLOTS, **settings) as site:
         site.wait_for(lambda: site.occupied() >= SLOTS, "all slots are taken", 180)
         _tell_fill(f"{SLOTS} {model} slots by the ramp", site.lives())

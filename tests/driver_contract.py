@@ -84,7 +84,7 @@ class ContractSite(ABC):
 
 
 class DriverContract:
-    """What every driver does."""
+    """Behaviour of every driver."""
 
     def test_a_machine_runs_with_its_usage_once_it_is_created(self, site: ContractSite) -> None:
         assert [*site.driver.list()] == []
@@ -102,7 +102,7 @@ class DriverContract:
         site.driver.destroy(spec.name, spec.uuid)
         assert site.seen(spec) is None
 
-    def test_a_stopped_machine_keeps_its_usage_until_it_is_destroyed(self, site: ContractSite) -> None:
+    def test_a_stopped_machine_keeps_its_usage(self, site: ContractSite) -> None:
         spec = site.create()
         site.driver.list()
         site.driver.stop(spec.name, spec.uuid)
@@ -148,7 +148,7 @@ class DriverContract:
         seen = site.seen(spec)
         assert seen is not None and seen.state in ALIVE
 
-    def test_a_refused_creation_has_a_reason_and_leaves_nothing_running(self, site: ContractSite) -> None:
+    def test_a_refused_creation_has_a_reason_and_leaves_nothing(self, site: ContractSite) -> None:
         site.create(NAMES[1])
         site.break_creations()
         spec = site.spec()
@@ -159,7 +159,7 @@ class DriverContract:
         site.driver.destroy(spec.name, spec.uuid)
         assert site.seen(spec) is None
 
-    def test_an_unavailable_engine_says_so_instead_of_listing_nothing(self, site: ContractSite) -> None:
+    def test_an_unavailable_engine_never_lists_nothing(self, site: ContractSite) -> None:
         if not site.can_be_unavailable:
             return  # such as the kernel
         spec = site.create()

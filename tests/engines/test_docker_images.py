@@ -43,9 +43,7 @@ def machines(engine: PrivateDocker, tmp_path: Path) -> Iterator[Machines]:
     engine.remove_containers()
 
 
-def test_an_image_is_pulled_in_the_background_and_its_digest_recorded(
-    engine: PrivateDocker, machines: Machines
-) -> None:
+def test_an_image_is_pulled_in_the_background(engine: PrivateDocker, machines: Machines) -> None:
     root = root_tar({"large": incompressible(4_000_000)})
     with contextlib.closing(
         Registry(engine.listening_socket(), "site/pilot", root, stalling=True)
@@ -100,9 +98,7 @@ def test_an_image_that_the_registry_lacks_is_told(engine: PrivateDocker, machine
         wait_for(lambda: reason in (machines.prepared(spec) or ""), "the reason is told")
 
 
-def test_a_tag_that_has_moved_is_followed_and_the_old_image_removed(
-    engine: PrivateDocker, tmp_path: Path
-) -> None:
+def test_a_moved_tag_is_followed_and_its_old_image_removed(engine: PrivateDocker, tmp_path: Path) -> None:
     listener = engine.listening_socket()
     first = Registry(listener, "moving", root_tar())
     image = first.image

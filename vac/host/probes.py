@@ -1,4 +1,4 @@
-"""Looks at what may hang: machines' disk use, the site's health check, CernVM-FS repositories and images in them.
+"""Looks at what may hang: machines' disk use, the site's health check, CernVM-FS repositories, images' digests.
 
 A child process does each look, since a file system that hangs takes whoever touches it along. Looking at a repository
 also keeps it mounted where an automounter would let go of it (autofs(5)).
@@ -6,6 +6,7 @@ also keeps it mounted where an automounter would let go of it (autofs(5)).
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 import time
@@ -15,9 +16,11 @@ from pathlib import Path
 from typing import Union
 
 from vac.background import BackgroundWork, Outcome
+from vac.host import filesystems
 from vac.host.child_processes import KILL_SECONDS, Finished, run
+from vac.host.filesystems import FileStamp
 
-CVMFS = Path("/cvmfs")
+CVMFS = Path(filesystems.CVMFS)
 ANSWER_SECONDS = 15.0
 """A repository that takes longer counts as one that doesn't answer, until it does."""
 AT_ONCE = 32
@@ -39,6 +42,19 @@ try:
             file.read(1)
 except OSError as error:
     print(f"can't be read: {error.strerror}")
+"""
+_DIGEST = """
+import hashlib, json, os, sys
+os.nice(19)
+def stamp():
+    status = os.fstat(file.fileno())
+    return [status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns]
+digest = hashlib.sha256()
+with open(sys.argv[1], "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
+    before = stamp()
+    while piece := file.read(1024 * 1024):
+        digest.update(piece)
+    print(json.dumps([before if stamp() == before else None, digest.hexdigest()]))
 """
 
 
@@ -87,17 +103,16 @@ def problem_of(path: str, answer_seconds: float | None = None) -> str | None:
     return _late(seconds) if done.late else _problem(done)
 
 
-def real_image(path: str, cvmfs: str = str(CVMFS)) -> str:
-    """Return the path of an image with all symbolic links followed, to be used instead of it.
+def sha256_of(path: str) -> tuple[FileStamp | None, str]:
+    """Return the file's version, None if it changed meanwhile, and its SHA-256 in hex. Raises OSError with a reason.
 
-    Raises ValueError with a reason if the image is named below /cvmfs and is in fact elsewhere: who publishes
-    in a repository, or writes a Vacuum Pipe, names no other files of this host. It may wait for a file system
-    that hangs: don't call it in a factory's loop.
+    A child process reads it, for as long as that takes: the file may be large, and on a file system that hangs.
     """
-    real = os.path.realpath(path)
-    if _below(os.path.normpath(path), cvmfs) and not _below(real, os.path.realpath(cvmfs)):
-        raise ValueError(f"root_image {path} is a link to {real}; one below {cvmfs} must not leave it")
-    return real
+    done = run([sys.executable, "-I", "-S", "-c", _DIGEST, path], time_limit_seconds=None)
+    if done.failure:
+        raise OSError((done.errors.decode("utf-8", "replace").strip().splitlines() or [done.failure])[-1])
+    stamp, digest = json.loads(done.output)
+    return FileStamp(*stamp) if stamp else None, digest
 
 
 @dataclass(frozen=True)
@@ -202,7 +217,3 @@ def _problem(done: Finished) -> str | None:
 
 def _late(seconds: float) -> str:
     return f"doesn't answer within {seconds:.0f} s"
-
-
-def _below(path: str, directory: str) -> bool:
-    return f"{path.rstrip('/')}/".startswith(f"{directory.rstrip('/')}/")

@@ -97,7 +97,7 @@ def test_each_option_has_its_effect(options: dict[str, Any], expected: dict[str,
     assert {name: found[name] for name in expected} == expected
 
 
-def test_without_a_factor_there_is_no_hard_limit_and_the_engine_places_the_cgroup() -> None:
+def test_without_a_factor_there_is_no_hard_limit() -> None:
     found = host_config(make_spec(memory_limit_factor=0))
     assert found["MemoryReservation"] == 4294967296
     assert not {"Memory", "MemorySwap", "CgroupParent"} & found.keys()
@@ -106,7 +106,7 @@ def test_without_a_factor_there_is_no_hard_limit_and_the_engine_places_the_cgrou
 PILOT: dict[str, Any] = {"container_nested": True, "container_capabilities": (), "container_user": "pilot"}
 
 
-def test_nested_machines_get_a_profile_that_still_refuses_what_is_not_needed() -> None:
+def test_nested_machines_get_only_the_system_calls_they_need() -> None:
     found = host_config(make_spec(**PILOT))
     options = dict(option.split("=", 1) for option in found["SecurityOpt"] if "=" in option)
     profile = json.loads(options["seccomp"])
@@ -127,14 +127,14 @@ def test_nested_machines_get_a_profile_that_still_refuses_what_is_not_needed() -
         (0x5550555, True),
     ],
 )
-def test_nested_machines_have_the_personalities_of_dockers_own_profile(argument: int, refused: bool) -> None:
+def test_nested_machines_have_dockers_personalities(argument: int, refused: bool) -> None:
     rules = [one for one in json.loads(nested_profile())["syscalls"] if one["names"] == ["personality"]]
     found = [one["args"][0] for one in rules]
     assert {(one["index"], one["op"]) for one in found} == {(0, "SCMP_CMP_MASKED_EQ")}
     assert any(argument & one["value"] == one["valueTwo"] for one in found) == refused
 
 
-def test_podman_has_the_profile_in_a_file_and_paths_unmasked_by_name() -> None:
+def test_podman_has_the_profile_in_a_file() -> None:
     spec = make_spec(**PILOT)
     found = host_config(spec, EngineKind(podman=True))
     assert {f"seccomp={spec.directory}/seccomp.json", "unmask=/proc/*"} <= set(found["SecurityOpt"])
@@ -152,9 +152,7 @@ def test_podman_has_the_profile_in_a_file_and_paths_unmasked_by_name() -> None:
         {"container_nested": False},
     ],
 )
-def test_where_there_may_be_a_root_or_nothing_is_nested_proc_stays_masked(
-    options: dict[str, Any], podman: bool
-) -> None:
+def test_proc_stays_masked_where_there_may_be_a_root(options: dict[str, Any], podman: bool) -> None:
     found = host_config(make_spec(**{**PILOT, **options}), EngineKind(podman=podman))
     assert not {"MaskedPaths", "ReadonlyPaths"} & found.keys()
     assert not [option for option in found["SecurityOpt"] if "unmask" in option]

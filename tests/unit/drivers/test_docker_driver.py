@@ -87,7 +87,7 @@ def test_a_container_has_ended_only_if_the_engine_says_so(said: str, state: Engi
         {"vac.uuid": UUID, "vac.machine": NAME},
     ],
 )
-def test_a_container_is_ours_by_its_labels_and_never_by_its_name(labels: dict[str, str] | None) -> None:
+def test_a_container_is_ours_by_its_labels_not_its_name(labels: dict[str, str] | None) -> None:
     assert OURS.recognize(container(Labels=labels)) is None
 
 
@@ -118,7 +118,7 @@ def test_an_older_vacs_container_is_known_by_its_id(uuid: str) -> None:
     assert adopting.recognize(container(Labels={"vac.factory": "factory2.example.com"})) is None
 
 
-def test_machines_whose_uuid_is_no_containers_id_are_not_adopted() -> None:
+def test_only_containers_ids_are_adopted() -> None:
     assert adoptable({UUID: NAME, "": NAME, "abc": NAME, "g" * 64: NAME}) == {}
     assert OURS.filters == {"label": [f"vac.factory={FACTORY}"]}
 
@@ -176,7 +176,7 @@ def test_details_leave_out_what_is_not_known() -> None:
     }
 
 
-def test_details_of_machines_made_by_earlier_versions_tell_no_password() -> None:
+def test_details_tell_no_password() -> None:
     labels = {"vac.image": "https://me:hunter2@example.com/image.tar"}
     told = container_details({"Config": {"Labels": labels}})
     assert told["image"] == "https://***@example.com/image.tar"
@@ -207,9 +207,7 @@ def test_details_name_the_user_also_where_nobody_has_named_one(user: str, told: 
         ),
     ],
 )
-def test_where_a_container_writes_is_told_as_far_as_the_engine_does(
-    told: dict[str, Any], directories: list[str]
-) -> None:
+def test_directories_that_a_container_writes_are_told(told: dict[str, Any], directories: list[str]) -> None:
     assert written_directories(told) == directories
     assert container_details(told).get(WRITES_TO, "") == ":".join(directories)
 
@@ -228,7 +226,7 @@ def event(action: str, **labels: str) -> dict[str, Any]:
 
 
 class Stream:
-    """What the SDK gives for the events of one connection."""
+    """The events of one connection, as the SDK returns them."""
 
     def __init__(self) -> None:
         self.events: queue.SimpleQueue[dict[str, Any] | None] = queue.SimpleQueue()
@@ -269,9 +267,7 @@ def reader(engine: StandIn) -> Iterator[EventReader]:
     reader.close()
 
 
-def test_whoever_listens_is_told_to_look_once_the_engine_collects_events(
-    engine: StandIn, reader: EventReader
-) -> None:
+def test_the_first_event_comes_when_events_are_collected(engine: StandIn, reader: EventReader) -> None:
     listening = reader.listen()
     assert next(listening) == "", "what has happened before isn't told by events"
     assert engine.asked["since"] < time.time(), "the engine answers before it begins to collect"
@@ -279,9 +275,7 @@ def test_whoever_listens_is_told_to_look_once_the_engine_collects_events(
     assert next(listening) == "f1-00.example.com"
 
 
-def test_a_stream_that_breaks_off_is_an_error_and_the_next_begins_as_the_first(
-    engine: StandIn, reader: EventReader
-) -> None:
+def test_a_broken_stream_of_events_is_an_error(engine: StandIn, reader: EventReader) -> None:
     listening = reader.listen()
     next(listening)
     engine.stream.close()
@@ -359,7 +353,7 @@ def no_lvm(command: Sequence[str]) -> str:
         urllib3.exceptions.ReadTimeoutError(None, "/logs", "silent for 60 s"),  # type: ignore[arg-type]
     ],
 )
-def test_a_container_is_removed_though_its_output_can_not_be_had(
+def test_a_container_without_readable_output_is_removed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failure: Exception
 ) -> None:
     engine = Engine(tmp_path, failure)
@@ -400,7 +394,7 @@ def test_a_containers_group_is_found_in_every_layout(
     )
 
 
-def test_a_process_that_is_not_the_containers_is_not_taken_for_it(tmp_path: Path) -> None:
+def test_only_the_containers_own_process_is_measured(tmp_path: Path) -> None:
     (tmp_path / "7").mkdir()
     (tmp_path / "7" / "cgroup").write_text("0::/user.slice/session-1.scope\n")
     assert find_engine_group(7, SHORT_ID, Mounts({}, Path("/c/v2")), tmp_path) is None
@@ -413,7 +407,7 @@ def test_a_process_that_is_not_the_containers_is_not_taken_for_it(tmp_path: Path
     meter.close()
 
 
-def test_usage_is_read_from_v1_and_v2_and_none_when_the_group_is_gone(tmp_path: Path) -> None:
+def test_usage_is_read_from_both_kinds_of_cgroups(tmp_path: Path) -> None:
     (tmp_path / "cpuacct.usage").write_text("1500000000\n")
     (tmp_path / "memory.usage_in_bytes").write_text("100\n")
     (tmp_path / "memory.max_usage_in_bytes").write_text("200\n")
@@ -448,7 +442,7 @@ def no_pidfd(pid: int) -> int:
     ("own_network", "addresses"),
     [(True, {"10.0.2.10", "192.168.0.2", "192.168.0.3", "2001:db8::1", "8.8.8.8"}), (False, {"192.168.0.2"})],
 )
-def test_contacts_are_the_name_spaces_or_those_of_the_containers_own_sockets(
+def test_contacts_are_those_of_the_container_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, own_network: bool, addresses: set[str]
 ) -> None:
     for directory in (tmp_path / "net", tmp_path / "7/net"):

@@ -530,7 +530,7 @@ def test_an_engines_refusal_is_the_reason(tmp_path: Path) -> None:
 
 
 def test_a_link_out_of_cvmfs_is_not_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("vac.host.probes.real_image.__defaults__", (str(tmp_path / "cvmfs"),))
+    monkeypatch.setattr("vac.host.filesystems.real_image.__defaults__", (str(tmp_path / "cvmfs"),))
     (tmp_path / "cvmfs").mkdir()
     (tmp_path / "secret.tar").write_bytes(image("a", "x:1"))
     site = ArchiveSite(Engine(), tmp_path / "cvmfs")
@@ -557,7 +557,7 @@ def fail(source: str, signing_dn: str | None = None) -> Path:
     raise DownloadFailed("the server answers with status 404")
 
 
-def test_the_reason_of_a_failed_download_is_told_without_the_password(
+def test_a_failed_downloads_reason_has_no_password(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     caplog.set_level(logging.INFO)
@@ -573,7 +573,7 @@ def test_the_reason_of_a_failed_download_is_told_without_the_password(
     assert "secret" not in f"{reason}{caplog.text}"
 
 
-def test_a_driver_without_downloads_says_so_without_the_password() -> None:
+def test_a_refused_download_is_told_without_the_password() -> None:
     driver = driver_for("docker", Settings())
     assert isinstance(driver, DockerDriver)
     reason = driver.prepare(MACHINETYPE, Settings(), Path())

@@ -114,9 +114,7 @@ def test_a_copy_that_somebody_has_removed_is_fetched_again(site: Site) -> None:
     assert site.path() == site.source.path
 
 
-def test_a_failure_is_told_and_tried_again_after_a_pause_that_grows(
-    site: Site, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_failures_are_retried_after_growing_pauses(site: Site, caplog: pytest.LogCaptureFixture) -> None:
     for seconds in (30, 60, 120):
         site.prepare()
         site.source.answers.put(OSError("no such host"))
@@ -158,7 +156,7 @@ def test_another_reason_of_failure_is_news_and_the_same_is_none(site: Site) -> N
         site.now += LONGEST_PAUSE_SECONDS
 
 
-def test_the_server_is_asked_again_now_and_then_while_the_copy_serves(site: Site) -> None:
+def test_a_copy_serves_while_the_server_is_asked_again(site: Site) -> None:
     site.source.answers.put(None)
     wait_until(lambda: site.prepare() is None)
     site.source.asked.get(timeout=60)
@@ -169,7 +167,7 @@ def test_the_server_is_asked_again_now_and_then_while_the_copy_serves(site: Site
     site.source.answers.put(None)
 
 
-def test_a_file_that_was_replaced_since_it_was_checked_is_not_booted(site: Site) -> None:
+def test_a_file_replaced_since_its_check_is_not_booted(site: Site) -> None:
     site.source.answers.put(None)
     wait_until(lambda: site.prepare(dn="/CN=signer") is None)
     site.source.path.write_bytes(b"another")
@@ -179,7 +177,7 @@ def test_a_file_that_was_replaced_since_it_was_checked_is_not_booted(site: Site)
     wait_until(lambda: "signature isn't" in (site.prepare(dn="/CN=signer") or ""))
 
 
-def test_a_copy_that_another_replaces_while_it_is_judged_is_not_taken_for_it(site: Site) -> None:
+def test_a_copy_replaced_during_its_check_is_not_taken(site: Site) -> None:
     site.source.judged_again = lambda: site.source.path.write_bytes(b"another")
     site.source.answers.put(None)
     wait_until(lambda: "was replaced while it was checked" in (site.prepare(dn="/CN=signer") or ""))
@@ -187,7 +185,7 @@ def test_a_copy_that_another_replaces_while_it_is_judged_is_not_taken_for_it(sit
         site.path(dn="/CN=signer")
 
 
-def test_a_name_of_its_own_stays_that_of_the_file_that_was_checked(site: Site) -> None:
+def test_an_own_name_stays_that_of_the_checked_file(site: Site) -> None:
     own, other = site.directory / "own", site.directory / "other"
     site.source.answers.put(None)
     wait_until(lambda: site.prepare(dn="/CN=signer") is None)
@@ -201,9 +199,7 @@ def test_a_name_of_its_own_stays_that_of_the_file_that_was_checked(site: Site) -
     assert not own.exists()
 
 
-def test_an_image_on_another_file_system_is_used_by_its_own_name(
-    site: Site, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_image_on_another_file_system_keeps_its_name(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     def link(*_: object) -> None:
         raise OSError(errno.EXDEV, os.strerror(errno.EXDEV))
 
@@ -265,7 +261,7 @@ def settle() -> None:
             thread.join(60)
 
 
-def test_sampling_takes_little_of_the_time_however_often_it_is_asked_for() -> None:
+def test_sampling_takes_a_small_share_of_the_time() -> None:
     now, looks = 100.0, 0
     sampling = Sampling(lambda: now)
 

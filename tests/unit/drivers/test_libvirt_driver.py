@@ -69,7 +69,7 @@ def test_what_libvirt_tells_of_it_is_recognised() -> None:
     assert network_facts(AS_LIBVIRT_TELLS) == wanted_facts(settings_of(2, "eth0"))
 
 
-def test_every_slot_has_an_entry_and_none_has_the_factorys_own_addresses() -> None:
+def test_every_slot_has_a_dhcp_entry_of_its_own() -> None:
     hosts = slot_hosts(settings_of(255))
     assert hosts[0] == Host("56:4D:A9:FE:A9:00", "node1-00.example.org", "169.254.169.0")
     assert hosts[254] == Host("56:4D:A9:FE:AA:01", "node1-254.example.org", "169.254.170.1")
@@ -184,7 +184,7 @@ def seen(uuid: str, cpu_seconds: float, memory_bytes: int | None = None) -> Obse
     return Observed(f"name-{uuid}", uuid, EngineState.RUNNING, usage)
 
 
-def test_a_machine_that_is_gone_has_ended_with_its_last_figures_until_it_is_forgotten() -> None:
+def test_a_vanished_machine_has_ended_with_its_last_usage() -> None:
     now = 1000.0
     samples = Samples(lambda: now)
     samples.take([seen("a", 1.0, 500), seen("b", 1.0)])

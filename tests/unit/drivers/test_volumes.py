@@ -237,7 +237,7 @@ def test_without_lvm_no_volume_has_to_be_removed(nothing_installed: None) -> Non
     in_use().remove(NAME, UUID)
 
 
-def test_what_lvm_cannot_list_is_not_taken_as_removed_where_a_group_is_used() -> None:
+def test_a_volume_that_lvm_cannot_list_is_not_removed() -> None:
     with pytest.raises(EngineUnavailable, match="not found"):
         in_use(no_group).remove(NAME, UUID)
     with pytest.raises(EngineUnavailable, match="LVM's report"):
@@ -245,7 +245,7 @@ def test_what_lvm_cannot_list_is_not_taken_as_removed_where_a_group_is_used() ->
     Volumes(no_group).remove(NAME, UUID)
 
 
-def test_a_volume_that_cannot_be_removed_is_an_error_in_any_group() -> None:
+def test_a_volume_that_cannot_be_removed_is_an_error() -> None:
     with pytest.raises(EngineUnavailable, match="lvremove"):
         Volumes(Recorded("lvremove")).remove(NAME, UUID)
 

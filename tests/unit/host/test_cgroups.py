@@ -102,7 +102,7 @@ def test_v2_without_controllers_sets_no_limits(tmp_path: Path) -> None:
     assert not list((tmp_path / "vac/f1.example.com/m_u").iterdir())
 
 
-def test_v2_uses_the_delegated_group_and_moves_its_own_process_to_a_leaf(tmp_path: Path) -> None:
+def test_v2_moves_the_delegated_groups_own_process_to_a_leaf(tmp_path: Path) -> None:
     v2_mount(tmp_path, "cpu memory pids")
     service = tmp_path / "vac.slice/vac-machines.service"
     service.mkdir(parents=True)
@@ -177,7 +177,7 @@ def test_memory_limit_covers_swap_where_the_kernel_counts_that(
     )
 
 
-def test_v1_under_systemd_leaves_vacd_service_in_systemds_hierarchies_too(tmp_path: Path) -> None:
+def test_v1_leaves_vacd_service_in_systemds_hierarchies_too(tmp_path: Path) -> None:
     text = v1_mounts(tmp_path) + v2_mount(tmp_path / "unified", "")
     (tmp_path / "mountinfo").write_text(text)
     for each in ("systemd", "unified", "memory"):

@@ -77,7 +77,7 @@ def iptables(input_policy: str = "ACCEPT", forward: str = "ACCEPT", more: str = 
 
 
 def words(problems: list[str]) -> list[str]:
-    """What each is about."""
+    """First words of each problem."""
     return [" ".join(problem.split()[:3]) for problem in problems]
 
 
@@ -155,7 +155,7 @@ FILTER = LIBVIRT_NAT + "*filter\n:INPUT DROP [0:0]\n:VMS - [0:0]\n"
         ('-i virbr1 -j LOG --log-prefix "accept "', METADATA),
     ],
 )
-def test_iptables_rules_are_read_with_negation_wildcards_and_jumps(rules: str, missing: list[str]) -> None:
+def test_iptables_rules_are_read_with_their_conditions(rules: str, missing: list[str]) -> None:
     lines = [f"-A {rule}" if rule.startswith("VMS") else f"-A INPUT {rule}" for rule in rules.split("|")]
     found = missing_rules(FILTER + "\n".join(lines), None)
     assert words(found) == missing
