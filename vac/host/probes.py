@@ -17,7 +17,9 @@ from typing import Union
 
 from vac.background import BackgroundWork, Outcome
 from vac.host import filesystems
+from vac.host.cgroups import CgroupError, machine_processes
 from vac.host.child_processes import KILL_SECONDS, Finished, run
+from vac.host.connections import open_files
 from vac.host.filesystems import FileStamp
 
 CVMFS = Path(filesystems.CVMFS)
@@ -26,8 +28,13 @@ ANSWER_SECONDS = 15.0
 AT_ONCE = 32
 MOST_HANGING = 256
 """No more repositories are looked at while so many children hang: each keeps a thread and open files."""
-DU = ("nice", "-n", "19", "du", "-s", "-x", "--block-size=1", "--")
+DU = ("nice", "-n", "19", "du", "-s", "-x")
 """Other file systems mounted inside, such as a volume of the machine's own, are not counted."""
+BYTES_PER_INODE = 16 * 1024
+"""A file counts for so much at least, the bytes that file systems have for each inode: empty files fill a disk, too."""
+MOST_UNLINKED = 2000
+"""Unlinked files looked at per machine."""
+STAT_SECONDS = 20.0
 DU_SECONDS = 120.0
 HEALTH_SECONDS = 60.0
 MOST_CHARACTERS = 200
@@ -145,6 +152,7 @@ class DiskMeasured:
 
     key: str
     used_bytes: int
+    """Allocated, or BYTES_PER_INODE for each file if that is more, and of files that are unlinked but open."""
     seconds: float
     """Duration of the measurement."""
 
@@ -179,7 +187,7 @@ class DiskMeter:
         self._time_limit_seconds = time_limit_seconds
         self._command = tuple(command)
         self._work: BackgroundWork[DiskMeasured] = BackgroundWork(
-            "disk", done, deadline_seconds=time_limit_seconds + KILL_SECONDS
+            "disk", done, deadline_seconds=2 * time_limit_seconds + STAT_SECONDS + KILL_SECONDS
         )
 
     def start(self, key: str, *directories: Path) -> None:
@@ -188,7 +196,17 @@ class DiskMeter:
 
     def _measure(self, key: str, directories: Sequence[Path]) -> DiskMeasured:
         begun = time.monotonic()
-        command = [*self._command, *map(str, directories)]
+        allocated = self._du("--block-size=1", directories)
+        inodes = self._du("--inodes", directories)
+        try:
+            unlinked = _unlinked(machine_processes(key), directories)
+        except CgroupError as error:
+            raise OSError(str(error)) from error
+        used = max(allocated, inodes * BYTES_PER_INODE) + unlinked
+        return DiskMeasured(key, used, time.monotonic() - begun)
+
+    def _du(self, unit: str, directories: Sequence[Path]) -> int:
+        command = [*self._command, unit, "--", *map(str, directories)]
         done = run(command, time_limit_seconds=self._time_limit_seconds, kill_seconds=None)
         if done.late:
             raise OSError(f"du of {directories[0]} took over {self._time_limit_seconds:.0f} s")
@@ -196,7 +214,23 @@ class DiskMeter:
         used = {path: int(number) for number, _, path in lines if number.isdigit()}
         if str(directories[0]) not in used:
             raise OSError(f"du can't measure {directories[0]}: {done.failure}")
-        return DiskMeasured(key, sum(used.values()), time.monotonic() - begun)
+        return sum(used.values())
+
+
+def _unlinked(processes: Iterable[int], directories: Sequence[Path]) -> int:
+    """Return the size of files on the directories' file systems that are unlinked but open in these processes."""
+    opened = [
+        path
+        for process in processes
+        for path, target in open_files(process)
+        if target.endswith(" (deleted)") and not target.startswith("/memfd:")
+    ][:MOST_UNLINKED]
+    if not opened:
+        return 0
+    done = run(["stat", "-L", "--printf", "%d %i %b\\n", "--", *opened], time_limit_seconds=STAT_SECONDS)
+    devices = {each.stat().st_dev for each in directories if each.exists()}
+    numbers = (tuple(map(int, line.split())) for line in done.text.splitlines())
+    return sum(512 * blocks for device, _, blocks in set(numbers) if device in devices)
 
 
 def _health(command: Path, time_limit_seconds: float) -> str | None:

@@ -12,7 +12,7 @@ from vac.config.machinetype import Machinetype
 from vac.machines import files
 from vac.machines.layout import StateDir, parse_directory_name, slot_number
 from vac.machines.machine import load
-from vac.machines.slots import Report, discard_scratch, outcome
+from vac.machines.slots import discard_scratch, outcome
 from vac.scheduling.backoff import is_abort
 
 log = logging.getLogger(__name__)
@@ -39,9 +39,8 @@ class _Ended:
 class Expiry:
     """Remembers what it has read of finished machines, so that each call costs little."""
 
-    def __init__(self, state: StateDir, report: Report) -> None:
+    def __init__(self, state: StateDir) -> None:
         self._state = state
-        self._report = report
         self._ended: dict[Path, _Ended] = {}
 
     def run(
@@ -71,7 +70,11 @@ class Expiry:
         self._ended = {path: ended for path, ended in self._ended.items() if path in present}
         new = sorted(present - self._ended.keys() - set(occupied))
         for path in new[:limit]:
-            ended = self._read(path)
+            try:
+                ended = self._read(path)
+            except OSError as error:
+                log.warning("%s can't be read: %s", path, error)
+                continue
             if ended is not None:
                 self._ended[path] = ended
 
@@ -84,7 +87,7 @@ class Expiry:
         ended_time = finished.stat().st_mtime if machine.finished else float(name.created_time)
         if machine.finished:
             self._empty(path)
-        aborted = machine.started_time is None or is_abort(outcome(machine, self._report).message)
+        aborted = machine.started_time is None or is_abort(outcome(machine).message)
         return _Ended(name.created_time, name.machinetype, ended_time, aborted)
 
     def _empty(self, path: Path) -> None:

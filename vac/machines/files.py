@@ -23,7 +23,7 @@ from vac.host.filesystems import mounts
 
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-_GRAVE = "gone-"
+_TRASH = "gone-"
 """How names in tmp/ begin of what is only to be removed."""
 _numbers = itertools.count()
 
@@ -153,13 +153,13 @@ def set_mtime(path: Path, mtime: float) -> None:
 
 
 def discard(path: Path, *, tmp: Path) -> None:
-    """Let a file or directory vanish at once from where it is: it is one of graves(tmp) then, to be removed."""
-    rename(path, tmp / f"{_GRAVE}{temporary_path(tmp).name}")
+    """Let a file or directory vanish at once from where it is: it is in trash(tmp) then, to be removed."""
+    rename(path, tmp / f"{_TRASH}{temporary_path(tmp).name}")
 
 
-def graves(tmp: Path) -> list[Path]:
+def trash(tmp: Path) -> list[Path]:
     """What has been discarded and is still in tmp."""
-    return sorted(path for path in tmp.iterdir() if path.name.startswith(_GRAVE))
+    return sorted(path for path in tmp.iterdir() if path.name.startswith(_TRASH))
 
 
 def remove_tree(path: Path) -> None:

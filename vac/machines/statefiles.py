@@ -1,16 +1,21 @@
 """The small files in state_dir that Nagios, site scripts and our other processes read.
 
-On a full disk they stay as they were: the factory has more important things to do than to tell.
+Where the disk doesn't take them they stay as they were: the factory has more important things to do than to tell.
 """
 
 from __future__ import annotations
 
+import contextlib
 import enum
 import json
+import logging
 from collections.abc import Mapping
 
+from vac.logs import OnChange
 from vac.machines import files
 from vac.machines.layout import StateDir
+
+_changes = OnChange(logging.getLogger(__name__))
 
 
 class ErrorKind(enum.Enum):
@@ -18,14 +23,18 @@ class ErrorKind(enum.Enum):
 
     CREATION = "creation"
     CONFIGURATION = "configuration"
+    DISK = "disk"
 
 
 def _write(state: StateDir, name: str, text: str) -> None:
+    """Write one of them; if that can't be done it is logged once."""
     try:
         files.write_atomic(state.root / name, text.encode("utf-8", "replace"), tmp=state.tmp, sync=False)
     except OSError as error:
         if error.errno not in files.NO_SPACE:
-            raise
+            _changes.say(name, f"{state.root / name} can't be written: {error}", logging.WARNING)
+    else:
+        _changes.clear(name)
 
 
 def touch_heartbeat(state: StateDir, role: str, now: float) -> None:
@@ -84,8 +93,24 @@ def clear_error(state: StateDir, kind: ErrorKind) -> None:
     """Remove factory-error if it is about this (or was left by a classic factory, which doesn't say)."""
     try:
         lines = state.factory_error.read_text(encoding="utf-8", errors="replace").splitlines()
-    except FileNotFoundError:
+    except OSError:
         return
     about = lines[1] if len(lines) > 1 else ""
     if about == kind.value or about not in {known.value for known in ErrorKind}:
-        files.remove(state.factory_error)
+        with contextlib.suppress(OSError):
+            files.remove(state.factory_error)
+
+
+def read_identity(state: StateDir) -> dict[str, str]:
+    """Return factory_name and state_dir by which the machines here were made, as far as they are known."""
+    try:
+        found = json.loads(state.identity.read_bytes())
+    except (OSError, ValueError):
+        return {}
+    return {str(name): str(value) for name, value in found.items()} if isinstance(found, dict) else {}
+
+
+def write_identity(state: StateDir, identity: Mapping[str, str]) -> None:
+    """Keep factory_name and state_dir by which machines are made here."""
+    if read_identity(state) != identity:
+        _write(state, state.identity.name, json.dumps(identity) + "\n")

@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import dataclasses
 import enum
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from vac.decoding import decode
+from vac.decoding import build
 from vac.machines.layout import StateDir
 from vac.machines.statefiles import write_status
 
@@ -169,4 +170,4 @@ def read(state: StateDir) -> Status | None:
 
 def from_json(content: str) -> Status:
     """Return the Status in the content of status.json. Raises ValueError if it isn't a JSON object."""
-    return decode(Status, content, lenient=True)
+    return build(Status, json.loads(content), lenient=True)

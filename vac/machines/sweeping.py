@@ -12,7 +12,7 @@ from vac.machines import files
 log = logging.getLogger(__name__)
 
 
-class Sweeper:
+class TrashCollector:
     """Removes what is discarded; run has that done in the background. What fails is tried again at the next start()."""
 
     def __init__(self, tmp: Path, run: Callable[[Callable[[], object]], None]) -> None:
@@ -25,7 +25,7 @@ class Sweeper:
 
     def start(self) -> None:
         """Something has been discarded, or may be removed by now. Doesn't block."""
-        if not files.graves(self._tmp):
+        if not files.trash(self._tmp):
             return
         with self._lock:
             self._wanted = True
@@ -36,13 +36,13 @@ class Sweeper:
 
     def _sweep(self) -> None:
         while self._more():
-            for grave in files.graves(self._tmp):
+            for path in files.trash(self._tmp):
                 try:
-                    files.remove_tree(grave)
+                    files.remove_tree(path)
                 except OSError as error:
-                    if grave not in self._complained:
-                        self._complained.add(grave)
-                        log.warning("%s can't be removed now: %s", grave, error)
+                    if path not in self._complained:
+                        self._complained.add(path)
+                        log.warning("%s can't be removed now: %s", path, error)
 
     def _more(self) -> bool:
         with self._lock:

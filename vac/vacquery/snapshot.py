@@ -22,8 +22,8 @@ from vac.machines import messages as endings
 from vac.machines import status as statuses
 from vac.machines.layout import DirectoryName, StateDir, parse_directory_name, slot_name
 from vac.machines.machine import Machine
+from vac.machines.slots import reported
 from vac.machines.status import Status, TypeFacts
-from vac.scheduling.backoff import reported_message
 from vac.vacquery.messages import (
     ANSWER_LIMIT,
     QUERY_LIMIT,
@@ -295,13 +295,8 @@ class SnapshotBuilder:
             return None
         if not machine.finished:
             return Slot(name.name, machine)
-        written = endings.shutdown_message(machine)
-        started, ended = machine.started_time, machines.end_time(machine)
-        if started is None:
-            message = written
-        else:
-            message = reported_message(written, started, ended, machine.options.fizzle_seconds)
-        time = endings.shutdown_message_time(machine) if written else ended
+        written, message = endings.shutdown_message(machine), reported(machine)
+        time = endings.shutdown_message_time(machine) if written else machines.end_time(machine)
         return Slot(name.name, machine, message, _whole(time) if message else None)
 
     def _heartbeat(self, role: str) -> int:

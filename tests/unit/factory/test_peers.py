@@ -40,7 +40,7 @@ class Asked:
         self.answering: Collection[str] = PEERS
         self.posted: queue.SimpleQueue[Answers] = queue.SimpleQueue()
         self.doubtful: list[tuple[str, ...]] = []
-        self.space = Space(self.ask, self.posted.put, self.clock)
+        self.space = Space(self.ask, self.posted.put, self.clock.unix)
 
     def ask(self, configuration: Configuration, capacities: bool, doubtful: Collection[str]) -> Answers:
         self.doubtful.append(tuple(doubtful))

@@ -11,7 +11,7 @@ import vac
 from tests.fake_driver import Script
 from tests.simulated import FACTORY, START, World, one_type
 from tests.unit.factory.conftest import MakeWorld
-from vac.factory.reporting import UNUSED_IMAGE_DAYS
+from vac.factory.report import UNUSED_IMAGE_DAYS
 from vac.machines.status import Creation, TypeFacts
 
 
