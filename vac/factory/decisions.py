@@ -14,18 +14,15 @@ from vac.factory.repositories import Repositories
 from vac.factory.space import Space
 from vac.factory.state import FactoryState, Slot
 from vac.lifecycle.phases import Preparing
-from vac.machines import statefiles
 from vac.scheduling.backoff import broken_here
 from vac.scheduling.decide import Memory, Situation, decide
 from vac.scheduling.eligibility import NO_ANSWER
 from vac.scheduling.model import Decision, Host, Occupied, SpaceView
-from vac.scheduling.shares import Ledger
+from vac.scheduling.ramp import RampState
 from vac.scheduling.space import CYCLE_SECONDS, own_reports
 
 log = logging.getLogger(__name__)
 
-LEDGER_SECONDS = 10.0
-"""Pause between writes of the ledger."""
 _ORDINARY = ("full",)
 """Guards that are no news."""
 
@@ -46,9 +43,7 @@ class Decisions:
         self.requests = requests
         self.space = space
         self.repositories = repositories
-        self.memory = Memory(ledger=Ledger.decode(statefiles.read_ledger(state.dir)))
-        self._ledger_time: float | None = None
-        """When the ledger was written last."""
+        self.memory = Memory()
         self.health_problem: str | None = None
         self.decision = Decision()
         self.decision_time: float | None = None
@@ -74,8 +69,7 @@ class Decisions:
 
     def clock_was_set(self) -> None:
         """Decide anew, without what was noted by the wrong clock."""
-        ledger = dataclasses.replace(self.memory.ledger, time=None)
-        self.memory = Memory(ledger=ledger)
+        self.memory = dataclasses.replace(self.memory, ramp=RampState())
         self.due_time = None
         self.state.changed = True
 
@@ -98,7 +92,6 @@ class Decisions:
             drain=order.reason or "as asked by `vac drain`" if order else None,
         )
         decision, self.memory = decide(situation, self.memory, self.state.rng)
-        self._keep_ledger(now)
         self._tell(decision)
         self.decision = dataclasses.replace(decision, passed_over={**decision.passed_over, **unusable})
         self.decision_time = now
@@ -110,12 +103,6 @@ class Decisions:
             if slot is not None:
                 self.effects.begin(slot, create)
         self.state.reported = False
-
-    def _keep_ledger(self, now: float) -> None:
-        """Write the ledger now and then: the loss of more than some seconds would bias shares again."""
-        if self._ledger_time is None or not 0 <= now - self._ledger_time < LEDGER_SECONDS:
-            self._ledger_time = now
-            statefiles.write_ledger(self.state.dir, self.memory.ledger.encode())
 
     def occupied(self) -> list[Occupied]:
         """Return the slots that aren't free, in the scheduler's terms."""
