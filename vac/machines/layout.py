@@ -84,7 +84,6 @@ class StateDir:
         self.factory_error = root / "factory-error"
         self.version = root / "VERSION"
         self.status = root / "status.json"
-        self.ledger = root / "ledger.json"
         self.census_updated = root / "census-updated"
         self.gocdb_updated = root / "gocdb-updated"
         self.space_catalogue = root / "space-catalogue.json"

@@ -70,19 +70,6 @@ def write_status(state: StateDir, status: Mapping[str, object]) -> None:
     _write(state, state.status.name, json.dumps(status, indent=1, sort_keys=True) + "\n")
 
 
-def write_ledger(state: StateDir, ledger: Mapping[str, object]) -> None:
-    """Write ledger.json, the scheduler's debts, which have to outlive a restart."""
-    _write(state, state.ledger.name, json.dumps(ledger) + "\n")
-
-
-def read_ledger(state: StateDir) -> object:
-    """Return the content of ledger.json; None if there is none that can be read."""
-    try:
-        return json.loads(state.ledger.read_bytes())
-    except (OSError, ValueError, RecursionError):
-        return None
-
-
 def set_error(state: StateDir, kind: ErrorKind, text: str) -> None:
     """Keep the last error in factory-error: its first line, which check-vacd shows, and what it is about."""
     first = next((line.strip() for line in text.splitlines() if line.strip()), "unknown error")

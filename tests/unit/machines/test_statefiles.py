@@ -61,13 +61,3 @@ def test_an_error_that_a_classic_factory_left_goes_too(tmp_path: Path) -> None:
     state.factory_error.write_text("old trouble")
     statefiles.clear_error(state, ErrorKind.CREATION)
     assert not state.factory_error.exists()
-
-
-def test_a_ledger_is_read_as_it_was_written_and_a_broken_one_is_none(tmp_path: Path) -> None:
-    state = new_state(tmp_path)
-    assert statefiles.read_ledger(state) is None
-    statefiles.write_ledger(state, {"debts": {"a": 1.5}})
-    assert statefiles.read_ledger(state) == {"debts": {"a": 1.5}}
-    for broken in ("", "{", "[" * 100_000, "\x00"):
-        state.ledger.write_text(broken)
-        assert statefiles.read_ledger(state) is None
