@@ -13,9 +13,8 @@ from vac.factory.effects import Effects
 from vac.factory.state import FactoryState, Slot
 from vac.lifecycle.phases import SetAside, Stuck
 from vac.lifecycle.table import STUCK_SECONDS
-from vac.machines import statefiles
 from vac.machines import status as statuses
-from vac.machines.expiry import Expiry, remove_orphaned_slots
+from vac.machines.slots import Expiry, remove_orphaned_slots
 from vac.machines.status import Drain, Status, TypeFacts
 from vac.vacquery.signed_json import identity
 
@@ -23,6 +22,8 @@ log = logging.getLogger(__name__)
 
 REPORT_SECONDS = 1.0
 """status.json is written at most this often."""
+LEDGER_SECONDS = 10.0
+"""Least pause between writes of the ledger: a factory that is killed every minute has to remember what it owes."""
 UNUSED_IMAGE_DAYS = 30
 """How long a downloaded image is kept that no machinetype names any more."""
 
@@ -36,6 +37,7 @@ class Report:
         self.effects = effects
         self.expiry = Expiry(state.dir)
         self.images = ImageCache(state.dir.imagecache, state.dir.tmp)
+        self._ledger_time = -LEDGER_SECONDS
         self._report_time = float("-inf")
 
     @property
@@ -51,7 +53,7 @@ class Report:
 
     def _upkeep(self) -> None:
         now, directory, settings = self.state.clock.unix(), self.state.dir, self.state.settings
-        statefiles.touch_heartbeat(directory, "factory", now)
+        statuses.touch_heartbeat(directory, "factory", now)
         directory.keep_reserve()
         occupied = [slot.name for slot in self.state.slots if slot.occupied]
         remove_orphaned_slots(directory, settings.factory_name, settings.host_processors, occupied)
@@ -72,12 +74,15 @@ class Report:
         self.state.reported = True
         self._counts()
         statuses.write(self.state.dir, self.status(now.unix))
+        if now.boot - self._ledger_time >= LEDGER_SECONDS:
+            self._ledger_time = now.boot
+            statuses.write_share_ledger(self.state.dir, self.decisions.memory.ledger.encode())
 
     def _counts(self) -> None:
         settings = self.state.settings
         running = [slot.machine for slot in self.state.slots if slot.running and slot.machine]
         processors = sum(machine.processors for machine in running)
-        statefiles.write_counts(
+        statuses.write_counts(
             self.state.dir,
             len(running),
             settings.host_processors,
