@@ -24,8 +24,8 @@ from vac.drivers.registry import engine_name
 from vac.factory import loop
 from vac.factory.contexts import Run
 from vac.factory.loop import Factory, Message, Wake
+from vac.factory.peers import Ask, ask_nobody
 from vac.factory.process import broken_at_start, open_factory, stand_in
-from vac.factory.space import Ask, ask_nobody
 from vac.factory.state import Slot
 from vac.host.probes import DiskMessage
 from vac.machines import layout, requests

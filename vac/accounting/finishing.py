@@ -14,7 +14,7 @@ from vac.drivers.base import Usage
 from vac.machines import files
 from vac.machines.layout import StateDir
 from vac.machines.machine import Machine, end_time, mark_started, write_final_heartbeat
-from vac.machines.messages import keep_shutdown_message
+from vac.machines.outputs import keep_shutdown_message
 from vac.machines.slots import note_finish
 
 

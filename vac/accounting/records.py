@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vac.machines import files
-from vac.machines.features import decimal
+from vac.machines.creation import decimal
 from vac.machines.layout import StateDir
 from vac.machines.machine import Machine, end_time
 

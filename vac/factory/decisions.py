@@ -1,4 +1,4 @@
-"""When to decide, on what, and carrying the decision out."""
+"""When to decide, on what, and carrying the decision out; and which CernVM-FS repositories machinetypes need."""
 
 from __future__ import annotations
 
@@ -7,24 +7,65 @@ import logging
 import os
 from collections.abc import Mapping
 
+from vac.config.checks import needed_repositories
 from vac.config.machinetype import Machinetype
 from vac.factory.admin_requests import AdminRequests
 from vac.factory.effects import Effects
-from vac.factory.repositories import Repositories
-from vac.factory.space import Space
+from vac.factory.peers import Space
 from vac.factory.state import FactoryState, Slot
+from vac.host.probes import CVMFS, RepositorySeen, RepositoryWatch
 from vac.lifecycle.phases import Preparing
+from vac.machines import status as statuses
 from vac.scheduling.backoff import broken_here
 from vac.scheduling.decide import Memory, Situation, decide
 from vac.scheduling.eligibility import NO_ANSWER
 from vac.scheduling.model import Decision, Host, Occupied, SpaceView
 from vac.scheduling.ramp import RampState
+from vac.scheduling.shares import Ledger
 from vac.scheduling.space import CYCLE_SECONDS, own_reports
 
 log = logging.getLogger(__name__)
 
 _ORDINARY = ("full",)
 """Guards that are no news."""
+
+
+class Repositories:
+    """Keeps an eye on all that are needed; a machinetype whose repository doesn't answer has to wait."""
+
+    def __init__(self, state: FactoryState, watch: RepositoryWatch) -> None:
+        self._state = state
+        self._watch = watch
+        self._problems: dict[str, str | None] = {}
+        """By repository that has been looked at."""
+
+    def look(self) -> None:
+        """Once a cycle: look at all that machinetypes need which have a share or machines."""
+        running = {slot.machine.machinetype for slot in self._state.slots if slot.machine and slot.occupied}
+        types = self._state.configuration.machinetypes.values()
+        needing = (one for one in types if one.target_share > 0 or one.name in running)
+        wanted = {each for one in needing for each in needed_repositories(one)}
+        self._problems = {each: problem for each, problem in self._problems.items() if each in wanted}
+        self._watch.look(wanted)
+
+    def seen(self, message: RepositorySeen) -> None:
+        """A repository has answered, or has not in time."""
+        name, problem = message.repository, message.problem
+        if self._problems.get(name, "") != problem:
+            self._state.changed = True
+        self._problems[name] = problem
+        if problem is None:
+            self._state.changes.clear(("cvmfs", name))
+        else:
+            self._state.changes.say(("cvmfs", name), f"{CVMFS / name} {problem}", logging.WARNING)
+
+    def problem(self, machinetype: Machinetype) -> str | None:
+        """Why no machine of this type can be made now: the first of its repositories that can't be used."""
+        for name in needed_repositories(machinetype):
+            problem = self._problems.get(name, "has not answered yet")
+            if problem is not None:
+                return f"repository {CVMFS / name} {problem}"
+        return None
 
 
 class Decisions:
@@ -43,7 +84,7 @@ class Decisions:
         self.requests = requests
         self.space = space
         self.repositories = repositories
-        self.memory = Memory()
+        self.memory = Memory(ledger=Ledger.decode(statuses.read_share_ledger(state.dir)))
         self.health_problem: str | None = None
         self.decision = Decision()
         self.decision_time: float | None = None

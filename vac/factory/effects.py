@@ -16,7 +16,7 @@ from vac.drivers.base import CreationFailed, MachineSpec
 from vac.drivers.processes.launch_plan import account
 from vac.drivers.registry import engine_name
 from vac.factory.contexts import Contexts
-from vac.factory.monitor import Monitor
+from vac.factory.peers import Monitor
 from vac.factory.state import FactoryState, Slot
 from vac.host.privileges import unprivileged_user
 from vac.lifecycle.effects import Effect
@@ -36,11 +36,11 @@ from vac.lifecycle.table import step as take_step
 from vac.machines import creation
 from vac.machines import machine as machines
 from vac.machines import slots as slot_files
+from vac.machines.files import TrashCollector
 from vac.machines.layout import slot_address, slot_number
 from vac.machines.machine import Machine
-from vac.machines.messages import set_shutdown_message
+from vac.machines.outputs import set_shutdown_message
 from vac.machines.status import Happening
-from vac.machines.sweeping import TrashCollector
 from vac.scheduling.backoff import code_group, says_no_work
 from vac.scheduling.model import Create, Outcome
 

@@ -16,13 +16,11 @@ from vac.drivers import engine as engines
 from vac.drivers.engine import ActionKind
 from vac.factory.admin_requests import AdminRequests
 from vac.factory.contexts import ContextFailed, ContextMade, ContextMessage, Contexts, Run, in_thread
-from vac.factory.decisions import Decisions
+from vac.factory.decisions import Decisions, Repositories
 from vac.factory.effects import Effects
-from vac.factory.monitor import Monitor
+from vac.factory.peers import Answers, Ask, Monitor, Space
 from vac.factory.pipes import PipeFetched, Pipes
 from vac.factory.report import Report
-from vac.factory.repositories import Repositories
-from vac.factory.space import Answers, Ask, Space
 from vac.factory.state import FactoryState, Slot
 from vac.factory.watch import Rules, Watcher
 from vac.host.probes import (
@@ -37,9 +35,9 @@ from vac.host.probes import (
 )
 from vac.lifecycle import stimuli
 from vac.lifecycle.phases import Empty, Preparing, SetAside
+from vac.machines.files import TrashCollector
 from vac.machines.slots import load_slots
 from vac.machines.status import Happening
-from vac.machines.sweeping import TrashCollector
 from vac.scheduling.eligibility import NO_ANSWER
 
 CYCLE_SECONDS = 60.0

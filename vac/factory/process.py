@@ -21,14 +21,12 @@ from vac.drivers.engine import Engine, InlineEngine
 from vac.drivers.registry import APART, driver_for, engine_name
 from vac.factory.contexts import Run, in_thread
 from vac.factory.loop import Factory, Message, Stop, Stuck, Wake
-from vac.factory.monitor import Monitor
-from vac.factory.peers import Peers
-from vac.factory.space import Ask, ask_nobody
+from vac.factory.peers import Ask, Monitor, Peers, ask_nobody
 from vac.factory.state import FactoryState, OpenEngine, Slot, Slots, found_slots, slot_names
 from vac.host import facts
 from vac.lifecycle.phases import SetAside
 from vac.logs import OnChange
-from vac.machines import statefiles
+from vac.machines import status as statuses
 from vac.machines.layout import StateDir, StateDirBusy, lock_name
 from vac.machines.slots import finished_machines, load_slots
 from vac.roles import EXIT_OTHER_AT_WORK, RoleOptions
@@ -173,7 +171,7 @@ def open_factory(
             apart=APART.get(name, frozenset()),
         )
 
-    statefiles.write_version(directory, vac.__version__)
+    statuses.write_version(directory, vac.__version__)
     now = clock.moment()
     found = load_slots(directory, configuration.machinetypes, settings)
     slots = found_slots(found.slots, now.boot)
@@ -213,7 +211,7 @@ def _check_identity(state: FactoryState, occupied: list[str]) -> None:
     """Doubt factory_name or state_dir if they aren't those by which the machines here were made."""
     settings, directory = state.settings, state.dir
     present = {"factory_name": settings.factory_name, "state_dir": os.path.realpath(directory.root)}
-    known = statefiles.read_identity(directory)
+    known = statuses.read_identity(directory)
     differing = [name for name, value in present.items() if known.get(name, value) != value]
     if differing and occupied:
         was = ", ".join(f"{name} was {known[name]}" for name in differing)
@@ -223,4 +221,4 @@ def _check_identity(state: FactoryState, occupied: list[str]) -> None:
             f"is right now, remove {directory.identity} and start vacd again",
         )
     else:
-        statefiles.write_identity(directory, present)
+        statuses.write_identity(directory, present)

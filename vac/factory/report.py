@@ -13,9 +13,8 @@ from vac.factory.effects import Effects
 from vac.factory.state import FactoryState, Slot
 from vac.lifecycle.phases import SetAside, Stuck
 from vac.lifecycle.table import STUCK_SECONDS
-from vac.machines import statefiles
 from vac.machines import status as statuses
-from vac.machines.expiry import Expiry, remove_orphaned_slots
+from vac.machines.slots import Expiry, remove_orphaned_slots
 from vac.machines.status import Drain, Status, TypeFacts
 from vac.vacquery.signed_json import identity
 
@@ -51,7 +50,7 @@ class Report:
 
     def _upkeep(self) -> None:
         now, directory, settings = self.state.clock.unix(), self.state.dir, self.state.settings
-        statefiles.touch_heartbeat(directory, "factory", now)
+        statuses.touch_heartbeat(directory, "factory", now)
         directory.keep_reserve()
         occupied = [slot.name for slot in self.state.slots if slot.occupied]
         remove_orphaned_slots(directory, settings.factory_name, settings.host_processors, occupied)
@@ -62,6 +61,7 @@ class Report:
             named = [one.root_image for one in machinetypes.values() if one.root_image]
             self.images.expire(named, now, UNUSED_IMAGE_DAYS)
         self.effects.trash.start()
+        statuses.write_share_ledger(directory, self.decisions.memory.ledger.encode())
 
     def report_if_due(self) -> None:
         """Write status.json and counts if something has changed, but not more than once a second."""
@@ -77,7 +77,7 @@ class Report:
         settings = self.state.settings
         running = [slot.machine for slot in self.state.slots if slot.running and slot.machine]
         processors = sum(machine.processors for machine in running)
-        statefiles.write_counts(
+        statuses.write_counts(
             self.state.dir,
             len(running),
             settings.host_processors,

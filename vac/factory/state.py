@@ -27,11 +27,10 @@ from vac.lifecycle.phases import (
 )
 from vac.logs import OnChange
 from vac.machines import machine as machines
-from vac.machines import statefiles
+from vac.machines import status as statuses
 from vac.machines.layout import StateDir, slot_name
 from vac.machines.machine import Machine
-from vac.machines.statefiles import ErrorKind
-from vac.machines.status import Creation, Happening, Tally
+from vac.machines.status import Creation, ErrorKind, Happening, Tally
 from vac.scheduling.backoff import History
 from vac.scheduling.model import Outcome
 
@@ -229,7 +228,7 @@ class FactoryState:
         self.configuration_problem, self.problems = None, ()
         self.doubts.pop("configuration", None)
         self.changes.clear("configuration")
-        statefiles.clear_error(self.dir, ErrorKind.CONFIGURATION)
+        statuses.clear_error(self.dir, ErrorKind.CONFIGURATION)
         if configuration is self.configuration:
             return False
         before, self.configuration = self.settings, configuration
@@ -248,7 +247,7 @@ class FactoryState:
         self.changed |= first != self.configuration_problem
         self.configuration_problem = first
         self.changes.say("configuration", f"the configuration can't be used: {error}", logging.ERROR)
-        statefiles.set_error(self.dir, ErrorKind.CONFIGURATION, first)
+        statuses.set_error(self.dir, ErrorKind.CONFIGURATION, first)
 
     def close_engines(self) -> None:
         """Let go of all engines; they are opened anew when they are needed."""
@@ -275,7 +274,7 @@ class FactoryState:
         self.failed[machinetype] = Creation(now.unix, machinetype, reason=reason)
         self.changes.say(f"create {machinetype}", f"{machinetype}: not created: {reason}", logging.WARNING)
         if begin >= self.started.boot:
-            statefiles.set_error(self.dir, ErrorKind.CREATION, f"{machinetype}: {reason}")
+            statuses.set_error(self.dir, ErrorKind.CREATION, f"{machinetype}: {reason}")
         self.changed = True
 
     def creation_succeeded(self, machine: Machine, seconds: float) -> None:
@@ -283,7 +282,7 @@ class FactoryState:
         self.counters.add(Happening.CREATION, machine.model, "created", seconds)
         self.failed.pop(machine.machinetype, None)
         self.changes.clear(f"create {machine.machinetype}")
-        statefiles.clear_error(self.dir, ErrorKind.CREATION)
+        statuses.clear_error(self.dir, ErrorKind.CREATION)
         self.created.appendleft(
             Creation(machine.created_time, machine.machinetype, machine.name, machine.processors)
         )
@@ -308,7 +307,7 @@ class FactoryState:
             self.troubles[key] = text
             self.reported = False
         self.changes.say(f"disk {key}", text, logging.ERROR)
-        statefiles.set_error(self.dir, ErrorKind.DISK, text)
+        statuses.set_error(self.dir, ErrorKind.DISK, text)
 
     def no_trouble(self, key: str) -> None:
         """Forget a trouble that is over."""
@@ -317,7 +316,7 @@ class FactoryState:
         self.changes.clear(f"disk {key}")
         self.reported = False
         if not self.troubles:
-            statefiles.clear_error(self.dir, ErrorKind.DISK)
+            statuses.clear_error(self.dir, ErrorKind.DISK)
 
     def forget_troubles(self, uuid: str) -> None:
         """Forget what could not be written of a machine whose end is on disk."""

@@ -16,8 +16,7 @@ from vac.factory.state import FactoryState, Slot
 from vac.host.probes import DiskMeasured, DiskMeter, DiskNotMeasured
 from vac.lifecycle.phases import Running, SetAside, Starting, StopOrder
 from vac.lifecycle.stimuli import ListedAbsent, ListedAlive, ListedEnded, ListedHalfMade, StopOrdered
-from vac.machines import contacts, files, requests
-from vac.machines import machine as machines
+from vac.machines import files, outputs, requests
 from vac.machines.machine import Machine
 from vac.scheduling.kill_rules import Limits, Watched, judge
 
@@ -90,13 +89,13 @@ class Watcher:
             self.state.written(
                 f"details {machine.uuid}",
                 f"{machine.name}: details from its engine can't be written",
-                lambda: machines.note_details(directory, machine, details),
+                lambda: outputs.note_details(directory, machine, details),
             )
         if ends:
             self.state.written(
                 f"contacts {machine.uuid}",
                 f"{machine.name}: its connections can't be written",
-                lambda: contacts.note_contacts(directory, machine, ends, now),
+                lambda: outputs.note_contacts(directory, machine, ends, now),
             )
 
     def released(self, engine: str, uuid: str) -> None:
@@ -246,7 +245,7 @@ def _disk_limit(machine: Machine) -> int | None:
 
 def _directories(machine: Machine) -> list[Path]:
     """Return the machine's own directory and others that its engine has told of."""
-    told = machines.read_details(machine).get(WRITES_TO, "")
+    told = outputs.read_details(machine).get(WRITES_TO, "")
     return [machine.directory, *(Path(path) for path in told.split(":") if path)]
 
 

@@ -90,6 +90,7 @@ class StateDir:
         self.factory_version_logged = root / "factory-version-logged"
         self.reserve = root / "reserve"
         self.identity = root / "identity.json"
+        self.share_ledger = root / "share-ledger.json"
 
     def slot(self, name: str) -> Path:
         """slots/HOST."""

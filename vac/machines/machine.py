@@ -17,9 +17,9 @@ from vac.clock import Moment
 from vac.config.machinetype import Machinetype
 from vac.config.settings import Settings
 from vac.drivers.base import LeftProcess, Usage
-from vac.machines import files, retained
+from vac.machines import files
 from vac.machines.layout import StateDir, parse_directory_name
-from vac.machines.retained import RetainedOptions
+from vac.machines.retained import RetainedOptions, from_json, standing_in
 
 SAMPLE_SECONDS = 30.0
 """Recent CPU use is measured over at least so long."""
@@ -133,7 +133,7 @@ def load(
         or 1
     )
     fqan = _text(directory / "accounting_fqan") or None
-    stand_in = retained.standing_in(
+    stand_in = standing_in(
         (machinetypes or {}).get(name.machinetype),
         settings,
         model=model,
@@ -142,7 +142,7 @@ def load(
         features={key: value for key, value in features.items() if value},
     )
     kept = _content(directory / "machinetype.json")
-    options = stand_in if kept is None else retained.from_json(kept, stand_in)
+    options = stand_in if kept is None else from_json(kept, stand_in)
     latest_shutdown = max(
         _integer(features["shutdowntime_job"]) or 0,
         _integer(_text(directory / "machinefeatures" / "shutdowntime")) or 0,
@@ -347,28 +347,6 @@ def _write_usage(state: StateDir, machine: Machine, *, sync: bool) -> None:
     usage.update({name: True for name in _FLAGS if getattr(machine, name)})
     content = json.dumps(usage).encode("ascii") + b"\n"
     files.write_atomic(machine.directory / "usage.json", content, tmp=state.tmp, sync=sync)
-
-
-def note_details(state: StateDir, machine: Machine, details: Mapping[str, str]) -> None:
-    """Keep what the engine tells of a machine, such as its image's digest and its addresses, beside what it has told.
-
-    On a full disk it isn't kept: people can do without.
-    """
-    content = json.dumps({**read_details(machine), **details}, indent=1).encode("ascii") + b"\n"
-    try:
-        files.write_atomic(machine.directory / "details.json", content, tmp=state.tmp, sync=False)
-    except OSError as error:
-        if error.errno not in files.NO_SPACE:
-            raise
-
-
-def read_details(machine: Machine) -> dict[str, str]:
-    """What was kept by note_details; empty if nothing was."""
-    try:
-        found = json.loads(_content(machine.directory / "details.json") or b"{}")
-    except ValueError:
-        return {}
-    return {str(name): str(value) for name, value in found.items()} if isinstance(found, dict) else {}
 
 
 def left_process(machine: Machine, settings: Settings) -> LeftProcess | None:

@@ -18,7 +18,7 @@ from typing import NamedTuple
 from vac import __version__
 from vac.host.facts import Measures, measure
 from vac.machines import machine as machines
-from vac.machines import messages as endings
+from vac.machines import outputs
 from vac.machines import status as statuses
 from vac.machines.layout import DirectoryName, StateDir, parse_directory_name, slot_name
 from vac.machines.machine import Machine
@@ -295,8 +295,8 @@ class SnapshotBuilder:
             return None
         if not machine.finished:
             return Slot(name.name, machine)
-        written, message = endings.shutdown_message(machine), reported(machine)
-        time = endings.shutdown_message_time(machine) if written else machines.end_time(machine)
+        written, message = outputs.shutdown_message(machine), reported(machine)
+        time = outputs.shutdown_message_time(machine) if written else machines.end_time(machine)
         return Slot(name.name, machine, message, _whole(time) if message else None)
 
     def _heartbeat(self, role: str) -> int:

@@ -7,7 +7,8 @@ from pathlib import Path
 from tests.unit.state_dirs import STARTED, at, new_machine, new_state
 from vac.cli.machine import known_of
 from vac.drivers.base import Usage
-from vac.machines.machine import mark_started, note_details, renew_heartbeat
+from vac.machines.machine import mark_started, renew_heartbeat
+from vac.machines.outputs import note_details
 from vac.machines.status import Status
 
 

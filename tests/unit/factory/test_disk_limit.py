@@ -10,7 +10,7 @@ from tests.simulated import Meter, World, one_type
 from tests.unit.factory.conftest import MakeWorld
 from vac.drivers.base import WRITES_TO
 from vac.host.probes import DiskMeasured, DiskNotMeasured
-from vac.machines.machine import note_details
+from vac.machines.outputs import note_details
 
 GB = 1000**3
 

@@ -17,7 +17,7 @@ from vac.cli.why import reasons
 from vac.config.load import Configuration
 from vac.config.settings import Settings
 from vac.factory import peers
-from vac.factory.space import Answers, Space
+from vac.factory.peers import Answers, Space
 from vac.scheduling.model import TypeReport
 from vac.scheduling.space import FRESH_SECONDS, LEAST_RENEW_SECONDS, SILENT_SECONDS
 from vac.vacquery.messages import Dropped, Kind, Reason

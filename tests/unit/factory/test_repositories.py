@@ -11,7 +11,7 @@ from tests.simulated import one_type
 from tests.unit.factory.conftest import MakeWorld
 from vac.config.checks import needed_repositories
 from vac.config.machinetype import Machinetype
-from vac.factory.repositories import Repositories
+from vac.factory.decisions import Repositories
 from vac.host.probes import RepositorySeen, RepositoryWatch
 
 

@@ -48,6 +48,17 @@ def test_status_says_what_there_is_and_what_was_decided(make_world: MakeWorld) -
     assert (status.problems, status.drain, status.failed, status.slot_states) == ((), None, {}, {})
 
 
+def test_what_shares_are_owed_outlives_a_restart(make_world: MakeWorld) -> None:
+    world = make_world(one_type("a", target_share=3.0), one_type("b"), slots=1)
+    world.fill()
+    world.run(600)
+    owed = world.factory.decisions.memory.ledger.debts
+    assert owed["b"] > 0.0 or owed["a"] > 0.0, "one processor can't be divided"
+    world.start()
+    assert world.factory.decisions.memory.ledger.debts.keys() == owed.keys()
+    assert world.factory.decisions.memory.ledger.debts == pytest.approx(owed, abs=10.0 * 60)
+
+
 def test_status_names_hold_backs_with_their_ends(make_world: MakeWorld) -> None:
     world = make_world(one_type(backoff_seconds=500), slots=1)
     world.scripts = lambda spec: Script(20.0, "300 Nothing to do")

@@ -15,10 +15,10 @@ from tests.unit.state_dirs import (
     new_state,
     running_machine,
 )
-from vac.machines import expiry, files
-from vac.machines.expiry import Expiry, remove_orphaned_slots
+from vac.machines import files, slots
 from vac.machines.layout import StateDir
 from vac.machines.machine import Machine
+from vac.machines.slots import Expiry, remove_orphaned_slots
 
 DAY = 86400
 FINISHED = CREATED + DAY
@@ -83,7 +83,7 @@ def test_a_machine_that_is_not_accounted_yet_stays_however_old(tmp_path: Path) -
 def test_only_the_newest_of_many_aborted_or_failed_ones_are_kept(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, message: bytes | None
 ) -> None:
-    monkeypatch.setattr(expiry, "MOST_ABORTED", 3)
+    monkeypatch.setattr(slots, "MOST_ABORTED", 3)
     state = new_state(tmp_path)
     kept_type = {"lhcb-prod": machinetype_of(machines_dir_days=0)}
     good = [ended(running_machine(state)) for _ in range(4)]
@@ -109,7 +109,7 @@ def test_finished_directories_are_read_once(tmp_path: Path, monkeypatch: pytest.
     ended(running_machine(state))
     cleaner = Expiry(state)
     cleaner.run({}, (), FINISHED)
-    monkeypatch.setattr(expiry, "load", lambda path: pytest.fail("read again"))
+    monkeypatch.setattr(slots, "load", lambda path: pytest.fail("read again"))
     assert cleaner.run({}, (), FINISHED) == []
 
 

@@ -36,8 +36,7 @@ from vac.config.options import declared
 from vac.config.settings import Settings
 from vac.drivers.base import Usage
 from vac.machines import files, retained
-from vac.machines.creation import Access
-from vac.machines.features import decimal
+from vac.machines.creation import Access, decimal
 from vac.machines.layout import StateDir
 from vac.machines.machine import (
     Machine,
@@ -433,6 +432,15 @@ def test_what_is_no_machines_directory_loads_as_nothing(tmp_path: Path, name: st
     (tmp_path / name).write_bytes(b"")
     assert load(tmp_path / name) is None
     assert load(tmp_path / "1_a_missing") is None
+
+
+def test_an_option_that_a_machine_was_made_without_stays_unset(tmp_path: Path) -> None:
+    state = new_state(tmp_path)
+    machine = running_machine(state, machinetype=machinetype_of(heartbeat_file=None, idle_cpu_percent=None))
+    changed = {"lhcb-prod": machinetype_of(heartbeat_file="beat", idle_cpu_percent=5.0)}
+    again = load(machine.directory, machinetypes=changed, settings=settings_of(state))
+    assert again is not None
+    assert (again.options.heartbeat_file, again.options.idle_cpu_percent) == (None, None)
 
 
 # Time

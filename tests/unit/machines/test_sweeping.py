@@ -10,8 +10,8 @@ import pytest
 
 from tests.unit.state_dirs import new_state
 from vac.machines import files
+from vac.machines.files import TrashCollector
 from vac.machines.layout import StateDir
-from vac.machines.sweeping import TrashCollector
 
 
 def discarded(state: StateDir, name: str, depth: int = 1) -> None:

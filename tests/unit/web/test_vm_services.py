@@ -15,10 +15,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.unit.state_dirs import machinetype_of, new_machine, new_state
-from vac.machines import files, joboutputs
+from vac.machines import files
+from vac.machines import outputs as joboutputs
 from vac.machines.layout import StateDir, slot_address, slot_name
 from vac.machines.machine import Machine
-from vac.machines.messages import shutdown_message
+from vac.machines.outputs import shutdown_message
 from vac.web import metadata, mjf
 from vac.web.http_server import Guests, application
 
