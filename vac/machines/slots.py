@@ -74,12 +74,16 @@ def read_slots(
     """
     slots: dict[str, Machine] = {}
     for path in sorted(state.slots.iterdir()) if state.slots.is_dir() else ():
-        slot = read_slot(path)
-        if slot is None:
+        try:
+            slot = read_slot(path)
+            if slot is None:
+                continue
+            machine = load(
+                state.machine(slot.directory), model=slot.model, machinetypes=machinetypes, settings=settings
+            )
+        except OSError as error:
+            log.warning("slot %s can't be read: %s", path.name, error)
             continue
-        machine = load(
-            state.machine(slot.directory), model=slot.model, machinetypes=machinetypes, settings=settings
-        )
         if machine is not None:
             slots[machine.name] = machine
     return slots
