@@ -271,7 +271,10 @@ class FactoryState:
         self.changed = True
 
     def creation_failed(self, machinetype: str, reason: str, begin: float) -> None:
-        """Note that a machine could not be made, whose creation was begun at that time since boot."""
+        """Note that a machine could not be made, whose creation was begun at that time since boot.
+
+        A creation that an earlier process left undone, perhaps the classic's, is cleaned up: no error for people.
+        """
         now = self.clock.moment()
         self.history = self.history.add(Outcome(machinetype, now.at(begin).unix, None, now.unix, None), 0.0)
         kind = self.configuration.machinetypes.get(machinetype)
@@ -279,7 +282,8 @@ class FactoryState:
         self.counters.add(Happening.CREATION, model, "failed", now.boot - begin)
         self.failed[machinetype] = Creation(now.unix, machinetype, reason=reason)
         self.changes.say(f"create {machinetype}", f"{machinetype}: not created: {reason}", logging.WARNING)
-        statuses.set_error(self.dir, ErrorKind.CREATION, f"{machinetype}: {reason}")
+        if begin >= self.started.boot:
+            statuses.set_error(self.dir, ErrorKind.CREATION, f"{machinetype}: {reason}")
         self.changed = True
 
     def creation_succeeded(self, machine: Machine, seconds: float) -> None:
