@@ -20,7 +20,6 @@ from vac.scheduling.backoff import broken_here
 from vac.scheduling.decide import Memory, Situation, decide
 from vac.scheduling.eligibility import NO_ANSWER
 from vac.scheduling.model import Decision, Host, Occupied, SpaceView
-from vac.scheduling.ramp import RampState
 from vac.scheduling.shares import Ledger
 from vac.scheduling.space import CYCLE_SECONDS, own_reports
 
@@ -110,7 +109,7 @@ class Decisions:
 
     def clock_was_set(self) -> None:
         """Decide anew, without what was noted by the wrong clock."""
-        self.memory = dataclasses.replace(self.memory, ramp=RampState())
+        self.memory = Memory(ledger=dataclasses.replace(self.memory.ledger, time=None))
         self.due_time = None
         self.state.changed = True
 

@@ -13,8 +13,8 @@ from typing import Callable
 from vac.config.machinetype import VacuumPipe
 from vac.config.pipe_document import parse_pipe
 from vac.config.pipes import PipeCopy, digest, document_path, read_copy, record, record_path
-from vac.config.strict_json import Refused
 from vac.context.downloads import fetch_pipe
+from vac.decoding import BadJson
 from vac.factory.state import FactoryState
 from vac.machines import files
 from vac.text import without_url_secrets
@@ -95,7 +95,7 @@ class Pipes:
             parse_pipe(content)
         except OSError as error:
             self._post(PipeFetched(name, url, failure=str(error)))
-        except Refused as error:
+        except BadJson as error:
             self._post(PipeFetched(name, url, failure=f"the document can't be used: {error}"))
         else:
             self._post(PipeFetched(name, url, content))

@@ -228,16 +228,25 @@ class FactoryState:
         self.configuration_problem, self.problems = None, ()
         self.doubts.pop("configuration", None)
         self.changes.clear("configuration")
-        statuses.clear_error(self.dir, ErrorKind.CONFIGURATION)
+        if configuration.errors:
+            statuses.set_error(self.dir, ErrorKind.CONFIGURATION, str(configuration.errors[0]))
+        else:
+            statuses.clear_error(self.dir, ErrorKind.CONFIGURATION)
         if configuration is self.configuration:
             return False
         before, self.configuration = self.settings, configuration
-        for problem in configuration.warnings:
-            log.warning("%s", problem)
-        log.info("configuration: machinetypes %s", " ".join(configuration.machinetypes) or "none")
+        self.log_configuration()
         self.slots.resize(slot_names(self.settings), self.clock.boot())
         self.changed = True
         return _connections(before) != _connections(self.settings)
+
+    def log_configuration(self) -> None:
+        """Log what is wrong with the configuration in force, and its machinetypes."""
+        for problem in self.configuration.warnings:
+            log.warning("%s", problem)
+        for problem in self.configuration.errors:
+            log.error("%s", problem)
+        log.info("configuration: machinetypes %s", " ".join(self.configuration.machinetypes) or "none")
 
     def configuration_broken(self, error: ConfigurationError) -> None:
         """Note that the configuration on disk can't be used: nothing is created, all else goes on by the last good
@@ -262,7 +271,10 @@ class FactoryState:
         self.changed = True
 
     def creation_failed(self, machinetype: str, reason: str, begin: float) -> None:
-        """Note that a machine could not be made, whose creation was begun at that time since boot."""
+        """Note that a machine could not be made, whose creation was begun at that time since boot.
+
+        A creation that an earlier process left undone, perhaps the classic's, is cleaned up: no error for people.
+        """
         now = self.clock.moment()
         self.history = self.history.add(Outcome(machinetype, now.at(begin).unix, None, now.unix, None), 0.0)
         kind = self.configuration.machinetypes.get(machinetype)
@@ -270,7 +282,8 @@ class FactoryState:
         self.counters.add(Happening.CREATION, model, "failed", now.boot - begin)
         self.failed[machinetype] = Creation(now.unix, machinetype, reason=reason)
         self.changes.say(f"create {machinetype}", f"{machinetype}: not created: {reason}", logging.WARNING)
-        statuses.set_error(self.dir, ErrorKind.CREATION, f"{machinetype}: {reason}")
+        if begin >= self.started.boot:
+            statuses.set_error(self.dir, ErrorKind.CREATION, f"{machinetype}: {reason}")
         self.changed = True
 
     def creation_succeeded(self, machine: Machine, seconds: float) -> None:

@@ -18,7 +18,7 @@ from pathlib import Path
 from vac.machines import files
 from vac.machines.layout import StateDir
 
-_ACTION = re.compile(r"(finish|destroy)-([a-z0-9.-]+)")
+_ACTION = re.compile(r"(finish|destroy)-([a-z0-9._-]+)")
 
 
 @dataclass(frozen=True)

@@ -98,7 +98,7 @@ def read_share_ledger(state: StateDir) -> object:
     """Return what the scheduler has last noted of shares, as JSON has it; None if nothing is readable."""
     try:
         return cast(object, json.loads(state.share_ledger.read_bytes()))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return None
 
 
