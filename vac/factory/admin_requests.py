@@ -1,4 +1,4 @@
-"""What people ask of the running factory: draining, finishing and destroying, and the site's shutdown time."""
+"""Administrators' requests to the running factory: draining, finishing, destroying; and the site's shutdown time."""
 
 from __future__ import annotations
 

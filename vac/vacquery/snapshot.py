@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from vac import __version__
+from vac.config.machinetype import Machinetype
 from vac.host.facts import Measures, measure
 from vac.machines import machine as machines
 from vac.machines import outputs
@@ -290,7 +291,14 @@ class SnapshotBuilder:
         return known[1]
 
     def _load(self, path: Path, name: DirectoryName, model: str | None) -> Slot | None:
-        machine = machines.load(path, model=model)
+        """Read one machine; one that can't be read is as if it weren't there.
+
+        A machine of a classic factory is judged by the fizzle_seconds by which the factory judges it.
+        """
+        try:
+            machine = machines.load(path, model=model, machinetypes=self._machinetypes())
+        except OSError:
+            return None
         if machine is None:
             return None
         if not machine.finished:
@@ -298,6 +306,12 @@ class SnapshotBuilder:
         written, message = outputs.shutdown_message(machine), reported(machine)
         time = outputs.shutdown_message_time(machine) if written else machines.end_time(machine)
         return Slot(name.name, machine, message, _whole(time) if message else None)
+
+    def _machinetypes(self) -> dict[str, Machinetype]:
+        """Return what is known of the configured machinetypes."""
+        status = self._read_status()
+        known = status.machinetypes if status is not None else ()
+        return {facts.name: Machinetype(facts.name, fizzle_seconds=facts.fizzle_seconds) for facts in known}
 
     def _heartbeat(self, role: str) -> int:
         try:

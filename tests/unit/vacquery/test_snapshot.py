@@ -129,6 +129,26 @@ def test_a_fizzle_is_an_abort_when_last_seen_alive(state: StateDir) -> None:
     assert found.shutdown_time == 1795227158
 
 
+def test_a_classic_machine_is_judged_by_the_factorys_fizzle_seconds(state: StateDir) -> None:
+    finished = next(state.machines.glob("1795219951_type-04_*"))
+    (finished / "joboutputs/shutdown_message").unlink()
+    status = factory_status()
+    types = [
+        dataclasses.replace(facts, fizzle_seconds=2) if facts.name == "type-04" else facts
+        for facts in status.machinetypes
+    ]
+    statuses.write(state, dataclasses.replace(status, machinetypes=tuple(types)))
+    assert machinetype(state, "type-04").shutdown_message is None
+
+
+def test_one_machine_that_cannot_be_read_stops_no_answer(state: StateDir) -> None:
+    directory = next(state.machines.glob("*_vac-85-00.example.org"))
+    (directory / "heartbeat").unlink()
+    (directory / "heartbeat").mkdir()
+    assert slot(state, 0).state == "Shut down"
+    assert slot(state, 1).state == "Running"
+
+
 def test_what_only_the_engine_knows_comes_from_the_factory(state: StateDir) -> None:
     states = {"vac-85-00.example.org": "Paused", "vac-85-07.example.org": "Zombie"}
     statuses.write(state, dataclasses.replace(factory_status(), slot_states=states))

@@ -1,4 +1,4 @@
-"""The commands about one factory: machine, drain, undrain, finish, destroy, and times as people write them."""
+"""`vac machine`, `why`, `drain`, `undrain`, `finish`, `destroy`, and times as people write them."""
 
 from __future__ import annotations
 
@@ -8,13 +8,18 @@ from pathlib import Path
 
 import pytest
 
-from tests.unit.state_dirs import NAME, UUID, new_state, running_machine
-from vac.cli import common
+from tests.unit.state_dirs import NAME, STARTED, UUID, at, new_machine, new_state, running_machine
+from vac.cli import common, doctor
+from vac.cli.doctor_engines import Finding
+from vac.cli.factory_commands import known_of, reasons
 from vac.cli.main import main
+from vac.drivers.base import Usage
 from vac.machines import requests
+from vac.machines import status as statuses
 from vac.machines.layout import StateDir
-from vac.machines.machine import Machine
+from vac.machines.machine import Machine, mark_started, renew_heartbeat
 from vac.machines.outputs import note_details
+from vac.machines.status import Creation, Status, TypeFacts
 
 NOW = 1_800_000_000.0
 
@@ -194,3 +199,126 @@ def test_draining_where_no_factory_has_ever_run_is_an_error_without_a_traceback(
     )
     assert main(["--config", str(conf), "drain"]) == 1
     assert "has vacd never run here?" in capsys.readouterr().err
+
+
+def test_what_an_engine_once_told_takes_nothing_from_what_the_factory_knows(tmp_path: Path) -> None:
+    state = new_state(tmp_path)
+    machine = new_machine(state)
+    note_details(state, machine, {"state": "running", "uuid": "x", "image_digest": "site/pilot@sha256:1"})
+    told = known_of(machine, Status(slot_states={machine.name: "Unknown"}), "f1.example.com")
+    assert told["state"] == "Unknown"
+    assert told["uuid"] == machine.uuid
+    assert told["image_digest"] == "site/pilot@sha256:1"
+
+
+def test_what_a_machine_uses_is_told(tmp_path: Path) -> None:
+    state = new_state(tmp_path)
+    machine = new_machine(state)
+    mark_started(state, machine, at(STARTED))
+    renew_heartbeat(state, machine, at(STARTED + 30), Usage(2.0, 5 << 20, 7 << 20, 0, 800))
+    told = known_of(machine, None, "f1.example.com")
+    assert (told["memory MiB"], told["peak memory MiB"]) == (5, 7)
+    assert (told["bytes received"], told["bytes sent"]) == (0, 800)
+
+
+NOW = 1_800_000_000.0
+TYPES = (TypeFacts(name="lhcb-prod"), TypeFacts(name="atlas-prod"))
+
+
+def said(machinetype: str | None = None, now: float = NOW, **facts: object) -> str:
+    status = Status(time=NOW, decision_time=NOW - 12, machinetypes=TYPES, **facts)  # type: ignore[arg-type]
+    return "\n".join(reasons(status, machinetype, now))
+
+
+@pytest.mark.parametrize(
+    ("facts", "words"),
+    [
+        ({}, "As decided 12 s ago:"),
+        (
+            {"guard": "this factory is draining: new disk"},
+            "Nothing is created: this factory is draining: new disk.",
+        ),
+        ({"problems": ("vac.conf: [settings] x: bad",)}, "Configuration: vac.conf: [settings] x: bad"),
+        (
+            {"engines": {"docker": "no answer for 34 s", "libvirt": None}},
+            "Engine docker: no answer for 34 s.",
+        ),
+        ({"pipes": {"vo": "no such host", "well": None}}, "Pipe vo: no such host."),
+        ({"silent": {"f2": None}, "factories": ("f1", "f2")}, "No answer from 1 of 2 factories: f2."),
+        (
+            {"silent": {"f2": None}, "factories": ("f1", "f2"), "unusable": {"f2": "other space"}},
+            "f2: its answer can't be used: other space.",
+        ),
+        (
+            {"dropped": {"bad field": 3, "not JSON": 1}},
+            "Datagrams that the last poll has dropped: 3 bad field, 1 not JSON.",
+        ),
+        ({"passed_over": {"lhcb-prod": "target_share is 0"}}, "lhcb-prod: target_share is 0"),
+        ({"warnings": ("this node is probably broken",)}, "Warning: this node is probably broken."),
+        (
+            {"failed": {"lhcb-prod": Creation(NOW - 7, "lhcb-prod", reason="no image")}},
+            "lhcb-prod: the last creation failed 7 s ago: no image",
+        ),
+    ],
+)
+def test_each_reason_is_told(facts: dict[str, object], words: str) -> None:
+    assert words in said(None, NOW, **facts)
+
+
+def test_while_peers_are_silent_the_responders_distrust_is_told() -> None:
+    counters = {"dropped: wrong or no signature": 5, "dropped: not JSON": 2, "answers": 7}
+    for silent, lines in (
+        ({}, []),
+        (
+            {"f2": None},
+            ["The responder here has dropped 5 queries since it began: wrong or no signature."],
+        ),
+    ):
+        status = Status(time=NOW, silent=silent)
+        told = list(reasons(status, None, NOW, counters))
+        assert [line for line in told if "responder" in line] == lines
+
+
+def test_a_type_is_told_of_alone_when_it_is_asked_for() -> None:
+    told = said("atlas-prod", passed_over={"lhcb-prod": "held", "atlas-prod": "no share"})
+    assert "atlas-prod: no share" in told
+    assert "lhcb-prod" not in told
+
+
+def test_an_old_report_is_said_to_be_old() -> None:
+    assert "has not reported for 10 minutes" in said(now=NOW + 600)
+
+
+def test_without_a_factory_and_for_unknown_types_it_says_so(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    state = new_state(tmp_path)
+    conf = tmp_path / "vac.conf"
+    conf.write_text(
+        f"[settings]\nvac_space = a.example.org\nfactory_name = f.example.org\nstate_dir = {state.root}\n"
+    )
+    assert main(["--config", str(conf), "why"]) == 1
+    assert "no factory has run" in capsys.readouterr().err
+    statuses.write(state, Status(time=NOW, machinetypes=TYPES))
+    assert main(["--config", str(conf), "why", "cms"]) == 1
+    assert "there are: lhcb-prod atlas-prod" in capsys.readouterr().err
+    assert main(["--config", str(conf), "why"]) == 0
+
+
+def test_no_terminal_sequence_of_others_reaches_the_terminal(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hostile = "\x1b]0;owned\x07\x1b[2J"
+    state = new_state(tmp_path)
+    conf = tmp_path / "vac.conf"
+    conf.write_text(
+        f"[settings]\nvac_space = a.example.org\nfactory_name = f.example.org\nstate_dir = {state.root}\n"
+    )
+    statuses.write(state, Status(time=NOW, machinetypes=TYPES, passed_over={"lhcb-prod": hostile}))
+    assert main(["--config", str(conf), "why"]) == 0
+    findings = [Finding(hostile), Finding("x", hostile)]
+    monkeypatch.setattr(doctor, "examine", lambda arguments: iter(findings))
+    assert main(["--config", str(conf), "doctor"]) == 1
+    told = capsys.readouterr().out
+    assert told.count("\\x1b]0;owned\\x07") == 3
+    assert "\x1b" not in told
