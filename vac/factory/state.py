@@ -1,4 +1,4 @@
-"""What the parts of a factory share: its configuration, slots, engines, and what it remembers and counts."""
+"""State that the parts of a factory share: configuration, slots, engines, memories and counters."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ OpenEngine = Callable[[str, Settings], InlineEngine]
 
 @dataclass
 class Sight:
-    """What this process has seen of one machine. Times are by the clock that nobody sets."""
+    """Observations of one machine by this process. Times are by the clock that nobody sets."""
 
     alive_time: float | None = None
     """When an engine's listing last showed it running or paused."""
@@ -125,7 +125,7 @@ class Slots:
 
 
 class Counters:
-    """How often things have happened since this process began, and how long they took, for metrics."""
+    """Numbers and durations of events since this process began, for metrics."""
 
     def __init__(self) -> None:
         self._counts: dict[tuple[Happening, str, str], tuple[int, float]] = {}
@@ -183,7 +183,7 @@ class FactoryState:
     failed: dict[str, Creation] = field(default_factory=dict)
     """By machinetype, its last creation that failed, until one succeeds."""
     configuration_problem: str | None = None
-    """Why the configuration on disk can't be used; then the last good one is in force."""
+    """Problem of the configuration on disk; the last good one is in force then."""
     problems: tuple[str, ...] = ()
     """All that is wrong with it."""
     troubles: dict[str, str] = field(default_factory=dict)
@@ -194,7 +194,7 @@ class FactoryState:
     changed: bool = True
     """Something has happened that a decision should take into account."""
     reported: bool = False
-    """What people are shown is up to date."""
+    """True: status.json is up to date."""
 
     @property
     def settings(self) -> Settings:
@@ -271,7 +271,10 @@ class FactoryState:
         self.changed = True
 
     def creation_failed(self, machinetype: str, reason: str, begin: float) -> None:
-        """Note that a machine could not be made, whose creation was begun at that time since boot."""
+        """Note that a machine could not be made, whose creation was begun at that time since boot.
+
+        A creation that an earlier process left undone, perhaps the classic's, is cleaned up: no error for people.
+        """
         now = self.clock.moment()
         self.history = self.history.add(Outcome(machinetype, now.at(begin).unix, None, now.unix, None), 0.0)
         kind = self.configuration.machinetypes.get(machinetype)
@@ -279,7 +282,8 @@ class FactoryState:
         self.counters.add(Happening.CREATION, model, "failed", now.boot - begin)
         self.failed[machinetype] = Creation(now.unix, machinetype, reason=reason)
         self.changes.say(f"create {machinetype}", f"{machinetype}: not created: {reason}", logging.WARNING)
-        statuses.set_error(self.dir, ErrorKind.CREATION, f"{machinetype}: {reason}")
+        if begin >= self.started.boot:
+            statuses.set_error(self.dir, ErrorKind.CREATION, f"{machinetype}: {reason}")
         self.changed = True
 
     def creation_succeeded(self, machine: Machine, seconds: float) -> None:

@@ -74,7 +74,7 @@ def jobfeatures(
 
 @dataclass(frozen=True)
 class Access:
-    """Who may use a machine's user_data, joboutputs and mnt."""
+    """Owner and mode of a machine's user_data, joboutputs and mnt."""
 
     uid: int = 0
     gid: int = 0
@@ -89,7 +89,7 @@ class Access:
 
     @property
     def owner(self) -> files.Owner | None:
-        """What files are chowned to; None where that changes nothing."""
+        """Return the owner to chown files to; None where that changes nothing."""
         return None if (self.uid, self.gid) == (os.geteuid(), os.getegid()) else (self.uid, self.gid)
 
 

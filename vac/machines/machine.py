@@ -24,7 +24,7 @@ from vac.machines.retained import RetainedOptions, from_json, standing_in
 SAMPLE_SECONDS = 30.0
 """Recent CPU use is measured over at least so long."""
 CHECKPOINT_SECONDS = 600.0
-"""What a machine has used is made durable this often, so that a power failure costs no more."""
+"""Interval at which a machine's usage is made durable: a power failure costs no more."""
 CLOCK_TOLERANCE_SECONDS = 2.0
 """Smaller differences between the clocks are drift, not steps."""
 MOST_SIGNS = 1000
@@ -54,12 +54,12 @@ class Machine:
     started_boot: tuple[str, float] | None = None
     """Boot id and seconds since boot at its start; None: not started, or started by an older Vac."""
     start_written: bool = True
-    """Is its start, if it has one, on disk?"""
+    """False: it has started, and that isn't on disk yet."""
     finished: bool = False
     heartbeat_time: float | None = None
     """When it was last seen alive, by the clock of people."""
     alive_seconds: float | None = None
-    """How long it had run when it was last seen alive; None: never noted."""
+    """Its age when it was last seen alive; None: never noted."""
     cpu_seconds: float = 0.0
     cpu_percent: float | None = None
     """Recent CPU use, in percent of one processor."""
@@ -325,7 +325,7 @@ def _file_times(machine: Machine) -> list[float]:
 
 
 def _take_usage(machine: Machine, usage: Usage) -> None:
-    """What only grows never shrinks, whatever an engine tells after a restart."""
+    """Take over new usage; totals never shrink, whatever an engine tells after a restart."""
     if usage.cpu_seconds is not None and math.isfinite(usage.cpu_seconds):
         machine.cpu_seconds = max(machine.cpu_seconds, usage.cpu_seconds)
     if usage.memory_bytes is not None:
@@ -350,7 +350,7 @@ def _write_usage(state: StateDir, machine: Machine, *, sync: bool) -> None:
 
 
 def left_process(machine: Machine, settings: Settings) -> LeftProcess | None:
-    """What an older Vac has noted of a machine that it left running as a process of this host; None if it is none.
+    """Return the process of a machine that an older Vac left running on this host; None if it is none.
 
     Our own, which have a machinetype.json, are known by their cgroups.
     """

@@ -1,4 +1,4 @@
-"""What people ask of a factory: small files under requests/, which only root can write.
+"""Administrators' requests to a factory: small files under requests/, which only root can write.
 
 A command writes a file and wakes the factory; it never calls an engine itself. Draining stays in force, also over
 a reboot, until its file is removed or its time is over; the other requests are removed once they are carried out.

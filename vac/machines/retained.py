@@ -22,8 +22,7 @@ _MIB = 1024 * 1024
 
 @dataclass(frozen=True)
 class RetainedOptions:
-    """What is kept with each machine: the options of Machinetype declared with retained=True, and some of
-    Settings."""
+    """Options kept with each machine: those of Machinetype declared with retained=True, and some of Settings."""
 
     machine_model: str
     fizzle_seconds: int
@@ -50,7 +49,7 @@ class RetainedOptions:
 
 
 def retained_options(machinetype: Machinetype, settings: Settings) -> RetainedOptions:
-    """What is kept with a machine of this type that is made now."""
+    """Return the options to keep with a machine of this type that is made now."""
     kept: dict[str, Any] = {
         name: getattr(machinetype, name) for name, option in declared(Machinetype).items() if option.retained
     }
