@@ -185,7 +185,7 @@ class FactoryState:
     configuration_problem: str | None = None
     """Problem of the configuration on disk; the last good one is in force then."""
     problems: tuple[str, ...] = ()
-    """All that is wrong with it."""
+    """Mistakes in it, also those that stop only a machinetype or pipe."""
     troubles: dict[str, str] = field(default_factory=dict)
     """By key, what can't be written or read in state_dir."""
     counters: Counters = field(default_factory=Counters)
@@ -225,11 +225,12 @@ class FactoryState:
     def configure(self, configuration: Configuration) -> bool:
         """Put a configuration into force. True: engines have to be reached anew."""
         self.changed |= self.configuration_problem is not None
-        self.configuration_problem, self.problems = None, ()
+        self.configuration_problem = None
+        self.problems = tuple(map(str, configuration.errors))
         self.doubts.pop("configuration", None)
         self.changes.clear("configuration")
-        if configuration.errors:
-            statuses.set_error(self.dir, ErrorKind.CONFIGURATION, str(configuration.errors[0]))
+        if self.problems:
+            statuses.set_error(self.dir, ErrorKind.CONFIGURATION, self.problems[0])
         else:
             statuses.clear_error(self.dir, ErrorKind.CONFIGURATION)
         if configuration is self.configuration:

@@ -103,6 +103,7 @@ def test_a_mistake_in_a_machinetype_keeps_no_pipe_from_being_used(site: Site) ->
     assert site.types() == ["own", "vo-a"]
     assert len(site.world.running()) == 2
     assert "machine_model" in site.world.state.factory_error.read_text()
+    assert "machine_model" in site.world.status().problems[0]
     site.file.write_text(right)
     site.world.run(120)
     assert site.types() == ["vo-a"]
