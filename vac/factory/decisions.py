@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import logging
 import os
@@ -199,10 +200,13 @@ class Decisions:
         return problems
 
     def _host(self) -> Host:
-        free = os.statvfs(self.state.dir.root)
+        free_bytes = 0
+        with contextlib.suppress(OSError):  # a file system that can't be asked takes no machine either
+            free = os.statvfs(self.state.dir.root)
+            free_bytes = free.f_bavail * free.f_frsize
         return Host(
             load=os.getloadavg(),
-            state_dir_free_bytes=free.f_bavail * free.f_frsize,
+            state_dir_free_bytes=free_bytes,
             processors=self.state.settings.host_processors,
             health_problem=self.health_problem,
         )

@@ -160,8 +160,11 @@ def discard(path: Path, *, tmp: Path) -> None:
 
 
 def trash(tmp: Path) -> list[Path]:
-    """Return what has been discarded and is still in tmp."""
-    return sorted(path for path in tmp.iterdir() if path.name.startswith(_TRASH))
+    """Return what has been discarded and is still in tmp; nothing while that can't be read."""
+    try:
+        return sorted(path for path in tmp.iterdir() if path.name.startswith(_TRASH))
+    except OSError:
+        return []
 
 
 def remove_tree(path: Path) -> None:

@@ -6,6 +6,7 @@ import dataclasses
 import errno
 import os
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -309,6 +310,28 @@ def test_a_state_dir_that_fails_and_is_repaired_costs_no_record(
     assert world.status().warnings == ()
     assert world.error() is None
     assert world.engine().machines == {}
+
+
+def test_a_state_dir_that_cannot_even_be_read_ends_no_factory(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world.fill()
+    own, places = world.running(), (world.state.tmp, world.state.requests)
+    iterdir = Path.iterdir
+
+    def fail(self: object, *arguments: object) -> Iterator[Path]:
+        if self in places or self == world.state.root:
+            raise OSError(errno.EIO, os.strerror(errno.EIO), str(self))
+        return iterdir(self)  # type: ignore[arg-type]
+
+    with monkeypatch.context() as failing:
+        failing.setattr(Path, "iterdir", fail)
+        failing.setattr(os, "statvfs", fail)
+        world.run(600)
+    assert world.running() == own
+    assert "requests can't be read" in (world.error() or "")
+    world.run(65)
+    assert world.error() is None
 
 
 def test_one_machines_failing_files_hold_up_no_other(world: World, faults: Faults) -> None:
