@@ -53,6 +53,8 @@ class Machine:
     started_time: float | None = None
     started_boot: tuple[str, float] | None = None
     """Boot id and seconds since boot at its start; None: not started, or started by an older Vac."""
+    created_boot: tuple[str, float] | None = None
+    """The same of its creation."""
     start_written: bool = True
     """False: it has started, and that isn't on disk yet."""
     finished: bool = False
@@ -93,6 +95,12 @@ class Machine:
         if self.started_boot is not None and self.started_boot[0] == now.boot_id:
             return max(0.0, now.boot - self.started_boot[1])
         return max(0.0, now.unix - self.started_time)
+
+    def age_of_creation(self, now: Moment) -> float:
+        """Return the seconds since its directory was made."""
+        if self.created_boot is not None and self.created_boot[0] == now.boot_id:
+            return max(0.0, now.boot - self.created_boot[1])
+        return max(0.0, now.unix - self.created_time)
 
     def clock_step(self, now: Moment) -> float:
         """Return how far people's clock has been set forward since its start, seconds."""
@@ -157,7 +165,8 @@ def load(
         options=options,
         shutdown_time=latest_shutdown or name.created_time + options.max_wallclock_seconds,
         started_time=_started_time(directory / "started"),
-        started_boot=_started_boot(directory / "started_boot"),
+        started_boot=_boot_time(directory / "started_boot"),
+        created_boot=_boot_time(directory / "created_boot"),
         finished=_mtime(directory / "finished") is not None,
         fqan=fqan,
     )
@@ -188,6 +197,11 @@ def _load_usage(machine: Machine) -> None:
         machine.sample = (machine.alive_seconds, machine.cpu_seconds)
 
 
+def boot_text(boot: tuple[str, float]) -> bytes:
+    """Return the content of `started_boot` or `created_boot`."""
+    return "{} {:.3f}\n".format(*boot).encode("ascii")
+
+
 def mark_started(state: StateDir, machine: Machine, now: Moment) -> None:
     """Write that the machine has started now, in `started_boot` and `started`, and its first heartbeat.
 
@@ -199,7 +213,7 @@ def mark_started(state: StateDir, machine: Machine, now: Moment) -> None:
         machine.start_written = False
         machine.sample = (machine.age(now), machine.cpu_seconds)
     if machine.started_boot is not None:
-        boot = "{} {:.3f}\n".format(*machine.started_boot).encode("ascii")
+        boot = boot_text(machine.started_boot)
         files.write_atomic(machine.directory / "started_boot", boot, tmp=state.tmp, sync=False)
     files.write_atomic(machine.directory / "started", b"%d\n" % round(machine.started_time), tmp=state.tmp)
     machine.start_written = True
@@ -421,7 +435,7 @@ def _started_time(path: Path) -> float | None:
     return _mtime(path) if written is None else written
 
 
-def _started_boot(path: Path) -> tuple[str, float] | None:
+def _boot_time(path: Path) -> tuple[str, float] | None:
     words = (_text(path) or "").split()
     boot = _float(words[1]) if len(words) == 2 else None
     return None if boot is None else (words[0], boot)

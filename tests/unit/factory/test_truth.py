@@ -46,6 +46,20 @@ def test_a_step_of_the_wall_clock_neither_ends_a_machine_nor_changes_a_record(
     assert caplog.text.count("clock was set by") <= 1
 
 
+@pytest.mark.parametrize("step", [3600, -3600, 10 * YEAR, -10 * YEAR])
+def test_a_machine_found_started_began_when_it_was_created(make_world: MakeWorld, step: int) -> None:
+    world = make_world(slots=1)
+    world.scripts = lambda spec: Script(400.0, "200 Success")
+    world.fill()
+    for name in ("started", "started_boot", "heartbeat"):
+        (world.machine().directory / name).unlink()
+    world.clock.set(step)
+    world.start()
+    world.types = (one_type(target_share=0.0),)
+    world.run(500)
+    assert [record["WallDuration"] for record in world.records()] == ["400"]
+
+
 @pytest.mark.parametrize("step", [3600, -3600, -10 * YEAR])
 def test_a_step_of_the_wall_clock_holds_no_type_back(world: World, step: int) -> None:
     world.types = (one_type(backoff_seconds=60),)
