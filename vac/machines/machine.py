@@ -286,19 +286,18 @@ def write_final_heartbeat(
 def _lived(machine: Machine, now: Moment, usage: Usage, watched: bool) -> float:
     """Return how long an ended machine has run, seconds; at least until it was last seen alive.
 
-    The engine's time of its end may be from before or after a step of people's clock: take what is possible.
+    The engine's time of its end may be from before or after a step of people's clock: take what is possible. If neither
+    is, it says nothing.
     """
     age, seen = machine.age(now), last_seen(machine)
     if usage.ended_time is not None:
-        lived = age - (now.unix - usage.ended_time)
-        if not seen <= lived <= age:
-            by_start = usage.ended_time - (machine.started_time or 0.0)
-            lived = by_start if seen <= by_start <= age else min(lived, age)
-    elif watched:
-        lived = age
-    else:
-        lived = _latest_sign(machine, now)
-    return max(seen, lived)
+        for lived in (
+            age - (now.unix - usage.ended_time),
+            usage.ended_time - (machine.started_time or 0.0),
+        ):
+            if seen - CLOCK_TOLERANCE_SECONDS <= lived <= age + CLOCK_TOLERANCE_SECONDS:
+                return max(seen, min(lived, age))
+    return max(seen, age if watched else _latest_sign(machine, now))
 
 
 def last_seen(machine: Machine) -> float:
