@@ -71,7 +71,7 @@ def configured(
 ) -> Configuration:
     """Load the case's files as those of /etc."""
     places = tuple(path / place.relative_to("/") for place in ini.DEFAULT_PATHS)
-    monkeypatch.setattr(files, "DEFAULT_PATHS", places)
+    monkeypatch.setattr(ini, "DEFAULT_PATHS", places)
     for name, text in case["files"].items():
         file = path / "etc" / name
         file.parent.mkdir(parents=True, exist_ok=True)

@@ -31,7 +31,7 @@ def test_default_places_are_read_in_order_and_may_be_missing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     places = (tmp_path / "etc/vac.d", tmp_path / "etc/vac.conf", tmp_path / "run/vac.conf")
-    monkeypatch.setattr(files, "DEFAULT_PATHS", places)
+    monkeypatch.setattr(ini, "DEFAULT_PATHS", places)
     assert read(None).files == ()
     assert read(None).problems == ()
     names = ["etc/vac.d/10-a.conf", "etc/vac.d/9-b.conf", "etc/vac.d/b.conf", "etc/vac.conf", "run/vac.conf"]
