@@ -404,7 +404,6 @@ def test_only_the_containers_own_process_is_measured(tmp_path: Path) -> None:
     meter.add(SHORT_ID, os.getpid(), own_network=False)
     assert not meter.knows(SHORT_ID)
     assert meter.read([SHORT_ID]) == {}
-    meter.close()
 
 
 def test_usage_is_read_from_both_kinds_of_cgroups(tmp_path: Path) -> None:
@@ -460,11 +459,8 @@ def test_contacts_are_those_of_the_container_alone(
     assert {contact.address for contact in meter.contacts()[SHORT_ID]} == addresses
     (tmp_path / "7/cgroup").write_text("0::/another\n")
     assert not own_network or meter.contacts() == {}, "the number has been given to another process"
-    meter.close()
 
 
 def test_a_container_that_was_never_seen_has_no_usage() -> None:
     meter = UsageMeter()
     assert meter.read(["x"]).get("x", Usage()) == Usage()
-    meter.close()
-    meter.close()
