@@ -13,7 +13,7 @@ VERSION = re.findall(r'^__version__ = "(.+)"$', (HERE / "vac" / "__init__.py").r
 DOCKER = ["docker>=5.0.2"]
 WEB = ["waitress>=1.4.4"]
 METRICS = ["prometheus-client>=0.9", *WEB]
-VMS = ["libvirt-python>=8", *WEB]
+VMS = ["libvirt-python>=9", *WEB]
 TEST = ["hypothesis>=6.100", "pytest>=8.2", "pytest-timeout>=2.3", "pytest-xdist>=3.5"]
 LINT = [
     "import-linter>=2.1",
@@ -52,8 +52,8 @@ setup(
         "docker": DOCKER,
         "metrics": METRICS,
         "vms": VMS,
-        "test": [*TEST, *DOCKER, *METRICS],
-        "dev": [*TEST, *LINT, *DOCKER, *METRICS, *VMS],
+        "test": [*TEST, *DOCKER, *METRICS, *VMS],
+        "dev": [*TEST, *DOCKER, *METRICS, *VMS, *LINT],
     },
     entry_points={
         "console_scripts": [

@@ -1,4 +1,4 @@
-"""What all tests share: Hypothesis profiles, a usual environment, and how a test asks for a tool of this host."""
+"""Common to all tests: Hypothesis profiles, a usual environment, the order of files, and asking for tools."""
 
 from __future__ import annotations
 

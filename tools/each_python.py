@@ -67,9 +67,18 @@ def environment(version: str, python: Path, lock: str) -> Path:
 
 
 def run(arguments: list[str | Path]) -> str:
-    """Return standard output and error of a command; CalledProcessError carries them if it fails."""
+    """Return standard output and error of a command, whose Pythons find the checkout's packages.
+
+    CalledProcessError carries them if it fails.
+    """
     done = subprocess.run(
-        arguments, cwd=CHECKOUT, check=True, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+        arguments,
+        cwd=CHECKOUT,
+        env={**os.environ, "PYTHONPATH": str(CHECKOUT)},
+        check=True,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
     )
     return done.stdout
 

@@ -151,7 +151,7 @@ class Demo:
         return 100 * self.processor_seconds[name] / (sum(self.processor_seconds.values()) or 1)
 
     def _table(self, slots: dict[str, Machine], elapsed: float, seconds: float) -> str:
-        """What each slot holds, and what each type has had so far."""
+        """Return a table of what each slot holds, and what each type has had so far."""
         status = statuses.read(self.state)
         lines = [f"── {elapsed:.0f} of {seconds:.0f} s ".ljust(100, "─")]
         for name, machine in sorted(slots.items()):
@@ -182,7 +182,7 @@ class Demo:
             print(f"  {name:12} {self.percent(name):3.0f} %  {target}")
 
     def show_records(self) -> int:
-        """Where the accounting records are, and one of them; returns how many."""
+        """Print where the accounting records are, and one of them; return their number."""
         records = sorted(self.state.apel_archive.glob("*/*"))
         print(f"\n{len(records)} accounting records are in {self.state.apel_archive}, for example:\n")
         if records:

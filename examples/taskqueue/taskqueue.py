@@ -121,14 +121,14 @@ class Queue:
         return self._change(_RELEASE, number, worker)
 
     def counts(self) -> dict[str, int]:
-        """How many tasks there are in each state."""
+        """Return the number of tasks in each state."""
         with self._transaction() as connection:
             connection.execute(_EXPIRE, (self._most_tries, self._clock()))
             found = dict(connection.execute("SELECT state, count(*) FROM task GROUP BY state").fetchall())
         return {state: found.get(state, 0) for state in STATES}
 
     def tries(self) -> dict[int, int]:
-        """How often each task has been claimed, by its number."""
+        """Return the number of claims of each task, by the task's number."""
         with self._transaction() as connection:
             return dict(connection.execute("SELECT id, tries FROM task").fetchall())
 

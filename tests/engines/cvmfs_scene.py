@@ -68,7 +68,7 @@ def why(site: FactorySite, machinetype: str) -> str:
 
 
 def has_read(site: FactorySite, machinetype: str) -> bool:
-    """Has a machine of this type done its work?"""
+    """Return True if a machine of this type has done its work."""
     return any(life.finished and life.output("read") for life in site.lives(machinetype))
 
 

@@ -1,8 +1,8 @@
-"""Engines of containers of the tests' own: own directories, socket, containerd and network name space.
+"""Engines of containers of the tests' own: own directories, socket, containerd and network namespace.
 
 They touch no engine that runs already, can be killed, stopped and restarted under their containers, and leave
-neither processes nor mounts behind: each has network and mount name spaces to itself (a second dockerd in the
-same network name space would destroy the first one's bridge).
+neither processes nor mounts behind: each has network and mount namespaces to itself (a second dockerd in the
+same network namespace would destroy the first one's bridge).
 """
 
 from __future__ import annotations
@@ -104,7 +104,7 @@ class PrivateEngine(ABC):
     """The command that is the engine."""
     package: ClassVar[str]
     registry_port: ClassVar[int] = 0
-    """Where it trusts a registry without TLS on its own loopback address; 0: at any port."""
+    """The port of its own loopback address at which it trusts a registry without TLS; 0: any port."""
     live_restore: bool
     """Containers go on when it ends."""
 
@@ -118,7 +118,7 @@ class PrivateEngine(ABC):
             ["unshare", "--net", "--mount", "--propagation", "private", "sleep", "infinity"]
         )
         try:
-            wait_for(self._apart, "the name spaces are there")
+            wait_for(self._apart, "the namespaces are there")
             self.run("ip", "link", "set", "lo", "up")
             self.prepare()
             self.start()
@@ -136,7 +136,7 @@ class PrivateEngine(ABC):
         """The engine's command line."""
 
     def run(self, *command: str) -> None:
-        """Run a command in the engine's network and mount name spaces."""
+        """Run a command in the engine's network and mount namespaces."""
         subprocess.run([*self._enter(), *command], check=True)
 
     def client(self) -> docker.APIClient:
@@ -161,7 +161,7 @@ class PrivateEngine(ABC):
         wait_for(self.answers, f"{self.daemon} answers; its log: {self.directory}/log", START_SECONDS)
 
     def answers(self) -> bool:
-        """Does the engine answer now?"""
+        """Return True if the engine answers now."""
         if self._daemon is not None and self._daemon.poll() is not None:
             pytest.fail(f"{self.daemon} has ended:\n{(self.directory / 'log').read_text()[-2000:]}")
         with socket.socket(socket.AF_UNIX) as probe:
@@ -251,7 +251,7 @@ class PrivateEngine(ABC):
         return all((own / kind).stat().st_ino != (theirs / kind).stat().st_ino for kind in ("net", "mnt"))
 
     def launch(self, *command: str) -> subprocess.Popen[bytes]:
-        """Start a daemon in the engine's name spaces."""
+        """Start a daemon in the engine's namespaces."""
         with (self.directory / "log").open("ab") as log:
             process = subprocess.Popen(
                 [*self._enter(), *command],
@@ -264,7 +264,7 @@ class PrivateEngine(ABC):
         return process
 
     def environment(self) -> Mapping[str, str]:
-        """What daemons find in their environment beside what is there."""
+        """Return variables to add to the daemons' environment."""
         return {}
 
     def _end(self, how: signal.Signals) -> None:

@@ -91,7 +91,7 @@ class Machines:
         self.driver.create(spec)
 
     def prepared(self, spec: MachineSpec) -> str | None:
-        """What prepare() says of the machine's type."""
+        """Return the result of prepare() for the machine's type."""
         return self.driver.prepare(spec.machinetype, self.settings, spec.files)
 
     def state(self, spec: MachineSpec) -> EngineState | None:

@@ -62,13 +62,13 @@ class Life:
     finished: float | None
 
     def output(self, name: str) -> str:
-        """What the machine has written to its joboutputs; empty if it hasn't."""
+        """Return a file of the machine's joboutputs; empty if there is none."""
         with contextlib.suppress(FileNotFoundError):
             return (self.directory / "joboutputs" / name).read_text(errors="replace")
         return ""
 
     def output_time(self, name: str) -> float:
-        """When it wrote that last."""
+        """Return the time of its last write to that file."""
         return (self.directory / "joboutputs" / name).stat().st_mtime
 
     @property
@@ -93,7 +93,7 @@ class FactorySite:
         self.enter: Sequence[str] = ()
         """Words before each command: where it runs."""
         self.words: Sequence[str] = ("--role", "factory")
-        """What is started of vacd; nothing: all of it."""
+        """The role of vacd to start; nothing: all of it."""
         self.state.root.mkdir()
         self.config.parent.mkdir(mode=0o700)
 
@@ -121,7 +121,7 @@ class FactorySite:
 
     @property
     def environment(self) -> dict[str, str]:
-        """That of its commands: this tree's modules, and the assumed processors."""
+        """The environment of its commands: this tree's modules, and the assumed processors."""
         return {**os.environ, "PYTHONPATH": str(ROOT), "VAC_ASSUME_PROCESSORS": str(self.processors)}
 
     def start(self, module: str = "vac.daemon", **variables: str) -> None:
@@ -176,7 +176,7 @@ class FactorySite:
         return self.log_file.read_text(errors="replace") if self.log_file.exists() else ""
 
     def status(self) -> Status:
-        """What it has last reported."""
+        """Return its last report."""
         return read_status(self.state) or Status()
 
     def machines(self) -> dict[str, Machine]:
@@ -194,7 +194,7 @@ class FactorySite:
         ]
 
     def occupied(self) -> int:
-        """How many machines started and have not finished, fast."""
+        """Return the number of machines that started and have not finished, fast."""
         directories = [Path(entry.path) for entry in _entries(self.state.machines)]
         return sum((one / "started").exists() and not (one / "finished").exists() for one in directories)
 
@@ -309,12 +309,12 @@ def records(site: FactorySite) -> dict[str, dict[str, str]]:
 
 
 def uuids(site: FactorySite, machinetype: str | None = None) -> set[str]:
-    """Of the machines that run."""
+    """Return the uuids of the machines that run."""
     return {machine.uuid for machine in site.running(machinetype)}
 
 
 def ended(machine: Machine) -> bool:
-    """Has the factory written its end?"""
+    """Return True if the factory has written its end."""
     return (machine.directory / "finished").exists()
 
 

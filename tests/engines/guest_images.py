@@ -27,7 +27,7 @@ CACHE = Path(os.environ.get("VAC_TEST_IMAGES", "/var/tmp/vac-test-images"))
 KERNEL = "linux-image-cloud-amd64"
 PACKAGES = ("isolinux", "syslinux-common", "busybox-static")
 MODULES = ("virtio_pci", "virtio_net", "virtio_blk", "virtio-rng", "button", "evdev")
-"""What a guest needs beside what is built in: serial console, ext4."""
+"""Modules that a guest needs beside what is built in: serial console, ext4."""
 COMMAND_LINE = "console=ttyS0 quiet panic=1 random.trust_cpu=on no_timer_check"
 """On a busy host the kernel would take the emulated timer for a broken one."""
 Content = Union[str, bytes, Path]
@@ -66,7 +66,7 @@ poweroff -f
 )
 """Runs what the metadata service gives as user_data, then powers off."""
 IDLE = PREAMBLE + ACPI + "while :; do sleep 3600; done\n"
-"""Does nothing until the power button is pressed."""
+"""A guest that idles until the power button is pressed."""
 _UDHCPC = """#!/bin/sh
 case $1 in bound|renew)
  ifconfig $interface $ip netmask ${subnet:-255.255.0.0}
@@ -92,7 +92,7 @@ LABEL vm
 
 @dataclass(frozen=True)
 class Guest:
-    """What a guest does and consists of. files: further ones by their path inside; all can be executed."""
+    """A guest's init script and contents. files: further ones by their path inside; all can be executed."""
 
     init: str
     modules: Sequence[str] = MODULES
@@ -147,7 +147,7 @@ def disk_qcow2(guest: Guest, partition: Path | None = None) -> Path:
 
 
 def built(kind: str, parts: Mapping[str, Content], make: Callable[[Path], object]) -> Path:
-    """What make() makes of these parts, which is done once. Files among them are known by path and mtime."""
+    """Return the file that make() makes of these parts, once. Files among them are known by path and mtime."""
     digest = hashlib.sha256()
     for name, content in sorted(parts.items()):
         stamp = content.stat().st_mtime_ns if isinstance(content, Path) else 0
@@ -275,7 +275,7 @@ def _fill(root: Path, files: Mapping[str, Content]) -> None:
 
 
 def run(*command: str) -> str:
-    """What the command prints; it has to succeed."""
+    """Return the command's output; it has to succeed."""
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, f"{' '.join(command)}: {done.stderr}"
     return done.stdout

@@ -135,7 +135,7 @@ def machine(site: FactorySite, kind: str) -> Machine:
     return found
 
 
-def test_vacd_counts_as_started_when_it_has_said_so_and_is_reloaded(site: FactorySite) -> None:
+def test_vacd_is_started_when_it_says_so_and_reloads(site: FactorySite) -> None:
     assert shown("vacd", "ActiveState") == "active"
     systemctl("reload", "vacd")
     assert shown("vacd", "ActiveState") == "active"
@@ -232,7 +232,7 @@ def test_restart_of_vacd_keeps_machines(site: FactorySite) -> None:
     assert running(site) == before
 
 
-def test_stop_of_vac_machines_ends_them_all_and_vacd_starts_with_others(site: FactorySite) -> None:
+def test_stop_of_vac_machines_ends_all_machines(site: FactorySite) -> None:
     before = all_run(site)
     inside = [each for one in site.running() for each in processes(group(site, one))]
     systemctl("stop", "vac-machines")

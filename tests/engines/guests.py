@@ -28,7 +28,7 @@ MEMORY_MB = 1536
 PATIENCE_SECONDS = 1800.0
 """Longest that a guest may run."""
 VIRTIOFSD = ("/usr/lib/qemu/virtiofsd", "/usr/libexec/virtiofsd")
-"""Where Debian has it: with QEMU 7, and as a package of its own."""
+"""Its places in Debian: with QEMU 7, and as a package of its own."""
 KERNEL_OPTIONS = (
     *("console=ttyS0", "quiet", "panic=-1", "random.trust_cpu=on"),
     "no_timer_check",  # on a busy host the emulated timer seems not to work
@@ -94,13 +94,13 @@ MARK = "the guest's command has ended with status"
 
 @dataclass(frozen=True)
 class Ran:
-    """What came of a command in a guest."""
+    """Result of a command in a guest."""
 
     status: int | None
     """None: the guest ended, or was ended, before the command did."""
     output: str
     console: str
-    """What the kernel said."""
+    """The kernel's messages."""
 
 
 def run_tests(*arguments: str, systemd: bool = False) -> str:

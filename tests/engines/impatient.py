@@ -25,7 +25,7 @@ KEEPALIVE_SECONDS = 2
 
 
 def impatient(role: Role, arguments: argparse.Namespace) -> list[str]:
-    """What the supervisor executes for a role: this."""
+    """Return the command line that the supervisor executes for a role: this module."""
     words = command.command_for(role, arguments)
     return [__spec__.name if word == "vac.daemon" else word for word in words]
 

@@ -1,4 +1,4 @@
-"""A libvirtd of the tests' own: own directories, socket, virtlogd and name spaces for network and mounts.
+"""A libvirtd of the tests' own: own directories, socket, virtlogd and namespaces for network and mounts.
 
 It touches no hypervisor that runs already, can be killed, stopped and restarted under its machines, and leaves
 neither processes nor files behind.
@@ -83,7 +83,7 @@ class PrivateLibvirt:
             ["unshare", "--net", "--mount", "--propagation", "private", "sleep", "infinity"]
         )
         try:
-            wait_for(self._apart, "the name spaces are there")
+            wait_for(self._apart, "the namespaces are there")
             self.run("ip", "link", "set", "lo", "up")
             self.run("sh", "-eu", "-c", CONFIGURATION, str(self.directory))
             for name, place in PRIVATE.items():
@@ -96,13 +96,13 @@ class PrivateLibvirt:
 
     @property
     def enter(self) -> list[str]:
-        """Words before a command that is to run in libvirtd's network and mount name spaces."""
+        """Words before a command that is to run in libvirtd's network and mount namespaces."""
         namespaces = f"/proc/{self._holder.pid}/ns"
         return ["nsenter", f"--net={namespaces}/net", f"--mount={namespaces}/mnt"]
 
     @property
     def proc(self) -> Path:
-        """What /proc tells there of the network and the mounts."""
+        """The /proc of a process there, for its network and mounts."""
         return Path(f"/proc/{self._holder.pid}")
 
     def run(self, *command: str) -> None:
@@ -110,7 +110,7 @@ class PrivateLibvirt:
         subprocess.run([*self.enter, *command], check=True)
 
     def inside(self, call: Callable[[], _Result]) -> _Result:
-        """What call() gives in a thread that sees libvirtd's network as its own."""
+        """Return the result of call() in a thread whose network namespace is libvirtd's."""
         results: list[_Result] = []
 
         def enter() -> None:
@@ -125,7 +125,7 @@ class PrivateLibvirt:
         return results[0]
 
     def virsh(self, *words: str) -> str:
-        """What virsh prints."""
+        """Return virsh's output."""
         command = ["virsh", "--quiet", "--connect", self.uri, *words]
         done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_SECONDS, check=False)
         assert done.returncode == 0, f"virsh {' '.join(words)}: {done.stderr}"
@@ -152,7 +152,7 @@ class PrivateLibvirt:
         wait_for(self.answers, lambda: f"libvirtd answers:\n{self._log()}")
 
     def answers(self) -> bool:
-        """Does libvirtd answer now?"""
+        """Return True if libvirtd answers now."""
         daemon = self._processes["libvirtd"]
         assert daemon.poll() is None, f"libvirtd has ended:\n{self._log()}"
         command = ["virsh", "--connect", self.uri, "uri"]
@@ -180,7 +180,7 @@ class PrivateLibvirt:
             os.kill(daemon, signal.SIGCONT)
 
     def processes(self, words: str = "") -> list[int]:
-        """All processes in its network name space that have this in their command lines, but the one that holds it."""
+        """All processes in its network namespace that have this in their command lines, but the one that holds it."""
         found = []
         for entry in Path("/proc").iterdir():
             with contextlib.suppress(OSError):
@@ -209,7 +209,7 @@ class PrivateLibvirt:
         return all(_namespace("self", kind) != _namespace(self._holder.pid, kind) for kind in ("net", "mnt"))
 
     def _share_cache(self) -> None:
-        """What libvirtd has found out of QEMU, in 8 s, is kept for the next one."""
+        """Keep QEMU's capabilities, which take libvirtd 8 s to find, for the next one."""
         CACHE.mkdir(mode=0o755, exist_ok=True)
         (CACHE / "libvirt").mkdir(exist_ok=True)
         (self.directory / "cache").rmdir()

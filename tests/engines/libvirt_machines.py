@@ -124,6 +124,6 @@ class Machines:
 
 
 def console(spec: MachineSpec) -> str:
-    """What the guest has said so far."""
+    """Return the guest's console output so far."""
     path = spec.directory / "console.log"
     return path.read_text(errors="replace") if path.exists() else ""

@@ -1,4 +1,4 @@
-"""What a driver's events say, heard in a thread as the factory hears them."""
+"""A driver's events, received in a thread as the factory receives them."""
 
 from __future__ import annotations
 

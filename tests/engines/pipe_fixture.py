@@ -78,7 +78,7 @@ class Piped:
         self.factory.wait_for((machine.directory / "finished").exists, f"{machine.name} has ended", PATIENCE)
 
     def trouble(self, prefix: str) -> str:
-        """What the factory says of a pipe."""
+        """Return the factory's report on a pipe."""
         return self.factory.status().pipes.get(prefix) or ""
 
     def wait_for_trouble(self, prefix: str, words: str) -> None:

@@ -95,6 +95,6 @@ class PrivatePodman(PrivateEngine):
                     group.rmdir()
 
     def digests(self) -> set[str]:
-        """Of all its images, as their registries know them."""
+        """Return the digests of all its images, as their registries know them."""
         with contextlib.closing(self.client()) as client:
             return {digest for image in client.images() for digest in image["RepoDigests"] or ()}

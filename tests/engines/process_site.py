@@ -27,7 +27,7 @@ PATIENCE = 300.0
 
 
 def group_makers() -> dict[str, Callable[[str], Groups]]:
-    """What cgroups this host has, v1, v2 or both (v2 perhaps without controllers): how to open them."""
+    """Return how to open this host's cgroups: v1, v2 (perhaps without controllers) or both."""
     mounts = find_mounts()
     makers: dict[str, Callable[[str], Groups]] = {}
     v2 = mounts.v2
@@ -105,7 +105,7 @@ class Site:
         return spec
 
     def output(self, spec: MachineSpec, name: str) -> str:
-        """What the machine has written to its joboutputs."""
+        """Return a file of the machine's joboutputs."""
         return (spec.directory / "joboutputs" / name).read_text()
 
     def processes(self, spec: MachineSpec) -> list[int]:
@@ -113,7 +113,7 @@ class Site:
         return self.groups.processes(f"{spec.name}_{spec.uuid}")
 
     def state(self, spec: MachineSpec) -> EngineState | None:
-        """How the driver lists the machine."""
+        """Return the machine's state as the driver lists it; None if it isn't listed."""
         listed: list[Observed] = [each for each in self.driver.list() if each.uuid == spec.uuid]
         return listed[0].state if listed else None
 

@@ -1,4 +1,4 @@
-"""What is Apptainer's own among process machines: image files, names of images, images with URLs."""
+"""Features of Apptainer alone among process machines: image files, names of images, images with URLs."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def site(images: Path) -> Iterator[Site]:
 
 
 def runs_from(site: Site, **options: Any) -> bool:
-    """Does a machine with these options of the machinetype see the image's files?"""
+    """Return True if a machine with these options of the machinetype sees the image's files."""
     script = 'cat /etc/motd >"$JOBOUTPUTS/motd"; touch /etc/x && echo writable >>"$JOBOUTPUTS/motd"\n'
     spec = site.create(site.spec(0, script, **options))
     site.wait_for_end(spec)
@@ -62,7 +62,7 @@ def runs_from(site: Site, **options: Any) -> bool:
 
 
 def facts_of(site: Site, spec: MachineSpec, wanted: str) -> str:
-    """What the driver tells of a machine, which may take a while."""
+    """Wait until the driver knows this fact of a machine, and return it."""
     found: dict[str, str] = {}
 
     def told() -> bool:

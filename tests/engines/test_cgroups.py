@@ -77,7 +77,7 @@ def test_everything_in_a_group_is_killed_and_its_usage_stays(groups: Groups) -> 
     assert groups.names() == []
 
 
-def test_kernels_without_cgroup_kill_have_everything_frozen_and_killed(
+def test_without_cgroup_kill_everything_is_frozen_and_killed(
     groups: Groups, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     exists = Path.exists
@@ -109,7 +109,7 @@ def test_populated_group_is_not_removed(groups: Groups) -> None:
         groups.kill_all("m_u", 60)
 
 
-def test_end_of_the_last_process_is_told_for_groups_found_and_added(groups: Groups) -> None:
+def test_the_end_of_a_groups_last_process_is_an_event(groups: Groups) -> None:
     groups.create("found_u", LIMITS)
     ends: list[str] = []
     watcher = EndWatcher(groups)

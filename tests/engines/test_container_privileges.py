@@ -1,4 +1,4 @@
-"""What machines may do, on Docker and on Podman: users, capabilities, and containers nested in the container."""
+"""Privileges of machines on Docker and on Podman: users, capabilities, and containers nested in the container."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ pytestmark = pytest.mark.engine
 APPTAINER = "apptainer:1"
 SANDBOX = "sandbox"
 FILES = {"etc/group": "root:x:0:\npilot:x:1235:\n", "etc/localtime": ""}
-"""What Apptainer wants of the image that it runs in."""
+"""Files that Apptainer needs in the image that it runs in."""
 SESSION = "var/lib/apptainer/mnt/session"
 PLACES = (
     "/usr/bin/apptainer",
@@ -107,7 +107,7 @@ WITH_A_PROC = f"mount -t proc x /proc && {IN_A_USER_NAMESPACE}"
     ],
     ids=["pilot", "capable", "root", "not-nested"],
 )
-def test_nested_machines_may_use_user_namespaces_and_no_root_may_reach_the_hosts_settings(
+def test_nesting_allows_user_namespaces_but_no_host_settings(
     engine: PrivateEngine,
     machines: Machines,
     options: dict[str, object],
@@ -156,7 +156,7 @@ def apptainer_tar() -> bytes:
 
 
 @pytest.mark.parametrize("nested", [True, False])
-def test_a_pilot_runs_its_payload_in_unprivileged_apptainer_where_containers_may_be_nested(
+def test_apptainer_runs_inside_only_where_nesting_is_allowed(
     engine: PrivateEngine, machines: Machines, nested: bool
 ) -> None:
     engine.import_image(APPTAINER, apptainer_tar())

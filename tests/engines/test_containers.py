@@ -164,7 +164,7 @@ def test_usage_until_the_end_is_known_after_it(machines: Machines) -> None:
     )
 
     def used() -> tuple[float, Usage]:
-        """How much more than its shell tells it has used according to the engine, and all of that."""
+        """Return the engine's CPU time less that which its shell measured, and the engine's usage."""
         spec = machines.spec(script)
         machines.create(spec)
         machines.wait_for_state(spec, EngineState.ENDED)
@@ -179,7 +179,7 @@ def test_usage_until_the_end_is_known_after_it(machines: Machines) -> None:
 
 
 @pytest.mark.parametrize(("network", "counted"), [("bridge", True), ("host", False), ("none", False)])
-def test_network_bytes_are_counted_where_the_network_is_the_machines_own(
+def test_network_bytes_are_counted_on_an_own_network_only(
     machines: Machines, network: str, counted: bool
 ) -> None:
     spec = machines.spec(LOOK, container_network=network)
@@ -301,7 +301,7 @@ def test_an_end_is_listed_as_soon_as_it_is_told(machines: Machines) -> None:
             assert machines.state(spec) is EngineState.ENDED
 
 
-def test_a_machine_whose_monitor_was_killed_ends_and_leaves_nothing(machines: Machines) -> None:
+def test_a_machine_whose_monitor_was_killed_leaves_nothing(machines: Machines) -> None:
     spec = machines.spec("#!/bin/sh\nexec sleep 600\n")
     machines.create(spec)
     process = int(machines.driver.details(spec.uuid)["pid"])
@@ -375,7 +375,7 @@ def test_what_is_wrong_with_a_machinetype_is_the_reason(
     assert machines.driver.list() == []
 
 
-def test_what_a_machine_writes_beside_its_directories_is_where_its_engine_says(machines: Machines) -> None:
+def test_a_containers_own_layer_is_where_its_engine_says(machines: Machines) -> None:
     spec = machines.spec("#!/bin/sh\ntouch /fat /var/spool/joboutputs/done\nexec sleep 600\n")
     machines.create(spec)
     machines.wait_for_output(spec, "done")
@@ -383,7 +383,7 @@ def test_what_a_machine_writes_beside_its_directories_is_where_its_engine_says(m
     assert Path(layer, "fat").exists()
 
 
-def test_the_doctor_finds_nothing_that_keeps_machines_from_being_made(engine: PrivateEngine) -> None:
+def test_the_doctor_finds_no_serious_problem(engine: PrivateEngine) -> None:
     limited = Machinetype("limited", disk_gb_per_processor=1)
     rows = [*doctor_docker.rows(Settings(docker_host=engine.url), [limited])]
     assert [what for what, problem, serious in rows if problem and serious] == []

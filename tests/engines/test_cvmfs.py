@@ -45,7 +45,7 @@ def cvmfs() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("cvmfs")
-def test_a_repository_that_hangs_holds_up_only_types_that_need_it() -> None:
+def test_a_hanging_repository_holds_up_only_its_types() -> None:
     for tool in ("squashfuse", "mksquashfs", "apptainer", "bwrap"):
         require_tool(tool)
     scene = [sys.executable, "-m", "tests.engines.cvmfs_scene"]

@@ -153,14 +153,12 @@ def wait_for_replacement(site: FactorySite, *machines: Machine, but: Sequence[Ma
 
 
 def told_of(site: FactorySite, machine: Machine) -> dict[str, object]:
-    """What `vac machine` says."""
+    """Return the output of `vac machine`."""
     told: dict[str, object] = json.loads(site.vac("machine", "--json", machine.name).stdout)
     return told
 
 
-def test_machine_tells_what_image_it_was_made_from_and_what_it_uses(
-    full: FactorySite, registry: Registry
-) -> None:
+def test_vac_machine_shows_image_and_usage(full: FactorySite, registry: Registry) -> None:
     machine = full.running("docked")[0]
     full.wait_for((machine.directory / "details.json").exists, "its details are kept")
     told = told_of(full, machine)
@@ -186,9 +184,7 @@ def heartbeat(machine: Machine) -> list[str]:
     return (machine.directory / "heartbeat").read_text().split()
 
 
-def test_what_a_container_writes_to_its_own_layer_counts_for_its_disk_limit(
-    engine: PrivateDocker, full: FactorySite
-) -> None:
+def test_a_containers_own_layer_counts_for_its_disk_limit(engine: PrivateDocker, full: FactorySite) -> None:
     fat, *others = full.running("docked")
     with contextlib.closing(engine.client()) as client:
         command = ["/bin/busybox", "fallocate", "-l", "1100M", "/fat"]
@@ -203,7 +199,7 @@ def test_what_a_container_writes_to_its_own_layer_counts_for_its_disk_limit(
     assert {machine.uuid for machine in others} <= uuids(full, "docked")
 
 
-def test_a_machines_directory_is_closed_to_all_but_root_and_the_responder(full: FactorySite) -> None:
+def test_a_machines_directory_is_for_root_and_the_responder(full: FactorySite) -> None:
     user = unprivileged_user()
     assert user is not None
     for machine in full.running("docked"):
@@ -243,7 +239,7 @@ def test_what_people_do_to_containers_and_strangers_containers(
             client.remove_container(stranger, force=True)
 
 
-def test_an_engine_that_is_down_for_a_while_ends_nothing_and_is_used_again(
+def test_an_engine_that_is_down_ends_nothing_and_is_used_again(
     engine: PrivateDocker, full: FactorySite
 ) -> None:
     victim, *others = full.running("docked")
@@ -297,7 +293,7 @@ def test_an_engine_that_hangs_holds_up_nobody_elses_machines(
     full.wait_for(lambda: "no answer" not in why(full, "docked"), "`vac why` has nothing to say of it")
 
 
-def test_machines_that_end_with_their_engine_are_accounted_for_and_replaced() -> None:
+def test_machines_that_end_with_their_engine_are_replaced() -> None:
     with contextlib.ExitStack() as stack:
         engine = stack.enter_context(contextlib.closing(PrivateDocker()))
         site = stack.enter_context(half_and_half(engine, {"docked": in_docker(), "beside": BESIDE}, 6))
@@ -312,7 +308,7 @@ def test_machines_that_end_with_their_engine_are_accounted_for_and_replaced() ->
             assert "Zombie" not in site.status().slot_states.values()
 
 
-def test_each_type_that_can_not_be_made_has_one_reason_and_harms_no_other(
+def test_a_type_that_cannot_be_made_has_a_reason_and_harms_none(
     engine: PrivateDocker, registry: Registry, stalling: Registry
 ) -> None:
     kinds = {
@@ -345,7 +341,7 @@ def test_each_type_that_can_not_be_made_has_one_reason_and_harms_no_other(
         site.wait_for(lambda: site.running("stalled"), "what stalled is made once its image has come")
 
 
-def test_a_memory_eater_dies_alone_and_is_accounted_with_its_peak(engine: PrivateDocker) -> None:
+def test_a_memory_eater_is_accounted_with_its_peak(engine: PrivateDocker) -> None:
     limit_kb = 2 * 64 * 1024
     eater = in_docker(
         f"sleep {FIZZLE_SECONDS + 1}\nexec dd if=/dev/zero of=/dev/null bs=400M", target_share=0.5
@@ -360,7 +356,7 @@ def test_a_memory_eater_dies_alone_and_is_accounted_with_its_peak(engine: Privat
 
 
 def why(site: FactorySite, machinetype: str) -> str:
-    """What `vac why MACHINETYPE` says."""
+    """Return the output of `vac why MACHINETYPE`."""
     return site.vac("why", machinetype).stdout
 
 

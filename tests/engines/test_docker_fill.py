@@ -38,7 +38,7 @@ OPTIONS = {
 }
 
 
-def test_64_slots_fill_by_the_ramp_in_under_two_minutes_and_each_machine_sees_what_it_must() -> None:
+def test_64_slots_fill_in_two_minutes_with_isolated_machines() -> None:
     with contextlib.ExitStack() as stack:
         engine = stack.enter_context(contextlib.closing(PrivateDocker()))
         kinds = {"docked": Kind(LOOK, OPTIONS)}

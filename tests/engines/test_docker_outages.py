@@ -38,9 +38,7 @@ def engine(request: pytest.FixtureRequest) -> Iterator[PrivateEngine]:
     gc.collect()
 
 
-def test_nothing_is_concluded_while_the_engine_is_down_and_all_is_found_when_it_is_back(
-    engine: PrivateEngine, tmp_path: Path
-) -> None:
+def test_machines_are_found_again_after_an_outage(engine: PrivateEngine, tmp_path: Path) -> None:
     with contextlib.closing(Machines(engine.url, tmp_path)) as machines:
         spec = machines.spec(SLEEP)
         machines.create(spec)
@@ -69,7 +67,7 @@ def test_nothing_is_concluded_while_the_engine_is_down_and_all_is_found_when_it_
 
 
 @pytest.mark.parametrize("kind", [PrivateDocker, PrivatePodman], ids=["docker", "podman"])
-def test_an_engine_that_hangs_is_unavailable_in_time_and_goes_on_afterwards(
+def test_an_engine_that_hangs_is_unavailable_until_it_goes_on(
     kind: type[PrivateEngine], tmp_path: Path
 ) -> None:
     with contextlib.closing(kind()) as engine:

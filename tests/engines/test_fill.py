@@ -58,12 +58,12 @@ echo '200 all done' > $out/shutdown_message
 
 @dataclass(frozen=True)
 class Run:
-    """What one run has left."""
+    """Remains of one run."""
 
     site: FactorySite
     begun: float
     full: float
-    """When all slots were taken first."""
+    """The time when all slots were first taken."""
     end: float
     lives: Sequence[Life]
     log: str
@@ -72,7 +72,7 @@ class Run:
         return [life for life in self.lives if life.machinetype == machinetype and life.started is not None]
 
     def told_between(self, begin: float, end: float) -> str:
-        """What the factory logged then, for people who look for the cause of a failure."""
+        """Return what the factory logged then, to find the cause of a failure."""
         times = [time.strftime("%Y-%m-%dT%H:%M:%S+0000", time.gmtime(moment)) for moment in (begin, end)]
         return "\n".join(line for line in self.log.splitlines() if times[0] <= line[:24] <= times[1])
 
@@ -161,7 +161,7 @@ def test_shares_are_met_within_two_machines_nearly_all_the_time(run: Run) -> Non
         assert means[machinetype] == pytest.approx(whole * target / SLOTS, abs=0.5)
 
 
-def test_a_machine_that_ends_is_replaced_at_once_and_not_by_the_next_cycle(run: Run) -> None:
+def test_an_ended_machine_is_replaced_before_the_next_cycle(run: Run) -> None:
     pairs = replacements(run.lives, run.full)
     pauses = [start - end for end, start in pairs]
     assert len(pauses) >= GENERATIONS * SLOTS - SLOTS
@@ -170,14 +170,14 @@ def test_a_machine_that_ends_is_replaced_at_once_and_not_by_the_next_cycle(run: 
     assert pauses[worst] < CYCLE_SECONDS / 2, run.told_between(*pairs[worst])
 
 
-def test_a_type_without_work_is_tried_with_one_machine_per_backoff_which_doubles(run: Run) -> None:
+def test_a_type_without_work_is_tried_once_per_doubling_backoff(run: Run) -> None:
     tries = _tries(run.of("nowork"))
     assert [len(machines) for machines in tries] == [1] * len(tries)
     assert {life.message for machines in tries for life in machines} == {"300 nothing to do"}
     _assert_pauses_double(tries)
 
 
-def test_a_type_that_succeeds_after_a_second_is_not_respawned_for_ever(run: Run) -> None:
+def test_a_type_that_succeeds_at_once_is_backed_off(run: Run) -> None:
     tries = _tries(run.of("quick"))
     assert {life.message for machines in tries for life in machines} == {"200 done at once"}
     _assert_pauses_double(tries)
@@ -204,7 +204,7 @@ def _assert_pauses_double(tries: Sequence[Sequence[Life]]) -> None:
         assert pause > BACKOFF_SECONDS * 2**number - 1
 
 
-def test_each_machine_has_its_features_before_its_user_data_starts(run: Run) -> None:
+def test_features_are_there_before_user_data_starts(run: Run) -> None:
     for life in _workers(run):
         features = dict(line.split("=", 1) for line in life.output("mjf").splitlines())
         assert life.output("job_id") == (life.directory / "jobfeatures" / "job_id").read_text()
@@ -223,7 +223,7 @@ def test_each_machine_has_its_features_before_its_user_data_starts(run: Run) -> 
         assert life.output("hostname").strip() == life.name
 
 
-def test_no_machine_has_capabilities_supplementary_groups_or_root(run: Run) -> None:
+def test_no_machine_has_capabilities_groups_or_root(run: Run) -> None:
     for life in _workers(run):
         status = dict(line.split(":\t", 1) for line in life.output("status").splitlines())
         assert int(status["CapEff"], 16) == int(status["CapPrm"], 16) == int(status["CapAmb"], 16) == 0
@@ -233,7 +233,7 @@ def test_no_machine_has_capabilities_supplementary_groups_or_root(run: Run) -> N
         assert status["NoNewPrivs"] == "1"
 
 
-def test_no_machine_sees_other_machines_the_state_dir_or_the_host(run: Run) -> None:
+def test_no_machine_sees_others_the_state_dir_or_the_host(run: Run) -> None:
     for life in _workers(run):
         assert life.output("state_dir_is_there") != "", "nothing is proved by a directory that isn't there"
         assert life.output("state_dir") == ""
@@ -249,7 +249,7 @@ def test_no_machine_sees_other_machines_the_state_dir_or_the_host(run: Run) -> N
             )
 
 
-def test_a_machines_directory_gives_its_user_data_to_its_user_alone(run: Run) -> None:
+def test_user_data_is_readable_by_the_machines_user_alone(run: Run) -> None:
     for life in _workers(run):
         status = (life.directory / "user_data").stat()
         assert status.st_mode & 0o7777 == 0o500

@@ -1,4 +1,4 @@
-"""What differs with the host, on a cgroup-v2-only kernel of its own: without systemd, and below a real one."""
+"""Tests whose outcome depends on the host, on a kernel with cgroup v2 only: without systemd, and below a real one."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What machines plant in their joboutputs, secrets in user_data, and machines that break the rules."""
+"""Things that machines plant in their joboutputs, secrets in user_data, and machines that break the rules."""
 
 from __future__ import annotations
 
@@ -144,7 +144,7 @@ def _modes_of_files_with(site: FactorySite, text: bytes) -> set[tuple[str, str, 
     return found
 
 
-def test_machines_that_break_the_rules_are_ended_and_others_are_not() -> None:
+def test_only_machines_that_break_the_rules_are_ended() -> None:
     beat = "while touch /tmp/joboutputs/beat; do sleep 0.5; done"
     beating: dict[str, Option] = {"heartbeat_file": "beat", "fizzle_seconds": 15, "heartbeat_seconds": 20}
     kinds = {

@@ -72,7 +72,7 @@ def site(request: pytest.FixtureRequest) -> Iterator[Site]:
         yield site
 
 
-def test_what_still_runs_is_a_machine_like_ours_and_ends_with_all_its_processes(site: Site) -> None:
+def test_a_classic_machine_is_adopted_and_ends_as_a_whole(site: Site) -> None:
     with standing_in() as pid:
         below = sleepers(pid)
         site.driver.follow({UUID: left(pid)})
@@ -97,7 +97,7 @@ def running(pid: int) -> bool:
     return False
 
 
-def test_a_process_that_has_only_taken_over_the_number_is_left_alone(site: Site) -> None:
+def test_a_process_with_only_the_same_number_is_left_alone(site: Site) -> None:
     with standing_in() as pid, standing_in(command="editor") as other, standing_in(user="daemon") as foreign:
         late = dataclasses.replace(left(pid), noted_time=time.time() - 3600)
         site.driver.follow({"1": late, "2": left(other), "3": left(foreign), "4": left(2**22 + 1)})
@@ -136,7 +136,7 @@ def plant(site: FactorySite, pid: int) -> Path:
     return directory
 
 
-def test_the_factory_watches_it_keeps_its_slot_and_accounts_for_it_when_it_ends() -> None:
+def test_a_classic_machine_keeps_its_slot_and_is_accounted() -> None:
     with factory_site({"t": Kind("exec sleep 600")}, processors=1, start=False) as site, standing_in() as pid:
         directory = plant(site, pid)
         begun = time.time()

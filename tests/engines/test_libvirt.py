@@ -44,7 +44,7 @@ say ready
 ENDING = TELLING + "i=0; while [ $i -lt 300000 ]; do i=$((i+1)); done; poweroff -f\n"
 WAITING = TELLING + "while :; do sleep 3600; done\n"
 DEAF = PREAMBLE + "while :; do sleep 3600; done\n"
-"""Has no power button."""
+"""A guest without a power button."""
 
 
 @pytest.fixture(scope="module")
@@ -79,7 +79,7 @@ def digest(path: Path) -> str:
 
 
 def cpu_seconds(process: int) -> float:
-    """Of a process, as the kernel counts it; 0.0 if it has gone."""
+    """Return the CPU time of a process, as the kernel counts it; 0.0 if it has gone."""
     with contextlib.suppress(OSError):
         fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
         return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
@@ -125,9 +125,7 @@ def test_a_machine_boots_from_cd_and_its_disk_goes_with_it(
     assert (image.stat().st_uid == 0) or mode == 0o600
 
 
-def test_a_machine_boots_from_an_overlay_and_never_writes_its_image(
-    engine: PrivateLibvirt, machines: Machines
-) -> None:
+def test_a_machine_boots_from_an_overlay_of_its_image(engine: PrivateLibvirt, machines: Machines) -> None:
     image = own_copy(engine, disk_qcow2(Guest(WAITING)))
     before = digest(image)
     specs = [machines.spec(image, machine_model="vm-raw") for _ in range(2)]
@@ -173,7 +171,7 @@ def test_only_what_is_signed_as_it_has_to_be_is_booted(engine: PrivateLibvirt) -
         machines.destroy_all()
 
 
-def test_machines_that_are_stopped_shut_down_by_themselves_if_they_can_and_at_once(
+def test_stopped_machines_shut_down_by_themselves_if_they_can(
     engine: PrivateLibvirt, machines: Machines
 ) -> None:
     driver = machines.driver = machines.successor(grace_seconds=4.0)
@@ -214,9 +212,7 @@ def test_machines_that_are_stopped_shut_down_by_themselves_if_they_can_and_at_on
     assert not driver.list()
 
 
-def test_what_people_and_guests_do_is_seen_and_a_hypervisor_process_that_hangs_holds_up_nobody(
-    engine: PrivateLibvirt, machines: Machines
-) -> None:
+def test_ends_by_others_are_seen_while_one_qemu_hangs(engine: PrivateLibvirt, machines: Machines) -> None:
     image = own_copy(engine, boot_iso(Guest(IDLE)))
     crashing = own_copy(
         engine, boot_iso(Guest(PREAMBLE + "echo 1 >/proc/sys/kernel/sysrq; echo c >/proc/sysrq-trigger\n"))
@@ -238,7 +234,7 @@ def test_what_people_and_guests_do_is_seen_and_a_hypervisor_process_that_hangs_h
             told.add(news.get(timeout=PATIENCE_SECONDS))
 
 
-def test_a_libvirtd_that_is_down_or_hangs_is_told_and_machines_outlive_it(
+def test_machines_outlive_a_libvirtd_that_is_down_or_hangs(
     engine: PrivateLibvirt, machines: Machines, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(libvirt_api, "KEEPALIVE_SECONDS", 2)
@@ -308,7 +304,7 @@ def test_only_this_factorys_domains_are_its_machines(engine: PrivateLibvirt, mac
         ({"machine_model": "vm-raw", "root_image": "/dev/null"}, "."),
     ],
 )
-def test_a_machine_that_can_not_be_made_leaves_nothing_but_its_reason(
+def test_a_failed_machine_leaves_nothing_but_its_reason(
     engine: PrivateLibvirt, machines: Machines, options: dict[str, Any], reason: str
 ) -> None:
     image = own_copy(engine, boot_iso(Guest(IDLE)))

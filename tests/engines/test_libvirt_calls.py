@@ -147,9 +147,7 @@ def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Site]:
         yield site
 
 
-def test_the_filter_is_tried_for_each_machine_and_those_without_are_told_as_long_as_they_run(
-    site: Site, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_machines_without_the_filter_are_reported(site: Site, caplog: pytest.LogCaptureFixture) -> None:
     assert site.create(0)
     assert site.notices() == []
     site.hypervisor.refusals = [REFUSED]
@@ -166,7 +164,7 @@ def test_the_filter_is_tried_for_each_machine_and_those_without_are_told_as_long
     assert site.notices() == []
 
 
-def test_a_machine_that_was_seen_before_the_filter_was_refused_is_told(site: Site) -> None:
+def test_a_filter_refused_after_the_first_look_is_reported(site: Site) -> None:
     site.create(0)
     site.hypervisor.state = STARTING_UP
     site.driver.list()
@@ -178,9 +176,7 @@ def test_a_machine_that_was_seen_before_the_filter_was_refused_is_told(site: Sit
     assert len(site.notices()) == 1
 
 
-def test_a_libvirt_without_the_filter_is_told_until_it_has_got_it(
-    site: Site, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_libvirt_without_the_filter_is_reported(site: Site, caplog: pytest.LogCaptureFixture) -> None:
     site.hypervisor.has_filter = False
     with caplog.at_level(logging.WARNING):
         assert not site.create(0)
@@ -197,7 +193,7 @@ def test_what_else_is_refused_is_not_made_without_the_filter(site: Site) -> None
     assert not site.hypervisor.domains
 
 
-def test_looking_at_machines_takes_one_call_for_all_and_one_for_the_cpu_of_each(site: Site) -> None:
+def test_a_listing_takes_one_call_and_one_for_each_machines_cpu(site: Site) -> None:
     for number in range(3):
         site.create(number)
     site.hypervisor.domains.append(
@@ -210,9 +206,7 @@ def test_looking_at_machines_takes_one_call_for_all_and_one_for_the_cpu_of_each(
     assert site.hypervisor.asked == ["getAllDomainStats", "info", "info", "info"] * 2
 
 
-def test_what_replaces_a_checked_image_before_the_hypervisor_opens_it_is_not_booted(
-    site: Site, tmp_path: Path
-) -> None:
+def test_an_image_replaced_after_its_check_is_not_booted(site: Site, tmp_path: Path) -> None:
     opened: list[bytes] = []
 
     def replace_then_open() -> None:
@@ -231,7 +225,7 @@ def test_what_replaces_a_checked_image_before_the_hypervisor_opens_it_is_not_boo
     assert list(spec.directory.iterdir()) == []
 
 
-def test_a_machine_that_can_not_be_made_leaves_no_names_of_its_image(site: Site) -> None:
+def test_a_failed_machine_leaves_no_links_to_its_image(site: Site) -> None:
     site.hypervisor.refusals = [NO_DISK]
     spec = site.spec(0, image_signing_dn="/CN=signer")
     with pytest.raises(CreationFailed):

@@ -119,7 +119,7 @@ DAMAGES = {
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_damage_is_repaired_where_the_site_allows_it_and_named_where_not(site: Site, damage: str) -> None:
+def test_damage_is_repaired_if_allowed_and_named_if_not(site: Site, damage: str) -> None:
     assert site.ensure() == []
     DAMAGES[damage](site)
     (problem,) = site.ensure(fix_networking=False)
@@ -147,7 +147,7 @@ def test_changed_slots_change_entries_without_disturbing_anybody(site: Site) -> 
     assert site.bridge_index() == before
 
 
-def test_a_classic_factorys_network_is_taken_over_under_its_machines(site: Site) -> None:
+def test_a_classic_network_is_taken_over_under_its_machines(site: Site) -> None:
     site.engine.define_network(CLASSIC)
     before = site.bridge_index()
     (problem,) = site.ensure(fix_networking=False)
@@ -296,7 +296,7 @@ class Guest:
         self.process.wait()
 
 
-def test_guests_get_address_name_and_what_the_web_processes_have_for_them(site: Site) -> None:
+def test_guests_get_address_name_and_their_own_pages(site: Site) -> None:
     with tempfile.TemporaryDirectory(prefix="vac-nat-") as name:  # pytest's are for root alone
         directory = Path(name)
         directory.chmod(0o755)

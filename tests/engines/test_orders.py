@@ -1,4 +1,4 @@
-"""What an administrator does to a factory whose machines run: by bin/vac, and by breaking its files."""
+"""An administrator's actions on a factory whose machines run: by bin/vac, and by breaking its files."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def uuids(site: FactorySite) -> set[str]:
     return {machine.uuid for machine in site.running()}
 
 
-def test_a_broken_configuration_harms_no_machine_and_a_mended_one_fills_again(site: FactorySite) -> None:
+def test_a_broken_configuration_harms_no_machine(site: FactorySite) -> None:
     before, good = uuids(site), site.config.read_text()
     site.config.write_text(good.replace("target_share = 1", "target_share = much"))
     site.wake()
@@ -57,7 +57,7 @@ def test_a_broken_configuration_harms_no_machine_and_a_mended_one_fills_again(si
     assert len(uuids(site) & before) == 1
 
 
-def test_a_factory_started_with_a_broken_configuration_finds_its_machines(site: FactorySite) -> None:
+def test_a_start_with_a_broken_configuration_finds_machines(site: FactorySite) -> None:
     before, good = uuids(site), site.config.read_text()
     assert site.stop() == 0
     site.config.write_text(good + "\n[machinetype broken]\nmachine_model = spaceship\n")
@@ -72,7 +72,7 @@ def test_a_factory_started_with_a_broken_configuration_finds_its_machines(site: 
     assert len(list(site.state.apel_archive.glob("*/*"))) == 1
 
 
-def test_drain_stops_creation_until_undrain_and_survives_a_restart(site: FactorySite) -> None:
+def test_drain_lasts_until_undrain_across_a_restart(site: FactorySite) -> None:
     drained = site.vac("drain", "--reason", "new disks")
     assert drained.returncode == 0, drained.stderr
     site.wait_for(lambda: site.status().drain is not None, "the factory drains")
@@ -109,7 +109,7 @@ def test_drain_with_wait_returns_when_the_last_machine_has_ended() -> None:
         assert len(site.lives()) == 1
 
 
-def test_finish_lowers_the_shutdown_time_and_the_machine_ends_by_itself() -> None:
+def test_finish_lets_the_machine_end_by_itself() -> None:
     kinds = {"obedient": Kind(OBEDIENT), "stubborn": Kind(STUBBORN)}
     with factory_site(kinds, processors=2, grace_secs=15, machines_per_cycle=AT_ONCE) as site:
         site.wait_for(lambda: len(site.running()) == 2, "two machines run")
@@ -126,7 +126,7 @@ def test_finish_lowers_the_shutdown_time_and_the_machine_ends_by_itself() -> Non
         assert _message(machines["stubborn"]) == "100 Shutdown time reached"
 
 
-def test_destroy_ends_a_machine_at_once_with_a_record_and_a_message(site: FactorySite) -> None:
+def test_destroy_ends_a_machine_with_record_and_message(site: FactorySite) -> None:
     victim = site.running()[0]
     site.wait_for(lambda: _age(victim) > 4, "it has outlived fizzle_seconds")
     assert site.vac("destroy", victim.name.partition(".")[0]).returncode == 0

@@ -32,7 +32,7 @@ def free_port(kind: socket.SocketKind = socket.SOCK_STREAM) -> int:
 
 
 def get(port: int, path: str) -> str:
-    """What is served there; nothing if nobody does."""
+    """Return the page served there; nothing if there is no server."""
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     with contextlib.suppress(OSError), opener.open(f"http://127.0.0.1:{port}{path}", timeout=300) as reply:
         return str(reply.read().decode())

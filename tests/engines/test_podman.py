@@ -34,18 +34,14 @@ def machines(engine: PrivatePodman, tmp_path: Path) -> Iterator[Machines]:
     engine.remove_containers()
 
 
-def test_a_name_without_a_registry_is_docker_hubs_as_it_is_for_docker(
-    engine: PrivatePodman, machines: Machines
-) -> None:
+def test_a_name_without_a_registry_is_docker_hubs(engine: PrivatePodman, machines: Machines) -> None:
     machines.create(machines.spec(SLEEP, root_image=f"docker://{IMAGE}"))
     machines.create(machines.spec(SLEEP, root_image=f"docker://docker.io/library/{IMAGE}"))
     details = [machines.driver.details(machine.uuid) for machine in machines.driver.list()]
     assert [each["image_id"] for each in details] == [engine.image_id(IMAGE)] * 2
 
 
-def test_an_image_is_pulled_its_digest_recorded_and_its_tag_followed(
-    engine: PrivatePodman, machines: Machines
-) -> None:
+def test_an_image_is_pulled_and_its_tag_followed(engine: PrivatePodman, machines: Machines) -> None:
     with contextlib.closing(Registry(engine.listening_socket(), "site/pilot", root_tar())) as registry:
         for root in (None, root_tar({"new": "content"})):
             if root is not None:

@@ -54,9 +54,9 @@ LIMITED = {
         "pids.max": "4096",
     },
 }
-"""What a machine of one processor with 64 MiB gets."""
+"""Limits of a machine of one processor with 64 MiB."""
 SWAP = {"memory.memsw.limit_in_bytes", "memory.swap.max"}
-"""Which of them are there only if the kernel counts swap."""
+"""Those that exist only if the kernel counts swap."""
 PROGRAMS = {"bubblewrap": "bwrap", "singularity": "apptainer"}
 
 
@@ -172,7 +172,7 @@ def test_machine_sees_and_changes_nothing_of_others(site: Site) -> None:
     assert site.state(other) is EngineState.RUNNING
 
 
-def test_machine_sees_no_secrets_of_the_configuration_nor_tokens_of_others(site: Site) -> None:
+def test_machine_sees_no_configuration_and_no_foreign_tokens(site: Site) -> None:
     with tempfile.TemporaryDirectory(prefix="vac-test-", dir="/opt") as name:
         place = Path(name)
         place.chmod(0o755)
@@ -268,7 +268,7 @@ def test_limits_are_the_cgroups(site: Site) -> None:
 
 
 @each_model
-def test_memory_eater_ends_at_its_own_limit_and_its_neighbour_lives(site: Site) -> None:
+def test_memory_eater_ends_alone_at_its_own_limit(site: Site) -> None:
     neighbour = site.create(site.spec(1))
     eat = "tail /dev/zero; echo $? >/tmp/joboutputs/code\n"
     spec = site.create(site.spec(0, eat))
@@ -293,7 +293,7 @@ sys.stdin.read()
 
 
 @both
-def test_machine_outlives_the_factory_and_its_successor_hears_of_its_end(site: Site) -> None:
+def test_machine_outlives_the_factory_until_its_successor(site: Site) -> None:
     version = "v2" if "V2" in type(site.groups).__name__ else "v1"
     arguments = [str(site.settings.state_dir), site.settings.factory_name, version, site.model]
     pipe = subprocess.PIPE
@@ -318,7 +318,7 @@ def test_machine_outlives_the_factory_and_its_successor_hears_of_its_end(site: S
 
 
 @both
-def test_creation_cut_short_before_anything_ran_is_told_from_an_end(site: Site) -> None:
+def test_creation_cut_short_is_told_from_an_end(site: Site) -> None:
     spec = site.spec()
     site.groups.create(f"{spec.name}_{spec.uuid}", Limits(1, MIB, None, 100))
     assert site.state(spec) is EngineState.HALF_MADE
@@ -388,7 +388,7 @@ site.create(site.spec(0, f"{wait}; date +%s >/tmp/joboutputs/end; exit 3"))
 
 
 @both
-def test_machine_whose_maker_dies_is_half_made_until_its_command_runs(site: Site) -> None:
+def test_machine_is_half_made_until_its_command_runs(site: Site) -> None:
     version = "v2" if "V2" in type(site.groups).__name__ else "v1"
     arguments = [str(site.settings.state_dir), site.settings.factory_name, version, site.model]
     with subprocess.Popen([sys.executable, "-c", DIE_EARLY, *arguments], stdout=subprocess.PIPE) as maker:
@@ -432,7 +432,7 @@ def test_end_is_told_with_its_time_and_exit_code(site: Site) -> None:
     assert abs((found().ended_time or 0.0) - float(site.output(spec, "end"))) < 5
 
 
-def test_directories_that_vanish_beside_a_mount_point_fail_no_creation(site: Site) -> None:
+def test_vanishing_directories_fail_no_creation(site: Site) -> None:
     with tempfile.TemporaryDirectory(prefix="vac-test-", dir="/opt") as name:
         place, over = Path(name), threading.Event()
         place.chmod(0o755)
@@ -469,7 +469,7 @@ def test_console_log_of_a_machine_that_says_much_stays_small(site: Site) -> None
     assert len(content) < 10_000_000
 
 
-def test_system_calls_that_no_payload_needs_are_refused_and_nesting_is_an_option(site: Site) -> None:
+def test_needless_system_calls_are_refused_unless_nested(site: Site) -> None:
     script = """
         unshare --user true 2>/dev/null && echo nested >>$JOBOUTPUTS/can
         python3 -c 'import ctypes; print(ctypes.CDLL(None).syscall(250, 0, -3, 1))' >>$JOBOUTPUTS/keyctl

@@ -76,7 +76,7 @@ class Service:
             time.sleep(0.02)
 
     def ask(self, query: str) -> str:
-        """What the client has to tell after asking from a stranger's address and then from loopback."""
+        """Return the client's output after asking from a foreign address and then from loopback."""
         client = [sys.executable, "-c", CLIENT, STRANGER, "995", query]
         done = subprocess.run(
             ["nsenter", "--net", f"--target={self.process.pid}", *client],
@@ -109,7 +109,7 @@ def service() -> Iterator[Service]:
         service.process.wait()
 
 
-def test_it_serves_without_rights_is_silent_to_strangers_and_ends_when_told(service: Service) -> None:
+def test_it_serves_without_rights_and_ignores_foreign_addresses(service: Service) -> None:
     user = unprivileged_user()
     assert user is not None
     service.wait_until_it_serves(user)

@@ -28,7 +28,7 @@ SIZE_BYTES = 64 * 1024 * 1024
 
 
 class LoopGroup:
-    """Does what LVM's programs would, for one group of its own; other commands are run."""
+    """A stand-in for LVM's programs, for one group of its own; other commands are run."""
 
     def __init__(self, directory: Path) -> None:
         self.name = f"vactest{uuid.uuid4().hex[:8]}"
@@ -114,7 +114,7 @@ def test_a_machine_has_a_file_system_of_its_own_until_it_goes(group: LoopGroup, 
 
 
 @pytest.mark.parametrize("model", ["bubblewrap", "singularity"])
-def test_what_a_machine_writes_in_fresh_directories_lies_on_its_volume(group: LoopGroup, model: str) -> None:
+def test_fresh_directories_lie_on_the_machines_volume(group: LoopGroup, model: str) -> None:
     version = "v1" if "v1" in group_makers() else "v2"
     with open_site(version, model) as site:
         setattr(site.driver, "_volumes", Volumes(group))  # noqa: B010

@@ -1,4 +1,4 @@
-"""What an incident team finds of machines and of those that have ended, on a real factory."""
+"""Traces that an incident team finds of running and ended machines, on a real factory."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def listener() -> Iterator[socket.socket]:
 
 
 def told_of(site: FactorySite, name: str) -> dict[str, Any]:
-    """What the command tells, by the machine's name or uuid."""
+    """Return the facts that the command prints, by the machine's name or uuid."""
     facts: dict[str, Any] = json.loads(site.vac("machine", "--json", name).stdout)
     return facts
 
@@ -47,7 +47,7 @@ def wait_for_contact(site: FactorySite, machine: Machine, port: int) -> dict[str
     pytest.fail(f"{machine.name}: its connection isn't seen\n{site.log()}")
 
 
-def test_whom_a_machine_talked_to_is_known_while_it_runs_and_afterwards(listener: socket.socket) -> None:
+def test_a_machines_contacts_are_known_to_its_end_and_later(listener: socket.socket) -> None:
     require_tool("apptainer")
     port = listener.getsockname()[1]
     talk = f"sleep 600 | busybox nc 127.0.0.1 {port}"

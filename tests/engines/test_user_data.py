@@ -35,7 +35,7 @@ def web(tmp_path: Path) -> Iterator[Web]:
         yield web
 
 
-def test_user_data_comes_from_urls_and_a_slow_server_holds_up_nobody(web: Web, tmp_path: Path) -> None:
+def test_user_data_from_a_slow_server_holds_up_nobody(web: Web, tmp_path: Path) -> None:
     gate = threading.Event()
     server = web.serve({"/good": Page(SCRIPT), "/slow": Page(SCRIPT, gate=gate), "/html": Page(HTML)})
     kinds = {
@@ -60,7 +60,7 @@ def test_user_data_comes_from_urls_and_a_slow_server_holds_up_nobody(web: Web, t
 
 
 def check_machine(site: FactorySite, url: str, place: Path) -> None:
-    """What a machine has got, as it says itself."""
+    """Check what a machine has got, as it reports itself."""
     life = site.lives("good")[0]
     site.wait_for(lambda: life.output("proxy"), "the machine has its proxy")
     (machine,) = [one for one in site.running("good") if one.directory == life.directory]
@@ -75,7 +75,7 @@ def check_machine(site: FactorySite, url: str, place: Path) -> None:
 
 
 def check_words(site: FactorySite, url: str) -> None:
-    """What people are told, and what not."""
+    """Check what people are told, and what not."""
     reason = f"user_data {url}: the server sends a web page (HTML) instead"
     assert f"html: not created: {reason}" in site.log()
     assert reason in site.vac("why", "html").stdout

@@ -153,7 +153,7 @@ def wait_for_ends(site: FactorySite, *machines: Machine) -> None:
 
 @contextlib.contextmanager
 def stops(engine: PrivateLibvirt) -> Iterator[dict[str, float]]:
-    """When libvirt has told of the end of each domain, by name, Unix seconds."""
+    """Record the times of libvirt's events of the end of each domain, by name, Unix seconds."""
     times: dict[str, float] = {}
 
     def happened(_connection: object, domain: libvirt.virDomain, event: int, *_more: object) -> None:
@@ -169,7 +169,7 @@ def stops(engine: PrivateLibvirt) -> Iterator[dict[str, float]]:
             connection.domainEventDeregisterAny(callback)
 
 
-def test_tiny_guests_fill_all_slots_and_each_is_served_what_is_its_own(full: FactorySite) -> None:
+def test_guests_fill_all_slots_and_each_is_served_its_own(full: FactorySite) -> None:
     running = full.running("cd") + full.running("raw")
     assert len(running) == VMS
     assert len(full.running("raw")) >= 1
@@ -189,7 +189,7 @@ def test_tiny_guests_fill_all_slots_and_each_is_served_what_is_its_own(full: Fac
     )
 
 
-def test_an_end_is_accounted_at_once_with_what_libvirt_says_of_its_cpu(
+def test_an_end_is_accounted_at_once_with_libvirts_cpu_time(
     engine: PrivateLibvirt, full: FactorySite, record_property: Callable[[str, object], None]
 ) -> None:
     ending = [full.running("cd")[0], full.running("raw")[0]]
@@ -222,7 +222,7 @@ def test_what_people_do_to_domains_ends_them_as_specified(engine: PrivateLibvirt
     assert kept <= uuids(full)
 
 
-def test_machines_that_are_told_to_end_shut_down_at_once_and_hold_up_nothing(
+def test_machines_told_to_end_shut_down_and_hold_up_nothing(
     engine: PrivateLibvirt, full: FactorySite
 ) -> None:
     told = full.running("cd")[:3]
@@ -247,7 +247,7 @@ def test_machines_that_are_told_to_end_shut_down_at_once_and_hold_up_nothing(
 
 
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL, signal.SIGSTOP])
-def test_an_outage_of_libvirtd_loses_nothing_and_accounts_nothing_twice(
+def test_an_outage_of_libvirtd_loses_and_doubles_nothing(
     engine: PrivateLibvirt, full: FactorySite, how: signal.Signals
 ) -> None:
     lost, *others = full.running("cd") + full.running("raw")

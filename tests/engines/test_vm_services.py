@@ -75,7 +75,7 @@ def spec_of(web: WebSite, settings: Settings, image: Path) -> MachineSpec:
     )
 
 
-def test_a_guest_is_served_its_own_and_keeps_being_so_when_the_network_is_repaired(
+def test_a_guest_is_served_its_own_across_a_network_repair(
     engine: PrivateLibvirt,
     record_property: Callable[[str, object], None],
     monkeypatch: pytest.MonkeyPatch,

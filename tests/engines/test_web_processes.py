@@ -53,7 +53,7 @@ class Host(WebSite):
             self.ip("addr", verb, f"{address}/32", "dev", "lo")
 
     def opened(self, role: str) -> list[str]:
-        """What files the process has open."""
+        """Return the files that the process has open."""
         found = []
         for entry in Path(f"/proc/{self.processes[role].pid}/fd").iterdir():
             with contextlib.suppress(FileNotFoundError):
@@ -77,7 +77,7 @@ def host() -> Iterator[Host]:
             yield host
 
 
-def test_machines_are_served_without_rights_wherever_the_addresses_come_from(host: Host) -> None:
+def test_machines_are_served_without_rights(host: Host) -> None:
     user = unprivileged_user()
     assert user is not None
     for role in ("metadata", "mjf"):
@@ -152,7 +152,7 @@ def test_vacd_starts_them_once_a_type_of_vms_is_configured(host: Host) -> None:
     assert host.processes["vacd"].wait(PATIENCE_SECONDS) == 0
 
 
-def test_a_process_that_serves_the_wrong_factory_ends_to_be_started_anew(host: Host) -> None:
+def test_a_process_that_serves_the_wrong_factory_ends(host: Host) -> None:
     host.start("metadata")
     host.configure("node2.example.org")
     assert host.processes["metadata"].wait(PATIENCE_SECONDS) == 0

@@ -86,7 +86,7 @@ class WebSite:
         self.processes[name] = process
 
     def log(self, name: str) -> str:
-        """What a process has logged."""
+        """Return a process's log."""
         return (self.state.root / f"{name}.log").read_text()
 
     def wait_for_line(self, role: str, text: str) -> None:

@@ -16,11 +16,11 @@ from vac.context.user_data import substitute
 EXAMPLES = Path(__file__).parents[2] / "examples"
 PATIENCE_SECONDS = 300.0
 POWER_OFF = b"{ poweroff || poweroff -f || shutdown -h now; }"
-"""What a virtual machine does in the end, and no test may: busybox's shell prefers its own to a stand-in in PATH."""
+"""The last command of a virtual machine, which no test may run: busybox's shell prefers its own to any stand-in."""
 
 
 class Place:
-    """What a machine would find, in a throw-away directory; programs are busybox's and none else."""
+    """A machine's surroundings, in a throw-away directory; programs are busybox's and none else."""
 
     def __init__(self, home: Path) -> None:
         self.home = home

@@ -51,7 +51,7 @@ def test_pipe_and_script_agree(path: Path) -> None:
 
 @pytest.mark.parametrize("path", PIPES, ids=name)
 def test_urls_are_placeholders_that_say_so(path: Path) -> None:
-    """What others publish has versions, and may be gone one day."""
+    """Real images have versions, and may be gone one day."""
     hosts = re.findall('"https?://([^/:"]*)', path.read_text())
     assert hosts and all(host.endswith(".example.org") for host in hosts)
 

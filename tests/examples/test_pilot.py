@@ -97,7 +97,7 @@ def test_nothing_of_it_is_left_even_if_a_signal_is_lost(place: Place, url: str) 
 
 
 def processes_of(script: Path) -> Iterator[Path]:
-    """Those that run it, or a part of it."""
+    """Return the processes that run it, or a part of it."""
     for process in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(FileNotFoundError, ProcessLookupError):
             if os.fsencode(script) in (process / "cmdline").read_bytes():

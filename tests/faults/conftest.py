@@ -114,7 +114,7 @@ class Vacd:
 
 
 def open_files(pid: int) -> list[str]:
-    """What a process has open for longer than it takes to look."""
+    """Return what a process has open for longer than it takes to look."""
     targets = []
     for descriptor in Path(f"/proc/{pid}/fd").iterdir():
         with contextlib.suppress(FileNotFoundError):

@@ -68,7 +68,7 @@ def unprivileged(options: RoleOptions, report: Reporter) -> int:
 
 
 def ready_when_woken(options: RoleOptions, report: Reporter) -> int:
-    """Has a long first cycle."""
+    """A role with a long first cycle."""
     stop = threading.Event()
     options.listen(stop.set, options.ready)
     report("running")
@@ -104,7 +104,7 @@ def lively(options: RoleOptions, report: Reporter) -> int:
 
 
 def hanging(options: RoleOptions, report: Reporter) -> int:
-    """Does nothing, not even when told to stop."""
+    """A role that does nothing, not even when told to stop."""
     options.listen(lambda: report("told to stop"), lambda: None)
     options.ready()
     report("ready")
@@ -113,7 +113,7 @@ def hanging(options: RoleOptions, report: Reporter) -> int:
 
 
 def failing(options: RoleOptions, report: Reporter) -> int:
-    """Has a bug, and hostile text in it."""
+    """A role with a bug, and hostile text in it."""
     report("failing")
     raise RuntimeError("a bug\n<6>vacd: all is well")
 
@@ -125,7 +125,7 @@ def superfluous(options: RoleOptions, report: Reporter) -> int:
 
 
 def leaving(options: RoleOptions, report: Reporter) -> int:
-    """Has a child that lives until its standard input ends, when the test closes the FIFO."""
+    """A role with a child that lives until its standard input ends, when the test closes the FIFO."""
     command = [sys.executable, "-c", "import sys; sys.stdin.read()"]
     with Path(os.environ["VAC_TEST_FIFO"]).open() as fifo, subprocess.Popen(command, stdin=fifo) as child:
         report("child", child=child.pid)
@@ -142,7 +142,7 @@ BEHAVIOURS = {
 
 
 def main(options: RoleOptions) -> int:
-    """What each role runs."""
+    """Run the role's behaviour."""
     plan = json.loads(os.environ[PLAN])
     role = sys.argv[sys.argv.index("--role") + 1]
     if "state_dir" in plan:

@@ -31,7 +31,7 @@ PATIENCE_SECONDS = 2000.0
 UNSEEN_SECONDS = 60 + STEP_SECONDS
 """Longest that a machine lives between two heartbeats, at the steps in which time passes here."""
 PAIRS = 25
-"""How many times the factory is killed twice in one life."""
+"""The number of lives in which the factory is killed twice."""
 NOT_YET = -1.0
 """The age of a machine that has not been made."""
 
@@ -63,7 +63,7 @@ class Killer:
 
 @dataclass(frozen=True)
 class Life:
-    """How the machine fares whose life is walked. Beside it another one runs all the time."""
+    """Course of the machine whose life is walked. Beside it another one runs all the time."""
 
     script: Script
     message: str | None = "200 Success"
@@ -73,7 +73,7 @@ class Life:
     """So many creations fail before one succeeds."""
     max_wallclock_seconds: int = 86400
     asked: str | None = None
-    """What is asked of the factory 150 s after its start."""
+    """A request to the factory 150 s after its start."""
     down_seconds: float = 0.0
     """From the factory's death to its next start."""
     walked: tuple[float, float] = (NOT_YET, math.inf)
@@ -171,7 +171,7 @@ class Walk:
         self.killer.counting = False
 
     def _outside(self) -> None:
-        """What the world does: no more machines are wanted than the one; somebody asks something."""
+        """Play the world's part: no more machines are wanted than the one; somebody asks something."""
         self._want()
         if self.life.asked and not self.asked and self.subject and self._lived() >= 150:
             self.asked = True
@@ -193,7 +193,7 @@ class Walk:
         self.world.clock.now += self.life.down_seconds
 
     def quiet(self) -> bool:
-        """Has the machine lived, and been forgotten by engine and factory?"""
+        """Return True if the machine has lived, and been forgotten by engine and factory."""
         if self.subject is None:
             return False
         uuids = {machine.spec.uuid for machine in self.world.engine_machines()}
@@ -206,7 +206,7 @@ class Walk:
         return counts.exists() and counts.read_text().startswith("1 2 1 2 ")
 
     def check(self) -> None:
-        """Whatever happened: this is what there must be in the end."""
+        """Check all that must be so in the end, whatever happened."""
         self.check_remains()
         self.check_accounting()
 

@@ -38,7 +38,7 @@ def test_a_killed_role_is_started_again_after_a_growing_pause(vacd: Vacd) -> Non
     assert log.count("responder started") == 1
 
 
-def test_a_role_that_ran_well_is_started_again_without_a_longer_pause(vacd: Vacd) -> None:
+def test_a_role_that_ran_well_is_restarted_after_a_short_pause(vacd: Vacd) -> None:
     vacd.start(timing={"first_pause": 0.05, "ran_well": 0.0})
     pid = vacd.wait_for("factory", "ready")["pid"]
     for _ in range(2):
@@ -81,7 +81,7 @@ def test_a_role_that_does_not_stop_is_killed(vacd: Vacd) -> None:
     assert "doesn't end: killing it" in vacd.log()
 
 
-def test_a_role_that_shows_no_life_is_replaced_and_says_where_it_hung(vacd: Vacd) -> None:
+def test_a_role_that_hangs_is_replaced_and_dumps_its_stack(vacd: Vacd) -> None:
     vacd.start(
         factory="hanging",
         responder="lively",
@@ -95,7 +95,7 @@ def test_a_role_that_shows_no_life_is_replaced_and_says_where_it_hung(vacd: Vacd
     assert vacd.log().count("responder started") == 1
 
 
-def test_a_role_with_a_bug_is_started_again_and_its_traceback_forges_no_line(vacd: Vacd) -> None:
+def test_a_role_with_a_bug_is_restarted_and_forges_no_log_line(vacd: Vacd) -> None:
     vacd.start(factory="failing", timing={"first_pause": 0.05})
     vacd.wait_for("factory", "failing")
     vacd.wait_for("factory", "failing")
@@ -131,7 +131,7 @@ def test_a_role_that_cannot_be_started_is_tried_again(vacd: Vacd) -> None:
     vacd.wait_for("factory", "ready")
 
 
-def test_rotated_logs_go_on_in_new_files_also_for_a_role_without_rights(vacd: Vacd) -> None:
+def test_rotated_logs_go_on_in_new_files(vacd: Vacd) -> None:
     vacd.start(responder="unprivileged")
     both_ready(vacd)
     old = vacd.directory / "old"
@@ -207,7 +207,7 @@ def test_roles_end_when_their_supervisor_is_killed(vacd: Vacd) -> None:
     assert "stopping: the supervisor has ended" in vacd.log("vacd-factory")
 
 
-def test_a_role_that_hangs_outlives_its_supervisor_only_for_a_while(vacd: Vacd) -> None:
+def test_a_role_that_hangs_soon_follows_its_supervisor(vacd: Vacd) -> None:
     vacd.start(factory="hanging", orphan_seconds=3.0)
     pidfd = os.pidfd_open(both_ready(vacd)["factory"])
     vacd.signal(signal.SIGKILL)

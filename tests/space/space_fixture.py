@@ -122,7 +122,7 @@ class Space:
         )
 
     def is_full(self) -> bool:
-        """Whether all slots are taken."""
+        """Return True if all slots are taken."""
         return sum(factory.occupied() for factory in self.factories) >= self.slots
 
     def lives(self, machinetype: str | None = None) -> list[Life]:
@@ -158,7 +158,7 @@ def space_of(count: int, processors: int) -> Iterator[Space]:
 
 
 def mean_machines(lives: Iterable[Life], begin: float, end: float) -> dict[str, float]:
-    """Of each machinetype, how many machines there were between these times (Unix seconds) on average."""
+    """Return each machinetype's mean number of machines between these times (Unix seconds)."""
     means: dict[str, float] = {}
     for life in lives:
         lived = min(life.finished or end, end) - max(life.created, begin)

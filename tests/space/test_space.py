@@ -63,7 +63,7 @@ def reconfigure(space: Space, classic: bool = True, **settings: Option) -> None:
 
 
 def shares_are_met(space: Space, begin: float, end: float) -> bool:
-    """Whether between these times each type ran as many machines as it should, within two, on average."""
+    """Return True if between these times each type ran as many machines as it should, within two, on average."""
     means = mean_machines(space.lives(), begin, end)
     return all(abs(means.get(name, 0.0) - target) <= 2 for name, target in TARGETS.items())
 
@@ -87,7 +87,7 @@ def silent_for(factory: SpaceFactory) -> set[str]:
     return set(factory.status().silent)
 
 
-def test_from_nothing_the_space_fills_and_shares_are_met_over_some_generations(space: Space) -> None:
+def test_an_empty_space_fills_and_shares_are_met(space: Space) -> None:
     space.wait_for(space.is_full, "all slots are taken")
     full, wanted = time.time(), GENERATIONS * space.slots
 
@@ -102,7 +102,7 @@ def test_from_nothing_the_space_fills_and_shares_are_met_over_some_generations(s
         assert means[name] == pytest.approx(target * running / space.slots, abs=2.0), means
 
 
-def test_a_type_without_work_is_probed_a_few_times_per_backoff_period_in_the_whole_space(
+def test_a_type_without_work_is_rarely_probed_in_the_space(
     space: Space,
 ) -> None:
     space.wait_for(lambda: space.lives("nowork"), "the first probe")
@@ -138,7 +138,7 @@ def test_from_one_factory_the_whole_space_is_seen(space: Space) -> None:
     space.wait_for(lambda: seen_types() == types, "all machinetypes are told of")
 
 
-def test_a_factory_cut_off_goes_on_with_what_it_knows_and_is_missed(space: Space) -> None:
+def test_a_factory_cut_off_goes_on_and_is_missed(space: Space) -> None:
     space.wait_for(space.is_full, "all slots are taken")
     alone, others = space.factories[2], [*space.factories[:2], *space.factories[3:]]
     space.network.cut_off(alone.name)
@@ -181,7 +181,7 @@ def test_a_factory_killed_and_started_again_keeps_its_machines(space: Space) -> 
     wait_for_shares(space)
 
 
-def test_a_factory_on_which_everything_fails_stays_alone_with_that(space: Space) -> None:
+def test_a_factory_on_which_all_fails_affects_no_other(space: Space) -> None:
     space.wait_for(space.is_full, "all slots are taken")
     *well, broken = space.factories
     scripts = [broken.state.machinetype_files(name) / "user_data" for name in TARGETS]

@@ -54,7 +54,7 @@ def test_work_of_one_key_is_done_once_at_a_time(gate: Gate) -> None:
     assert gate.begun.qsize() == 2
 
 
-def test_only_so_many_pieces_are_done_together_the_others_in_order(gate: Gate) -> None:
+def test_so_many_pieces_are_done_together_the_others_in_order(gate: Gate) -> None:
     outcomes: queue.Queue[Outcome[str]] = queue.Queue()
     work: BackgroundWork[str] = BackgroundWork("test", outcomes.put, at_once=2)
     for key in "abcd":

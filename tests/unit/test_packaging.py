@@ -74,6 +74,7 @@ def test_oldest_lock_has_the_lower_bounds(setup_arguments: dict[str, Any]) -> No
     asked = [*setup_arguments["install_requires"], *setup_arguments["extras_require"]["test"]]
     bounds = dict(re.split(">=", requirement.split(",")[0]) for requirement in asked)
     versions = pinned("oldest.lock")
+    del bounds["libvirt-python"]  # which must not be older than the host's libvirt
     for name, bound in bounds.items():
         assert all((version + ".").startswith(bound + ".") for version in versions[name]), name
 

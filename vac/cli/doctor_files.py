@@ -13,7 +13,7 @@ from vac.config.machinetype import Machinetype
 from vac.config.sections import USER_DATA_OPTION
 from vac.config.settings import Settings
 from vac.drivers.processes.bubblewrap import check_command
-from vac.host.probes import real_image
+from vac.host.filesystems import real_image
 from vac.text import without_url_secrets
 from vac.vacquery.signed_json import read_key
 

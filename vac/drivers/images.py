@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Callable, Generic, NamedTuple, TypeVar
 
 from vac.drivers.base import CreationFailed, EngineUnavailable, Fetch
-from vac.host.filesystems import FileStamp, sha256_of, stamp_from
-from vac.host.probes import problem_of
+from vac.host.filesystems import FileStamp, stamp_from
+from vac.host.probes import problem_of, sha256_of
 from vac.text import without_url_secrets
 
 FIRST_LOOK_SECONDS = 1.0

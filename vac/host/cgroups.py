@@ -388,6 +388,16 @@ def find_engine_group(pid: int, mark: str, found: Mounts, proc: Path = Path("/pr
     return EngineGroup(v2, (v1[0], v1[1]) if len(v1) == len(used) else None)
 
 
+def machine_processes(uuid: str, mountinfo: Path = MOUNTINFO) -> list[int]:
+    """Return the processes of the process machine with this uuid, of any factory. Raises CgroupError."""
+    found = find_mounts(mountinfo)
+    for top in filter(None, (found.v1.get(V1_CONTROLLERS[0]), found.v2)):
+        for base in (top / SERVICE, top / OWN):
+            for group in base.glob(f"*/*_{uuid}"):
+                return processes_in(group)
+    return []
+
+
 def processes_in(group: Path) -> list[int]:
     """Return the processes in a group's directory and those below; none if it isn't there. Raises CgroupError."""
     found: list[int] = []

@@ -169,14 +169,20 @@ def connected_networks(net: Path = Path("/proc/net")) -> tuple[Network, ...]:
     return tuple(dict.fromkeys(network for network in networks if not network.is_link_local))
 
 
-def _inodes(process: int, most: int) -> Iterator[int]:
-    """Yield the inodes of so many of the process's descriptors, 0 for one that isn't a socket."""
+def open_files(process: int, most: int | None = None) -> Iterator[tuple[str, str]]:
+    """Yield the paths in /proc of the process's first descriptors (MOST_DESCRIPTORS), and what they link to."""
     with contextlib.suppress(OSError), os.scandir(PROC / str(process) / "fd") as entries:
-        for entry, _ in zip(entries, range(most)):
+        for entry, _ in zip(entries, range(MOST_DESCRIPTORS if most is None else most)):
             target = ""
             with contextlib.suppress(OSError):
                 target = os.readlink(entry.path)  # noqa: PTH115  twice as fast
-            yield int(target[8:-1]) if target.startswith("socket:[") else 0
+            yield entry.path, target
+
+
+def _inodes(process: int, most: int) -> Iterator[int]:
+    """Yield the inodes of so many of the process's descriptors, 0 for one that isn't a socket."""
+    for _, target in open_files(process, most):
+        yield int(target[8:-1]) if target.startswith("socket:[") else 0
 
 
 def _parse(fields: list[str]) -> _Socket:

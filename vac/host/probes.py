@@ -1,4 +1,4 @@
-"""Looks at what may hang: machines' disk use, the site's health check, CernVM-FS repositories and images in them.
+"""Looks at what may hang: machines' disk use, the site's health check, CernVM-FS repositories, images' digests.
 
 A child process does each look, since a file system that hangs takes whoever touches it along. Looking at a repository
 also keeps it mounted where an automounter would let go of it (autofs(5)).
@@ -6,6 +6,7 @@ also keeps it mounted where an automounter would let go of it (autofs(5)).
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 import time
@@ -15,16 +16,25 @@ from pathlib import Path
 from typing import Union
 
 from vac.background import BackgroundWork, Outcome
+from vac.host import filesystems
+from vac.host.cgroups import CgroupError, machine_processes
 from vac.host.child_processes import KILL_SECONDS, Finished, run
+from vac.host.connections import open_files
+from vac.host.filesystems import FileStamp
 
-CVMFS = Path("/cvmfs")
+CVMFS = Path(filesystems.CVMFS)
 ANSWER_SECONDS = 15.0
 """A repository that takes longer counts as one that doesn't answer, until it does."""
 AT_ONCE = 32
 MOST_HANGING = 256
 """No more repositories are looked at while so many children hang: each keeps a thread and open files."""
-DU = ("nice", "-n", "19", "du", "-s", "-x", "--block-size=1", "--")
+DU = ("nice", "-n", "19", "du", "-s", "-x")
 """Other file systems mounted inside, such as a volume of the machine's own, are not counted."""
+BYTES_PER_INODE = 16 * 1024
+"""A file counts for so much at least, the bytes that file systems have for each inode: empty files fill a disk, too."""
+MOST_UNLINKED = 2000
+"""Unlinked files looked at per machine."""
+STAT_SECONDS = 20.0
 DU_SECONDS = 120.0
 HEALTH_SECONDS = 60.0
 MOST_CHARACTERS = 200
@@ -39,6 +49,19 @@ try:
             file.read(1)
 except OSError as error:
     print(f"can't be read: {error.strerror}")
+"""
+_DIGEST = """
+import hashlib, json, os, sys
+os.nice(19)
+def stamp():
+    status = os.fstat(file.fileno())
+    return [status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns]
+digest = hashlib.sha256()
+with open(sys.argv[1], "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
+    before = stamp()
+    while piece := file.read(1024 * 1024):
+        digest.update(piece)
+    print(json.dumps([before if stamp() == before else None, digest.hexdigest()]))
 """
 
 
@@ -87,17 +110,16 @@ def problem_of(path: str, answer_seconds: float | None = None) -> str | None:
     return _late(seconds) if done.late else _problem(done)
 
 
-def real_image(path: str, cvmfs: str = str(CVMFS)) -> str:
-    """Return the path of an image with all symbolic links followed, to be used instead of it.
+def sha256_of(path: str) -> tuple[FileStamp | None, str]:
+    """Return the file's version, None if it changed meanwhile, and its SHA-256 in hex. Raises OSError with a reason.
 
-    Raises ValueError with a reason if the image is named below /cvmfs and is in fact elsewhere: who publishes
-    in a repository, or writes a Vacuum Pipe, names no other files of this host. It may wait for a file system
-    that hangs: don't call it in a factory's loop.
+    A child process reads it, for as long as that takes: the file may be large, and on a file system that hangs.
     """
-    real = os.path.realpath(path)
-    if _below(os.path.normpath(path), cvmfs) and not _below(real, os.path.realpath(cvmfs)):
-        raise ValueError(f"root_image {path} is a link to {real}; one below {cvmfs} must not leave it")
-    return real
+    done = run([sys.executable, "-I", "-S", "-c", _DIGEST, path], time_limit_seconds=None)
+    if done.failure:
+        raise OSError((done.errors.decode("utf-8", "replace").strip().splitlines() or [done.failure])[-1])
+    stamp, digest = json.loads(done.output)
+    return FileStamp(*stamp) if stamp else None, digest
 
 
 @dataclass(frozen=True)
@@ -130,6 +152,7 @@ class DiskMeasured:
 
     key: str
     used_bytes: int
+    """Allocated, or BYTES_PER_INODE for each file if that is more, and of files that are unlinked but open."""
     seconds: float
     """Duration of the measurement."""
 
@@ -164,7 +187,7 @@ class DiskMeter:
         self._time_limit_seconds = time_limit_seconds
         self._command = tuple(command)
         self._work: BackgroundWork[DiskMeasured] = BackgroundWork(
-            "disk", done, deadline_seconds=time_limit_seconds + KILL_SECONDS
+            "disk", done, deadline_seconds=2 * time_limit_seconds + STAT_SECONDS + KILL_SECONDS
         )
 
     def start(self, key: str, *directories: Path) -> None:
@@ -173,7 +196,17 @@ class DiskMeter:
 
     def _measure(self, key: str, directories: Sequence[Path]) -> DiskMeasured:
         begun = time.monotonic()
-        command = [*self._command, *map(str, directories)]
+        allocated = self._du("--block-size=1", directories)
+        inodes = self._du("--inodes", directories)
+        try:
+            unlinked = _unlinked(machine_processes(key), directories)
+        except CgroupError as error:
+            raise OSError(str(error)) from error
+        used = max(allocated, inodes * BYTES_PER_INODE) + unlinked
+        return DiskMeasured(key, used, time.monotonic() - begun)
+
+    def _du(self, unit: str, directories: Sequence[Path]) -> int:
+        command = [*self._command, unit, "--", *map(str, directories)]
         done = run(command, time_limit_seconds=self._time_limit_seconds, kill_seconds=None)
         if done.late:
             raise OSError(f"du of {directories[0]} took over {self._time_limit_seconds:.0f} s")
@@ -181,7 +214,23 @@ class DiskMeter:
         used = {path: int(number) for number, _, path in lines if number.isdigit()}
         if str(directories[0]) not in used:
             raise OSError(f"du can't measure {directories[0]}: {done.failure}")
-        return DiskMeasured(key, sum(used.values()), time.monotonic() - begun)
+        return sum(used.values())
+
+
+def _unlinked(processes: Iterable[int], directories: Sequence[Path]) -> int:
+    """Return the size of files on the directories' file systems that are unlinked but open in these processes."""
+    opened = [
+        path
+        for process in processes
+        for path, target in open_files(process)
+        if target.endswith(" (deleted)") and not target.startswith("/memfd:")
+    ][:MOST_UNLINKED]
+    if not opened:
+        return 0
+    done = run(["stat", "-L", "--printf", "%d %i %b\\n", "--", *opened], time_limit_seconds=STAT_SECONDS)
+    devices = {each.stat().st_dev for each in directories if each.exists()}
+    numbers = (tuple(map(int, line.split())) for line in done.text.splitlines())
+    return sum(512 * blocks for device, _, blocks in set(numbers) if device in devices)
 
 
 def _health(command: Path, time_limit_seconds: float) -> str | None:
@@ -202,7 +251,3 @@ def _problem(done: Finished) -> str | None:
 
 def _late(seconds: float) -> str:
     return f"doesn't answer within {seconds:.0f} s"
-
-
-def _below(path: str, directory: str) -> bool:
-    return f"{path.rstrip('/')}/".startswith(f"{directory.rstrip('/')}/")

@@ -76,8 +76,6 @@ def test_no_other_scheme_than_http_is_an_image(site: Path, image: str) -> None:
     ("options", "reason"),
     [
         ({"root_image": None}, "root_image is not set"),
-        ({"tmp_binds": ("/tmp",)}, "tmp_binds: /tmp can't be"),
-        ({"tmp_binds": ("/x/../proc/",)}, "tmp_binds: /proc can't be"),
         ({"root_image": "absent"}, r"files/absent can't be found"),
         ({"root_image": "/"}, "root_image / holds .*/state, which machines must not see"),
         ({"root_image": "../../.."}, "root_image .* holds .*/state, which machines must not see"),
@@ -88,7 +86,7 @@ def test_what_cannot_be_is_told(site: Path, options: dict[str, Any], reason: str
         arguments(make_spec(site, **{"root_image": "image", **options}))
 
 
-def test_a_state_dir_that_the_work_directory_cannot_be_named_in_is_told(tmp_path: Path) -> None:
+def test_a_state_dir_with_a_colon_or_comma_is_refused(tmp_path: Path) -> None:
     (tmp_path / "a:b/state/machinetypes/t/files/image").mkdir(parents=True)
     with pytest.raises(ValueError, match="needs a state_dir without : and ,"):
         arguments(make_spec(tmp_path / "a:b", root_image="image"))
@@ -119,7 +117,5 @@ def test_it_runs_when_a_process_is_the_machines_own(others: list[bytes], runs: b
         (255, "FATAL: stat /user_data: no such file or directory", False),
     ],
 )
-def test_a_command_that_has_ended_is_told_from_one_that_never_began(
-    exit_code: int, said: str, ran: bool
-) -> None:
+def test_an_ended_command_is_told_from_one_that_never_began(exit_code: int, said: str, ran: bool) -> None:
     assert apptainer.has_run("", exit_code, said) is ran

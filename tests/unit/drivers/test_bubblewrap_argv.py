@@ -13,8 +13,9 @@ import pytest
 
 from vac.config.machinetype import Machinetype
 from vac.config.settings import Settings
-from vac.drivers.base import MachineSpec
+from vac.drivers.base import CreationFailed, MachineSpec
 from vac.drivers.processes import apptainer, bubblewrap
+from vac.drivers.processes.launch_plan import make_plan
 from vac.host.child_processes import run
 
 
@@ -25,7 +26,7 @@ def make_spec(site: Path, **options: Any) -> MachineSpec:
         (directory / name).mkdir(parents=True, exist_ok=True)
     (directory / "user_data").touch()
     (directory / "user_data").chmod(0o755)
-    machinetype = Machinetype("t", machine_model="bubblewrap", **{"root_image": "/", **options})
+    machinetype = Machinetype("t", **{"machine_model": "bubblewrap", "root_image": "/", **options})
     settings = Settings(state_dir=site / "state")
     files = site / "state/machinetypes/t/files"
     return MachineSpec("f1-00.example.com", "u0", machinetype, settings, 1, 2**31, directory, files)
@@ -149,7 +150,7 @@ def test_host_tree_hides_what_machines_must_not_see(tmp_path: Path) -> None:
     assert ("blank", "", "/opt/state") in plan["mounts"]
 
 
-def test_secrets_that_the_factory_names_are_hidden_where_the_image_shows_them(tmp_path: Path) -> None:
+def test_secrets_are_hidden_where_the_image_shows_them(tmp_path: Path) -> None:
     make_tree(tmp_path / "host", "bin/sh", "srv/tokens/a/token", "etc/vac.conf", "etc/passwd", "own/token")
     (tmp_path / "host/etc/site.conf").symlink_to("vac.conf")
     host = tmp_path / "host"
@@ -201,7 +202,7 @@ def test_an_image_in_a_hidden_directory_of_the_host_is_refused(tmp_path: Path, h
 def test_a_link_out_of_cvmfs_is_no_image(
     tmp_path: Path, model: ModuleType, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("vac.host.probes.real_image.__defaults__", (str(tmp_path / "cvmfs"),))
+    monkeypatch.setattr("vac.host.filesystems.real_image.__defaults__", (str(tmp_path / "cvmfs"),))
     make_tree(tmp_path / "cvmfs/a", "tree/usr/bin/sh", "inner -> tree", "outer -> /", "up/x -> ../../..")
     inner = model.plan(make_spec(tmp_path, root_image=f"{tmp_path}/cvmfs/a/inner"), "")
     assert any(f"{tmp_path}/cvmfs/a/tree" in word for word in model.command_line(inner))
@@ -233,12 +234,22 @@ def test_resolver_files_of_the_host_replace_the_images_own(tmp_path: Path, root:
         ({"root_image": "/not/there"}, "root_image /not/there can't be found"),
         ({"container_command": "/not/there"}, "container_command /not/there does not exist in root_image /"),
         ({"container_command": "/etc"}, "container_command /etc is not a file that user"),
-        ({"tmp_binds": ("/x/..",)}, "tmp_binds: / can't be a fresh directory"),
     ],
 )
 def test_what_cannot_work_has_one_clear_reason(tmp_path: Path, options: dict[str, Any], reason: str) -> None:
     with pytest.raises(ValueError, match=reason):
         command_line(make_spec(tmp_path, **options))
+
+
+@pytest.mark.parametrize(
+    ("model", "path", "plain"),
+    [("bubblewrap", "/x/..", "/"), ("singularity", "/tmp", "/tmp"), ("singularity", "/x/../proc/", "/proc")],
+)
+def test_a_place_that_is_taken_is_no_fresh_directory(
+    tmp_path: Path, model: str, path: str, plain: str
+) -> None:
+    with pytest.raises(CreationFailed, match=f"tmp_binds: {plain} can't be a fresh directory"):
+        make_plan(make_spec(tmp_path, machine_model=model, tmp_binds=(path,)))
 
 
 def test_user_data_that_is_not_there_is_told(tmp_path: Path, root: Path) -> None:
@@ -248,7 +259,7 @@ def test_user_data_that_is_not_there_is_told(tmp_path: Path, root: Path) -> None
         command_line(spec)
 
 
-def test_command_in_a_fresh_or_foreign_directory_is_left_to_bwrap(tmp_path: Path, root: Path) -> None:
+def test_command_in_a_fresh_directory_is_left_to_bwrap(tmp_path: Path, root: Path) -> None:
     spec = make_spec(tmp_path, root_image=str(root), cvmfs_repositories=("a",))
     kind = dataclasses.replace(spec.machinetype, container_command="/cvmfs/a/run")
     assert command_line(dataclasses.replace(spec, machinetype=kind))[-1] == "/cvmfs/a/run"
@@ -272,7 +283,7 @@ def test_machine_runs_once_something_else_than_bwrap_does(
     assert bubblewrap.running(status, OUTER, others) is running
 
 
-def test_a_process_that_a_dead_bwrap_has_left_waiting_is_no_machine(tmp_path: Path) -> None:
+def test_what_a_dead_bwrap_has_left_waiting_is_no_machine(tmp_path: Path) -> None:
     own = b"\0".join(map(str.encode, command_line(make_spec(tmp_path))))
     assert not bubblewrap.running('{"child-pid": 7}', b"", [own])
 

@@ -530,7 +530,7 @@ def test_an_engines_refusal_is_the_reason(tmp_path: Path) -> None:
 
 
 def test_a_link_out_of_cvmfs_is_not_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("vac.host.probes.real_image.__defaults__", (str(tmp_path / "cvmfs"),))
+    monkeypatch.setattr("vac.host.filesystems.real_image.__defaults__", (str(tmp_path / "cvmfs"),))
     (tmp_path / "cvmfs").mkdir()
     (tmp_path / "secret.tar").write_bytes(image("a", "x:1"))
     site = ArchiveSite(Engine(), tmp_path / "cvmfs")

@@ -8,7 +8,16 @@ from pathlib import Path
 import pytest
 
 from vac.host.cgroups import V1_CONTROLLERS as CONTROLLERS
-from vac.host.cgroups import CgroupError, GroupsV1, GroupsV2, GroupUsage, Limits, find_mounts, open_groups
+from vac.host.cgroups import (
+    CgroupError,
+    GroupsV1,
+    GroupsV2,
+    GroupUsage,
+    Limits,
+    find_mounts,
+    machine_processes,
+    open_groups,
+)
 
 GIB = 2**30
 LIMITED = Limits(processors=4, memory_bytes=8 * GIB, memory_limit_bytes=16 * GIB, pids=16384)
@@ -102,7 +111,7 @@ def test_v2_without_controllers_sets_no_limits(tmp_path: Path) -> None:
     assert not list((tmp_path / "vac/f1.example.com/m_u").iterdir())
 
 
-def test_v2_uses_the_delegated_group_and_moves_its_own_process_to_a_leaf(tmp_path: Path) -> None:
+def test_v2_moves_the_delegated_groups_own_process_to_a_leaf(tmp_path: Path) -> None:
     v2_mount(tmp_path, "cpu memory pids")
     service = tmp_path / "vac.slice/vac-machines.service"
     service.mkdir(parents=True)
@@ -177,7 +186,7 @@ def test_memory_limit_covers_swap_where_the_kernel_counts_that(
     )
 
 
-def test_v1_under_systemd_leaves_vacd_service_in_systemds_hierarchies_too(tmp_path: Path) -> None:
+def test_v1_leaves_vacd_service_in_systemds_hierarchies_too(tmp_path: Path) -> None:
     text = v1_mounts(tmp_path) + v2_mount(tmp_path / "unified", "")
     (tmp_path / "mountinfo").write_text(text)
     for each in ("systemd", "unified", "memory"):
@@ -193,6 +202,16 @@ def test_v1_under_systemd_leaves_vacd_service_in_systemds_hierarchies_too(tmp_pa
         "systemd/vac.slice/vac-machines.service/f1/m_u/cgroup.procs",
         "unified/vac.slice/vac-machines.service/f1/m_u/cgroup.procs",
     ]
+
+
+def test_a_machines_processes_are_found_by_its_uuid(tmp_path: Path) -> None:
+    (tmp_path / "mountinfo").write_text(v1_mounts(tmp_path) + v2_mount(tmp_path / "unified", ""))
+    for group, processes in {"f1/a_u1": "7 8", "f2/b_u2": "9"}.items():
+        (tmp_path / "freezer/vac" / group).mkdir(parents=True)
+        (tmp_path / "freezer/vac" / group / "cgroup.procs").write_text(processes)
+    assert machine_processes("u1", tmp_path / "mountinfo") == [7, 8]
+    assert machine_processes("u2", tmp_path / "mountinfo") == [9]
+    assert machine_processes("u3", tmp_path / "mountinfo") == []
 
 
 def test_group_that_was_left_half_made_is_found_and_removed(tmp_path: Path) -> None:

@@ -51,7 +51,7 @@ def proc(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def test_remote_ends_are_told_with_the_port_that_says_which_service(proc: Path) -> None:
+def test_remote_ends_have_the_port_of_the_service(proc: Path) -> None:
     assert list(sockets(proc / "net")) == [
         (12, Contact("tcp", "10.0.2.10", 0x9193, incoming=True)),
         (13, Contact("tcp", "192.168.0.2", 0x9193, incoming=False)),
@@ -63,13 +63,13 @@ def test_remote_ends_are_told_with_the_port_that_says_which_service(proc: Path) 
     ]
 
 
-def test_in_a_name_space_of_its_own_what_a_machine_says_to_itself_is_left_out(proc: Path) -> None:
+def test_a_machines_own_loopback_is_left_out(proc: Path) -> None:
     addresses = {contact.address for contact in contacts_within(7)}
     assert addresses == {"10.0.2.10", "192.168.0.2", "192.168.0.3", "2001:db8::1", "8.8.8.8"}
     assert not contacts_within(8), "it has gone"
 
 
-def test_in_a_shared_name_space_sockets_are_told_apart_by_who_holds_them(proc: Path) -> None:
+def test_sockets_in_a_shared_namespace_are_their_holders(proc: Path) -> None:
     holders = {7: ["socket:[12]", "/dev/null", "socket:[999]"], 9: ["socket:[17]"], 10: ["socket:[18]"]}
     for process, targets in holders.items():
         (proc / f"{process}/fd").mkdir(parents=True)
@@ -104,7 +104,7 @@ def test_addresses_of_the_host(proc: Path, tmp_path: Path) -> None:
     assert host_addresses(tmp_path / "absent") == []
 
 
-def test_connected_networks_are_those_without_a_gateway_and_not_link_local(tmp_path: Path) -> None:
+def test_connected_networks_have_no_gateway_and_are_not_link_local(tmp_path: Path) -> None:
     assert connected_networks(tmp_path) == ()
     (tmp_path / "route").write_text(ROUTES)
     (tmp_path / "ipv6_route").write_text(ROUTES_V6)

@@ -17,6 +17,7 @@ from vac.host import probes
 from vac.host.child_processes import Finished
 from vac.host.probes import (
     AT_ONCE,
+    BYTES_PER_INODE,
     DU,
     DiskMeasured,
     DiskMessage,
@@ -60,6 +61,28 @@ def test_directories_are_measured_together_if_they_are_there(tmp_path: Path) -> 
     measured = measure(own, others=[layer, tmp_path / "gone"])
     assert isinstance(measured, DiskMeasured)
     assert 2_000_000 <= measured.used_bytes < 2_400_000
+
+
+@pytest.mark.allow_subprocess
+def test_many_empty_files_use_disk_too(tmp_path: Path) -> None:
+    for number in range(1000):
+        (tmp_path / f"f{number}").touch()
+    measured = measure(tmp_path)
+    assert isinstance(measured, DiskMeasured)
+    assert measured.used_bytes == 1001 * BYTES_PER_INODE
+
+
+@pytest.mark.allow_subprocess
+def test_unlinked_files_that_are_open_use_disk_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(probes, "machine_processes", lambda key: [os.getpid(), 2**22 + 1])
+    with (tmp_path / "file").open("wb") as one, (tmp_path / "file").open("rb") as same:
+        one.write(os.urandom(5_000_000))
+        one.flush()
+        same.read(1)
+        (tmp_path / "file").unlink()
+        measured = measure(tmp_path)
+    assert isinstance(measured, DiskMeasured)
+    assert 5_000_000 <= measured.used_bytes < 5_200_000
 
 
 @pytest.mark.allow_subprocess

@@ -69,7 +69,7 @@ def test_the_kernel_refuses_what_dockers_default_does() -> None:
 
 @only_here
 @pytest.mark.allow_subprocess
-def test_what_is_newer_than_the_list_or_of_another_kind_is_not_there() -> None:
+def test_newer_and_x32_system_calls_are_not_there() -> None:
     assert attempt(False, ("newer", 0), ("x32 getpid", 0)) == ["ENOSYS", "ENOSYS"]
 
 

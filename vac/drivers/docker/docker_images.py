@@ -30,7 +30,8 @@ from vac.decoding import BadJson, parse
 from vac.drivers.base import EngineUnavailable
 from vac.drivers.docker.docker_api import Client, Connection, explanation, timed_out
 from vac.drivers.images import Entry, ImageStore, ImageUnavailable
-from vac.host.probes import problem_of, real_image
+from vac.host.filesystems import real_image
+from vac.host.probes import problem_of
 from vac.text import without_url_secrets
 
 SCHEME = "docker://"

@@ -21,7 +21,8 @@ from pathlib import Path
 
 from vac.drivers.base import CreationFailed, EngineUnavailable, MachineSpec
 from vac.host.child_processes import run
-from vac.host.probes import CVMFS, real_image
+from vac.host.filesystems import real_image
+from vac.host.probes import CVMFS
 from vac.text import without_url_secrets
 
 NETWORK = "vac_169.254.0.0"

@@ -9,9 +9,7 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, Any
 
-from vac.config.machinetype import reserved_paths
-from vac.host.filesystems import with_other_paths
-from vac.host.probes import real_image
+from vac.host.filesystems import real_image, with_other_paths
 
 if TYPE_CHECKING:
     from vac.drivers.base import MachineSpec
@@ -22,6 +20,7 @@ OPTION = "singularity_path"
 TELLS = False
 TAKES_URLS = True
 NEEDS_ACCOUNT = True
+FILTERED = False
 
 _INIT = (b"appinit", b"sinit")
 """Name of their first process in a machine's own PID namespace, once it is about to run the command."""
@@ -33,9 +32,7 @@ _FAILED = 255
 
 
 def plan(spec: MachineSpec, program: str) -> dict[str, Any]:
-    """See Model. A root_image with a URL has been replaced by its copy's path. Raises ValueError with a reason if the
-    machinetype can't be run like this.
-    """
+    """See Model. A root_image with a URL has been replaced by its copy's path."""
     kind, directory = spec.machinetype, spec.directory
     image = kind.root_image
     if not image:
@@ -66,8 +63,6 @@ def plan(spec: MachineSpec, program: str) -> dict[str, Any]:
 
 def scratch(spec: MachineSpec) -> list[tuple[str, str]]:
     """See Model. tmp, var_tmp and home are --workdir's own; only we can make places in them to mount at."""
-    for path in reserved_paths("singularity", spec.machinetype.tmp_binds):
-        raise ValueError(f"tmp_binds: {path} can't be a fresh directory")
     paths = [os.path.normpath(path) for path in spec.machinetype.tmp_binds]
     features = [(f"tmp/{name}", f"/tmp/{name}") for name in ("machinefeatures", "jobfeatures", "joboutputs")]
     binds = [(f"bind{number}", path) for number, path in enumerate(paths)]

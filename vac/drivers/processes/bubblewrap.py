@@ -13,11 +13,8 @@ import contextlib
 import os
 from typing import TYPE_CHECKING, Any
 
-from vac.config.machinetype import reserved_paths
 from vac.drivers.processes.launch import FILTER
-from vac.host.filesystems import with_other_paths
-from vac.host.probes import real_image
-from vac.host.syscall_filter import compiled
+from vac.host.filesystems import real_image, with_other_paths
 
 if TYPE_CHECKING:
     from vac.drivers.base import MachineSpec
@@ -28,6 +25,7 @@ OPTION = ""
 TELLS = True
 TAKES_URLS = False
 NEEDS_ACCOUNT = False
+FILTERED = True
 HIDDEN = ("/run", "/home", "/root", "/etc/vac.d", "/etc/vac.conf")
 """Parts of the host's own tree that no machine sees, besides state_dir and what the factory names."""
 RESOLVER_FILES = ("/etc/resolv.conf", "/etc/hosts")
@@ -65,22 +63,11 @@ def plan(spec: MachineSpec, program: str) -> dict[str, Any]:
         "files": os.path.realpath(spec.files),
         "mounts": mounts,
         "command": kind.container_command,
-        "filter": syscall_filter(kind.container_nested),
     }
-
-
-def syscall_filter(nested: bool) -> str:
-    """Return the filter of system calls, in hex. Raises ValueError if it can't be made: no machine is without one."""
-    try:
-        return compiled(nested).hex()
-    except OSError as error:
-        raise ValueError(f"{error.filename} {error.strerror}") from error
 
 
 def scratch(spec: MachineSpec) -> list[tuple[str, str]]:
     """See Model."""
-    for path in reserved_paths("bubblewrap", spec.machinetype.tmp_binds):
-        raise ValueError(f"tmp_binds: {path} can't be a fresh directory")
     paths = [os.path.normpath(path) for path in spec.machinetype.tmp_binds]
     binds = [(f"bind{number}", path) for number, path in enumerate(paths)]
     return [("tmp", "/tmp"), ("var_tmp", "/var/tmp"), *binds]

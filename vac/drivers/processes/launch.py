@@ -17,7 +17,6 @@ import errno
 import importlib
 import json
 import os
-import platform
 import signal
 import stat
 import sys
@@ -73,7 +72,7 @@ def join_new_session_keyring() -> None:
 
     Done as root, whose quota no machine can use up. Raises OSError.
     """
-    number = _KEYCTL.get(platform.machine())
+    number = _KEYCTL.get(os.uname().machine)
     if number is None:
         return
     libc = ctypes.CDLL(None, use_errno=True)

@@ -16,11 +16,13 @@ from pathlib import Path
 from typing import Any, Protocol, cast
 
 import vac
+from vac.config.machinetype import reserved_paths
 from vac.config.settings import Settings, slot_uid
 from vac.drivers.base import CreationFailed, MachineSpec
 from vac.drivers.images import ImageVersion
 from vac.host.cgroups import Limits
 from vac.host.filesystems import FileStamp
+from vac.host.syscall_filter import compiled
 
 MODELS = {"bubblewrap": "vac.drivers.processes.bubblewrap", "singularity": "vac.drivers.processes.apptainer"}
 """Module, a Model, by machine model."""
@@ -44,6 +46,8 @@ class Model(Protocol):
     """True: root_image may be the URL of an image; plan() is given the path of its copy."""
     NEEDS_ACCOUNT: bool
     """True: the program doesn't run with a uid of slot_uids without an account."""
+    FILTERED: bool
+    """True: the program takes a filter of system calls as descriptor FILTER."""
 
     def plan(self, spec: MachineSpec, program: str) -> dict[str, Any]:
         """Return what the launcher needs, for JSON. Raises ValueError with a reason."""
@@ -103,6 +107,8 @@ def model_of(machine_model: str) -> Model:
 def make_plan(spec: MachineSpec) -> tuple[Model, dict[str, Any]]:
     """Return the plan of this machine's launch, but for its cgroup. Raises CreationFailed."""
     kind = spec.machinetype.machine_model
+    for path in reserved_paths(kind, spec.machinetype.tmp_binds):
+        raise CreationFailed(f"tmp_binds: {path} can't be a fresh directory")
     uid, gid = identity(spec)
     model = model_of(kind)
     if model.NEEDS_ACCOUNT and not _has_account(uid):
@@ -111,7 +117,11 @@ def make_plan(spec: MachineSpec) -> tuple[Model, dict[str, Any]]:
     program = find_program(kind, spec.settings)
     try:
         plan = model.plan(spec, program)
-    except (OSError, ValueError) as error:
+        if model.FILTERED:
+            plan["filter"] = compiled(spec.machinetype.container_nested).hex()
+    except OSError as error:
+        raise CreationFailed(f"{error.filename} {error.strerror}") from error
+    except ValueError as error:
         raise CreationFailed(str(error)) from error
     features = {
         f"{name.upper()}": f"/tmp/{name}" for name in ("machinefeatures", "jobfeatures", "joboutputs")
