@@ -54,7 +54,7 @@ class RealWorld(World):
 
     def open_engine(self, machine_model: str, settings: Settings) -> InlineEngine:
         """See World."""
-        return InlineEngine(engine_name(machine_model), lambda: self.driver, self.inbox.put, self.clock)
+        return InlineEngine(engine_name(machine_model), lambda: self.driver, self.inbox.put, self.clock.boot)
 
 
 def run() -> None:

@@ -13,6 +13,7 @@ import pytest
 
 from tests.fake_driver import FakeEngine, FakeMachine, Script
 from vac.accounting.records import message_fields
+from vac.clock import Clock
 from vac.config.files import Problem
 from vac.config.load import Configuration, ConfigurationError, Loader
 from vac.config.machinetype import Machinetype
@@ -23,9 +24,9 @@ from vac.drivers.registry import engine_name
 from vac.factory import loop
 from vac.factory.contexts import Run
 from vac.factory.loop import Factory, Message, Wake
-from vac.factory.process import open_factory, stand_in
-from vac.factory.slots import Slot
-from vac.factory.space import Ask, ask_nobody
+from vac.factory.peers import Ask, ask_nobody
+from vac.factory.process import broken_at_start, open_factory, stand_in
+from vac.factory.state import Slot
 from vac.host.probes import DiskMessage
 from vac.machines import layout, requests
 from vac.machines.layout import StateDir
@@ -34,16 +35,43 @@ from vac.machines.status import Status, from_json
 
 START = 1_800_000_000.0
 FACTORY = "f1.example.com"
+BOOTED = 1000.0
 
 
-class VirtualClock:
-    """A clock that tests move."""
+class VirtualClock(Clock):
+    """Clocks that tests move: forward both, backward people's clock alone."""
 
     def __init__(self) -> None:
-        self.now = START
+        self.boot_id = "boot-1"
+        self._boot = BOOTED
+        self._offset = START - self._boot
 
-    def __call__(self) -> float:
-        return self.now
+    def unix(self) -> float:
+        return self._boot + self._offset
+
+    def boot(self) -> float:
+        return self._boot
+
+    def steady(self) -> float:
+        """Return what people's clock would show if nobody had set it: the engines' time."""
+        return self._boot + START - BOOTED
+
+    def set(self, seconds: float) -> None:
+        """Have somebody set people's clock forward by so much."""
+        self._offset += seconds
+
+    @property
+    def now(self) -> float:
+        """Unix seconds."""
+        return self.unix()
+
+    @now.setter
+    def now(self, unix: float) -> None:
+        passed = unix - self.unix()
+        if passed >= 0:
+            self._boot += passed
+        else:
+            self.set(passed)
 
 
 class Meter:
@@ -110,7 +138,7 @@ class HoldingEngine(InlineEngine):
     """Carries out at once what it is asked for, unless the world holds actions back: then release() does."""
 
     def __init__(self, world: World, name: str, driver: Driver) -> None:
-        super().__init__(name, lambda: driver, world.inbox.put, world.clock)
+        super().__init__(name, lambda: driver, world.inbox.put, world.clock.boot)
         self._world = world
 
     def _submit(self, action: Action, call: Callable[[Driver], None]) -> None:
@@ -154,6 +182,8 @@ class World:
         """Tells, in a thread, what peers say; of use if settings have more than one factory."""
         self.run_context: Run = _at_once
         """Has a machine's context made: at once, unless a test puts something else there."""
+        self.wrong_directory = False
+        """An empty state_dir is the wrong one, not new."""
         self.hold = False
         """Engines don't begin what they are asked for …"""
         self.held: list[Callable[[], None]] = []
@@ -184,14 +214,14 @@ class World:
                     self.made.append(spec)
                 return chosen
 
-            self.engines[name] = FakeEngine(self.clock, script, self._called)
+            self.engines[name] = FakeEngine(self.clock.steady, script, self._called)
         return self.engines[name]
 
     def _called(self, call: str, moment: str) -> None:
         self.hook(call, moment)
 
     def open_engine(self, machine_model: str, settings: Settings) -> InlineEngine:
-        """See vac.factory.floor.OpenEngine."""
+        """See vac.factory.state.OpenEngine."""
         name = engine_name(machine_model)
         return HoldingEngine(self, name, self.engine(name).driver())
 
@@ -217,9 +247,10 @@ class World:
             ask=self.ask_peers,
             run=self.run_context,
         )
+        if not self.wrong_directory:
+            self.factory.state.knew_nothing = False
         if error is not None:
-            self.factory.floor.sure = False
-            self.factory.floor.configuration_broken(error)
+            broken_at_start(self.factory.state, error)
         return self.factory
 
     def turn(self) -> None:
@@ -271,7 +302,7 @@ class World:
 
     def slot(self, number: int = 0) -> Slot:
         """A slot of the present factory."""
-        slot = self.factory.floor.slots.get(f"f1-{number:02d}.example.com")
+        slot = self.factory.state.slots.get(f"f1-{number:02d}.example.com")
         assert slot is not None
         return slot
 
@@ -290,7 +321,7 @@ class World:
         directory = self.state.root / "nowhere"
         kind = one_type("lost", machine_model={"docker": "docker", "libvirt": "vm-raw"}[engine])
         spec = MachineSpec(name, uuid, kind, self.settings, 1, 2**31, directory, directory)
-        self.engine(engine).machines[uuid] = FakeMachine(spec, Script(), self.clock.now)
+        self.engine(engine).machines[uuid] = FakeMachine(spec, Script(), self.clock.steady())
 
     def engine_machines(self) -> list[FakeMachine]:
         """What all engines hold."""
@@ -298,9 +329,8 @@ class World:
 
     def running(self) -> list[str]:
         """Uuids of machines that run in an engine, in order of creation."""
-        return [
-            one.spec.uuid for one in self.engine_machines() if not (one.end_time() or 1e99) <= self.clock.now
-        ]
+        now = self.clock.steady()
+        return [one.spec.uuid for one in self.engine_machines() if not (one.end_time() or 1e99) <= now]
 
     def records(self, directory: Path | None = None) -> list[Mapping[str, str]]:
         """The fields of each record in the archive, or below another directory."""

@@ -1,4 +1,4 @@
-"""The processes that vacd consists of, and what each is given when it starts."""
+"""The processes of vacd, what each gets at its start, and the record of their restarts."""
 
 from __future__ import annotations
 
@@ -28,19 +28,19 @@ class Role:
     name: str
     module: str
     must_be_ready: bool = False
-    """Is vacd as a whole ready only when this role has said that it is?"""
+    """vacd as a whole isn't ready before this role."""
     stuck_seconds: float | None = None
-    """Killed and started again when it has shown no life for so long. None: it shows none."""
+    """Longest time without RoleOptions.alive before it is killed and restarted; None: unlimited."""
     on_demand: bool = False
-    """There is such a process only as long as another role says that it is needed (RoleOptions.need)."""
+    """Runs only while another role needs it (RoleOptions.need)."""
     listens: bool = False
     """Its purpose begins with HOST:PORT, where the supervisor listens, so that nobody else takes a dead role's port."""
     packages: str = ""
-    """How to install the optional Python packages that its module imports."""
+    """Instructions for installing the optional Python packages of its module."""
 
 
 EXIT_OTHER_AT_WORK = 75
-"""Exit status of a role that can't work because another process does its work; EX_TEMPFAIL of sysexits.h."""
+"""Exit status of a role whose work another process does; EX_TEMPFAIL of sysexits.h."""
 
 _WAITRESS = "python3-waitress, or pip install 'vac-factory[vms]'"
 ROLES = (
@@ -59,56 +59,53 @@ ROLES = (
 
 
 def _do_nothing() -> None:
-    """Stands in where nobody listens."""
+    """Default of the callbacks."""
 
 
 def _need_nothing(role: str, purpose: str) -> None:
-    """Likewise."""
+    """Default of RoleOptions.need."""
 
 
 def _use_nothing(state_dir: Path) -> None:
-    """Likewise."""
+    """Default of RoleOptions.uses."""
 
 
 class Listen(Protocol):
-    """From now on `stop` is called, once, when the process has to end, and `wake` when there may be news."""
+    """Subscription to signals: `stop` is called once when the process has to end, `wake` when there may be news."""
 
     def __call__(self, stop: Callable[[], None], wake: Callable[[], None]) -> None:
-        """Both are called from a thread of their own, never in a signal handler: they may take locks.
+        """Subscribe. Both are called in a thread of their own, never in a signal handler: they may take locks.
 
-        stop: after SIGTERM, SIGINT or the supervisor's death, also when these came before this call. The
-        role's main is to return soon.
+        stop: after SIGTERM, SIGINT or the supervisor's death, also if before this call; main is to return soon.
         wake: after SIGUSR1 (there are requests) and SIGHUP (the configuration may be new).
         """
 
 
 def _listen_to_nobody(stop: Callable[[], None], wake: Callable[[], None]) -> None:
-    """For a role without a process of its own, as in tests."""
+    """Default of RoleOptions.listen, for tests."""
 
 
 @dataclass(frozen=True)
 class RoleOptions:
-    """What a role needs to know and whom it reports to.
+    """Parameters of a role, and callbacks for its reports.
 
-    A role starts processes by subprocess, never by a bare fork: a forked process would share the pipe
-    through which signals arrive, and what ends it would end the role.
+    A role starts processes by subprocess, never by a bare fork: a forked process would share the pipe of signals.
     """
 
     configs: tuple[Path, ...] = ()
     """Files and directories of --config, absolute; none: the default ones."""
     ready: Callable[[], None] = _do_nothing
-    """Say that the role does its work (the factory: its first cycle is over, whatever came of it)."""
+    """Report that the role works (the factory: that its first cycle is over, whatever its outcome)."""
     alive: Callable[[], None] = _do_nothing
-    """Say that the role's loop goes round; to be called much more often than Role.stuck_seconds."""
+    """Report progress of the role's loop, much more often than Role.stuck_seconds."""
     uses: Callable[[Path], None] = _use_nothing
     """Report the state_dir of the configuration, where the supervisor notes restarts."""
     need: Callable[[str, str], None] = _need_nothing
-    """Say for what the role of that name is needed from now on; empty: for nothing, it may go. For another purpose
-    than before it is started anew. May be repeated as often as one likes."""
+    """Report a role's name and its purpose from now on, empty for none; a changed purpose restarts it. Idempotent."""
     listening: socket.socket | None = None
     """For a role that listens: the supervisor's socket, None if it couldn't be bound."""
     listen: Listen = _listen_to_nobody
-    """Call it once, from the main thread or any other, when stop can be obeyed."""
+    """To be called once, from any thread, as soon as stop can be obeyed."""
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ from vac.host.cgroups import open_groups
 from vac.machines import status as statuses
 from vac.machines.layout import StateDir
 from vac.machines.machine import Machine
-from vac.machines.messages import shutdown_message
+from vac.machines.outputs import shutdown_message
 from vac.machines.slots import read_slots
 
 TOP = Path(__file__).resolve().parents[2]

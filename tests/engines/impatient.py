@@ -15,7 +15,7 @@ from vac.drivers.docker import docker_driver as docker_engine
 from vac.drivers.docker.docker_images import PullLimits
 from vac.drivers.engine import Deadlines, Engine
 from vac.drivers.libvirt import libvirt_api as api
-from vac.factory import process, rules, watching
+from vac.factory import effects, process, watch
 from vac.roles import Role
 
 RENEW_SECONDS = 3.0
@@ -31,9 +31,9 @@ def impatient(role: Role, arguments: argparse.Namespace) -> list[str]:
 
 
 if __name__ == "__main__":
-    watching.RENEW_SECONDS = RENEW_SECONDS
+    effects.RENEW_SECONDS = RENEW_SECONDS
     api.KEEPALIVE_SECONDS = KEEPALIVE_SECONDS
-    rules.MEASURE_SECONDS = (RENEW_SECONDS, RENEW_SECONDS)
+    watch.MEASURE_SECONDS = (RENEW_SECONDS, RENEW_SECONDS)
     deadlines = Deadlines(observation_seconds=OBSERVATION_SECONDS)
     limits = PullLimits(stall_seconds=STALL_SECONDS, first_pause_seconds=1.0)
     setattr(process, "Engine", functools.partial(Engine, deadlines=deadlines))  # noqa: B010  mypy knows a class

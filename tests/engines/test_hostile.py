@@ -17,7 +17,7 @@ from tests.engines.factory_fixture import (
     command_lines,
     factory_site,
 )
-from vac.machines.messages import UNREADABLE
+from vac.machines.outputs import UNREADABLE
 
 pytestmark = pytest.mark.engine
 

@@ -1,7 +1,8 @@
 """The factory killed at every step of a machine's life and started again: nothing is lost, doubled, orphaned.
 
-A first run of each life counts its steps: each checkpoint of vac.machines.files, and each engine call before
-and after it has its effect. Then the life is lived once for each step, and the factory dies there.
+A first run of each life counts its steps: the gaps between any two effects of the table, each checkpoint of
+vac.machines.files, and each engine call before and after it has its effect. Then the life is lived once for each step,
+and the factory dies there.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from tests.simulated import World, one_type, simulate_host
 from vac.accounting.records import day_name
 from vac.config.machinetype import Machinetype
 from vac.drivers.base import MachineSpec
+from vac.factory import effects
 from vac.machines import files
 
 FIZZLE_SECONDS = 100
@@ -175,7 +177,7 @@ class Walk:
         self._want()
         if self.life.asked and not self.asked and self.subject and self._lived() >= 150:
             self.asked = True
-            slot = self.world.factory.floor.slots.get(self.subject.spec.name)
+            slot = self.world.factory.state.slots.get(self.subject.spec.name)
             assert slot is not None
             assert slot.machine is not None
             self.world.ask(self.life.asked, slot.machine)
@@ -232,7 +234,7 @@ class Walk:
         assert len(list(state.slots.iterdir())) == 2
         assert [path.name for path in state.tmp.iterdir()] == []
         assert not world.asked()
-        occupied = [slot.name for slot in world.factory.floor.slots if slot.occupied]
+        occupied = [slot.name for slot in world.factory.state.slots if slot.occupied]
         assert occupied == [bystander.spec.name]
 
     def check_accounting(self) -> None:
@@ -276,6 +278,7 @@ def killer(monkeypatch: pytest.MonkeyPatch) -> Killer:
     killer = Killer()
     simulate_host(monkeypatch)
     monkeypatch.setattr(files, "checkpoint", killer.step)
+    monkeypatch.setattr(effects, "checkpoint", lambda slot, effect: killer.step(effect.value, slot.name))
     return killer
 
 

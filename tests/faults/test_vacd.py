@@ -270,7 +270,7 @@ def answer_at(address: tuple[str, int]) -> bytes:
         return connection.recv(100)
 
 
-def test_a_roles_port_is_held_while_it_is_dead_and_while_vacd_is_restarted(vacd: Vacd) -> None:
+def test_the_port_of_a_dead_role_is_held(vacd: Vacd) -> None:
     with socket.create_server(("127.0.0.1", 0)) as free:
         first = free.getsockname()
     with socket.create_server(("127.0.0.1", 0)) as free:

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from vac.clock import Moment
 from vac.config.machinetype import Machinetype
 from vac.config.settings import Settings
 from vac.drivers.base import Usage
@@ -19,12 +20,18 @@ from vac.machines.machine import Machine, mark_started, renew_heartbeat
 CREATED = 1795189401
 STARTED = 1795189461
 ENDED = 1795225461
+BOOTED = 1795000000
 """Start and end of the example record: ten hours."""
 UUID = "4b0a5e86-6d0f-4a7a-8a3c-9f3f0f1d2c3b"
 NAME = "node1-00.example.org"
 FQAN = "/lhcb/Role=NULL/Capability=NULL"
 CLASSIC = Path(__file__).resolve().parents[1] / "data" / "classic-state.txt"
 OURS = Access(os.geteuid(), os.getegid())
+
+
+def at(unix: float) -> Moment:
+    """Return the moment at which people's clock, which nobody sets here, shows this."""
+    return Moment(unix, unix - BOOTED, "boot-1")
 
 
 class Killed(BaseException):
@@ -81,8 +88,8 @@ def running_machine(
     state: StateDir, *, seen: float = ENDED, cpu_seconds: float = 34100.0, **changes: Any
 ) -> Machine:
     machine = new_machine(state, **changes)
-    mark_started(state, machine, STARTED)
-    renew_heartbeat(state, machine, seen, Usage(cpu_seconds=cpu_seconds))
+    mark_started(state, machine, at(STARTED))
+    renew_heartbeat(state, machine, at(seen), Usage(cpu_seconds=cpu_seconds))
     return machine
 
 

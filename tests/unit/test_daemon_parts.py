@@ -108,7 +108,7 @@ def test_without_a_manager_nothing_is_sent_or_logged(caplog: pytest.LogCaptureFi
     assert not caplog.records
 
 
-def test_the_link_carries_messages_and_a_file_and_tells_of_the_end(tmp_path: Path) -> None:
+def test_the_link_carries_messages_files_and_its_end(tmp_path: Path) -> None:
     ours, theirs = role_process.link_pair()
     with ours, theirs:
         role_process.send(theirs, role_process.READY)

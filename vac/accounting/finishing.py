@@ -9,11 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vac.accounting import records
+from vac.clock import Moment
 from vac.drivers.base import Usage
 from vac.machines import files
 from vac.machines.layout import StateDir
-from vac.machines.machine import Machine, end_time, write_final_heartbeat
-from vac.machines.messages import keep_shutdown_message
+from vac.machines.machine import Machine, end_time, mark_started, write_final_heartbeat
+from vac.machines.outputs import keep_shutdown_message
 from vac.machines.slots import note_finish
 
 
@@ -34,12 +35,11 @@ class Finished:
     """The same in apel-outgoing, if the site reports to APEL."""
 
 
-def finish(state: StateDir, machine: Machine, usage: Usage | None, now: float, *, live: bool) -> Finished:
+def finish(state: StateDir, machine: Machine, usage: Usage | None, now: Moment, *, watched: bool) -> Finished:
     """Write the machine's end.
 
-    usage is the engine's last word, if it has one. live: this process has itself seen the machine alive
-    within its last observations, so that it has ended now; else its end is what the engine tells, or the time of
-    the stored heartbeat.
+    usage is the engine's last word, if it has one. watched: the engine has shown the machine alive and answered ever
+    since, so that it has ended just now; else its end is what the engine tells, or its latest sign of life.
     On a full disk the reserve is given up. If somebody has removed the machine's directory, what is known of
     it is accounted for all the same. Raises FinishFailed.
     """
@@ -48,17 +48,19 @@ def finish(state: StateDir, machine: Machine, usage: Usage | None, now: float, *
             f"{machine.name}: its accounting needs vac_space, and there is no configuration yet"
         )
     try:
-        return state.spending_reserve(lambda: _finish(state, machine, usage or Usage(), now, live))
+        return state.spending_reserve(lambda: _finish(state, machine, usage or Usage(), now, watched))
     except OSError as error:
         raise FinishFailed(f"{machine.name}: its end can't be written: {error}") from error
 
 
-def _finish(state: StateDir, machine: Machine, usage: Usage, now: float, live: bool) -> Finished:
+def _finish(state: StateDir, machine: Machine, usage: Usage, now: Moment, watched: bool) -> Finished:
     record, outgoing, message = None, None, None
     files.make_directory(machine.directory, exist_ok=True)
     if machine.started_time is not None:
-        write_final_heartbeat(state, machine, now, usage, live=live)
-        message = keep_shutdown_message(state, machine, now)
+        if not machine.start_written:
+            mark_started(state, machine, now)
+        write_final_heartbeat(state, machine, now, usage, watched=watched)
+        message = keep_shutdown_message(state, machine, now.unix)
         if end_time(machine) - machine.started_time >= machine.options.fizzle_seconds:
             record = records.archive(state, records.job_record(machine))
             outgoing = _send(state, machine, record)

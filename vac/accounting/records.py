@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vac.machines import files
-from vac.machines.features import decimal
+from vac.machines.creation import decimal
 from vac.machines.layout import StateDir
 from vac.machines.machine import Machine, end_time
 
@@ -60,7 +60,7 @@ def job_record(machine: Machine) -> JobRecord:
     start, end = int(machine.started_time), int(end_time(machine))
     allocated_kib = options.mb_per_processor * machine.processors * _KIB
     peak_bytes = machine.peak_memory_bytes
-    real_kib = allocated_kib if peak_bytes is None else peak_bytes // _KIB
+    real_kib = peak_bytes // _KIB if peak_bytes else allocated_kib
     hepscore, hs06 = options.hepscore23_per_processor, options.hs06_per_processor
     return JobRecord(
         site=options.site,
@@ -151,6 +151,7 @@ def archive(state: StateDir, record: JobRecord) -> Path:
 
 def send(state: StateDir, day: str, name: str, text: str) -> Path:
     """Store a message in apel-outgoing, with the directory's owner, so that the sender can remove it."""
+    files.make_directory(state.apel_outgoing, exist_ok=True)
     found = state.apel_outgoing.stat()
     path = state.apel_outgoing / day / name
     _put(state, path, text, owner=(found.st_uid, found.st_gid))
@@ -161,6 +162,7 @@ def _put(state: StateDir, path: Path, text: str, owner: files.Owner | None) -> N
     """Write outside the queue and rename; recreate a day's directory that the sender removes meanwhile."""
     attempts_left = _ATTEMPTS
     while True:
+        files.make_directory(path.parent.parent, exist_ok=True)
         files.make_directory(path.parent, owner=owner, exist_ok=True)
         files.sync_directory(path.parent.parent)
         try:

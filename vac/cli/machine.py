@@ -10,10 +10,9 @@ from collections.abc import Mapping
 
 from vac.cli import common
 from vac.machines import status as statuses
-from vac.machines.contacts import read_contacts
 from vac.machines.layout import StateDir, slot_number
-from vac.machines.machine import Machine, read_details
-from vac.machines.messages import shutdown_message
+from vac.machines.machine import Machine
+from vac.machines.outputs import read_contacts, read_details, shutdown_message
 from vac.machines.slots import find_by_uuid
 from vac.machines.status import Status
 from vac.text import escaped

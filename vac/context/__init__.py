@@ -1,1 +1,1 @@
-"""What a machine gets to contextualize itself: user_data and its parts, and images."""
+"""Contexts of machines: user_data and its parts, and images."""

@@ -1,6 +1,7 @@
 """The factory's loop: messages from engines and people, timers, a cycle a minute, decisions when they are due.
 
-The inbox is no SimpleQueue: Python 3.9's waits for ever when a timeout is over before the waiting begins.
+The inbox is no SimpleQueue: Python 3.9's waits for ever when a timeout is over before the waiting begins. Timers are by
+the clock that nobody sets.
 """
 
 from __future__ import annotations
@@ -13,19 +14,15 @@ from typing import Union
 from vac.config.load import ConfigurationError, Loader
 from vac.drivers import engine as engines
 from vac.drivers.engine import ActionKind
+from vac.factory.admin_requests import AdminRequests
 from vac.factory.contexts import ContextFailed, ContextMade, ContextMessage, Contexts, Run, in_thread
-from vac.factory.creation import Creation
-from vac.factory.deciding import Deciding
-from vac.factory.ending import Ending
-from vac.factory.floor import Floor
-from vac.factory.orders import Orders
+from vac.factory.decisions import Decisions, Repositories
+from vac.factory.effects import Effects
+from vac.factory.peers import Answers, Ask, Monitor, Space
 from vac.factory.pipes import PipeFetched, Pipes
-from vac.factory.reporting import Reporting
-from vac.factory.repositories import Repositories
-from vac.factory.rules import Rules
-from vac.factory.slots import Slot
-from vac.factory.space import Answers, Ask, Space
-from vac.factory.watching import Watcher
+from vac.factory.report import Report
+from vac.factory.state import FactoryState, Slot
+from vac.factory.watch import Rules, Watcher
 from vac.host.probes import (
     DiskMeasured,
     DiskMessage,
@@ -36,10 +33,12 @@ from vac.host.probes import (
     RepositorySeen,
     RepositoryWatch,
 )
+from vac.lifecycle import stimuli
+from vac.lifecycle.phases import Empty, Preparing, SetAside
+from vac.machines.files import TrashCollector
+from vac.machines.slots import load_slots
 from vac.machines.status import Happening
 from vac.scheduling.eligibility import NO_ANSWER
-
-log = logging.getLogger(__name__)
 
 CYCLE_SECONDS = 60.0
 """From the end of one cycle to the next."""
@@ -49,6 +48,10 @@ HEALTH_SECONDS = 300.0
 """health_command is run this often."""
 STUCK_SECONDS = 600.0
 """An engine's thread that hangs so long past its deadline is beyond help: this process has to be replaced."""
+CLOCK_STEP_SECONDS = 2.0
+"""A greater change of people's clock between two turns is a step, and logged."""
+
+log = logging.getLogger(__name__)
 
 
 class Wake:
@@ -81,39 +84,41 @@ class Factory:
 
     def __init__(
         self,
-        floor: Floor,
+        state: FactoryState,
+        monitor: Monitor,
         loader: Loader,
         inbox: queue.Queue[Message],
         ask: Ask,
         run: Run = in_thread,
         need: Callable[[str, str], None] = lambda role, purpose: None,
     ) -> None:
-        self.floor = floor
+        self.state = state
         self.inbox = inbox
-        self.ending = Ending(floor)
-        self.creation = Creation(floor, self.ending, Contexts(inbox.put, run))
-        self.watcher = Watcher(floor, self.ending)
-        self.rules = Rules(floor, self.ending, DiskMeter(inbox.put))
-        self.orders = Orders(floor, self.ending)
-        self.space = Space(ask, inbox.put, floor.clock)
-        self.repositories = Repositories(floor, RepositoryWatch(inbox.put))
-        self.deciding = Deciding(floor, self.creation, self.orders, self.space, self.repositories)
-        self.reporting = Reporting(floor, self.deciding)
+        trash = TrashCollector(state.dir.tmp, run)
+        self.effects = Effects(state, Contexts(inbox.put, run), trash, monitor)
+        self.watcher = Watcher(state, self.effects)
+        self.rules = Rules(state, self.effects, DiskMeter(inbox.put))
+        self.requests = AdminRequests(state, self.effects)
+        self.space = Space(ask, inbox.put, state.clock.unix)
+        self.repositories = Repositories(state, RepositoryWatch(inbox.put))
+        self.decisions = Decisions(state, self.effects, self.requests, self.space, self.repositories)
+        self.report = Report(state, self.decisions, self.effects)
         self.loader = loader
         self._need = need
-        self.pipes = Pipes(floor, inbox.put)
-        self.next_cycle_time = floor.clock()
-        self._turn_time = self.next_cycle_time
+        self.pipes = Pipes(state, inbox.put)
+        now = state.clock.moment()
+        self.next_cycle_time = now.boot
+        self._clock_offset = now.unix - now.boot
         self.stopping = False
         self.health = HealthCheck(inbox.put)
         self.health_time: float | None = None
-        self._unwell: set[str] = set()
+        self._unavailable: set[str] = set()
         """Engines that have a problem."""
         self._handlers: dict[type, Callable[..., None]] = {
             ContextMade: self._context_made,
-            ContextFailed: self.creation.context_failed,
+            ContextFailed: self._context_failed,
             engines.Observation: self._observed,
-            engines.ObservationFailed: self._unseen,
+            engines.ObservationFailed: self._observation_failed,
             engines.ActionDone: self._acted,
             engines.Changed: self._changed,
             DiskMeasured: self.rules.measured,
@@ -133,41 +138,43 @@ class Factory:
         while not self.stopping:
             alive()
             self.turn(self._wait_seconds())
+        self._note_last_sights()
 
     def turn(self, wait_seconds: float) -> None:
         """Wait for messages, at most so long; handle them, then what time has brought; then decide if it is due."""
         for message in self._receive(wait_seconds):
             self._handlers[type(message)](message)
-        now = self.floor.clock()
-        if now < self._turn_time:
-            self._clock_was_set_back(now)
-        self._turn_time = now
-        due = now >= self.next_cycle_time
+        now = self.state.clock.moment()
+        self._check_clock()
+        due = now.boot >= self.next_cycle_time
         if due:
             self._reload()
         if self.stopping:
             return
         if due:
             self._cycle()
-        self.pipes.start_due(now)
+        elif self.requests.waiting:
+            self.requests.look()
+        self.pipes.start_due(now.unix)
         self._check_engines()
         self.rules.check(now)
-        self.creation.check(now)
-        self.deciding.decide_if_due()
+        for slot in self.state.slots:
+            self.effects.happen(slot, stimuli.Time())
+        self.decisions.decide_if_due()
         if due:
-            self.floor.tallies.add(Happening.CYCLE, "", "", self.floor.clock() - now)
-        self.reporting.report_if_due()
+            self.state.counters.add(Happening.CYCLE, "", "", self.state.clock.boot() - now.boot)
+        self.report.report_if_due()
 
-    def _clock_was_set_back(self, now: float) -> None:
-        """Nothing waits for times that were noted by the wrong clock."""
-        self.next_cycle_time = now
-        self.floor.changed = True
-        self.floor.history = self.floor.history.no_later_than(now)
-        for slot in self.floor.slots:
-            slot.known_since = min(slot.known_since, now)
-            if slot.stopped_time is not None:
-                slot.stopped_time = min(slot.stopped_time, now)
-        self.rules.look_again()
+    def _check_clock(self) -> None:
+        """Notice that people's clock was set: what was noted by the wrong one holds nothing back."""
+        now = self.state.clock.moment()
+        step, self._clock_offset = now.unix - now.boot - self._clock_offset, now.unix - now.boot
+        if abs(step) > CLOCK_STEP_SECONDS:
+            log.warning("the host's clock was set by %+.0f s; machines' ages are measured by another", step)
+            self.state.history = self.state.history.no_later_than(now.unix)
+            self.decisions.clock_was_set()
+            self.rules.look_again()
+            self.next_cycle_time = now.boot
 
     def _receive(self, wait_seconds: float) -> list[Message]:
         received: list[Message] = []
@@ -179,177 +186,225 @@ class Factory:
             return received
 
     def _wait_seconds(self) -> float:
-        now = self.floor.clock()
+        now = self.state.clock.boot()
         times = (
             self.next_cycle_time,
             self.rules.next_time,
-            self.deciding.next_time,
-            self.reporting.next_time,
+            self.decisions.due_time,
+            self.report.next_time,
             now + LATEST_SECONDS,
         )
         return min(time for time in times if time is not None) - now
 
     def _cycle(self) -> None:
-        self.orders.look()
-        self.orders.obey_shutdown_time()
-        for slot in self.floor.slots:
+        self.requests.look()
+        self.requests.obey_shutdown_time()
+        self._read_set_aside()
+        for slot in self.state.slots:
             if slot.machine and slot.occupied:
-                self.floor.engine_of(slot.machine.model)
-            if slot.removing_since is not None:
-                self.ending.retry_release(slot)
-        for machine in self.floor.strays:
-            self.floor.engine_of(machine.model)
-        for engine in self.floor.engines.values():
+                self.state.engine_of(slot.machine.model)
+        for machine in self.state.orphans:
+            self.state.engine_of(machine.model)
+        for engine in self.state.engines.values():
             engine.request_observation()
         self.rules.measure()
         self._check_health()
         self.repositories.look()
-        self.reporting.cycle()
+        self.report.cycle()
         self._need_page()
-        self.next_cycle_time = self.floor.clock() + CYCLE_SECONDS
+        self.next_cycle_time = self.state.clock.boot() + CYCLE_SECONDS
+
+    def _read_set_aside(self) -> None:
+        """Read the files of machines again that could not be read before."""
+        aside = [slot for slot in self.state.slots if isinstance(slot.phase, SetAside)]
+        if not aside:
+            return
+        now = self.state.clock.moment()
+        try:
+            found = load_slots(self.state.dir, self.state.configuration.machinetypes, self.state.settings)
+        except OSError:
+            return
+        for slot in aside:
+            if slot.name in found.unreadable:
+                continue
+            slot.phase = Empty(now.boot)
+            if slot.name in found.slots:
+                machine, phase = found.slots[slot.name]
+                machine.note_clock(now)
+                slot.put(machine)
+                slot.phase = phase(now.boot)
+            self.state.no_trouble(f"slot {slot.name}")
+            self.state.changed = True
+
+    def _note_last_sights(self) -> None:
+        """Write when machines were last seen alive: they run on, and nobody sees them end."""
+        for slot in self.state.slots:
+            machine = slot.machine
+            if machine is not None and slot.running and not machine.final:
+                engine = self.state.engine_of(machine.model)
+                if slot.sight.alive_time is not None and engine.problem() is None:
+                    slot.sight.alive_time = self.state.clock.boot()
+                self.effects.renew_heartbeat(slot)
 
     def _need_page(self) -> None:
         """The page reads what this factory writes, and is started anew where that or its address changes."""
-        settings = self.floor.settings
+        settings = self.state.settings
         address = settings.metrics_listen
         self._need("page", f"{address} {settings.state_dir}" if address else "")
 
     def _check_health(self) -> None:
-        command, now = self.floor.settings.health_command, self.floor.clock()
+        command, now = self.state.settings.health_command, self.state.clock.boot()
         if command is None:
             self._health_checked(HealthChecked(None))
-        elif self.health_time is None or not 0 <= now - self.health_time < HEALTH_SECONDS:
+        elif self.health_time is None or now - self.health_time >= HEALTH_SECONDS:
             if self.health_time is None:
                 self._health_checked(HealthChecked(NO_ANSWER))
             self.health_time = now
             self.health.start(command)
 
     def _health_checked(self, message: HealthChecked) -> None:
-        if message.problem != self.deciding.health_problem:
-            self.deciding.health_problem = message.problem
-            self.floor.changed = True
+        if message.problem != self.decisions.health_problem:
+            self.decisions.health_problem = message.problem
+            self.state.changed = True
 
     def _reload(self) -> None:
         """Take up a changed configuration; a broken one leaves the last good one in force for what runs."""
         try:
-            configuration = self.loader.load(self.floor.clock())
+            configuration = self.loader.load(self.state.clock.unix())
         except ConfigurationError as error:
-            self.floor.configuration_broken(error)
+            self.state.configuration_broken(error)
             return
         settings = configuration.settings
         if (
-            settings.state_dir != self.floor.state.root
-            or settings.factory_name != self.floor.settings.factory_name
+            settings.state_dir != self.state.dir.root
+            or settings.factory_name != self.state.settings.factory_name
         ):
             log.warning("state_dir or factory_name has changed: starting anew with them")
             self.stopping = True
             return
-        self.floor.configure(configuration)
+        if self.state.configure(configuration):
+            self.state.close_engines()
+            for slot in self.state.slots:
+                self.effects.happen(slot, stimuli.EngineReplaced())
 
     def _check_engines(self) -> None:
-        """An engine that falls ill, or is well again, is a reason to decide and report anew."""
-        unwell = set()
-        for name, engine in self.floor.engines.items():
+        """Note which engines have become unavailable or available again: a reason to decide and report anew."""
+        unavailable = set()
+        for name, engine in self.state.engines.items():
             problem = engine.problem()
             if problem is None:
-                self.floor.changes.clear(f"engine {name}")
+                self.state.changes.clear(f"engine {name}")
                 continue
-            unwell.add(name)
+            unavailable.add(name)
+            self.state.disturbed[name] = self.state.clock.boot()
             said = "it doesn't answer in time" if engine.stuck_seconds() > 0 else problem
-            self.floor.changes.say(f"engine {name}", f"{name}: {said}", logging.WARNING)
+            self.state.changes.say(f"engine {name}", f"{name}: {said}", logging.WARNING)
             if engine.stuck_seconds() > STUCK_SECONDS:
                 raise Stuck(f"{name}: {problem}")
-        if unwell != self._unwell:
-            self._unwell = unwell
-            self.floor.changed = True
+        if unavailable != self._unavailable:
+            self._unavailable = unavailable
+            self.state.changed = True
 
     def _look(self, name: str) -> None:
-        engine = self.floor.engines.get(name)
+        engine = self.state.engines.get(name)
         if engine is not None:
             engine.request_observation()
 
     def _observed(self, message: engines.Observation) -> None:
-        if message.engine not in self.floor.engines:
+        if message.engine not in self.state.engines:
             return
-        self.floor.answered(message.engine)
+        if message.engine not in self.state.observed:
+            self.state.observed.add(message.engine)
+            self.state.changed = True
         self.watcher.observed(message)
         self.rules.look_again()
 
-    def _answered(self, message: Answers) -> None:
-        self.space.answered(message)
-        self.floor.changed = True
-
-    def _unseen(self, message: engines.ObservationFailed) -> None:
-        """Nothing is concluded from not seeing."""
+    def _observation_failed(self, message: engines.ObservationFailed) -> None:
+        """Nothing is concluded from it but that an end may have gone unseen."""
+        self.state.disturbed[message.engine] = message.time
 
     def _context_made(self, message: ContextMade) -> None:
-        self.creation.context_made(message, draining=self.orders.drain is not None)
+        slot = self._preparing(message.name, message.uuid)
+        if slot is None:
+            return
+        wanted = self._still_wanted(slot)
+        self.effects.happen(slot, stimuli.ContextReady(message.user_data) if wanted else stimuli.NotWanted())
+
+    def _still_wanted(self, slot: Slot) -> bool:
+        """Tell if a machine that was decided on may still be made."""
+        assert isinstance(slot.phase, Preparing)
+        machinetype = slot.phase.pending.machinetype
+        if self.requests.drain is not None or self.state.settings.draining or slot.name in self.state.foreign:
+            return False
+        if self.state.configuration_problem is not None or self.state.doubt is not None:
+            return False
+        return self.state.configuration.machinetypes.get(machinetype.name) == machinetype
+
+    def _context_failed(self, message: ContextFailed) -> None:
+        slot = self._preparing(message.name, message.uuid)
+        if slot is not None:
+            self.effects.happen(slot, stimuli.ContextFailed(message.reason))
+
+    def _preparing(self, name: str, uuid: str) -> Slot | None:
+        """Return the slot that waits for the context of the machine with this uuid."""
+        slot = self.state.slots.get(name)
+        waits = slot is not None and isinstance(slot.phase, Preparing) and slot.phase.pending.uuid == uuid
+        return slot if waits else None
 
     def _acted(self, message: engines.ActionDone) -> None:
-        """The engine may be one whose connection has been given up since: late results may still arrive."""
+        """Take in an engine's answer; it may be one whose connection has been given up since."""
         kind, name, uuid = message.action
-        engine = self.floor.engines.get(message.engine)
+        engine = self.state.engines.get(message.engine)
         if engine is not None:
             engine.settle(message.action)
-        slot = self.floor.slots.get(name)
-        if slot is not None and (slot.machine is None or slot.machine.uuid != uuid):
-            slot = None
-        if kind is ActionKind.CREATE:
-            self._created(slot, message)
-        elif kind is ActionKind.STOP:
-            self._stopped(slot, message)
-        else:
-            self._destroyed(slot, message)
-
-    def _created(self, slot: Slot | None, message: engines.ActionDone) -> None:
-        """An observation asked for earlier tells nothing of the machine, though it may have ended already."""
-        if slot is not None and message.problem is None:
-            self.creation.created(slot, message)
+        self._say_action(message)
+        if kind is ActionKind.DESTROY and message.problem is None:
+            self.watcher.released(message.engine, uuid)
+        slot = self.state.slots.get(name)
+        stimulus = _answer(message)
+        if stimulus is not None and slot and slot.machine and slot.machine.uuid == uuid:
+            self.effects.happen(slot, stimulus)
             self.rules.look_again()
-        elif slot is not None:
-            self.creation.refused(slot, message)
-        if message.problem is None:
-            self._look(message.engine)
 
-    def _stopped(self, slot: Slot | None, message: engines.ActionDone) -> None:
-        """The next observation shows it as ended; if not, it is asked for again when the rules are next asked."""
-        _, name, uuid = message.action
+    def _say_action(self, message: engines.ActionDone) -> None:
+        kind, name, uuid = message.action
+        key = f"{kind.value} {uuid}"
         if message.problem is None:
-            self.floor.changes.clear(f"stop {uuid}")
-            self._look(message.engine)
-            if slot is not None:
-                slot.stopped_time = self.floor.clock()
-            return
-        if slot is not None:
-            slot.stopping, slot.stop_failed_time = False, self.floor.clock()
-        text = f"{name}: not stopped: {message.problem}"
-        self.floor.changes.say(f"stop {uuid}", text, logging.WARNING)
+            self.state.changes.clear(key)
+        elif kind is not ActionKind.CREATE:
+            done = "stopped" if kind is ActionKind.STOP else "removed"
+            self.state.changes.say(key, f"{name}: not {done}: {message.problem}", logging.WARNING)
+        elif message.unavailable:
+            log.warning("%s: not known whether it was created: %s", name, message.problem)
 
-    def _destroyed(self, slot: Slot | None, message: engines.ActionDone) -> None:
-        _, name, uuid = message.action
-        if message.problem is None:
-            self.floor.changes.clear(f"destroy {uuid}")
-            self.watcher.gone(message.engine, uuid)
-            if slot is not None:
-                self.ending.released(slot)
-            return
-        text = f"{name}: not removed: {message.problem}"
-        self.floor.changes.say(f"destroy {uuid}", text, logging.WARNING)
-        if slot is not None:
-            self.ending.destroyed_or_not(slot, "failed")
+    def _answered(self, message: Answers) -> None:
+        self.space.answered(message)
+        self.state.changed = True
 
     def _changed(self, message: engines.Changed) -> None:
         self._look(message.engine)
         if not message.name:
-            self.floor.changed = True
+            self.state.changed = True
 
     def _pipe_fetched(self, message: PipeFetched) -> None:
         """Another document is another configuration, which is loaded at once."""
         if self.pipes.fetched(message):
-            self.next_cycle_time = self.floor.clock()
+            self.next_cycle_time = self.state.clock.boot()
 
     def _woken(self, message: Wake) -> None:
-        self.next_cycle_time = self.floor.clock()
+        self.next_cycle_time = self.state.clock.boot()
 
     def _stop(self, message: Stop) -> None:
         self.stopping = True
+
+
+def _answer(message: engines.ActionDone) -> stimuli.Stimulus | None:
+    """Return what an engine's answer is to the slot; None where only a listing counts."""
+    kind, problem = message.action.kind, message.problem
+    if kind is ActionKind.CREATE:
+        if problem is None:
+            return stimuli.Started(message.time)
+        return stimuli.StartUnknown(problem) if message.unavailable else stimuli.StartFailed(problem)
+    if kind is ActionKind.STOP:
+        return stimuli.Stopped() if problem is None else None
+    return stimuli.Released() if problem is None else stimuli.ReleaseFailed(problem)

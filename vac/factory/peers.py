@@ -1,16 +1,199 @@
-"""Asking the peers by VacQuery, for the decisions."""
+"""The factory and its space: peers are asked when a decision needs them; VacMon services are told what happens.
+
+Peers' last answers are remembered. Status messages to VacMon are read from disk and sent in a thread of their own.
+"""
 
 from __future__ import annotations
 
+import logging
+import queue
+import threading
 from collections import Counter
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Optional
 
 from vac.config.load import Configuration
-from vac.factory.space import Answers
-from vac.vacquery.messages import Kind, Reason
+from vac.config.settings import Settings
+from vac.logs import OnChange
+from vac.machines.layout import StateDir
+from vac.scheduling.model import SpaceView, TypeReport
+from vac.scheduling.space import (
+    CAPACITY_SECONDS,
+    REMEMBERED_CAPACITY_SECONDS,
+    SILENT_SECONDS,
+    is_due,
+    is_fresh,
+    view,
+)
+from vac.vacquery.messages import AnyStatus, Kind, Reason
 from vac.vacquery.poll import PollResult, capacities, poll, to_reports, without_hs06
 from vac.vacquery.resolver import Names
 from vac.vacquery.signed_json import read_key
+from vac.vacquery.snapshot import SnapshotBuilder
+from vac.vacquery.vacmon import VacMon
+
+log = logging.getLogger(__name__)
+
+MOST_WAITING = 1000
+"""Of what can't be told because the disk or the network hangs, no more is kept."""
+MOST_LISTED = 5
+"""Factories that a warning names, or peers that the log does."""
+
+
+@dataclass(frozen=True)
+class Answers:
+    """What a poll has brought, by factory."""
+
+    time: float
+    reports: Mapping[str, Mapping[str, TypeReport]] = field(default_factory=dict)
+    capacities: Mapping[str, float] | None = None
+    """max_hs06; None: not asked for this time."""
+    unrated: Collection[str] = ()
+    """Those of the factories in capacities on which a processor's HS06 isn't configured, and counts as 1."""
+    partial: Mapping[str, Mapping[str, TypeReport]] = field(default_factory=dict)
+    """What came from factories that have not answered in full."""
+    unusable: Mapping[str, str] = field(default_factory=dict)
+    """Why what came from factories that have not answered in full was not used."""
+    dropped: Mapping[str, int] = field(default_factory=dict)
+    """How many datagrams were not used, by reason."""
+
+
+Ask = Callable[[Configuration, bool, Collection[str]], Answers]
+"""Asks all peers, and for their capacities too if the flag says so, and doesn't wait long for those that are listed.
+It blocks, in a thread of its own."""
+
+
+class Space:
+    """Remembers what peers said, and asks them again in the background."""
+
+    def __init__(self, ask: Ask, post: Callable[[Answers], object], clock: Callable[[], float]) -> None:
+        self._ask = ask
+        self._post = post
+        self._clock = clock
+        self._asking = False
+        self._last_poll: float | None = None
+        self._capacity_poll: float | None = None
+        self._reports: dict[str, tuple[float, Mapping[str, TypeReport]]] = {}
+        self.last = Answers(0.0)
+        """What the last poll has brought."""
+        self._capacities: dict[str, tuple[float, float]] = {}
+        self._unrated: set[str] = set()
+        self._view: SpaceView | None = None
+        """The space as the last poll and these settings show it, if it has been asked for since."""
+        self._settings: Settings | None = None
+        self._valid = (0.0, 0.0)
+        """From when until when that holds: then the first silent peer's last answer is too old."""
+
+    def fresh(self, configuration: Configuration) -> bool:
+        """Whether the space is known well enough to decide on; if not, or soon not, peers are asked from now on."""
+        factories = len(configuration.settings.factories)
+        if factories < 2:
+            return True
+        now = self._clock()
+        age = None if self._last_poll is None else now - self._last_poll
+        if is_due(age, factories):
+            self._renew(configuration, now)
+        return is_fresh(age)
+
+    def _renew(self, configuration: Configuration, now: float) -> None:
+        if not self._asking:
+            self._asking = True
+            due = self._capacity_poll is None or not 0 <= now - self._capacity_poll < CAPACITY_SECONDS
+            asked = (configuration, due, tuple(self.silent(configuration.settings)))
+            threading.Thread(target=self._poll, args=asked, name="poll", daemon=True).start()
+
+    def _poll(self, configuration: Configuration, capacities: bool, doubtful: Collection[str]) -> None:
+        answers = Answers(self._clock())
+        try:
+            answers = self._ask(configuration, capacities, doubtful)
+        except OSError as error:
+            log.warning("peers can't be asked: %s", error)
+        finally:
+            self._post(answers)
+
+    def answered(self, answers: Answers) -> None:
+        """Take in what a poll has brought."""
+        self._asking = False
+        self._view = None
+        self._last_poll = answers.time
+        if answers.unusable != self.last.unusable:
+            told = [f"{name}: {why}" for name, why in sorted(answers.unusable.items())]
+            level = logging.WARNING if told else logging.INFO
+            log.log(level, "peers whose answers can't be used: %s", _listed(told) or "none any more")
+        if answers.dropped.keys() != self.last.dropped.keys():
+            told = [f"{count} {reason}" for reason, count in answers.dropped.items()]
+            log.info("datagrams that a poll has dropped: %s", ", ".join(told) or "none any more")
+        self.last = answers
+        for factory, reports in answers.reports.items():
+            self._reports[factory] = (answers.time, reports)
+        if answers.capacities is not None:
+            self._capacity_poll = answers.time
+            for factory, capacity in answers.capacities.items():
+                self._capacities[factory] = (answers.time, capacity)
+            self._unrated = {*self._unrated.difference(answers.capacities), *answers.unrated}
+
+    def silent(self, settings: Settings) -> dict[str, float | None]:
+        """Peers that did not answer the last poll in full, with the time of their last full answer."""
+        peers = [name for name in settings.factories if name != settings.factory_name]
+        if self._last_poll is None:
+            return {}
+        heard = {name: self._reports[name][0] if name in self._reports else None for name in peers}
+        return {name: time for name, time in heard.items() if time is None or time < self._last_poll}
+
+    def warning(self, settings: Settings) -> str | None:
+        """That some factories have configured their HS06 and others haven't, if so: shares mean nothing then."""
+        unrated = [name for name in settings.factories if name in self._unrated]
+        if settings.hs06 == 1.0:
+            unrated.append(settings.factory_name)
+        known = {*self._capacities, settings.factory_name}.intersection(settings.factories)
+        if not unrated or len(unrated) >= len(known):
+            return None
+        return (
+            f"{len(unrated)} of {len(known)} factories have no hs06_per_processor "
+            f"({_listed(sorted(unrated))}), the others have: "
+            "shares are counted in HS06, so all of them should have it, or none"
+        )
+
+    def view(self, settings: Settings, own: Mapping[str, TypeReport], now: float) -> SpaceView:
+        """Return the space as it is known now; own is what this factory reports of itself.
+
+        It is added up once per poll: a decision replaces this factory's part by its present state. What a peer has
+        said in part stands only for one whose last full answer is too old.
+        """
+        valid = self._settings is settings and self._valid[0] <= now < self._valid[1]
+        if self._view is None or not valid or len(settings.factories) < 2:
+            ends = (time + SILENT_SECONDS for time, _ in self._reports.values())
+            self._valid = (now, min((end for end in ends if end > now), default=now + SILENT_SECONDS))
+            self._view, self._settings = self._sum(settings, own, now), settings
+        return self._view
+
+    def _sum(self, settings: Settings, own: Mapping[str, TypeReport], now: float) -> SpaceView:
+        partial = self.last.partial if 0 <= now - self.last.time < SILENT_SECONDS else {}
+        full = {
+            name: said for name, (time, said) in self._reports.items() if 0 <= now - time < SILENT_SECONDS
+        }
+        reports = {**partial, **full}
+        capacities = {
+            name: capacity
+            for name, (time, capacity) in self._capacities.items()
+            if 0 <= now - time < REMEMBERED_CAPACITY_SECONDS
+        }
+        reports[settings.factory_name] = own
+        capacities[settings.factory_name] = settings.total_processors * settings.hs06
+        return view(
+            settings.factory_name, settings.factories, reports, capacities, now, self.silent(settings)
+        )
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(names[:MOST_LISTED]) + (", …" if len(names) > MOST_LISTED else "")
+
+
+def ask_nobody(configuration: Configuration, capacities: bool, doubtful: Collection[str]) -> Answers:
+    """For a factory that is alone."""
+    return Answers(0.0)
 
 
 class Peers:
@@ -56,3 +239,56 @@ class Peers:
             key=read_key(settings.vacquery_key_file),
             doubtful=doubtful,
         )
+
+
+_Task = tuple[tuple[str, ...], Optional[Path]]
+
+
+class Monitor:
+    """Tells the services of vacmon_hostport of each cycle and of each machine that finishes."""
+
+    def __init__(self, state: StateDir, names: Names, clock: Callable[[], float]) -> None:
+        self._state = state
+        self._names = names
+        self._clock = clock
+        self._tasks: queue.SimpleQueue[_Task] = queue.SimpleQueue()
+        self._thread: threading.Thread | None = None
+
+    def cycle(self, settings: Settings) -> None:
+        """A cycle is over: the factory's status and every machinetype's are to be sent. Returns at once."""
+        self._put(settings, None)
+
+    def finished(self, settings: Settings, directory: Path) -> None:
+        """The machine with this directory has finished: its status is to be sent. Returns at once."""
+        self._put(settings, directory)
+
+    def _put(self, settings: Settings, directory: Path | None) -> None:
+        if not settings.vacmon_hostport or self._tasks.qsize() >= MOST_WAITING:
+            return
+        self._tasks.put((settings.vacmon_hostport, directory))
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._work, name="vacmon", daemon=True)
+            self._thread.start()
+
+    def _work(self) -> None:
+        builder = SnapshotBuilder(self._state, "vacd-factory")
+        changes = OnChange(log)
+        services: dict[tuple[str, ...], VacMon] = {}
+        while True:
+            hostports, directory = self._tasks.get()
+            if hostports not in services:
+                services = {hostports: VacMon(hostports, self._names)}
+            try:
+                services[hostports].send(_statuses(builder, directory, self._clock()), self._clock())
+                changes.clear("vacmon")
+            except OSError as error:
+                changes.say("vacmon", f"VacMon gets no status messages: {error}", logging.WARNING)
+
+
+def _statuses(builder: SnapshotBuilder, directory: Path | None, now: float) -> list[AnyStatus]:
+    """What is to be sent; nothing before the factory has reported for the first time."""
+    if directory is not None:
+        machine = builder.finished(directory)
+        return [] if machine is None else [machine]
+    snapshot = builder.build(now)
+    return [] if snapshot is None else [snapshot.factory, *snapshot.machinetypes]

@@ -15,7 +15,7 @@ from vac.config.pipe_document import parse_pipe
 from vac.config.pipes import PipeCopy, digest, document_path, read_copy, record, record_path
 from vac.config.strict_json import Refused
 from vac.context.downloads import fetch_pipe
-from vac.factory.floor import Floor
+from vac.factory.state import FactoryState
 from vac.machines import files
 from vac.text import without_url_secrets
 
@@ -61,12 +61,12 @@ class Pipes:
 
     def __init__(
         self,
-        floor: Floor,
+        state: FactoryState,
         post: Callable[[PipeFetched], object],
         fetch: Callable[[str], bytes] = fetch_pipe,
         spawn: Callable[[Callable[[], None]], object] = _in_background,
     ) -> None:
-        self.floor = floor
+        self.state = state
         self._post = post
         self._fetch = fetch
         self._spawn = spawn
@@ -74,11 +74,11 @@ class Pipes:
 
     def start_due(self, now: float) -> None:
         """Ask for the documents of which it is time to; now is in Unix seconds."""
-        pipes = self.floor.configuration.pipes
+        pipes = self.state.configuration.pipes
         for name in [name for name in self._watches if name not in pipes]:
             del self._watches[name]
-            self.floor.pipes.pop(name, None)
-            self.floor.changes.clear(f"pipe {name}")
+            self.state.pipes.pop(name, None)
+            self.state.changes.clear(f"pipe {name}")
         for name, pipe in pipes.items():
             watch = self._watches.get(name)
             if watch is None or watch.url != pipe.vacuum_pipe_url:
@@ -102,10 +102,10 @@ class Pipes:
 
     def fetched(self, message: PipeFetched) -> bool:
         """Take up an answer; True if machinetypes may be others now."""
-        watch, pipe = self._watches.get(message.name), self.floor.configuration.pipes.get(message.name)
+        watch, pipe = self._watches.get(message.name), self.state.configuration.pipes.get(message.name)
         if watch is None or pipe is None or watch.url != message.url:
             return False
-        now, before, failure = self.floor.clock(), watch.copy.digest, message.failure
+        now, before, failure = self.state.clock.unix(), watch.copy.digest, message.failure
         try:
             if message.content is not None:
                 self._keep(pipe, message.content, now)
@@ -123,12 +123,12 @@ class Pipes:
 
     def _keep(self, pipe: VacuumPipe, content: bytes, now: float) -> None:
         """Make this the copy that serves from now on; of the same content only the time is noted."""
-        state, path = self.floor.state, document_path(self.floor.state.pipescache, pipe.name)
+        directory, path = self.state.dir, document_path(self.state.dir.pipescache, pipe.name)
         if self._read(pipe).digest == digest(content):
             os.utime(path, (now, now))
         else:
             self._forget_other_urls(pipe)
-            files.write_atomic(path, content, tmp=state.tmp, mode=0o600, mtime=now)
+            files.write_atomic(path, content, tmp=directory.tmp, mode=0o600, mtime=now)
         self._write_record(pipe, record(pipe.vacuum_pipe_url))
 
     def _note_failure(self, pipe: VacuumPipe, failure: str, now: float) -> None:
@@ -138,26 +138,27 @@ class Pipes:
     def _forget_other_urls(self, pipe: VacuumPipe) -> None:
         """What is of another URL must go before the record says that the copy is of this one."""
         if self._read(pipe).foreign:
-            document_path(self.floor.state.pipescache, pipe.name).unlink(missing_ok=True)
+            document_path(self.state.dir.pipescache, pipe.name).unlink(missing_ok=True)
 
     def _write_record(self, pipe: VacuumPipe, content: bytes) -> None:
-        state = self.floor.state
-        files.write_atomic(record_path(state.pipescache, pipe.name), content, tmp=state.tmp, mode=0o600)
+        directory = self.state.dir
+        path = record_path(directory.pipescache, pipe.name)
+        files.write_atomic(path, content, tmp=directory.tmp, mode=0o600)
 
     def _read(self, pipe: VacuumPipe) -> PipeCopy:
-        return read_copy(self.floor.state.pipescache, pipe)
+        return read_copy(self.state.dir.pipescache, pipe)
 
     def _tell(self, pipe: VacuumPipe, watch: _Watch) -> None:
         """Log what is wrong, once, and keep it for those who ask."""
         trouble = watch.copy.trouble()
-        self.floor.pipes[pipe.name] = trouble
-        self.floor.reported = False
+        self.state.pipes[pipe.name] = trouble
+        self.state.reported = False
         key = f"pipe {pipe.name}"
         if trouble is None:
-            self.floor.changes.clear(key)
+            self.state.changes.clear(key)
         elif watch.copy.failure is not None or watch.copy.problem is not None:
             text = f"pipe {pipe.name}: {without_url_secrets(watch.url)}: {trouble}"
-            self.floor.changes.say(key, text, logging.WARNING)
+            self.state.changes.say(key, text, logging.WARNING)
 
 
 def _due(watch: _Watch, now: float) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import queue
@@ -10,6 +11,7 @@ import time
 from collections.abc import Callable
 
 import vac
+from vac.clock import Clock
 from vac.config.load import Configuration, ConfigurationError, Loader
 from vac.config.machinetype import VM_MODELS, Machinetype
 from vac.config.settings import Settings
@@ -18,20 +20,17 @@ from vac.context.signatures import SignedImages
 from vac.drivers.engine import Engine, InlineEngine
 from vac.drivers.registry import APART, driver_for, engine_name
 from vac.factory.contexts import Run, in_thread
-from vac.factory.floor import Floor, slot_names
 from vac.factory.loop import Factory, Message, Stop, Stuck, Wake
-from vac.factory.monitor import Monitor
-from vac.factory.peers import Peers
-from vac.factory.slots import Slots
-from vac.factory.space import Ask, ask_nobody
+from vac.factory.peers import Ask, Monitor, Peers, ask_nobody
+from vac.factory.state import FactoryState, OpenEngine, Slot, Slots, found_slots, slot_names
 from vac.host import facts
+from vac.lifecycle.phases import SetAside
 from vac.logs import OnChange
-from vac.machines import statefiles
-from vac.machines.layout import StateDir, StateDirBusy
-from vac.machines.slots import finished_machines, load_slots, strays
-from vac.machines.sweeping import Sweeper
+from vac.machines import status as statuses
+from vac.machines.layout import StateDir, StateDirBusy, lock_name
+from vac.machines.slots import finished_machines, load_slots
 from vac.roles import EXIT_OTHER_AT_WORK, RoleOptions
-from vac.scheduling.backoff import History, reported_message
+from vac.scheduling.backoff import History
 from vac.vacquery.resolver import Names, Resolver
 
 log = logging.getLogger(__name__)
@@ -52,20 +51,20 @@ def main(options: RoleOptions) -> int:
         return 1 if error else 0
     if loader.host.assumed:
         log.warning("VAC_ASSUME_PROCESSORS: assuming %d processors", loader.host.processors)
-    state = StateDir(configuration.settings.state_dir)
-    options.uses(state.root)
-    state.root.mkdir(mode=0o755, parents=True, exist_ok=True)
+    settings = configuration.settings
+    directory = StateDir(settings.state_dir)
+    options.uses(directory.root)
     try:
-        with state.lock():
-            state.prepare()
-            names = Resolver(configuration.settings.factory_name)
+        with contextlib.ExitStack() as locks:
+            if not _take(directory, settings.factory_name, locks, inbox, options):
+                return 0
+            names = Resolver(settings.factory_name)
             peers = Peers(names, time.time)
             factory = open_factory(
-                state, configuration, loader, inbox, names=names, ask=peers.ask, need=options.need
+                directory, configuration, loader, inbox, names=names, ask=peers.ask, need=options.need
             )
             if error is not None:
-                factory.floor.sure = False
-                factory.floor.configuration_broken(error)
+                broken_at_start(factory.state, error)
             factory.run(alive=options.alive, ready=options.ready)
     except StateDirBusy as busy:
         log.error("%s", busy)
@@ -75,6 +74,37 @@ def main(options: RoleOptions) -> int:
         logging.shutdown()
         os._exit(EXIT_STUCK)
     return 0
+
+
+def _take(
+    directory: StateDir,
+    factory_name: str,
+    locks: contextlib.ExitStack,
+    inbox: queue.Queue[Message],
+    options: RoleOptions,
+) -> bool:
+    """Lock the factory's name and state_dir and prepare that, as soon as the disk lets us; False if told to stop.
+
+    Raises StateDirBusy.
+    """
+    changes = OnChange(log)
+    locks.enter_context(lock_name(factory_name))
+    while True:
+        try:
+            with contextlib.ExitStack() as tried:
+                directory.root.mkdir(mode=0o755, parents=True, exist_ok=True)
+                tried.enter_context(directory.lock())
+                directory.prepare()
+                locks.push(tried.pop_all())
+                changes.clear("state_dir")
+                return True
+        except OSError as error:
+            changes.say("state_dir", f"{directory.root} can't be used, waiting: {error}", logging.ERROR)
+        options.alive()
+        options.ready()
+        with contextlib.suppress(queue.Empty):
+            if isinstance(inbox.get(timeout=RETRY_SECONDS), Stop):
+                return False
 
 
 def _first_configuration(
@@ -95,31 +125,38 @@ def stand_in(error: ConfigurationError) -> Configuration | None:
     return None if error.settings is None else Configuration(error.settings, {}, error.pipes, {}, (), "")
 
 
+def broken_at_start(state: FactoryState, error: ConfigurationError) -> None:
+    """Note that the configuration hasn't been read as a whole: factory_name or state_dir may be defaults that stand in
+    for what could not be read, and engines and directories those of another factory."""
+    state.doubts["configuration"] = "the configuration could not be read since the start"
+    state.configuration_broken(error)
+
+
 def open_factory(
-    state: StateDir,
+    directory: StateDir,
     configuration: Configuration,
     loader: Loader,
     inbox: queue.Queue[Message],
     *,
-    clock: Callable[[], float] = time.time,
+    clock: Clock | None = None,
     rng: random.Random | None = None,
-    open_engine: Callable[[str, Settings], InlineEngine] | None = None,
+    open_engine: OpenEngine | None = None,
     names: Names | None = None,
     ask: Ask = ask_nobody,
     need: Callable[[str, str], None] = lambda role, purpose: None,
     run: Run = in_thread,
 ) -> Factory:
-    """A factory with its slots as they are on disk. The keyword arguments are for tests, but for names, ask and need,
-    which is that of RoleOptions."""
-    settings = configuration.settings
+    """Return a factory with its slots as they are on disk. The keyword arguments are for tests, but for names, ask and
+    need, which is that of RoleOptions."""
+    settings, clock = configuration.settings, clock or Clock()
 
     def local(url: str) -> Local:
         """Refuse local addresses to URLs that no machinetype of the site's own names."""
-        own = [one.root_image for one in floor.configuration.machinetypes.values() if not one.pipe]
+        own = [one.root_image for one in state.configuration.machinetypes.values() if not one.pipe]
         return Local.ALLOWED if url in own else Local.REFUSED
 
-    cache = ImageCache(state.imagecache, state.tmp, local=local)
-    images = SignedImages(cache.fetch, GRID_CERTIFICATES, clock)
+    cache = ImageCache(directory.imagecache, directory.tmp, local=local)
+    images = SignedImages(cache.fetch, GRID_CERTIFICATES, clock.unix)
 
     def engine(machine_model: str, settings: Settings) -> InlineEngine:
         if machine_model in VM_MODELS:
@@ -130,29 +167,58 @@ def open_factory(
             name,
             lambda: driver_for(machine_model, settings, images.fetch),
             inbox.put,
-            clock,
+            clock.boot,
             apart=APART.get(name, frozenset()),
         )
 
-    statefiles.write_version(state, vac.__version__)
-    machines = load_slots(state, configuration.machinetypes, settings)
-    outcomes = finished_machines(state, configuration.machinetypes, settings, reported_message)
-    fizzles = {outcome.machinetype: Machinetype.fizzle_seconds for outcome in outcomes}
-    fizzles.update({name: one.fizzle_seconds for name, one in configuration.machinetypes.items()})
-    floor = Floor(
-        state=state,
+    statuses.write_version(directory, vac.__version__)
+    now = clock.moment()
+    found = load_slots(directory, configuration.machinetypes, settings)
+    slots = found_slots(found.slots, now.boot)
+    slots += [Slot(name, SetAside(now.boot)) for name in found.unreadable]
+    for machine in [*found.orphans, *(slot.machine for slot in slots if slot.machine)]:
+        machine.note_clock(now)
+    state = FactoryState(
+        dir=directory,
         configuration=configuration,
-        slots=Slots(slot_names(settings), machines),
+        slots=Slots(slot_names(settings), slots, now.boot),
         clock=clock,
         rng=rng or random.Random(),
         open_engine=open_engine or engine,
-        started_time=clock(),
+        started=now,
         changes=OnChange(log),
-        history=History.of(outcomes, fizzles).no_later_than(clock()),
-        monitor=Monitor(state, names or Resolver(settings.factory_name), clock),
-        sweeper=Sweeper(state.tmp, run),
-        strays=strays(state, machines.values(), configuration.machinetypes, settings),
+        history=_history(directory, configuration).no_later_than(now.unix),
+        orphans=found.orphans,
+        knew_nothing=not any(directory.machines.iterdir()) and not any(directory.slots.iterdir()),
     )
-    running = sum(1 for slot in floor.slots if slot.occupied)
-    log.info("%s: %d machines found in %d slots", settings.factory_name, running, len(floor.slots))
-    return Factory(floor, loader, inbox, ask, run, need)
+    for name, reason in found.unreadable.items():
+        state.trouble(f"slot {name}", f"{name}: its machine's files can't be read, it is set aside: {reason}")
+    occupied = [slot for slot in state.slots if slot.occupied]
+    _check_identity(state, [slot.name for slot in occupied])
+    log.info("%s: %d machines found in %d slots", settings.factory_name, len(occupied), len(state.slots))
+    monitor = Monitor(directory, names or Resolver(settings.factory_name), clock.unix)
+    return Factory(state, monitor, loader, inbox, ask, run, need)
+
+
+def _history(directory: StateDir, configuration: Configuration) -> History:
+    outcomes = finished_machines(directory, configuration.machinetypes, configuration.settings)
+    fizzles = {outcome.machinetype: Machinetype.fizzle_seconds for outcome in outcomes}
+    fizzles.update({name: one.fizzle_seconds for name, one in configuration.machinetypes.items()})
+    return History.of(outcomes, fizzles)
+
+
+def _check_identity(state: FactoryState, occupied: list[str]) -> None:
+    """Doubt factory_name or state_dir if they aren't those by which the machines here were made."""
+    settings, directory = state.settings, state.dir
+    present = {"factory_name": settings.factory_name, "state_dir": os.path.realpath(directory.root)}
+    known = statuses.read_identity(directory)
+    differing = [name for name, value in present.items() if known.get(name, value) != value]
+    if differing and occupied:
+        was = ", ".join(f"{name} was {known[name]}" for name in differing)
+        state.doubts_about(
+            "identity",
+            f"{', '.join(occupied[:5])} were made when {was}: put it back; or, if {' and '.join(differing)} "
+            f"is right now, remove {directory.identity} and start vacd again",
+        )
+    else:
+        statuses.write_identity(directory, present)

@@ -42,6 +42,7 @@ PERSONALITIES = (0x8, 0x20000)
 """Flags that personality() may set (PER_LINUX32, UNAME26); all 32 together only ask for the present ones."""
 NEWEST = 469
 """Number of the newest system call that is known here, of Linux 6.17; from 424 on all architectures have the same."""
+_APART = 0xF0000
 _AF_VSOCK = 40
 _LIBRARY = "libseccomp.so.2"
 _ALLOW, _ERRNO = 0x7FFF0000, 0x00050000
@@ -162,7 +163,15 @@ def _check(result: int, what: str) -> None:
 
 
 def _refuse_newer() -> bytes:
-    """Return instructions for before the program: ENOSYS for a number above NEWEST (linux/bpf_common.h, seccomp(2))."""
-    load, above, answer = 0x20, 0x25, 0x06
-    instructions = ((load, 0, 0, 0), (above, 0, 1, NEWEST), (answer, 0, 0, _ERRNO | errno.ENOSYS))
+    """Return instructions for before the program: ENOSYS for a number above NEWEST (linux/bpf_common.h, seccomp(2)).
+
+    Those of 32-bit ARM alone, such as set_tls(), and of x32, which the program refuses, are left to the program.
+    """
+    load, above, at_least, answer = 0x20, 0x25, 0x35, 0x06
+    instructions = (
+        (load, 0, 0, 0),
+        (above, 0, 2, NEWEST),
+        (at_least, 1, 0, _APART),
+        (answer, 0, 0, _ERRNO | errno.ENOSYS),
+    )
     return b"".join(struct.pack("=HBBI", *each) for each in instructions)

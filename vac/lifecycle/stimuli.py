@@ -100,8 +100,6 @@ class EndLowered(Stimulus):
 
     shutdown_time: float
     """Unix seconds."""
-    by_request: bool = False
-    """Asked for this machine, not by the site's shutdown_time for all."""
 
 
 @dataclass(frozen=True)

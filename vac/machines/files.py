@@ -11,9 +11,11 @@ from __future__ import annotations
 import contextlib
 import errno
 import itertools
+import logging
 import os
 import secrets
 import stat
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Callable
@@ -23,7 +25,7 @@ from vac.host.filesystems import mounts
 
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-_GRAVE = "gone-"
+_TRASH = "gone-"
 """How names in tmp/ begin of what is only to be removed."""
 _numbers = itertools.count()
 
@@ -153,13 +155,13 @@ def set_mtime(path: Path, mtime: float) -> None:
 
 
 def discard(path: Path, *, tmp: Path) -> None:
-    """Let a file or directory vanish at once from where it is: it is one of graves(tmp) then, to be removed."""
-    rename(path, tmp / f"{_GRAVE}{temporary_path(tmp).name}")
+    """Let a file or directory vanish at once from where it is: it is in trash(tmp) then, to be removed."""
+    rename(path, tmp / f"{_TRASH}{temporary_path(tmp).name}")
 
 
-def graves(tmp: Path) -> list[Path]:
+def trash(tmp: Path) -> list[Path]:
     """What has been discarded and is still in tmp."""
-    return sorted(path for path in tmp.iterdir() if path.name.startswith(_GRAVE))
+    return sorted(path for path in tmp.iterdir() if path.name.startswith(_TRASH))
 
 
 def remove_tree(path: Path) -> None:
@@ -228,3 +230,45 @@ def _untrusted(directory: Path, name: str) -> Iterator[tuple[int, os.stat_result
         for opened in (descriptor, holder):
             if opened is not None:
                 os.close(opened)
+
+
+log = logging.getLogger(__name__)
+
+
+class TrashCollector:
+    """Removes what is discarded; run has that done in the background. What fails is tried again at the next start()."""
+
+    def __init__(self, tmp: Path, run: Callable[[Callable[[], object]], None]) -> None:
+        self._tmp = tmp
+        self._run = run
+        self._lock = threading.Lock()
+        self._wanted = False
+        self._sweeping = False
+        self._complained: set[Path] = set()
+
+    def start(self) -> None:
+        """Something has been discarded, or may be removed by now. Doesn't block."""
+        if not trash(self._tmp):
+            return
+        with self._lock:
+            self._wanted = True
+            if self._sweeping:
+                return
+            self._sweeping = True
+        self._run(self._sweep)
+
+    def _sweep(self) -> None:
+        while self._more():
+            for path in trash(self._tmp):
+                try:
+                    remove_tree(path)
+                except OSError as error:
+                    if path not in self._complained:
+                        self._complained.add(path)
+                        log.warning("%s can't be removed now: %s", path, error)
+
+    def _more(self) -> bool:
+        with self._lock:
+            self._wanted, more = False, self._wanted
+            self._sweeping = more
+            return more

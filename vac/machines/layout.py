@@ -25,6 +25,8 @@ log = logging.getLogger(__name__)
 
 _Result = TypeVar("_Result")
 RESERVE_BYTES = 4 * 1024 * 1024
+RUN_DIRECTORY = Path("/run")
+"""For locks that are this host's, whatever the state_dir."""
 _PUBLIC_DIRECTORIES = (
     "slots",
     "machines",
@@ -40,7 +42,7 @@ _PUBLIC_DIRECTORIES = (
 
 
 class StateDirBusy(Exception):
-    """Another factory process works on this state_dir."""
+    """Another factory process works on this state_dir, or under this factory's name."""
 
 
 class DirectoryName(NamedTuple):
@@ -87,6 +89,8 @@ class StateDir:
         self.space_catalogue = root / "space-catalogue.json"
         self.factory_version_logged = root / "factory-version-logged"
         self.reserve = root / "reserve"
+        self.identity = root / "identity.json"
+        self.share_ledger = root / "share-ledger.json"
 
     def slot(self, name: str) -> Path:
         """slots/HOST."""
@@ -122,7 +126,7 @@ class StateDir:
         for name in _PUBLIC_DIRECTORIES:
             files.make_directory(self.root / name, exist_ok=True)
         files.make_directory(self.requests, mode=0o700, exist_ok=True)
-        for leftover in sorted(set(self.tmp.iterdir()).difference(files.graves(self.tmp))):
+        for leftover in sorted(set(self.tmp.iterdir()).difference(files.trash(self.tmp))):
             files.discard(leftover, tmp=self.tmp)
         self.keep_reserve()
 
@@ -163,28 +167,45 @@ class StateDir:
 
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:
-        """Hold the lock that makes this the only factory process of the state_dir; factory.pid has its
-        number.
+        """Hold the lock that makes this the only factory process of the state_dir; factory.pid has its number.
 
         Raises StateDirBusy if another process holds it.
         """
-        descriptor = os.open(
-            self.pid("factory"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644
-        )
-        try:
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError as error:
-                if error.errno not in (errno.EAGAIN, errno.EACCES):
-                    raise
-                holder = os.read(descriptor, 32).decode("ascii", "replace").strip() or "unknown"
-                raise StateDirBusy(
-                    f"{self.root}: factory process {holder} works on it; stop that, or use another state_dir"
-                ) from error
-            os.fchmod(descriptor, 0o644)
-            number = b"%d\n" % os.getpid()
-            os.pwrite(descriptor, number, 0)  # before it is cut: that takes no space on a full disk
-            os.ftruncate(descriptor, len(number))
+        with _locked(self.pid("factory"), str(self.root), "another state_dir"):
             yield
-        finally:
-            os.close(descriptor)
+
+
+@contextlib.contextmanager
+def lock_name(factory_name: str) -> Iterator[None]:
+    """Hold the lock that makes this the only factory process of that name on this host: two would take each other's
+    machines for their own.
+
+    Raises StateDirBusy if another process holds it.
+    """
+    with _locked(
+        RUN_DIRECTORY / f"vac-{factory_name}.pid", f"factory {factory_name}", "another factory_name"
+    ):
+        yield
+
+
+@contextlib.contextmanager
+def _locked(path: Path, subject: str, instead: str) -> Iterator[None]:
+    """Hold the lock on this file, and have our process number in it."""
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno not in (errno.EAGAIN, errno.EACCES):
+                raise
+            holder = os.read(descriptor, 32).decode("ascii", "replace").strip() or "unknown"
+            raise StateDirBusy(
+                f"{subject}: factory process {holder} works on it; stop that, or use {instead}"
+            ) from error
+        os.fchmod(descriptor, 0o644)
+        number = b"%d\n" % os.getpid()
+        os.pwrite(descriptor, number, 0)  # before it is cut: that takes no space on a full disk
+        os.ftruncate(descriptor, len(number))
+        yield
+    finally:
+        os.close(descriptor)

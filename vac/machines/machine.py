@@ -1,26 +1,37 @@
-"""A logical machine: its directory, mirrored in memory, and what its life writes there."""
+"""A logical machine: its directory, mirrored in memory, and what its life writes there.
+
+Its age is measured with a clock that nobody sets. `started` has the Unix time of its start and `started_boot` the same
+moment by that clock; usage.json has how long it had run when it was last seen alive.
+"""
 
 from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from vac.clock import Moment
 from vac.config.machinetype import Machinetype
 from vac.config.settings import Settings
 from vac.drivers.base import LeftProcess, Usage
-from vac.machines import files, retained
+from vac.machines import files
 from vac.machines.layout import StateDir, parse_directory_name
-from vac.machines.retained import RetainedOptions
+from vac.machines.retained import RetainedOptions, from_json, standing_in
 
 SAMPLE_SECONDS = 30.0
 """Recent CPU use is measured over at least so long."""
 CHECKPOINT_SECONDS = 600.0
 """What a machine has used is made durable this often, so that a power failure costs no more."""
+CLOCK_TOLERANCE_SECONDS = 2.0
+"""Smaller differences between the clocks are drift, not steps."""
+MOST_SIGNS = 1000
+"""So many of a machine's files are looked at for a sign of life."""
 _INTEGERS = ("memory_bytes", "peak_memory_bytes", "network_received_bytes", "network_sent_bytes")
 """Of what usage.json holds; named as in Usage."""
+_FLAGS = ("final", "unseen", "ended_by_people")
 UNKNOWN = Usage()
 _JOBFEATURES = ("job_id", "allocated_cpu", "shutdowntime_job", "max_rss_bytes", "hs06_job", "hepscore23_job")
 
@@ -38,11 +49,17 @@ class Machine:
     processors: int
     options: RetainedOptions
     shutdown_time: int
-    """When it must end."""
+    """When it must end, by people's clock as it was set when the machine started."""
     started_time: float | None = None
+    started_boot: tuple[str, float] | None = None
+    """Boot id and seconds since boot at its start; None: not started, or started by an older Vac."""
+    start_written: bool = True
+    """Is its start, if it has one, on disk?"""
     finished: bool = False
     heartbeat_time: float | None = None
-    """When it was last seen alive."""
+    """When it was last seen alive, by the clock of people."""
+    alive_seconds: float | None = None
+    """How long it had run when it was last seen alive; None: never noted."""
     cpu_seconds: float = 0.0
     cpu_percent: float | None = None
     """Recent CPU use, in percent of one processor."""
@@ -55,15 +72,37 @@ class Machine:
     """accounting_fqan as it was when the machine was created."""
     final: bool = False
     """Its last heartbeat is written: nothing moves its end any more."""
+    unseen: bool = False
+    """Nobody saw it end: its end is the latest sign of life, or what its engine tells."""
+    ended_by_people: bool = False
+    """People have asked for its end."""
     sample: tuple[float, float] | None = None
-    """Time and CPU seconds from which recent CPU use is measured."""
-    checkpoint_time: float = 0.0
-    """When usage.json was last made durable."""
+    """Its age and CPU seconds from which recent CPU use is measured."""
+    checkpoint_age: float | None = None
+    """Its age when usage.json was last made durable."""
 
     @property
     def model(self) -> str:
         """Its machine model."""
         return self.options.machine_model
+
+    def age(self, now: Moment) -> float:
+        """Return the seconds since its start; 0.0 if it hasn't started."""
+        if self.started_time is None:
+            return 0.0
+        if self.started_boot is not None and self.started_boot[0] == now.boot_id:
+            return max(0.0, now.boot - self.started_boot[1])
+        return max(0.0, now.unix - self.started_time)
+
+    def clock_step(self, now: Moment) -> float:
+        """Return how far people's clock has been set forward since its start, seconds."""
+        step = 0.0 if self.started_time is None else now.unix - self.started_time - self.age(now)
+        return step if abs(step) > CLOCK_TOLERANCE_SECONDS else 0.0
+
+    def note_clock(self, now: Moment) -> None:
+        """Measure its age from now on, if it was started by an older Vac or before the host was booted."""
+        if self.started_time is not None and (not self.started_boot or self.started_boot[0] != now.boot_id):
+            self.started_boot = (now.boot_id, now.boot - max(0.0, now.unix - self.started_time))
 
     @property
     def hs06(self) -> float:
@@ -94,7 +133,7 @@ def load(
         or 1
     )
     fqan = _text(directory / "accounting_fqan") or None
-    stand_in = retained.standing_in(
+    stand_in = standing_in(
         (machinetypes or {}).get(name.machinetype),
         settings,
         model=model,
@@ -103,7 +142,7 @@ def load(
         features={key: value for key, value in features.items() if value},
     )
     kept = _content(directory / "machinetype.json")
-    options = stand_in if kept is None else retained.from_json(kept, stand_in)
+    options = stand_in if kept is None else from_json(kept, stand_in)
     latest_shutdown = max(
         _integer(features["shutdowntime_job"]) or 0,
         _integer(_text(directory / "machinefeatures" / "shutdowntime")) or 0,
@@ -118,6 +157,7 @@ def load(
         options=options,
         shutdown_time=latest_shutdown or name.created_time + options.max_wallclock_seconds,
         started_time=_started_time(directory / "started"),
+        started_boot=_started_boot(directory / "started_boot"),
         finished=_mtime(directory / "finished") is not None,
         fqan=fqan,
     )
@@ -141,67 +181,147 @@ def _load_usage(machine: Machine) -> None:
         machine.cpu_seconds = max(machine.cpu_seconds, _float(usage.get("cpu_seconds")) or 0.0)
         for name in _INTEGERS:
             setattr(machine, name, _integer(usage.get(name)))
-    if machine.heartbeat_time is not None:
-        machine.sample = (machine.heartbeat_time, machine.cpu_seconds)
+        machine.alive_seconds = _float(usage.get("alive_seconds"))
+        for name in _FLAGS:
+            setattr(machine, name, usage.get(name) is True)
+    if machine.alive_seconds is not None:
+        machine.sample = (machine.alive_seconds, machine.cpu_seconds)
 
 
-def mark_started(state: StateDir, machine: Machine, now: float) -> None:
-    """The machine runs: write `started` and its first heartbeat."""
-    started = machine.directory / "started"
-    files.write_atomic(started, b"%d\n" % int(now), tmp=state.tmp)
-    machine.started_time = float(int(now))
-    machine.sample = (now, machine.cpu_seconds)
-    _write_heartbeat(state, machine, now, sync=False)
+def mark_started(state: StateDir, machine: Machine, now: Moment) -> None:
+    """Write that the machine has started now, in `started_boot` and `started`, and its first heartbeat.
+
+    In memory it has started even if that can't be written: call it again then, at any time.
+    """
+    if machine.started_time is None:
+        whole = now.at(now.boot - now.unix % 1)
+        machine.started_time, machine.started_boot = whole.unix, (whole.boot_id, whole.boot)
+        machine.start_written = False
+        machine.sample = (machine.age(now), machine.cpu_seconds)
+    if machine.started_boot is not None:
+        boot = "{} {:.3f}\n".format(*machine.started_boot).encode("ascii")
+        files.write_atomic(machine.directory / "started_boot", boot, tmp=state.tmp, sync=False)
+    files.write_atomic(machine.directory / "started", b"%d\n" % round(machine.started_time), tmp=state.tmp)
+    machine.start_written = True
+    if machine.heartbeat_time is None:
+        _write_heartbeat(state, machine, now.unix, sync=False)
 
 
-def renew_heartbeat(state: StateDir, machine: Machine, now: float, usage: Usage = UNKNOWN) -> None:
-    """The machine has been seen alive now, having used so much since its start.
+def renew_heartbeat(state: StateDir, machine: Machine, now: Moment, usage: Usage = UNKNOWN) -> None:
+    """Write that the machine has been seen alive now, having used so much since its start.
 
     On a full disk only the time is renewed, which takes no space.
     """
     if machine.final:
         return
+    if not machine.start_written:
+        mark_started(state, machine, now)
     _take_usage(machine, usage)
+    age = machine.age(now)
+    machine.alive_seconds = max(machine.alive_seconds or 0.0, age)
     if machine.sample is None:
-        machine.sample = (now, machine.cpu_seconds)
-    sample_time, sample_cpu = machine.sample
-    if now - sample_time >= SAMPLE_SECONDS:
-        machine.cpu_percent = 100.0 * (machine.cpu_seconds - sample_cpu) / (now - sample_time)
-        machine.sample = (now, machine.cpu_seconds)
+        machine.sample = (age, machine.cpu_seconds)
+    sample_age, sample_cpu = machine.sample
+    if age - sample_age >= SAMPLE_SECONDS:
+        machine.cpu_percent = 100.0 * (machine.cpu_seconds - sample_cpu) / (age - sample_age)
+        machine.sample = (age, machine.cpu_seconds)
     try:
-        durable = not 0 <= now - machine.checkpoint_time < CHECKPOINT_SECONDS
+        durable = machine.checkpoint_age is None or age - machine.checkpoint_age >= CHECKPOINT_SECONDS
         _write_usage(state, machine, sync=durable)
         if durable:
-            machine.checkpoint_time = now
-        _write_heartbeat(state, machine, now, sync=False)
+            machine.checkpoint_age = age
+        _write_heartbeat(state, machine, now.unix, sync=False)
     except OSError as error:
         if error.errno not in files.NO_SPACE:
             raise
-        files.set_mtime(machine.directory / "heartbeat", now)
-        machine.heartbeat_time = now
+        files.set_mtime(machine.directory / "heartbeat", now.unix)
+        machine.heartbeat_time = now.unix
+
+
+def note_people(state: StateDir, machine: Machine) -> None:
+    """Write that people have asked for the machine's end."""
+    if not machine.ended_by_people:
+        machine.ended_by_people = True
+        _write_usage(state, machine, sync=False)
 
 
 def write_final_heartbeat(
-    state: StateDir,
-    machine: Machine,
-    now: float,
-    usage: Usage = UNKNOWN,
-    *,
-    live: bool,
+    state: StateDir, machine: Machine, now: Moment, usage: Usage = UNKNOWN, *, watched: bool
 ) -> None:
-    """Write final usage. Its time, the machine's end, is now if it was live until now, else usage.ended_time, which
-    its engine tells, or if that is None or can't be true, what it was.
+    """Write final usage and the machine's end: what its engine tells (usage.ended_time), else now if it was watched
+    until now, else its latest sign of life.
 
     Does nothing if that has been done, so that whatever is derived from it stays the same.
     """
-    if machine.final:
+    if machine.started_time is None:
         return
-    _take_usage(machine, usage)
-    told = now if live else min(now, usage.ended_time or 0.0)
-    ended = max(told, end_time(machine))
-    _write_usage(state, machine, sync=True)
-    _write_heartbeat(state, machine, ended, sync=True)
-    machine.final = True
+    if not machine.final:
+        _take_usage(machine, usage)
+        machine.alive_seconds, machine.unseen = _lived(machine, now, usage, watched), not watched
+        machine.final = True
+        try:
+            _write_usage(state, machine, sync=True)
+        except OSError:
+            machine.final = False
+            raise
+    ended = end_time(machine)
+    if machine.heartbeat_time is None or abs(machine.heartbeat_time - ended) > 0.001:
+        _write_heartbeat(state, machine, ended, sync=True)
+
+
+def _lived(machine: Machine, now: Moment, usage: Usage, watched: bool) -> float:
+    """Return how long an ended machine has run, seconds; at least until it was last seen alive.
+
+    The engine's time of its end may be from before or after a step of people's clock: take what is possible.
+    """
+    age, seen = machine.age(now), last_seen(machine)
+    if usage.ended_time is not None:
+        lived = age - (now.unix - usage.ended_time)
+        if not seen <= lived <= age:
+            by_start = usage.ended_time - (machine.started_time or 0.0)
+            lived = by_start if seen <= by_start <= age else min(lived, age)
+    elif watched:
+        lived = age
+    else:
+        lived = _latest_sign(machine, now)
+    return max(seen, lived)
+
+
+def last_seen(machine: Machine) -> float:
+    """Return how long the machine had run when it was last seen alive."""
+    if machine.alive_seconds is not None:
+        return machine.alive_seconds
+    return max(0.0, (machine.heartbeat_time or 0.0) - (machine.started_time or 0.0))
+
+
+def _latest_sign(machine: Machine, now: Moment) -> float:
+    """Return the greatest age of the machine of which a file or its CPU time tells.
+
+    Times of files are Unix times of a clock that may have been set since; those that can't be are passed over.
+    """
+    age, step = machine.age(now), machine.clock_step(now)
+    signs = [min(age, machine.cpu_seconds / machine.processors)]
+    for time in _file_times(machine):
+        for since_start in (
+            time - (machine.started_time or 0.0),
+            time - (machine.started_time or 0.0) - step,
+        ):
+            if 0.0 <= since_start <= age:
+                signs.append(since_start)
+                break
+    return max(signs)
+
+
+def _file_times(machine: Machine) -> list[float]:
+    """Return when the machine last wrote to its files, Unix seconds."""
+    times = [_mtime(machine.directory / "console.log") or 0.0, machine.heartbeat_time or 0.0]
+    try:
+        with os.scandir(machine.directory / "joboutputs") as entries:
+            for entry, _ in zip(entries, range(MOST_SIGNS)):
+                times.append(entry.stat(follow_symlinks=False).st_mtime)
+    except OSError:
+        pass
+    return times
 
 
 def _take_usage(machine: Machine, usage: Usage) -> None:
@@ -223,31 +343,10 @@ def _write_heartbeat(state: StateDir, machine: Machine, seen_time: float, *, syn
 
 
 def _write_usage(state: StateDir, machine: Machine, *, sync: bool) -> None:
-    usage = {name: getattr(machine, name) for name in ("cpu_seconds", *_INTEGERS)}
+    usage = {name: getattr(machine, name) for name in ("cpu_seconds", *_INTEGERS, "alive_seconds")}
+    usage.update({name: True for name in _FLAGS if getattr(machine, name)})
     content = json.dumps(usage).encode("ascii") + b"\n"
     files.write_atomic(machine.directory / "usage.json", content, tmp=state.tmp, sync=sync)
-
-
-def note_details(state: StateDir, machine: Machine, details: Mapping[str, str]) -> None:
-    """Keep what the engine tells of a machine, such as its image's digest and its addresses, beside what it has told.
-
-    On a full disk it isn't kept: people can do without.
-    """
-    content = json.dumps({**read_details(machine), **details}, indent=1).encode("ascii") + b"\n"
-    try:
-        files.write_atomic(machine.directory / "details.json", content, tmp=state.tmp, sync=False)
-    except OSError as error:
-        if error.errno not in files.NO_SPACE:
-            raise
-
-
-def read_details(machine: Machine) -> dict[str, str]:
-    """What was kept by note_details; empty if nothing was."""
-    try:
-        found = json.loads(_content(machine.directory / "details.json") or b"{}")
-    except ValueError:
-        return {}
-    return {str(name): str(value) for name, value in found.items()} if isinstance(found, dict) else {}
 
 
 def left_process(machine: Machine, settings: Settings) -> LeftProcess | None:
@@ -273,22 +372,29 @@ def left_process(machine: Machine, settings: Settings) -> LeftProcess | None:
     )
 
 
-def lower_shutdown_time(state: StateDir, machine: Machine, shutdown_time: int) -> bool:
-    """Move the machine's end closer, in its Machine/Job Features too; False if it ends no later anyway."""
-    if shutdown_time >= machine.shutdown_time:
+def lower_shutdown_time(
+    state: StateDir, machine: Machine, shutdown_time: int, clock_step: float = 0.0
+) -> bool:
+    """Move the machine's end closer, in its Machine/Job Features too; False if it ends no later anyway.
+
+    shutdown_time is by people's clock, which has been set forward by clock_step seconds since the machine started.
+    """
+    own_time = shutdown_time - int(clock_step)
+    if own_time >= machine.shutdown_time:
         return False
     content = b"%d" % shutdown_time
     for key in ("machinefeatures/shutdowntime", "jobfeatures/shutdowntime_job"):
         files.write_atomic(machine.directory / key, content, tmp=state.tmp)
-    machine.shutdown_time = shutdown_time
+    machine.shutdown_time = own_time
     return True
 
 
 def end_time(machine: Machine) -> float:
-    """When it was last seen alive; its start if never since, its creation if it never started."""
+    """Return when it was last seen alive, Unix seconds: its start + measured duration; its creation if it never
+    started."""
     if machine.started_time is None:
         return float(machine.created_time)
-    return max(machine.started_time, machine.heartbeat_time or 0.0)
+    return machine.started_time + last_seen(machine)
 
 
 def _content(path: Path) -> bytes | None:
@@ -313,6 +419,12 @@ def _mtime(path: Path) -> float | None:
 def _started_time(path: Path) -> float | None:
     written = _float(_text(path))
     return _mtime(path) if written is None else written
+
+
+def _started_boot(path: Path) -> tuple[str, float] | None:
+    words = (_text(path) or "").split()
+    boot = _float(words[1]) if len(words) == 2 else None
+    return None if boot is None else (words[0], boot)
 
 
 def _float(value: object) -> float | None:

@@ -13,6 +13,7 @@ import os
 import re
 import signal
 from dataclasses import dataclass
+from pathlib import Path
 
 from vac.machines import files
 from vac.machines.layout import StateDir
@@ -98,6 +99,16 @@ def draining(state: StateDir, now: float) -> Drain | None:
         str(content.get("reason") or ""),
     )
     return order if order.until is None or now < order.until else None
+
+
+def remove_unknown_path(state: StateDir) -> Path:
+    """Return the file whose presence allows a factory to remove machines of its name that its state_dir never knew."""
+    return state.requests / "remove-unknown"
+
+
+def may_remove_unknown(state: StateDir) -> bool:
+    """Tell if somebody has made that file."""
+    return remove_unknown_path(state).exists()
 
 
 def running(state: StateDir) -> int | None:

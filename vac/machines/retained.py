@@ -1,8 +1,7 @@
-"""The options that a machine's watching and accounting need until it has ended, kept in its directory.
+"""The options that a machine's watching and accounting need until it has ended, kept in its machinetype.json.
 
-So a machinetype that has since been changed or removed, or a configuration that is broken at start, touches
-neither. machinetype.json holds them; a machine made by a classic factory has no such file, and its
-Machine/Job Features and the present configuration stand in.
+So a machinetype that has since been changed or removed, or a configuration that is broken at start, touches neither. A
+machine made by a classic factory has no such file: its Machine/Job Features and the present configuration stand in.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ from typing import Any
 from vac.config.machinetype import Machinetype
 from vac.config.options import declared
 from vac.config.settings import Settings
-from vac.decoding import BadJson, decode
+from vac.decoding import build
 
 _MIB = 1024 * 1024
 
@@ -73,15 +72,19 @@ def to_json(options: RetainedOptions) -> bytes:
 
 
 def from_json(content: bytes, stand_in: RetainedOptions) -> RetainedOptions:
-    """Return the options in machinetype.json; stand_in has those that another version didn't keep.
-
-    So it has those whose value is of another type (spoilt by hand), and all of a file that isn't a JSON object
-    (torn by a power failure).
-    """
+    """Return options as machinetype.json has them; stand_in has those that another version didn't keep, those of
+    another type (spoilt by hand), and all of a file that isn't a JSON object (torn by a power failure)."""
     try:
-        return decode(RetainedOptions, content, stand_in=stand_in)
-    except BadJson:
+        kept = json.loads(content)
+        options = build(RetainedOptions, kept, lenient=True, stand_in=stand_in)
+    except ValueError:
         return stand_in
+    unset: dict[str, Any] = {
+        field.name: None
+        for field in dataclasses.fields(RetainedOptions)
+        if kept.get(field.name, "") is None and "None" in str(field.type)
+    }
+    return dataclasses.replace(options, **unset)
 
 
 def standing_in(

@@ -1,42 +1,44 @@
-"""Slots: which machine is, or was last, in each; rebuilt from disk at start."""
+"""Slots: which machine is, or was last, in each, rebuilt from disk at start; and the removal of what is old."""
 
 from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections import defaultdict
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple, Optional
+from typing import NamedTuple
 
 from vac.config.machinetype import Machinetype
 from vac.config.settings import Settings
+from vac.lifecycle.phases import Phase
+from vac.lifecycle.recovery import Recovery, SlotFile, recover
 from vac.machines import files
-from vac.machines.layout import DirectoryName, StateDir, parse_directory_name, slot_name
+from vac.machines.layout import DirectoryName, StateDir, parse_directory_name, slot_number
 from vac.machines.machine import Machine, end_time, load
-from vac.machines.messages import shutdown_message
+from vac.machines.outputs import shutdown_message
+from vac.scheduling.backoff import is_abort, reported_message
 from vac.scheduling.model import Outcome
 
 log = logging.getLogger(__name__)
 
-Report = Callable[[Optional[str], float, float, float], Optional[str]]
-"""vac.scheduling.backoff.reported_message(message, started, ended, fizzle_seconds)."""
 
-
-class SlotFile(NamedTuple):
+class SlotContent(NamedTuple):
     """What slots/HOST says."""
 
     directory: DirectoryName
     model: str
 
 
-def read_slot(path: Path) -> SlotFile | None:
+def read_slot(path: Path) -> SlotContent | None:
     """The content of a slot file, or None if there is none, it says nothing, or it is no file."""
     try:
         words = path.read_text(encoding="ascii", errors="replace").split()
     except (FileNotFoundError, IsADirectoryError):
         return None
     directory = parse_directory_name("_".join([*words[:2], path.name])) if len(words) == 3 else None
-    return None if directory is None else SlotFile(directory, words[2])
+    return None if directory is None else SlotContent(directory, words[2])
 
 
 def write_slot(state: StateDir, machine: Machine) -> None:
@@ -72,43 +74,111 @@ def read_slots(
     """
     slots: dict[str, Machine] = {}
     for path in sorted(state.slots.iterdir()) if state.slots.is_dir() else ():
-        slot = read_slot(path)
-        if slot is None:
+        try:
+            slot = read_slot(path)
+            if slot is None:
+                continue
+            machine = load(
+                state.machine(slot.directory), model=slot.model, machinetypes=machinetypes, settings=settings
+            )
+        except OSError as error:
+            log.warning("slot %s can't be read: %s", path.name, error)
             continue
-        machine = load(
-            state.machine(slot.directory), model=slot.model, machinetypes=machinetypes, settings=settings
-        )
         if machine is not None:
             slots[machine.name] = machine
     return slots
 
 
-def load_slots(
-    state: StateDir, machinetypes: Mapping[str, Machinetype], settings: Settings | None
-) -> dict[str, Machine]:
-    """As read_slots, for the factory at its start.
+@dataclass
+class Found:
+    """What a factory finds on disk when it starts."""
 
-    What a crash left undone is undone or completed: half-created directories are removed, a running machine
-    whose slot file was lost gets it back, a finished one is named in finishes/.
-    """
-    slots = read_slots(state, machinetypes, settings)
-    for machine in slots.values():
+    slots: dict[str, tuple[Machine, type[Phase]]] = field(default_factory=dict)
+    """By name, the present or last machine of each slot, and the phase in which it goes on."""
+    orphans: list[Machine] = field(default_factory=list)
+    """Machines that started, are in no slot and have not been accounted for."""
+    unreadable: dict[str, str] = field(default_factory=dict)
+    """By slot, why its machine can't be read. It is set aside."""
+
+
+def load_slots(state: StateDir, machinetypes: Mapping[str, Machinetype], settings: Settings | None) -> Found:
+    """Read all slots and machines, and undo or complete what a crash left undone (see vac.lifecycle.recovery)."""
+    found = Found()
+    for path in sorted(state.slots.iterdir()):
+        load_slot(state, path.name, found, machinetypes, settings)
+    known = {machine.directory for machine, _ in found.slots.values()}
+    for directory in reversed(_directories(state)):
+        if directory not in known:
+            _load_other(state, directory, found, machinetypes, settings)
+    return found
+
+
+def load_slot(
+    state: StateDir,
+    name: str,
+    found: Found,
+    machinetypes: Mapping[str, Machinetype],
+    settings: Settings | None,
+) -> None:
+    """Read one slot file and its machine into found."""
+    try:
+        slot = read_slot(state.slot(name))
+        if slot is None:
+            return
+        machine = load(
+            state.machine(slot.directory), model=slot.model, machinetypes=machinetypes, settings=settings
+        )
+        if machine is None:
+            return
+        _, phase = recover(
+            SlotFile.NAMES_IT, started=machine.started_time is not None, finished=machine.finished
+        )
+        assert phase is not None
         if machine.finished:
             note_finish(state, machine)
-    known = {machine.directory for machine in slots.values()}
-    for directory in reversed(_directories(state)):
-        if directory in known or (directory / "finished").exists():
-            continue
-        if not (directory / "started").exists():
-            log.warning("%s: removed, its creation was not completed", directory.name)
+        found.slots[name] = (machine, phase)
+    except OSError as error:
+        found.unreadable[name] = str(error)
+
+
+def _load_other(
+    state: StateDir,
+    directory: Path,
+    found: Found,
+    machinetypes: Mapping[str, Machinetype],
+    settings: Settings | None,
+) -> None:
+    """See to a directory that no slot file names."""
+    parsed = parse_directory_name(directory.name)
+    assert parsed is not None
+    if parsed.name in found.unreadable:
+        return
+    try:
+        taken = parsed.name in found.slots or read_slot(state.slot(parsed.name)) is not None
+        recovery, phase = recover(
+            SlotFile.NAMES_ANOTHER if taken else SlotFile.MISSING,
+            started=(directory / "started").exists(),
+            finished=(directory / "finished").exists(),
+        )
+        if recovery is Recovery.DISCARD:
+            log.warning("%s: discarded, its creation was not completed", directory.name)
             files.discard(directory, tmp=state.tmp)
-            continue
-        lost = load(directory, machinetypes=machinetypes, settings=settings)
-        if lost is not None and read_slot(state.slot(lost.name)) is None:
-            log.warning("%s: its slot file was lost and is made again", directory.name)
-            write_slot(state, lost)
-            slots[lost.name] = lost
-    return slots
+        if recovery not in (Recovery.ORPHAN, Recovery.WRITE_SLOT_FILE):
+            return
+        machine = load(directory, machinetypes=machinetypes, settings=settings)
+        if machine is None:
+            return
+        if recovery is Recovery.ORPHAN:
+            found.orphans.append(machine)
+            return
+        log.warning("%s: its slot file was lost and is written again", directory.name)
+        write_slot(state, machine)
+        assert phase is not None
+        found.slots[machine.name] = (machine, phase)
+    except OSError as error:
+        log.warning("%s can't be read: %s", directory, error)
+        if parsed.name not in found.slots:
+            found.unreadable[parsed.name] = str(error)
 
 
 def discard(state: StateDir, machine: Machine) -> None:
@@ -130,24 +200,6 @@ def discard_scratch(state: StateDir, directory: Path) -> bool:
     return True
 
 
-def strays(
-    state: StateDir,
-    slots: Iterable[Machine],
-    machinetypes: Mapping[str, Machinetype],
-    settings: Settings | None,
-) -> list[Machine]:
-    """Machines that started, are in no slot and have no `finished`: their end is still to be written."""
-    known = {machine.directory for machine in slots}
-    found = []
-    for directory in _directories(state):
-        if directory in known or (directory / "finished").exists() or not (directory / "started").exists():
-            continue
-        machine = load(directory, machinetypes=machinetypes, settings=settings)
-        if machine is not None:
-            found.append(machine)
-    return found
-
-
 def find_by_uuid(state: StateDir, uuid: str) -> Machine | None:
     """The machine with this uuid, as long as its directory is kept."""
     for directory in _directories(state):
@@ -157,41 +209,162 @@ def find_by_uuid(state: StateDir, uuid: str) -> Machine | None:
     return None
 
 
-def free_slot(factory_name: str, slots: int, occupied: Collection[str]) -> str | None:
-    """The name of the lowest slot that isn't occupied, or None if all of them are."""
-    names = (slot_name(factory_name, number) for number in range(slots))
-    return next((name for name in names if name not in occupied), None)
+def reported(machine: Machine) -> str | None:
+    """Return the shutdown message by which an ended machine is judged, here and by peers.
 
-
-def outcome(machine: Machine, report: Report) -> Outcome:
-    """How a machine ended, as scheduling sees it."""
+    An end that people wanted is nobody's abort, and one that nobody saw is not too early.
+    """
     message = shutdown_message(machine)
-    ended = end_time(machine)
-    if machine.started_time is not None:
-        message = report(message, machine.started_time, ended, machine.options.fizzle_seconds)
+    if machine.started_time is None:
+        return message
+    if machine.ended_by_people:
+        return "100 Ended by the administrator" if is_abort(message) or not message else message
+    if machine.unseen:
+        return message
+    return reported_message(message, machine.started_time, end_time(machine), machine.options.fizzle_seconds)
+
+
+def outcome(machine: Machine, clock_step: float = 0.0) -> Outcome:
+    """Return how a machine ended, as scheduling sees it.
+
+    Its times are by people's clock as it is set now, which was set forward by clock_step seconds since its start.
+    """
     return Outcome(
         machinetype=machine.machinetype,
-        created_time=machine.created_time,
-        started_time=machine.started_time,
-        ended_time=ended,
-        message=message,
+        created_time=machine.created_time + clock_step,
+        started_time=None if machine.started_time is None else machine.started_time + clock_step,
+        ended_time=end_time(machine) + clock_step,
+        message=reported(machine),
+        early_counts=not (machine.unseen or machine.ended_by_people),
     )
 
 
 def finished_machines(
-    state: StateDir, machinetypes: Mapping[str, Machinetype], settings: Settings | None, report: Report
+    state: StateDir, machinetypes: Mapping[str, Machinetype], settings: Settings | None
 ) -> list[Outcome]:
-    """The outcomes of all finished machines whose directories are there, oldest creation first."""
+    """Return the outcomes of all finished machines whose directories are there, oldest creation first."""
     outcomes = []
     for directory in _directories(state):
-        if (directory / "finished").exists():
-            machine = load(directory, machinetypes=machinetypes, settings=settings)
-            if machine is not None:
-                outcomes.append(outcome(machine, report))
+        try:
+            if (directory / "finished").exists():
+                machine = load(directory, machinetypes=machinetypes, settings=settings)
+                if machine is not None:
+                    outcomes.append(outcome(machine))
+        except OSError as error:
+            log.warning("%s can't be read: %s", directory, error)
     return outcomes
 
 
 def _directories(state: StateDir) -> list[Path]:
-    """All machines' directories, by time of creation."""
+    """Return all machines' directories, by time of creation."""
     named = ((parse_directory_name(path.name), path) for path in state.machines.iterdir())
     return [path for _, path in sorted((name, path) for name, path in named if name is not None)]
+
+
+UNCONFIGURED_DAYS = 3.0
+"""How long directories of types are kept that are no longer configured."""
+MOST_ABORTED = 100
+"""Directories of aborted machines that are kept of each type, the newest."""
+_DAY_SECONDS = 86400.0
+
+
+@dataclass(frozen=True)
+class _Ended:
+    """What is remembered of an ended machine's directory."""
+
+    created_time: int
+    machinetype: str
+    ended_time: float
+    """When `finished` was written; when it was created, if it has none because it never started."""
+    aborted: bool
+    """Or never started."""
+
+
+class Expiry:
+    """Remembers what it has read of finished machines, so that each call costs little."""
+
+    def __init__(self, state: StateDir) -> None:
+        self._state = state
+        self._ended: dict[Path, _Ended] = {}
+
+    def run(
+        self, machinetypes: Mapping[str, Machinetype], occupied: Collection[Path], now: float, limit: int = 50
+    ) -> list[Path]:
+        """Read at most `limit` directories that are new to it and remove at most `limit`; returns the
+        removed.
+
+        machinetypes are those configured now: don't call it with a configuration that couldn't be read.
+        occupied are the directories of machines that are starting or running.
+        """
+        self._look(occupied, limit)
+        removed = []
+        for path in self._expired(machinetypes, now)[:limit]:
+            try:
+                files.discard(path, tmp=self._state.tmp)
+            except OSError as error:
+                log.warning("%s can't be removed: %s", path, error)
+            else:
+                removed.append(path)
+            del self._ended[path]
+        return removed
+
+    def _look(self, occupied: Collection[Path], limit: int) -> None:
+        """Forget what has vanished, read what is new."""
+        present = {path for path in self._state.machines.iterdir() if parse_directory_name(path.name)}
+        self._ended = {path: ended for path, ended in self._ended.items() if path in present}
+        new = sorted(present - self._ended.keys() - set(occupied))
+        for path in new[:limit]:
+            try:
+                ended = self._read(path)
+            except OSError as error:
+                log.warning("%s can't be read: %s", path, error)
+                continue
+            if ended is not None:
+                self._ended[path] = ended
+
+    def _read(self, path: Path) -> _Ended | None:
+        name = parse_directory_name(path.name)
+        machine = load(path)
+        if name is None or machine is None or (machine.started_time is not None and not machine.finished):
+            return None
+        finished = path / "finished"
+        ended_time = finished.stat().st_mtime if machine.finished else float(name.created_time)
+        if machine.finished:
+            self._empty(path)
+        aborted = machine.started_time is None or is_abort(outcome(machine).message)
+        return _Ended(name.created_time, name.machinetype, ended_time, aborted)
+
+    def _empty(self, path: Path) -> None:
+        """Whoever saw to its end, a classic factory perhaps, has left its disk."""
+        try:
+            discard_scratch(self._state, path)
+        except OSError as error:
+            log.warning("%s: its scratch space can't be removed: %s", path, error)
+
+    def _expired(self, machinetypes: Mapping[str, Machinetype], now: float) -> list[Path]:
+        """What is too old, and aborted ones of which there are too many; oldest first."""
+        expired = set()
+        aborted = defaultdict(list)
+        for path, ended in self._ended.items():
+            machinetype = machinetypes.get(ended.machinetype)
+            days = UNCONFIGURED_DAYS if machinetype is None else machinetype.machines_dir_days
+            if days > 0 and now - ended.ended_time > days * _DAY_SECONDS:
+                expired.add(path)
+            elif ended.aborted:
+                aborted[ended.machinetype].append((ended.created_time, path))
+        for paths in aborted.values():
+            expired.update(path for _, path in sorted(paths)[:-MOST_ABORTED])
+        return sorted(expired, key=lambda path: self._ended[path].created_time)
+
+
+def remove_orphaned_slots(
+    state: StateDir, factory_name: str, slots: int, occupied: Collection[str]
+) -> list[str]:
+    """Remove the slot files of this factory numbered `slots` or above whose names aren't occupied."""
+    removed = []
+    for path in sorted(state.slots.iterdir()):
+        number = slot_number(factory_name, path.name)
+        if number is not None and number >= slots and path.name not in occupied and path.is_file():
+            files.remove(path)
+            removed.append(path.name)
+    return removed

@@ -142,7 +142,7 @@ class TypeHistory:
                 abort_says_no_work=says_no_work(outcome.message),
             )
         short = min(SHORT_SECONDS, fizzle_seconds) if fizzle_seconds else SHORT_SECONDS
-        if abort or lived < short:
+        if abort or (lived < short and outcome.early_counts):
             newest = outcome.ended_time >= self.last_end
             return dataclasses.replace(
                 changed,

@@ -38,6 +38,8 @@ class Outcome:
     """When it was last seen alive."""
     message: str | None
     """First line of its shutdown message as reported, such as `200 Success` or `300 … fizzle after 12 seconds`."""
+    early_counts: bool = True
+    """An end soon after the start counts against the type. Not so one that people wanted, or that nobody saw."""
 
 
 @dataclass(frozen=True)

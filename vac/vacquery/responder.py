@@ -34,8 +34,7 @@ from vac.host.connections import Network, connected_networks
 from vac.host.privileges import become, unprivileged_user
 from vac.machines import files
 from vac.machines.layout import StateDir
-from vac.machines.statefiles import touch_heartbeat
-from vac.machines.status import Status, TypeFacts
+from vac.machines.status import Status, TypeFacts, touch_heartbeat
 from vac.roles import RoleOptions
 from vac.vacquery.messages import QUERY_LIMIT, Dropped, Reason, decode_query
 from vac.vacquery.poll import enlarge_buffer

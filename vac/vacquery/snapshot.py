@@ -16,14 +16,15 @@ from pathlib import Path
 from typing import NamedTuple
 
 from vac import __version__
+from vac.config.machinetype import Machinetype
 from vac.host.facts import Measures, measure
 from vac.machines import machine as machines
-from vac.machines import messages as endings
+from vac.machines import outputs
 from vac.machines import status as statuses
 from vac.machines.layout import DirectoryName, StateDir, parse_directory_name, slot_name
 from vac.machines.machine import Machine
+from vac.machines.slots import reported
 from vac.machines.status import Status, TypeFacts
-from vac.scheduling.backoff import reported_message
 from vac.vacquery.messages import (
     ANSWER_LIMIT,
     QUERY_LIMIT,
@@ -290,19 +291,27 @@ class SnapshotBuilder:
         return known[1]
 
     def _load(self, path: Path, name: DirectoryName, model: str | None) -> Slot | None:
-        machine = machines.load(path, model=model)
+        """Read one machine; one that can't be read is as if it weren't there.
+
+        A machine of a classic factory is judged by the fizzle_seconds by which the factory judges it.
+        """
+        try:
+            machine = machines.load(path, model=model, machinetypes=self._machinetypes())
+        except OSError:
+            return None
         if machine is None:
             return None
         if not machine.finished:
             return Slot(name.name, machine)
-        written = endings.shutdown_message(machine)
-        started, ended = machine.started_time, machines.end_time(machine)
-        if started is None:
-            message = written
-        else:
-            message = reported_message(written, started, ended, machine.options.fizzle_seconds)
-        time = endings.shutdown_message_time(machine) if written else ended
+        written, message = outputs.shutdown_message(machine), reported(machine)
+        time = outputs.shutdown_message_time(machine) if written else machines.end_time(machine)
         return Slot(name.name, machine, message, _whole(time) if message else None)
+
+    def _machinetypes(self) -> dict[str, Machinetype]:
+        """Return what is known of the configured machinetypes."""
+        status = self._read_status()
+        known = status.machinetypes if status is not None else ()
+        return {facts.name: Machinetype(facts.name, fizzle_seconds=facts.fizzle_seconds) for facts in known}
 
     def _heartbeat(self, role: str) -> int:
         try:

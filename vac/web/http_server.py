@@ -31,8 +31,8 @@ from waitress.utilities import Error, RequestEntityTooLarge
 
 from vac.config.machinetype import VM_MODELS
 from vac.machines import files
-from vac.machines.joboutputs import FILE_LIMIT_BYTES
 from vac.machines.layout import StateDir, address_slot, slot_name
+from vac.machines.outputs import FILE_LIMIT_BYTES
 from vac.machines.slots import read_slot
 
 if TYPE_CHECKING:

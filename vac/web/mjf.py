@@ -15,7 +15,7 @@ from xml.etree import ElementTree
 
 from vac.config.machinetype import VM_MODELS
 from vac.host.privileges import unprivileged_user
-from vac.machines import files, joboutputs
+from vac.machines import files, outputs  # FIX
 from vac.machines.layout import StateDir
 from vac.machines.slots import read_slots
 from vac.roles import RoleOptions
@@ -84,8 +84,8 @@ def _put(tmp: Path, request: Request) -> Answer:
     if guest is None or len(request.parts) != 2 or request.parts[0] != OUTPUTS:
         return refusal(HTTPStatus.FORBIDDEN)
     try:
-        joboutputs.store(guest.directory / OUTPUTS, request.parts[1], request.body(), tmp=tmp)
-    except joboutputs.Refused as refused:
+        outputs.store(guest.directory / OUTPUTS, request.parts[1], request.body(), tmp=tmp)
+    except outputs.Refused as refused:
         _log_refusal(guest.name, f"{request.parts[1]} refused: {refused}")
         return refusal(HTTPStatus.FORBIDDEN, str(refused))
     return refusal(HTTPStatus.CREATED)
@@ -129,6 +129,6 @@ def main(options: RoleOptions) -> int:
         "mjf",
         ADDRESS,
         lambda state: partial(respond, _keep_all_in(prepare(state))),
-        joboutputs.FILE_LIMIT_BYTES,
+        outputs.FILE_LIMIT_BYTES,
     )
     return web_process.run(lambda _settings: service, options)

@@ -16,7 +16,7 @@ from vac.host import facts
 from vac.host.privileges import become, unprivileged_user
 from vac.machines import files
 from vac.machines.layout import StateDir
-from vac.machines.statefiles import touch_heartbeat
+from vac.machines.status import touch_heartbeat
 from vac.roles import RoleOptions, bind
 
 if TYPE_CHECKING:

@@ -17,6 +17,7 @@ from tests.unit.state_dirs import (
     STARTED,
     UUID,
     Killed,
+    at,
     checkpoints,
     classic_state,
     contents,
@@ -49,7 +50,7 @@ def test_the_end_is_written_in_an_order_from_which_every_crash_recovers(tmp_path
     (machine.directory / "joboutputs" / "shutdown_message").write_bytes(b"200 Success")
     order = []
     with checkpoints(lambda step, path: order.append(path.name) if step == "renamed" else None):
-        done = finish(state, machine, FINAL, ENDED + 30, live=True)
+        done = finish(state, machine, FINAL, at(ENDED + 30), watched=True)
     assert done.record is not None
     assert order == [
         "usage.json",
@@ -84,7 +85,7 @@ def test_a_record_is_durable_before_the_machine_counts_as_finished(
         fsync(descriptor)
 
     monkeypatch.setattr(os, "fsync", watching)
-    done = finish(state, machine, FINAL, ENDED, live=False)
+    done = finish(state, machine, FINAL, at(ENDED), watched=False)
     assert done.record is not None
     archive_day, machine_directory = str(done.record.parent), str(machine.directory)
     last_of_machine = len(durable) - 1 - durable[::-1].index(machine_directory)
@@ -107,7 +108,7 @@ def test_only_sites_with_name_and_benchmark_report_to_apel(
 ) -> None:
     state = new_state(tmp_path)
     machine = running_machine(state, settings=settings_of(state, **settings))
-    done = finish(state, machine, None, ENDED, live=False)
+    done = finish(state, machine, None, at(ENDED), watched=False)
     assert len(written(state.apel_archive)) == 1
     assert (done.outgoing is not None, len(written(state.apel_outgoing))) == (sent, int(sent))
 
@@ -119,8 +120,9 @@ def test_a_machine_that_fizzled_has_no_record(
     tmp_path: Path, fizzle: int, lived: int, recorded: bool
 ) -> None:
     state = new_state(tmp_path)
-    machine = running_machine(state, machinetype=machinetype_of(fizzle_seconds=fizzle), seen=STARTED + lived)
-    done = finish(state, machine, None, STARTED + 5000, live=False)
+    kind = machinetype_of(fizzle_seconds=fizzle)
+    machine = running_machine(state, machinetype=kind, seen=STARTED + lived, cpu_seconds=0.0)
+    done = finish(state, machine, None, at(STARTED + 5000), watched=False)
     assert (done.record is not None, len(written(state.apel_archive))) == (recorded, int(recorded))
     assert (machine.directory / "finished").exists()
     assert state.finish("lhcb-prod").exists()
@@ -136,14 +138,14 @@ def test_a_machine_that_nobody_saw_end_has_ended_when_its_engine_says(
 ) -> None:
     state = new_state(tmp_path)
     machine = running_machine(state)
-    done = finish(state, machine, Usage(cpu_seconds=1.0, ended_time=told), ENDED + 900, live=False)
+    done = finish(state, machine, Usage(cpu_seconds=1.0, ended_time=told), at(ENDED + 900), watched=False)
     assert done.ended_time == end
 
 
 def test_a_machine_that_never_started_has_no_record_and_says_nothing_of_its_type(tmp_path: Path) -> None:
     state = new_state(tmp_path)
     machine = new_machine(state)
-    done = finish(state, machine, None, CREATED + 5000, live=False)
+    done = finish(state, machine, None, at(CREATED + 5000), watched=False)
     assert (done.record, done.ended_time) == (None, CREATED)
     assert machine.finished
     assert (machine.directory / "finished").exists()
@@ -154,11 +156,11 @@ def test_a_machine_that_never_started_has_no_record_and_says_nothing_of_its_type
 def test_finishing_twice_changes_nothing_even_if_the_clock_and_the_usage_went_on(tmp_path: Path) -> None:
     state = new_state(tmp_path)
     machine = running_machine(state)
-    finish(state, machine, FINAL, ENDED + 30, live=True)
+    finish(state, machine, FINAL, at(ENDED + 30), watched=True)
     before = contents(state.root)
-    finish(state, machine, Usage(cpu_seconds=99999.0), ENDED + 900, live=True)
-    again = load_slots(state, {}, None)[NAME]
-    finish(state, again, FINAL, ENDED + 9000, live=False)
+    finish(state, machine, Usage(cpu_seconds=99999.0), at(ENDED + 900), watched=True)
+    again = load_slots(state, {}, None).slots[NAME][0]
+    finish(state, again, FINAL, at(ENDED + 9000), watched=False)
     assert contents(state.root) == before
 
 
@@ -175,7 +177,7 @@ def test_the_reserve_is_given_up_so_that_accounting_can_be_written(
         write_new(path, content, **details)
 
     monkeypatch.setattr(files, "write_new", full_while_reserved)
-    assert finish(state, machine, FINAL, ENDED, live=True).record is not None
+    assert finish(state, machine, FINAL, at(ENDED), watched=True).record is not None
     assert machine.finished
     assert not state.reserve.exists()
 
@@ -191,9 +193,9 @@ def test_a_disk_that_stays_full_loses_nothing_and_moves_no_end(
             raise OSError(errno.ENOSPC, "No space left on device")
 
     with checkpoints(full), pytest.raises(FinishFailed, match="No space"):
-        finish(state, machine, FINAL, ENDED + 30, live=True)
+        finish(state, machine, FINAL, at(ENDED + 30), watched=True)
     assert not (machine.directory / "finished").exists()
-    done = finish(state, machine, FINAL, ENDED + 5000, live=True)
+    done = finish(state, machine, FINAL, at(ENDED + 5000), watched=True)
     assert done.ended_time == ENDED + 30
     assert len(written(state.apel_archive)) == 1
 
@@ -202,15 +204,15 @@ def test_a_machine_whose_directory_somebody_removed_is_accounted_all_the_same(tm
     state = new_state(tmp_path)
     machine = running_machine(state)
     files.remove_tree(machine.directory)
-    assert finish(state, machine, FINAL, ENDED, live=True).record is not None
-    assert load_slots(state, {}, None)[NAME].finished
+    assert finish(state, machine, FINAL, at(ENDED), watched=True).record is not None
+    assert load_slots(state, {}, None).slots[NAME][0].finished
 
 
 def test_without_any_configuration_a_classic_machine_waits_for_one(tmp_path: Path) -> None:
     state = classic_state(tmp_path)
-    machine = load_slots(state, {}, None)["vac-85-00.example.org"]
+    machine = load_slots(state, {}, None).slots["vac-85-00.example.org"][0]
     with pytest.raises(FinishFailed, match="configuration"):
-        finish(state, machine, None, RESTARTED, live=False)
+        finish(state, machine, None, at(RESTARTED), watched=False)
     assert not written(state.apel_archive)
 
 
@@ -219,10 +221,9 @@ def test_the_machines_of_a_classic_factory_are_accounted(tmp_path: Path) -> None
     settings = settings_of(
         state, vac_space="vac01.example.org", factory_name="vac-85.example.org", hs06_per_processor=99.0
     )
-    slots = load_slots(state, {}, settings)
-    for machine in slots.values():
+    for machine, _ in load_slots(state, {}, settings).slots.values():
         if not machine.finished:
-            finish(state, machine, None, RESTARTED, live=False)
+            finish(state, machine, None, at(RESTARTED), watched=False)
     found = [message_fields(text.decode()) for text in written(state.apel_archive).values()]
     assert written(state.apel_outgoing) == written(state.apel_archive)
     assert sorted(fields["Queue"] for fields in found) == [f"type-{number:02d}" for number in range(5)]
@@ -264,27 +265,28 @@ class Life:
         machine = new_machine(self.state)
         self.runs.add(machine.uuid)
         self.has_run = True
-        mark_started(self.state, machine, STARTED)
-        renew_heartbeat(self.state, machine, ENDED, Usage(cpu_seconds=34100.0, peak_memory_bytes=5))
+        mark_started(self.state, machine, at(STARTED))
+        renew_heartbeat(self.state, machine, at(ENDED), Usage(cpu_seconds=34100.0, peak_memory_bytes=5))
         lower_shutdown_time(self.state, machine, ENDED + 100)
         (machine.directory / "joboutputs" / "shutdown_message").write_bytes(b"200 Success")
         self.runs.clear()
-        finish(self.state, machine, FINAL, ENDED + 30, live=True)
+        finish(self.state, machine, FINAL, at(ENDED + 30), watched=True)
 
     def recover(self) -> Machine | None:
         """What a factory does that is started again later."""
         self.state.prepare()
-        machine = load_slots(self.state, {}, None).get(NAME)
+        found = load_slots(self.state, {}, None).slots.get(NAME)
+        machine = found[0] if found else None
         if machine is None or machine.finished:
             return machine
         if machine.uuid in self.runs:
             if machine.started_time is None:
-                mark_started(self.state, machine, RESTARTED)
-            renew_heartbeat(self.state, machine, RESTARTED + 3600, Usage(cpu_seconds=35000.0))
+                mark_started(self.state, machine, at(RESTARTED))
+            renew_heartbeat(self.state, machine, at(RESTARTED + 3600), Usage(cpu_seconds=35000.0))
             self.runs.clear()
-            finish(self.state, machine, FINAL, RESTARTED + 3630, live=True)
+            finish(self.state, machine, FINAL, at(RESTARTED + 3630), watched=True)
         else:
-            finish(self.state, machine, FINAL if machine.started_time else None, RESTARTED, live=False)
+            finish(self.state, machine, FINAL if machine.started_time else None, at(RESTARTED), watched=False)
         return machine
 
 
@@ -310,7 +312,7 @@ def killed_at(step: int) -> Any:
 def check_invariants(life: Life, machine: Machine | None) -> None:
     state = life.state
     archive, outgoing = written(state.apel_archive), written(state.apel_outgoing)
-    assert sorted(state.tmp.iterdir()) == files.graves(state.tmp)
+    assert sorted(state.tmp.iterdir()) == files.trash(state.tmp)
     if machine is None:
         assert not life.has_run
         assert not list(state.machines.iterdir())

@@ -93,6 +93,20 @@ def test_fractions_of_seconds_are_cut_so_that_the_numbers_add_up(tmp_path: Path)
     assert fields["CpuDuration"] == "99"
 
 
+@pytest.mark.parametrize(
+    ("peak_bytes", "real", "virtual"),
+    [(0, 2097152, 2097152), (2**50, 2**31 - 1, 2**31 - 1), (None, 2097152, 2097152)],
+    ids=["nothing measured", "more than the receiver takes", "not told"],
+)
+def test_memory_is_what_was_allocated_if_unknown_and_at_most_what_fits(
+    tmp_path: Path, peak_bytes: int | None, real: int, virtual: int
+) -> None:
+    machine = running_machine(new_state(tmp_path))
+    machine.peak_memory_bytes = peak_bytes
+    record = job_record(machine)
+    assert (record.memory_real, record.memory_virtual) == (real, virtual)
+
+
 def test_measured_peak_memory_is_reported(tmp_path: Path) -> None:
     machine = running_machine(new_state(tmp_path))
     machine.peak_memory_bytes = 3 * 1024**3
@@ -162,7 +176,7 @@ def other(machine: Machine, uuid: str) -> JobRecord:
     return job_record(machine)
 
 
-def test_different_machines_that_end_together_have_different_names(tmp_path: Path) -> None:
+def test_records_of_machines_that_end_together_differ(tmp_path: Path) -> None:
     state = new_state(tmp_path)
     machine = running_machine(state)
     paths = {records.archive(state, other(machine, f"uuid-{number}")) for number in range(20)}
@@ -178,7 +192,7 @@ def test_an_archived_record_is_never_rewritten(tmp_path: Path) -> None:
     assert path.read_text() == EXAMPLE
 
 
-def test_the_queue_never_holds_anything_but_days_and_whole_messages(tmp_path: Path) -> None:
+def test_the_queue_holds_only_days_and_whole_messages(tmp_path: Path) -> None:
     state = new_state(tmp_path)
 
     def look(step: str, path: Path) -> None:
@@ -192,7 +206,7 @@ def test_the_queue_never_holds_anything_but_days_and_whole_messages(tmp_path: Pa
 
 
 @pytest.mark.parametrize("times", [1, 3])
-def test_a_day_that_the_sender_has_removed_meanwhile_is_made_again(tmp_path: Path, times: int) -> None:
+def test_a_day_removed_by_the_sender_is_made_again(tmp_path: Path, times: int) -> None:
     state = new_state(tmp_path)
     left = [times]
 
@@ -250,7 +264,7 @@ def state(tmp_path: Path) -> StateDir:
     made = new_state(tmp_path)
     machine = running_machine(made)
     for number, end in enumerate(NOVEMBER + OTHER_MONTHS):
-        machine.started_time, machine.heartbeat_time = end - 7200, end
+        machine.started_time, machine.alive_seconds = end - 7200, 7200.0
         machine.uuid = f"job-{number}"
         records.archive(made, job_record(machine))
     return made
@@ -284,7 +298,7 @@ def test_without_months_the_default_month_is_sent(state: StateDir) -> None:
 
 def test_several_months_and_hosts_have_a_record_each(state: StateDir) -> None:
     machine = running_machine(state)
-    machine.started_time, machine.heartbeat_time = NOVEMBER[1] - 7200, NOVEMBER[1]
+    machine.started_time, machine.alive_seconds = NOVEMBER[1] - 7200, 7200.0
     record = job_record(machine)
     text = records.job_text(record).replace("UKI-TEST-SITE", "UKI-OTHER-SITE")
     (state.apel_archive / "20261115" / ("a" * 14)).write_text(text)
@@ -304,7 +318,7 @@ def test_an_empty_month_sends_nothing_and_says_so(state: StateDir) -> None:
     assert not sent(state)
 
 
-def test_records_that_a_classic_factory_put_under_the_day_of_writing_are_counted_once(
+def test_records_of_a_classic_archive_are_counted_once(
     state: StateDir,
 ) -> None:
     (original,) = (state.apel_archive / "20261130").iterdir()

@@ -88,5 +88,6 @@ def test_months_are_checked(
 
 def test_what_goes_wrong_is_told(state: StateDir, capsys: pytest.CaptureFixture[str]) -> None:
     state.apel_outgoing.rmdir()
+    state.apel_outgoing.write_text("in its place")
     assert vac(state, "apel-sync") == 1
     assert "apel-outgoing" in capsys.readouterr().err

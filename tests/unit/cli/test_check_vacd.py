@@ -11,9 +11,9 @@ import pytest
 from tests.unit.state_dirs import new_state
 from vac import roles
 from vac.cli.check_vacd import check, main
-from vac.machines import statefiles
+from vac.machines import status as statefiles  # FIX
 from vac.machines.layout import StateDir
-from vac.machines.statefiles import ErrorKind
+from vac.machines.status import ErrorKind
 from vac.roles import Restarts
 
 NOW = 1_000_000.0

@@ -13,7 +13,8 @@ from vac.cli import common
 from vac.cli.main import main
 from vac.machines import requests
 from vac.machines.layout import StateDir
-from vac.machines.machine import Machine, note_details
+from vac.machines.machine import Machine
+from vac.machines.outputs import note_details
 
 NOW = 1_800_000_000.0
 

@@ -302,9 +302,7 @@ def test_a_download_that_gets_nowhere_is_given_up(server: ImageServer, place: Pl
     assert place.leftovers() == []
 
 
-def test_the_copy_serves_while_the_server_is_down_which_is_logged_once(
-    place: Place, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_the_copy_serves_while_the_server_is_down(place: Place, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
     cache = place.cache()
     with contextlib.closing(ImageServer()) as server:
@@ -431,7 +429,7 @@ def web(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Web]:
 
 
 def reason(web: Web, url: str, limits: Limits = QUICK) -> str:
-    """Why there is no document."""
+    """Return the reason why there is no document."""
     with pytest.raises(DownloadFailed) as failed:
         document(url, limits, web.ca_file)
     return str(failed.value)

@@ -55,7 +55,7 @@ def further(source: Source) -> Source:
 
 
 def judged_by_openssl(source: Source, pem: bytes, directory: Path) -> str:
-    """What `openssl verify` says of a proxy."""
+    """Return the output of `openssl verify` for a proxy."""
     for name, content in (("ca", source.ca.certificate_pem), ("proxy", pem)):
         (directory / name).write_bytes(content)
     ca, proxy = str(directory / "ca"), str(directory / "proxy")

@@ -75,7 +75,7 @@ def image(tmp_path: Path) -> Path:
 
 
 def refusal(image: Path, trust: Trust, pattern: str = PATTERN, now: float = NOW) -> str:
-    """Why the image is refused; empty if it isn't."""
+    """Return the reason for refusing the image, empty if it is accepted."""
     try:
         judge(read_signature(image), pattern, trust.directory, now)
     except SignatureRefused as refused:
@@ -369,9 +369,7 @@ def test_a_name_that_looks_like_another_is_refused(image: Path, trust: Trust) ->
     assert "ambiguous" in refusal(image, trust)
 
 
-def test_a_name_of_excessive_length_is_refused_before_a_pattern_is_tried_on_it(
-    image: Path, trust: Trust
-) -> None:
+def test_a_long_name_is_refused_before_any_pattern_is_tried(image: Path, trust: Trust) -> None:
     name = "/DC=org" + "/OU=aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa" * 5
     image.write_bytes(signed_image(CONTENT, trust.signer(subject=name)))
     assert "longer than 256 characters" in refusal(image, trust, "(a+)+$")

@@ -48,7 +48,7 @@ def never(url: str, local: Local) -> bytes:
 
 
 def made(directory: Path, template: bytes, **options: Any) -> bytes:
-    """What becomes of a template."""
+    """Return the user_data made of a template."""
     machine = wanted(directory, user_data="template", **options)
     (directory / "files" / "template").write_bytes(template)
     return make_user_data(machine, never)
@@ -114,7 +114,7 @@ def test_what_is_no_pattern_stays(text: bytes) -> None:
     assert substitute(text, {"user_data_uuid": b"x"}) == text
 
 
-def test_a_value_that_looks_like_a_pattern_is_not_substituted_again(tmp_path: Path) -> None:
+def test_a_value_that_looks_like_a_pattern_stays(tmp_path: Path) -> None:
     content = made(tmp_path, b"##user_data_option_a##", user_data_options={"a": "##user_data_uuid##"})
     assert content == b"##user_data_uuid##"
 
@@ -206,7 +206,7 @@ EXPECTED = {
 
 
 @pytest.mark.parametrize("name", ["multipart", "amiconfig", "cloud-config"])
-def test_templates_as_sites_have_them_come_out_byte_for_byte_but_for_the_patterns(
+def test_templates_of_sites_differ_in_their_patterns_only(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     monkeypatch.setattr(user_data, "proxy_from_files", lambda *args, **options: PROXY)
@@ -241,7 +241,7 @@ def test_the_parts_of_a_multi_part_template_stay_parts(tmp_path: Path) -> None:
     assert gzip.decompress(packed) == b"#!/bin/sh\necho started by a compressed part\n"
 
 
-def test_a_proxy_lasts_as_long_as_the_machine_and_bears_its_types_name(tmp_path: Path) -> None:
+def test_a_proxy_has_the_machines_lifetime_and_types_name(tmp_path: Path) -> None:
     machine = wanted(
         tmp_path, user_data="template", user_data_proxy=True, user_data_options={"x509_proxy": "wrong"}
     )
@@ -333,9 +333,7 @@ def test_a_pipes_template_may_not_come_from_a_local_address(
         (b"", "the server sends nothing"),
     ],
 )
-def test_what_is_no_template_is_refused_without_the_urls_password(
-    answer: bytes | DownloadFailed, reason: str
-) -> None:
+def test_what_is_no_template_is_refused_without_secrets(answer: bytes | DownloadFailed, reason: str) -> None:
     def get(url: str, local: Local) -> bytes:
         if isinstance(answer, bytes):
             return answer

@@ -17,6 +17,7 @@ from vac.host.syscall_filter import compiled
 
 pytestmark = pytest.mark.allow_subprocess
 
+IMAGE = "/etc/passwd"
 MODEL = '''
 """A model whose program is a shell."""
 PROGRAMS = ("sh",)
@@ -45,8 +46,6 @@ def start(tmp_path: Path, image: str) -> tuple[str, int]:
         "environment": {"A": "b", "PATH": "/usr/bin:/bin"}, "filter": compiled(False).hex(),
     }  # fmt: skip
     (tmp_path / "cgroup.procs").touch()
-    for each in (tmp_path, *tmp_path.parents[:-2]):
-        each.chmod(0o755)
     with (tmp_path / "output").open("wb") as output, (tmp_path / STATUS_FILE).open("wb") as status:
         child = _spawn(plan, output.fileno(), status.fileno())
         exit_code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
@@ -54,9 +53,7 @@ def start(tmp_path: Path, image: str) -> tuple[str, int]:
 
 
 def test_the_program_gets_what_is_the_machines_and_nothing_else(tmp_path: Path) -> None:
-    image = tmp_path / "image"
-    image.touch()
-    said, exit_code = start(tmp_path, str(image))
+    said, exit_code = start(tmp_path, IMAGE)
     assert exit_code == 0, said
     listing = "0 1 2 3 4 5 "  # the last being that of ls
     assert said.splitlines() == ["65534 65534 65534 b", listing, "/", compiled(False).hex()]
@@ -64,14 +61,12 @@ def test_the_program_gets_what_is_the_machines_and_nothing_else(tmp_path: Path) 
 
 
 def test_the_status_tells_how_the_machine_began_and_ended(tmp_path: Path) -> None:
-    image = tmp_path / "image"
-    image.touch()
-    start(tmp_path, str(image))
+    start(tmp_path, IMAGE)
     status = read_status(tmp_path)
     lines = [json.loads(line) for line in status.text.splitlines()]
     assert lines[0].keys() == {"machine", "model", "pid"}
     assert lines[1:] == [
-        {"image_path": str(image), "stamp": list(stamp_of(image))},
+        {"image_path": IMAGE, "stamp": list(stamp_of(IMAGE))},
         {"executing": True},
         {"exit-code": 7},
     ]

@@ -196,8 +196,8 @@ def test_messages_of_an_engine_that_is_reached_anew_do_no_harm(world: World) -> 
     machine = world.machine()
     world.settings = dataclasses.replace(world.settings, docker_host="unix:///run/podman.sock")
     world.types = (one_type("v", machine_model="vm-raw"),)
-    world.factory.floor.configure(world.configuration())
-    now = world.clock.now
+    world.factory._reload()
+    now = world.clock.boot()
     world.inbox.put(Changed("docker", machine.name))
     world.inbox.put(ActionDone("docker", Action(ActionKind.CREATE, machine.name, "another"), now))
     world.inbox.put(Observation("docker", (), {}, asked_time=now - 1, time=now))

@@ -15,9 +15,9 @@ def test_machines_are_kept_from_the_configuration_and_from_the_tokens_of_all_typ
     others = one_type("b", token_dir=Path("/srv/tokens/b"), target_share=0.0)
     world = make_world(one_type("a"), others)
     world.start()
-    floor = world.factory.floor
+    state = world.factory.state
     read = dataclasses.replace(world.configuration(), files=("/etc/vac.conf", "site.conf"))
-    floor.configuration = world._configuration = read
+    state.configuration = world._configuration = read
     world.run(60)
     assert world.made
     wanted = {Path("/etc/vac.conf"), Path("site.conf").absolute(), Path("/srv/tokens/b")}

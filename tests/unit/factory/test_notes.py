@@ -7,7 +7,7 @@ import pytest
 from tests.fake_driver import Script
 from tests.simulated import World, one_type
 from tests.unit.factory.conftest import MakeWorld
-from vac.factory import deciding
+from vac.factory import decisions
 from vac.scheduling.model import Decision
 
 
@@ -18,8 +18,8 @@ def test_a_note_is_told_once_and_forgotten_when_it_holds_no_longer(
     factory = world.start()
     for notes in (("until 10:00", "other"), ("until 10:00", "other"), ("until 11:00", "other")):
         decision = Decision(notes=notes)
-        monkeypatch.setattr(deciding, "decide", lambda situation, ramp, rng, made=decision: (made, ramp))
-        factory.deciding.decide(world.clock.now)
+        monkeypatch.setattr(decisions, "decide", lambda situation, ramp, rng, made=decision: (made, ramp))
+        factory.decisions.decide(world.clock.now)
     told = [text for text in caplog.messages if "until" in text or "other" in text]
     assert sorted(told) == ["no longer: until 10:00", "other", "until 10:00", "until 11:00"]
 
@@ -52,7 +52,7 @@ def test_another_reason_for_a_hold_back_is_told_another_number_of_seconds_is_not
         Decision(passed_over={"t": "held here for 70 s"}, held_here={"t": 110.0}),
         Decision(),
     ):
-        monkeypatch.setattr(deciding, "decide", lambda situation, ramp, rng, made=decision: (made, ramp))
-        factory.deciding.decide(world.clock.now)
+        monkeypatch.setattr(decisions, "decide", lambda situation, ramp, rng, made=decision: (made, ramp))
+        factory.decisions.decide(world.clock.now)
     told = [text for text in caplog.messages if "held" in text]
     assert told == ["t: held for 60 s", "t: held here for 70 s", "t: no longer held back"]

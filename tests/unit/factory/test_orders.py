@@ -97,7 +97,7 @@ def test_a_stop_that_fails_is_tried_again(world: World) -> None:
 def test_a_stop_after_which_the_machine_still_runs_is_tried_again(world: World) -> None:
     world.fill()
     machine = world.machine()
-    engine = world.factory.floor.engine_of("docker")
+    engine = world.factory.state.engine_of("docker")
     stop, engine.stop = (
         engine.stop,
         lambda name, uuid: world.inbox.put(

@@ -17,7 +17,7 @@ from vac.cli.why import reasons
 from vac.config.load import Configuration
 from vac.config.settings import Settings
 from vac.factory import peers
-from vac.factory.space import Answers, Space
+from vac.factory.peers import Answers, Space
 from vac.scheduling.model import TypeReport
 from vac.scheduling.space import FRESH_SECONDS, LEAST_RENEW_SECONDS, SILENT_SECONDS
 from vac.vacquery.messages import Dropped, Kind, Reason
@@ -40,7 +40,7 @@ class Asked:
         self.answering: Collection[str] = PEERS
         self.posted: queue.SimpleQueue[Answers] = queue.SimpleQueue()
         self.doubtful: list[tuple[str, ...]] = []
-        self.space = Space(self.ask, self.posted.put, self.clock)
+        self.space = Space(self.ask, self.posted.put, self.clock.unix)
 
     def ask(self, configuration: Configuration, capacities: bool, doubtful: Collection[str]) -> Answers:
         self.doubtful.append(tuple(doubtful))

@@ -58,7 +58,7 @@ class Site:
 
     def start(self) -> None:
         factory = self.world.start()
-        factory.pipes = Pipes(factory.floor, self.world.inbox.put, self.fetch, self.do)
+        factory.pipes = Pipes(factory.state, self.world.inbox.put, self.fetch, self.do)
 
     def do(self, work: Callable[[], None]) -> None:
         self.spawn(work)
@@ -70,7 +70,7 @@ class Site:
         return self.answer
 
     def types(self) -> list[str]:
-        return list(self.world.factory.floor.configuration.machinetypes)
+        return list(self.world.factory.state.configuration.machinetypes)
 
     def trouble(self) -> str | None:
         self.world.run(5)
@@ -150,11 +150,11 @@ def test_the_same_document_again_is_no_news(site: Site) -> None:
     site.answer = document("a")
     site.start()
     site.world.run(120)
-    before = site.world.factory.floor.configuration
+    before = site.world.factory.state.configuration
     path = document_path(site.world.state.pipescache, "vo")
     first_time = path.stat().st_mtime
     site.world.run(1200)
-    assert site.world.factory.floor.configuration is before
+    assert site.world.factory.state.configuration is before
     assert path.stat().st_mtime > first_time
     assert len(site.asked) == 3
 

@@ -23,7 +23,8 @@ from vac.drivers.base import Driver, Fetch
 from vac.drivers.engine import ActionKind, Engine
 from vac.factory import process
 from vac.factory.loop import Factory, Message, Stuck, Wake
-from vac.machines.layout import StateDir
+from vac.machines import layout
+from vac.machines.layout import StateDir, lock_name
 from vac.machines.machine import load
 from vac.roles import EXIT_OTHER_AT_WORK, RoleOptions
 
@@ -55,6 +56,7 @@ class Process:
         simulate_host(monkeypatch)
         monkeypatch.setattr(process, "driver_for", self._driver)
         monkeypatch.setattr(process, "RETRY_SECONDS", 0.05)
+        monkeypatch.setattr(layout, "RUN_DIRECTORY", place)
         self.state = StateDir(place / "state")
         self.file = place / "vac.conf"
         self.engine = FakeEngine(time.time)
@@ -171,6 +173,30 @@ def test_two_factories_never_work_on_one_state_dir(
     assert (started.state.tmp / "half-built").exists(), "it is the other one's"
 
 
+def test_two_factories_never_have_one_name(started: Process, caplog: pytest.LogCaptureFixture) -> None:
+    started.configure()
+    with lock_name("f1.example.com"):
+        thread = started.start()
+        thread.join(PATIENCE_SECONDS)
+    assert started.status == EXIT_OTHER_AT_WORK
+    assert f"factory f1.example.com: factory process {os.getpid()} works on it" in caplog.text
+    assert not started.state.root.exists()
+
+
+def test_a_state_dir_that_cannot_be_used_is_waited_for(
+    started: Process, caplog: pytest.LogCaptureFixture
+) -> None:
+    started.configure()
+    started.state.root.parent.mkdir(exist_ok=True)
+    started.state.root.write_text("in its place")
+    thread = started.start()
+    assert started.ready.wait(PATIENCE_SECONDS)
+    started.state.root.unlink()
+    started.wait_for_machine()
+    finish(started, thread)
+    assert caplog.text.count("can't be used, waiting") == 1
+
+
 def test_a_broken_configuration_at_start_is_repaired_later(started: Process) -> None:
     started.configure(CONFIGURATION.replace("machine_model = docker", "machine_model = dokcer"))
     thread = started.start()
@@ -191,7 +217,7 @@ def test_an_engine_that_hangs_for_good_ends_the_process(make_world: MakeWorld) -
     opened: list[Engine] = []
 
     def open_engine(machine_model: str, settings: Settings) -> Engine:
-        opened.append(Engine("docker", world.engine().driver, inbox.put, world.clock))
+        opened.append(Engine("docker", world.engine().driver, inbox.put, world.clock.boot))
         return opened[-1]
 
     world.state.prepare()

@@ -11,7 +11,7 @@ from tests.simulated import one_type
 from tests.unit.factory.conftest import MakeWorld
 from vac.config.checks import needed_repositories
 from vac.config.machinetype import Machinetype
-from vac.factory.repositories import Repositories
+from vac.factory.decisions import Repositories
 from vac.host.probes import RepositorySeen, RepositoryWatch
 
 
@@ -46,20 +46,20 @@ class Nobody(RepositoryWatch):
 
 
 def test_a_type_waits_for_all_of_its_repositories(make_world: MakeWorld) -> None:
-    floor = make_world().start().floor
+    state = make_world().start().state
     one = Machinetype("t", machine_model="docker", cvmfs_repositories=("a.b", "c.d"))
-    repositories = Repositories(floor, Nobody(lambda _: None))
+    repositories = Repositories(state, Nobody(lambda _: None))
     assert repositories.problem(one) == "repository /cvmfs/a.b has not answered yet"
     repositories.seen(RepositorySeen("a.b", None))
-    floor.changed = False
+    state.changed = False
     repositories.seen(RepositorySeen("c.d", "is empty"))
-    assert floor.changed, "to be shown"
+    assert state.changed, "to be shown"
     assert repositories.problem(one) == "repository /cvmfs/c.d is empty"
     repositories.seen(RepositorySeen("c.d", None))
     assert repositories.problem(one) is None
-    floor.changed = False
+    state.changed = False
     repositories.seen(RepositorySeen("c.d", None))
-    assert not floor.changed, "no news"
+    assert not state.changed, "no news"
 
 
 def test_repositories_are_kept_mounted_as_long_as_machines_run(make_world: MakeWorld) -> None:
@@ -69,6 +69,6 @@ def test_repositories_are_kept_mounted_as_long_as_machines_run(make_world: MakeW
         one_type(name, root_image=f"/cvmfs/{name}.d", target_share=0.0) for name in ("t", "never")
     )
     watch = Nobody(lambda _: None)
-    world.factory.repositories = Repositories(world.factory.floor, watch)
+    world.factory.repositories = Repositories(world.factory.state, watch)
     world.run(120.0)
     assert watch.asked == {"t.d"}

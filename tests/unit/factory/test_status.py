@@ -11,7 +11,7 @@ import vac
 from tests.fake_driver import Script
 from tests.simulated import FACTORY, START, World, one_type
 from tests.unit.factory.conftest import MakeWorld
-from vac.factory.reporting import UNUSED_IMAGE_DAYS
+from vac.factory.report import UNUSED_IMAGE_DAYS
 from vac.machines.status import Creation, TypeFacts
 
 
@@ -46,6 +46,17 @@ def test_status_says_what_there_is_and_what_was_decided(make_world: MakeWorld) -
     assert status.decision_time == pytest.approx(world.clock.now, abs=60)
     assert status.time == pytest.approx(world.clock.now, abs=60)
     assert (status.problems, status.drain, status.failed, status.slot_states) == ((), None, {}, {})
+
+
+def test_what_shares_are_owed_outlives_a_restart(make_world: MakeWorld) -> None:
+    world = make_world(one_type("a", target_share=3.0), one_type("b"), slots=1)
+    world.fill()
+    world.run(600)
+    owed = world.factory.decisions.memory.ledger.debts
+    assert owed["b"] > 0.0 or owed["a"] > 0.0, "one processor can't be divided"
+    world.start()
+    assert world.factory.decisions.memory.ledger.debts.keys() == owed.keys()
+    assert world.factory.decisions.memory.ledger.debts == pytest.approx(owed, abs=10.0 * 60)
 
 
 def test_status_names_hold_backs_with_their_ends(make_world: MakeWorld) -> None:

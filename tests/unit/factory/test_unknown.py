@@ -10,6 +10,7 @@ from tests.unit.factory.conftest import MakeWorld
 from vac.drivers.base import EngineUnavailable
 from vac.drivers.engine import Changed, Observation
 from vac.machines import requests
+from vac.machines.machine import Machine
 
 
 def two_engines(make_world: MakeWorld) -> World:
@@ -70,7 +71,7 @@ def test_an_engine_that_does_not_answer_is_said_once(
     world: World, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     world.fill()
-    engine = world.factory.floor.engines["docker"]
+    engine = world.factory.state.engines["docker"]
     begun = world.clock.now
     monkeypatch.setattr(engine, "stuck_seconds", lambda: world.clock.now - begun + 1)
     monkeypatch.setattr(engine, "problem", lambda: f"no answer for {world.clock.now - begun:.0f} s")
@@ -82,7 +83,7 @@ def test_an_engine_that_does_not_answer_is_said_once(
 
 
 def test_a_machine_that_ended_unseen_is_accounted_for_once_its_engine_answers(world: World) -> None:
-    world.scripts = lambda spec: Script(600.0, "200 Success")
+    world.scripts = lambda spec: Script(600.0, "200 Success", vanishes=True, processors_used=0.5)
     world.fill()
     machine = world.machine(0)
     world.run(300)
@@ -103,7 +104,7 @@ def test_an_engine_that_is_late_is_said_to_be_once(
     world: World, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     world.fill()
-    engine, since = world.factory.floor.engine_of("docker"), world.clock.now
+    engine, since = world.factory.state.engine_of("docker"), world.clock.now
 
     def late() -> float:
         return world.clock.now - since
@@ -152,7 +153,7 @@ def test_an_engine_that_is_down_at_start_leaves_what_it_had(world: World) -> Non
 def test_a_listing_asked_before_a_creation_says_nothing_of_the_machine(world: World) -> None:
     world.start()
     world.turn()
-    machine, now = world.machine(), world.clock.now
+    machine, now = world.machine(), world.clock.boot()
     world.inbox.put(Observation("docker", (), {}, asked_time=now - 0.1, time=now))
     world.turn()
     assert not machine.finished
@@ -173,14 +174,17 @@ def test_a_listing_during_a_creation_says_nothing_of_the_machine(world: World) -
 
 @pytest.mark.parametrize(("moment", "adopted"), [("before", False), ("after", True)])
 def test_a_creation_of_which_nobody_knows_the_end(world: World, moment: str, adopted: bool) -> None:
+    made: list[Machine] = []
+
     def lose(call: str, when: str) -> None:
         if (call, when) == ("create", moment):
+            made.append(world.machine())
             raise EngineUnavailable("connection lost")
 
     world.hook = lose
     world.start()
     world.turn()
-    machine = world.machine()
+    machine = made[0]
     world.hook = lambda call, when: None
     world.run(60)
     assert (machine.uuid in world.running()) is adopted

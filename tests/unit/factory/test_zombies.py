@@ -10,6 +10,7 @@ from tests.fake_driver import Script
 from tests.simulated import World
 from vac.drivers.base import EngineState, EngineUnavailable, Observed
 from vac.drivers.engine import Observation
+from vac.lifecycle.phases import Empty
 
 ELSEWHERE = "f1-07.example.com"
 
@@ -20,7 +21,7 @@ def fail_to_destroy(call: str, moment: str) -> None:
 
 
 def observe(world: World) -> None:
-    world.factory.floor.engine_of("docker").request_observation()
+    world.factory.state.engine_of("docker").request_observation()
     world.turn()
 
 
@@ -117,10 +118,11 @@ def test_a_listing_asked_before_the_removal_does_not_take_the_slot_again(world: 
     world.settings = dataclasses.replace(world.settings, draining=True)
     world.run(400)
     assert machine.uuid not in world.engine().machines
-    assert world.slot().free
+    assert isinstance(world.slot().phase, Empty)
     listed = (Observed(machine.name, machine.uuid, EngineState.ENDED),)
     world.hold = True
-    world.inbox.put(Observation("docker", listed, {}, machine.created_time + 299.9, world.clock.now))
+    asked_time = machine.created_time + 299.9 - world.clock.now + world.clock.boot()
+    world.inbox.put(Observation("docker", listed, {}, asked_time, world.clock.boot()))
     world.turn()
-    assert world.slot().free
+    assert isinstance(world.slot().phase, Empty)
     assert world.held == []

@@ -71,7 +71,6 @@ VALUES: dict[str, Any] = {
     "time": 100.0,
     "shutdown_time": 2e9,
     "asked_time": 1e9,
-    "by_request": False,
 }
 PAGE = Path(__file__).parents[3] / "docs" / "lifecycle.md"
 

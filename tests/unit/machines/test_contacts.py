@@ -9,8 +9,8 @@ import pytest
 
 from tests.unit.state_dirs import new_machine, new_state
 from vac.host.connections import Contact
-from vac.machines import contacts
-from vac.machines.contacts import MOST_CONTACTS, note_contacts, read_contacts
+from vac.machines import outputs
+from vac.machines.outputs import MOST_CONTACTS, note_contacts, read_contacts
 
 HOME = Contact("tcp", "192.0.2.1", 443, incoming=False)
 CALLER = Contact("tcp", "192.0.2.1", 22, incoming=True)
@@ -42,7 +42,7 @@ def test_a_machine_that_talks_to_everybody_fills_no_disk(tmp_path: Path) -> None
 def test_a_broken_file_is_begun_anew(tmp_path: Path, content: str) -> None:
     state = new_state(tmp_path)
     machine = new_machine(state)
-    (machine.directory / contacts.NAME).write_text(content)
+    (machine.directory / outputs.CONTACTS).write_text(content)
     assert read_contacts(machine) == []
     note_contacts(state, machine, [HOME], 1000)
     assert len(read_contacts(machine)) == 1

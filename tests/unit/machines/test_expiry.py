@@ -15,17 +15,13 @@ from tests.unit.state_dirs import (
     new_state,
     running_machine,
 )
-from vac.machines import expiry, files
-from vac.machines.expiry import Expiry, remove_orphaned_slots
+from vac.machines import files, slots
 from vac.machines.layout import StateDir
 from vac.machines.machine import Machine
+from vac.machines.slots import Expiry, remove_orphaned_slots
 
 DAY = 86400
 FINISHED = CREATED + DAY
-
-
-def report(message: str | None, started: float, ended: float, fizzle_seconds: float) -> str | None:
-    return message
 
 
 def ended(machine: Machine, message: bytes = b"200 Success") -> Path:
@@ -53,7 +49,7 @@ def test_directories_are_kept_as_long_as_their_type_says_and_three_days_without_
     state = new_state(tmp_path)
     path = ended(running_machine(state))
     types = {} if days is None else {"lhcb-prod": machinetype_of(machines_dir_days=days)}
-    removed = Expiry(state, report).run(types, (), FINISHED + age_days * DAY)
+    removed = Expiry(state).run(types, (), FINISHED + age_days * DAY)
     assert removed == ([path] if goes else [])
     assert path.exists() is not goes
 
@@ -63,7 +59,7 @@ def test_the_disk_of_an_ended_machine_that_is_in_no_slot_goes_at_once_and_its_jo
 ) -> None:
     state = new_state(tmp_path)
     gone, kept = ended(running_machine(state)), running_machine(state).directory
-    assert Expiry(state, report).run({}, [kept], FINISHED) == []
+    assert Expiry(state).run({}, [kept], FINISHED) == []
     assert not (gone / "mnt").exists()
     assert (gone / "joboutputs/shutdown_message").exists()
     assert (kept / "mnt").is_dir()
@@ -72,14 +68,14 @@ def test_the_disk_of_an_ended_machine_that_is_in_no_slot_goes_at_once_and_its_jo
 def test_a_machine_that_never_started_goes_too(tmp_path: Path) -> None:
     state = new_state(tmp_path)
     machine = new_machine(state)
-    assert Expiry(state, report).run({}, [machine.directory], CREATED + 4 * DAY) == []
-    assert Expiry(state, report).run({}, (), CREATED + 4 * DAY) == [machine.directory]
+    assert Expiry(state).run({}, [machine.directory], CREATED + 4 * DAY) == []
+    assert Expiry(state).run({}, (), CREATED + 4 * DAY) == [machine.directory]
 
 
 def test_a_machine_that_is_not_accounted_yet_stays_however_old(tmp_path: Path) -> None:
     state = new_state(tmp_path)
     machine = running_machine(state)
-    assert Expiry(state, report).run({}, (), CREATED + 4000 * DAY) == []
+    assert Expiry(state).run({}, (), CREATED + 4000 * DAY) == []
     assert machine.directory.exists()
 
 
@@ -87,7 +83,7 @@ def test_a_machine_that_is_not_accounted_yet_stays_however_old(tmp_path: Path) -
 def test_only_the_newest_of_many_aborted_or_failed_ones_are_kept(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, message: bytes | None
 ) -> None:
-    monkeypatch.setattr(expiry, "MOST_ABORTED", 3)
+    monkeypatch.setattr(slots, "MOST_ABORTED", 3)
     state = new_state(tmp_path)
     kept_type = {"lhcb-prod": machinetype_of(machines_dir_days=0)}
     good = [ended(running_machine(state)) for _ in range(4)]
@@ -95,14 +91,14 @@ def test_only_the_newest_of_many_aborted_or_failed_ones_are_kept(
     for _ in range(5):
         machine = new_machine(state) if message is None else running_machine(state)
         bad.append(ended(machine, message or b""))
-    assert Expiry(state, report).run(kept_type, (), FINISHED + 1) == bad[:2]
+    assert Expiry(state).run(kept_type, (), FINISHED + 1) == bad[:2]
     assert all(path.exists() for path in good + bad[2:])
 
 
 def test_each_call_does_a_bounded_amount_of_work_and_all_goes_in_the_end(tmp_path: Path) -> None:
     state = new_state(tmp_path)
     paths = [ended(running_machine(state)) for _ in range(7)]
-    cleaner = Expiry(state, report)
+    cleaner = Expiry(state)
     rounds = [len(cleaner.run({}, (), FINISHED + 4 * DAY, limit=3)) for _ in range(4)]
     assert rounds == [3, 3, 1, 0]
     assert not any(path.exists() for path in paths)
@@ -111,9 +107,9 @@ def test_each_call_does_a_bounded_amount_of_work_and_all_goes_in_the_end(tmp_pat
 def test_finished_directories_are_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     state = new_state(tmp_path)
     ended(running_machine(state))
-    cleaner = Expiry(state, report)
+    cleaner = Expiry(state)
     cleaner.run({}, (), FINISHED)
-    monkeypatch.setattr(expiry, "load", lambda path: pytest.fail("read again"))
+    monkeypatch.setattr(slots, "load", lambda path: pytest.fail("read again"))
     assert cleaner.run({}, (), FINISHED) == []
 
 
@@ -130,7 +126,7 @@ def test_what_cannot_be_removed_is_passed_over(
         discard(path, tmp=tmp)
 
     monkeypatch.setattr(files, "discard", busy)
-    assert Expiry(state, report).run({}, (), FINISHED + 4 * DAY) == [other]
+    assert Expiry(state).run({}, (), FINISHED + 4 * DAY) == [other]
     assert "busy" in caplog.text
 
 

@@ -238,4 +238,4 @@ def test_a_discarded_directory_is_gone_from_its_place_before_it_is_emptied(tmp_p
     (doomed / "sub").mkdir(parents=True)
     files.discard(doomed, tmp=tmp)
     assert not doomed.exists()
-    assert [(path / "sub").is_dir() for path in files.graves(tmp)] == [True]
+    assert [(path / "sub").is_dir() for path in files.trash(tmp)] == [True]

@@ -113,8 +113,8 @@ def test_prepare_discards_what_is_in_tmp_and_touches_nothing_else(tmp_path: Path
     state.apel_outgoing.chmod(0o775)
     state.prepare()
     state.prepare()
-    assert [(path / "machine").is_dir() for path in files.graves(state.tmp)] == [True]
-    assert list(state.tmp.iterdir()) == files.graves(state.tmp)
+    assert [(path / "machine").is_dir() for path in files.trash(state.tmp)] == [True]
+    assert list(state.tmp.iterdir()) == files.trash(state.tmp)
     assert (state.machines / "1_a_b").is_dir()
     assert stat.S_IMODE(state.apel_outgoing.stat().st_mode) == 0o775
 

@@ -21,6 +21,7 @@ from tests.unit.state_dirs import (
     STARTED,
     UUID,
     Killed,
+    at,
     checkpoints,
     contents,
     machinetype_of,
@@ -29,23 +30,26 @@ from tests.unit.state_dirs import (
     running_machine,
     settings_of,
 )
+from vac.clock import Moment
 from vac.config.machinetype import Machinetype
 from vac.config.options import declared
 from vac.config.settings import Settings
 from vac.drivers.base import Usage
 from vac.machines import files, retained
-from vac.machines.creation import Access
-from vac.machines.features import decimal
+from vac.machines.creation import Access, decimal
+from vac.machines.layout import StateDir
 from vac.machines.machine import (
     Machine,
     end_time,
     load,
     lower_shutdown_time,
     mark_started,
+    note_people,
     renew_heartbeat,
     write_final_heartbeat,
 )
 from vac.machines.retained import RetainedOptions
+from vac.machines.slots import outcome
 
 
 def reloaded(machine: Machine) -> Machine:
@@ -316,7 +320,7 @@ def test_the_first_heartbeat_is_written_at_the_start(tmp_path: Path) -> None:
     state = new_state(tmp_path)
     machine = new_machine(state)
     assert machine.started_time is None
-    mark_started(state, machine, STARTED + 0.7)
+    mark_started(state, machine, at(STARTED + 0.7))
     assert (machine.directory / "started").read_text().strip() == str(STARTED)
     assert (machine.directory / "heartbeat").read_text().split() == ["0.0", "0.0"]
     assert (machine.directory / "heartbeat").stat().st_mtime == pytest.approx(STARTED + 0.7)
@@ -325,10 +329,10 @@ def test_the_first_heartbeat_is_written_at_the_start(tmp_path: Path) -> None:
 def test_recent_cpu_use_is_measured_over_half_a_minute_and_more(tmp_path: Path) -> None:
     state = new_state(tmp_path)
     machine = new_machine(state)
-    mark_started(state, machine, STARTED)
+    mark_started(state, machine, at(STARTED))
     seen: list[Any] = []
     for seconds, cpu in ((10, 9.0), (60, 30.0), (65, 35.0), (120, 150.0)):
-        renew_heartbeat(state, machine, STARTED + seconds, Usage(cpu_seconds=cpu))
+        renew_heartbeat(state, machine, at(STARTED + seconds), Usage(cpu_seconds=cpu))
         seen.append(machine.cpu_percent)
     assert seen == [None, 50.0, 50.0, 200.0]
     assert (machine.directory / "heartbeat").read_text().split() == ["150.0", "200.0"]
@@ -337,8 +341,8 @@ def test_recent_cpu_use_is_measured_over_half_a_minute_and_more(tmp_path: Path) 
 def test_an_engine_that_does_not_tell_renews_the_time_alone(tmp_path: Path) -> None:
     state = new_state(tmp_path)
     machine = running_machine(state, seen=STARTED + 600, cpu_seconds=500.0)
-    renew_heartbeat(state, machine, STARTED + 700)
-    renew_heartbeat(state, machine, STARTED + 800, Usage(cpu_seconds=3.0))
+    renew_heartbeat(state, machine, at(STARTED + 700))
+    renew_heartbeat(state, machine, at(STARTED + 800), Usage(cpu_seconds=3.0))
     again = reloaded(machine)
     assert (again.heartbeat_time, again.cpu_seconds) == (STARTED + 800, 500.0)
 
@@ -346,8 +350,8 @@ def test_an_engine_that_does_not_tell_renews_the_time_alone(tmp_path: Path) -> N
 def test_peak_memory_and_cpu_time_survive_a_heartbeat_lost_in_a_power_failure(tmp_path: Path) -> None:
     state = new_state(tmp_path)
     machine = new_machine(state)
-    mark_started(state, machine, STARTED)
-    renew_heartbeat(state, machine, STARTED + 700, Usage(cpu_seconds=650.0, peak_memory_bytes=123456))
+    mark_started(state, machine, at(STARTED))
+    renew_heartbeat(state, machine, at(STARTED + 700), Usage(cpu_seconds=650.0, peak_memory_bytes=123456))
     (machine.directory / "heartbeat").write_bytes(b"")
     again = reloaded(machine)
     assert (again.cpu_seconds, again.peak_memory_bytes) == (650.0, 123456)
@@ -357,7 +361,7 @@ def test_what_engines_tell_is_kept_and_only_memory_shrinks(tmp_path: Path) -> No
     state = new_state(tmp_path)
     machine = running_machine(state)
     for usage in (Usage(1.0, 300, 400, 5000, 600), Usage(1.0, 200, 300, 4000, 700), Usage()):
-        renew_heartbeat(state, machine, ENDED + 30, usage)
+        renew_heartbeat(state, machine, at(ENDED + 30), usage)
     again = reloaded(machine)
     assert (again.memory_bytes, again.peak_memory_bytes) == (200, 400)
     assert (again.network_received_bytes, again.network_sent_bytes) == (5000, 700)
@@ -373,19 +377,19 @@ def test_on_a_full_disk_the_time_last_seen_alive_still_moves(
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(files, "write_new", full)
-    renew_heartbeat(state, machine, STARTED + 1300, Usage(cpu_seconds=1.0))
+    renew_heartbeat(state, machine, at(STARTED + 1300), Usage(cpu_seconds=1.0))
     assert reloaded(machine).heartbeat_time == STARTED + 1300
 
 
-@pytest.mark.parametrize(("live", "ended"), [(True, ENDED + 500), (False, ENDED)])
-def test_the_end_is_now_only_for_who_saw_it_alive(tmp_path: Path, live: bool, ended: int) -> None:
+@pytest.mark.parametrize(("watched", "ended"), [(True, ENDED + 500), (False, ENDED)])
+def test_the_end_is_now_only_if_it_was_watched(tmp_path: Path, watched: bool, ended: int) -> None:
     state = new_state(tmp_path)
     machine = running_machine(state)
     write_final_heartbeat(
-        state, machine, ENDED + 500, Usage(cpu_seconds=35000.0, peak_memory_bytes=7), live=live
+        state, machine, at(ENDED + 500), Usage(cpu_seconds=35000.0, peak_memory_bytes=7), watched=watched
     )
-    write_final_heartbeat(state, machine, ENDED + 900, Usage(cpu_seconds=99999.0), live=True)
-    renew_heartbeat(state, machine, ENDED + 950, Usage(cpu_seconds=99999.0))
+    write_final_heartbeat(state, machine, at(ENDED + 900), Usage(cpu_seconds=99999.0), watched=True)
+    renew_heartbeat(state, machine, at(ENDED + 950), Usage(cpu_seconds=99999.0))
     again = reloaded(machine)
     assert (end_time(again), again.cpu_seconds, again.peak_memory_bytes) == (ended, 35000.0, 7)
 
@@ -428,3 +432,129 @@ def test_what_is_no_machines_directory_loads_as_nothing(tmp_path: Path, name: st
     (tmp_path / name).write_bytes(b"")
     assert load(tmp_path / name) is None
     assert load(tmp_path / "1_a_missing") is None
+
+
+def test_an_option_that_a_machine_was_made_without_stays_unset(tmp_path: Path) -> None:
+    state = new_state(tmp_path)
+    machine = running_machine(state, machinetype=machinetype_of(heartbeat_file=None, idle_cpu_percent=None))
+    changed = {"lhcb-prod": machinetype_of(heartbeat_file="beat", idle_cpu_percent=5.0)}
+    again = load(machine.directory, machinetypes=changed, settings=settings_of(state))
+    assert again is not None
+    assert (again.options.heartbeat_file, again.options.idle_cpu_percent) == (None, None)
+
+
+# Time
+
+
+def aged(tmp_path: Path, *, seen: float = 100.0, cpu_seconds: float = 1.0) -> tuple[StateDir, Machine]:
+    """A machine last seen alive at this age, whose files show no sign of life of their own."""
+    state = new_state(tmp_path)
+    machine = running_machine(state, seen=STARTED + seen, cpu_seconds=cpu_seconds)
+    return state, reloaded(machine)
+
+
+def set_clock(moment: Moment, seconds: float) -> Moment:
+    return moment._replace(unix=moment.unix + seconds)
+
+
+@pytest.mark.parametrize("step", [0.0, 3600.0, -3600.0, -40.0, 200 * 86400.0, -10 * 365 * 86400.0])
+def test_a_step_of_the_wall_clock_changes_neither_age_nor_end(tmp_path: Path, step: float) -> None:
+    state, machine = aged(tmp_path)
+    now = set_clock(at(STARTED + 500), step)
+    assert machine.age(now) == 500.0
+    assert machine.clock_step(now) == step
+    renew_heartbeat(state, machine, now)
+    write_final_heartbeat(state, machine, set_clock(at(STARTED + 600), step), watched=True)
+    assert end_time(reloaded(machine)) == STARTED + 600
+    assert (machine.directory / "heartbeat").stat().st_mtime == STARTED + 600
+
+
+def test_the_age_of_an_older_vacs_machine_is_measured_from_when_it_was_found(tmp_path: Path) -> None:
+    _, machine = aged(tmp_path)
+    (machine.directory / "started_boot").unlink()
+    machine = reloaded(machine)
+    now = at(STARTED + 500)
+    assert machine.age(now) == 500.0
+    machine.note_clock(now)
+    assert machine.age(set_clock(at(STARTED + 600), 3600.0)) == 600.0
+
+
+def test_after_a_reboot_a_machines_age_is_by_the_wall_clock(tmp_path: Path) -> None:
+    _, machine = aged(tmp_path)
+    rebooted = Moment(STARTED + 900.0, 12.0, "boot-2")
+    assert machine.age(rebooted) == 900.0
+    machine.note_clock(rebooted)
+    assert machine.age(rebooted.at(22.0)) == 910.0
+
+
+@pytest.mark.parametrize(
+    ("file", "age", "step", "lived"),
+    [
+        (None, 0, 0, 100),
+        ("joboutputs/shutdown_message", 400, 0, 400),
+        ("joboutputs/vm-heartbeat", 300, 0, 300),
+        ("console.log", 200, 0, 200),
+        ("joboutputs/log", 50, 0, 100),
+        ("joboutputs/log", 5000, 0, 100),
+        ("joboutputs/log", 400, 7200, 400),
+        ("joboutputs/log", 400, -7200, 400),
+    ],
+    ids=["none", "message", "heartbeat file", "console", "older", "future", "clock forward", "clock back"],
+)
+def test_an_end_that_nobody_saw_is_the_latest_sign_of_life(
+    tmp_path: Path, file: str | None, age: int, step: int, lived: int
+) -> None:
+    state, machine = aged(tmp_path)
+    if file is not None:
+        path = machine.directory / file
+        path.write_text("x")
+        os.utime(path, (STARTED + age + step, STARTED + age + step))
+    write_final_heartbeat(state, machine, set_clock(at(STARTED + 1000), step), watched=False)
+    again = reloaded(machine)
+    assert (end_time(again), again.unseen, again.final) == (STARTED + lived, True, True)
+
+
+def test_a_machine_lived_at_least_as_long_as_its_cpu_time_takes(tmp_path: Path) -> None:
+    state, machine = aged(tmp_path, cpu_seconds=0.0)
+    machine.processors = 4
+    write_final_heartbeat(state, machine, at(STARTED + 1000), Usage(cpu_seconds=2000.0), watched=False)
+    assert end_time(machine) == STARTED + 500
+
+
+@pytest.mark.parametrize("watched", [True, False])
+def test_the_engines_own_end_time_counts_within_what_was_seen(tmp_path: Path, watched: bool) -> None:
+    for told, lived in ((STARTED + 700.0, 700), (STARTED + 50.0, 100), (STARTED + 5000.0, 1000)):
+        state, machine = aged(tmp_path / str(lived))
+        usage = Usage(ended_time=told)
+        write_final_heartbeat(state, machine, at(STARTED + 1000), usage, watched=watched)
+        assert end_time(machine) == STARTED + lived
+
+
+@pytest.mark.parametrize(
+    ("message", "unseen", "people", "reported_as", "early_counts"),
+    [
+        (None, False, False, "300 No shutdown message: fizzle after 30 seconds", True),
+        (None, True, False, None, False),
+        ("300 No work", True, False, "300 No work", False),
+        (None, False, True, "100 Ended by the administrator", False),
+        ("700 Killed", False, True, "100 Ended by the administrator", False),
+        ("200 Success", False, True, "200 Success", False),
+        ("200 Success", False, False, "200 Success", True),
+    ],
+)
+def test_what_people_end_or_nobody_saw_end_is_no_abort(
+    tmp_path: Path,
+    message: str | None,
+    unseen: bool,
+    people: bool,
+    reported_as: str | None,
+    early_counts: bool,
+) -> None:
+    state, machine = aged(tmp_path, seen=30.0)
+    if message:
+        (machine.directory / "joboutputs" / "shutdown_message").write_text(message)
+    if people:
+        note_people(state, machine)
+    write_final_heartbeat(state, machine, at(STARTED + 30), watched=not unseen)
+    end = outcome(reloaded(machine))
+    assert (end.message, end.early_counts) == (reported_as, early_counts)

@@ -9,7 +9,7 @@ from typing import Callable
 import pytest
 
 from tests.unit.state_dirs import CREATED, ENDED, new_machine, new_state, running_machine
-from vac.machines.messages import (
+from vac.machines.outputs import (
     UNREADABLE,
     keep_shutdown_message,
     set_shutdown_message,

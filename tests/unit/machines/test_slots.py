@@ -10,6 +10,7 @@ from tests.unit.state_dirs import (
     CREATED,
     NAME,
     STARTED,
+    at,
     classic_state,
     contents,
     machinetype_of,
@@ -22,16 +23,17 @@ from vac.config.machinetype import Machinetype
 from vac.drivers.base import LeftProcess
 from vac.machines.layout import StateDir
 from vac.machines.machine import Machine, left_process, mark_started
-from vac.machines.slots import finished_machines, free_slot, load_slots, note_finish, read_slot, strays
+from vac.machines.slots import Found, finished_machines, load_slots, note_finish, read_slot
 from vac.scheduling.model import Outcome
 
 
-def no_report(message: str | None, started: float, ended: float, fizzle_seconds: float) -> str | None:
-    return message
-
-
 def loaded(state: StateDir) -> dict[str, Machine]:
-    return load_slots(state, {"lhcb-prod": machinetype_of()}, settings_of(state))
+    found = load_slots(state, {"lhcb-prod": machinetype_of()}, settings_of(state))
+    return machines_of(found)
+
+
+def machines_of(found: Found) -> dict[str, Machine]:
+    return {name: machine for name, (machine, _) in found.slots.items()}
 
 
 def finished(machine: Machine) -> Machine:
@@ -43,7 +45,7 @@ def test_a_running_machine_is_found_again(tmp_path: Path) -> None:
     state = new_state(tmp_path)
     machine = running_machine(state)
     assert {name: found.uuid for name, found in loaded(state).items()} == {NAME: machine.uuid}
-    assert not strays(state, loaded(state).values(), {}, None)
+    assert not load_slots(state, {}, None).orphans
 
 
 def test_a_directory_without_slot_was_half_created_and_goes(tmp_path: Path) -> None:
@@ -83,9 +85,9 @@ def test_a_machine_that_lost_its_slot_to_a_later_one_is_still_to_be_accounted(tm
     state = new_state(tmp_path)
     first = running_machine(state)
     second = running_machine(state)
-    slots = loaded(state)
-    assert slots[NAME].directory == second.directory
-    assert [stray.directory for stray in strays(state, slots.values(), {}, None)] == [first.directory]
+    found = load_slots(state, {}, None)
+    assert machines_of(found)[NAME].directory == second.directory
+    assert [orphan.directory for orphan in found.orphans] == [first.directory]
 
 
 def test_the_last_machine_of_a_slot_is_still_known(tmp_path: Path) -> None:
@@ -99,23 +101,10 @@ def test_finishes_names_the_most_recently_created_machine_that_started(tmp_path:
     state = new_state(tmp_path)
     older, newer, never = new_machine(state), new_machine(state), new_machine(state)
     for machine in (older, newer):
-        mark_started(state, machine, STARTED)
+        mark_started(state, machine, at(STARTED))
     for machine in (newer, older, never):
         note_finish(state, machine)
     assert state.finish("lhcb-prod").read_text().split()[0] == str(newer.created_time)
-
-
-@pytest.mark.parametrize(
-    ("occupied", "name"),
-    [
-        ((), "f-00.example.org"),
-        (("f-00.example.org", "f-02.example.org"), "f-01.example.org"),
-        (("f-00.example.org", "f-01.example.org"), "f-02.example.org"),
-        (("f-00.example.org", "f-01.example.org", "f-02.example.org"), None),
-    ],
-)
-def test_a_machine_takes_the_lowest_free_slot(occupied: tuple[str, ...], name: str | None) -> None:
-    assert free_slot("f.example.org", 3, occupied) == name
 
 
 def test_outcomes_of_finished_machines_are_known_after_a_restart(tmp_path: Path) -> None:
@@ -125,13 +114,34 @@ def test_outcomes_of_finished_machines_are_known_after_a_restart(tmp_path: Path)
     failed = finished(new_machine(state))
     new_machine(state)
 
-    def report(message: str | None, started: float, ended: float, fizzle_seconds: float) -> str | None:
-        return f"{message} {ended - started:.0f} {fizzle_seconds}"
-
-    assert finished_machines(state, {}, None, report) == [
-        Outcome("lhcb-prod", CREATED, STARTED, STARTED + 36000, "300 Nothing 36000 600"),
+    assert finished_machines(state, {}, None) == [
+        Outcome("lhcb-prod", CREATED, STARTED, STARTED + 36000, "300 Nothing"),
         Outcome("lhcb-prod", failed.created_time, None, failed.created_time, None),
     ]
+
+
+@pytest.mark.parametrize(
+    ("files", "reason"),
+    [
+        (["slots/" + NAME], "Is a directory"),
+        (["machines/*/started"], "Is a directory"),
+        (["machines/*/jobfeatures/job_id"], "Is a directory"),
+    ],
+)
+def test_a_machine_whose_files_cannot_be_read_is_set_aside_alone(
+    tmp_path: Path, files: list[str], reason: str
+) -> None:
+    state = new_state(tmp_path)
+    running_machine(state)
+    other = running_machine(state, name="node1-01.example.org", uuid="u2")
+    for pattern in files:
+        (path,) = (one for one in state.root.glob(pattern) if NAME in str(one))
+        path.unlink()
+        path.mkdir()
+    found = load_slots(state, {}, None)
+    assert list(machines_of(found)) == [other.name]
+    assert reason in found.unreadable[NAME]
+    path.rmdir()
 
 
 CLASSIC_TYPES = {
@@ -144,7 +154,7 @@ def test_the_machines_of_a_classic_factory_are_taken_over(tmp_path: Path) -> Non
     state = classic_state(tmp_path)
     settings = settings_of(state, vac_space="vac01.example.org", factory_name="vac-85.example.org")
     before = contents(state.machines)
-    slots = load_slots(state, CLASSIC_TYPES, settings)
+    slots = machines_of(load_slots(state, CLASSIC_TYPES, settings))
     assert contents(state.machines) == before
     assert sorted(slots) == [f"vac-85-{number:02d}.example.org" for number in range(7)]
     states = {
@@ -175,7 +185,7 @@ def test_the_machines_of_a_classic_factory_are_taken_over(tmp_path: Path) -> Non
 
 
 def test_outcomes_of_a_classic_factorys_machines_are_known(tmp_path: Path) -> None:
-    outcomes = finished_machines(classic_state(tmp_path), {}, None, no_report)
+    outcomes = finished_machines(classic_state(tmp_path), {}, None)
     assert len(outcomes) == 6
     assert {outcome.message for outcome in outcomes} == {"300 No work available"}
 
@@ -183,7 +193,7 @@ def test_outcomes_of_a_classic_factorys_machines_are_known(tmp_path: Path) -> No
 def test_the_processes_of_classic_machines_that_run_are_known_and_no_others(tmp_path: Path) -> None:
     state = classic_state(tmp_path)
     settings = settings_of(state, singularity_user="vacuser", mb_per_processor=2048)
-    machines = {machine.machinetype: machine for machine in load_slots(state, {}, settings).values()}
+    machines = {machine.machinetype: machine for machine in loaded(state).values()}
     left = {name: left_process(machine, settings) for name, machine in machines.items()}
     assert sorted(name for name, process in left.items() if process) == ["type-01", "type-04"]
     known, first = left["type-01"], machines["type-01"]

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from tests.unit.state_dirs import new_state
-from vac.machines import statefiles
-from vac.machines.statefiles import ErrorKind
+from vac.machines import status as statefiles
+from vac.machines.status import ErrorKind
 
 
 def test_their_content_is_the_classics_and_everybody_can_read_them(tmp_path: Path) -> None:

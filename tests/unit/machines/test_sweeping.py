@@ -10,8 +10,8 @@ import pytest
 
 from tests.unit.state_dirs import new_state
 from vac.machines import files
+from vac.machines.files import TrashCollector
 from vac.machines.layout import StateDir
-from vac.machines.sweeping import Sweeper
 
 
 def discarded(state: StateDir, name: str, depth: int = 1) -> None:
@@ -34,7 +34,7 @@ def test_all_that_was_discarded_goes_and_nothing_else(tmp_path: Path) -> None:
     discarded(state, "a")
     discarded(state, "b")
     (state.tmp / "being-written").touch()
-    Sweeper(state.tmp, at_once).start()
+    TrashCollector(state.tmp, at_once).start()
     assert [path.name for path in state.tmp.iterdir()] == ["being-written"]
 
 
@@ -43,7 +43,7 @@ def test_what_cannot_be_removed_holds_up_nothing_and_is_tried_again(
 ) -> None:
     state = new_state(tmp_path)
     discarded(state, "mounted")
-    (mounted,) = files.graves(state.tmp)
+    (mounted,) = files.trash(state.tmp)
     discarded(state, "other")
     failures, remove_tree = 3, files.remove_tree
 
@@ -55,12 +55,12 @@ def test_what_cannot_be_removed_holds_up_nothing_and_is_tried_again(
         remove_tree(path)
 
     monkeypatch.setattr(files, "remove_tree", remove)
-    sweeper = Sweeper(state.tmp, at_once)
+    collector = TrashCollector(state.tmp, at_once)
     for _ in range(3):
-        sweeper.start()
+        collector.start()
         assert len(list(state.tmp.iterdir())) == 1, "it holds up nobody"
     assert caplog.text.count("can't be removed now") == 1
-    sweeper.start()
+    collector.start()
     assert not list(state.tmp.iterdir())
 
 
@@ -75,15 +75,15 @@ def test_who_discards_never_waits_and_what_comes_meanwhile_goes_too(
         begun.set()
         assert gate.wait(60)
         remove_tree(path)
-        if not files.graves(state.tmp):
+        if not files.trash(state.tmp):
             gone.set()
 
     monkeypatch.setattr(files, "remove_tree", slow)
-    sweeper = Sweeper(state.tmp, in_thread)
+    collector = TrashCollector(state.tmp, in_thread)
     discarded(state, "a")
-    sweeper.start()
+    collector.start()
     assert begun.wait(60)
     discarded(state, "b")
-    sweeper.start()
+    collector.start()
     gate.set()
     assert gone.wait(60)

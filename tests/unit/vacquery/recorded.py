@@ -1,4 +1,4 @@
-"""What a real classic factory sent, and a state_dir like the one it had (tests/data/wire)."""
+"""Recorded datagrams of a classic factory, and a state_dir like its own (tests/data/wire)."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def cookies(kind: Kind) -> dict[str, str]:
 
 
 def factory_status() -> Status:
-    """What the factory of fixture-vac.conf would write to status.json."""
+    """Return the status of the factory of fixture-vac.conf."""
     parser = configparser.ConfigParser()
     parser.read(WIRE / "fixture-vac.conf")
     types = [section for section in parser.sections() if section.startswith("machinetype ")]

@@ -33,7 +33,7 @@ LIES = {
     '{"num_machines": -1}': Reason.FIELD,
     '{"cpu_seconds": 1e300}': Reason.FIELD,
 }
-"""What forged answers say, and why they are dropped."""
+"""Forged answers and the reasons for dropping them."""
 
 
 def malformed(rng: random.Random) -> Iterator[bytes]:

@@ -127,13 +127,13 @@ def test_the_old_name_is_read_where_the_new_one_is_missing(kind: Kind, old: dict
     assert getattr(status, new) == 200
 
 
-def test_a_cloud_sibling_that_sends_the_new_names_only_is_understood() -> None:
+def test_a_sibling_that_sends_new_names_only_is_understood() -> None:
     received = decode_changed(running_cpus=..., vac_version=..., vacquery_version="VacQuery 01.02", fqan=...)
     assert isinstance(received, Received)
     assert received.status.version == "Vac 03.01 vacd-responder"
 
 
-def test_no_fqan_is_sent_when_there_is_none_and_null_for_other_unknown_values() -> None:
+def test_an_unknown_fqan_is_omitted_other_values_are_null() -> None:
     message = message_of(MachinetypeStatus(**COMMON, machinetype="t"))
     assert "fqan" not in message
     assert message["shutdown_message"] is None
@@ -258,7 +258,7 @@ def test_with_a_key_only_fresh_answers_signed_with_it_are_taken() -> None:
         assert decode(data, key=KEY) == Dropped(reason, factory=FACTORY), data
 
 
-def test_a_query_is_signed_where_there_is_a_key_and_then_has_to_be() -> None:
+def test_with_a_key_queries_are_and_must_be_signed() -> None:
     query = Query(Kind.MACHINES, SPACE, "c")
     text = encode_query(query, NOW, KEY)
     assert len(text) < QUERY_LIMIT
@@ -286,7 +286,7 @@ def test_recorded_queries_for_another_space_are_that_ones_only() -> None:
 
 
 @given(st.data())
-def test_no_changed_answer_makes_decoding_raise_or_gives_absurd_numbers(data: st.DataObject) -> None:
+def test_no_changed_answer_raises_or_gives_absurd_numbers(data: st.DataObject) -> None:
     kind = data.draw(st.sampled_from(Kind))
     message: dict[str, Any] = {**messages(kind)[0], "cookie": "c"}
     for name in data.draw(st.lists(st.sampled_from(sorted(message)), max_size=3)):

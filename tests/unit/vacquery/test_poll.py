@@ -160,7 +160,7 @@ def test_lost_datagrams_cost_a_retry_of_those_concerned_only(seed: int) -> None:
     assert max(world.queries.values()) <= 6
 
 
-def test_a_factory_that_is_silent_is_asked_six_times_over_the_whole_time() -> None:
+def test_a_silent_factory_is_asked_six_times() -> None:
     world = World()
     world.dead = {factories(3)[1]}
     result = world.poll(3)
@@ -225,7 +225,7 @@ def test_ipv4_is_tried_before_ipv6() -> None:
     assert [address[0] for _, address in world.sent] == ["4", "4", "6", "6", "4", "4"]
 
 
-def test_a_machinetype_added_or_removed_meanwhile_changes_what_is_complete() -> None:
+def test_types_added_or_removed_change_completeness() -> None:
     world = World(types=3)
 
     def shrinking(message: dict[str, object]) -> Iterable[bytes]:
@@ -271,7 +271,7 @@ def test_with_a_key_only_signed_answers_count() -> None:
     }
 
 
-def test_the_memory_of_a_flooded_poll_is_bounded_however_long_the_datagrams_are() -> None:
+def test_the_memory_of_a_flooded_poll_is_bounded() -> None:
     class Flooded(World):
         def receive(self, seconds: float) -> list[bytes]:
             return [bytes([number]) * 9001 for number in range(256)]
@@ -306,7 +306,7 @@ def test_garbage_from_anywhere_changes_nothing(garbage: list[bytes], seed: int) 
 
 
 @given(st.data())
-def test_mutated_answers_never_raise_and_never_give_wrong_numbers(data: st.DataObject) -> None:
+def test_mutated_answers_never_raise_or_give_wrong_numbers(data: st.DataObject) -> None:
     def mutating(message: dict[str, object]) -> Iterable[bytes]:
         text = bytearray(canonical(message))
         for _ in range(data.draw(st.integers(0, 2))):
@@ -391,7 +391,7 @@ class Dns:
 
 
 def settled(resolver: Resolver, host: str) -> tuple[str, ...]:
-    """What is known once the look-up is over."""
+    """Return the addresses after the look-up."""
     end = time.monotonic() + 60
     while resolver.looking(host) and time.monotonic() < end:
         time.sleep(0.001)

@@ -1,4 +1,4 @@
-"""What the responder answers, to whom, and that nothing makes it stumble."""
+"""The responder: answers, access, and robustness."""
 
 from __future__ import annotations
 
@@ -110,7 +110,7 @@ def test_every_recorded_query_is_answered_in_full(kind: Kind, responder: Respond
 
 
 @pytest.mark.parametrize("probe", PROBES, ids=[probe["probe"] for probe in PROBES])
-def test_odd_queries_get_as_many_answers_as_a_classic_factory_gave(
+def test_odd_queries_get_as_many_answers_as_from_a_classic(
     probe: dict[str, object], responder: Responder
 ) -> None:
     answers = responder.handle(str(probe["query"]).encode("latin-1"), HOME, NOW)
@@ -170,7 +170,7 @@ def test_long_cookies_cost_few_more_makings_of_each_answer(
     assert set(found) == {0, 8}
 
 
-def test_a_machinetype_that_fits_no_datagram_is_left_out_and_named_once(
+def test_a_machinetype_that_fits_no_datagram_is_named(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     state = make_state(tmp_path)
@@ -181,7 +181,7 @@ def test_a_machinetype_that_fits_no_datagram_is_left_out_and_named_once(
     assert responder.counts == {"dropped: nothing to answer from": 1}
 
 
-def test_with_a_key_answers_are_signed_and_unsigned_queries_get_none(state: StateDir) -> None:
+def test_with_a_key_answers_are_signed(state: StateDir) -> None:
     responder = make_responder(state, KEY)
     for kind in Kind:
         query = Query(kind, SPACE, "c" * 64)
@@ -213,9 +213,7 @@ def test_with_a_key_answers_are_signed_and_unsigned_queries_get_none(state: Stat
         ("garbage", False),
     ],
 )
-def test_only_the_space_this_host_and_allowed_networks_get_answers(
-    source: str, allowed: bool, state: StateDir
-) -> None:
+def test_only_allowed_sources_get_answers(source: str, allowed: bool, state: StateDir) -> None:
     responder = make_responder(state)
     responder.access = AccessList(["192.0.2.7"], [ip_network("10.1.0.0/16"), ip_network("2001:db8::/48")])
     for query in (*datagrams(Kind.MACHINES, "query"), b"junk"):
@@ -233,9 +231,7 @@ def test_a_refused_source_is_logged_once_and_counted_each_time(
     assert responder.counts == {"dropped: source not allowed": 3}
 
 
-def test_who_signs_with_another_key_or_clock_is_logged_once_and_counted_each_time(
-    state: StateDir, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_other_keys_or_clocks_are_logged_once(state: StateDir, caplog: pytest.LogCaptureFixture) -> None:
     responder = make_responder(state, KEY)
     asked = Query(Kind.MACHINES, SPACE, "c")
     for time_sent, key in (
@@ -262,7 +258,7 @@ def test_a_flood_of_spoofed_sources_fills_neither_log_nor_memory(
     assert len(responder.access._known) <= 20
 
 
-def test_a_source_that_is_refused_again_after_a_day_is_logged_again(
+def test_a_source_refused_again_after_a_day_is_logged_again(
     state: StateDir, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "MOST_LOGGED", 2)
@@ -331,7 +327,7 @@ def test_no_datagram_from_anywhere_makes_it_raise(responder: Responder, data: by
     responder.handle(data, HOME, NOW)
 
 
-def test_the_snapshot_follows_the_disk_and_who_may_ask_follows_the_factory(tmp_path: Path) -> None:
+def test_snapshot_and_access_follow_disk_and_status(tmp_path: Path) -> None:
     state = make_state(tmp_path)
     prepare_state(state, None)
     responder = Responder()
@@ -369,7 +365,7 @@ def test_virtual_machines_may_ask_only_if_their_network_is_named(
     assert bool(responder.handle(datagrams(Kind.MACHINES, "query")[0], source, NOW)) is allowed
 
 
-def test_a_factory_is_never_logged_as_refused_while_addresses_are_looked_up(
+def test_no_refusal_is_logged_while_addresses_are_looked_up(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     state = make_state(tmp_path)
@@ -394,7 +390,7 @@ def test_a_factory_is_never_logged_as_refused_while_addresses_are_looked_up(
     assert len(caplog.messages) == 1
 
 
-def test_without_a_status_the_configuration_tells_who_and_what_there_is(tmp_path: Path) -> None:
+def test_without_a_status_the_configuration_answers(tmp_path: Path) -> None:
     state = make_state(tmp_path)
     prepare_state(state, None)
     state.status.unlink()
@@ -440,7 +436,7 @@ def test_answers_stay_as_they_were_while_the_status_is_missing(tmp_path: Path) -
         ([("port 996", ["port 995"]), ("port 996", ["port 994"])], [True, True]),
     ],
 )
-def test_it_starts_anew_for_the_port_or_key_that_the_factory_works_by_but_once(
+def test_it_restarts_once_for_the_factorys_port_or_key(
     lives: list[tuple[str, list[str]]], outdated: list[bool], tmp_path: Path
 ) -> None:
     state = make_state(tmp_path)
@@ -484,7 +480,7 @@ def test_heartbeat_and_counters_are_kept(tmp_path: Path) -> None:
     assert read_counters(state) == {"dropped: nothing to answer from": 1}
 
 
-def test_what_can_not_be_written_is_logged_once_and_stops_nothing(
+def test_unwritable_files_are_logged_once_and_stop_nothing(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     state = make_state(tmp_path)
@@ -566,7 +562,7 @@ def test_it_answers_after_any_amount_of_garbage(state: StateDir) -> None:
 
 
 @pytest.mark.parametrize("outdated", [False, True])
-def test_the_process_ends_when_told_or_outdated_and_tells_that_it_is_ready(
+def test_the_process_is_ready_and_ends_when_told_or_outdated(
     outdated: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     state = make_state(tmp_path)

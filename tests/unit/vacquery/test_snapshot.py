@@ -1,4 +1,4 @@
-"""What a factory says of itself, beside what a classic factory said in the same state."""
+"""Snapshots of a factory, compared with the answers of a classic factory in the same state."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def test_without_a_status_of_the_factory_there_is_nothing_to_say(state: StateDir
     assert SnapshotBuilder(state).build(NOW) is None
 
 
-def test_a_machine_not_seen_alive_for_an_hour_does_not_count_as_running(state: StateDir) -> None:
+def test_a_machine_silent_for_an_hour_is_not_running(state: StateDir) -> None:
     directory = next(state.machines.glob("*_type-03_*"))
     os.utime(directory / "heartbeat", (NOW - 3599, NOW - 3599))
     assert machinetype(state, "type-03").running_machines == 1
@@ -96,7 +96,7 @@ def test_a_running_machine_is_before_fizzle_until_fizzle_seconds(state: StateDir
     assert (young, old) == (1, 0)
 
 
-def test_processors_are_a_float_while_machines_run_and_an_integer_while_they_start(state: StateDir) -> None:
+def test_processors_are_a_float_only_while_machines_run(state: StateDir) -> None:
     running, starting, none = (
         machinetype(state, name).running_processors for name in ("type-00", "type-05", "type-07")
     )
@@ -111,7 +111,7 @@ def test_a_machine_counts_with_all_its_processors(state: StateDir) -> None:
     assert (found.running_processors, found.running_hs06) == (8, 100.0)
 
 
-def test_the_most_recently_created_finished_machine_speaks_for_its_type(state: StateDir) -> None:
+def test_the_latest_finished_machine_speaks_for_its_type(state: StateDir) -> None:
     finished = next(state.machines.glob("1795227101_type-06_*"))
     (finished / "joboutputs/shutdown_message").write_text("200 Success\nmore")
     os.utime(finished / "joboutputs/shutdown_message", (STARTED + 1, STARTED + 1))
@@ -121,12 +121,32 @@ def test_the_most_recently_created_finished_machine_speaks_for_its_type(state: S
     assert (found.shutdown_message, found.shutdown_time) == ("200 Success", STARTED + 1)
 
 
-def test_a_fizzle_is_reported_as_an_abort_at_the_time_last_seen_alive(state: StateDir) -> None:
+def test_a_fizzle_is_an_abort_when_last_seen_alive(state: StateDir) -> None:
     finished = next(state.machines.glob("1795219951_type-04_*"))
     (finished / "joboutputs/shutdown_message").unlink()
     found = machinetype(state, "type-04")
     assert found.shutdown_message == "300 No shutdown message: fizzle after 3 seconds"
     assert found.shutdown_time == 1795227158
+
+
+def test_a_classic_machine_is_judged_by_the_factorys_fizzle_seconds(state: StateDir) -> None:
+    finished = next(state.machines.glob("1795219951_type-04_*"))
+    (finished / "joboutputs/shutdown_message").unlink()
+    status = factory_status()
+    types = [
+        dataclasses.replace(facts, fizzle_seconds=2) if facts.name == "type-04" else facts
+        for facts in status.machinetypes
+    ]
+    statuses.write(state, dataclasses.replace(status, machinetypes=tuple(types)))
+    assert machinetype(state, "type-04").shutdown_message is None
+
+
+def test_one_machine_that_cannot_be_read_stops_no_answer(state: StateDir) -> None:
+    directory = next(state.machines.glob("*_vac-85-00.example.org"))
+    (directory / "heartbeat").unlink()
+    (directory / "heartbeat").mkdir()
+    assert slot(state, 0).state == "Shut down"
+    assert slot(state, 1).state == "Running"
 
 
 def test_what_only_the_engine_knows_comes_from_the_factory(state: StateDir) -> None:

@@ -1,4 +1,4 @@
-"""What `vac` prints, character for character as the classic command did from the same answers."""
+"""Tables of `vac`, character for character those of the classic command from the same answers."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def utc(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 def answers(kind: Kind, source: Path) -> PollResult:
-    """What a poll brings when these messages, in a file or in the recorded datagrams, come."""
+    """Return the result of a poll with these answers, from a file or the recorded datagrams."""
     if source.suffix == ".jsonl":
         lines = [json.loads(line) for line in source.read_text().splitlines()]
         found = [json.loads(line["data"]) for line in lines if line["dir"] == "response"]
@@ -142,7 +142,7 @@ def test_the_recorded_output_comes_from_the_recorded_answers(
     assert (code, errors) == (0, "")
 
 
-def test_the_recorded_table_of_factories_comes_from_the_recorded_answer(
+def test_the_table_of_factories_is_the_recorded_one(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     _, out, _ = run(["factories"], answers(Kind.FACTORIES, WIRE / "factory_query.jsonl"), monkeypatch)

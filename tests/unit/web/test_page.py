@@ -17,7 +17,7 @@ from prometheus_client import parser as plain
 from prometheus_client.openmetrics import parser as openmetrics
 from prometheus_client.samples import Sample
 
-from tests.unit.state_dirs import STARTED, UUID, new_machine, new_state, running_machine
+from tests.unit.state_dirs import STARTED, UUID, at, new_machine, new_state, running_machine
 from vac.config.settings import Settings
 from vac.daemon import role_process
 from vac.drivers.base import Usage
@@ -87,7 +87,7 @@ def state(tmp_path: Path) -> StateDir:
     """One machine runs, one has ended, one slot is empty."""
     state = new_state(tmp_path)
     machine = running_machine(state, seen=NOW - 20)
-    renew_heartbeat(state, machine, NOW - 10, Usage(35000.0, 5 << 20, 6 << 20, 100, 200))
+    renew_heartbeat(state, machine, at(NOW - 10), Usage(35000.0, 5 << 20, 6 << 20, 100, 200))
     ended = new_machine(state, name="node1-01.example.org", uuid="other")
     files.write_new(ended.directory / "shutdown_message", b"300 <b>Nothing</b> to do\n")
     for name_of_file in ("started", "finished"):
@@ -248,7 +248,7 @@ def test_before_a_factory_has_reported_there_is_little_to_say(tmp_path: Path) ->
 
 
 class Page(HTMLParser):
-    """What a browser makes of a page: its tags and texts."""
+    """Tags and texts of a page."""
 
     def __init__(self, answer: Answer) -> None:
         super().__init__()

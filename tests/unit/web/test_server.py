@@ -75,7 +75,7 @@ def is_closed(connection: socket.socket) -> bool:
 
 
 def everything(connection: socket.socket) -> bytes:
-    """What comes until the server has closed it."""
+    """Return all that arrives until the server closes it."""
     parts = []
     with contextlib.suppress(ConnectionError):
         while part := connection.recv(1_000_000):
@@ -105,7 +105,7 @@ def test_a_hundred_slow_clients_keep_nobody_waiting(port: int, sent: bytes) -> N
             each.close()
 
 
-def test_a_client_has_only_so_many_connections_and_others_have_theirs(port: int) -> None:
+def test_a_client_has_few_connections_and_others_have_theirs(port: int) -> None:
     own = [client(port, "127.0.0.2", b"") for _ in range(MOST_OF_ONE_CLIENT)]
     for _ in range(5):
         with client(port, "127.0.0.2", b"") as beyond:
@@ -166,7 +166,23 @@ def test_requests_one_after_the_other_share_a_connection(port: int) -> None:
             assert connection.sock is own
 
 
-def test_clients_that_ask_for_much_and_read_nothing_keep_nobody_waiting(port: int) -> None:
+def test_no_answer_waits_for_the_acknowledgement_of_its_header(monkeypatch: pytest.MonkeyPatch) -> None:
+    without_delay = []
+
+    class Noted(server.Channel):
+        def __init__(
+            self, one: Server, connection: socket.socket, *arguments: object, **options: object
+        ) -> None:
+            without_delay.append(connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY))
+            super().__init__(one, connection, *arguments, **options)
+
+    monkeypatch.setattr(server, "Channel", Noted)
+    with serving() as port:
+        assert ask(port) == (200, b"0")
+    assert without_delay == [1]
+
+
+def test_clients_that_read_nothing_keep_nobody_waiting(port: int) -> None:
     sent = 40 * b"GET /large HTTP/1.1\r\n\r\n"
     greedy = [client(port, f"127.0.1.{number}", sent) for number in range(1, server.THREADS + 3)]
     try:

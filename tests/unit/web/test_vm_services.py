@@ -15,10 +15,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.unit.state_dirs import machinetype_of, new_machine, new_state
-from vac.machines import files, joboutputs
+from vac.machines import files
+from vac.machines import outputs as joboutputs
 from vac.machines.layout import StateDir, slot_address, slot_name
 from vac.machines.machine import Machine
-from vac.machines.messages import shutdown_message
+from vac.machines.outputs import shutdown_message
 from vac.web import metadata, mjf
 from vac.web.http_server import Guests, application
 
@@ -66,7 +67,7 @@ class Site:
     def ask(
         self, service: str, path: str, method: str = "GET", body: bytes = b"", address: str = "169.254.169.0"
     ) -> Reply:
-        """What a client at this address gets; path as in the request, its percent signs undone."""
+        """Return the reply to a client at this address; path: unquoted."""
         said: dict[str, object] = {}
 
         def start_response(status: str, headers: list[tuple[str, str]], exc_info: object = None) -> None:
@@ -224,7 +225,7 @@ def test_a_container_has_no_metadata(site: Site) -> None:
     assert site.ask("metadata", "/latest/user-data", address="169.254.169.2").status == 404
 
 
-def test_slots_above_252_have_the_addresses_after_the_factorys_own(site: Site) -> None:
+def test_slots_above_252_have_the_next_addresses(site: Site) -> None:
     site.vm(253, UUIDS[0])
     assert b"of slot 253" in site.ask("metadata", "/latest/user-data", address="169.254.170.0").body
 
@@ -354,7 +355,7 @@ def test_a_put_of_anything_else_is_refused(site: Site, path: str) -> None:
     assert sorted(site.machines[0].directory.rglob("*")) == before
 
 
-def test_refused_files_of_a_machine_are_logged_once_in_ten_minutes(
+def test_a_machines_refusals_are_logged_every_ten_minutes(
     site: Site, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     caplog.set_level("INFO")

@@ -1,0 +1,252 @@
+"""When to decide, on what, and carrying the decision out; and which CernVM-FS repositories machinetypes need."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import os
+from collections.abc import Mapping
+
+from vac.config.checks import needed_repositories
+from vac.config.machinetype import Machinetype
+from vac.factory.admin_requests import AdminRequests
+from vac.factory.effects import Effects
+from vac.factory.peers import Space
+from vac.factory.state import FactoryState, Slot
+from vac.host.probes import CVMFS, RepositorySeen, RepositoryWatch
+from vac.lifecycle.phases import Preparing
+from vac.machines import status as statuses
+from vac.scheduling.backoff import broken_here
+from vac.scheduling.decide import Memory, Situation, decide
+from vac.scheduling.eligibility import NO_ANSWER
+from vac.scheduling.model import Decision, Host, Occupied, SpaceView
+from vac.scheduling.ramp import RampState
+from vac.scheduling.shares import Ledger
+from vac.scheduling.space import CYCLE_SECONDS, own_reports
+
+log = logging.getLogger(__name__)
+
+_ORDINARY = ("full",)
+"""Guards that are no news."""
+
+
+class Repositories:
+    """Keeps an eye on all that are needed; a machinetype whose repository doesn't answer has to wait."""
+
+    def __init__(self, state: FactoryState, watch: RepositoryWatch) -> None:
+        self._state = state
+        self._watch = watch
+        self._problems: dict[str, str | None] = {}
+        """By repository that has been looked at."""
+
+    def look(self) -> None:
+        """Once a cycle: look at all that machinetypes need which have a share or machines."""
+        running = {slot.machine.machinetype for slot in self._state.slots if slot.machine and slot.occupied}
+        types = self._state.configuration.machinetypes.values()
+        needing = (one for one in types if one.target_share > 0 or one.name in running)
+        wanted = {each for one in needing for each in needed_repositories(one)}
+        self._problems = {each: problem for each, problem in self._problems.items() if each in wanted}
+        self._watch.look(wanted)
+
+    def seen(self, message: RepositorySeen) -> None:
+        """A repository has answered, or has not in time."""
+        name, problem = message.repository, message.problem
+        if self._problems.get(name, "") != problem:
+            self._state.changed = True
+        self._problems[name] = problem
+        if problem is None:
+            self._state.changes.clear(("cvmfs", name))
+        else:
+            self._state.changes.say(("cvmfs", name), f"{CVMFS / name} {problem}", logging.WARNING)
+
+    def problem(self, machinetype: Machinetype) -> str | None:
+        """Why no machine of this type can be made now: the first of its repositories that can't be used."""
+        for name in needed_repositories(machinetype):
+            problem = self._problems.get(name, "has not answered yet")
+            if problem is not None:
+                return f"repository {CVMFS / name} {problem}"
+        return None
+
+
+class Decisions:
+    """Asks the scheduler whenever something has changed, or time alone may have changed the answer."""
+
+    def __init__(
+        self,
+        state: FactoryState,
+        effects: Effects,
+        requests: AdminRequests,
+        space: Space,
+        repositories: Repositories,
+    ) -> None:
+        self.state = state
+        self.effects = effects
+        self.requests = requests
+        self.space = space
+        self.repositories = repositories
+        self.memory = Memory(ledger=Ledger.decode(statuses.read_share_ledger(state.dir)))
+        self.health_problem: str | None = None
+        self.decision = Decision()
+        self.decision_time: float | None = None
+        self.warnings: tuple[str, ...] = ()
+        """What people should see to though creating goes on."""
+        self.next_time: float | None = None
+        """When time alone may change the decision, Unix seconds."""
+        self.due_time: float | None = None
+        """The same by the clock that nobody sets."""
+
+    def decide_if_due(self) -> None:
+        """Decide if something has changed or the time has come, and the space is known well enough."""
+        now = self.state.clock.moment()
+        if not self.state.changed and (self.due_time is None or now.boot < self.due_time):
+            return
+        if not self.space.fresh(self.state.configuration):
+            self.next_time = self.due_time = None
+            return
+        self.state.changed = False
+        self.decide(now.unix)
+        if self.next_time is not None:
+            self.due_time = now.boot + max(0.0, self.next_time - now.unix)
+
+    def clock_was_set(self) -> None:
+        """Decide anew, without what was noted by the wrong clock."""
+        self.memory = dataclasses.replace(self.memory, ramp=RampState())
+        self.due_time = None
+        self.state.changed = True
+
+    def decide(self, now: float) -> None:
+        """Make one decision and begin what it says."""
+        occupied = self.occupied()
+        machinetypes, unusable = self._usable()
+        settings, order = self.state.settings, self.requests.drain
+        reports = own_reports(machinetypes, occupied, self.state.history, settings.hs06, now)
+        situation = Situation(
+            settings=settings,
+            machinetypes=machinetypes,
+            occupied=occupied,
+            history=self.state.history,
+            space=self.space.view(settings, reports, now),
+            host=self._host(),
+            engines=self._engines(machinetypes),
+            now=now,
+            config_problem=self.state.configuration_problem or self.state.doubt,
+            drain=order.reason or "as asked by `vac drain`" if order else None,
+        )
+        decision, self.memory = decide(situation, self.memory, self.state.rng)
+        self._tell(decision)
+        self.decision = dataclasses.replace(decision, passed_over={**decision.passed_over, **unusable})
+        self.decision_time = now
+        self._warn(decision, situation.space)
+        times = (decision.next_time, now + CYCLE_SECONDS)
+        self.next_time = min(time for time in times if time is not None)
+        for create in decision.creates:
+            slot = self.state.slots.lowest_free(self.state.foreign)
+            if slot is not None:
+                self.effects.begin(slot, create)
+        self.state.reported = False
+
+    def occupied(self) -> list[Occupied]:
+        """Return the slots that aren't free, in the scheduler's terms."""
+        found = (self._occupied(slot) for slot in self.state.slots)
+        return [one for one in found if one is not None]
+
+    def _occupied(self, slot: Slot) -> Occupied | None:
+        """Return what is in a slot, with its times by people's clock as it is set now."""
+        machine = slot.machine
+        if isinstance(slot.phase, Preparing):
+            order, begin = (
+                slot.phase.pending.order,
+                self.state.clock.moment().at(slot.phase.pending.begin).unix,
+            )
+            return Occupied(order.machinetype, order.processors, begin, None, order.shutdown_time)
+        if machine is None or not slot.occupied:
+            return None
+        step = round(machine.clock_step(self.state.clock.moment()))
+        started = None if machine.started_time is None else machine.started_time + step
+        return Occupied(
+            machine.machinetype,
+            machine.processors,
+            machine.created_time + step,
+            started,
+            machine.shutdown_time + step,
+        )
+
+    def _usable(self) -> tuple[dict[str, Machinetype], dict[str, str]]:
+        """Machinetypes of which machines could be made now, and why not of the others."""
+        state, usable, reasons = self.state, {}, dict(self.state.configuration.unusable)
+        for name, one in state.configuration.machinetypes.items():
+            if name in reasons:
+                continue
+            unprepared = None
+            if one.target_share > 0:
+                files = state.dir.machinetype_files(one.pipe or name)
+                engine = state.engine_of(one.machine_model)
+                missing = self.repositories.problem(one)
+                unprepared = missing or engine.prepare(one, state.settings, files)
+            if unprepared is None:
+                usable[name] = one
+            else:
+                reasons[name] = unprepared
+        return usable, reasons
+
+    def _engines(self, machinetypes: Mapping[str, Machinetype]) -> dict[str, str | None]:
+        """By machine model, why its engine can't be used now; None if it can."""
+        problems: dict[str, str | None] = {}
+        for one in machinetypes.values():
+            if one.target_share > 0:
+                engine = self.state.engine_of(one.machine_model)
+                waiting = None if engine.name in self.state.observed else NO_ANSWER
+                problems[one.machine_model] = engine.problem() or waiting
+        return problems
+
+    def _host(self) -> Host:
+        free = os.statvfs(self.state.dir.root)
+        return Host(
+            load=os.getloadavg(),
+            state_dir_free_bytes=free.f_bavail * free.f_frsize,
+            processors=self.state.settings.host_processors,
+            health_problem=self.health_problem,
+        )
+
+    def _warn(self, decision: Decision, space: SpaceView) -> None:
+        mixed = self.space.warning(self.state.settings)
+        warnings = [*broken_here(decision.held_here, space).values(), *([mixed] if mixed else [])]
+        for text in set(self.warnings).difference(warnings):
+            self.state.changes.clear(("warning", text))
+        for text in warnings:
+            self.state.changes.say(("warning", text), text, logging.WARNING)
+        self.warnings = tuple(warnings)
+
+    def _tell(self, decision: Decision) -> None:
+        if decision.guard is None or decision.guard_name in _ORDINARY or self._begins(decision):
+            self.state.changes.clear("guard")
+        elif self.decision.guard_name != decision.guard_name:
+            self.state.changes.say("guard", f"nothing is created: {decision.guard}")
+        self._tell_holds(decision)
+        for note in set(self.decision.notes).difference(decision.notes):
+            self.state.changes.clear(("note", note))
+        for note in decision.notes:
+            self.state.changes.say(("note", note), note)
+
+    def _tell_holds(self, decision: Decision) -> None:
+        """Say which types are held back from now on, and which no longer; how long still is no news."""
+        before, holds = _holds(self.decision), _holds(decision)
+        for name, where in holds.items():
+            if before.get(name) != where:
+                log.info("%s: %s", name, decision.passed_over[name])
+        for name in before.keys() - holds.keys():
+            log.info("%s: no longer held back", name)
+
+    def _begins(self, decision: Decision) -> bool:
+        """Is nothing known against creating but that the engines, or the health command, have yet to answer?"""
+        if decision.guard_name == "engines":
+            return not any(engine.problem() for engine in self.state.engines.values())
+        return decision.guard_name == "health" and self.health_problem == NO_ANSWER
+
+
+def _holds(decision: Decision) -> dict[str, str]:
+    """By machinetype that is held back, whose aborts did that."""
+    return {
+        **dict.fromkeys(decision.held_in_space, "in the space"),
+        **dict.fromkeys(decision.held_here, "here"),
+    }

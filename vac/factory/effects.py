@@ -1,0 +1,403 @@
+"""Carries out what the table of vac.lifecycle says, through engines, machines' directories and accounting."""
+
+from __future__ import annotations
+
+import logging
+import math
+import uuid as uuids
+from collections.abc import Callable, Collection
+from pathlib import Path
+
+from vac.accounting import finishing
+from vac.config.load import Configuration
+from vac.config.machinetype import VM_MODELS, Machinetype
+from vac.context.user_data import ContextRequest
+from vac.drivers.base import CreationFailed, MachineSpec
+from vac.drivers.processes.launch_plan import account
+from vac.drivers.registry import engine_name
+from vac.factory.contexts import Contexts
+from vac.factory.peers import Monitor
+from vac.factory.state import FactoryState, Slot
+from vac.host.privileges import unprivileged_user
+from vac.lifecycle.effects import Effect
+from vac.lifecycle.phases import PendingCreation, Phase, Preparing, Releasing, Starting, Stopping, Stuck
+from vac.lifecycle.stimuli import (
+    ContextReady,
+    Decided,
+    DirectoryFailed,
+    EndLowered,
+    EndWritten,
+    Listed,
+    Started,
+    Stimulus,
+)
+from vac.lifecycle.table import Step
+from vac.lifecycle.table import step as take_step
+from vac.machines import creation
+from vac.machines import machine as machines
+from vac.machines import slots as slot_files
+from vac.machines.files import TrashCollector
+from vac.machines.layout import slot_address, slot_number
+from vac.machines.machine import Machine
+from vac.machines.outputs import set_shutdown_message
+from vac.machines.status import Happening
+from vac.scheduling.backoff import code_group, says_no_work
+from vac.scheduling.model import Create, Outcome
+
+RENEW_SECONDS = 30.0
+"""Heartbeat files are written at most this often, however often events cause a listing."""
+WATCHED_SECONDS = 150.0
+"""A machine that was listed alive so recently, by an engine that has answered since, has ended just now."""
+
+log = logging.getLogger(__name__)
+
+
+def checkpoint(slot: Slot, effect: Effect) -> None:
+    """Do nothing, before each effect: a test puts a function here that ends the process."""
+
+
+class Effects:
+    """Applies stimuli to slots and carries the effects out."""
+
+    def __init__(
+        self, state: FactoryState, contexts: Contexts, trash: TrashCollector, monitor: Monitor
+    ) -> None:
+        self.state = state
+        self._contexts = contexts
+        self.trash = trash
+        self.monitor = monitor
+        self._carry_out: dict[Effect, Callable[[Slot, Step], Stimulus | None]] = {
+            Effect.PREPARE_CONTEXT: self._prepare_context,
+            Effect.MAKE_DIRECTORY: self._make_directory,
+            Effect.START: self._start,
+            Effect.WRITE_STARTED: self._write_started,
+            Effect.COUNT_CREATION: self._count_creation,
+            Effect.COUNT_FAILURE: self._count_failure,
+            Effect.REPORT_UNWANTED: self._report_unwanted,
+            Effect.LOOK: self._look,
+            Effect.RENEW_HEARTBEAT: self._renew_heartbeat,
+            Effect.LOWER_END: self._lower_end,
+            Effect.WRITE_MESSAGE: self._write_message,
+            Effect.STOP: self._stop,
+            Effect.ACCOUNT: self._account,
+            Effect.REMEMBER_END: self._remember_end,
+            Effect.RELEASE: self._release,
+            Effect.COUNT_RELEASE: self._count_release,
+            Effect.COUNT_RELEASE_FAILURE: self._count_release_failure,
+            Effect.REPORT_STUCK: self._report_stuck,
+            Effect.DISCARD: self._discard,
+            Effect.GIVE_BACK_SCRATCH: self._give_back_scratch,
+        }
+
+    def happen(self, slot: Slot, stimulus: Stimulus) -> None:
+        """Apply a stimulus to a slot."""
+        taken = take_step(slot.phase, stimulus, self.state.clock.boot())
+        slot.phase = taken.after
+        if type(taken.before) is not type(taken.after):
+            self.state.changed = True
+        for effect in taken.effects:
+            checkpoint(slot, effect)
+            follows = self._carry_out[effect](slot, taken)
+            if follows is not None:
+                self.happen(slot, follows)
+                return
+
+    def begin(self, slot: Slot, order: Create) -> None:
+        """Give the slot a machine that has been decided on."""
+        machinetype = self.state.configuration.machinetypes[order.machinetype]
+        uuid = str(uuids.UUID(int=self.state.rng.getrandbits(128), version=4))
+        self.happen(slot, Decided(PendingCreation(order, uuid, machinetype, self.state.clock.boot())))
+
+    def account_for_orphans(self, engine: str, listed: Collection[str]) -> None:
+        """Write the end of machines that are in no slot, once their engine doesn't list their uuids any more."""
+        for machine in list(self.state.orphans):
+            if engine_name(machine.model) != engine or machine.uuid in listed:
+                continue
+            if self._finish(machine, None, watched=False):
+                self.state.orphans.remove(machine)
+                log.warning("%s: was in no slot; its end is written", machine.directory.name)
+
+    # Beginning
+
+    def _prepare_context(self, slot: Slot, taken: Step) -> None:
+        assert isinstance(taken.after, Preparing)
+        pending, settings = taken.after.pending, self.state.settings
+        machinetype, end = pending.machinetype, pending.order.shutdown_time
+        directory = self.state.dir.machinetype(machinetype.pipe or machinetype.name)
+        now = self.state.clock.unix()
+        self._contexts.start(
+            ContextRequest(machinetype, settings, slot.name, pending.uuid, directory, now, end)
+        )
+
+    def _make_directory(self, slot: Slot, taken: Step) -> Stimulus | None:
+        assert isinstance(taken.after, Starting)
+        assert isinstance(taken.stimulus, ContextReady)
+        pending, settings = taken.after.pending, self.state.settings
+        machinetype = pending.machinetype
+        try:
+            machine = creation.create(
+                self.state.dir,
+                machinetype,
+                settings,
+                name=slot.name,
+                uuid=pending.uuid,
+                processors=pending.order.processors,
+                shutdown_time=int(pending.order.shutdown_time),
+                now=self.state.clock.unix(),
+                user_data=taken.stimulus.user_data,
+                access=self._access(machinetype),
+                ip=self._address(slot, machinetype),
+                root_public_key=self._root_key() if machinetype.machine_model in VM_MODELS else None,
+            )
+        except (CreationFailed, OSError) as problem:
+            slot.put(None)
+            return DirectoryFailed(str(problem))
+        slot.put(machine)
+        return None
+
+    def _start(self, slot: Slot, taken: Step) -> None:
+        assert isinstance(taken.after, Starting)
+        machine, pending, settings = _machine(slot), taken.after.pending, self.state.settings
+        machinetype, processors = pending.machinetype, pending.order.processors
+        log.info("%s (%s): creating it: %s", slot.name, machinetype.name, pending.order.reason)
+        self.state.own_uuids.add(pending.uuid)
+        self.state.engine_of(machinetype.machine_model).create(
+            MachineSpec(
+                name=slot.name,
+                uuid=pending.uuid,
+                machinetype=machinetype,
+                settings=settings,
+                processors=processors,
+                memory_bytes=settings.mb_per_processor * processors * 1024 * 1024,
+                directory=machine.directory,
+                files=self.state.dir.machinetype_files(machinetype.pipe or machinetype.name),
+                address=self._address(slot, machinetype),
+                hidden=_hidden(self.state.configuration),
+            )
+        )
+
+    def _access(self, machinetype: Machinetype) -> creation.Access:
+        if machinetype.machine_model == "docker":
+            reader = unprivileged_user()
+            return creation.Access(any_user=True, reader_gid=reader.pw_gid if reader else None)
+        if machinetype.machine_model in VM_MODELS:
+            writer = unprivileged_user()
+            return creation.Access(writer.pw_uid, writer.pw_gid) if writer else creation.Access()
+        user = account(self.state.settings)
+        return creation.Access(user.pw_uid, user.pw_gid)
+
+    def _address(self, slot: Slot, machinetype: Machinetype) -> str | None:
+        number = slot_number(self.state.settings.factory_name, slot.name)
+        return slot_address(number) if machinetype.machine_model in VM_MODELS and number is not None else None
+
+    def _root_key(self) -> bytes | None:
+        """Return the ssh key offered to VMs; None if the site has none. A broken one holds no machine up."""
+        path = self.state.settings.root_public_key
+        try:
+            key = path.read_bytes()
+            problem = "it holds a private key" if b"PRIVATE KEY" in key else None
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            key, problem = b"", error.strerror
+        if problem is None:
+            return key
+        text = f"root_public_key {path} is not offered to VMs: {problem}"
+        self.state.changes.say("root_public_key", text, logging.WARNING)
+        return None
+
+    def _write_started(self, slot: Slot, taken: Step) -> None:
+        machine, now = _machine(slot), self.state.clock.moment()
+        if isinstance(taken.stimulus, Started):
+            started = now.at(taken.stimulus.time)
+            log.info("%s (%s): started", machine.name, machine.machinetype)
+        else:
+            started = now.at(now.boot - max(0.0, now.unix - machine.created_time))
+            log.info("%s (%s): found started", machine.name, machine.machinetype)
+        slot.sight.alive_time = now.boot if isinstance(taken.stimulus, Started) else None
+        text = f"{machine.name}: its start can't be written"
+        self.state.written(
+            machine.uuid, text, lambda: machines.mark_started(self.state.dir, machine, started)
+        )
+
+    def _count_creation(self, slot: Slot, taken: Step) -> None:
+        self.state.creation_succeeded(
+            _machine(slot), self.state.clock.boot() - self._begin(slot, taken.before)
+        )
+
+    def _count_failure(self, slot: Slot, taken: Step) -> None:
+        begin = self._begin(slot, taken.before)
+        if isinstance(taken.before, (Preparing, Starting)):
+            machinetype = taken.before.pending.order.machinetype
+        else:
+            machinetype = _machine(slot).machinetype
+        made = not isinstance(taken.before, Preparing) and not isinstance(taken.stimulus, DirectoryFailed)
+        self.state.creation_failed(
+            machinetype, f"{slot.name}: {taken.reason}" if made else taken.reason, begin
+        )
+
+    def _begin(self, slot: Slot, before: Phase) -> float:
+        """Return when the creation was begun, in seconds since boot."""
+        if isinstance(before, (Preparing, Starting)):
+            return before.pending.begin
+        now = self.state.clock.moment()
+        return now.boot - max(0.0, now.unix - _machine(slot).created_time)
+
+    def _report_unwanted(self, slot: Slot, taken: Step) -> None:
+        assert isinstance(taken.before, Preparing)
+        name = taken.before.pending.machinetype.name
+        log.info("%s (%s): not created, for things have changed", slot.name, name)
+
+    def _discard(self, slot: Slot, taken: Step) -> None:
+        machine = _machine(slot)
+        text = f"{machine.name}: its directory can't be discarded"
+        if self.state.written(
+            f"discard {slot.name}", text, lambda: slot_files.discard(self.state.dir, machine)
+        ):
+            self.trash.start()
+        slot.put(None)
+
+    # Running
+
+    def _look(self, slot: Slot, taken: Step) -> None:
+        self.state.engine_of(_machine(slot).model).request_observation()
+
+    def _renew_heartbeat(self, slot: Slot, taken: Step) -> None:
+        assert isinstance(taken.stimulus, Listed)
+        slot.sight.alive_time = taken.stimulus.asked_time
+        self.renew_heartbeat(slot, RENEW_SECONDS)
+
+    def renew_heartbeat(self, slot: Slot, after_seconds: float = 0.0) -> None:
+        """Write when the machine was last seen alive, if the last time is so long ago."""
+        machine, alive_time = _machine(slot), slot.sight.alive_time
+        if alive_time is None:
+            return
+        moment = self.state.clock.moment().at(alive_time)
+        noted = machine.alive_seconds if machine.start_written else None
+        if noted is not None and machine.age(moment) - noted < after_seconds:
+            return
+        self.state.written(
+            f"heartbeat {machine.uuid}",
+            f"{machine.name}: that it is alive can't be written",
+            lambda: machines.renew_heartbeat(self.state.dir, machine, moment, slot.sight.usage),
+        )
+
+    def _lower_end(self, slot: Slot, taken: Step) -> None:
+        """Lower the machine's shutdown time, but not to less than grace_secs from now."""
+        assert isinstance(taken.stimulus, EndLowered)
+        machine, now = _machine(slot), self.state.clock.moment()
+        wanted, step = taken.stimulus.shutdown_time, machine.clock_step(now)
+        if machine.shutdown_time + step <= wanted:
+            return
+        end = math.ceil(max(wanted, now.unix + self.state.settings.grace_secs))
+        before = machine.shutdown_time
+
+        def lower() -> None:
+            if machines.lower_shutdown_time(self.state.dir, machine, end, step):
+                machines.note_people(self.state.dir, machine)
+
+        text = f"{machine.name}: its end can't be lowered"
+        self.state.written(f"end {machine.uuid}", text, lower)
+        if machine.shutdown_time < before:
+            log.info("%s (%s): must end by %d", machine.name, machine.machinetype, machine.shutdown_time)
+            self.state.changed = True
+
+    # Ending
+
+    def _write_message(self, slot: Slot, taken: Step) -> None:
+        assert isinstance(taken.after, Stopping)
+        machine, order = _machine(slot), taken.after.order
+
+        def write() -> None:
+            set_shutdown_message(self.state.dir, machine, order.message)
+            if order.by_people:
+                machines.note_people(self.state.dir, machine)
+
+        self.state.written(machine.uuid, f"{machine.name}: why it is stopped can't be written", write)
+        log.info("%s (%s): stopping it: %s", machine.name, machine.machinetype, order.message)
+
+    def _stop(self, slot: Slot, taken: Step) -> None:
+        machine = _machine(slot)
+        self.state.engine_of(machine.model).stop(machine.name, machine.uuid)
+
+    def _account(self, slot: Slot, taken: Step) -> Stimulus | None:
+        machine, alive_time = _machine(slot), slot.sight.alive_time
+        disturbed = self.state.disturbed.get(engine_name(machine.model), -math.inf)
+        now = self.state.clock.boot()
+        watched = alive_time is not None and disturbed < alive_time and now - alive_time < WATCHED_SECONDS
+        return EndWritten() if self._finish(machine, slot, watched=watched) else None
+
+    def _finish(self, machine: Machine, slot: Slot | None, *, watched: bool) -> bool:
+        usage = slot.sight.usage if slot else None
+        key = f"finish {machine.uuid or machine.directory.name}"
+        try:
+            finishing.finish(self.state.dir, machine, usage, self.state.clock.moment(), watched=watched)
+        except finishing.FinishFailed as problem:
+            self.state.trouble(key, str(problem))
+            return False
+        self.state.no_trouble(key)
+        return True
+
+    def _remember_end(self, slot: Slot, taken: Step) -> None:
+        machine = _machine(slot)
+        end = slot_files.outcome(machine, machine.clock_step(self.state.clock.moment()))
+        self.state.forget_troubles(machine.uuid)
+        self.state.remember(end, machine.options.fizzle_seconds)
+        log.info("%s (%s): ended: %s", machine.name, machine.machinetype, _epitaph(end))
+        lived = end.ended_time - (end.started_time or end.ended_time)
+        self.state.counters.add(Happening.END, machine.machinetype, code_group(end.message), lived)
+        self.monitor.finished(self.state.settings, machine.directory)
+
+    def _release(self, slot: Slot, taken: Step) -> None:
+        machine = _machine(slot)
+        self.state.engine_of(machine.model).destroy(machine.name, machine.uuid)
+
+    def _count_release(self, slot: Slot, taken: Step) -> None:
+        if isinstance(taken.before, Stuck):
+            log.info("%s: what was left of its machine is gone", slot.name)
+        self._count(slot, taken, "destroyed")
+
+    def _count_release_failure(self, slot: Slot, taken: Step) -> None:
+        self._count(slot, taken, "failed")
+
+    def _count(self, slot: Slot, taken: Step, outcome: str) -> None:
+        assert isinstance(taken.before, (Releasing, Stuck))
+        seconds = self.state.clock.boot() - taken.before.begin
+        self.state.counters.add(Happening.DESTRUCTION, _machine(slot).model, outcome, seconds)
+
+    def _report_stuck(self, slot: Slot, taken: Step) -> None:
+        log.warning("%s: what is left of its machine can't be removed; its slot stays taken", slot.name)
+
+    def _give_back_scratch(self, slot: Slot, taken: Step) -> None:
+        """Discard what was the machine's own disk; what fails is tried again at the next listing."""
+        machine = slot.machine
+        if machine is None:
+            return
+        key, text = f"scratch {machine.uuid}", f"{machine.name}: its scratch space can't be removed"
+        try:
+            discarded = slot_files.discard_scratch(self.state.dir, machine.directory)
+        except OSError as error:
+            self.state.changes.say(key, f"{text}: {error}", logging.WARNING)
+            return
+        self.state.changes.clear(key)
+        if discarded:
+            self.trash.start()
+
+
+def _machine(slot: Slot) -> Machine:
+    assert slot.machine is not None, f"{slot.name} has no machine in phase {slot.phase}"
+    return slot.machine
+
+
+def _hidden(configuration: Configuration) -> tuple[Path, ...]:
+    """Return files with VOs' secrets that other machines' user may be able to read: configuration and tokens."""
+    tokens = (one.token_dir for one in configuration.machinetypes.values())
+    return (*(Path(file).absolute() for file in configuration.files), *filter(None, tokens))
+
+
+def _epitaph(outcome: Outcome) -> str:
+    lived = outcome.ended_time - (outcome.started_time or outcome.ended_time)
+    words = f"{outcome.message or 'no shutdown message'}, after {lived:.0f} s"
+    if says_no_work(outcome.message):
+        words += "; that is how long it took to find no work (see fizzle_seconds)"
+    return words

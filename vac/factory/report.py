@@ -1,0 +1,162 @@
+"""What the factory tells others: status.json, counts, heartbeat, and the upkeep of its state directory."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+
+import vac
+from vac.context.downloads import ImageCache
+from vac.drivers.base import EngineState
+from vac.factory.decisions import Decisions
+from vac.factory.effects import Effects
+from vac.factory.state import FactoryState, Slot
+from vac.lifecycle.phases import SetAside, Stuck
+from vac.lifecycle.table import STUCK_SECONDS
+from vac.machines import status as statuses
+from vac.machines.slots import Expiry, remove_orphaned_slots
+from vac.machines.status import Drain, Status, TypeFacts
+from vac.vacquery.signed_json import identity
+
+log = logging.getLogger(__name__)
+
+REPORT_SECONDS = 1.0
+"""status.json is written at most this often."""
+UNUSED_IMAGE_DAYS = 30
+"""How long a downloaded image is kept that no machinetype names any more."""
+
+
+class Report:
+    """Writes what the responder, `vac`, Nagios and people's eyes read."""
+
+    def __init__(self, state: FactoryState, decisions: Decisions, effects: Effects) -> None:
+        self.state = state
+        self.decisions = decisions
+        self.effects = effects
+        self.expiry = Expiry(state.dir)
+        self.images = ImageCache(state.dir.imagecache, state.dir.tmp)
+        self._report_time = float("-inf")
+
+    @property
+    def next_time(self) -> float | None:
+        """When status.json may be written again, if it has to be, in seconds since boot."""
+        return None if self.state.reported else self._report_time + REPORT_SECONDS
+
+    def cycle(self) -> None:
+        """Show that the factory lives, and remove what is old; once a cycle."""
+        self.state.written("upkeep", f"{self.state.dir.root} can't be kept in order", self._upkeep)
+        self.effects.monitor.cycle(self.state.settings)
+        self.state.reported = False
+
+    def _upkeep(self) -> None:
+        now, directory, settings = self.state.clock.unix(), self.state.dir, self.state.settings
+        statuses.touch_heartbeat(directory, "factory", now)
+        directory.keep_reserve()
+        occupied = [slot.name for slot in self.state.slots if slot.occupied]
+        remove_orphaned_slots(directory, settings.factory_name, settings.host_processors, occupied)
+        if self.state.configuration_problem is None and self.state.doubt is None:
+            directories = [slot.machine.directory for slot in self.state.slots if slot.machine]
+            machinetypes = self.state.configuration.machinetypes
+            self.expiry.run(machinetypes, directories, now)
+            named = [one.root_image for one in machinetypes.values() if one.root_image]
+            self.images.expire(named, now, UNUSED_IMAGE_DAYS)
+        self.effects.trash.start()
+        statuses.write_share_ledger(directory, self.decisions.memory.ledger.encode())
+
+    def report_if_due(self) -> None:
+        """Write status.json and counts if something has changed, but not more than once a second."""
+        now = self.state.clock.moment()
+        if self.state.reported or now.boot - self._report_time < REPORT_SECONDS:
+            return
+        self._report_time = now.boot
+        self.state.reported = True
+        self._counts()
+        statuses.write(self.state.dir, self.status(now.unix))
+
+    def _counts(self) -> None:
+        settings = self.state.settings
+        running = [slot.machine for slot in self.state.slots if slot.running and slot.machine]
+        processors = sum(machine.processors for machine in running)
+        statuses.write_counts(
+            self.state.dir,
+            len(running),
+            settings.host_processors,
+            processors,
+            settings.total_processors,
+            processors * settings.hs06,
+        )
+
+    def status(self, now: float) -> Status:
+        """Everything that others want to know and that isn't in the machines' directories."""
+        state, settings, decision = self.state, self.state.settings, self.decisions.decision
+        order = self.decisions.requests.drain
+        return Status(
+            time=now,
+            space=settings.vac_space,
+            site=settings.site,
+            factory=settings.factory_name,
+            version=vac.__version__,
+            factories=settings.factories,
+            vacquery_allow=tuple(str(network) for network in settings.vacquery_allow),
+            vacquery=identity(settings.vacquery_port, settings.vacquery_key_file),
+            slots=settings.host_processors,
+            total_processors=settings.total_processors,
+            mb_per_processor=settings.mb_per_processor,
+            hs06_per_processor=settings.hs06,
+            machinetypes=tuple(self._facts()),
+            engines={name: engine.problem() for name, engine in state.engines.items()},
+            problems=state.problems,
+            warnings=(*self.decisions.warnings, *self._notices()),
+            drain=Drain(order.reason, order.since, order.until) if order else None,
+            shutdown_time=settings.shutdown_time,
+            decision_time=self.decisions.decision_time,
+            next_time=self.decisions.next_time,
+            guard=decision.guard,
+            guard_name=decision.guard_name,
+            passed_over=decision.passed_over,
+            held_here=decision.held_here,
+            held_in_space=decision.held_in_space,
+            silent=self.decisions.space.silent(settings),
+            unusable=self.decisions.space.last.unusable,
+            dropped=self.decisions.space.last.dropped,
+            created=tuple(state.created),
+            failed=dict(state.failed),
+            pipes=dict(state.pipes),
+            slot_states=self._slot_states(),
+            disk_used={
+                slot.machine.uuid: slot.sight.disk_used_bytes
+                for slot in state.slots
+                if slot.running and slot.machine and slot.sight.disk_used_bytes is not None
+            },
+            begin=state.started.unix,
+            tallies=state.counters.tell(state.configuration.machinetypes),
+        )
+
+    def _notices(self) -> list[str]:
+        notices = [notice for engine in self.state.engines.values() for notice in engine.notices()]
+        return [*self.state.doubts.values(), *self.state.troubles.values(), *notices]
+
+    def _facts(self) -> list[TypeFacts]:
+        names = [field.name for field in dataclasses.fields(TypeFacts) if field.name != "fqan"]
+        return [
+            TypeFacts(fqan=one.accounting_fqan, **{name: getattr(one, name) for name in names})
+            for one in self.state.configuration.machinetypes.values()
+        ]
+
+    def _slot_states(self) -> dict[str, str]:
+        found = {slot.name: self._slot_state(slot) for slot in self.state.slots}
+        return {name: state for name, state in found.items() if state}
+
+    def _slot_state(self, slot: Slot) -> str | None:
+        """Return what only the engine knows; None if the machine's directory tells all."""
+        foreign = self.state.foreign.get(slot.name)
+        long_foreign = foreign is not None and self.state.clock.boot() - foreign > STUCK_SECONDS
+        if isinstance(slot.phase, SetAside):
+            return "Unknown"
+        if isinstance(slot.phase, Stuck) or (long_foreign and not slot.occupied):
+            return "Zombie"
+        if slot.machine is None or slot.machine.finished:
+            return None
+        if slot.running and self.state.engine_of(slot.machine.model).problem():
+            return "Unknown"
+        return "Paused" if slot.sight.engine_state is EngineState.PAUSED else None

@@ -1,0 +1,349 @@
+"""What the parts of a factory share: its configuration, slots, engines, and what it remembers and counts."""
+
+from __future__ import annotations
+
+import logging
+import random
+from collections import deque
+from collections.abc import Callable, Collection, Iterable, Iterator
+from dataclasses import dataclass, field
+
+from vac.clock import Clock, Moment
+from vac.config.load import Configuration, ConfigurationError
+from vac.config.settings import Settings
+from vac.drivers.base import EngineState, Usage
+from vac.drivers.engine import InlineEngine
+from vac.drivers.registry import engine_name
+from vac.lifecycle.phases import (
+    Empty,
+    Ended,
+    Phase,
+    Releasing,
+    Running,
+    Starting,
+    Stopping,
+    Stuck,
+    Uncertain,
+)
+from vac.logs import OnChange
+from vac.machines import machine as machines
+from vac.machines import status as statuses
+from vac.machines.layout import StateDir, slot_name
+from vac.machines.machine import Machine
+from vac.machines.status import Creation, ErrorKind, Happening, Tally
+from vac.scheduling.backoff import History
+from vac.scheduling.model import Outcome
+
+REMEMBERED_CREATIONS = 10
+_OCCUPIED = (Starting, Uncertain, Running, Stopping, Ended, Releasing, Stuck)
+_RUNNING = (Running, Stopping, Ended)
+
+log = logging.getLogger(__name__)
+
+OpenEngine = Callable[[str, Settings], InlineEngine]
+"""Opens the engine that makes machines of this machine model."""
+
+
+@dataclass
+class Sight:
+    """What this process has seen of one machine. Times are by the clock that nobody sets."""
+
+    alive_time: float | None = None
+    """When an engine's listing last showed it running or paused."""
+    engine_state: EngineState | None = None
+    usage: Usage = field(default_factory=Usage)
+    heartbeat_file: tuple[float, float] | None = None
+    """Time of its heartbeat_file, Unix seconds, and when that was written at the latest."""
+    looked_time: float | None = None
+    """When its heartbeat_file was last looked at."""
+    busy_time: float | None = None
+    """When its CPU use was last measured to be enough."""
+    disk_used_bytes: int | None = None
+    measured_time: float | None = None
+    """When a measurement of its disk use was last asked for."""
+    measure_seconds: float = 300.0
+    """From then to the next one; what takes long is measured less often."""
+
+
+@dataclass
+class Slot:
+    """One slot: its phase, its present or last machine, and what this process has seen of that."""
+
+    name: str
+    """Host name of its machines."""
+    phase: Phase
+    machine: Machine | None = None
+    sight: Sight = field(default_factory=Sight)
+
+    @property
+    def occupied(self) -> bool:
+        """True while it holds a machine of which something may be left in its engine."""
+        return isinstance(self.phase, _OCCUPIED)
+
+    @property
+    def running(self) -> bool:
+        """True while its machine has started and its end is not on disk."""
+        return isinstance(self.phase, _RUNNING)
+
+    def put(self, machine: Machine | None) -> None:
+        """Have another machine in it, or none."""
+        self.machine, self.sight = machine, Sight()
+
+
+class Slots:
+    """All slots by name, in order."""
+
+    def __init__(self, names: Iterable[str], found: Iterable[Slot], now: float) -> None:
+        others = {slot.name: slot for slot in found}
+        self._slots = {name: others.pop(name, Slot(name, Empty(now))) for name in names}
+        self._wanted = frozenset(self._slots)
+        self._slots.update({name: slot for name, slot in others.items() if slot.occupied})
+
+    def __iter__(self) -> Iterator[Slot]:
+        return iter(self._slots.values())
+
+    def __len__(self) -> int:
+        return len(self._slots)
+
+    def get(self, name: str) -> Slot | None:
+        """Return the slot of that name."""
+        return self._slots.get(name)
+
+    def lowest_free(self, taken: Collection[str]) -> Slot | None:
+        """Return the first empty slot whose name isn't taken."""
+        for name in self._slots:
+            if name in self._wanted and name not in taken and isinstance(self._slots[name].phase, Empty):
+                return self._slots[name]
+        return None
+
+    def resize(self, names: Iterable[str], now: float) -> None:
+        """Have slots of these names; those that are no longer wanted go when they are empty."""
+        before = self._slots
+        self._slots = {name: before.pop(name, Slot(name, Empty(now))) for name in names}
+        self._wanted = frozenset(self._slots)
+        self._slots.update({name: slot for name, slot in before.items() if slot.occupied})
+
+
+class Counters:
+    """How often things have happened since this process began, and how long they took, for metrics."""
+
+    def __init__(self) -> None:
+        self._counts: dict[tuple[Happening, str, str], tuple[int, float]] = {}
+        """By what happened, of which kind and with which outcome."""
+
+    def add(self, what: Happening, kind: str, outcome: str, seconds: float) -> None:
+        """Record one occurrence and its duration."""
+        count, total = self._counts.get((what, kind, outcome), (0, 0.0))
+        self._counts[what, kind, outcome] = count + 1, total + max(0.0, seconds)
+
+    def tell(self, machinetypes: Collection[str]) -> tuple[Tally, ...]:
+        """Return all counts, after dropping ends of machinetypes other than these: pipes bring ever new ones."""
+        for key in [key for key in self._counts if key[0] is Happening.END and key[1] not in machinetypes]:
+            del self._counts[key]
+        return tuple(
+            Tally(what.value, kind, outcome, count, seconds)
+            for (what, kind, outcome), (count, seconds) in sorted(
+                self._counts.items(), key=lambda item: (item[0][0].value, *item[0][1:])
+            )
+        )
+
+
+@dataclass
+class FactoryState:
+    """One factory's working state. Only the loop's thread touches it."""
+
+    dir: StateDir
+    configuration: Configuration
+    slots: Slots
+    clock: Clock
+    rng: random.Random
+    open_engine: OpenEngine
+    started: Moment
+    """When this process began: a restart must not punish machines for what it didn't see."""
+    changes: OnChange
+    history: History
+    orphans: list[Machine] = field(default_factory=list)
+    """Machines that started, are in no slot and have not been accounted for."""
+    foreign: dict[str, float] = field(default_factory=dict)
+    """By name, since when an engine has shown a machine of this factory that is in no slot."""
+    own_uuids: set[str] = field(default_factory=set)
+    """Machines that this process has asked engines for."""
+    knew_nothing: bool = False
+    """No machine was on disk when this process began: the directory may be the wrong one."""
+    doubts: dict[str, str] = field(default_factory=dict)
+    """By kind, why factory_name or state_dir may be wrong. While there are any, nothing is made or removed, and nothing
+    is concluded from a machine's absence."""
+    engines: dict[str, InlineEngine] = field(default_factory=dict)
+    observed: set[str] = field(default_factory=set)
+    """Engines that have answered; nothing is created before."""
+    disturbed: dict[str, float] = field(default_factory=dict)
+    """By engine, when it last could not be observed."""
+    created: deque[Creation] = field(default_factory=lambda: deque(maxlen=REMEMBERED_CREATIONS))
+    """The last creations, newest first."""
+    failed: dict[str, Creation] = field(default_factory=dict)
+    """By machinetype, its last creation that failed, until one succeeds."""
+    configuration_problem: str | None = None
+    """Why the configuration on disk can't be used; then the last good one is in force."""
+    problems: tuple[str, ...] = ()
+    """All that is wrong with it."""
+    troubles: dict[str, str] = field(default_factory=dict)
+    """By key, what can't be written or read in state_dir."""
+    counters: Counters = field(default_factory=Counters)
+    pipes: dict[str, str | None] = field(default_factory=dict)
+    """By pipe, its problem; None: there is none."""
+    changed: bool = True
+    """Something has happened that a decision should take into account."""
+    reported: bool = False
+    """What people are shown is up to date."""
+
+    @property
+    def settings(self) -> Settings:
+        """[settings] in force."""
+        return self.configuration.settings
+
+    @property
+    def doubt(self) -> str | None:
+        """The first reason why factory_name or state_dir may be wrong."""
+        return next(iter(self.doubts.values()), None)
+
+    def engine_of(self, machine_model: str) -> InlineEngine:
+        """Return the engine that makes machines of this model, opened when it is needed first."""
+        name = engine_name(machine_model)
+        if name not in self.engines:
+            engine = self.engines[name] = self.open_engine(machine_model, self.settings)
+            found = [slot.machine for slot in self.slots_of(name) if slot.machine]
+            engine.adopt({machine.uuid: machine.name for machine in found})
+            left = {machine.uuid: machines.left_process(machine, self.settings) for machine in found}
+            engine.follow({uuid: process for uuid, process in left.items() if process})
+            engine.request_observation()
+        return self.engines[name]
+
+    def slots_of(self, engine: str) -> list[Slot]:
+        """Return the slots whose present or last machine is that engine's."""
+        return [slot for slot in self.slots if slot.machine and engine_name(slot.machine.model) == engine]
+
+    def configure(self, configuration: Configuration) -> bool:
+        """Put a configuration into force. True: engines have to be reached anew."""
+        self.changed |= self.configuration_problem is not None
+        self.configuration_problem, self.problems = None, ()
+        self.doubts.pop("configuration", None)
+        self.changes.clear("configuration")
+        statuses.clear_error(self.dir, ErrorKind.CONFIGURATION)
+        if configuration is self.configuration:
+            return False
+        before, self.configuration = self.settings, configuration
+        for problem in configuration.warnings:
+            log.warning("%s", problem)
+        log.info("configuration: machinetypes %s", " ".join(configuration.machinetypes) or "none")
+        self.slots.resize(slot_names(self.settings), self.clock.boot())
+        self.changed = True
+        return _connections(before) != _connections(self.settings)
+
+    def configuration_broken(self, error: ConfigurationError) -> None:
+        """Note that the configuration on disk can't be used: nothing is created, all else goes on by the last good
+        one."""
+        self.problems = tuple(str(problem) for problem in error.problems)
+        first = self.problems[0] if self.problems else str(error)
+        self.changed |= first != self.configuration_problem
+        self.configuration_problem = first
+        self.changes.say("configuration", f"the configuration can't be used: {error}", logging.ERROR)
+        statuses.set_error(self.dir, ErrorKind.CONFIGURATION, first)
+
+    def close_engines(self) -> None:
+        """Let go of all engines; they are opened anew when they are needed."""
+        for engine in self.engines.values():
+            engine.close()
+        self.engines.clear()
+        self.observed.clear()
+
+    def remember(self, outcome: Outcome, fizzle_seconds: float) -> None:
+        """Add the end of a machine to the history."""
+        self.history = self.history.add(outcome, fizzle_seconds)
+        self.changed = True
+
+    def creation_failed(self, machinetype: str, reason: str, begin: float) -> None:
+        """Note that a machine could not be made, whose creation was begun at that time since boot.
+
+        A creation that an earlier process left undone, perhaps the classic's, is cleaned up: no error for people.
+        """
+        now = self.clock.moment()
+        self.history = self.history.add(Outcome(machinetype, now.at(begin).unix, None, now.unix, None), 0.0)
+        kind = self.configuration.machinetypes.get(machinetype)
+        model = kind.machine_model if kind else "unknown"
+        self.counters.add(Happening.CREATION, model, "failed", now.boot - begin)
+        self.failed[machinetype] = Creation(now.unix, machinetype, reason=reason)
+        self.changes.say(f"create {machinetype}", f"{machinetype}: not created: {reason}", logging.WARNING)
+        if begin >= self.started.boot:
+            statuses.set_error(self.dir, ErrorKind.CREATION, f"{machinetype}: {reason}")
+        self.changed = True
+
+    def creation_succeeded(self, machine: Machine, seconds: float) -> None:
+        """Note that a machine has been made, which took so long."""
+        self.counters.add(Happening.CREATION, machine.model, "created", seconds)
+        self.failed.pop(machine.machinetype, None)
+        self.changes.clear(f"create {machine.machinetype}")
+        statuses.clear_error(self.dir, ErrorKind.CREATION)
+        self.created.appendleft(
+            Creation(machine.created_time, machine.machinetype, machine.name, machine.processors)
+        )
+        self.changed = True
+
+    def written(self, key: str, what: str, write: Callable[[], object]) -> bool:
+        """Write something, if need be with the reserve. False, and said, if the disk doesn't let us.
+
+        key is what it is about; what says in words what couldn't be done.
+        """
+        try:
+            self.dir.spending_reserve(write)
+        except OSError as error:
+            self.trouble(key, f"{what}: {error}")
+            return False
+        self.no_trouble(key)
+        return True
+
+    def trouble(self, key: str, text: str) -> None:
+        """Show people that something in state_dir can't be written or read."""
+        if self.troubles.get(key) != text:
+            self.troubles[key] = text
+            self.reported = False
+        self.changes.say(f"disk {key}", text, logging.ERROR)
+        statuses.set_error(self.dir, ErrorKind.DISK, text)
+
+    def no_trouble(self, key: str) -> None:
+        """Forget a trouble that is over."""
+        if self.troubles.pop(key, None) is None:
+            return
+        self.changes.clear(f"disk {key}")
+        self.reported = False
+        if not self.troubles:
+            statuses.clear_error(self.dir, ErrorKind.DISK)
+
+    def forget_troubles(self, uuid: str) -> None:
+        """Forget what could not be written of a machine whose end is on disk."""
+        for key in [key for key in self.troubles if key.endswith(uuid)]:
+            self.no_trouble(key)
+
+    def doubts_about(self, kind: str, text: str | None) -> None:
+        """Note, or no longer, why factory_name or state_dir may be wrong."""
+        if text is None:
+            self.changed |= self.doubts.pop(kind, None) is not None
+            self.changes.clear(f"doubt {kind}")
+        else:
+            self.changed |= self.doubts.get(kind) != text
+            self.doubts[kind] = text
+            self.changes.say(f"doubt {kind}", text, logging.ERROR)
+
+
+def slot_names(settings: Settings) -> list[str]:
+    """Return the host names of all slots: as many as this host has logical processors."""
+    return [slot_name(settings.factory_name, number) for number in range(settings.host_processors)]
+
+
+def found_slots(found: dict[str, tuple[Machine, type[Phase]]], now: float) -> list[Slot]:
+    """Return the slots that were found on disk, in the phases in which they go on."""
+    return [Slot(name, phase(now), machine) for name, (machine, phase) in found.items()]
+
+
+def _connections(settings: Settings) -> tuple[object, ...]:
+    """Return the settings by which drivers reach their engines."""
+    return settings.docker_host, settings.libvirt_uri, settings.vm_domain_type

@@ -1,0 +1,256 @@
+"""What engines' listings mean for the machines, and the rules that end machines which run."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+
+from vac.clock import Moment
+from vac.config.machinetype import VM_MODELS
+from vac.drivers.base import WRITES_TO, EngineState, Observed
+from vac.drivers.engine import Observation
+from vac.factory.effects import Effects
+from vac.factory.state import FactoryState, Slot
+from vac.host.probes import DiskMeasured, DiskMeter, DiskNotMeasured
+from vac.lifecycle.phases import Running, SetAside, Starting, StopOrder
+from vac.lifecycle.stimuli import ListedAbsent, ListedAlive, ListedEnded, ListedHalfMade, StopOrdered
+from vac.machines import files, outputs, requests
+from vac.machines.machine import Machine
+from vac.scheduling.kill_rules import Limits, Watched, judge
+
+LEAST_SECONDS = 1.0
+"""Between two rounds of the rules, whatever the deadlines are."""
+MEASURE_SECONDS = (30.0, 300.0)
+"""Shortest and longest time between two measurements of a machine's disk use."""
+MEASURE_PART = 0.001
+"""Between these limits, measuring one machine may take this part of the time."""
+GB = 1000**3
+_STIMULI = {
+    EngineState.RUNNING: ListedAlive,
+    EngineState.PAUSED: ListedAlive,
+    EngineState.ENDED: ListedEnded,
+    EngineState.HALF_MADE: ListedHalfMade,
+}
+
+log = logging.getLogger(__name__)
+
+
+class Watcher:
+    """Draws conclusions from listings. Machines that are this factory's by name but in no slot are *foreign*."""
+
+    def __init__(self, state: FactoryState, effects: Effects) -> None:
+        self.state = state
+        self.effects = effects
+        self._foreign: dict[str, dict[str, str]] = {}
+        """By engine, what it listed last that is foreign: names by uuid."""
+
+    def observed(self, seen: Observation) -> None:
+        """Take in one listing of one engine."""
+        listed = {machine.uuid: machine for machine in seen.machines}
+        for slot in self.state.slots_of(seen.engine):
+            assert slot.machine is not None
+            self._note(slot.machine, seen)
+            self._slot(slot, listed.pop(slot.machine.uuid, None), seen)
+        self._doubt_unknown(seen.engine, listed)
+        if self.state.doubt is None:
+            self.effects.account_for_orphans(seen.engine, listed)
+            self._remove_foreign(seen.engine, listed)
+
+    def _slot(self, slot: Slot, found: Observed | None, seen: Observation) -> None:
+        if seen.asked_time < slot.phase.since:
+            return
+        if found is None:
+            if slot.machine is not None and not self._may_be_elsewhere(slot.machine):
+                self.effects.happen(slot, ListedAbsent(seen.asked_time))
+            return
+        usage = seen.usage.get(found.uuid, found.usage)
+        if usage.ended_time is None and found.ended_time is not None:
+            usage = dataclasses.replace(usage, ended_time=found.ended_time)
+        slot.sight.usage = usage
+        if found.state is not slot.sight.engine_state:
+            slot.sight.engine_state = found.state
+            self.state.changed = True
+        self.effects.happen(slot, _STIMULI[found.state](seen.asked_time))
+
+    def _may_be_elsewhere(self, machine: Machine) -> bool:
+        """Tell if this listing may be another factory's than the machine's, so that it isn't in it."""
+        doubts = set(self.state.doubts)
+        if doubts == {"configuration"}:
+            return machine.options.factory_name != self.state.settings.factory_name
+        return bool(doubts)
+
+    def _note(self, machine: Machine, seen: Observation) -> None:
+        """Keep what the engine has told of a machine for people and incident teams."""
+        details, ends = seen.details.get(machine.uuid), seen.contacts.get(machine.uuid)
+        directory, now = self.state.dir, self.state.clock.unix()
+        if details:
+            self.state.written(
+                f"details {machine.uuid}",
+                f"{machine.name}: details from its engine can't be written",
+                lambda: outputs.note_details(directory, machine, details),
+            )
+        if ends:
+            self.state.written(
+                f"contacts {machine.uuid}",
+                f"{machine.name}: its connections can't be written",
+                lambda: outputs.note_contacts(directory, machine, ends, now),
+            )
+
+    def released(self, engine: str, uuid: str) -> None:
+        """Note that the engine has let go of this machine, wherever it was."""
+        if self._foreign.get(engine, {}).pop(uuid, None) is not None:
+            self.state.changes.clear(f"foreign {uuid}")
+            self._note_foreign()
+
+    def _doubt_unknown(self, engine: str, listed: Mapping[str, Observed]) -> None:
+        """Doubt that this is the right state_dir if it was empty and yet the engine has machines of this name."""
+        state = self.state
+        unknown = [one.name for uuid, one in listed.items() if uuid not in state.own_uuids]
+        text = None
+        if state.knew_nothing and unknown and not requests.may_remove_unknown(state.dir):
+            text = (
+                f"{engine} has machines of {state.settings.factory_name} ({', '.join(sorted(unknown)[:5])}), but "
+                f"{state.dir.root} knew of none: if it is the wrong directory (not mounted?), put it right and start "
+                f"vacd again; if those machines are to be removed, make the file "
+                f"{requests.remove_unknown_path(state.dir)}"
+            )
+        state.doubts_about(f"unknown {engine}", text)
+
+    def _remove_foreign(self, engine: str, listed: Mapping[str, Observed]) -> None:
+        """Remove foreign machines that two listings in a row have shown, unless their slot's machine isn't known."""
+        before = self._foreign.get(engine, {})
+        self._foreign[engine] = {uuid: found.name for uuid, found in listed.items()}
+        for uuid, name in self._foreign[engine].items():
+            slot = self.state.slots.get(name)
+            if uuid in before and not (slot and isinstance(slot.phase, (Starting, SetAside))):
+                text = f"{name} ({uuid}) is in no slot: removing it"
+                self.state.changes.say(f"foreign {uuid}", text, logging.WARNING)
+                self.state.engines[engine].destroy(name, uuid)
+        for uuid in before.keys() - listed.keys():
+            self.state.changes.clear(f"foreign {uuid}")
+        self._note_foreign()
+
+    def _note_foreign(self) -> None:
+        """Keep slots free whose name a foreign machine has: an engine has no two machines of one name."""
+        now, before = self.state.clock.boot(), self.state.foreign
+        names = {name for found in self._foreign.values() for name in found.values()}
+        self.state.changed |= bool(before.keys() - names)
+        self.state.foreign = {name: before.get(name, now) for name in names}
+
+
+class Rules:
+    """Ends machines that are late, stuck, idle or too large."""
+
+    def __init__(self, state: FactoryState, effects: Effects, meter: DiskMeter) -> None:
+        self.state = state
+        self.effects = effects
+        self.meter = meter
+        self.next_time: float | None = None
+
+    def check(self, now: Moment) -> None:
+        """Ask the rules for every machine that is seen to run, if it is time to."""
+        if self.next_time is not None and now.boot < self.next_time:
+            return
+        times = [time for slot in self.state.slots if (time := self._check(slot, now)) is not None]
+        self.next_time = max(min(times), now.boot + LEAST_SECONDS) if times else None
+
+    def look_again(self) -> None:
+        """Ask at once: there is news of machines."""
+        self.next_time = self.state.clock.boot()
+
+    def measure(self) -> None:
+        """Have disk use measured of those machines for which it's time; once a cycle."""
+        now = self.state.clock.boot()
+        for slot in self.state.slots:
+            machine, sight = slot.machine, slot.sight
+            if machine is None or not slot.running or _disk_limit(machine) is None:
+                continue
+            if sight.measured_time is None or now - sight.measured_time >= sight.measure_seconds:
+                sight.measured_time = now
+                self.meter.start(machine.uuid, *_directories(machine))
+
+    def measured(self, message: DiskMeasured) -> None:
+        """Take in a measurement."""
+        for slot in self.state.slots:
+            if slot.machine is not None and slot.machine.uuid == message.key:
+                slot.sight.disk_used_bytes = message.used_bytes
+                least, most = MEASURE_SECONDS
+                slot.sight.measure_seconds = min(max(least, message.seconds / MEASURE_PART), most)
+        self.look_again()
+
+    def not_measured(self, message: DiskNotMeasured) -> None:
+        """Log it: unknown is not too much."""
+        log.info("disk use of machine %s can't be measured: %s", message.key, message.reason)
+
+    def _check(self, slot: Slot, now: Moment) -> float | None:
+        """Judge one machine; return when to ask again. All times are in seconds since boot."""
+        machine, sight = slot.machine, slot.sight
+        if machine is None or machine.started_time is None or not isinstance(slot.phase, Running):
+            return None
+        if sight.engine_state is None or self.state.engine_of(machine.model).problem():
+            return None
+        started = now.boot - machine.age(now)
+        _note_activity(slot, machine, started)
+        watched = Watched(
+            started_time=started,
+            shutdown_time=started + machine.shutdown_time - machine.started_time,
+            paused=sight.engine_state is EngineState.PAUSED,
+            heartbeat_file_time=self._heartbeat_file_time(slot, machine, now),
+            disk_used_bytes=sight.disk_used_bytes,
+            busy_time=sight.busy_time,
+        )
+        verdict = judge(watched, _limits(machine), self.state.started.boot, now.boot)
+        if verdict.message is not None:
+            self.effects.happen(slot, StopOrdered(StopOrder(verdict.message)))
+            return None
+        return verdict.next_time
+
+    def _heartbeat_file_time(self, slot: Slot, machine: Machine, now: Moment) -> float | None:
+        """Return when the machine last wrote its heartbeat_file, however people's clock was set meanwhile."""
+        sight, name = slot.sight, machine.options.heartbeat_file
+        if not name:
+            return None
+        looked, sight.looked_time = sight.looked_time, now.boot
+        try:
+            mtime = files.untrusted_mtime(machine.directory / "joboutputs", name)
+        except (FileNotFoundError, files.Unreadable):
+            return None
+        if sight.heartbeat_file is None or sight.heartbeat_file[0] != mtime:
+            most = machine.age(now) if looked is None else now.boot - looked
+            sight.heartbeat_file = (mtime, now.boot - min(max(0.0, now.unix - mtime), most))
+        return sight.heartbeat_file[1]
+
+
+def _limits(machine: Machine) -> Limits:
+    options = machine.options
+    return Limits(
+        fizzle_seconds=options.fizzle_seconds,
+        heartbeat_file=options.heartbeat_file,
+        heartbeat_seconds=options.heartbeat_seconds,
+        idle_cpu_percent=options.idle_cpu_percent,
+        idle_seconds=options.idle_seconds,
+        disk_bytes=_disk_limit(machine),
+    )
+
+
+def _disk_limit(machine: Machine) -> int | None:
+    """Return the bytes that a container's directories may use; None: a VM's disk has its size, or no limit is set."""
+    per_processor = machine.options.disk_gb_per_processor
+    if not per_processor or machine.model in VM_MODELS:
+        return None
+    return per_processor * machine.processors * GB
+
+
+def _directories(machine: Machine) -> list[Path]:
+    """Return the machine's own directory and others that its engine has told of."""
+    told = outputs.read_details(machine).get(WRITES_TO, "")
+    return [machine.directory, *(Path(path) for path in told.split(":") if path)]
+
+
+def _note_activity(slot: Slot, machine: Machine, started: float) -> None:
+    """Count recent CPU use that isn't below the limit, until when it was measured."""
+    limit, percent = machine.options.idle_cpu_percent, machine.cpu_percent
+    if limit is not None and percent is not None and machine.sample is not None and percent >= limit:
+        slot.sight.busy_time = started + machine.sample[0]
