@@ -12,7 +12,7 @@ TYPED := $(wildcard vac tests bench examples tools/each_python.py setup.py)
 export PYTHON
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: help demo unit test test-all fresh lint format bench venv lock clean packages-run packages-fresh packages-test
+.PHONY: help demo unit test test-all fresh lint format soak bench venv lock clean packages-run packages-fresh packages-test
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -45,6 +45,9 @@ lint: .venv/dev-stamp  ## style, types, and who may import whom
 format: .venv/dev-stamp  ## what ruff can put right by itself
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
+
+soak: .venv/dev-stamp  ## a real factory under random faults, judged by its machines: MINUTES=60 SEED=1
+	$(BIN)/python -m tests.faults.soak $(if $(MINUTES),--minutes $(MINUTES)) $(if $(SEED),--seed $(SEED))
 
 bench: .venv/dev-stamp  ## time and memory of the factory
 	$(BIN)/python -m bench

@@ -17,7 +17,7 @@ from types import MappingProxyType
 from typing import Any, Callable
 
 from tests.conftest import require_root, require_tool
-from tests.engines.factory_fixture import AT_ONCE, Kind, Option, factory_site, replacements
+from tests.engines.factory_fixture import AT_ONCE, Kind, Life, Option, factory_site, replacements
 from tests.simulated import World, one_type
 from vac.config.settings import Settings
 from vac.drivers.engine import InlineEngine
@@ -164,17 +164,35 @@ def _real_world(root: Path, size: int) -> Iterator[RealWorld]:
 
 
 def fill(model: str, options: Mapping[str, Option] = MappingProxyType({}), **settings: Any) -> None:
-    """A real factory process: time to fill by the ramp, then to replace what ends."""
+    """A real factory process: time to fill with a type that nobody knows, to replace what ends, and to fill again."""
+    _fill_by_the_ramp(model, options, **settings)
     kind = Kind(WORK, {"fizzle_seconds": 3, "machine_model": model, **options})
     with factory_site({"work": kind}, processors=SLOTS, **settings) as site:
-        site.wait_for(site.lives, "the first machine")
-        begun = site.lives()[0].created
         site.wait_for(lambda: site.occupied() >= SLOTS, "all slots are taken", 180)
         full = max(life.started or 0.0 for life in site.lives())
-        print(f"filling {SLOTS} {model} slots by the ramp: {full - begun:.1f} s", flush=True)
         site.wait_for(lambda: len(replacements(site.lives(), full)) >= REPLACED, "so many are replaced", 120)
         pauses = [start - end for end, start in replacements(site.lives(), full)]
         print(
             f"replacing a {model} machine that has ended, with {SLOTS - 1} beside it: "
             f"median {statistics.median(pauses):.3f} s, longest of {len(pauses)} {max(pauses):.3f} s"
         )
+        site.vac("drain")
+        site.wait_for(lambda: not site.occupied(), "all machines have ended", 180)
+        site.stop()
+        known = len(site.lives())
+        site.start()
+        site.vac("undrain")
+        site.wait_for(lambda: site.occupied() >= SLOTS, "all slots are taken again", 180)
+        _tell_fill(f"{SLOTS} {model} slots with a known type, after a restart", site.lives()[known:])
+
+
+def _fill_by_the_ramp(model: str, options: Mapping[str, Option], **settings: Any) -> None:
+    kind = Kind("exec sleep 3600", {"fizzle_seconds": 600, "machine_model": model, **options})
+    with factory_site({"work": kind}, processors=SLOTS, **settings) as site:
+        site.wait_for(lambda: site.occupied() >= SLOTS, "all slots are taken", 180)
+        _tell_fill(f"{SLOTS} {model} slots by the ramp", site.lives())
+
+
+def _tell_fill(what: str, lives: Sequence[Life]) -> None:
+    full = max(life.started or 0.0 for life in lives[:SLOTS])
+    print(f"filling {what}: {full - lives[0].created:.1f} s", flush=True)

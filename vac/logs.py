@@ -1,4 +1,4 @@
-"""What the log looks like and where it goes: always to standard error, which may be a file of --log-dir.
+"""Format and place of the log: always standard error, which may be a file of --log-dir.
 
 Under systemd standard error is the journal's stream; then lines carry sd-daemon(3)'s `<N>` priorities instead
 of times. With --log-dir the process that opens the file puts it in place of descriptors 1 and 2, so that
@@ -24,7 +24,7 @@ logger = logging.getLogger(__name__)
 
 
 def escape(text: str) -> str:
-    """The text on one line: what can't be printed (line ends, terminal sequences) as `\\n` or `\\x1b`.
+    """Return the text on one line, with line ends and terminal sequences written as `\\n` or `\\x1b`.
 
     Names and messages come from machines and peers; none may forge a line of the log.
     """
@@ -60,7 +60,7 @@ class LineFormatter(logging.Formatter):
 
 
 def is_journal(descriptor: int, environ: Mapping[str, str]) -> bool:
-    """Whether this is the stream that JOURNAL_STREAM tells of (`DEVICE:INODE`, systemd.exec(5))."""
+    """Return True if this is the stream of JOURNAL_STREAM (`DEVICE:INODE`, systemd.exec(5))."""
     try:
         status = os.fstat(descriptor)
     except OSError:
@@ -85,7 +85,7 @@ def set_up(name: str, level: str) -> None:
 
 
 def _log_uncaught(kind: type[BaseException], exception: BaseException, trace: TracebackType | None) -> None:
-    logger.critical("%s that nobody caught", kind.__name__, exc_info=(kind, exception, trace))
+    logger.critical("uncaught %s", kind.__name__, exc_info=(kind, exception, trace))
 
 
 def _log_uncaught_in_thread(args: threading.ExceptHookArgs) -> None:
@@ -94,7 +94,7 @@ def _log_uncaught_in_thread(args: threading.ExceptHookArgs) -> None:
     thread = args.thread.name if args.thread else "unknown"
     exception = args.exc_value or args.exc_type()
     logger.critical(
-        "%s that nobody caught, in thread %s",
+        "uncaught %s in thread %s",
         args.exc_type.__name__,
         thread,
         exc_info=(args.exc_type, exception, args.exc_traceback),
@@ -102,7 +102,7 @@ def _log_uncaught_in_thread(args: threading.ExceptHookArgs) -> None:
 
 
 def open_file(path: Path) -> int:
-    """A descriptor that appends to this log file, which is made if need be. Raises OSError."""
+    """Open or create a log file; return a descriptor that appends to it. Raises OSError."""
     return os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o644)
 
 
@@ -114,7 +114,7 @@ def write_to(descriptor: int) -> None:
 
 
 def try_open(path: Path) -> int | None:
-    """The file that now has this name; None, and a line in the old one, if it can't be opened."""
+    """Open the file that now has this name; return None, with an error in the old one, if it can't be opened."""
     try:
         return open_file(path)
     except OSError as error:
@@ -123,14 +123,14 @@ def try_open(path: Path) -> int | None:
 
 
 def reopen(path: Path) -> None:
-    """Log to the file that now has this name; if it can't be opened, go on with the one there is."""
+    """Log to the file that now has this name; if it can't be opened, go on with the old one."""
     descriptor = try_open(path)
     if descriptor is not None:
         write_to(descriptor)
 
 
 class OnChange:
-    """Logs a state of affairs when it begins, changes and ends, however often it is reported."""
+    """Log of conditions: each is logged when it begins, changes and ends, however often it is reported."""
 
     def __init__(self, log: logging.Logger) -> None:
         self._log = log
@@ -143,13 +143,13 @@ class OnChange:
             self._log.log(level, "%s", text)
 
     def clear(self, key: Hashable) -> None:
-        """What was said under this key, if anything, holds no longer."""
+        """Log that the condition of this key, if any, has ended."""
         text = self._texts.pop(key, None)
         if text is not None:
             self._log.info("no longer: %s", text)
 
     def only(self, texts: Mapping[Hashable, str], level: int = logging.INFO) -> None:
-        """Say all of these; whatever else was said holds no longer."""
+        """Log all of these; all other conditions have ended."""
         for key in [key for key in self._texts if key not in texts]:
             self.clear(key)
         for key, text in texts.items():

@@ -23,7 +23,7 @@ from tests.engines.docker_machines import FACTORY, LOOK, Machines
 from tests.engines.podman_fixture import PrivatePodman
 from tests.engines.process_site import shell_seconds
 from tests.engines.shared_places import cvmfs_mount_point
-from vac.cli import doctor_docker
+from vac.cli.doctor_engines import docker_findings
 from vac.config.machinetype import Machinetype
 from vac.config.settings import Settings
 from vac.drivers.base import WRITES_TO, CreationFailed, EngineState, Usage
@@ -385,7 +385,7 @@ def test_a_containers_own_layer_is_where_its_engine_says(machines: Machines) -> 
 
 def test_the_doctor_finds_no_serious_problem(engine: PrivateEngine) -> None:
     limited = Machinetype("limited", disk_gb_per_processor=1)
-    rows = [*doctor_docker.rows(Settings(docker_host=engine.url), [limited])]
+    rows = [*docker_findings(Settings(docker_host=engine.url), [limited])]
     assert [what for what, problem, serious in rows if problem and serious] == []
     told = {what: problem for what, problem, _ in rows}
     assert told["disk_gb_per_processor of containers"] is None

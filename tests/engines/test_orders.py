@@ -36,14 +36,14 @@ def uuids(site: FactorySite) -> set[str]:
 
 def test_a_broken_configuration_harms_no_machine(site: FactorySite) -> None:
     before, good = uuids(site), site.config.read_text()
-    site.config.write_text(good.replace("target_share = 1", "target_share = much"))
+    site.config.write_text(good + "\n[settings]\nmb_per_processor = much\n")
     site.wake()
     site.wait_for(lambda: site.status().problems, "the factory says what is wrong")
-    assert "target_share" in site.status().problems[0]
+    assert "mb_per_processor" in site.status().problems[0]
     assert "vac.conf" in site.status().problems[0]
     checked = site.vac("config", "check")
     assert checked.returncode == 1
-    assert "target_share" in checked.stdout + checked.stderr
+    assert "mb_per_processor" in checked.stdout + checked.stderr
     assert uuids(site) == before
     victim = sorted(site.machines())[0]
     assert site.vac("destroy", victim).returncode == 0
@@ -60,7 +60,7 @@ def test_a_broken_configuration_harms_no_machine(site: FactorySite) -> None:
 def test_a_start_with_a_broken_configuration_finds_machines(site: FactorySite) -> None:
     before, good = uuids(site), site.config.read_text()
     assert site.stop() == 0
-    site.config.write_text(good + "\n[machinetype broken]\nmachine_model = spaceship\n")
+    site.config.write_text(good + "\n[settings]\nmb_per_processor = spaceship\n")
     site.start()
     site.wait_for(lambda: site.status().problems, "the factory says what is wrong")
     assert "spaceship" in site.status().problems[0]

@@ -10,7 +10,7 @@ import pytest
 
 from tests.conftest import require_tool
 from tests.examples.scripts import EXAMPLES
-from vac.cli.pipe import examine
+from vac.cli.config_commands import examine
 
 PIPES = sorted(EXAMPLES.glob("*/vacuum.pipe"))
 SCRIPTS = sorted(EXAMPLES.glob("*/*.sh"))

@@ -161,7 +161,11 @@ class Soak:
         self.start()
 
     def _pause(self) -> float:
-        """Mostly short, at times longer than machines live."""
+        """Mostly short, at times longer than machines live.
+
+        The clock is right meanwhile: the kernel's file times, signs of life of what ends now, aren't stepped with it.
+        """
+        self.step_clock(0.0)
         return self.rng.choice([0.0, 1.0, 5.0, self.rng.uniform(10.0, 40.0)])
 
     def set_clock(self) -> None:
@@ -290,7 +294,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--minutes", type=float, default=6.0)
     parser.add_argument("--seed", type=int, default=random.SystemRandom().randrange(10**6))
-    parser.add_argument("--keep-log", type=Path, help="copy vacd's log to this file at the end")
+    parser.add_argument(
+        "--keep", type=Path, help="copy vacd's log and state_dir to this new directory at the end"
+    )
     arguments = parser.parse_args()
     print(f"seed {arguments.seed}, {arguments.minutes:.0f} minutes")
     with soak(arguments.seed) as run:
@@ -298,8 +304,10 @@ def main() -> int:
             run.run(60 * arguments.minutes)
             found = run.faults()
         finally:
-            if arguments.keep_log:
-                arguments.keep_log.write_text(run.site.log())
+            if arguments.keep:
+                ignore = shutil.ignore_patterns("ballast", "tmp")
+                shutil.copytree(run.site.state.root, arguments.keep, symlinks=True, ignore=ignore)
+                (arguments.keep / "log").write_text(run.site.log())
         records = len(list(read_records(run.site.state.apel_archive)))
         print(
             f"{len(run.ledger.lives)} machines, {records} records, {len(run.done)} faults; {len(found)} differences"

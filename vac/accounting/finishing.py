@@ -24,7 +24,7 @@ class FinishFailed(Exception):
 
 @dataclass(frozen=True)
 class Finished:
-    """What was written."""
+    """Result of writing a machine's end."""
 
     ended_time: float
     message: str | None

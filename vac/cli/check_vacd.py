@@ -20,10 +20,10 @@ DEFAULT_STATE_DIR = Path("/var/lib/vac")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Print one line; returns the exit status that Nagios wants: 0 ok, 1 warning, 2 critical."""
+    """Print one line; return the exit status for Nagios: 0 ok, 1 warning, 2 critical."""
     parser = argparse.ArgumentParser(
         prog="check-vacd",
-        description="Nagios check: are vacd's factory and responder at work, without errors?",
+        description="Nagios check: check that vacd's factory and responder work without errors.",
     )
     parser.add_argument(
         "seconds",
@@ -31,7 +31,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         type=float,
         default=DEFAULT_SECONDS,
         metavar="SECONDS",
-        help=f"how old a heartbeat may be (default {DEFAULT_SECONDS})",
+        help=f"greatest age of a heartbeat (default {DEFAULT_SECONDS})",
     )
     parser.add_argument(
         "--state-dir", type=Path, default=DEFAULT_STATE_DIR, help=f"default {DEFAULT_STATE_DIR}"
@@ -43,7 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def check(state: StateDir, seconds: float, now: float) -> tuple[int, str]:
-    """Exit status and line. Heartbeats may be `seconds` old at the time now (Unix seconds)."""
+    """Return exit status and line. Heartbeats may be `seconds` old at the time now (Unix seconds)."""
     status, text = CRITICAL, _problem(state, seconds, now)
     if text is None:
         status, text = WARNING, _warning(state)
@@ -64,7 +64,7 @@ def _problem(state: StateDir, seconds: float, now: float) -> str | None:
 
 
 def _warning(state: StateDir) -> str | None:
-    """The first of status.json's warnings, such as a machinetype that fails on this factory alone."""
+    """Return the first of status.json's warnings, such as a machinetype that fails on this factory alone."""
     try:
         status = json.loads(state.status.read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -74,7 +74,7 @@ def _warning(state: StateDir) -> str | None:
 
 
 def _counts(state: StateDir) -> str:
-    """Machines and processors in words and as performance data; nothing if there are no counts."""
+    """Return machines and processors in words and as performance data; nothing if there are no counts."""
     words = (_first_line(state.counts) or "").split()
     if len(words) != 5:
         return ""

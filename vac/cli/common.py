@@ -1,29 +1,33 @@
-"""What several commands need: this factory's configuration and machines, and times as people write them."""
+"""Shared by several commands: this factory's configuration, times as people write them, failed creations."""
 
 from __future__ import annotations
 
 import argparse
 import datetime
 import re
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 from vac.config.load import Configuration, ConfigurationError, load
 from vac.config.settings import Settings
 from vac.host import facts
-from vac.machines import requests
-from vac.machines.layout import StateDir
-from vac.machines.machine import Machine
-from vac.machines.slots import read_slots
+
+if TYPE_CHECKING:
+    from vac.machines.status import Status
 
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
 
 def configuration(arguments: argparse.Namespace) -> Configuration:
-    """The configuration that `--config` names, or the installed one. ConfigurationError if it is broken."""
+    """Return the configuration that `--config` names, or the installed one. Raises ConfigurationError."""
     return load(arguments.config, facts.read())
 
 
 def settings(arguments: argparse.Namespace) -> Settings:
-    """[settings]; of a broken configuration what can be understood of it, if that suffices to find the factory."""
+    """Return [settings]; of a broken configuration the part that is right, if that suffices to find the factory.
+
+    Raises ConfigurationError.
+    """
     try:
         return configuration(arguments).settings
     except ConfigurationError as error:
@@ -32,18 +36,10 @@ def settings(arguments: argparse.Namespace) -> Settings:
         return error.settings
 
 
-def find_machine(state: StateDir, name: str) -> Machine | None:
-    """The machine in the slot of this host name, whose short form will do, or the slot's one with this uuid."""
-    for machine in read_slots(state).values():
-        if name and name.lower() in (machine.name, machine.name.partition(".")[0], machine.uuid):
-            return machine
-    return None
-
-
 def point_in_time(words: str, now: float) -> float:
-    """Unix seconds from `+90m`, from Unix seconds, or from a local time such as `2026-11-21T18:00`.
+    """Return Unix seconds from `+90m`, from Unix seconds, or from a local time such as `2026-11-21T18:00`.
 
-    ValueError says what is allowed.
+    Raises ValueError, which says what is allowed.
     """
     ahead = re.fullmatch(r"\+(\d{1,6})([smhd])", words)
     if ahead:
@@ -58,6 +54,8 @@ def point_in_time(words: str, now: float) -> float:
         ) from None
 
 
-def tell_factory(state: StateDir) -> str:
-    """Wake the factory so that it acts on a request now; what to tell people about that, or nothing."""
-    return "" if requests.wake(state) else " (no factory runs on this state_dir: it will when it starts)"
+def creation_failures(status: Status, machinetype: str | None, now: float) -> Iterator[str]:
+    """Yield why the last creation of this type, or of each, failed, unless one has succeeded since."""
+    for name, failed in status.failed.items():
+        if machinetype in (None, name):
+            yield f"{name}: the last creation failed {now - failed.time:.0f} s ago: {failed.reason}"

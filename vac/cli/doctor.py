@@ -1,9 +1,10 @@
-"""`vac doctor`: is this host fit for what is configured? One line a requirement, with what to do."""
+"""`vac doctor`: is this host fit for what is configured? One line for each requirement, with what to do."""
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import json
 import os
 import pwd
 import shutil
@@ -11,48 +12,45 @@ import socket
 import stat
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
-from vac.cli import common, doctor_cvmfs, doctor_docker, doctor_files, doctor_vms, doctor_web
-from vac.cli.doctor_files import image_problem
-from vac.cli.doctor_processes import apptainer_problem, bubblewrap_problem, image_file_problem
+from vac.cli import common, doctor_engines
+from vac.cli.config_commands import likely_mistakes
+from vac.cli.doctor_engines import Finding, serves
+from vac.config.files import Value, read
 from vac.config.load import Configuration, ConfigurationError
-from vac.config.machinetype import VM_MODELS, Machinetype
+from vac.config.machinetype import CONTAINER_MODELS, VM_MODELS, Machinetype
+from vac.config.sections import USER_DATA_OPTION
 from vac.config.settings import Settings
+from vac.config.values import split_host_port
 from vac.drivers.base import CreationFailed, EngineUnavailable
+from vac.drivers.processes.bubblewrap import check_command
 from vac.drivers.processes.launch_plan import account
 from vac.drivers.registry import driver_for
 from vac.host.cgroups import CgroupError, open_groups
+from vac.host.filesystems import real_image
 from vac.host.privileges import PREFERRED, unprivileged_user
 from vac.machines import requests
 from vac.machines.layout import StateDir
+from vac.roles import bind
 from vac.scheduling.eligibility import LEAST_FREE_BYTES
-from vac.text import escaped
-
-_CONTAINERS = ("docker", "singularity", "bubblewrap")
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One requirement."""
-
-    what: str
-    problem: str | None = None
-    """What is wrong and what to do; None: it is met."""
-    serious: bool = True
-    """Machines can't be made, or peers not be heard, as long as it is so."""
+from vac.text import escaped, without_url_secrets
+from vac.vacquery.signed_json import read_key
 
 
-def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Add the command."""
-    command = commands.add_parser("doctor", help="check that this host is fit for what is configured")
-    command.set_defaults(run=run)
+def add_arguments(parser: argparse.ArgumentParser, _: str) -> None:
+    """Add the arguments."""
+    parser.add_argument("-J", "--json", action="store_true", help="as JSON")
+    parser.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Print every finding; 1 if a serious one is among them."""
+    """Print every finding; return 1 if a serious one is among them."""
     worst = 0
+    if arguments.json:
+        findings = [finding._asdict() for finding in examine(arguments)]
+        print(json.dumps(findings, indent=1))
+        return int(any(finding["problem"] and finding["serious"] for finding in findings))
     for finding in examine(arguments):
         if finding.problem is None:
             print(f"ok       {escaped(finding.what)}", flush=True)
@@ -64,21 +62,21 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def examine(arguments: argparse.Namespace) -> Iterator[Finding]:
-    """Everything that is looked at, in the order in which it should be put right."""
+    """Yield all findings, in the order in which they should be put right."""
     try:
         configuration = common.configuration(arguments)
     except ConfigurationError as error:
-        for problem in error.problems:
-            yield Finding("configuration", str(problem))
+        yield from (Finding("configuration", str(problem)) for problem in error.problems)
         return
     yield Finding("configuration")
-    for warning in configuration.warnings:
+    yield from (Finding("configuration", str(problem)) for problem in configuration.errors)
+    for warning in (*configuration.warnings, *likely_mistakes(configuration)):
         yield Finding("configuration", str(warning), serious=False)
     settings = configuration.settings
     yield from _host(settings)
-    yield from (Finding(*row) for row in doctor_files.rows(settings, arguments.config))
+    yield from file_findings(settings, arguments.config)
     yield from _peers(settings)
-    yield from (Finding(*row) for row in doctor_web.rows(settings))
+    yield from page_findings(settings)
     for name, copy in configuration.copies.items():
         yield Finding(f"pipe {name}", copy.trouble(), serious=False)
     wanted = [one for one in configuration.machinetypes.values() if one.target_share > 0]
@@ -86,23 +84,25 @@ def examine(arguments: argparse.Namespace) -> Iterator[Finding]:
     if {"bubblewrap", "singularity"} & set(models):
         yield from _process_containers(settings)
     if set(VM_MODELS) & set(models):
-        yield from (Finding(*row) for row in doctor_vms.rows(settings))
+        yield from doctor_engines.vm_findings(settings)
     if settings.volume_group and not set(VM_MODELS) & set(models):
-        yield from (Finding(*row) for row in doctor_vms.lvm_rows(settings))
+        yield from doctor_engines.lvm_findings(settings)
     for model in models:
         yield from _model(model, settings, [one for one in wanted if one.machine_model == model])
     broken = set()
-    for row in doctor_cvmfs.rows(wanted):
-        yield Finding(*row)
-        if row[1] is not None:
-            broken.add(row[0])
+    for finding in doctor_engines.cvmfs_findings(wanted):
+        yield finding
+        if finding.problem is not None:
+            broken.add(finding.what)
     for one in wanted:
-        yield from _machinetype(one, configuration, touched=not broken & {*doctor_cvmfs.paths(one)})
+        yield from _machinetype(one, configuration, touched=not broken & {*doctor_engines.cvmfs_paths(one)})
 
 
 def _host(settings: Settings) -> Iterator[Finding]:
     root = os.geteuid() == 0
-    yield Finding("running as root", None if root else "vacd has to, and so has `vac doctor` to see it all")
+    yield Finding(
+        "running as root", None if root else "vacd needs it, and so does `vac doctor` to check everything"
+    )
     state = StateDir(settings.state_dir)
     what = f"state_dir {settings.state_dir}"
     place = next(path for path in (settings.state_dir, *settings.state_dir.parents) if path.exists())
@@ -136,9 +136,13 @@ def _peers(settings: Settings) -> Iterator[Finding]:
 
 def _model(model: str, settings: Settings, machinetypes: Sequence[Machinetype]) -> Iterator[Finding]:
     if model == "bubblewrap":
-        yield Finding("bubblewrap in an unprivileged user namespace", bubblewrap_problem(settings))
+        yield Finding(
+            "bubblewrap in an unprivileged user namespace", doctor_engines.bubblewrap_problem(settings)
+        )
     if model == "singularity":
-        yield Finding("a container made by apptainer or singularity", apptainer_problem(settings))
+        yield Finding(
+            "a container made by apptainer or singularity", doctor_engines.apptainer_problem(settings)
+        )
     try:
         driver = driver_for(model, settings)
         driver.list()
@@ -148,9 +152,9 @@ def _model(model: str, settings: Settings, machinetypes: Sequence[Machinetype]) 
         yield Finding(f"engine for {model}", str(error))
         return
     if model in VM_MODELS:
-        yield from (Finding(*row) for row in doctor_vms.hypervisor_rows(settings))
+        yield from doctor_engines.hypervisor_findings(settings)
     if model == "docker":
-        yield from (Finding(*row) for row in doctor_docker.rows(settings, machinetypes))
+        yield from doctor_engines.docker_findings(settings, machinetypes)
 
 
 def _process_containers(settings: Settings) -> Iterator[Finding]:
@@ -174,22 +178,22 @@ def _process_containers(settings: Settings) -> Iterator[Finding]:
 
 
 def _machinetype(one: Machinetype, configuration: Configuration, *, touched: bool) -> Iterator[Finding]:
-    """touched: whatever it needs below /cvmfs answers, and may be looked at."""
+    """Yield requirements of one type. touched: all that it needs below /cvmfs answers, and may be looked at."""
     what = f"machinetype {one.name}"
     settings = configuration.settings
     problems = [configuration.unusable[one.name]] if one.name in configuration.unusable else []
     files = StateDir(settings.state_dir).machinetype_files(one.pipe or one.name)
     problems += _context(one, settings)
-    if one.machine_model in _CONTAINERS and one.cvmfs_repositories and not Path("/cvmfs").is_dir():
+    if one.machine_model in CONTAINER_MODELS and one.cvmfs_repositories and not Path("/cvmfs").is_dir():
         problems.append("/cvmfs isn't there: install and configure CernVM-FS")
     if not touched:
         problems.append("what it needs below /cvmfs isn't there")
     elif one.machine_model == "singularity" and not (files / (one.root_image or "")).is_dir():
-        problems += filter(None, [image_file_problem(settings)])
+        problems += filter(None, [doctor_engines.image_file_problem(settings)])
     if one.machine_model in VM_MODELS and touched:
-        problems += doctor_vms.image_problems(one, files)
+        problems += doctor_engines.vm_image_problems(one, files)
     if one.machine_model in ("bubblewrap", "singularity") and touched:
-        problems += filter(None, [image_problem(one, files)])
+        problems += filter(None, [tree_problem(one, files)])
     if one.token_dir is not None and not one.token_dir.is_dir():
         problems.append(f"token_dir {one.token_dir} isn't there")
     for problem in problems:
@@ -199,7 +203,7 @@ def _machinetype(one: Machinetype, configuration: Configuration, *, touched: boo
 
 
 def _context(one: Machinetype, settings: Settings) -> Iterable[str]:
-    """Try to make user_data, which may mean to ask a server. The library for proxies is loaded only here."""
+    """Yield why user_data can't be made; a server may be asked. The library for proxies is imported only here."""
     from vac.context.proxies import KEY_FILE
     from vac.context.user_data import ContextError, ContextRequest, Templates, make_user_data
 
@@ -213,3 +217,89 @@ def _context(one: Machinetype, settings: Settings) -> Iterable[str]:
     with contextlib.suppress(OSError):
         if one.user_data_proxy and stat.S_IMODE(key.stat().st_mode) & 0o077:
             yield f"others can read {key}: chmod 600 it"
+
+
+def file_findings(settings: Settings, paths: Sequence[Path] | None) -> Iterator[Finding]:
+    """Yield findings about files that [settings] names, and files with secrets; paths are the configuration's."""
+    command, key = settings.health_command, settings.vacquery_key_file
+    if command is not None:
+        runs = command.is_file() and os.access(command, os.X_OK)
+        problem = "is no program that can be run, and nothing is created until it succeeds"
+        yield Finding(f"health_command {command}", None if runs else problem, True)
+    if key is not None:
+        yield _key_finding(key)
+    yield from _open_secrets(paths)
+
+
+def tree_problem(machinetype: Machinetype, files: Path) -> str | None:
+    """Return why a bubblewrap or singularity machine can't be made of this root_image and container_command.
+
+    What is downloaded isn't looked at, nor what is in an image file.
+    """
+    if not machinetype.root_image or "://" in machinetype.root_image:
+        return None
+    command = machinetype.container_command
+    fresh = {"/user_data", "/tmp", "/var/tmp", *machinetype.tmp_binds}
+    try:
+        root = Path(real_image(str(files / machinetype.root_image)))
+        if root.is_dir() and command not in fresh:
+            check_command(str(root), command, dict.fromkeys(fresh, ("rw", "")))
+        elif machinetype.machine_model == "bubblewrap" and not root.is_dir():
+            return f"root_image {root} is no directory tree; bubblewrap takes / or the path of one"
+        elif not root.exists():
+            return f"root_image {root} isn't there; give a directory tree, an image file or a URL"
+    except (OSError, ValueError) as error:
+        return str(error)
+    return None
+
+
+def _key_finding(key: Path) -> Finding:
+    what = f"vacquery_key_file {key}"
+    try:
+        read_key(key)
+    except OSError as error:
+        return Finding(
+            what,
+            f"{error.strerror}: make it by `openssl rand -base64 32`, the same on all factories",
+            True,
+        )
+    return Finding(what, f"others can read it: chmod 600 {key}" if _open_to_others(key) else None, False)
+
+
+def _open_secrets(paths: Sequence[Path] | None) -> Iterator[Finding]:
+    """Yield configuration files with secrets that everybody can read."""
+    secrets: dict[str, str] = {}
+    for section in read(paths).sections.values():
+        for option, value in section.values.items():
+            if _is_secret(option, value):
+                secrets.setdefault(value.file, option)
+    for file, option in secrets.items():
+        if _open_to_others(Path(file)):
+            yield Finding(
+                file, f"others can read it, {option} too, which may be secret: chmod 640 {file}", False
+            )
+
+
+def _is_secret(option: str, value: Value) -> bool:
+    return option.startswith(USER_DATA_OPTION) or without_url_secrets(value.text) != value.text
+
+
+def _open_to_others(path: Path) -> bool:
+    try:
+        return bool(path.stat().st_mode & stat.S_IROTH)
+    except OSError:
+        return False
+
+
+def page_findings(settings: Settings) -> Iterator[Finding]:
+    """Yield if the status page can be served at its address. The configuration's check sees to its packages."""
+    if settings.metrics_listen is None or serves(StateDir(settings.state_dir), "page"):
+        return
+    host, port = split_host_port(settings.metrics_listen)
+    what = f"metrics_listen {settings.metrics_listen}"
+    try:
+        bind(host, port).close()
+    except OSError as error:
+        yield Finding(what, f"{error.strerror}: choose an address of this host and a free port", False)
+    else:
+        yield Finding(what, None, False)

@@ -1,74 +1,130 @@
-"""The command `vac`: what a site's administrator asks of a factory and of its space."""
+"""The command `vac`: an administrator's questions and orders to a factory and its space."""
 
 from __future__ import annotations
 
 import argparse
+import errno
 import importlib
+import io
 import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple, NoReturn
 
 import vac
 from vac.config.load import ConfigurationError
 
-_MODULES = (
-    "machines",
-    "machinetypes",
-    "factories",
-    "machine",
-    "why",
-    "drain",
-    "ending",
-    "doctor",
-    "config",
-    "pipe",
-    "simulate",
-    "apel",
-    "signature",
-    "proxy",
-    "user_data",
-)
+
+class Command(NamedTuple):
+    """One sub-command. Its module is imported when it runs."""
+
+    module: str
+    """In vac.cli; its add_arguments(parser, name) sets `run`."""
+    does: str
+    example: str
 
 
-class _Command(argparse.ArgumentParser):
-    """A sub-command's parser: --config may stand before the command or after it."""
-
-    def __init__(self, **options: Any) -> None:
-        super().__init__(**options)
-        self.add_argument(
-            "--config",
-            action="append",
-            type=Path,
-            metavar="PATH",
-            dest="more_config",
-            default=argparse.SUPPRESS,
-            help="as before the command",
-        )
-
-
-def parser() -> argparse.ArgumentParser:
-    """The command line of `vac`: every module of the table adds its own sub-commands."""
-    top = argparse.ArgumentParser(prog="vac", description=__doc__)
-    top.add_argument("--version", action="version", version=f"Vac {vac.__version__}")
-    top.add_argument(
-        "--config",
-        action="append",
-        type=Path,
-        metavar="PATH",
-        help="a configuration file, or a directory of *.conf, instead of /etc/vac.d and the others; repeatable",
-    )
-    commands = top.add_subparsers(metavar="COMMAND", required=True, parser_class=_Command)
-    for name in _MODULES:
-        importlib.import_module(f"vac.cli.{name}").add_parser(commands)
-    return top
+COMMANDS = {
+    "machines": Command(
+        "space_commands", "show every slot of the space's factories and its machine", "machines -t 3"
+    ),
+    "machinetypes": Command(
+        "space_commands",
+        "show what runs of every machinetype in the space; with NAME, of that one on each factory",
+        "machinetypes example",
+    ),
+    "machinetype": Command(
+        "space_commands", "show what runs of one machinetype on each factory", "machinetype example"
+    ),
+    "factories": Command(
+        "space_commands",
+        "show the space's factories: processors and machines in use, load, KB free on / and state_dir, memory",
+        "factories --json",
+    ),
+    "squid-conf": Command(
+        "space_commands",
+        "copy Squid's configuration IN to OUT with the space's factories as clients and sibling caches; "
+        "exit status 0 if OUT changed, 1 if not, 2 on an error",
+        "squid-conf /etc/squid/squid.conf.in /etc/squid/squid.conf",
+    ),
+    "machine": Command(
+        "factory_commands", "show everything known of one machine of this factory", "machine vac-01-00"
+    ),
+    "why": Command(
+        "factory_commands",
+        "say why nothing, or nothing of a machinetype, is being created now",
+        "why example",
+    ),
+    "drain": Command(
+        "factory_commands",
+        "create no more machines; those that run finish by themselves",
+        "drain --until +2h --wait",
+    ),
+    "undrain": Command("factory_commands", "create machines again", "undrain"),
+    "finish": Command(
+        "factory_commands",
+        "tell a machine to end: its shutdown time becomes now + grace_secs",
+        "finish vac-01-00",
+    ),
+    "destroy": Command(
+        "factory_commands", "end a machine at once; what it did is accounted", "destroy vac-01-00"
+    ),
+    "doctor": Command("doctor", "check that this host is fit for what is configured", "doctor"),
+    "config": Command(
+        "config_commands", "check or show the configuration, or list all options", "config check"
+    ),
+    "pipe": Command(
+        "config_commands",
+        "check a Vacuum Pipe's document, or show the configured pipes",
+        "pipe check vo.pipe",
+    ),
+    "simulate": Command(
+        "simulate_command", "show how a whole space would behave, in virtual time", "simulate --hours 48"
+    ),
+    "apel-sync": Command(
+        "accounting_commands",
+        "write sync records: how many jobs each month had, by their ends (UTC)",
+        "apel-sync 202611",
+    ),
+    "apel-republish": Command(
+        "accounting_commands",
+        "copy the archive's job records of these months to apel-outgoing, to be sent once more",
+        "apel-republish 202611",
+    ),
+    "user-data": Command(
+        "context_commands",
+        "print the user_data that a machine of this type would get now, with an invented uuid",
+        "user-data example",
+    ),
+    "cernvm-signature": Command(
+        "context_commands",
+        "show who has signed a CernVM image, and if the signature counts; exit status 1 if not",
+        "cernvm-signature ucernvm-prod.iso",
+    ),
+    "proxy-init": Command(
+        "context_commands",
+        "make a limited X.509 proxy that lasts 12 hours; proxy, key and chain come on standard output",
+        "proxy-init -c x509cert.pem -k x509key.pem",
+    ),
+}
+_WITH_VALUE = {"-s": "--space", "-t": "--timeout", "-c": "--cert", "-k": "--key"}
+"""Options that may stand before the command, as the classic wants them, and are followed by a value."""
 
 
 def main(words: Sequence[str] | None = None) -> int:
-    """Run one command; returns its exit code: 0 done, 1 not done or bad news, 2 used wrongly."""
-    arguments = parser().parse_args(words)
-    arguments.config = [*(arguments.config or ()), *getattr(arguments, "more_config", ())] or None
+    """Run one command; return its exit code: 0 done, 1 not done or bad news, 2 used wrongly."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
+    options, name, rest = split(sys.argv[1:] if words is None else words)
+    if name in ("", "help") and not rest:
+        top = top_parser()
+        if top.parse_known_args(options)[1]:
+            _no_command(name)
+        top.print_help()
+        return 0 if name else 2
+    arguments = command_parser(name).parse_intermixed_args([*options, *rest])
     try:
         code: int = arguments.run(arguments)
         sys.stdout.flush()
@@ -76,18 +132,90 @@ def main(words: Sequence[str] | None = None) -> int:
         for problem in error.problems:
             print(f"vac: {problem}", file=sys.stderr)
         return 1
-    except PermissionError as error:
-        print(f"vac: {error.filename or error}: permission denied (try as root)", file=sys.stderr)
-        return 1
-    except FileNotFoundError as error:
-        print(
-            f"vac: {error.filename}: there is no such file or directory (has vacd never run here?)",
-            file=sys.stderr,
-        )
-        return 1
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
     except KeyboardInterrupt:
         return 130
+    except OSError as error:
+        return _failed(error)
     return code
+
+
+def split(words: Sequence[str]) -> tuple[list[str], str, list[str]]:
+    """Return the options before the command, its name (empty if there is none) and all that follows."""
+    position = 0
+    while position < len(words) and words[position].startswith("-"):
+        position += 2 if _takes_next(words[position]) else 1
+    return list(words[:position]), "".join(words[position : position + 1]), list(words[position + 1 :])
+
+
+def _takes_next(word: str) -> bool:
+    """Return True if the value of this option, or of the last one of `-Jt`, is the next word."""
+    if word.startswith("--"):
+        return "=" not in word and any(name.startswith(word) for name in ("--config", *_WITH_VALUE.values()))
+    return next((rest == "" for letter, rest in _letters(word) if f"-{letter}" in _WITH_VALUE), False)
+
+
+def _letters(word: str) -> list[tuple[str, str]]:
+    return [(letter, word[number + 1 :]) for number, letter in enumerate(word) if number]
+
+
+def top_parser() -> argparse.ArgumentParser:
+    """Return the parser of a command line without command."""
+    width = max(map(len, COMMANDS)) + 2
+    lines = [f"  {name:<{width}}{command.does.partition(';')[0]}" for name, command in COMMANDS.items()]
+    top = argparse.ArgumentParser(
+        prog="vac",
+        usage="vac COMMAND …",
+        description="Ask and command this host's Vac factory and the factories of its space.",
+        epilog="\n".join(["commands (`vac COMMAND --help` tells more):", *lines]),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    top.add_argument("--version", action="version", version=f"Vac {vac.__version__}")
+    return top
+
+
+def command_parser(name: str) -> argparse.ArgumentParser:
+    """Return the parser of this command; exit with status 2 if there is no such command."""
+    command = COMMANDS.get(name)
+    if command is None:
+        _no_command(name)
+    parser = argparse.ArgumentParser(
+        prog=f"vac {name}",
+        description=f"{command.does[0].upper()}{command.does[1:]}.",
+        epilog=f"Example: vac {command.example}",
+    )
+    importlib.import_module(f"vac.cli.{command.module}").add_arguments(parser, name)
+    parser.add_argument(
+        "--config",
+        action="append",
+        type=Path,
+        metavar="PATH",
+        help="a configuration file, or a directory of *.conf, instead of /etc/vac.d and the others; repeatable",
+    )
+    return parser
+
+
+def _no_command(name: str) -> NoReturn:
+    from difflib import get_close_matches
+
+    nearest = get_close_matches(name, COMMANDS, n=1)
+    hint = f"do you mean {nearest[0]}?" if nearest else "`vac help` lists them"
+    print(
+        f"vac: there is no command {name!r}; {hint}" if name else "vac: no command is given", file=sys.stderr
+    )
+    sys.exit(2)
+
+
+def _failed(error: OSError) -> int:
+    """Report an error that the command didn't expect."""
+    if isinstance(error, BrokenPipeError) or (error.errno == errno.ENOSPC and error.filename is None):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # what is still buffered can't be written either
+    if isinstance(error, BrokenPipeError):
+        return 1
+    place = error.filename or ("standard output" if error.errno == errno.ENOSPC else "")
+    words = error.strerror or str(error)
+    if isinstance(error, PermissionError):
+        words = "permission denied (try as root)"
+    elif isinstance(error, FileNotFoundError):
+        words = "there is no such file or directory (has vacd never run here?)"
+    print(f"vac: {place}: {words}" if place else f"vac: {words}", file=sys.stderr)
+    return 1

@@ -1,4 +1,4 @@
-"""Rules that concern several options, or an option and this host (sources: the reference's own words)."""
+"""Rules about several options, or about an option and this host."""
 
 from __future__ import annotations
 
@@ -7,22 +7,21 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from vac.config.files import Report
-from vac.config.machinetype import Machinetype, reserved_paths
+from vac.config.machinetype import CONTAINER_MODELS, Machinetype, reserved_paths
 from vac.config.options import NO_EFFECT, declared
 from vac.config.sections import Parsed
 from vac.config.settings import Settings
 from vac.config.values import host_name
 from vac.host.facts import HostFacts
-from vac.host.probes import CVMFS
 from vac.text import quoted
 
 METRICS_MODULES = {"prometheus_client": "python3-prometheus-client", "waitress": "python3-waitress"}
-"""What metrics_listen needs, by Python module: the package."""
-CONTAINER_MODELS = ("docker", "singularity", "bubblewrap")
+"""Packages that metrics_listen needs, by Python module."""
+CVMFS = "/cvmfs/"
 DOCKER = "docker://"
 _WEB = ("http://", "https://")
 _URLS = {"docker": (DOCKER, *_WEB), "bubblewrap": ()}
-"""By machine model, how URLs of its images begin; of all others as in _WEB."""
+"""Beginnings of URLs of images, by machine model; as in _WEB for all others."""
 _HOST = r"(?:localhost|\[[0-9a-fA-F:]+\]|(?=[^/]*[.:])[A-Za-z0-9][A-Za-z0-9.-]*)(?::[0-9]+)?"
 _PART = r"[a-z0-9]+(?:(?:\.|__?|-+)[a-z0-9]+)*"
 _REFERENCE = re.compile(
@@ -33,29 +32,20 @@ _REFERENCE = re.compile(
 
 
 def check_settings(settings: Settings, parsed: Parsed, host: HostFacts, report: Report) -> None:
-    """Everything about [settings] that isn't one option's own format."""
-    if "." not in settings.factory_name or not host_name(settings.factory_name):
-        source = "" if "factory_name" in parsed.values else " (the kernel's host name; set factory_name)"
-        right = "a fully qualified host name such as vac-01.example.org"
-        text = f"{quoted(settings.factory_name)}{source} is not {right}"
-        report.error(*parsed.where("factory_name"), text)
+    """Check [settings] beyond each option's own format."""
+    _check_names(settings, parsed, host, report)
     if settings.total_processors > host.processors:
         text = (
             f"{settings.total_processors} is more than the {host.processors} logical processors "
             f"{'that VAC_ASSUME_PROCESSORS says' if host.assumed else 'of this host'}"
         )
         report.error(*parsed.where("total_processors"), text)
-    _check_user(settings, parsed, host, report)
-    if "volume_group" in parsed.values and not host.volume_group_exists(settings.volume_group or ""):
-        text = (
-            f"there is no LVM volume group {quoted(settings.volume_group or '')}; leave it out to use files"
-        )
-        report.error(*parsed.where("volume_group"), text)
+    _check_accounts(settings, parsed, host, report)
     pair = ("gocdb_cert_file", "gocdb_key_file")
-    missing = [name for name in pair if name not in parsed.values]
-    if len(missing) == 1:
-        present = pair[1 - pair.index(missing[0])]
-        report.error(*parsed.where(present), f"is set without {missing[0]}: set both or none")
+    for present, missing in (pair, pair[::-1]):
+        if present in parsed.values and missing not in parsed.values:
+            text = f"is set without {missing}, so that no capacity is published: set both or none"
+            report.warn(*parsed.where(present), text)
     if settings.metrics_listen is not None:
         absent = [package for module, package in METRICS_MODULES.items() if not host.module_exists(module)]
         if absent:
@@ -66,25 +56,48 @@ def check_settings(settings: Settings, parsed: Parsed, host: HostFacts, report: 
             report.warn(*parsed.where(name), NO_EFFECT)
 
 
-def _check_user(settings: Settings, parsed: Parsed, host: HostFacts, report: Report) -> None:
+def _check_names(settings: Settings, parsed: Parsed, host: HostFacts, report: Report) -> None:
+    name = settings.factory_name
+    own = "factory_name" in parsed.values
+    if "." not in name or not host_name(name):
+        source = "" if own else " (the kernel's host name; set factory_name)"
+        right = "a fully qualified host name such as vac-01.example.org"
+        report.error(*parsed.where("factory_name"), f"{quoted(name)}{source} is not {right}")
+    elif not own and name.startswith("localhost."):
+        text = f"the kernel's host name is {name}, which names no host: set the host name, or factory_name"
+        report.warn(*parsed.where("factory_name"), text)
+    listed = parsed.values.get("factories", ())
+    if listed and name not in full_names(listed, name):
+        text = f"this factory, {name}, isn't among them; it counts all the same. Is its name right?"
+        report.warn(*parsed.where("factories"), text)
+
+
+def _check_accounts(settings: Settings, parsed: Parsed, host: HostFacts, report: Report) -> None:
     if settings.slot_uids is not None:
         first, last = map(int, settings.slot_uids.split("-"))
         if last - first + 1 < settings.host_processors:
             text = f"{settings.slot_uids} has fewer than {settings.host_processors} uids, one for each slot"
             report.error(*parsed.where("slot_uids"), text)
-    user = settings.singularity_user
-    if user is None:
-        return
-    uid = host.user_id(user)
-    if uid is None:
-        report.error(*parsed.where("singularity_user"), f"there is no account {quoted(user)} on this host")
-    elif uid == 0:
-        text = f"{quoted(user)} is root; it has to be an unprivileged account"
-        report.error(*parsed.where("singularity_user"), text)
+    if settings.singularity_user is not None:
+        user, uid = quoted(settings.singularity_user), host.user_id(settings.singularity_user)
+        if uid is None:
+            report.error(*parsed.where("singularity_user"), f"there is no account {user} on this host")
+        elif uid == 0:
+            text = f"{user} is root; it has to be an unprivileged account"
+            report.error(*parsed.where("singularity_user"), text)
+
+
+def full_names(names: tuple[str, ...], own: str) -> tuple[str, ...]:
+    """Return each factory's full name once: `.` is this one, and bare names get its domain."""
+    domain = own.partition(".")[2]
+    full = [
+        own if name == "." else f"{name}.{domain}" if domain and "." not in name else name for name in names
+    ]
+    return tuple(dict.fromkeys(full))
 
 
 def check_machinetype(machinetype: Machinetype, settings: Settings, parsed: Parsed, report: Report) -> None:
-    """Everything about one [machinetype NAME] that isn't one option's own format."""
+    """Check one machinetype beyond each option's own format."""
     _check_sizes(machinetype, settings, parsed, report)
     least, most = machinetype.min_wallclock_seconds, machinetype.max_wallclock_seconds
     if least > most:
@@ -107,11 +120,9 @@ def check_machinetype(machinetype: Machinetype, settings: Settings, parsed: Pars
 def _check_sizes(machinetype: Machinetype, settings: Settings, parsed: Parsed, report: Report) -> None:
     least, most = machinetype.min_processors, machinetype.max_processors
     if most < least:
-        default = "" if "max_processors" in parsed.values else ", its default,"
-        which = "max_processors" if "max_processors" in parsed.values else "min_processors"
-        report.error(
-            *parsed.where(which), f"max_processors ({most}){default} is below min_processors ({least})"
-        )
+        own = "max_processors" in parsed.values
+        text = f"max_processors ({most}){'' if own else ', its default,'} is below min_processors ({least})"
+        report.error(*parsed.where("max_processors" if own else "min_processors"), text)
     elif least > settings.processors_per_superslot:
         text = (
             f"{least} is more than processors_per_superslot ({settings.processors_per_superslot}): "
@@ -120,32 +131,35 @@ def _check_sizes(machinetype: Machinetype, settings: Settings, parsed: Parsed, r
         report.warn(*parsed.where("min_processors"), text)
     disk, limit = machinetype.disk_gb_per_processor, settings.disk_gb_per_processor
     if limit is not None and disk is not None and disk > limit:
-        text = f"{disk} is more than the {limit} of [settings], which it may lower only"
-        report.error(*parsed.where("disk_gb_per_processor"), text)
+        text = f"{disk} is more than the {limit} of [settings]"
+        if machinetype.pipe is not None and parsed.files.get("disk_gb_per_processor") == parsed.file:
+            report.error(*parsed.where("disk_gb_per_processor"), f"{text}, which a pipe may lower only")
+        else:
+            report.warn(*parsed.where("disk_gb_per_processor"), text)
 
 
 def needed_repositories(machinetype: Machinetype) -> list[str]:
-    """The CernVM-FS repositories of containers, and the one that the image is in."""
+    """Return the CernVM-FS repositories of containers, and the one that the image is in."""
     listed = machinetype.cvmfs_repositories if machinetype.machine_model in CONTAINER_MODELS else ()
     image = machinetype.root_image or ""
-    own = image.split("/")[2:3] if image.startswith(f"{CVMFS}/") else []
+    own = image.split("/")[2:3] if image.startswith(CVMFS) else []
     return [name for name in dict.fromkeys([*listed, *own]) if name]
 
 
 @dataclass(frozen=True)
 class Unusable:
-    """Why no machine can be made of a type, in words, and the option that it is about."""
+    """Reason, in words, why no machine can be made of a type, and the option that it is about."""
 
     option: str
     text: str
     remedy: str
-    """What the experiment that publishes the type, or its sites, would have to do."""
+    """Advice for the experiment that publishes the type, or for its sites."""
     site: bool = False
-    """May it be meant so, sites adding to it?"""
+    """True if it may be intended, since sites add to the type."""
 
 
 def unusable(machinetype: Machinetype, settings: Settings) -> Unusable | None:
-    """Why no machine of this type can be made as it is configured; None if one can."""
+    """Return why no machine of this type can be made as it is configured; None if one can."""
     model = machinetype.machine_model
     add = "sites would have to add it"
     if model == "singularity" and settings.singularity_user is None:
@@ -170,7 +184,7 @@ def unusable(machinetype: Machinetype, settings: Settings) -> Unusable | None:
 
 
 def image_problem(machinetype: Machinetype) -> str | None:
-    """In words, why root_image can't be one of this machine model; None if it can, or if there is none."""
+    """Return why root_image can't be one of this machine model, by the option alone; None if it can or is unset."""
     image, model = machinetype.root_image or "", machinetype.machine_model
     urls = _URLS.get(model, _WEB)
     if "://" in image and not image.startswith(urls):
@@ -185,7 +199,7 @@ def image_problem(machinetype: Machinetype) -> str | None:
 def check_shares(
     machinetypes: Mapping[str, Machinetype], shares_of_pipes: float, file: str, report: Report
 ) -> None:
-    """Warn when nothing would ever be created."""
+    """Warn if nothing would ever be created."""
     if shares_of_pipes <= 0 and not any(kind.target_share > 0 for kind in machinetypes.values()):
-        which = "no machinetype has" if machinetypes else "there is no machinetype with"
-        report.warn(file, "", "target_share", f"{which} a target_share above 0: nothing will be created")
+        found = "no machinetype has" if machinetypes else "there is no machinetype with"
+        report.warn(file, "", "target_share", f"{found} a target_share above 0: nothing will be created")

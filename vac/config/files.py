@@ -89,6 +89,11 @@ class Contents:
     continuations: tuple[tuple[str, Value], ...] = ()
     """Indented lines that look like a [section] or an option, each with the section it stands in."""
 
+    @property
+    def common(self) -> Mapping[str, Value]:
+        """[DEFAULT]'s values, which count in every section that has none of its own."""
+        return self.sections[COMMON].values if COMMON in self.sections else {}
+
 
 def find(paths: Sequence[Path] | None, report: Report) -> list[Path]:
     """Return the files to read, in order: of a directory its *.conf by name. None: the default places.

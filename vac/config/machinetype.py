@@ -11,7 +11,8 @@ from typing import Any
 from vac.config.options import Kind, option
 
 VM_MODELS = ("cernvm3", "cernvm4", "vm-raw")
-MODELS = (*VM_MODELS, "docker", "singularity", "bubblewrap")
+CONTAINER_MODELS = ("docker", "singularity", "bubblewrap")
+MODELS = (*VM_MODELS, *CONTAINER_MODELS)
 CAPABILITIES = (
     "CHOWN",
     "DAC_OVERRIDE",
@@ -241,7 +242,7 @@ class VacuumPipe:
     """user_data_file_XXX by XXX, without those of [settings]."""
 
 
-_TAKEN = {
+_RESERVED = {
     "bubblewrap": ("/", "/dev", "/proc", "/user_data"),
     "singularity": ("/", "/dev", "/proc", "/sys", "/tmp", "/var/tmp", "/user_data"),
     "docker": (
@@ -249,10 +250,10 @@ _TAKEN = {
         *("/etc/machinefeatures", "/etc/jobfeatures", "/var/spool/joboutputs"),
     ),
 }
-"""By machine model: what its program, or engine, refuses, and where the machine's own files are."""
+"""Paths that the program or engine of a machine model refuses, and those of the machine's own files."""
 
 
 def reserved_paths(machine_model: str, paths: tuple[str, ...]) -> list[str]:
-    """Those of the absolute paths of tmp_binds that can't be fresh directories, in their plain form."""
+    """Return those of the absolute paths of tmp_binds that can't be fresh directories, in their plain form."""
     plain = [os.path.normpath(f"/{path.lstrip('/')}") for path in paths]
-    return [path for path in plain if path in _TAKEN.get(machine_model, ())]
+    return [path for path in plain if path in _RESERVED.get(machine_model, ())]

@@ -1,7 +1,7 @@
-"""How an option is declared: once, as a field of Settings or Machinetype.
+"""Declaration of options: each once, as a field of Settings, Machinetype or VacuumPipe.
 
-A field's name is the option's name; its metadata holds the Option, from which come the parser, `vac config
-options` and the sample configuration.
+A field's name is the option's name. Its metadata holds the Option, from which come the parser, `vac config options`
+and the sample configuration.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ NO_EFFECT = "has no effect in this version"
 
 
 class Kind(enum.Enum):
-    """The type of an option's value, as people write it."""
+    """Type of an option's value, as people write it."""
 
     TEXT = "text"
     NAME = "name"
@@ -52,14 +52,14 @@ class Option:
     old: tuple[str, ...] = ()
     """Deprecated spellings, still accepted with a warning."""
     pattern: str = ""
-    """What a name or each entry of a list must match, in full."""
+    """Regular expression that a name, or each entry of a list, must match in full."""
     pattern_doc: str = ""
     """The pattern in words."""
     sample: str = ""
-    """What the sample configuration shows, where the default says too little."""
+    """Value in the sample configuration, where the default says too little."""
     required: bool = False
     pipe: bool = False
-    """May a Vacuum Pipe set it? Never for what widens a machine's access to the host."""
+    """True if a Vacuum Pipe may set it: never if it widens a machine's access to the host."""
     default_doc: str = ""
     """The default in words, where it is worked out when the configuration is read."""
     retained: bool = False
@@ -69,11 +69,11 @@ class Option:
 
 
 def option(kind: Kind, default: Any, doc: str, **details: Any) -> Any:
-    """A dataclass field that is an option; details are Option's other fields."""
+    """Declare a dataclass field that is an option; details are Option's other fields."""
     return dataclasses.field(default=default, metadata={"option": Option(kind, doc, **details)})
 
 
 def declared(section: type) -> dict[str, Option]:
-    """The options that Settings or Machinetype declares, by name, in order."""
+    """Return the options that a class declares, by name, in order."""
     fields = dataclasses.fields(section)
     return {field.name: field.metadata["option"] for field in fields if "option" in field.metadata}

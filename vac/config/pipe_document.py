@@ -16,8 +16,9 @@ from typing import Any, Callable
 from vac.config.machinetype import Machinetype
 from vac.config.options import Kind, Option, declared
 from vac.config.sections import USER_DATA_FILE, USER_DATA_OPTION, nearest
-from vac.config.strict_json import MOST_FLAWS, Flaw, Refused, first, kind_of, read, shown, step, written
 from vac.config.values import LISTS, NUMBERS, BadValue, allowed, parse
+from vac.decoding import MOST_FLAWS, BadJson, Flaw, Number, first, kind_of, shown, step
+from vac.decoding import parse as parse_json
 from vac.text import quoted
 
 LARGEST_BYTES = 1024 * 1024
@@ -29,7 +30,7 @@ MOST_ENTRIES = 100
 """Of a list."""
 CACHE_SECONDS = 3600
 LONGEST_CACHE_SECONDS = 7 * 86400
-"""A document that asks for longer is fetched again after this all the same: its mistakes could not be mended."""
+"""Upper limit of cache_seconds, so that a mistake in a document can be corrected."""
 
 ACCEPTED: Mapping[str, Option] = {
     name: option for name, option in declared(Machinetype).items() if option.pipe
@@ -62,7 +63,7 @@ _NARROWER: Mapping[str, tuple[str, str]] = {
         "a short regular expression with at most three of *+?|, no *+? after a ')', no {, [[ and \\1",
     ),
 }
-"""What pipes may say is less than what sites may. A regular expression must not take for ever."""
+"""Narrower patterns for values of pipes, with words. A regular expression must not take for ever."""
 _PARENT = re.compile(r"(^|/)\.\.(/|$)")
 
 
@@ -81,21 +82,21 @@ class Entry:
 
 @dataclass(frozen=True)
 class PipeDocument:
-    """What can be used of a document."""
+    """Usable part of a document."""
 
     cache_seconds: int
     entries: tuple[Entry, ...]
     flaws: tuple[Flaw, ...]
-    """Why entries are missing, and what was ignored; at most MOST_FLAWS."""
+    """Reasons for missing entries, and ignored parts; at most MOST_FLAWS."""
 
 
 def parse_pipe(content: bytes) -> PipeDocument:
-    """The document that a pipe's URL has answered with. Raises Refused, nothing else, whatever the bytes."""
-    tree = read(content, LARGEST_BYTES, DEEPEST)
+    """Return the document of these bytes, a pipe's answer. Raises BadJson, nothing else, whatever they are."""
+    tree = parse_json(content, LARGEST_BYTES, DEEPEST, as_written=True)
     if not isinstance(tree, dict):
-        raise Refused(Flaw("$", f'{shown(tree)} is not an object that has "machinetypes"'))
+        raise BadJson(Flaw("$", f'{shown(tree)} is not an object that has "machinetypes"'))
     if "machinetypes" not in tree:
-        raise Refused(
+        raise BadJson(
             Flaw(
                 "$",
                 'there is no list "machinetypes": the old flat format, or no pipe at all; it has no types',
@@ -104,7 +105,7 @@ def parse_pipe(content: bytes) -> PipeDocument:
     found = tree["machinetypes"]
     if not isinstance(found, list) or len(found) > MOST_TYPES:
         what = f"a list of {len(found)}" if isinstance(found, list) else shown(found)
-        raise Refused(Flaw("$.machinetypes", f"{what} is not a list of at most {MOST_TYPES} machinetypes"))
+        raise BadJson(Flaw("$.machinetypes", f"{what} is not a list of at most {MOST_TYPES} machinetypes"))
     flaws = [
         Flaw(f"${step(key)}", "is not known; it is ignored", serious=False)
         for key in tree
@@ -146,7 +147,7 @@ def _cache_seconds(tree: Mapping[str, Any], flaws: list[Flaw]) -> int:
 
 
 def _entry(found: Any, path: str, flaws: list[Flaw]) -> Entry | None:
-    """One machinetype; None, and why in flaws, if it can't be used."""
+    """Return one machinetype; None, with the reasons in flaws, if it can't be used."""
     if not isinstance(found, dict):
         flaws.append(Flaw(path, f"{shown(found)} is not an object"))
         return None
@@ -166,7 +167,7 @@ def _entry(found: Any, path: str, flaws: list[Flaw]) -> Entry | None:
             elif prefix is not None:
                 free[prefix][_free_name(key, prefix)] = _FREE_VALUES[prefix](given)
             else:
-                text = _stranger(key, len(flaws) < MOST_FLAWS)
+                text = _unknown(key, len(flaws) < MOST_FLAWS)
                 flaws.append(Flaw(here, f"{text}; it is ignored", serious=False))
         except _BadPart as error:
             flaws.append(Flaw(f"{here}[{error.number}]", str(error)))
@@ -179,7 +180,7 @@ def _entry(found: Any, path: str, flaws: list[Flaw]) -> Entry | None:
 
 
 def _value(option: Option, given: Any, pattern: str = "", words: str = "", *, strip: bool = True) -> Any:
-    """What a JSON value means for this option, None: as if it were not there; BadValue if it means nothing."""
+    """Return the option's value of a JSON value; None: as if it were not there. Raises BadValue."""
     words = words or allowed(option)
     if option.kind in LISTS and isinstance(given, list):
         for number, each in enumerate(given):
@@ -198,7 +199,7 @@ def _value(option: Option, given: Any, pattern: str = "", words: str = "", *, st
 
 
 def _check_part(option: Option, part: str, pattern: str, words: str, number: int | None = None) -> None:
-    """What is asked of a value, or of each entry of a list, because it comes from far away."""
+    """Check a value, or an entry of a list, beyond the option's own rules, since it is remote input."""
     problem = None
     if not part.isprintable() or len(part) > MOST_CHARACTERS:
         problem = f"{words}, in one line of at most {MOST_CHARACTERS} characters"
@@ -212,7 +213,7 @@ def _check_part(option: Option, part: str, pattern: str, words: str, number: int
 
 
 def _option_text(option: Option, given: Any) -> str:
-    """A JSON value as the text that stands for it in configuration files."""
+    """Return the text of a JSON value in configuration files. Raises BadValue."""
     number = isinstance(given, (int, float)) and not isinstance(given, bool)
     if isinstance(given, str):
         return given
@@ -232,7 +233,7 @@ def _free_name(key: str, prefix: str) -> str:
 
 def _free_text(given: Any) -> str:
     if isinstance(given, (int, float)) and not isinstance(given, bool):
-        return written(given)
+        return given.text if isinstance(given, Number) else str(given)
     if not isinstance(given, str):
         raise BadValue(f"{kind_of(given)} is not text")
     return given
@@ -248,7 +249,7 @@ def _free_file(given: Any) -> str:
 _FREE_VALUES: Mapping[str, Callable[[Any], str]] = {USER_DATA_OPTION: _free_text, USER_DATA_FILE: _free_file}
 
 
-def _stranger(key: str, helpful: bool) -> str:
+def _unknown(key: str, helpful: bool) -> str:
     if key in _OLD_SPELLINGS:
         return f"is an old spelling; a pipe has to say {_OLD_SPELLINGS[key]}"
     if key in _SITES_OWN:

@@ -19,38 +19,38 @@ from vac.config.machinetype import Machinetype, VacuumPipe
 from vac.config.pipe_document import CACHE_SECONDS, LARGEST_BYTES, Entry, PipeDocument, parse_pipe
 from vac.config.sections import USER_DATA_FILE, USER_DATA_OPTION, Parsed, build_machinetype
 from vac.config.settings import Settings
-from vac.config.strict_json import Flaw, Refused
+from vac.decoding import BadJson, Flaw
 from vac.text import without_url_secrets
 
 DIRECTORY = "pipescache"
 LEAST_CACHE_SECONDS = 5
-"""No document is asked for more often, whatever it says."""
+"""Lower limit of cache_seconds."""
 
 
 @dataclass(frozen=True)
 class PipeCopy:
-    """What the cache holds of one pipe. Times are Unix seconds."""
+    """Cached copy of one pipe's document. Times are Unix seconds."""
 
     fetched_time: float | None = None
-    """When the document came; None: there is none."""
+    """Time of the fetch; None: there is no copy."""
     document: PipeDocument | None = None
     digest: str = ""
     """Of the document's bytes."""
     problem: str | None = None
-    """Why the copy can't be used though there is one."""
+    """Reason why an existing copy can't be used."""
     failure: str | None = None
-    """Why the last attempt to fetch it failed; None: it didn't."""
+    """Reason why the last fetch failed; None: it didn't."""
     failure_time: float = 0.0
     foreign: bool = False
-    """There is a copy, but of what another URL has answered."""
+    """True if the copy is of another URL's answer."""
 
     @property
     def cache_seconds(self) -> int:
-        """How long the copy serves before the document is asked for again."""
+        """Return how long the copy serves before the document is fetched again."""
         return max(self.document.cache_seconds if self.document else CACHE_SECONDS, LEAST_CACHE_SECONDS)
 
     def due(self, now: float) -> bool:
-        """Is it time to ask for the document, failures left aside?"""
+        """Return True if it is time to fetch the document, failures left aside."""
         return (
             self.document is None
             or self.fetched_time is None
@@ -58,7 +58,7 @@ class PipeCopy:
         )
 
     def trouble(self) -> str | None:
-        """In words, what the site should know; None if all is well."""
+        """Return what the site should know; None if all is well."""
         serves = "the copy in the cache serves" if self.document else "there is no copy in the cache"
         if self.failure is not None:
             return f"{self.failure}; {serves}"
@@ -66,23 +66,23 @@ class PipeCopy:
 
 
 def document_path(directory: Path, prefix: str) -> Path:
-    """Where the copy of this pipe's document is."""
+    """Return the path of the copy of this pipe's document."""
     return directory / f"{prefix}.pipe"
 
 
 def record_path(directory: Path, prefix: str) -> Path:
-    """Where it is noted what the copy is of."""
+    """Return the path of the record of the URL and of the last failure."""
     return directory / f"{prefix}.fetch"
 
 
 def record(url: str, failure: str | None = None, failure_time: float = 0.0) -> bytes:
-    """The content of PREFIX.fetch, in which a URL's password doesn't appear."""
+    """Return the content of PREFIX.fetch, in which a URL's password doesn't appear."""
     content = {"url_sha256": _url_digest(url), "failure": failure, "failure_time": failure_time}
     return json.dumps(content).encode("ascii")
 
 
 def read_copy(directory: Path, pipe: VacuumPipe) -> PipeCopy:
-    """What there is of this pipe. What is of another URL, or broken, counts as not there."""
+    """Return the copy of this pipe. A copy of another URL, or a broken one, counts as missing."""
     path = document_path(directory, pipe.name)
     try:
         found = _record(directory, pipe.name)
@@ -97,7 +97,7 @@ def read_copy(directory: Path, pipe: VacuumPipe) -> PipeCopy:
         return PipeCopy(problem=f"its copy {error.filename or path} can't be read: {error.strerror}")
     try:
         copy = PipeCopy(fetched_time, parse_pipe(content), digest(content))
-    except Refused as error:
+    except BadJson as error:
         copy = PipeCopy(problem=f"its copy {path} can't be used: {error}")
     return _with_failure(copy, found)
 
@@ -110,7 +110,7 @@ def _with_failure(copy: PipeCopy, found: Mapping[str, object]) -> PipeCopy:
 
 
 def _record(directory: Path, prefix: str) -> Mapping[str, object]:
-    """What PREFIX.fetch says; nothing if it isn't there or was damaged. OSError if it can't be read."""
+    """Return the content of PREFIX.fetch; nothing if it is missing or damaged. Raises OSError if it can't be read."""
     try:
         found = json.loads(record_path(directory, prefix).read_bytes())
     except (FileNotFoundError, ValueError):
@@ -123,7 +123,7 @@ def _url_digest(url: str) -> str:
 
 
 def digest(content: bytes) -> str:
-    """What tells one document from another."""
+    """Return a digest that differs for different documents."""
     return hashlib.sha256(content).hexdigest()
 
 
@@ -131,7 +131,7 @@ LONGEST_NAME = 100
 MOST_WARNINGS = 20
 """Of one pipe's document; `vac pipe check` tells all."""
 MOST_REPOSITORIES = 20
-"""That the machinetypes of one pipe may need: a thread and a child process looks at each, every cycle."""
+"""Of all machinetypes of one pipe: each is looked at by a child process in every cycle."""
 _NOTHING = Parsed("", {}, {USER_DATA_OPTION: {}, USER_DATA_FILE: {}}, {}, "")
 
 
@@ -152,7 +152,7 @@ def expand(
     settings: Settings,
     report: Report,
 ) -> dict[str, FromPipe]:
-    """The pipe's machinetypes by name; what is wrong with the document is only warned about.
+    """Return the pipe's machinetypes by name; mistakes in the document are warnings.
 
     section is [vacuum_pipe PREFIX], local the [machinetype NAME]s, prefixes are those of all pipes.
     """
@@ -179,7 +179,7 @@ def expand(
         if not own.errors:
             total += entry.values.get("target_share", 0.0)
             found[name] = FromPipe(machinetype, parsed)
-    _tell(pipe, problems, report)
+    _report(pipe, problems, report)
     shares = {name: _share(pipe, one, total, local.get(name, _NOTHING)) for name, one in found.items()}
     return {
         name: FromPipe(dataclasses.replace(one.machinetype, target_share=shares[name]), one.parsed)
@@ -188,7 +188,7 @@ def expand(
 
 
 def review(document: PipeDocument) -> Iterator[Flaw]:
-    """What is wrong with each entry's options together, for a site that changes nothing in them."""
+    """Yield what is wrong with each entry's options together, for a site that changes nothing in them."""
     pipe, title = VacuumPipe("pipe"), "machinetype pipe"
     repositories: set[str] = set()
     for entry in document.entries:
@@ -210,7 +210,7 @@ def review(document: PipeDocument) -> Iterator[Flaw]:
 
 
 def _review_shares(document: PipeDocument) -> Iterator[Flaw]:
-    """Would sites that change nothing create anything at all?"""
+    """Yield a flaw if sites that change nothing would create nothing."""
     if not document.entries and not any(flaw.serious for flaw in document.flaws):
         yield Flaw("$.machinetypes", "there is none: sites create nothing", serious=False)
     elif document.entries and not any(entry.values.get("target_share") for entry in document.entries):
@@ -221,7 +221,7 @@ def _review_shares(document: PipeDocument) -> Iterator[Flaw]:
 def _named(
     pipe: VacuumPipe, document: PipeDocument, prefixes: Iterable[str], problems: Report
 ) -> Iterator[tuple[str, Entry]]:
-    """The entries with the names of their machinetypes, which are in no other pipe's name space."""
+    """Yield the entries with their machinetypes' names, but those in another pipe's name space."""
     closer = [prefix for prefix in prefixes if prefix.startswith(f"{pipe.name}-")]
     for entry in document.entries:
         name = f"{pipe.name}-{entry.suffix}"
@@ -237,7 +237,7 @@ def _named(
 
 
 def _too_many(repositories: set[str], machinetype: Machinetype) -> str | None:
-    """Adds to the pipe's repositories those that this type needs, unless there are too many: then says so."""
+    """Add the repositories that this type needs to the pipe's; return why not if they are too many."""
     more = repositories.union(needed_repositories(machinetype))
     if len(more) > MOST_REPOSITORIES:
         return f"with it the pipe needs {len(more)} CernVM-FS repositories; at most {MOST_REPOSITORIES} are looked at"
@@ -246,7 +246,7 @@ def _too_many(repositories: set[str], machinetype: Machinetype) -> str | None:
 
 
 def _overlaid(title: str, pipe: VacuumPipe, entry: Entry, section: Parsed, local: Parsed) -> Parsed:
-    """The entry, [vacuum_pipe PREFIX] over it, [machinetype PREFIX-suffix] over both."""
+    """Return the entry, with [vacuum_pipe PREFIX] over it and [machinetype PREFIX-suffix] over both."""
     source = _source(pipe)
     files = {**dict.fromkeys(entry.values, source), **section.files, **local.files}
     options: dict[str, str] = {}
@@ -264,14 +264,14 @@ def _overlaid(title: str, pipe: VacuumPipe, entry: Entry, section: Parsed, local
 
 
 def _share(pipe: VacuumPipe, one: FromPipe, total: float, local: Parsed) -> float:
-    """The document's shares divide that of the pipe; a share in [machinetype PREFIX-suffix] stands as it is."""
+    """Return the type's part of the pipe's share; a share in [machinetype PREFIX-suffix] stands as it is."""
     share = one.machinetype.target_share
     if "target_share" in local.values:
         return share
     return pipe.target_share * (share / total) if total > 0 else 0.0
 
 
-def _tell(pipe: VacuumPipe, problems: Report, report: Report) -> None:
+def _report(pipe: VacuumPipe, problems: Report, report: Report) -> None:
     report.warnings += problems.warnings[:MOST_WARNINGS]
     more = len(problems.warnings) - MOST_WARNINGS
     if more > 0:

@@ -44,7 +44,7 @@ _SAMPLE_SET = (
     "user_data",
     "container_capabilities",
 )
-"""What the sample sets; all the rest is commented out."""
+"""Options that the sample sets; all others are commented out."""
 _REPLACES = "replaces ##user_data_option_XXX## in user_data"
 _FREE = {
     MACHINEFEATURES_OPTION: ("extra key XXX of $MACHINEFEATURES", "text", "example"),

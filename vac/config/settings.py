@@ -47,7 +47,7 @@ class Settings:
         "",
         "name of this factory, fully qualified; lets several share one host",
         default_doc="the kernel's host name",
-        pattern=r"[A-Za-z0-9.-]+",
+        pattern=r"[A-Za-z0-9._-]+",
         pattern_doc="a fully qualified host name such as vac-01.example.org",
         sample="vac-01.example.org",
     )
@@ -180,7 +180,7 @@ class Settings:
     vm_domain_type: str = option(
         Kind.CHOICE, "auto", "how VMs are run; auto: kvm if it's there", choices=("auto", "kvm", "qemu")
     )
-    fix_networking: bool = option(Kind.BOOLEAN, True, "may Vac repair the VMs' NAT network")
+    fix_networking: bool = option(Kind.BOOLEAN, True, "repair the VMs' NAT network when it can't be created")
     forward_dev: str | None = option(
         Kind.NAME,
         None,
@@ -237,23 +237,23 @@ class Settings:
 
     @property
     def hs06(self) -> float:
-        """HS06 of one processor for shares and VacQuery: HEPscore23 stands in for it, then 1.0."""
+        """Return HS06 of one processor for shares and VacQuery: HEPscore23 stands in for it, then 1.0."""
         return self.hs06_per_processor or self.hepscore23_per_processor or 1.0
 
     @property
     def site(self) -> str:
-        """The site's name: gocdb_sitename, else the domain of the space's name."""
+        """Return the site's name: gocdb_sitename, else the domain of the space's name."""
         return self.gocdb_sitename or self.vac_space.partition(".")[2] or self.vac_space
 
 
 def slot_name(factory_name: str, number: int) -> str:
-    """The host name of a slot's machines: slot 0 of factory1.example.com has factory1-00.example.com."""
+    """Return the host name of a slot's machines: slot 0 of factory1.example.com has factory1-00.example.com."""
     host, dot, domain = factory_name.partition(".")
     return f"{host}-{number:02d}{dot}{domain}"
 
 
 def slot_number(factory_name: str, name: str) -> int | None:
-    """The number of the slot whose machines have this name, or None if it is no slot of this factory."""
+    """Return the number of the slot whose machines have this name; None if it is no slot of this factory."""
     digits = name.partition(".")[0].rpartition("-")[2]
     if not (digits.isascii() and digits.isdigit()):
         return None
@@ -273,7 +273,7 @@ def slot_uid(settings: Settings, name: str) -> int | None:
 
 
 def slot_address(number: int) -> str:
-    """The address of a slot's VM: 169.254.169.N up to 252, then 169.254.170.0 onwards."""
+    """Return the address of a slot's VM: 169.254.169.N up to 252, then 169.254.170.0 onwards."""
     if number < _FIRST_SERVICE_ADDRESS:
         return f"169.254.169.{number}"
     third, fourth = divmod(number - _FIRST_SERVICE_ADDRESS, 256)
@@ -281,7 +281,7 @@ def slot_address(number: int) -> str:
 
 
 def address_slot(address: str) -> int | None:
-    """The number of the slot whose VM has this address; None if it is no slot's."""
+    """Return the number of the slot whose VM has this address; None if it is no slot's."""
     words = address.split(".")
     if len(words) != 4 or not all(word.isascii() and word.isdigit() and len(word) <= 3 for word in words):
         return None

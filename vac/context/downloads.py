@@ -199,14 +199,15 @@ class _SocketGuard:
         self._answer = answer
         self._local = local
         self._refused = refused
-        self._proxies = {address for proxy in getproxies().values() for address in _addresses(proxy)}
+        self._allowed = {address for proxy in getproxies().values() for address in _addresses(proxy)}
 
     def __call__(self, purpose: int, address: Any) -> socket.socket | int:
         """Return a socket for an address of libcurl, or its code for none."""
         host, port = address.addr[0], address.addr[1]
         host = host.decode() if isinstance(host, bytes) else host
-        first = self._local is Local.NOT_BY_REDIRECT and not self._answer.begun
-        if not first and is_local(host) and (host, port) not in self._proxies:
+        if self._local is Local.NOT_BY_REDIRECT and not self._answer.begun:
+            self._allowed.add((host, port))  # the server that was asked for may redirect to itself
+        if is_local(host) and (host, port) not in self._allowed:
             self._answer.refusal = DownloadFailed(f"{host} is a local address, which a pipe may not use")
             return self._refused
         return self._opened.enter_context(socket.socket(address.family, address.socktype, address.protocol))

@@ -39,7 +39,7 @@ _Result = TypeVar("_Result")
 
 
 class ActionKind(enum.Enum):
-    """What can be done to a machine."""
+    """Things that can be done to a machine."""
 
     CREATE = "create"
     STOP = "stop"
@@ -64,7 +64,7 @@ class ActionDone:
     time: float
     """By the engine's clock, as all times here."""
     problem: str | None = None
-    """Why the action failed; None: it succeeded."""
+    """The reason of the failure; None: the action succeeded."""
     unavailable: bool = False
     """The engine couldn't be reached: it is unknown whether the action had its effect."""
 
@@ -110,7 +110,7 @@ Message = Union[Observation, ObservationFailed, ActionDone, Changed]
 
 @dataclass(frozen=True)
 class Deadlines:
-    """How long a call may take before the engine counts as late, and when a failed one is made again."""
+    """Time limits of calls, after which the engine counts as late, and the pause after a failed one."""
 
     observation_seconds: float = 30.0
     action_seconds: float = 300.0

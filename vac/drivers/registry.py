@@ -1,4 +1,4 @@
-"""Which engine makes which machine model, and its driver, loaded only when a machinetype needs it."""
+"""Engines by machine model, and their drivers, loaded only when a machinetype needs them."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ APART: Mapping[str, frozenset[ActionKind]] = {
 """By engine what must not wait for other machines: stops where machines get time to end by themselves, and all where a
 creation may hang with the file system that its image is on."""
 PACKAGES = {"libvirt": "python3-libvirt", "docker": "python3-docker"}
-"""What has to be installed for an engine's Python library, by the name that Debian and EL9 share."""
+"""Packages of engines' Python libraries, by the names that Debian and EL9 share."""
 
 
 def engine_name(machine_model: str) -> str:

@@ -1,4 +1,4 @@
-"""What people ask of the running factory: draining, finishing and destroying, and the site's shutdown time."""
+"""Administrators' requests to the running factory: draining, finishing, destroying; and the site's shutdown time."""
 
 from __future__ import annotations
 
@@ -31,7 +31,13 @@ class AdminRequests:
         """Read what is asked and do it. Each request is removed after it has been carried out."""
         self._look_at_drain()
         self.waiting = False
-        for request in requests.pending(self.state.dir):
+        try:
+            pending = requests.pending(self.state.dir)
+        except OSError as error:
+            self.state.trouble("requests", f"{self.state.dir.requests} can't be read: {error}")
+            return
+        self.state.no_trouble("requests")
+        for request in pending:
             if self._carry_out(request):
                 text = f"{request.machine}: the request to {request.action} it can't be removed"
                 self.state.written(

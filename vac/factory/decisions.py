@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import logging
 import os
@@ -20,7 +21,6 @@ from vac.scheduling.backoff import broken_here
 from vac.scheduling.decide import Memory, Situation, decide
 from vac.scheduling.eligibility import NO_ANSWER
 from vac.scheduling.model import Decision, Host, Occupied, SpaceView
-from vac.scheduling.ramp import RampState
 from vac.scheduling.shares import Ledger
 from vac.scheduling.space import CYCLE_SECONDS, own_reports
 
@@ -60,7 +60,7 @@ class Repositories:
             self._state.changes.say(("cvmfs", name), f"{CVMFS / name} {problem}", logging.WARNING)
 
     def problem(self, machinetype: Machinetype) -> str | None:
-        """Why no machine of this type can be made now: the first of its repositories that can't be used."""
+        """Return why no machine of this type can be made now: the first of its repositories that can't be used."""
         for name in needed_repositories(machinetype):
             problem = self._problems.get(name, "has not answered yet")
             if problem is not None:
@@ -89,7 +89,7 @@ class Decisions:
         self.decision = Decision()
         self.decision_time: float | None = None
         self.warnings: tuple[str, ...] = ()
-        """What people should see to though creating goes on."""
+        """Problems for people to solve though creation goes on."""
         self.next_time: float | None = None
         """When time alone may change the decision, Unix seconds."""
         self.due_time: float | None = None
@@ -110,7 +110,7 @@ class Decisions:
 
     def clock_was_set(self) -> None:
         """Decide anew, without what was noted by the wrong clock."""
-        self.memory = dataclasses.replace(self.memory, ramp=RampState())
+        self.memory = Memory(ledger=dataclasses.replace(self.memory.ledger, time=None))
         self.due_time = None
         self.state.changed = True
 
@@ -200,10 +200,13 @@ class Decisions:
         return problems
 
     def _host(self) -> Host:
-        free = os.statvfs(self.state.dir.root)
+        free_bytes = 0
+        with contextlib.suppress(OSError):  # a file system that can't be asked takes no machine either
+            free = os.statvfs(self.state.dir.root)
+            free_bytes = free.f_bavail * free.f_frsize
         return Host(
             load=os.getloadavg(),
-            state_dir_free_bytes=free.f_bavail * free.f_frsize,
+            state_dir_free_bytes=free_bytes,
             processors=self.state.settings.host_processors,
             health_problem=self.health_problem,
         )
@@ -238,7 +241,7 @@ class Decisions:
             log.info("%s: no longer held back", name)
 
     def _begins(self, decision: Decision) -> bool:
-        """Is nothing known against creating but that the engines, or the health command, have yet to answer?"""
+        """Return True while only the first answers of engines or health_command are missing."""
         if decision.guard_name == "engines":
             return not any(engine.problem() for engine in self.state.engines.values())
         return decision.guard_name == "health" and self.health_problem == NO_ANSWER

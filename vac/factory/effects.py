@@ -9,6 +9,7 @@ from collections.abc import Callable, Collection
 from pathlib import Path
 
 from vac.accounting import finishing
+from vac.clock import Moment
 from vac.config.load import Configuration
 from vac.config.machinetype import VM_MODELS, Machinetype
 from vac.context.user_data import ContextRequest
@@ -133,7 +134,7 @@ class Effects:
         assert isinstance(taken.after, Starting)
         assert isinstance(taken.stimulus, ContextReady)
         pending, settings = taken.after.pending, self.state.settings
-        machinetype = pending.machinetype
+        machinetype, now = pending.machinetype, self.state.clock.moment()
         try:
             machine = creation.create(
                 self.state.dir,
@@ -143,7 +144,8 @@ class Effects:
                 uuid=pending.uuid,
                 processors=pending.order.processors,
                 shutdown_time=int(pending.order.shutdown_time),
-                now=self.state.clock.unix(),
+                now=now.unix,
+                boot=(now.boot_id, now.boot),
                 user_data=taken.stimulus.user_data,
                 access=self._access(machinetype),
                 ip=self._address(slot, machinetype),
@@ -212,7 +214,8 @@ class Effects:
             started = now.at(taken.stimulus.time)
             log.info("%s (%s): started", machine.name, machine.machinetype)
         else:
-            started = now.at(now.boot - max(0.0, now.unix - machine.created_time))
+            age = machine.age_of_creation(now)
+            started = Moment(machine.created_time, now.boot - age, now.boot_id)
             log.info("%s (%s): found started", machine.name, machine.machinetype)
         slot.sight.alive_time = now.boot if isinstance(taken.stimulus, Started) else None
         text = f"{machine.name}: its start can't be written"
@@ -241,7 +244,7 @@ class Effects:
         if isinstance(before, (Preparing, Starting)):
             return before.pending.begin
         now = self.state.clock.moment()
-        return now.boot - max(0.0, now.unix - _machine(slot).created_time)
+        return now.boot - _machine(slot).age_of_creation(now)
 
     def _report_unwanted(self, slot: Slot, taken: Step) -> None:
         assert isinstance(taken.before, Preparing)

@@ -44,7 +44,7 @@ MOST_LISTED = 5
 
 @dataclass(frozen=True)
 class Answers:
-    """What a poll has brought, by factory."""
+    """Results of a poll, by factory."""
 
     time: float
     reports: Mapping[str, Mapping[str, TypeReport]] = field(default_factory=dict)
@@ -53,11 +53,11 @@ class Answers:
     unrated: Collection[str] = ()
     """Those of the factories in capacities on which a processor's HS06 isn't configured, and counts as 1."""
     partial: Mapping[str, Mapping[str, TypeReport]] = field(default_factory=dict)
-    """What came from factories that have not answered in full."""
+    """Reports of factories that have not answered in full."""
     unusable: Mapping[str, str] = field(default_factory=dict)
-    """Why what came from factories that have not answered in full was not used."""
+    """Reasons why answers of such factories were not used."""
     dropped: Mapping[str, int] = field(default_factory=dict)
-    """How many datagrams were not used, by reason."""
+    """Numbers of datagrams that were not used, by reason."""
 
 
 Ask = Callable[[Configuration, bool, Collection[str]], Answers]
@@ -77,7 +77,7 @@ class Space:
         self._capacity_poll: float | None = None
         self._reports: dict[str, tuple[float, Mapping[str, TypeReport]]] = {}
         self.last = Answers(0.0)
-        """What the last poll has brought."""
+        """Results of the last poll."""
         self._capacities: dict[str, tuple[float, float]] = {}
         self._unrated: set[str] = set()
         self._view: SpaceView | None = None
@@ -87,7 +87,7 @@ class Space:
         """From when until when that holds: then the first silent peer's last answer is too old."""
 
     def fresh(self, configuration: Configuration) -> bool:
-        """Whether the space is known well enough to decide on; if not, or soon not, peers are asked from now on."""
+        """Return True if the space is known well enough to decide; if not, or soon not, ask the peers."""
         factories = len(configuration.settings.factories)
         if factories < 2:
             return True
@@ -206,7 +206,7 @@ class Peers:
     def ask(
         self, configuration: Configuration, with_capacities: bool, doubtful: Collection[str] = ()
     ) -> Answers:
-        """What they run, and their capacities if wanted. Those that are doubtful aren't waited for long.
+        """Return their reports, and their capacities if wanted. Don't wait long for those that are doubtful.
 
         Takes udp_timeout_seconds at most, twice that with capacities. OSError if it can't be asked at all.
         """
@@ -286,7 +286,7 @@ class Monitor:
 
 
 def _statuses(builder: SnapshotBuilder, directory: Path | None, now: float) -> list[AnyStatus]:
-    """What is to be sent; nothing before the factory has reported for the first time."""
+    """Return the statuses to be sent; none before the factory has reported for the first time."""
     if directory is not None:
         machine = builder.finished(directory)
         return [] if machine is None else [machine]

@@ -13,8 +13,8 @@ from typing import Callable
 from vac.config.machinetype import VacuumPipe
 from vac.config.pipe_document import parse_pipe
 from vac.config.pipes import PipeCopy, digest, document_path, read_copy, record, record_path
-from vac.config.strict_json import Refused
 from vac.context.downloads import fetch_pipe
+from vac.decoding import BadJson
 from vac.factory.state import FactoryState
 from vac.machines import files
 from vac.text import without_url_secrets
@@ -28,14 +28,14 @@ LONGEST_RETRY_SECONDS = 900.0
 
 @dataclass(frozen=True)
 class PipeFetched:
-    """What has come of asking for a pipe's document."""
+    """Result of a request for a pipe's document."""
 
     name: str
     url: str
     content: bytes | None = None
     """A document that can be used; None: there is none."""
     failure: str = ""
-    """Why there is none."""
+    """The reason why there is none."""
 
 
 @dataclass
@@ -48,7 +48,7 @@ class _Watch:
     failures: int = 0
 
     def retry_seconds(self) -> float:
-        """How long to leave the server alone after a failure."""
+        """Return the pause after a failure."""
         return float(min(RETRY_SECONDS * 2 ** max(0, self.failures - 1), LONGEST_RETRY_SECONDS))
 
 
@@ -95,7 +95,7 @@ class Pipes:
             parse_pipe(content)
         except OSError as error:
             self._post(PipeFetched(name, url, failure=str(error)))
-        except Refused as error:
+        except BadJson as error:
             self._post(PipeFetched(name, url, failure=f"the document can't be used: {error}"))
         else:
             self._post(PipeFetched(name, url, content))
@@ -136,7 +136,7 @@ class Pipes:
         self._write_record(pipe, record(pipe.vacuum_pipe_url, failure, now))
 
     def _forget_other_urls(self, pipe: VacuumPipe) -> None:
-        """What is of another URL must go before the record says that the copy is of this one."""
+        """Remove another URL's copy, before the record says that the copy is of this one."""
         if self._read(pipe).foreign:
             document_path(self.state.dir.pipescache, pipe.name).unlink(missing_ok=True)
 

@@ -122,7 +122,7 @@ def _first_configuration(
 
 def stand_in(error: ConfigurationError) -> Configuration | None:
     """In place of a broken configuration: no machinetypes; None if not even [settings] could be looked at."""
-    return None if error.settings is None else Configuration(error.settings, {}, error.pipes, {}, (), "")
+    return None if error.settings is None else Configuration(error.settings, {}, {}, {}, (), "")
 
 
 def broken_at_start(state: FactoryState, error: ConfigurationError) -> None:
@@ -193,6 +193,7 @@ def open_factory(
     )
     for name, reason in found.unreadable.items():
         state.trouble(f"slot {name}", f"{name}: its machine's files can't be read, it is set aside: {reason}")
+    state.log_configuration()
     occupied = [slot for slot in state.slots if slot.occupied]
     _check_identity(state, [slot.name for slot in occupied])
     log.info("%s: %d machines found in %d slots", settings.factory_name, len(occupied), len(state.slots))

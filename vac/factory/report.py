@@ -1,4 +1,4 @@
-"""What the factory tells others: status.json, counts, heartbeat, and the upkeep of its state directory."""
+"""Reports of the factory: status.json, counts, heartbeat; and the upkeep of its state directory."""
 
 from __future__ import annotations
 
@@ -22,8 +22,10 @@ log = logging.getLogger(__name__)
 
 REPORT_SECONDS = 1.0
 """status.json is written at most this often."""
+LEDGER_SECONDS = 10.0
+"""Least pause between writes of the ledger: a factory that is killed every minute has to remember what it owes."""
 UNUSED_IMAGE_DAYS = 30
-"""How long a downloaded image is kept that no machinetype names any more."""
+"""Days for which a downloaded image is kept that no machinetype names any more."""
 
 
 class Report:
@@ -35,6 +37,7 @@ class Report:
         self.effects = effects
         self.expiry = Expiry(state.dir)
         self.images = ImageCache(state.dir.imagecache, state.dir.tmp)
+        self._ledger_time = -LEDGER_SECONDS
         self._report_time = float("-inf")
 
     @property
@@ -61,7 +64,6 @@ class Report:
             named = [one.root_image for one in machinetypes.values() if one.root_image]
             self.images.expire(named, now, UNUSED_IMAGE_DAYS)
         self.effects.trash.start()
-        statuses.write_share_ledger(directory, self.decisions.memory.ledger.encode())
 
     def report_if_due(self) -> None:
         """Write status.json and counts if something has changed, but not more than once a second."""
@@ -72,6 +74,9 @@ class Report:
         self.state.reported = True
         self._counts()
         statuses.write(self.state.dir, self.status(now.unix))
+        if now.boot - self._ledger_time >= LEDGER_SECONDS:
+            self._ledger_time = now.boot
+            statuses.write_share_ledger(self.state.dir, self.decisions.memory.ledger.encode())
 
     def _counts(self) -> None:
         settings = self.state.settings

@@ -1,4 +1,4 @@
-"""What the parts of a factory share: its configuration, slots, engines, and what it remembers and counts."""
+"""State that the parts of a factory share: configuration, slots, engines, memories and counters."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ OpenEngine = Callable[[str, Settings], InlineEngine]
 
 @dataclass
 class Sight:
-    """What this process has seen of one machine. Times are by the clock that nobody sets."""
+    """Observations of one machine by this process. Times are by the clock that nobody sets."""
 
     alive_time: float | None = None
     """When an engine's listing last showed it running or paused."""
@@ -125,7 +125,7 @@ class Slots:
 
 
 class Counters:
-    """How often things have happened since this process began, and how long they took, for metrics."""
+    """Numbers and durations of events since this process began, for metrics."""
 
     def __init__(self) -> None:
         self._counts: dict[tuple[Happening, str, str], tuple[int, float]] = {}
@@ -183,9 +183,9 @@ class FactoryState:
     failed: dict[str, Creation] = field(default_factory=dict)
     """By machinetype, its last creation that failed, until one succeeds."""
     configuration_problem: str | None = None
-    """Why the configuration on disk can't be used; then the last good one is in force."""
+    """Problem of the configuration on disk; the last good one is in force then."""
     problems: tuple[str, ...] = ()
-    """All that is wrong with it."""
+    """Mistakes in it, also those that stop only a machinetype or pipe."""
     troubles: dict[str, str] = field(default_factory=dict)
     """By key, what can't be written or read in state_dir."""
     counters: Counters = field(default_factory=Counters)
@@ -194,7 +194,7 @@ class FactoryState:
     changed: bool = True
     """Something has happened that a decision should take into account."""
     reported: bool = False
-    """What people are shown is up to date."""
+    """True: status.json is up to date."""
 
     @property
     def settings(self) -> Settings:
@@ -225,19 +225,29 @@ class FactoryState:
     def configure(self, configuration: Configuration) -> bool:
         """Put a configuration into force. True: engines have to be reached anew."""
         self.changed |= self.configuration_problem is not None
-        self.configuration_problem, self.problems = None, ()
+        self.configuration_problem = None
+        self.problems = tuple(map(str, configuration.errors))
         self.doubts.pop("configuration", None)
         self.changes.clear("configuration")
-        statuses.clear_error(self.dir, ErrorKind.CONFIGURATION)
+        if self.problems:
+            statuses.set_error(self.dir, ErrorKind.CONFIGURATION, self.problems[0])
+        else:
+            statuses.clear_error(self.dir, ErrorKind.CONFIGURATION)
         if configuration is self.configuration:
             return False
         before, self.configuration = self.settings, configuration
-        for problem in configuration.warnings:
-            log.warning("%s", problem)
-        log.info("configuration: machinetypes %s", " ".join(configuration.machinetypes) or "none")
+        self.log_configuration()
         self.slots.resize(slot_names(self.settings), self.clock.boot())
         self.changed = True
         return _connections(before) != _connections(self.settings)
+
+    def log_configuration(self) -> None:
+        """Log what is wrong with the configuration in force, and its machinetypes."""
+        for problem in self.configuration.warnings:
+            log.warning("%s", problem)
+        for problem in self.configuration.errors:
+            log.error("%s", problem)
+        log.info("configuration: machinetypes %s", " ".join(self.configuration.machinetypes) or "none")
 
     def configuration_broken(self, error: ConfigurationError) -> None:
         """Note that the configuration on disk can't be used: nothing is created, all else goes on by the last good

@@ -1,4 +1,4 @@
-"""What engines' listings mean for the machines, and the rules that end machines which run."""
+"""Conclusions from engines' listings, and the rules that end running machines."""
 
 from __future__ import annotations
 

@@ -24,7 +24,7 @@ class PendingCreation:
 
 @dataclass(frozen=True)
 class StopOrder:
-    """Why a machine is ended by force."""
+    """Reason to end a machine by force."""
 
     message: str
     """Its shutdown message, unless it leaves one itself."""
@@ -34,7 +34,7 @@ class StopOrder:
 
 @dataclass(frozen=True)
 class Phase:
-    """Where a slot is in its life."""
+    """Phase of a slot's life."""
 
     since: float
     """When the slot entered this phase: a listing that was asked for earlier says nothing about it."""

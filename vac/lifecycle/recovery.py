@@ -1,4 +1,4 @@
-"""What a machine's directory on disk stands for when the factory starts: the phase in which its slot goes on."""
+"""Recovery at the factory's start: the phase in which a slot goes on, by its machine's directory on disk."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from vac.lifecycle.phases import Empty, Phase, Running, Uncertain
 
 
 class SlotFile(enum.Enum):
-    """What the slot file of a machine's name says."""
+    """Content of the slot file of a machine's name."""
 
     NAMES_IT = "names it"
     MISSING = "missing"
@@ -17,7 +17,7 @@ class SlotFile(enum.Enum):
 
 
 class Recovery(enum.Enum):
-    """What is done about a directory."""
+    """Ways to deal with a directory."""
 
     GO_ON = "the slot goes on with it"
     WRITE_SLOT_FILE = "its slot file is written again, and the slot goes on with it"

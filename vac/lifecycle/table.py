@@ -59,7 +59,7 @@ STOP_AGAIN_SECONDS = 15.0
 ACCOUNT_AGAIN_SECONDS = 60.0
 """From an attempt to write a machine's end to the next."""
 STUCK_SECONDS = 60.0
-"""How long an engine may take to let go of a machine before the slot is reported."""
+"""Time for an engine to let go of a machine before the slot is reported."""
 
 Guard = Callable[[Phase, float], bool]
 """Tells from the phase and the present time if a transition applies."""
@@ -67,7 +67,7 @@ Guard = Callable[[Phase, float], bool]
 
 @dataclass(frozen=True)
 class Transition:
-    """What follows from a stimulus."""
+    """Consequence of a stimulus."""
 
     next: type[Phase] | None
     """The phase that is entered, which may be the same one anew; None: the slot stays in its phase."""

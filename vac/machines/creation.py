@@ -13,7 +13,7 @@ from vac.config.machinetype import VM_MODELS, Machinetype
 from vac.config.settings import Settings
 from vac.machines import files
 from vac.machines.layout import DirectoryName, StateDir
-from vac.machines.machine import Machine
+from vac.machines.machine import Machine, boot_text
 from vac.machines.retained import retained_options, to_json
 from vac.machines.slots import write_slot
 
@@ -74,7 +74,7 @@ def jobfeatures(
 
 @dataclass(frozen=True)
 class Access:
-    """Who may use a machine's user_data, joboutputs and mnt."""
+    """Owner and mode of a machine's user_data, joboutputs and mnt."""
 
     uid: int = 0
     gid: int = 0
@@ -89,7 +89,7 @@ class Access:
 
     @property
     def owner(self) -> files.Owner | None:
-        """What files are chowned to; None where that changes nothing."""
+        """Return the owner to chown files to; None where that changes nothing."""
         return None if (self.uid, self.gid) == (os.geteuid(), os.getegid()) else (self.uid, self.gid)
 
 
@@ -106,6 +106,7 @@ def create(
     processors: int,
     shutdown_time: int,
     now: float,
+    boot: tuple[str, float] | None = None,
     user_data: bytes,
     access: Access = ROOT,
     ip: str | None = None,
@@ -113,8 +114,8 @@ def create(
 ) -> Machine:
     """Make the directory and slot file of a machine that an engine is to create next.
 
-    name is the slot's host name, ip a VM's address; times in Unix seconds. Raises OSError, having left
-    nothing.
+    name is the slot's host name, ip a VM's address; times in Unix seconds; boot is the boot's id and the seconds
+    since then. Raises OSError, having left nothing.
     """
     directory = DirectoryName(int(now), machinetype.name, name)
     while state.machine(directory).exists():
@@ -128,6 +129,7 @@ def create(
         processors=processors,
         options=retained_options(machinetype, settings),
         shutdown_time=shutdown_time,
+        created_boot=boot,
         fqan=machinetype.accounting_fqan,
     )
     building = files.temporary_path(state.tmp)
@@ -173,6 +175,8 @@ def _fill(building: Path, machine: Machine, settings: Settings, user_data: bytes
         mode=0o600 if machine.model in VM_MODELS else 0o500,
         owner=None if machine.model in VM_MODELS else access.owner,
     )
+    if machine.created_boot:
+        files.write_new(building / "created_boot", boot_text(machine.created_boot))
     files.write_new(building / "machinetype.json", to_json(machine.options), sync=True)
     if machine.fqan:
         files.write_new(building / "accounting_fqan", _bytes(machine.fqan), sync=True)

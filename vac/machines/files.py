@@ -26,7 +26,7 @@ from vac.host.filesystems import mounts
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _TRASH = "gone-"
-"""How names in tmp/ begin of what is only to be removed."""
+"""Prefix of names in tmp/ that are only to be removed."""
 _numbers = itertools.count()
 
 Owner = tuple[int, int]
@@ -41,7 +41,7 @@ checkpoint: Callable[[str, Path], None] = _nothing
 
 
 class Unreadable(Exception):
-    """What a machine has put there is no regular file of reasonable size."""
+    """A machine has put something there that is no regular file of reasonable size."""
 
 
 def sync_directory(path: Path) -> None:
@@ -160,8 +160,11 @@ def discard(path: Path, *, tmp: Path) -> None:
 
 
 def trash(tmp: Path) -> list[Path]:
-    """What has been discarded and is still in tmp."""
-    return sorted(path for path in tmp.iterdir() if path.name.startswith(_TRASH))
+    """Return what has been discarded and is still in tmp; nothing while that can't be read."""
+    try:
+        return sorted(path for path in tmp.iterdir() if path.name.startswith(_TRASH))
+    except OSError:
+        return []
 
 
 def remove_tree(path: Path) -> None:

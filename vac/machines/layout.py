@@ -46,7 +46,7 @@ class StateDirBusy(Exception):
 
 
 class DirectoryName(NamedTuple):
-    """What the name of a machine's directory says."""
+    """Parts of the name of a machine's directory."""
 
     created_time: int
     machinetype: str
@@ -154,7 +154,7 @@ class StateDir:
         return True
 
     def spending_reserve(self, write: Callable[[], _Result]) -> _Result:
-        """What write gives; on a full disk it is called once more after the reserve has been given up.
+        """Return write()'s result; on a full disk call it once more after the reserve has been given up.
 
         Raises what write raises.
         """

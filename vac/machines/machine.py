@@ -24,7 +24,7 @@ from vac.machines.retained import RetainedOptions, from_json, standing_in
 SAMPLE_SECONDS = 30.0
 """Recent CPU use is measured over at least so long."""
 CHECKPOINT_SECONDS = 600.0
-"""What a machine has used is made durable this often, so that a power failure costs no more."""
+"""Interval at which a machine's usage is made durable: a power failure costs no more."""
 CLOCK_TOLERANCE_SECONDS = 2.0
 """Smaller differences between the clocks are drift, not steps."""
 MOST_SIGNS = 1000
@@ -53,13 +53,15 @@ class Machine:
     started_time: float | None = None
     started_boot: tuple[str, float] | None = None
     """Boot id and seconds since boot at its start; None: not started, or started by an older Vac."""
+    created_boot: tuple[str, float] | None = None
+    """The same of its creation."""
     start_written: bool = True
-    """Is its start, if it has one, on disk?"""
+    """False: it has started, and that isn't on disk yet."""
     finished: bool = False
     heartbeat_time: float | None = None
     """When it was last seen alive, by the clock of people."""
     alive_seconds: float | None = None
-    """How long it had run when it was last seen alive; None: never noted."""
+    """Its age when it was last seen alive; None: never noted."""
     cpu_seconds: float = 0.0
     cpu_percent: float | None = None
     """Recent CPU use, in percent of one processor."""
@@ -93,6 +95,12 @@ class Machine:
         if self.started_boot is not None and self.started_boot[0] == now.boot_id:
             return max(0.0, now.boot - self.started_boot[1])
         return max(0.0, now.unix - self.started_time)
+
+    def age_of_creation(self, now: Moment) -> float:
+        """Return the seconds since its directory was made."""
+        if self.created_boot is not None and self.created_boot[0] == now.boot_id:
+            return max(0.0, now.boot - self.created_boot[1])
+        return max(0.0, now.unix - self.created_time)
 
     def clock_step(self, now: Moment) -> float:
         """Return how far people's clock has been set forward since its start, seconds."""
@@ -157,7 +165,8 @@ def load(
         options=options,
         shutdown_time=latest_shutdown or name.created_time + options.max_wallclock_seconds,
         started_time=_started_time(directory / "started"),
-        started_boot=_started_boot(directory / "started_boot"),
+        started_boot=_boot_time(directory / "started_boot"),
+        created_boot=_boot_time(directory / "created_boot"),
         finished=_mtime(directory / "finished") is not None,
         fqan=fqan,
     )
@@ -188,6 +197,11 @@ def _load_usage(machine: Machine) -> None:
         machine.sample = (machine.alive_seconds, machine.cpu_seconds)
 
 
+def boot_text(boot: tuple[str, float]) -> bytes:
+    """Return the content of `started_boot` or `created_boot`."""
+    return "{} {:.3f}\n".format(*boot).encode("ascii")
+
+
 def mark_started(state: StateDir, machine: Machine, now: Moment) -> None:
     """Write that the machine has started now, in `started_boot` and `started`, and its first heartbeat.
 
@@ -199,7 +213,7 @@ def mark_started(state: StateDir, machine: Machine, now: Moment) -> None:
         machine.start_written = False
         machine.sample = (machine.age(now), machine.cpu_seconds)
     if machine.started_boot is not None:
-        boot = "{} {:.3f}\n".format(*machine.started_boot).encode("ascii")
+        boot = boot_text(machine.started_boot)
         files.write_atomic(machine.directory / "started_boot", boot, tmp=state.tmp, sync=False)
     files.write_atomic(machine.directory / "started", b"%d\n" % round(machine.started_time), tmp=state.tmp)
     machine.start_written = True
@@ -272,19 +286,18 @@ def write_final_heartbeat(
 def _lived(machine: Machine, now: Moment, usage: Usage, watched: bool) -> float:
     """Return how long an ended machine has run, seconds; at least until it was last seen alive.
 
-    The engine's time of its end may be from before or after a step of people's clock: take what is possible.
+    The engine's time of its end may be from before or after a step of people's clock: take what is possible. If neither
+    is, it says nothing.
     """
     age, seen = machine.age(now), last_seen(machine)
     if usage.ended_time is not None:
-        lived = age - (now.unix - usage.ended_time)
-        if not seen <= lived <= age:
-            by_start = usage.ended_time - (machine.started_time or 0.0)
-            lived = by_start if seen <= by_start <= age else min(lived, age)
-    elif watched:
-        lived = age
-    else:
-        lived = _latest_sign(machine, now)
-    return max(seen, lived)
+        for lived in (
+            age - (now.unix - usage.ended_time),
+            usage.ended_time - (machine.started_time or 0.0),
+        ):
+            if seen - CLOCK_TOLERANCE_SECONDS <= lived <= age + CLOCK_TOLERANCE_SECONDS:
+                return max(seen, min(lived, age))
+    return max(seen, age if watched else _latest_sign(machine, now))
 
 
 def last_seen(machine: Machine) -> float:
@@ -325,7 +338,7 @@ def _file_times(machine: Machine) -> list[float]:
 
 
 def _take_usage(machine: Machine, usage: Usage) -> None:
-    """What only grows never shrinks, whatever an engine tells after a restart."""
+    """Take over new usage; totals never shrink, whatever an engine tells after a restart."""
     if usage.cpu_seconds is not None and math.isfinite(usage.cpu_seconds):
         machine.cpu_seconds = max(machine.cpu_seconds, usage.cpu_seconds)
     if usage.memory_bytes is not None:
@@ -350,7 +363,7 @@ def _write_usage(state: StateDir, machine: Machine, *, sync: bool) -> None:
 
 
 def left_process(machine: Machine, settings: Settings) -> LeftProcess | None:
-    """What an older Vac has noted of a machine that it left running as a process of this host; None if it is none.
+    """Return the process of a machine that an older Vac left running on this host; None if it is none.
 
     Our own, which have a machinetype.json, are known by their cgroups.
     """
@@ -421,7 +434,7 @@ def _started_time(path: Path) -> float | None:
     return _mtime(path) if written is None else written
 
 
-def _started_boot(path: Path) -> tuple[str, float] | None:
+def _boot_time(path: Path) -> tuple[str, float] | None:
     words = (_text(path) or "").split()
     boot = _float(words[1]) if len(words) == 2 else None
     return None if boot is None else (words[0], boot)

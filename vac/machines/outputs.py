@@ -1,4 +1,4 @@
-"""What machines and their engines have said: shutdown messages, details, connections, files sent to joboutputs.
+"""Messages of machines and their engines: shutdown messages, details, connections, files sent to joboutputs.
 
 A machine leaves joboutputs/shutdown_message. Its directory itself gets a file of that name, which the machine can't
 write: the factory's own words, or at the end a copy of the machine's, for processes that may not read joboutputs.
@@ -96,7 +96,7 @@ def note_contacts(state: StateDir, machine: Machine, contacts: Iterable[Contact]
 
 
 def read_contacts(machine: Machine) -> list[dict[str, Any]]:
-    """What was kept, the one seen last at the end: a Contact's fields, first_seen and last_seen in Unix seconds."""
+    """Return the contacts kept, the latest last: a Contact's fields, first_seen and last_seen in Unix seconds."""
     try:
         found = json.loads((machine.directory / CONTACTS).read_bytes())
     except (OSError, ValueError):
@@ -179,7 +179,7 @@ def note_details(state: StateDir, machine: Machine, details: Mapping[str, str]) 
 
 
 def read_details(machine: Machine) -> dict[str, str]:
-    """What was kept by note_details; empty if nothing was."""
+    """Return the details kept by note_details()."""
     try:
         found = json.loads((machine.directory / "details.json").read_bytes())
     except (OSError, ValueError):

@@ -1,4 +1,4 @@
-"""What people ask of a factory: small files under requests/, which only root can write.
+"""Administrators' requests to a factory: small files under requests/, which only root can write.
 
 A command writes a file and wakes the factory; it never calls an engine itself. Draining stays in force, also over
 a reboot, until its file is removed or its time is over; the other requests are removed once they are carried out.
@@ -18,7 +18,7 @@ from pathlib import Path
 from vac.machines import files
 from vac.machines.layout import StateDir
 
-_ACTION = re.compile(r"(finish|destroy)-([a-z0-9.-]+)")
+_ACTION = re.compile(r"(finish|destroy)-([a-z0-9._-]+)")
 
 
 @dataclass(frozen=True)

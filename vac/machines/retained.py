@@ -22,8 +22,7 @@ _MIB = 1024 * 1024
 
 @dataclass(frozen=True)
 class RetainedOptions:
-    """What is kept with each machine: the options of Machinetype declared with retained=True, and some of
-    Settings."""
+    """Options kept with each machine: those of Machinetype declared with retained=True, and some of Settings."""
 
     machine_model: str
     fizzle_seconds: int
@@ -50,7 +49,7 @@ class RetainedOptions:
 
 
 def retained_options(machinetype: Machinetype, settings: Settings) -> RetainedOptions:
-    """What is kept with a machine of this type that is made now."""
+    """Return the options to keep with a machine of this type that is made now."""
     kept: dict[str, Any] = {
         name: getattr(machinetype, name) for name, option in declared(Machinetype).items() if option.retained
     }
@@ -75,16 +74,9 @@ def from_json(content: bytes, stand_in: RetainedOptions) -> RetainedOptions:
     """Return options as machinetype.json has them; stand_in has those that another version didn't keep, those of
     another type (spoilt by hand), and all of a file that isn't a JSON object (torn by a power failure)."""
     try:
-        kept = json.loads(content)
-        options = build(RetainedOptions, kept, lenient=True, stand_in=stand_in)
+        return build(RetainedOptions, json.loads(content), stand_in=stand_in)
     except ValueError:
         return stand_in
-    unset: dict[str, Any] = {
-        field.name: None
-        for field in dataclasses.fields(RetainedOptions)
-        if kept.get(field.name, "") is None and "None" in str(field.type)
-    }
-    return dataclasses.replace(options, **unset)
 
 
 def standing_in(

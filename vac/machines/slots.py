@@ -25,7 +25,7 @@ log = logging.getLogger(__name__)
 
 
 class SlotContent(NamedTuple):
-    """What slots/HOST says."""
+    """Content of slots/HOST."""
 
     directory: DirectoryName
     model: str
@@ -91,7 +91,7 @@ def read_slots(
 
 @dataclass
 class Found:
-    """What a factory finds on disk when it starts."""
+    """Slots and machines that a factory finds on disk when it starts."""
 
     slots: dict[str, tuple[Machine, type[Phase]]] = field(default_factory=dict)
     """By name, the present or last machine of each slot, and the phase in which it goes on."""
@@ -262,7 +262,7 @@ def _directories(state: StateDir) -> list[Path]:
 
 
 UNCONFIGURED_DAYS = 3.0
-"""How long directories of types are kept that are no longer configured."""
+"""Days for which directories of types are kept that are no longer configured."""
 MOST_ABORTED = 100
 """Directories of aborted machines that are kept of each type, the newest."""
 _DAY_SECONDS = 86400.0
@@ -270,7 +270,7 @@ _DAY_SECONDS = 86400.0
 
 @dataclass(frozen=True)
 class _Ended:
-    """What is remembered of an ended machine's directory."""
+    """Facts remembered of an ended machine's directory."""
 
     created_time: int
     machinetype: str
@@ -335,14 +335,14 @@ class Expiry:
         return _Ended(name.created_time, name.machinetype, ended_time, aborted)
 
     def _empty(self, path: Path) -> None:
-        """Whoever saw to its end, a classic factory perhaps, has left its disk."""
+        """Discard the scratch space that another factory, perhaps a classic one, has left."""
         try:
             discard_scratch(self._state, path)
         except OSError as error:
             log.warning("%s: its scratch space can't be removed: %s", path, error)
 
     def _expired(self, machinetypes: Mapping[str, Machinetype], now: float) -> list[Path]:
-        """What is too old, and aborted ones of which there are too many; oldest first."""
+        """Return directories that are too old, and aborted ones beyond MOST_ABORTED; oldest first."""
         expired = set()
         aborted = defaultdict(list)
         for path, ended in self._ended.items():

@@ -1,4 +1,4 @@
-"""What the factory tells others in state_dir: `status.json` and the small files that Nagios and site scripts read.
+"""Reports in state_dir: `status.json` and the small files that Nagios and site scripts read.
 
 The responder, `vac why`, metrics and the status page read status.json, so that none of them needs the configuration or
 an engine. Reading is tolerant: what is missing or of a wrong type (in another version's file) has its default.
@@ -25,7 +25,7 @@ _changes = OnChange(logging.getLogger(__name__))
 
 
 class ErrorKind(enum.Enum):
-    """What a factory-error is about, and so what ends it."""
+    """Subject of a factory-error, which decides what ends it."""
 
     CREATION = "creation"
     CONFIGURATION = "configuration"
@@ -98,7 +98,7 @@ def read_share_ledger(state: StateDir) -> object:
     """Return what the scheduler has last noted of shares, as JSON has it; None if nothing is readable."""
     try:
         return cast(object, json.loads(state.share_ledger.read_bytes()))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return None
 
 
@@ -127,7 +127,7 @@ FORMAT = 1
 
 @dataclass(frozen=True)
 class TypeFacts:
-    """What others need to know of a configured machinetype; units as in the configuration."""
+    """Facts about a configured machinetype; units as in the configuration."""
 
     name: str = ""
     fqan: str | None = None
@@ -154,7 +154,7 @@ class Creation:
 
 
 class Happening(enum.Enum):
-    """What is counted."""
+    """Events that are counted."""
 
     CYCLE = "cycle"
     CREATION = "creation"
@@ -167,7 +167,7 @@ class Happening(enum.Enum):
 
 @dataclass(frozen=True)
 class Tally:
-    """How often something has happened since the factory's process began."""
+    """Number of such events since the factory's process began."""
 
     what: str = ""
     """A Happening's value."""
@@ -175,7 +175,7 @@ class Tally:
     outcome: str = ""
     count: int = 0
     seconds: float = 0.0
-    """How long it took in all."""
+    """Their duration in all."""
 
 
 @dataclass(frozen=True)
@@ -202,7 +202,7 @@ class Status:
     vacquery_allow: tuple[str, ...] = ()
     """Networks that may query too; none given: the directly connected ones."""
     vacquery: str = ""
-    """What the responder has to start anew for when it changes: the port, and which key file there is."""
+    """Port and key file: when this changes, the responder has to start anew."""
     slots: int = 0
     total_processors: int = 0
     mb_per_processor: int = 0
@@ -211,9 +211,9 @@ class Status:
     engines: Mapping[str, str | None] = field(default_factory=dict)
     """By engine in use: its problem, None if it is well."""
     problems: tuple[str, ...] = ()
-    """What is wrong with the configuration, which is then the last good one."""
+    """Problems of the configuration on disk; the last good one is in force then."""
     warnings: tuple[str, ...] = ()
-    """What is probably wrong with this node or the space though creating goes on."""
+    """Probable problems of this node or the space though creation goes on."""
     drain: Drain | None = None
     shutdown_time: float | None = None
     """No machine may run past it."""
@@ -221,7 +221,7 @@ class Status:
     next_time: float | None = None
     """When time alone may change the decision."""
     guard: str | None = None
-    """Why nothing at all can be created now."""
+    """The reason why nothing at all can be created now."""
     guard_name: str | None = None
     """That in one word, see vac.scheduling.eligibility."""
     passed_over: Mapping[str, str] = field(default_factory=dict)
@@ -266,7 +266,7 @@ def write(state: StateDir, status: Status) -> None:
 
 
 def read(state: StateDir) -> Status | None:
-    """What the factory has last written; None if there is nothing readable."""
+    """Return the factory's last report; None if there is nothing readable."""
     try:
         return from_json(state.status.read_text(encoding="utf-8"))
     except (OSError, ValueError):

@@ -1,1 +1,1 @@
-"""What to create, where and when: pure functions of configuration, slots, the space and the time."""
+"""Decisions on machines to create: pure functions of configuration, slots, the space and the time."""

@@ -57,17 +57,17 @@ class Situation:
     space: SpaceView
     host: Host
     engines: Mapping[str, str | None]
-    """By machine model: why its engine can't be used, None if it can. A model that isn't in it has not answered."""
+    """By machine model, its engine's problem, None if it works. A model that isn't in it has not answered."""
     now: float
     config_problem: str | None = None
-    """Why the configuration can't be used, if so."""
+    """Reason if the configuration can't be used."""
     drain: str | None = None
-    """Why this factory is draining, if it was told to (`vac drain`)."""
+    """Reason if this factory was told to drain (`vac drain`)."""
 
 
 @dataclass(frozen=True)
 class Memory:
-    """What one decision leaves to the next; the ledger outlives a restart of the factory."""
+    """Memory from one decision to the next; the ledger outlives a restart of the factory."""
 
     ramp: RampState = field(default_factory=RampState)
     ledger: Ledger = field(default_factory=Ledger)
@@ -98,7 +98,9 @@ class _Work:
     openings_time: float | None = None
     """When what fits the superslots changes by time alone."""
     step_time: float | None = None
-    """When the next step is due, if a type waits for it."""
+    """When the next step is due, or a type may have become known, if one waits for that."""
+    young_until: Mapping[str, float] = field(default_factory=dict)
+    """By type, when the first machine before fizzle can have outlived it."""
 
 
 def decide(situation: Situation, memory: Memory, rng: random.Random) -> tuple[Decision, Memory]:
@@ -123,6 +125,7 @@ def decide(situation: Situation, memory: Memory, rng: random.Random) -> tuple[De
         decision = _guarded(guard, standings)
     else:
         work = _start(situation, ramp, ledger, rng, dict(running), standings, free)
+        work.young_until = {name: one.young_until for name, one in own.items() if one.young_until is not None}
         _fill(work)
         decision = _decision(work, standings)
         for create in decision.creates:
@@ -276,7 +279,7 @@ def _next(work: _Work) -> Create | None:
             if not superslots.fits(work.candidates[name], opening, situation.now):
                 work.passed[name] = _no_fit(work, name, found.kept, waiting)
             elif not work.ramp.allows(name):
-                work.passed[name] = _wait_for_step(work)
+                work.passed[name] = _wait_for_step(work, name)
                 if ranked.lacking_hs06 and growing is None:
                     growing = name
             elif growing is not None and not ranked.lacking_hs06:
@@ -366,9 +369,11 @@ def _create(work: _Work, ranked: RankedType, opening: Opening) -> Create:
     return Create(ranked.machinetype, superslots.size(machinetype, opening), end, reason)
 
 
-def _wait_for_step(work: _Work) -> str:
-    work.step_time = work.ramp.next_time()
-    wait = seconds(work.step_time - work.situation.now)
+def _wait_for_step(work: _Work, name: str) -> str:
+    step_time = work.ramp.next_time()
+    times = (work.step_time or step_time, step_time, work.young_until.get(name, step_time))
+    work.step_time = min(times)
+    wait = seconds(step_time - work.situation.now)
     if work.situation.settings.machines_per_cycle:
         return f"machines_per_cycle are created in this cycle already: goes on in {wait}"
     return f"fills this factory in steps that double, until it is known here: the next is in {wait}"

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Limits:
-    """What a machine has to keep to: options of its type as they were when it was made. 0 or None: no rule."""
+    """Limits of a machine: options of its type as they were when it was made. 0 or None: no rule."""
 
     fizzle_seconds: float = 0
     heartbeat_file: str | None = None
@@ -23,7 +23,7 @@ class Limits:
 
 @dataclass(frozen=True)
 class Watched:
-    """One machine that its engine says is there."""
+    """A machine that its engine lists."""
 
     started_time: float
     shutdown_time: float
@@ -38,15 +38,18 @@ class Watched:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What the rules say now, and when time alone may change that."""
+    """Result of the rules now, and when time alone may change it."""
 
     message: str | None = None
-    """Why it is ended, as a shutdown message; None: it goes on."""
+    """Shutdown message with which it is ended; None: it goes on."""
     next_time: float | None = None
 
 
 def judge(watched: Watched, limits: Limits, factory_started_time: float, now: float) -> Verdict:
-    """The first rule that a machine breaks; the factory's own start delays rules about what it must have seen."""
+    """Return the first rule that a machine breaks.
+
+    The factory's own start delays rules about what it must have seen.
+    """
     deadlines: list[float] = []
     for due_time, message in _rules(watched, limits, factory_started_time):
         if now >= due_time:
@@ -56,7 +59,7 @@ def judge(watched: Watched, limits: Limits, factory_started_time: float, now: fl
 
 
 def _rules(watched: Watched, limits: Limits, factory_started_time: float) -> Iterator[tuple[float, str]]:
-    """Messages with the times from which they apply."""
+    """Yield the times from which messages apply, with these."""
     if watched.paused:
         yield watched.started_time, "700 Paused"
     yield watched.shutdown_time, "100 Shutdown time reached"

@@ -35,7 +35,7 @@ SPREAD_DOC = "a time such as 90s or 12h, a range 6h-18h, mean~deviation such as 
 _PERIOD = rf"always|never|{_TIME}-({_TIME})?"
 _UNITS = {"s": 1.0, "m": 60.0, "h": HOUR, "d": 24 * HOUR}
 LEAST_SECONDS = 0.1
-"""What a normal distribution gives below this is raised to it."""
+"""Least time that a normal distribution yields."""
 
 
 @dataclass(frozen=True)
@@ -134,21 +134,21 @@ class Scenario:
 
     space: Space
     settings: Settings
-    """What all factories have in common."""
+    """Settings that all factories have in common."""
     machinetypes: Mapping[str, Machinetype]
     works: Mapping[str, Work] = field(default_factory=dict)
     """By machinetype; the default one stands in."""
     hardware: Mapping[str, Hardware] = field(default_factory=dict)
     """By name; the default one stands in if there is none."""
     name: str = ""
-    """Where it comes from, for people."""
+    """Its origin, for people."""
 
     def work(self, machinetype: str) -> Work:
-        """The work of this machinetype."""
+        """Return the work of this machinetype."""
         return self.works.get(machinetype, _DEFAULT_WORK)
 
     def changed(self, **options: object) -> Scenario:
-        """The same with other options of [space]; those that are None stay."""
+        """Return the same with other options of [space]; those that are None stay."""
         given = {name: value for name, value in options.items() if value is not None}
         return replace(self, space=replace(self.space, **given))  # type: ignore[arg-type]
 
@@ -157,13 +157,13 @@ _DEFAULT_WORK = Work()
 
 
 def seconds(text: str) -> float:
-    """A time such as `90`, `90s`, `15m`, `12h` or `2d`, in seconds."""
+    """Return a time such as `90`, `90s`, `15m`, `12h` or `2d` in seconds."""
     unit = _UNITS.get(text[-1])
     return float(text) if unit is None else float(text[:-1]) * unit
 
 
 def spread(text: str) -> Callable[[random.Random], float]:
-    """What draws times in seconds as the text says (SPREAD_DOC)."""
+    """Return a function that draws times in seconds as the text says (SPREAD_DOC)."""
     if text.startswith("exp:"):
         mean = seconds(text[4:])
         return lambda rng: rng.expovariate(1 / mean) if mean else 0.0
@@ -178,7 +178,7 @@ def spread(text: str) -> Callable[[random.Random], float]:
 
 
 def periods(when: tuple[str, ...]) -> list[tuple[float, float]]:
-    """The periods with work, in seconds from the beginning, earliest first, none touching the next."""
+    """Return the periods with work, in seconds from the beginning, earliest first, none touching the next."""
     merged: list[tuple[float, float]] = []
     for start, end in sorted(_period(one) for one in when if one != "never"):
         if merged and start <= merged[-1][1]:
@@ -212,7 +212,7 @@ Site = tuple[Settings, Mapping[str, Machinetype]]
 
 
 def read_scenario(path: Path, site: Callable[[], Site]) -> Scenario:
-    """The scenario in this file; site gives the site's own configuration, for a file without machinetypes.
+    """Return the scenario in this file; site gives the site's own configuration, for a file without machinetypes.
 
     Raises ConfigurationError with all that is wrong; options that nothing knows are wrong here.
     """
@@ -262,7 +262,7 @@ def _values(title: str, kind: str, section: Section, common: Mapping[str, Value]
 
 
 def _check(scenario: Scenario, file: str, report: Report) -> None:
-    """What concerns several sections."""
+    """Check what concerns several sections."""
     types = scenario.machinetypes
     known = f"; there are: {' '.join(types) or 'none'}"
     if not any(one.target_share > 0 for one in types.values()):

@@ -136,7 +136,7 @@ def _factory(status: Status, factory: FactoryStatus) -> Iterator[Metric]:
     blocked = (([guard], float(guard == status.guard_name)) for guard in GUARD_NAMES)
     text = "1 for the reason why nothing at all can be created now."
     yield _gauge("vac_factory_creation_blocked", text, ("reason",), blocked)
-    text = "Mistakes that keep the configuration on disk out of force."
+    text = "Mistakes that keep the configuration on disk, or a machinetype or pipe, out of force."
     yield _one("vac_factory_configuration_problems", text, len(status.problems))
     text = "Signs that something is wrong with this node or the space."
     yield _one("vac_factory_warnings", text, len(status.warnings))

@@ -1,12 +1,20 @@
-"""What all sub-commands of `vac` have in common."""
+"""Options of all sub-commands; apel-sync, apel-republish and user-data."""
 
 from __future__ import annotations
 
+import os
+import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
-from vac.cli.main import main, parser
+from tests.unit.state_dirs import ENDED, new_state, running_machine
+from vac.accounting import records
+from vac.accounting.records import job_record, message_fields
+from vac.cli.main import command_parser, main
+from vac.machines.layout import StateDir
 
 
 @pytest.mark.parametrize(
@@ -34,5 +42,177 @@ def test_config_may_stand_before_the_command_or_after_it(
     "words", ["machines", "why", "drain", "doctor", "machine x", "pipe show", "simulate"]
 )
 def test_every_command_takes_it(words: str) -> None:
-    arguments = parser().parse_args([*words.split(), "--config", "x"])
-    assert arguments.more_config == [Path("x")]
+    name, *more = words.split()
+    arguments = command_parser(name).parse_intermixed_args([*more, "--config", "x"])
+    assert arguments.config == [Path("x")]
+
+
+@pytest.fixture
+def state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> StateDir:
+    """A state directory with one record of November 2026; it is the day after."""
+    made = new_state(tmp_path)
+    records.archive(made, job_record(running_machine(made)))
+    monkeypatch.setattr("time.time", lambda: ENDED + 86400.0)
+    return made
+
+
+def vac(state: StateDir, *words: str, sitename: bool = True) -> int:
+    configuration = state.root.parent / "vac.conf"
+    lines = [
+        "[settings]",
+        "vac_space = vac01.example.org",
+        "factory_name = node1.example.org",
+        f"state_dir = {state.root}",
+        "gocdb_sitename = UKI-TEST-SITE" if sitename else "",
+    ]
+    configuration.write_text("\n".join(lines))
+    return main(["--config", str(configuration), *words])
+
+
+def sent(state: StateDir) -> list[dict[str, str]]:
+    return [
+        message_fields(path.read_text()) for path in sorted(state.apel_outgoing.rglob("*")) if path.is_file()
+    ]
+
+
+def test_the_sync_record_of_the_month_is_sent(state: StateDir, capsys: pytest.CaptureFixture[str]) -> None:
+    assert vac(state, "apel-sync") == 0
+    assert [(fields["NumberOfJobs"], fields["Month"], fields["Year"]) for fields in sent(state)] == [
+        ("1", "11", "2026")
+    ]
+    assert "1 jobs of UKI-TEST-SITE" in capsys.readouterr().out
+
+
+def test_a_month_without_records_says_so(state: StateDir, capsys: pytest.CaptureFixture[str]) -> None:
+    assert vac(state, "apel-sync", "202610") == 0
+    assert not sent(state)
+    assert "202610: no records" in capsys.readouterr().out
+
+
+def test_without_gocdb_sitename_nothing_is_sent(state: StateDir, capsys: pytest.CaptureFixture[str]) -> None:
+    assert vac(state, "apel-sync", sitename=False) == 0
+    assert not sent(state)
+    assert "gocdb_sitename" in capsys.readouterr().out
+
+
+def test_a_month_is_published_again(state: StateDir, capsys: pytest.CaptureFixture[str]) -> None:
+    assert vac(state, "apel-republish", "202611", "202612", "--site", "NEW-SITE") == 0
+    assert [fields["Site"] for fields in sent(state)] == ["NEW-SITE"]
+    assert "1 records of 202611 202612" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "words", [("apel-sync", "November"), ("apel-republish",), ("apel-republish", "202613")]
+)
+def test_months_are_checked(
+    state: StateDir, words: tuple[str, ...], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as left:
+        vac(state, *words)
+    assert left.value.code == 2
+    assert "YYYYMM" in capsys.readouterr().err
+
+
+def test_what_goes_wrong_is_told(state: StateDir, capsys: pytest.CaptureFixture[str]) -> None:
+    state.apel_outgoing.rmdir()
+    state.apel_outgoing.write_text("in its place")
+    assert vac(state, "apel-sync") == 1
+    assert "apel-outgoing" in capsys.readouterr().err
+
+
+CONFIGURATION = """
+[settings]
+vac_space = vac.example.org
+factory_name = factory1.example.org
+state_dir = {state}
+[machinetype one]
+machine_model = docker
+root_image = docker://a
+user_data = template
+user_data_option_token = hunter2
+user_data_file_key = key
+[machinetype broken]
+machine_model = docker
+root_image = docker://a
+user_data = absent
+"""
+TEMPLATE = b"\xff##user_data_uuid## ##user_data_machine_hostname##\r\n##user_data_option_token##\0"
+TEMPLATE += b"##user_data_file_key##"
+
+
+@pytest.fixture
+def words(tmp_path: Path) -> list[str]:
+    """The command up to its name."""
+    files = tmp_path / "machinetypes/one/files"
+    files.mkdir(parents=True)
+    (files / "template").write_bytes(TEMPLATE)
+    (files / "key").write_bytes(b"PRIVATE\n")
+    (tmp_path / "vac.conf").write_text(CONFIGURATION.format(state=tmp_path))
+    return ["--config", str(tmp_path / "vac.conf"), "user-data"]
+
+
+@pytest.mark.parametrize(
+    ("option", "token", "key"),
+    [
+        (
+            [],
+            rb"\(user_data_option_token: 7 bytes, not shown\)",
+            rb"\(user_data_file_key: 8 bytes, not shown\)",
+        ),
+        (["--secrets"], b"hunter2", rb"PRIVATE\n"),
+    ],
+)
+def test_what_a_machine_would_get_is_printed_byte_for_byte(
+    words: list[str], capfdbinary: pytest.CaptureFixture[bytes], option: list[str], token: bytes, key: bytes
+) -> None:
+    assert main([*words, "one", *option]) == 0
+    told = capfdbinary.readouterr().out
+    assert re.fullmatch(rb"\xff[0-9a-f-]{36} factory1-00.example.org\r\n" + token + rb"\0" + key, told)
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        (
+            "broken",
+            r"vac: broken: user_data: .*/broken/files/absent can't be read: No such file or directory",
+        ),
+        ("none", "vac: no machinetype none is configured; there are: broken one"),
+    ],
+)
+def test_why_there_is_none_is_told(
+    words: list[str], capfdbinary: pytest.CaptureFixture[bytes], name: str, reason: str
+) -> None:
+    assert main([*words, name]) == 1
+    told = capfdbinary.readouterr()
+    assert told.out == b""
+    assert re.fullmatch(reason, told.err.decode().strip())
+
+
+@pytest.mark.allow_subprocess
+@pytest.mark.parametrize("output", ["full", "closed", "interrupted"])
+def test_output_that_can_not_be_written_is_one_sentence(tmp_path: Path, output: str) -> None:
+    script = "import sys, vac.cli.main as m; sys.exit(m.main(sys.argv[1:]))"
+    if output == "interrupted":
+        script = (
+            "import sys, vac.cli.main as m, vac.cli.config_commands as c\n"
+            "def interrupt(*_): raise KeyboardInterrupt\n"
+            "c.run_config = interrupt; sys.exit(m.main(sys.argv[1:]))"
+        )
+    read, write = os.pipe()
+    os.close(read)
+    target = write if output == "closed" else os.open("/dev/full", os.O_WRONLY)
+    try:
+        done = subprocess.run(
+            [sys.executable, "-c", script, "config", "options"],
+            stdout=target,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+            env={**os.environ, "LC_ALL": "C"},
+        )
+    finally:
+        for each in {write, target}:
+            os.close(each)
+    assert done.returncode == (130 if output == "interrupted" else 1)
+    assert done.stderr == ("vac: standard output: No space left on device\n" if output == "full" else "")

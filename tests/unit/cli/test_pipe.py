@@ -13,8 +13,9 @@ import pytest
 
 from tests.hostile_pipes import CORPUS, GOOD, IGNORED, REFUSED, UNFIT, Hostile
 from tests.https_server import HTML, Page, Web
-from vac.cli import doctor, pipe
+from vac.cli import config_commands, doctor
 from vac.cli import main as command
+from vac.cli.doctor_engines import Finding
 from vac.config.pipes import DIRECTORY, document_path, record, record_path
 from vac.machines import status as statuses
 from vac.machines.layout import StateDir
@@ -131,7 +132,7 @@ def test_a_document_that_has_nothing_created_is_warned_about(
     for entry in entries:
         if entry["target_share"] is None:
             del entry["target_share"]
-    verdict = pipe.examine(json.dumps({"machinetypes": entries}).encode())
+    verdict = config_commands.examine(json.dumps({"machinetypes": entries}).encode())
     assert [str(flaw) for flaw in verdict.flaws] == ([warning] if warning else [])
     assert verdict.right
 
@@ -156,8 +157,8 @@ def test_hostile_documents_fail_and_keep_the_terminal_tidy(fate: str) -> None:
 
 
 def check_tidy(hostile: Hostile) -> None:
-    verdict = pipe.examine(hostile.content)
-    lines = pipe.check_lines(verdict)
+    verdict = config_commands.examine(hostile.content)
+    lines = [*config_commands.verdict_lines(verdict)]
     assert not verdict.right or hostile.fate in (IGNORED, UNFIT)
     assert all(line.isprintable() for line in lines)
     assert lines[-1].startswith("The document can't be used") == (hostile.fate == REFUSED)
@@ -244,7 +245,7 @@ def test_config_check_tells_what_is_the_matter_with_pipes(
 
 
 def test_doctor_tells_it_too(config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def nothing(*arguments: object, **keywords: object) -> tuple[doctor.Finding, ...]:
+    def nothing(*arguments: object, **keywords: object) -> tuple[Finding, ...]:
         return ()
 
     for part in ("_host", "_peers", "_model", "_machinetype"):

@@ -12,13 +12,15 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from vac.cli import config
+from vac.cli import config_commands
+from vac.cli.main import command_parser, split
 from vac.config import reference
 from vac.config.load import Configuration, ConfigurationError, load
 from vac.config.machinetype import Machinetype, VacuumPipe
 from vac.config.options import NO_EFFECT, declared
 from vac.config.pipe_document import ACCEPTED
 from vac.config.settings import Settings
+from vac.host import filesystems
 from vac.host.facts import HostFacts
 
 ROOT = Path(__file__).parents[3]
@@ -28,8 +30,8 @@ SAMPLE = ROOT / "etc" / "vac.d" / reference.SAMPLE_NAME
 RICH = """
 [settings]
 vac_space = vac01.example.org
-description = ;odd # text
-factories = a.example.org b
+description = ;odd text
+factories = a.example.org . b
 vacquery_allow = 192.0.2.0/24 2001:db8::/32
 hs06_per_processor = 10.25
 draining = yes
@@ -58,12 +60,9 @@ user_data_option_x = hunter2
 
 def run(host: HostFacts, *words: str) -> int:
     """What `vac WORDS…` does with these words."""
-    parser = argparse.ArgumentParser(prog="vac")
-    parser.add_argument("--config", type=Path, action="append")
-    config.add_parser(parser.add_subparsers(dest="command", required=True))
-    arguments = parser.parse_args(words)
-    status: int = arguments.run(arguments, host)
-    return status
+    options, name, rest = split(words)
+    arguments = command_parser(name).parse_intermixed_args([*options, *rest])
+    return config_commands.run_config(arguments, host)
 
 
 @pytest.fixture
@@ -86,23 +85,67 @@ def test_check_tells_every_problem_and_fails(
     host: HostFacts, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = tmp_path / "bad.conf"
-    path.write_text("[settings]\nvac_space = a.b\ncpu_total = x\ndraining = perhaps\n")
+    path.write_text("[settings]\nvac_space = a.b\ncpu_total = x\nvacquery_port = perhaps\n")
     assert run(host, "--config", str(path), "config", "check") == 1
     assert capsys.readouterr().out.splitlines()[:4] == [
+        f"error: {path}: [settings] vacquery_port: 'perhaps' is not an integer from 1 to 65535",
         f"error: {path}: [settings] cpu_total: 'x' is not an integer, 1 or more",
-        f"error: {path}: [settings] draining: 'perhaps' is not yes or no (also true, false, on, off, 1, 0)",
         f"warning: {path}: [settings] cpu_total: is deprecated; its name is now total_processors",
         f"warning: {path}: target_share: {NOTHING}",
     ]
     assert run(host, "--config", str(path), "config", "check", "--json") == 1
     content = json.loads(capsys.readouterr().out)
     assert (content["valid"], len(content["errors"]), len(content["warnings"])) == (False, 2, 2)
-    assert content["errors"][0] == {
+    assert content["errors"][1] == {
         "file": str(path),
         "section": "settings",
         "option": "cpu_total",
         "text": "'x' is not an integer, 1 or more",
     }
+
+
+@pytest.mark.parametrize(
+    ("template", "told"),
+    [
+        (b"#!/bin/sh\necho ##user_data_option_token## ##user_data_uuid##\n", []),
+        (
+            b"#!/bin/sh\r\n\n##user_data_option_tokn##\n##user_data_file_other##",
+            [
+                "line 1: ends in CR LF, as on Windows: the kernel looks for an interpreter of that name; use LF alone",
+                "line 3: ##user_data_option_tokn## is removed: user_data_option_tokn isn't set, the nearest is token",
+                "line 4: ##user_data_file_other## is removed: user_data_option_other isn't set",
+            ],
+        ),
+    ],
+)
+def test_check_reads_local_templates(
+    host: HostFacts, tmp_path: Path, capsys: pytest.CaptureFixture[str], template: bytes, told: list[str]
+) -> None:
+    path = tmp_path / "x.conf"
+    path.write_text(
+        f"[settings]\nvac_space = a.b\nstate_dir = {tmp_path}\n[machinetype one]\ntarget_share = 1\n"
+        "machine_model = bubblewrap\nroot_image = /\nuser_data = script\nuser_data_option_token = hunter2\n"
+    )
+    script = tmp_path / "machinetypes" / "one" / "files" / "script"
+    script.parent.mkdir(parents=True)
+    script.write_bytes(template)
+    assert run(host, "--config", str(path), "config", "check") == 0
+    *lines, last = capsys.readouterr().out.splitlines()
+    assert [line.partition("[machinetype one] ")[2] for line in lines] == told
+    assert all(str(script) in line for line in lines)
+    assert f"{len(told)} warnings" in last
+
+
+def test_check_tells_that_scripts_can_not_be_executed(
+    host: HostFacts, rich: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mounts = "1 0 254:0 / / rw - ext4 /dev/vda rw\n2 1 254:1 / /var rw,noexec - ext4 /dev/vdb rw\n"
+    monkeypatch.setattr(filesystems, "mounts", lambda: [*filesystems.parse_mounts(mounts)])
+    rich.write_text(
+        rich.read_text().replace("[machinetype one]", "[machinetype one]\nmachine_model = docker")
+    )
+    assert run(host, "--config", str(rich), "config", "check") == 0
+    assert "[settings] state_dir: /var is mounted noexec" in capsys.readouterr().out
 
 
 def test_check_mentions_assumed_processors(
@@ -130,7 +173,7 @@ def test_show_prints_what_is_in_force_without_secrets(
             assert "user_data_option_password = (7 characters, not shown)\n" in out
             assert "docker_host = tcp://***@docker.example.org:2376\n" in out
             assert "mb_per_processor = 2048\n" in out
-            assert "factories = a.example.org b.example.org vac-01.example.org\n" in out
+            assert "factories = a.example.org vac-01.example.org b.example.org\n" in out
 
 
 def test_show_of_a_broken_configuration_fails(
@@ -248,5 +291,5 @@ def test_the_sample_with_every_option_in_force_is_right_too(tmp_path: Path, host
 
 def test_the_host_is_asked_when_nobody_tells(capsys: pytest.CaptureFixture[str]) -> None:
     arguments = argparse.Namespace(action="check", config=[FIXTURE / "missing"], json=True)
-    assert config.run(arguments) == 1
+    assert config_commands.run_config(arguments) == 1
     assert json.loads(capsys.readouterr().out)["errors"]

@@ -119,14 +119,30 @@ def test_machinetypes_that_make_little_sense_are_warned_about(
         ("singularity_user = toor", "'toor' is root"),
         ("slot_uids = 200000-200062", "200000-200062 has fewer than 64 uids, one for each slot"),
         ("slot_uids = 0-100", "'0-100' is not the first and the last uid, from 1000 on, with a hyphen"),
-        ("volume_group = gone", "there is no LVM volume group 'gone'"),
-        ("gocdb_cert_file = /c", "gocdb_cert_file: is set without gocdb_key_file: set both or none"),
-        ("gocdb_key_file = /c", "gocdb_key_file: is set without gocdb_cert_file: set both or none"),
         ("cpu_total = many", "[settings] cpu_total: 'many' is not an integer"),
         ("vac_space =", "[settings] vac_space: is missing; it has to be set to a name of letters"),
         ("user_data_option_a-b = 1", "what follows user_data_option_ may hold only a-z, 0-9 and _"),
         ("machinefeatures_option_ = 1", "what follows machinefeatures_option_ may hold only"),
         ("user_data_file_x =", "user_data_file_x: '' is not a path"),
+        (
+            "[targetshares]\na = 1",
+            "[targetshares] : is a section of Vac 1: write `target_share = …`",
+        ),
+        (
+            "[factories]\nnames = a.b.c",
+            "is a section of Vac 1: write the names as `factories = …` in [settings]",
+        ),
+        ("nonsense", "line 3: is neither a [section] nor option = value"),
+    ],
+)
+def test_what_cannot_be_used_is_an_error(load_text: LoadText, lines: str, words: str) -> None:
+    (error,) = errors_of(load_text, f"{SPACE}{lines}\n")
+    assert words in error
+
+
+@pytest.mark.parametrize(
+    ("lines", "words"),
+    [
         ("[machinetype A_b]\na = 1", "'a_b' is not a name of 1 to 100 characters of a-z, 0-9 and -"),
         ("[machinetype]\na = 1", "'' is not a name of 1 to 100 characters"),
         ("[vacuum_pipe ../x]", "'../x' is not a name"),
@@ -138,10 +154,6 @@ def test_machinetypes_that_make_little_sense_are_warned_about(
             "[machinetype x]\nmin_processors = 3\nmax_processors = 2",
             "max_processors (2) is below min_processors (3)",
         ),
-        (
-            "disk_gb_per_processor = 20\n[machinetype x]\ndisk_gb_per_processor = 21",
-            "21 is more than the 20 of [settings]",
-        ),
         ("[vacuum_pipe x]\ntarget_share = 1", "vacuum_pipe_url: is missing; it has to be set to an http://"),
         (
             "[vacuum_pipe x]\nvacuum_pipe_url = http://h/\nbackoff_seconds = x",
@@ -152,12 +164,99 @@ def test_machinetypes_that_make_little_sense_are_warned_about(
             "[machinetype x] target_share: 'nan' is not a number, 0 or more",
         ),
         ("[vacuum_pipe x]\nvacuum_pipe_url = x", "vacuum_pipe_url: 'x' is not an http:// or https:// URL"),
-        ("nonsense", "line 3: is neither a [section] nor option = value"),
     ],
 )
-def test_what_cannot_be_used_is_an_error(load_text: LoadText, lines: str, words: str) -> None:
-    (error,) = errors_of(load_text, f"{SPACE}{lines}\n")
-    assert words in error
+def test_what_is_wrong_in_a_machinetype_or_pipe_stops_it_alone(
+    load_text: LoadText, lines: str, words: str
+) -> None:
+    configuration = load_text(f"{SPACE}{TYPE}{lines}\n")
+    (error,) = configuration.errors
+    assert words in f"[{error.section}] {error.option}: {error.text}"
+    assert "one" in configuration.machinetypes
+    assert configuration.pipes == {}
+    assert set(configuration.unusable) == {"x"} & set(configuration.machinetypes)
+    assert error.text in "".join(configuration.unusable.values()) or "x" not in configuration.machinetypes
+
+
+@pytest.mark.parametrize(
+    ("lines", "words"),
+    [
+        ("volume_group = gone", "there is no LVM volume group 'gone'"),
+        ("gocdb_cert_file = /c", "gocdb_cert_file: is set without gocdb_key_file"),
+        ("gocdb_key_file = /c", "gocdb_key_file: is set without gocdb_cert_file"),
+        (
+            "disk_gb_per_processor = 20\n[machinetype x]\ndisk_gb_per_processor = 21",
+            "21 is more than the 20 of [settings]",
+        ),
+        (
+            "version_logger = never",
+            "version_logger: 'never' is not an integer, or yes (1) or no (0); 0 is used",
+        ),
+        (
+            "draining = maybe",
+            "draining: 'maybe' is not yes or no (also true, false, on, off, 1, 0); no is used",
+        ),
+        ("gocdb_sitename = UKI NORTH", "'UKI NORTH' is not a name without blanks; it counts as unset"),
+        ("processors_per_superslot = 0", "'0' is not an integer, 1 or more; 1 is used"),
+        ("overload_per_processor = -1", "'-1' is not a number, 0 or more; 1.25 is used"),
+        ("factories = . # b@d", "factories: '#' is not a host name, or '.' for this host; it is left out"),
+        ("vacmon_hostport = a.org b.org:8884", "'a.org' is not HOST:PORT"),
+        (
+            "mb_per_machine = 2000",
+            "mb_per_machine: is not an option of [settings], the nearest is mb_per_processor",
+        ),
+        ("hs06_per_machine = 10", "the nearest is hs06_per_processor"),
+        ("cpu_totl = 10", "the nearest is total_processors"),
+        ("factories = other.example.org", "this factory, vac-01.example.org, isn't among them"),
+        ("description = 'a b'", "description: in line 3, the quotes around it are part of the value"),
+        ("user_data_option_a = x # y", "user_data_option_a: in line 3, '#' begins no comment after a value"),
+        (
+            "description = a\n  [machinetype x]",
+            "line 4: looks like a [section], but continues the value above",
+        ),
+        (
+            "description = a\n  Cpu_Total: 5",
+            "line 4: looks like the option cpu_total, but continues the value above",
+        ),
+        (
+            "factories = .\n user_data_option_x=1",
+            "line 4: looks like the option user_data_option_x, but continues",
+        ),
+    ],
+)
+def test_what_the_classic_takes_is_only_warned_about(load_text: LoadText, lines: str, words: str) -> None:
+    configuration = load_text(f"{SPACE}{lines}\n{TYPE}")
+    assert words in "\n".join(warnings_of(configuration))
+    assert configuration.errors == ()
+    assert "one" not in configuration.unusable
+
+
+def test_a_missing_volume_group_stops_vms_alone(load_text: LoadText) -> None:
+    text = f"{SPACE}volume_group = gone\n{TYPE}[machinetype vm]\nroot_image = a\nuser_data = b\n"
+    assert list(load_text(text).unusable) == ["vm"]
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [
+        "factories = vac_02.example.org .",
+        "user_data_option_a = one\n  two # three\n  'x'",
+        "description = a#b",
+        "factories = .\n  other.example.org:1",
+    ],
+)
+def test_what_is_right_is_not_warned_about(load_text: LoadText, lines: str) -> None:
+    found = warnings_of(load_text(f"{SPACE}{lines}\n{TYPE}"))
+    assert [
+        text for text in found if "effect" not in text and "HOST" not in text and "left out" not in text
+    ] == []
+
+
+def test_localhost_as_the_kernels_name_is_warned_about(tmp_path: Path, host: HostFacts) -> None:
+    path = tmp_path / "site.conf"
+    path.write_text(SPACE + TYPE)
+    found = load([path], dataclasses.replace(host, name="localhost.localdomain"))
+    assert "names no host: set the host name, or factory_name" in "\n".join(warnings_of(found))
 
 
 def test_all_problems_are_told_at_once_with_their_files(tmp_path: Path, host: HostFacts) -> None:

@@ -20,8 +20,8 @@ from vac.config.pipe_document import (
     PipeDocument,
     parse_pipe,
 )
-from vac.config.strict_json import MOST_FLAWS, Refused
 from vac.config.values import LISTS
+from vac.decoding import MOST_FLAWS, BadJson
 
 
 def parse(*entries: object, **more: object) -> PipeDocument:
@@ -134,7 +134,7 @@ def test_a_document_can_not_ask_to_be_kept_for_ever() -> None:
 
 
 def test_the_old_flat_format_has_no_types_and_one_clear_message() -> None:
-    with pytest.raises(Refused) as refused:
+    with pytest.raises(BadJson) as refused:
         parse_pipe(json.dumps({"target_share": 1, "user_data": "x", "root_image": "y"}).encode())
     assert [str(flaw) for flaw in refused.value.flaws] == [
         '$: there is no list "machinetypes": the old flat format, or no pipe at all; it has no types'
@@ -213,7 +213,7 @@ def check_bounds(document: PipeDocument) -> None:
 @pytest.mark.parametrize("hostile", [pytest.param(hostile, id=name) for name, hostile in CORPUS.items()])
 def test_hostile_documents_meet_their_fate(hostile: Hostile) -> None:
     if hostile.fate == REFUSED:
-        with pytest.raises(Refused) as refused:
+        with pytest.raises(BadJson) as refused:
             parse_pipe(hostile.content)
         assert hostile.path in [flaw.path for flaw in refused.value.flaws]
         return
@@ -257,7 +257,7 @@ DOCUMENTS = st.fixed_dictionaries(
 def test_any_json_is_parsed_within_bounds_or_refused(tree: object) -> None:
     try:
         document = parse_pipe(json.dumps(tree).encode())
-    except Refused as error:
+    except BadJson as error:
         assert error.flaws
         assert str(error).isprintable()
     else:
@@ -271,5 +271,5 @@ def test_any_json_is_parsed_within_bounds_or_refused(tree: object) -> None:
 def test_any_bytes_are_parsed_or_refused(content: bytes) -> None:
     try:
         check_bounds(parse_pipe(content))
-    except Refused as error:
+    except BadJson as error:
         assert error.flaws

@@ -12,7 +12,8 @@ import pytest
 from tests.https_server import HTML, Page, Web, circle, closed_port
 from tests.simulated import START, World, broken, one_type
 from tests.unit.factory.conftest import MakeWorld
-from vac.cli import why
+from vac.cli import common
+from vac.cli.factory_commands import reasons
 from vac.context import downloads, user_data
 from vac.context.downloads import Limits
 from vac.factory import contexts
@@ -206,9 +207,9 @@ def test_a_template_that_cannot_be_had_fails_the_creation_with_its_own_reason(
     assert [path.name.split("_")[1] for path in world.directories()] == ["good"]
     assert list(world.state.tmp.iterdir()) == []
     assert world.status().failed["bad"].reason == reason
-    told = list(why.reasons(world.status(), "bad", world.clock.now))
+    told = list(reasons(world.status(), "bad", world.clock.now))
     assert f"bad: the last creation failed 5 s ago: {reason}" in told
-    assert list(why.failures(world.status(), None, world.clock.now)) == told[-1:]
+    assert list(common.creation_failures(world.status(), None, world.clock.now)) == told[-1:]
     assert "secret" not in caplog.text
 
 

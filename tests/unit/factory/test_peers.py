@@ -13,7 +13,7 @@ from tests.simulated import FACTORY, START, VirtualClock, World, one_type
 from tests.unit.factory.conftest import MakeWorld
 from tests.unit.vacquery.test_messages import recorded
 from vac.cli.check_vacd import check
-from vac.cli.why import reasons
+from vac.cli.factory_commands import reasons
 from vac.config.load import Configuration
 from vac.config.settings import Settings
 from vac.factory import peers

@@ -93,20 +93,22 @@ def test_types_appear_and_machines_run(site: Site) -> None:
     assert {spec.files for spec in site.world.made} == {site.world.state.machinetype_files("vo")}
 
 
-def test_pipes_are_fetched_by_a_factory_that_starts_with_a_broken_configuration(site: Site) -> None:
+def test_a_mistake_in_a_machinetype_keeps_no_pipe_from_being_used(site: Site) -> None:
     right = site.file.read_text()
     site.file.write_text(right + "[machinetype own]\nmachine_model = odd\n")
     site.answer = document("a")
     site.start()
     site.world.run(120)
     assert [url for _, url in site.asked] == [URL]
-    assert site.types() == []
-    assert "machine_model" in (site.world.status().guard or "")
+    assert site.types() == ["own", "vo-a"]
+    assert len(site.world.running()) == 2
+    assert "machine_model" in site.world.state.factory_error.read_text()
+    assert "machine_model" in site.world.status().problems[0]
     site.file.write_text(right)
     site.world.run(120)
     assert site.types() == ["vo-a"]
-    assert len(site.world.running()) == 2
     assert len(site.asked) == 1
+    assert not site.world.state.factory_error.exists()
 
 
 def test_an_override_hurts_no_other_type_before_or_after_its_entry(site: Site) -> None:

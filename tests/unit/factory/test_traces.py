@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from tests.fake_driver import FakeDriver, FakeEngine
 from tests.simulated import HoldingEngine, World
-from vac.cli.machine import known_of
+from vac.cli.factory_commands import known_of
 from vac.config.settings import Settings
 from vac.drivers.base import Trace
 from vac.drivers.engine import InlineEngine

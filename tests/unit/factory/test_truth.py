@@ -6,6 +6,7 @@ import dataclasses
 import errno
 import os
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -43,6 +44,20 @@ def test_a_step_of_the_wall_clock_neither_ends_a_machine_nor_changes_a_record(
     assert starts == [START, START + 15], "as they were written down"
     assert ("clock was set by" in caplog.text) is not restart
     assert caplog.text.count("clock was set by") <= 1
+
+
+@pytest.mark.parametrize("step", [3600, -3600, 10 * YEAR, -10 * YEAR])
+def test_a_machine_found_started_began_when_it_was_created(make_world: MakeWorld, step: int) -> None:
+    world = make_world(slots=1)
+    world.scripts = lambda spec: Script(400.0, "200 Success")
+    world.fill()
+    for name in ("started", "started_boot", "heartbeat"):
+        (world.machine().directory / name).unlink()
+    world.clock.set(step)
+    world.start()
+    world.types = (one_type(target_share=0.0),)
+    world.run(500)
+    assert [record["WallDuration"] for record in world.records()] == ["400"]
 
 
 @pytest.mark.parametrize("step", [3600, -3600, -10 * YEAR])
@@ -309,6 +324,28 @@ def test_a_state_dir_that_fails_and_is_repaired_costs_no_record(
     assert world.status().warnings == ()
     assert world.error() is None
     assert world.engine().machines == {}
+
+
+def test_a_state_dir_that_cannot_even_be_read_ends_no_factory(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world.fill()
+    own, places = world.running(), (world.state.tmp, world.state.requests)
+    iterdir = Path.iterdir
+
+    def fail(self: object, *arguments: object) -> Iterator[Path]:
+        if self in places or self == world.state.root:
+            raise OSError(errno.EIO, os.strerror(errno.EIO), str(self))
+        return iterdir(self)  # type: ignore[arg-type]
+
+    with monkeypatch.context() as failing:
+        failing.setattr(Path, "iterdir", fail)
+        failing.setattr(os, "statvfs", fail)
+        world.run(600)
+    assert world.running() == own
+    assert "requests can't be read" in (world.error() or "")
+    world.run(65)
+    assert world.error() is None
 
 
 def test_one_machines_failing_files_hold_up_no_other(world: World, faults: Faults) -> None:

@@ -23,7 +23,7 @@ FACTORY = "f.example.com"
 
 @dataclass(frozen=True)
 class End:
-    """How a machine will end."""
+    """The end of a machine to be."""
 
     lifetime_seconds: float
     message: str | None = "200 Success"
@@ -31,7 +31,7 @@ class End:
 
 
 Work = Callable[[Create, random.Random], End]
-"""What becomes of a machine that is being created."""
+"""Chooses the end of a machine that is being created."""
 
 
 def settings(processors: int = 64, **options: object) -> Settings:
@@ -79,7 +79,7 @@ class OneFactory:
         return sum(one.machinetype == name for one in self.occupied)
 
     def situation(self) -> Situation:
-        """What the next decision is made from."""
+        """Return the input of the next decision."""
         reports = own_reports(self.types, self.occupied, self.history, self.settings.hs06, self.now)
         capacity = {FACTORY: self.settings.total_processors * self.settings.hs06}
         space = view(FACTORY, (FACTORY,), {FACTORY: reports}, capacity, self.now)

@@ -1,4 +1,4 @@
-"""What counts as an abort, and how long a factory's own aborts hold a type back."""
+"""Aborts, and how long a factory's own ones hold a type back."""
 
 from __future__ import annotations
 

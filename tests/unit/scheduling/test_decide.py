@@ -172,9 +172,7 @@ def test_what_is_decided_is_allowed(situation: Situation, memory: Memory, seed: 
 
 
 @given(_situations, _memories, st.integers(0, 100))
-def test_every_type_that_gets_no_machine_has_a_reason_and_times_lie_ahead(
-    situation: Situation, memory: Memory, seed: int
-) -> None:
+def test_every_type_has_a_reason_and_times_lie_ahead(situation: Situation, memory: Memory, seed: int) -> None:
     decision, state = decide(situation, memory, random.Random(seed))
     assert set(decision.passed_over) == set(situation.machinetypes)
     assert all(decision.passed_over.values())
@@ -310,7 +308,7 @@ def test_the_pause_after_aborts_here_ends_when_its_told() -> None:
 
 
 @pytest.mark.parametrize(("no_work", "held"), [(True, False), (False, True)])
-def test_a_type_that_found_no_work_here_is_let_go_when_others_run_it_again(no_work: bool, held: bool) -> None:
+def test_a_type_without_work_here_is_free_when_others_run_it(no_work: bool, held: bool) -> None:
     past = TypeHistory(aborts=9, last_end=START - 1600, no_work=no_work, abort_time=START - 1600)
     elsewhere = SpaceView(FACTORY, (FACTORY, *OTHERS), 256.0, {"a": TypeTotals(outlived_factories=1)})
     one = situation(machinetype("a", backoff_seconds=600), history=History({"a": past}), space=elsewhere)
@@ -319,7 +317,7 @@ def test_a_type_that_found_no_work_here_is_let_go_when_others_run_it_again(no_wo
     assert "a" in decided(replace(one, space=ALONE)).held_here
 
 
-def test_a_machine_that_started_ends_the_pause_after_failed_creations() -> None:
+def test_a_started_machine_ends_the_pause_after_failed_creations() -> None:
     past = History({"a": TypeHistory(failures=7, last_failure=START - 100)})
     assert not decided(situation(history=past)).creates
     running = Occupied("a", 1, START - 50, START - 40, START + 9999)
@@ -335,7 +333,6 @@ def test_only_one_probe_is_made_however_much_is_free() -> None:
 
 @pytest.mark.parametrize(("age", "created"), [(999, ["a", "a", "b"]), (99, ["b"])])
 def test_what_is_free_is_kept_for_a_type_that_grows_by_steps(age: float, created: list[str]) -> None:
-    """Whether the other type is known to be good or not."""
     running = [*[Occupied("a", 1, START - age, START - age, START + 999)] * 30]
     both = situation(machinetype("a"), machinetype("b"), occupied=running)
     decision = decided(both, Memory(RampState(START - 15, {"a": 30})))
@@ -363,6 +360,15 @@ def test_a_type_known_here_or_on_most_peers_fills_the_node_at_once(
     space = SpaceView(FACTORY, (FACTORY, *OTHERS), 256.0, {"a": TypeTotals(outlived_factories=outlived)})
     decision = decided(situation(history=History({"a": past}), space=space), Memory())
     assert len(decision.creates) == created
+
+
+def test_a_type_is_decided_on_again_when_it_may_have_become_known() -> None:
+    young = Occupied("a", 1, START - 5, START - 4, START + 9999)
+    one = situation(machinetype("a", fizzle_seconds=10), occupied=[young])
+    memory = Memory(RampState(START - 5, {"a": 1}))
+    decision, memory = decide(one, memory, random.Random(1))
+    assert (decision.creates, decision.next_time) == ((), START + 6)
+    assert len(decided(replace(one, now=START + 6), memory).creates) == 63
 
 
 def test_one_types_failures_brake_that_type_alone() -> None:
@@ -421,7 +427,7 @@ def test_classic_order_takes_the_lowest_score() -> None:
     assert [create.machinetype for create in decision.creates] == ["b", "b", decision.creates[2].machinetype]
 
 
-def test_this_factorys_present_takes_the_place_of_what_the_view_knew_of_it() -> None:
+def test_the_present_replaces_what_the_view_knew_of_this_factory() -> None:
     stale = {"a": TypeReport(64, 64, 64.0, 0), "b": TypeReport()}
     space = SpaceView(
         FACTORY, (FACTORY,), 64.0, {"a": TypeTotals(running_hs06=64.0), "b": TypeTotals()}, stale
@@ -466,7 +472,7 @@ IDLE = Limits(fizzle_seconds=600, idle_cpu_percent=5.0, idle_seconds=3600)
         (replace(FINE, busy_time=STARTED + 4000), IDLE, 7600, "700 Idle"),
     ],
 )
-def test_a_machine_that_breaks_a_rule_is_ended_with_the_rules_message(
+def test_a_machine_that_breaks_a_rule_is_ended_with_its_message(
     watched: Watched, limits: Limits, age: float, message: str | None
 ) -> None:
     assert judge(watched, limits, LONG_AGO, STARTED + age).message == message

@@ -45,9 +45,7 @@ def test_one_type_fills_64_processors_by_doubling() -> None:
 @pytest.mark.parametrize(
     "shares", [{"a": 3, "b": 1}, {"a": 1, "b": 1}, {"a": 5, "b": 3, "c": 1, "d": 1}, {"a": 9, "b": 1}]
 )
-def test_several_types_fill_64_processors_in_two_minutes_and_have_their_shares(
-    shares: dict[str, float], seed: int
-) -> None:
+def test_several_types_fill_64_processors_by_share(shares: dict[str, float], seed: int) -> None:
     factory = OneFactory(
         settings(), [machinetype(name, share) for name, share in shares.items()], works, seed
     )
@@ -77,7 +75,7 @@ def test_shares_hold_in_the_mean_over_generations() -> None:
     assert factory.processor_seconds["b"] / (3 * 7200) == pytest.approx(16, abs=0.5)
 
 
-def test_a_full_node_whose_machines_all_end_at_once_is_full_again_at_once() -> None:
+def test_a_node_whose_machines_all_end_is_full_again_at_once() -> None:
     def until_then(create: Create, rng: random.Random) -> End:
         return End(START + 3600 - factory.now) if factory.now < START + 3600 else DAY
 
@@ -101,7 +99,7 @@ def test_another_type_takes_the_places_at_once_too() -> None:
     assert factory.count("b") == 64
 
 
-def test_a_type_without_work_is_tried_once_per_doubling_backoff_and_the_others_have_its_share() -> None:
+def test_tries_without_work_back_off_and_others_have_the_share() -> None:
     def work(create: Create, rng: random.Random) -> End:
         return End(20, "300 No work available") if create.machinetype == "empty" else DAY
 
@@ -132,7 +130,7 @@ def test_a_type_without_work_gets_one_machine_per_backoff() -> None:
 
 
 @pytest.mark.parametrize("backoff_seconds", [0, 10])
-def test_a_payload_that_succeeds_after_a_second_is_not_respawned_for_ever(backoff_seconds: int) -> None:
+def test_a_payload_of_one_second_is_not_respawned_for_ever(backoff_seconds: int) -> None:
     short = machinetype("a", backoff_seconds=backoff_seconds)
     factory = OneFactory(settings(), [short], lambda create, rng: End(1, "200 Success"))
     factory.run(86400)

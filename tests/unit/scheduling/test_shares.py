@@ -78,7 +78,7 @@ def test_what_is_free_goes_to_those_that_lack_most() -> None:
     assert parts(large, 90.0, 16.0) == [2, 0, 0]
 
 
-def test_a_small_type_that_lacks_most_of_its_share_comes_before_a_large_one() -> None:
+def test_what_is_lacking_counts_relative_to_the_share() -> None:
     candidates = [Candidate("large", "large", 16, 110.0), Candidate("small", "small", 1, 1.0)]
     assert lacking(candidates, 170.0) == {"large": 50.0, "small": 9.0}
     assert parts(candidates, 170.0, 1.0) == [1, 0]

@@ -146,7 +146,7 @@ def test_alone_the_newest_abort_holds_back() -> None:
     assert hold is not None and hold.until == NOW + 500
 
 
-def test_factories_on_which_everything_fails_do_not_hold_back_the_others() -> None:
+def test_broken_factories_do_not_hold_back_the_others() -> None:
     broken = {
         name: {"a": TypeReport(abort_time=NOW - 10), "b": TypeReport(abort_time=NOW - 5)}
         for name in names(100)[:4]
@@ -215,14 +215,14 @@ def test_factories_probe_one_then_two_then_four(number: int) -> None:
         (8, 10, 0, 30),
     ],
 )
-def test_those_who_probe_next_can_know_what_came_of_the_probes_before(
+def test_the_next_to_probe_can_know_the_results_before(
     factories: int, backoff_seconds: int, fizzle_seconds: int, window: float
 ) -> None:
     kind = replace(TYPE, backoff_seconds=backoff_seconds, fizzle_seconds=fizzle_seconds)
     assert window_seconds(factories, kind) == window
 
 
-def test_all_factories_know_the_same_order_and_those_that_aborted_are_last() -> None:
+def test_all_know_the_order_in_which_those_that_aborted_are_last() -> None:
     aborts = {3: 10.0, 5: 700.0}
     ranks = []
     for me in range(12):
@@ -238,7 +238,7 @@ def test_all_factories_know_the_same_order_and_those_that_aborted_are_last() -> 
     assert len(orders) > 1
 
 
-def test_a_probe_is_one_machine_until_one_has_outlived_fizzle_seconds() -> None:
+def test_a_probe_is_one_machine_until_one_has_outlived_fizzle() -> None:
     seen = space(1, {0: 700.0}, TypeReport())
     probing = deficit_hold(TYPE, mine(seen), seen, NOW)
     assert probing is not None and probing.probing
@@ -251,7 +251,7 @@ def test_a_probe_is_one_machine_until_one_has_outlived_fizzle_seconds() -> None:
     assert deficit_hold(TYPE, older, seen, NOW) is not None
 
 
-def test_the_others_success_is_known_when_two_probes_would_have_failed() -> None:
+def test_others_success_is_known_when_two_probes_could_have_failed() -> None:
     seen = space(10, {1: 1300.0, 2: 1400.0})
     assert not proven_since(NOW - 1300, TYPE, NONE, seen, NOW)
     assert proven_since(NOW - 1400, TYPE, NONE, seen, NOW)
@@ -277,7 +277,7 @@ def test_the_classic_hold_is_after_the_newest_abort_anywhere(
     assert (hold is not None and hold.probing) == probing
 
 
-def test_failing_here_while_others_run_it_is_a_warning_about_this_node() -> None:
+def test_failing_here_alone_is_a_warning_about_this_node() -> None:
     assert set(broken_here(["a"], space(3))) == {"a"}
     assert broken_here(["a"], space(3, {}, TypeReport(2, 2, 2.0, 2))) == {}
     assert broken_here(["a"], space(1)) == {}
@@ -287,9 +287,7 @@ def test_failing_here_while_others_run_it_is_a_warning_about_this_node() -> None
 @pytest.mark.parametrize(
     ("idle", "no_work", "odd"), [(3, False, True), (3, True, False), (4, False, False), (4, True, False)]
 )
-def test_factories_that_run_nothing_for_lack_of_work_are_not_taken_for_broken_ones(
-    idle: int, no_work: bool, odd: bool
-) -> None:
+def test_idle_factories_are_not_taken_for_broken_ones(idle: int, no_work: bool, odd: bool) -> None:
     """As a space runs empty these are the ones that probe; the others' last aborts are old, their machines older.
     Where machines don't say that there's no work, it shows in how many factories are idle."""
     everyone = names(12)
@@ -307,7 +305,7 @@ def test_factories_that_run_nothing_for_lack_of_work_are_not_taken_for_broken_on
     assert (hold is None) == odd
 
 
-def test_a_type_of_few_nodes_is_held_back_when_these_run_nothing_for_lack_of_work() -> None:
+def test_a_type_of_few_nodes_is_held_back_when_it_has_no_work() -> None:
     everyone = names(20)
     plain = {name: {"a": HEALTHY} for name in everyone[2:]}
     special = {name: {"b": TypeReport(abort_time=NOW - 50, no_work=True)} for name in everyone[:2]}

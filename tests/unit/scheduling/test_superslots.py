@@ -138,7 +138,7 @@ def test_what_fits_an_opening(opening: Opening, fitting: dict[str, int]) -> None
     assert {one.name: size(one, opening) for one in (SMALL, LARGE) if fits(one, opening, NOW)} == fitting
 
 
-def test_nothing_joins_in_the_last_ten_minutes_but_what_lives_no_longer() -> None:
+def test_nothing_joins_in_the_last_ten_minutes() -> None:
     whenever, brief = (
         machinetype("whenever", min_wallclock_seconds=0),
         machinetype("brief", min_wallclock_seconds=0, max_wallclock_seconds=300),
@@ -148,6 +148,6 @@ def test_nothing_joins_in_the_last_ten_minutes_but_what_lives_no_longer() -> Non
     assert fits(brief, Opening(1, int(NOW + 300)), NOW)
 
 
-def test_machines_of_one_moment_share_a_superslot_even_if_none_can_join_later() -> None:
+def test_machines_of_one_moment_share_a_superslot() -> None:
     assert fits(WHOLE, Opening(8, int(NOW + 0.7 + 86400)), NOW + 0.7)
     assert not fits(WHOLE, Opening(8, int(NOW + 86400)), NOW + 1)

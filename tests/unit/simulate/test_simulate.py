@@ -48,7 +48,6 @@ def test_classic_factories_take_an_hour_to_fill() -> None:
 
 @pytest.mark.parametrize("message", ["300 Nothing to do", "none"])
 def test_a_type_without_work_is_probed_now_and_then(message: str) -> None:
-    """Whether its machines say so or just end."""
     works = {**SHORT_WORK, "cms": dataclasses.replace(NEVER, no_work_message=message)}
     result = run(works=works, hardware=SMALL, factories=30, hours=6)
     (probes,) = result.probes
@@ -58,7 +57,7 @@ def test_a_type_without_work_is_probed_now_and_then(message: str) -> None:
     assert result.samples[-1].parts["atlas"] == pytest.approx(5 / 8, abs=0.02)
 
 
-def test_a_type_whose_work_returns_gets_its_share_as_slots_become_free() -> None:
+def test_a_returning_type_gets_its_share_as_slots_become_free() -> None:
     works = {**SHORT_WORK, "lhcb": Work(when=("0h-1h", "3h-"), lifetime="20m-1h")}
     result = run(works=works, hardware=SMALL, factories=50, hours=5)
     (recovery,) = result.recoveries
@@ -126,7 +125,7 @@ def test_one_seed_makes_one_run() -> None:
     assert of(1) != of(2)
 
 
-def test_small_machines_keep_up_with_large_ones_while_superslots_fill() -> None:
+def test_small_machines_keep_up_while_superslots_fill() -> None:
     made = scenario(factories=50, hours=0.1)
     options = {"atlas": (8, 8), "lhcb": (1, 1), "cms": (1, 8)}
     types = {
@@ -219,7 +218,7 @@ NOW = 1.6e9
 ALL = frozenset("ab")
 
 
-def test_a_factory_with_absurdly_many_processors_is_seen_as_the_daemon_would_see_it() -> None:
+def test_an_absurd_factory_is_seen_as_the_daemon_sees_it() -> None:
     hardware = {"plain": Hardware(part=4), "absurd": Hardware(part=1, processors=100_000)}
     made = scenario(hardware=hardware, factories=5)
     nodes = make_nodes(made, NOW)

@@ -1,13 +1,12 @@
-"""Tables of `vac`, character for character those of the classic command from the same answers."""
+"""`vac machines`, `machinetypes` and `factories`: character for character as the classic printed the same answers."""
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import io
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +14,12 @@ import pytest
 
 from tests.unit.vacquery.recorded import FACTORY, SPACE, WIRE
 from tests.unit.vacquery.test_responder import NoNames
-from vac.cli import factories, machines, machinetypes, space, tables
+from vac.cli import space_commands
+from vac.cli.main import command_parser, main
 from vac.config.settings import Settings
+from vac.machines import status as statuses
+from vac.machines.layout import StateDir
+from vac.machines.status import Creation, Status
 from vac.vacquery.messages import (
     ANSWERED_WITH,
     Dropped,
@@ -33,7 +36,6 @@ from vac.vacquery.poll import PollResult
 
 TEXT = WIRE / "text"
 SETTINGS = Settings(vac_space=SPACE, factory_name=FACTORY, factories=(FACTORY,))
-PARSERS = (machines, machinetypes, factories)
 
 
 class Terminal(io.StringIO):
@@ -78,19 +80,13 @@ def run(
     now: float = 0.0,
 ) -> tuple[int, str, str]:
     """Exit status, output and error output of `vac WORDS`, when a poll brings this result."""
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--config", action="append")
-    commands = parser.add_subparsers()
-    for module in PARSERS:
-        module.add_parser(commands)
     out, errors = out or io.StringIO(), io.StringIO()
     monkeypatch.setattr("sys.stdout", out)
     monkeypatch.setattr("sys.stderr", errors)
     monkeypatch.setattr("vac.cli.common.settings", lambda arguments: SETTINGS)
-    monkeypatch.setattr(space.Asking, "ask", lambda asking: result)
-    monkeypatch.setattr("vac.cli.machines.time.time", lambda: now)
-    arguments = parser.parse_args(words)
-    return arguments.run(arguments), out.getvalue(), errors.getvalue()
+    monkeypatch.setattr(space_commands.Query, "ask", lambda query: result)
+    monkeypatch.setattr("vac.cli.space_commands.time.time", lambda: now)
+    return main(words), out.getvalue(), errors.getvalue()
 
 
 @pytest.mark.parametrize(
@@ -182,7 +178,7 @@ def slot(**fields: Any) -> MachineStatus:
 )
 def test_rows_of_other_machines(status: MachineStatus, row: str) -> None:
     status = dataclasses.replace(status, started_time=1000 if status.state == "Running" else None)
-    assert tables.machine_rows([status], 1000.0) == [row]
+    assert space_commands.machine_rows([status], 1000.0) == [row]
 
 
 def test_colours_are_for_terminals_only(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -193,10 +189,63 @@ def test_colours_are_for_terminals_only(monkeypatch: pytest.MonkeyPatch) -> None
     assert "\033[31m  Shut down\033[0m" in out
     for code in ("31", "32", "33", "0"):
         out = out.replace(f"\033[{code}m", "")
-    assert out == (TEXT / "machines.out").read_text()
+    heading, _, rows = out.partition("\n")
+    assert heading.startswith("MACHINE ")
+    assert rows == (TEXT / "machines.out").read_text()
     monkeypatch.setenv("NO_COLOR", "1")
     _, out, _ = run(["machines"], result, monkeypatch, Terminal(), now=1795227163.2)
-    assert out == (TEXT / "machines.out").read_text()
+    assert out == f"{heading}\n{rows}"
+    columns = ["MACHINE", "MACHINETYPE", "STATE", "LIFE"]
+    starts = ["vac-85-00", "type-00", "Running", " 0.00 hrs"]
+    assert [heading.index(word) for word in columns] == [rows.index(word) for word in starts]
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ("--type type-01", ["vac-85-01"]),
+        ("--state running --type TYPE", []),
+        ("--state STARTING", ["vac-85-05"]),
+        ("--sort processors --state starting", ["vac-85-05"]),
+        ("--sort age --state running", ["vac-85-00", "vac-85-01", "vac-85-02", "vac-85-03", "vac-85-04"]),
+    ],
+)
+def test_machines_are_chosen_and_sorted(
+    words: str, expected: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    result = answers(Kind.MACHINES, WIRE / "machines_query.jsonl")
+    code, out, _ = run(["machines", *words.split()], result, monkeypatch)
+    assert (code, [line.split()[0] for line in out.splitlines()]) == (0, expected)
+
+
+def test_factories_have_a_heading_on_terminals_and_can_be_sorted(monkeypatch: pytest.MonkeyPatch) -> None:
+    result = answers(Kind.FACTORIES, WIRE / "factory_query.jsonl")
+    _, out, _ = run(["factories", "--sort", "load"], result, monkeypatch, Terminal())
+    assert out.startswith("FACTORY PROCESSORS")
+    assert out.partition("\n")[2] == (TEXT / "factories.out").read_text()
+
+
+def test_an_unknown_machinetype_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    result = answers(Kind.MACHINETYPES, WIRE / "machinetypes_query.jsonl")
+    for words in (["machinetypes", "nosuch"], ["-J", "machinetype", "nosuch"]):
+        code, out, errors = run(words, result, monkeypatch)
+        assert (code, out) == (1, "[]\n" if "-J" in words else "")
+        assert "no factory has a machinetype nosuch; there are: type-00 type-01" in errors
+
+
+def test_a_vacd_that_does_not_run_here_is_told_and_not_asked(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    state = StateDir(tmp_path / "state")
+    state.prepare()
+    (tmp_path / "vac.conf").write_text(CONFIGURATION.format(state=state.root) + "vacquery_port = 9\n")
+    asked: list[object] = []
+    monkeypatch.setattr(space_commands, "poll", lambda factories, *_, **__: asked.append(factories))
+    for role in ("factory", "responder"):
+        state.pid(role).write_text("4194305\n")
+    assert main(["--config", str(tmp_path / "vac.conf"), "machines"]) == 1
+    assert "vac: vacd doesn't run on f1.example.org: systemctl start vacd" in capsys.readouterr().err
+    assert asked == []
 
 
 def test_without_a_name_machinetypes_shows_the_spaces_totals(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -215,10 +264,10 @@ def test_without_a_name_machinetypes_shows_the_spaces_totals(monkeypatch: pytest
 
 def test_factories_of_different_names_line_up() -> None:
     names = ("a.example.org", "factory-12.example.org")
-    rows = tables.factory_rows([FactoryStatus(space=SPACE, site="", factory=name) for name in names])
+    rows = space_commands.factory_rows([FactoryStatus(space=SPACE, site="", factory=name) for name in names])
     assert {row.index("0/0") for row in rows} == {12}
     types = [MachinetypeStatus(space=SPACE, site="", factory=name) for name in names]
-    assert {row.index('- "-"') for row in tables.machinetype_rows(types)} == {20}
+    assert {row.index('- "-"') for row in space_commands.machinetype_rows(types)} == {20}
 
 
 def test_elsewhere_without_an_answer_the_likely_cause_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -266,7 +315,7 @@ def test_who_did_not_answer_is_named_beside_those_who_did(monkeypatch: pytest.Mo
             {"missing": ("vac-86.example.org",)},
             [
                 "vac: vac-86.example.org (): no answer within 10 s",
-                f"vac: A factory {space.UNTRUSTING}.",
+                f"vac: A factory {space_commands.UNTRUSTING}.",
             ],
         ),
         (None, {"missing": ("vac-86.example.org",)}, ["vac: vac-86.example.org (): no answer within 10 s"]),
@@ -282,8 +331,8 @@ def test_why_answers_were_not_used_is_told(
 ) -> None:
     whole = answers(Kind.FACTORIES, WIRE / "factory_query.jsonl")
     result = dataclasses.replace(whole, **{"missing": (FACTORY,), **changes})
-    asking = space.Asking(Kind.FACTORIES, SETTINGS, (FACTORY,), SPACE, 10.0, key, NoNames())
-    assert space.problems(asking, result) == told
+    query = space_commands.Query(Kind.FACTORIES, SETTINGS, (FACTORY,), SPACE, 10.0, key, NoNames())
+    assert [f"vac: {line}" for line in space_commands.problems(query, result)] == told
 
 
 def test_watching_goes_on_until_interrupted(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -294,7 +343,7 @@ def test_watching_goes_on_until_interrupted(monkeypatch: pytest.MonkeyPatch) -> 
         if len(pauses) == 3:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr("vac.cli.space.time.sleep", sleep)
+    monkeypatch.setattr("vac.cli.space_commands.time.sleep", sleep)
     result = answers(Kind.FACTORIES, WIRE / "factory_query.jsonl")
     code, out, _ = run(["factories", "--watch", "2"], result, monkeypatch)
     assert (code, pauses) == (0, [2.0, 2.0, 2.0])
@@ -303,14 +352,61 @@ def test_watching_goes_on_until_interrupted(monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_options_choose_whom_to_ask_and_for_how_long(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("vac.cli.common.settings", lambda arguments: SETTINGS)
-    parser = argparse.ArgumentParser()
-    space.add_options(parser)
-    asking = space.prepare(parser.parse_args([]), Kind.MACHINES, NoNames())
-    assert (asking.factories, asking.space, asking.timeout) == ((FACTORY,), SPACE, 10.0)
+    parser = command_parser("machines")
+    query = space_commands.prepare(parser.parse_args([]), Kind.MACHINES, NoNames())
+    assert (query.factories, query.space, query.timeout) == ((FACTORY,), SPACE, 10.0)
     words = ["-s", "x.example.org", "-t", "2.5", "vac-86", ".", "Other.Example.com"]
-    asking = space.prepare(parser.parse_args(words), Kind.MACHINES, NoNames())
-    assert asking.factories == ("vac-86.example.org", FACTORY, "other.example.com")
-    assert (asking.space, asking.timeout) == ("x.example.org", 2.5)
+    query = space_commands.prepare(parser.parse_args(words), Kind.MACHINES, NoNames())
+    assert query.factories == ("vac-86.example.org", FACTORY, "other.example.com")
+    assert (query.space, query.timeout) == ("x.example.org", 2.5)
     for bad in ("0", "-1", "x", "nan", "1e9"):
         with pytest.raises(SystemExit):
             parser.parse_args(["-t", bad])
+
+
+CONFIGURATION = (
+    "[settings]\nvac_space = vac.example.org\nfactory_name = f1.example.org\nstate_dir = {state}\n"
+)
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (
+            [],
+            [
+                "a: the last creation failed 9 s ago: no server",
+                "b: the last creation failed 9 s ago: no image",
+            ],
+        ),
+        (["a"], ["a: the last creation failed 9 s ago: no server"]),
+        (["c"], []),
+        (["a", "f2"], []),
+        (["-s", "vac.example.org", "b"], ["b: the last creation failed 9 s ago: no image"]),
+        (["-s", "other.example.org"], []),
+    ],
+)
+@pytest.mark.parametrize("terminal", [True, False])
+def test_why_creations_failed_on_this_factory_is_told_where_no_program_reads_a_table(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    terminal: bool,
+    words: list[str],
+    told: Sequence[str],
+) -> None:
+    state = StateDir(tmp_path / "state")
+    state.prepare()
+    (tmp_path / "vac.conf").write_text(CONFIGURATION.format(state=state.root))
+    failed = {
+        name: Creation(1000.0, name, reason=why) for name, why in (("a", "no server"), ("b", "no image"))
+    }
+    statuses.write(state, Status(1000.0, "vac.example.org", factory="f1.example.org", failed=failed))
+    monkeypatch.setattr(time, "time", lambda: 1009.0)
+    result = PollResult({"f1.example.org": ()}, frozenset(), (), frozenset(), {}, 0.1)
+    monkeypatch.setattr(space_commands.Query, "ask", lambda query: result)
+    monkeypatch.setattr("sys.stdout.isatty", lambda: terminal)
+    assert main(["--config", str(tmp_path / "vac.conf"), "machinetypes", *words]) == 0
+    lines, nothing = (text.splitlines() for text in capsys.readouterr()[:: 1 if terminal else -1])
+    assert [row for row in lines if row.startswith("On ")] == [f"On f1.example.org, {line}" for line in told]
+    assert not any(row.startswith("On ") for row in nothing)

@@ -1,4 +1,4 @@
-"""`vac simulate [SCENARIO]`: how a space would behave, by the factories' own code in virtual time."""
+"""`vac simulate [SCENARIO]`: the behaviour of a space, by the factories' own code in virtual time."""
 
 from __future__ import annotations
 
@@ -13,27 +13,26 @@ from vac.simulate.results import draw, lines
 from vac.simulate.scenario import MOST_FACTORIES, POLICIES, Scenario, Site, Space, read_scenario
 
 
-def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Add the command."""
-    command = commands.add_parser("simulate", help="how a whole space would behave, in virtual time")
-    command.add_argument(
+def add_arguments(parser: argparse.ArgumentParser, _: str) -> None:
+    """Add the arguments."""
+    parser.add_argument(
         "scenario",
         nargs="?",
         type=Path,
         metavar="SCENARIO",
         help="a scenario file; machinetypes that it doesn't have are those of the configuration",
     )
-    command.add_argument("--policy", choices=POLICIES, help="how factories decide")
-    command.add_argument("--factories", type=_positive, metavar="N", help="how many there are")
-    command.add_argument("--hours", type=float, help="how much virtual time passes")
-    command.add_argument("--seed", type=int, help="another one makes another run")
-    command.add_argument("--json", type=Path, metavar="FILE", help="write the results, with samples, as JSON")
-    command.add_argument("--plot", type=Path, metavar="FILE.svg", help="write a picture of them")
-    command.set_defaults(run=run)
+    parser.add_argument("--policy", choices=POLICIES, help="how factories decide")
+    parser.add_argument("--factories", type=_positive, metavar="N", help="number of factories")
+    parser.add_argument("--hours", type=float, help="duration in virtual time")
+    parser.add_argument("--seed", type=int, help="another one makes another run")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the results, with samples, as JSON")
+    parser.add_argument("--plot", type=Path, metavar="FILE.svg", help="write a picture of them")
+    parser.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Simulate and report; 2 if the arguments make no sense."""
+    """Simulate and report; return 2 if the arguments make no sense."""
     if arguments.plot and arguments.plot.suffix != ".svg":
         print(f"vac simulate: --plot {arguments.plot}: the name has to end in .svg", file=sys.stderr)
         return 2

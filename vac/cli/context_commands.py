@@ -1,0 +1,136 @@
+"""`vac user-data`, `cernvm-signature` and `proxy-init`: what machines are given, made or checked by hand.
+
+The libraries for certificates and downloads are imported when one of these runs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import secrets
+import stat
+import sys
+import time
+import uuid
+from pathlib import Path
+
+from vac.cli import common
+from vac.machines.layout import StateDir, slot_name
+
+PROXY_SECONDS = 12 * 3600
+
+
+def add_arguments(parser: argparse.ArgumentParser, name: str) -> None:
+    """Add the arguments of one of these commands."""
+    if name == "user-data":
+        parser.add_argument("machinetype", metavar="MACHINETYPE")
+        help_text = "with the values of user_data_option_XXX, user_data_file_XXX and the proxy, instead of their sizes"
+        parser.add_argument("--secrets", action="store_true", help=help_text)
+        parser.set_defaults(run=run_user_data)
+    elif name == "cernvm-signature":
+        parser.add_argument("image", type=Path, metavar="IMAGE")
+        help_text = "regular expression that the DN has to match, as image_signing_dn; default: any"
+        parser.add_argument("--dn", default="", type=_regex, metavar="REGEX", help=help_text)
+        help_text = "trusted CAs; default: /etc/grid-security/certificates"
+        parser.add_argument("--ca-directory", type=Path, metavar="DIR", help=help_text)
+        parser.set_defaults(run=run_signature)
+    else:
+        help_text = "certificate, perhaps a proxy with its chain, in PEM"
+        parser.add_argument("-c", "--cert", type=Path, required=True, metavar="CERT", help=help_text)
+        help_text = "its key, without a password"
+        parser.add_argument("-k", "--key", type=Path, required=True, metavar="KEY", help=help_text)
+        help_text = "a Globus legacy proxy instead of RFC 3820"
+        parser.add_argument("-l", "--legacy", action="store_true", help=help_text)
+        parser.set_defaults(run=run_proxy)
+
+
+def run_user_data(arguments: argparse.Namespace) -> int:
+    """Print user_data byte for byte; 1 with the reason if there is none."""
+    from vac.context.user_data import (
+        ContextError,
+        ContextRequest,
+        Templates,
+        load_template,
+        masked,
+        substitute,
+        values,
+    )
+
+    configuration = common.configuration(arguments)
+    kind, settings = configuration.machinetypes.get(arguments.machinetype), configuration.settings
+    if kind is None:
+        known = " ".join(configuration.machinetypes) or "none"
+        print(
+            f"vac: no machinetype {arguments.machinetype} is configured; there are: {known}", file=sys.stderr
+        )
+        return 1
+    now = time.time()
+    wanted = ContextRequest(
+        kind,
+        settings,
+        slot_name(settings.factory_name, 0),
+        str(uuid.uuid4()),
+        StateDir(settings.state_dir).machinetype(kind.pipe or kind.name),
+        now,
+        now + kind.max_wallclock_seconds,
+    )
+    try:
+        template, url = load_template(wanted, Templates())
+        found = values(wanted, url)
+        content = substitute(template, found if arguments.secrets else masked(found))
+    except ContextError as error:
+        print(f"vac: {kind.name}: {error}", file=sys.stderr)
+        return 1
+    sys.stdout.flush()
+    sys.stdout.buffer.write(content)
+    return 0
+
+
+def run_signature(arguments: argparse.Namespace) -> int:
+    """Print DN, dates and verdict; 1 if the signature doesn't count."""
+    from vac.context.certificates import moment, shown_name, validity
+    from vac.context.downloads import GRID_CERTIFICATES
+    from vac.context.signatures import SignatureRefused, judge, read_signature
+
+    try:
+        signer = read_signature(arguments.image)
+        start, end = validity(signer.certificate)
+        print(f"signed by:  {shown_name(signer.certificate)}")
+        print(f"valid:      {moment(start)} to {moment(end)}")
+        if signer.metadata_problem:
+            print(f"warning:    the image's metadata can't be read: {signer.metadata_problem}")
+        judge(signer, arguments.dn, arguments.ca_directory or GRID_CERTIFICATES, time.time())
+    except SignatureRefused as refusal:
+        print(f"verdict:    refused: {refusal}")
+        return 1
+    except OSError as error:
+        print(f"vac: {arguments.image} can't be read: {error.strerror}", file=sys.stderr)
+        return 1
+    print("verdict:    good")
+    return 0
+
+
+def _regex(text: str) -> str:
+    try:
+        re.compile(text)
+    except re.error as error:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a regular expression: {error}") from error
+    return text
+
+
+def run_proxy(arguments: argparse.Namespace) -> int:
+    """Print the proxy; 1 if it can't be made."""
+    from vac.context.proxies import ProxyRefused, proxy_from_files
+
+    now, name = time.time(), str(secrets.randbits(63))
+    try:
+        proxy = proxy_from_files(
+            arguments.cert, arguments.key, name, now=now, end=now + PROXY_SECONDS, legacy=arguments.legacy
+        )
+        if stat.S_IMODE(arguments.key.stat().st_mode) & 0o077:
+            print(f"vac: warning: others can read {arguments.key}: chmod 600 it", file=sys.stderr)
+    except (ProxyRefused, OSError) as error:
+        print(f"vac: {error}", file=sys.stderr)
+        return 1
+    sys.stdout.write(proxy.decode("ascii"))
+    return 0

@@ -1,0 +1,467 @@
+"""`vac machines`, `machinetypes` and `factories`: the factories of the space are asked by VacQuery and shown as tables.
+
+The columns are the classic ones, which sites' scripts read. Everything comes from other hosts: what can't be printed
+becomes question marks.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import socket
+import stat
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, TextIO
+
+from vac.cli import common
+from vac.config.load import ConfigurationError
+from vac.config.settings import Settings
+from vac.machines.files import write_atomic
+from vac.machines.layout import StateDir
+from vac.text import printable
+from vac.vacquery.messages import AnyStatus, FactoryStatus, Kind, MachineStatus, MachinetypeStatus
+from vac.vacquery.poll import PollResult, poll
+from vac.vacquery.resolver import Names, Resolver
+from vac.vacquery.signed_json import read_key
+
+WATCH_SECONDS = 5.0
+UNTRUSTING = "with a vacquery_key_file answers nobody who has another key, or whose clock is 300 s off"
+MODELS = {
+    "docker": "DC",
+    "singularity": "SC",
+    "bubblewrap": "SC",
+    "cernvm3": "VM",
+    "cernvm4": "VM",
+    "vm-raw": "VM",
+}
+COLOURS = {"Running": "32", "Starting": "33", "Paused": "35", "Zombie": "35", "Unknown": "35"}
+ABORT_COLOUR = "31"
+_CLEAR = "\033[H\033[2J"
+_KINDS = {"machines": Kind.MACHINES, "factories": Kind.FACTORIES}
+_SORT_KEYS: dict[Kind, dict[str, Callable[[Any], Any]]] = {
+    Kind.MACHINES: {
+        "name": lambda status: status.machine,
+        "type": lambda status: (status.machinetype or "", status.machine),
+        "state": lambda status: (status.state, status.machine),
+        "age": lambda status: status.created_time or math.inf,
+        "processors": lambda status: -status.num_processors,
+    },
+    Kind.FACTORIES: {
+        "name": lambda status: status.factory,
+        "load": lambda status: -status.load_average,
+        "machines": lambda status: -status.running_machines,
+        "processors": lambda status: -status.running_processors,
+    },
+}
+
+
+@dataclass(frozen=True)
+class Query:
+    """A question to the space, ready to be asked."""
+
+    kind: Kind
+    settings: Settings
+    factories: tuple[str, ...]
+    space: str
+    timeout: float
+    key: bytes | None
+    names: Names
+    machinetype: str | None = None
+    """The only one that is shown."""
+    state: str | None = None
+    """The only state of machines that is shown, in lower case."""
+    sort: str | None = None
+
+    def ask(self) -> PollResult:
+        """Poll the factories."""
+        if not self.factories:
+            return PollResult({}, frozenset(), (), frozenset(), {}, 0.0)
+        return poll(
+            self.factories,
+            self.kind,
+            self.space,
+            names=self.names,
+            port=self.settings.vacquery_port,
+            timeout=self.timeout,
+            key=self.key,
+            client="vac-command",
+        )
+
+
+def add_arguments(parser: argparse.ArgumentParser, name: str) -> None:
+    """Add the arguments of one of these commands."""
+    if name == "squid-conf":
+        parser.add_argument(
+            "source", type=Path, metavar="IN", help="Squid's configuration without the factories"
+        )
+        parser.add_argument("target", type=Path, metavar="OUT", help="the file to write")
+        parser.set_defaults(run=run_squid_conf)
+        return
+    if name not in _KINDS:
+        parser.add_argument(
+            "name", nargs="?" if name == "machinetypes" else None, metavar="NAME", help="a machinetype"
+        )
+    parser.add_argument(
+        "factories", nargs="*", metavar="FACTORY", help="ask these only; default: all of them"
+    )
+    parser.add_argument("-s", "--space", help="name of the space, instead of the configured one")
+    parser.add_argument(
+        "-t",
+        "--timeout",
+        type=_seconds,
+        metavar="SECONDS",
+        help="longest that it may take; default: udp_timeout_seconds",
+    )
+    parser.add_argument("-J", "--json", action="store_true", help="print the factories' messages as JSON")
+    if name == "machines":
+        parser.add_argument("--state", metavar="STATE", help="show these only, such as running or starting")
+        parser.add_argument("--type", metavar="NAME", help="show machines of this machinetype only")
+    if name in _KINDS:
+        keys = _SORT_KEYS[_KINDS[name]]
+        parser.add_argument("--sort", choices=keys, help="order of the rows; default: by factory")
+    parser.add_argument("-H", "--include-hs06", action="store_true", help="accepted and ignored")
+    parser.add_argument(
+        "--watch",
+        nargs="?",
+        type=_seconds,
+        const=WATCH_SECONDS,
+        metavar="SECONDS",
+        help=f"ask again and again, so often; default {WATCH_SECONDS:g}",
+    )
+    parser.set_defaults(run=run, kind=_KINDS.get(name, Kind.MACHINETYPES))
+
+
+def _seconds(text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = 0.0
+    if not 0.1 <= seconds <= 86400:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds from 0.1 to 86400")
+    return seconds
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Ask and print, once or again and again. Return 1 if no factory answered or could be asked."""
+    try:
+        query = prepare(arguments, arguments.kind)
+    except PermissionError:
+        raise
+    except OSError as error:
+        print(f"vac: {error}", file=sys.stderr)
+        return 1
+    if not _vacd_runs(query.settings):
+        print(
+            f"vac: vacd doesn't run on {query.settings.factory_name}: systemctl start vacd", file=sys.stderr
+        )
+        others = tuple(name for name in query.factories if name != query.settings.factory_name)
+        query = replace(query, factories=others)
+    if not arguments.watch:
+        return _ask_and_show(arguments, query)
+    try:
+        while True:
+            if sys.stdout.isatty():
+                print(_CLEAR, end="")
+            _ask_and_show(arguments, query)
+            sys.stdout.flush()
+            time.sleep(arguments.watch)
+    except KeyboardInterrupt:
+        return 0
+
+
+def _vacd_runs(settings: Settings) -> bool:
+    """Return False if a vacd has worked here and doesn't now, True if that can't be seen."""
+    state = StateDir(settings.state_dir)
+    try:
+        numbers = [int(state.pid(role).read_text(encoding="ascii")) for role in ("factory", "responder")]
+    except (OSError, ValueError):
+        return True
+    return any(Path(f"/proc/{number}").exists() for number in numbers)
+
+
+def _ask_and_show(arguments: argparse.Namespace, query: Query) -> int:
+    code = show(query, query.ask(), as_json=arguments.json)
+    if query.kind is Kind.MACHINETYPES and not arguments.json:
+        for line in _failures_here(arguments, query):
+            print(line, file=sys.stdout if sys.stdout.isatty() else sys.stderr)
+    return code
+
+
+def prepare(arguments: argparse.Namespace, kind: Kind, names: Names | None = None) -> Query:
+    """Return the query of these arguments. Raises ConfigurationError, or OSError for its key file."""
+    settings = common.settings(arguments)
+    return Query(
+        kind,
+        settings,
+        full_names(arguments.factories, settings) or settings.factories,
+        arguments.space or settings.vac_space,
+        arguments.timeout or settings.udp_timeout_seconds,
+        read_key(settings.vacquery_key_file),
+        names or Resolver(settings.factory_name),
+        getattr(arguments, "name", None) or getattr(arguments, "type", None),
+        (getattr(arguments, "state", None) or "").lower() or None,
+        getattr(arguments, "sort", None),
+    )
+
+
+def full_names(given: Iterable[str], settings: Settings) -> tuple[str, ...]:
+    """Return full names: `.` is this factory, and a bare name gets this one's domain."""
+    domain = settings.factory_name.partition(".")[2]
+    names = (settings.factory_name if name == "." else name.lower() for name in given)
+    return tuple(name if "." in name or not domain else f"{name}.{domain}" for name in names)
+
+
+def show(
+    query: Query,
+    result: PollResult,
+    *,
+    as_json: bool = False,
+    out: TextIO | None = None,
+    errors: TextIO | None = None,
+) -> int:
+    """Print the answers, and to errors which factories didn't answer. Return 1 if none did, else 0."""
+    out, errors = out or sys.stdout, errors or sys.stderr
+    answers = [answer for factory in sorted(result.answers) for answer in result.answers[factory]]
+    wanted = [answer for answer in answers if _is_wanted(query, answer.status)]
+    if query.sort:
+        key = _SORT_KEYS[query.kind][query.sort]
+        wanted.sort(key=lambda answer: key(answer.status))
+    if as_json:
+        print(f"[{','.join(json.dumps(answer.message) for answer in wanted)}]", file=out)
+    else:
+        coloured = out.isatty() and "NO_COLOR" not in os.environ
+        if out.isatty() and query.kind in _HEADERS:
+            print(_HEADERS[query.kind], file=out)
+        for row in rows(query, [answer.status for answer in wanted], time.time(), coloured):
+            print(row, file=out)
+    for line in problems(query, result):
+        print(f"vac: {line}", file=errors)
+    known = {getattr(answer.status, "machinetype", None) for answer in answers} - {None}
+    if query.kind is Kind.MACHINETYPES and query.machinetype not in (None, *known) and known:
+        names = printable(" ".join(sorted(map(str, known))))
+        print(f"vac: no factory has a machinetype {query.machinetype}; there are: {names}", file=errors)
+        return 1
+    return 0 if result.answers else 1
+
+
+def _is_wanted(query: Query, status: AnyStatus) -> bool:
+    machinetype = getattr(status, "machinetype", query.machinetype)
+    state = str(getattr(status, "state", "")).lower()
+    return query.machinetype in (None, machinetype) and query.state in (None, state)
+
+
+def problems(query: Query, result: PollResult) -> list[str]:
+    """Say which factories didn't answer in full, and if none did, the likely causes."""
+    lines = []
+    silent = False
+    for factory in result.missing:
+        if factory in result.unresolved:
+            lines.append(f"{factory}: its address can't be found")
+        elif factory in result.unusable:
+            lines.append(f"{factory}: its answer can't be used: {result.unusable[factory]}")
+        elif factory in result.answers:
+            lines.append(f"{factory}: only a part of its answer arrived")
+        else:
+            silent = True
+            addresses = ", ".join(query.names.known(factory))
+            lines.append(f"{factory} ({addresses}): no answer within {query.timeout:g} s")
+    if result.dropped:
+        counts = ", ".join(f"{count} {reason.value}" for reason, count in result.dropped.items())
+        lines.append(f"datagrams that came and were not used: {counts}")
+    if silent and not result.answers:
+        lines += [
+            f"A factory answers queries about its own space only ({query.space} was asked for);",
+            f"it {UNTRUSTING};",
+            "and it answers its space's factories, its own host and the networks of its vacquery_allow",
+            "(without that, those directly connected to it). If this host is elsewhere, run vac on a factory,",
+            "or have this network added to vacquery_allow. Otherwise see whether vacd runs there, and whether",
+            f"UDP port {query.settings.vacquery_port} is open.",
+        ]
+    elif silent and query.key is not None:
+        lines.append(f"A factory {UNTRUSTING}.")
+    return lines
+
+
+def _failures_here(arguments: argparse.Namespace, query: Query) -> Iterator[str]:
+    """Yield failures of this factory's creations and pipes, if it is among those asked and they can be read."""
+    from vac.machines import status as statuses
+
+    status = statuses.read(StateDir(query.settings.state_dir))
+    if status is None or arguments.factories or arguments.space not in (None, status.space):
+        return
+    name = query.machinetype
+    for line in common.creation_failures(status, name, time.time()):
+        yield f"On {status.factory}, {line}"
+    for pipe, trouble in status.pipes.items():
+        if trouble and (name is None or name.startswith(f"{pipe}-")):
+            yield printable(f"On {status.factory}, pipe {pipe}: {trouble}")
+
+
+def rows(query: Query, answers: Sequence[AnyStatus], now: float, colour: bool = False) -> list[str]:
+    """Return the table of these answers. now: Unix seconds, for ages."""
+    if query.kind is Kind.MACHINES:
+        return machine_rows([each for each in answers if isinstance(each, MachineStatus)], now, colour)
+    if query.kind is Kind.FACTORIES:
+        return factory_rows([each for each in answers if isinstance(each, FactoryStatus)])
+    types = [each for each in answers if isinstance(each, MachinetypeStatus)]
+    return type_rows(types, colour) if query.machinetype is None else machinetype_rows(types, colour)
+
+
+def run_squid_conf(arguments: argparse.Namespace) -> int:
+    """Write OUT if it changes; return 0 if it did, 1 if not, 2 on an error."""
+    try:
+        settings = common.configuration(arguments).settings
+        content = squid_conf(arguments.source.read_bytes(), settings)
+        target = arguments.target.resolve()
+        if target == arguments.source.resolve():
+            raise OSError("IN and OUT are the same file")
+        if not target.exists():
+            write_atomic(target, content, tmp=target.parent)
+        elif content == target.read_bytes():
+            return 1
+        else:
+            found = target.stat()
+            owner, mode = (found.st_uid, found.st_gid), stat.S_IMODE(found.st_mode)
+            write_atomic(target, content, tmp=target.parent, mode=mode, owner=owner)
+    except ConfigurationError as error:
+        for problem in error.problems:
+            print(f"vac: {problem}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        print(f"vac squid-conf: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def squid_conf(source: bytes, settings: Settings) -> bytes:
+    """Return Squid's configuration with this space's factories as clients and, but for this one, as sibling caches.
+
+    Raises OSError if not even one factory's address can be found.
+    """
+    lines: list[str] = []
+    for name in settings.factories:
+        try:
+            address = socket.getaddrinfo(name, None, socket.AF_INET, socket.SOCK_STREAM)[0][4][0]
+        except OSError as error:
+            print(f"vac squid-conf: {name} is left out: {error.strerror}", file=sys.stderr)
+            continue
+        lines.append(f"acl localnet src {address}/32\n")
+        if name != settings.factory_name:
+            lines.append(f"cache_peer {address} sibling 3128 3130 default\n")
+    if not lines:
+        raise OSError("no factory's address can be found")
+    end = b"" if not source or source.endswith(b"\n") else b"\n"
+    return source + end + "".join(lines).encode("ascii")
+
+
+_HEADERS = {
+    Kind.MACHINES: (
+        f"{'MACHINE':<15} {'MACHINETYPE':<14}   {'STATE':<9}{'CPUS':>4} {'':2} {'LIFE AND CPU USE':<21}{'RECENT':>6}"
+    ),
+    Kind.FACTORIES: "FACTORY PROCESSORS MACHINES LOAD FREE-ROOT-KB FREE-STATE-KB MEMORY-KB VERSION",
+}
+"""Headings, on a terminal only: programs read bare columns."""
+
+
+def short_host(name: str) -> str:
+    """Return the first label of a host name."""
+    return printable(name.partition(".")[0])
+
+
+def machine_rows(answers: Iterable[MachineStatus], now: float, colour: bool = False) -> list[str]:
+    """Return a row per slot. now: Unix seconds, for ages."""
+    return [_machine_row(status, now, colour) for status in answers]
+
+
+def _machine_row(status: MachineStatus, now: float, colour: bool) -> str:
+    name = short_host(status.machine)
+    machinetype = printable(status.machinetype or "----------")
+    state = f"  {printable(status.state):<9}"
+    model = MODELS.get(status.machine_model or "", "??")
+    recent = f"{status.cpu_percentage:5.1f}%" if status.state == "Running" else " " * 6
+    aborted = colour and status.state == "Shut down" and _is_abort(status.shutdown_message)
+    code = ABORT_COLOUR if aborted else COLOURS.get(status.state, "")
+    return (
+        f"{name:<15} {machinetype:<14.14} {_coloured(state, code if colour else '')}  "
+        f"{status.num_processors:2d} {model} {_machine_details(status, now):<21}{recent}"
+    )
+
+
+def _machine_details(status: MachineStatus, now: float) -> str:
+    if status.state == "Running":
+        started = status.started_time or now
+        lived = (status.heartbeat_time or 0) - started
+        percent = 100.0 * status.cpu_seconds / lived if lived > 0 else 0.0
+        return f"{(now - started) / 3600:5.2f} hrs {percent:0.1f}%"
+    if status.state == "Starting":
+        return f" {(now - (status.created_time or now)) / 60:0.2f} mins"
+    if status.state == "Shut down" and status.shutdown_message:
+        return f'"{printable(status.shutdown_message[:19])}"'
+    return ""
+
+
+def _is_abort(message: str | None) -> bool:
+    """Return True if the shutdown message tells of an abort. The scheduler is imported only where this is shown."""
+    from vac.scheduling.backoff import is_abort
+
+    return is_abort(message)
+
+
+def _coloured(text: str, code: str) -> str:
+    return f"\033[{code}m{text}\033[0m" if code else text
+
+
+def _end(status: MachinetypeStatus, colour: bool) -> str:
+    """Return when and with which message the last machine ended."""
+    when = "-"
+    if status.shutdown_time is not None:
+        when = time.strftime("%d %b %H:%M:%S", time.localtime(status.shutdown_time))
+    code = ABORT_COLOUR if colour and _is_abort(status.shutdown_message) else ""
+    return _coloured(f'{when} "{printable(status.shutdown_message or "-")}"', code)
+
+
+def machinetype_rows(answers: Sequence[MachinetypeStatus], colour: bool = False) -> list[str]:
+    """Return a row per factory, about one machinetype."""
+    width = max((len(short_host(status.factory)) for status in answers), default=0)
+    return [
+        f"{short_host(status.factory):<{width}} {int(status.running_processors):2d} "
+        f"{status.running_hs06:5.1f} {_end(status, colour)}"
+        for status in answers
+    ]
+
+
+def type_rows(answers: Iterable[MachinetypeStatus], colour: bool = False) -> list[str]:
+    """Return a heading and a row per machinetype with the totals of the space and its latest end anywhere."""
+    by_type: dict[str, list[MachinetypeStatus]] = {}
+    for status in answers:
+        by_type.setdefault(printable(status.machinetype), []).append(status)
+    width = max(map(len, (*by_type, "MACHINETYPE")))
+    table = [f"{'MACHINETYPE':<{width}} FACTORIES MACHINES PROCESSORS      HS06 YOUNG LAST END"]
+    for name, mine in sorted(by_type.items()):
+        last = max(mine, key=lambda status: status.shutdown_time or 0)
+        table.append(
+            f"{name:<{width}} {len(mine):9d} {sum(status.running_machines for status in mine):8d} "
+            f"{sum(int(status.running_processors) for status in mine):10d} "
+            f"{sum(status.running_hs06 for status in mine):9.1f} "
+            f"{sum(status.num_before_fizzle for status in mine):5d} {_end(last, colour)}"
+        )
+    return table
+
+
+def factory_rows(answers: Sequence[FactoryStatus]) -> list[str]:
+    """Return a row per factory."""
+    width = max((len(short_host(status.factory)) for status in answers), default=0)
+    return [
+        f"{short_host(status.factory):<{width}} "
+        f"{status.running_processors:2d}/{status.max_processors} "
+        f"{status.running_machines:2d}/{status.max_machines} {status.load_average:6.2f} "
+        f"{status.root_disk_avail_kb:9d} {status.daemon_disk_avail_kb:9d} "
+        f'{status.mem_used_kb:8d}/{status.mem_total_kb} "{printable(status.version)}"'
+        for status in answers
+    ]
