@@ -14,7 +14,7 @@ import pytest
 from tests.fake_driver import FakeEngine, FakeMachine, Script
 from vac.accounting.records import message_fields
 from vac.clock import Clock
-from vac.config.files import Problem
+from vac.config.ini import Problem
 from vac.config.load import Configuration, ConfigurationError, Loader
 from vac.config.machinetype import Machinetype
 from vac.config.settings import Settings

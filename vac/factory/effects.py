@@ -20,7 +20,6 @@ from vac.factory.contexts import Contexts
 from vac.factory.peers import Monitor
 from vac.factory.state import FactoryState, Slot
 from vac.host.privileges import unprivileged_user
-from vac.lifecycle.effects import Effect
 from vac.lifecycle.phases import PendingCreation, Phase, Preparing, Releasing, Starting, Stopping, Stuck
 from vac.lifecycle.stimuli import (
     ContextReady,
@@ -32,7 +31,7 @@ from vac.lifecycle.stimuli import (
     Started,
     Stimulus,
 )
-from vac.lifecycle.table import Step
+from vac.lifecycle.table import Effect, Step
 from vac.lifecycle.table import step as take_step
 from vac.machines import creation
 from vac.machines import machine as machines

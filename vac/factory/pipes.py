@@ -12,7 +12,7 @@ from typing import Callable
 
 from vac.config.machinetype import VacuumPipe
 from vac.config.pipe_document import parse_pipe
-from vac.config.pipes import PipeCopy, digest, document_path, read_copy, record, record_path
+from vac.config.pipe_types import PipeCopy, digest, document_path, read_copy, record, record_path
 from vac.context.downloads import fetch_pipe
 from vac.decoding import BadJson
 from vac.factory.state import FactoryState

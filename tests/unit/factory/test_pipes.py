@@ -16,7 +16,7 @@ from tests.hostile_pipes import CORPUS, GOOD
 from tests.simulated import FACTORY, World
 from tests.unit.factory.conftest import MakeWorld
 from vac.config.load import Loader
-from vac.config.pipes import document_path, record_path
+from vac.config.pipe_types import document_path, record_path
 from vac.context.downloads import DownloadFailed
 from vac.factory.pipes import RETRY_SECONDS, PipeFetched, Pipes
 from vac.host.facts import HostFacts
