@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,6 @@ from tests.unit.state_dirs import ENDED, NAME, STARTED, UUID, at, new_state, run
 from vac.accounting import history
 from vac.accounting.finishing import finish
 from vac.accounting.history import Ended
-from vac.cli import machine_commands
 from vac.cli.factory_commands import reasons
 from vac.cli.main import main
 from vac.drivers.base import Usage
@@ -169,7 +169,7 @@ def test_logs_end_with_the_last_lines(
         out.buffer.seek(0)
         out.buffer.truncate()
         assert vac(state, "logs", *words) == 0
-        return out.buffer.getvalue()  # type: ignore[attr-defined, no-any-return]
+        return out.buffer.getvalue()
 
     assert shown(NAME, "-n", "2") == b"line 299\nno disk\n"
     assert shown(UUID).count(b"\n") == 100
@@ -184,11 +184,12 @@ def test_logs_are_harmless_on_a_terminal(
 ) -> None:
     content = b"a\tb\r\n\x1b]0;owned\x07\x9b2J\xc2\x9b\rc\xff" + "\u202e\n".encode()
     (failed.directory / "console.log").write_bytes(content)
-    out = Terminal(io.BytesIO(), encoding="utf-8")
+    written = io.BytesIO()
+    out = Terminal(written, encoding="utf-8")
     monkeypatch.setattr("sys.stdout", out)
-    monkeypatch.setattr(machine_commands.os, "pread", _one_byte_at_a_time(machine_commands.os.pread))
+    monkeypatch.setattr(os, "pread", _one_byte_at_a_time(os.pread))
     assert vac(state, "logs", NAME) == 0
-    shown = out.buffer.getvalue().decode()  # type: ignore[attr-defined]
+    shown = written.getvalue().decode()
     assert shown.startswith("a\tb\n\\x1b]0;owned\\x07")
     assert all(letter.isprintable() or letter in "\t\n" for letter in shown)
 
@@ -203,8 +204,6 @@ def _one_byte_at_a_time(pread: Any) -> Any:
 def test_only_regular_files_of_joboutputs_are_shown(
     state: StateDir, failed: Machine, planted: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    import os
-
     outputs = failed.directory / "joboutputs"
     (outputs / "link").symlink_to("/etc/passwd")
     os.mkfifo(outputs / "pipe")
@@ -234,7 +233,7 @@ def test_following_ends_with_the_machine_and_survives_a_rotated_log(
     monkeypatch.setattr("time.sleep", sleep)
     monkeypatch.setattr(sys, "stdout", out)
     assert vac(state, "logs", "-f", NAME) == 0
-    assert out.buffer.getvalue() == b"one\ntwo\nthree\n"  # type: ignore[attr-defined]
+    assert out.buffer.getvalue() == b"one\ntwo\nthree\n"
 
 
 def test_a_machine_without_console_says_so(state: StateDir, capsys: pytest.CaptureFixture[str]) -> None:
