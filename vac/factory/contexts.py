@@ -5,10 +5,14 @@ from __future__ import annotations
 import logging
 import threading
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Callable, Union
 
-from vac.context.user_data import ContextError, ContextRequest, Templates, make_user_data
+from vac.config.checks import template_mistakes
+from vac.context.user_data import ContextError, ContextRequest, Templates, load_template, substitute, values
 
+MOST_MISTAKES = 5
+"""So many of a template's mistakes are told."""
 log = logging.getLogger(__name__)
 
 
@@ -20,6 +24,8 @@ class ContextMade:
     """Of the slot."""
     uuid: str
     user_data: bytes = field(repr=False)
+    mistakes: str = ""
+    """What is probably wrong in the template."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +60,11 @@ class Contexts:
 
     def _make(self, wanted: ContextRequest) -> ContextMessage:
         try:
-            return ContextMade(wanted.name, wanted.uuid, make_user_data(wanted, self._templates))
+            template, url = load_template(wanted, self._templates)
+            content = substitute(template, values(wanted, url))
+            found = islice(template_mistakes(wanted.machinetype, template), MOST_MISTAKES)
+            mistakes = "; ".join(f"line {line}: {text}" for line, text in found)
+            return ContextMade(wanted.name, wanted.uuid, content, mistakes)
         except ContextError as error:
             return ContextFailed(wanted.name, wanted.uuid, str(error))
         except Exception as error:

@@ -39,6 +39,7 @@ from vac.machines.files import TrashCollector
 from vac.machines.slots import load_slots
 from vac.machines.status import Happening
 from vac.scheduling.eligibility import NO_ANSWER
+from vac.text import without_url_secrets
 
 CYCLE_SECONDS = 60.0
 """From the end of one cycle to the next."""
@@ -327,8 +328,20 @@ class Factory:
         slot = self._preparing(message.name, message.uuid)
         if slot is None:
             return
+        self._tell_mistakes(slot, message.mistakes)
         wanted = self._still_wanted(slot)
         self.effects.happen(slot, stimuli.ContextReady(message.user_data) if wanted else stimuli.NotWanted())
+
+    def _tell_mistakes(self, slot: Slot, mistakes: str) -> None:
+        assert isinstance(slot.phase, Preparing)
+        machinetype = slot.phase.pending.machinetype
+        key = f"user_data {machinetype.name}"
+        if mistakes:
+            place = without_url_secrets(machinetype.user_data or "")
+            text = f"{machinetype.name}: user_data {place}: {mistakes}"
+            self.state.changes.say(key, text, logging.WARNING)
+        else:
+            self.state.changes.clear(key)
 
     def _still_wanted(self, slot: Slot) -> bool:
         """Tell if a machine that was decided on may still be made."""
