@@ -25,11 +25,10 @@ unit: lint  ## lint, unit tests, also with the oldest packages on Python 3.9 and
 	$(BIN)/python tools/each_python.py 3.9 3.13
 	$(BIN)/python -m pytest $(WORKERS) tests/unit
 
-test: lint  ## all that unit does, and tests with real engines
-	$(BIN)/python tools/each_python.py 3.9 3.13
+test: lint  ## lint, unit tests, and tests with real engines
 	$(BIN)/python -m pytest $(WORKERS)
 
-test-all: lint  ## the same on every Python found, with the tests that take minutes
+test-all: lint  ## the same, the tests that take many minutes, and unit tests on every Python found
 	$(BIN)/python tools/each_python.py
 	$(BIN)/python -m pytest $(WORKERS) -m ""
 
