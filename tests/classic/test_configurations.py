@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from vac.config import files
+from vac.config import ini
 from vac.config.load import Configuration, ConfigurationError, load
 from vac.host.facts import HostFacts
 
@@ -70,8 +70,8 @@ def configured(
     case: dict[str, Any], path: Path, host: HostFacts, monkeypatch: pytest.MonkeyPatch
 ) -> Configuration:
     """Load the case's files as those of /etc."""
-    places = tuple(path / place.relative_to("/") for place in files.DEFAULT_PATHS)
-    monkeypatch.setattr(files, "DEFAULT_PATHS", places)
+    places = tuple(path / place.relative_to("/") for place in ini.DEFAULT_PATHS)
+    monkeypatch.setattr(ini, "DEFAULT_PATHS", places)
     for name, text in case["files"].items():
         file = path / "etc" / name
         file.parent.mkdir(parents=True, exist_ok=True)

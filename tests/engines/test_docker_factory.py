@@ -308,7 +308,6 @@ def test_machines_that_end_with_their_engine_are_replaced() -> None:
             assert "Zombie" not in site.status().slot_states.values()
 
 
-@pytest.mark.slow
 def test_a_type_that_cannot_be_made_has_a_reason_and_harms_none(
     engine: PrivateDocker, registry: Registry, stalling: Registry
 ) -> None:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from vac.config import pipe_document, pipes
+from vac.config import pipe_document, pipe_types
 from vac.config.machinetype import MODELS, Machinetype
 from vac.config.options import Kind
 from vac.config.pipe_document import ACCEPTED
-from vac.config.pipes import LEAST_CACHE_SECONDS
+from vac.config.pipe_types import LEAST_CACHE_SECONDS
 from vac.config.reference import entries
 from vac.config.settings import Settings
 from vac.config.values import LISTS
@@ -45,8 +45,8 @@ def test_limits_are_the_codes() -> None:
         f"at most {pipe_document.LARGEST_BYTES // 2**20} MiB, nested at most {pipe_document.DEEPEST} levels",
         f"{pipe_document.CACHE_SECONDS} if it isn't there, from {LEAST_CACHE_SECONDS} to {week}",
         f"lists up to {pipe_document.MOST_TYPES} of these",
-        f"the machinetype's name, {pipes.LONGEST_NAME} characters in all",
-        f"of a pipe together {pipes.MOST_REPOSITORIES},",
+        f"the machinetype's name, {pipe_types.LONGEST_NAME} characters in all",
+        f"of a pipe together {pipe_types.MOST_REPOSITORIES},",
         f"at most {pipe_document.MOST_CHARACTERS} characters, each list has at most {pipe_document.MOST_ENTRIES} ",
         f"may have {LIMIT_BYTES // 2**20} MiB",
     ):

@@ -14,11 +14,11 @@ from pathlib import Path
 
 from vac.cli import common
 from vac.config import pipe_document, reference
-from vac.config.files import Problem
+from vac.config.ini import Problem
 from vac.config.load import Configuration, ConfigurationError, load
 from vac.config.machinetype import CONTAINER_MODELS, Machinetype
 from vac.config.pipe_document import PipeDocument, parse_pipe
-from vac.config.pipes import PipeCopy, review
+from vac.config.pipe_types import PipeCopy, review
 from vac.config.sections import nearest
 from vac.decoding import BadJson, Flaw
 from vac.host import facts, filesystems

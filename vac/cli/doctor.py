@@ -17,7 +17,7 @@ from pathlib import Path
 from vac.cli import common, doctor_engines
 from vac.cli.config_commands import likely_mistakes
 from vac.cli.doctor_engines import Finding, serves
-from vac.config.files import Value, read
+from vac.config.ini import Value, read
 from vac.config.load import Configuration, ConfigurationError
 from vac.config.machinetype import CONTAINER_MODELS, VM_MODELS, Machinetype
 from vac.config.sections import USER_DATA_OPTION

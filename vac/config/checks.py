@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from vac.config.files import Report
+from vac.config.ini import Report
 from vac.config.machinetype import CONTAINER_MODELS, Machinetype, reserved_paths
 from vac.config.options import NO_EFFECT, declared
 from vac.config.sections import Parsed

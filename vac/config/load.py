@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from vac.config.checks import check_machinetype, check_settings, check_shares, full_names, unusable
-from vac.config.files import COMMON, DEFAULT_PATHS, Contents, Problem, Report, Section, Value, find, read
+from vac.config.ini import COMMON, DEFAULT_PATHS, Contents, Problem, Report, Section, Value, find, read
 from vac.config.machinetype import VM_MODELS, Machinetype, VacuumPipe
 from vac.config.options import declared
-from vac.config.pipes import DIRECTORY, FromPipe, PipeCopy, document_path, expand, read_copy
+from vac.config.pipe_types import DIRECTORY, FromPipe, PipeCopy, document_path, expand, read_copy
 from vac.config.sections import (
     MACHINEFEATURES_OPTION,
     MACHINETYPE,

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from vac.config.files import own_line
+from vac.config.ini import own_line
 from vac.config.load import Configuration
 from vac.config.machinetype import Machinetype, VacuumPipe
 from vac.config.options import NO_EFFECT, Kind, declared

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from vac.config.files import Contents, Report, Section, Value
+from vac.config.ini import Contents, Report, Section, Value
 from vac.config.machinetype import Machinetype, VacuumPipe
 from vac.config.options import Option, declared
 from vac.config.settings import Settings

@@ -40,7 +40,7 @@ _OTHER_SPELLINGS = {
 Fetch = Callable[[str, Local], bytes]
 
 
-class ContextError(Exception):
+class ContextError(ValueError):
     """Reason why a machine's context can't be made, without secrets."""
 
 

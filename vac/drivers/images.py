@@ -101,10 +101,11 @@ class ImageStore(Generic[Key, Held]):
         entry.answered.set()
         if entry.image is not None:
             return None
-        if entry.working or not entry.failure:
-            return f"image {shown} is {entry.doing}" + (f", after {entry.failure}" if entry.failure else "")
+        if not entry.failure:
+            return f"image {shown} is {entry.doing}"
         seconds = max(entry.next_time - self._clock(), 0)
-        return f"image {shown}: {entry.failure}; next attempt in {seconds:.0f} s"
+        attempt = f"it is {entry.doing} again" if entry.working else f"next attempt in {seconds:.0f} s"
+        return f"image {shown}: {entry.failure}; {attempt}"
 
     def drop(self, entry: Entry[Held]) -> None:
         """Forget an image that isn't there any more: the next missing() gets it again."""

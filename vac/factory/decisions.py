@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import logging
 import os
 from collections.abc import Mapping
 
+from vac.background import BackgroundWork, Outcome
 from vac.config.checks import needed_repositories
 from vac.config.machinetype import Machinetype
-from vac.factory.admin_requests import AdminRequests
 from vac.factory.effects import Effects
 from vac.factory.peers import Space
 from vac.factory.state import FactoryState, Slot
-from vac.host.probes import CVMFS, RepositorySeen, RepositoryWatch
+from vac.host.probes import ANSWER_SECONDS, CVMFS, late_problem, repository_problem
 from vac.lifecycle.phases import Preparing
 from vac.machines import status as statuses
 from vac.scheduling.backoff import broken_here
@@ -26,16 +27,21 @@ from vac.scheduling.space import CYCLE_SECONDS, own_reports
 
 log = logging.getLogger(__name__)
 
+AT_ONCE = 32
+MOST_HANGING = 256
+"""No more repositories are looked at while so many children hang: each keeps a thread and open files."""
 _ORDINARY = ("full",)
 """Guards that are no news."""
 
 
 class Repositories:
-    """Keeps an eye on all that are needed; a machinetype whose repository doesn't answer has to wait."""
+    """Checks all that are needed; a machinetype whose repository doesn't answer has to wait."""
 
-    def __init__(self, state: FactoryState, watch: RepositoryWatch) -> None:
+    def __init__(self, state: FactoryState) -> None:
         self._state = state
-        self._watch = watch
+        self._work: BackgroundWork[str | None] = state.background(
+            "cvmfs", self.seen, at_once=AT_ONCE, deadline_seconds=ANSWER_SECONDS, most_late=MOST_HANGING
+        )
         self._problems: dict[str, str | None] = {}
         """By repository that has been looked at."""
 
@@ -46,11 +52,16 @@ class Repositories:
         needing = (one for one in types if one.target_share > 0 or one.name in running)
         wanted = {each for one in needing for each in needed_repositories(one)}
         self._problems = {each: problem for each, problem in self._problems.items() if each in wanted}
-        self._watch.look(wanted)
+        for name in sorted(wanted):
+            self._work.start(name, functools.partial(repository_problem, name))
 
-    def seen(self, message: RepositorySeen) -> None:
-        """A repository has answered, or has not in time."""
-        name, problem = message.repository, message.problem
+    def seen(self, outcome: Outcome[str | None]) -> None:
+        """Take in that a repository has answered, or has not in time."""
+        name, problem = outcome.key, outcome.value
+        if outcome.late:
+            problem = late_problem(ANSWER_SECONDS)
+        elif outcome.failure:
+            problem = f"can't be looked at: {outcome.failure}"
         if self._problems.get(name, "") != problem:
             self._state.changed = True
         self._problems[name] = problem
@@ -75,13 +86,11 @@ class Decisions:
         self,
         state: FactoryState,
         effects: Effects,
-        requests: AdminRequests,
         space: Space,
         repositories: Repositories,
     ) -> None:
         self.state = state
         self.effects = effects
-        self.requests = requests
         self.space = space
         self.repositories = repositories
         self.memory = Memory(ledger=Ledger.decode(statuses.read_share_ledger(state.dir)))
@@ -118,7 +127,7 @@ class Decisions:
         """Make one decision and begin what it says."""
         occupied = self.occupied()
         machinetypes, unusable = self._usable()
-        settings, order = self.state.settings, self.requests.drain
+        settings, order = self.state.settings, self.state.drain
         reports = own_reports(machinetypes, occupied, self.state.history, settings.hs06, now)
         situation = Situation(
             settings=settings,

@@ -8,31 +8,32 @@ import uuid as uuids
 from collections.abc import Callable, Collection
 from pathlib import Path
 
+from vac import background
 from vac.accounting import finishing
+from vac.background import BackgroundWork
 from vac.clock import Moment
 from vac.config.load import Configuration
 from vac.config.machinetype import VM_MODELS, Machinetype
-from vac.context.user_data import ContextRequest
+from vac.context.user_data import ContextRequest, Templates, make_user_data
 from vac.drivers.base import CreationFailed, MachineSpec
 from vac.drivers.processes.launch_plan import account
 from vac.drivers.registry import engine_name
-from vac.factory.contexts import Contexts
-from vac.factory.peers import Monitor
 from vac.factory.state import FactoryState, Slot
 from vac.host.privileges import unprivileged_user
-from vac.lifecycle.effects import Effect
 from vac.lifecycle.phases import PendingCreation, Phase, Preparing, Releasing, Starting, Stopping, Stuck
 from vac.lifecycle.stimuli import (
+    ContextFailed,
     ContextReady,
     Decided,
     DirectoryFailed,
     EndLowered,
     EndWritten,
     Listed,
+    NotWanted,
     Started,
     Stimulus,
 )
-from vac.lifecycle.table import Step
+from vac.lifecycle.table import Effect, Step
 from vac.lifecycle.table import step as take_step
 from vac.machines import creation
 from vac.machines import machine as machines
@@ -44,11 +45,15 @@ from vac.machines.outputs import set_shutdown_message
 from vac.machines.status import Happening
 from vac.scheduling.backoff import code_group, says_no_work
 from vac.scheduling.model import Create, Outcome
+from vac.vacquery.vacmon import VacMon
 
 RENEW_SECONDS = 30.0
 """Heartbeat files are written at most this often, however often events cause a listing."""
 WATCHED_SECONDS = 150.0
 """A machine that was listed alive so recently, by an engine that has answered since, has ended just now."""
+
+MOST_CONTEXTS = 1000
+"""Contexts made at once: as many as a node may have slots, since any of their servers may be slow."""
 
 log = logging.getLogger(__name__)
 
@@ -60,13 +65,14 @@ def checkpoint(slot: Slot, effect: Effect) -> None:
 class Effects:
     """Applies stimuli to slots and carries the effects out."""
 
-    def __init__(
-        self, state: FactoryState, contexts: Contexts, trash: TrashCollector, monitor: Monitor
-    ) -> None:
+    def __init__(self, state: FactoryState, vacmon: VacMon) -> None:
         self.state = state
-        self._contexts = contexts
-        self.trash = trash
-        self.monitor = monitor
+        self.trash = TrashCollector(state.dir.tmp, state.spawn)
+        self.vacmon = vacmon
+        self._templates = Templates()
+        self._contexts: BackgroundWork[bytes] = state.background(
+            "context", self._context_done, at_once=MOST_CONTEXTS
+        )
         self._carry_out: dict[Effect, Callable[[Slot, Step], Stimulus | None]] = {
             Effect.PREPARE_CONTEXT: self._prepare_context,
             Effect.MAKE_DIRECTORY: self._make_directory,
@@ -126,9 +132,25 @@ class Effects:
         machinetype, end = pending.machinetype, pending.order.shutdown_time
         directory = self.state.dir.machinetype(machinetype.pipe or machinetype.name)
         now = self.state.clock.unix()
-        self._contexts.start(
-            ContextRequest(machinetype, settings, slot.name, pending.uuid, directory, now, end)
-        )
+        wanted = ContextRequest(machinetype, settings, slot.name, pending.uuid, directory, now, end)
+        self._contexts.start(pending.uuid, lambda: make_user_data(wanted, self._templates))
+
+    def _context_done(self, made: background.Outcome[bytes]) -> None:
+        for slot in self.state.slots:
+            if isinstance(slot.phase, Preparing) and slot.phase.pending.uuid == made.key:
+                if made.value is None:
+                    self.happen(slot, ContextFailed(made.failure))
+                else:
+                    self.happen(slot, ContextReady(made.value) if self._wanted(slot) else NotWanted())
+                return
+
+    def _wanted(self, slot: Slot) -> bool:
+        """Return False if things have changed since the machine was decided on."""
+        assert isinstance(slot.phase, Preparing)
+        state, machinetype = self.state, slot.phase.pending.machinetype
+        refused = state.drain or state.settings.draining or state.configuration_problem or state.doubt
+        unchanged = state.configuration.machinetypes.get(machinetype.name) == machinetype
+        return unchanged and not refused and slot.name not in state.foreign
 
     def _make_directory(self, slot: Slot, taken: Step) -> Stimulus | None:
         assert isinstance(taken.after, Starting)
@@ -349,7 +371,7 @@ class Effects:
         log.info("%s (%s): ended: %s", machine.name, machine.machinetype, _epitaph(end))
         lived = end.ended_time - (end.started_time or end.ended_time)
         self.state.counters.add(Happening.END, machine.machinetype, code_group(end.message), lived)
-        self.monitor.finished(self.state.settings, machine.directory)
+        self.vacmon.tell(self.state.settings.vacmon_hostport, machine.directory)
 
     def _release(self, slot: Slot, taken: Step) -> None:
         machine = _machine(slot)

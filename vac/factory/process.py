@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable
 
 import vac
+from vac.background import in_thread
 from vac.clock import Clock
 from vac.config.load import Configuration, ConfigurationError, Loader
 from vac.config.machinetype import VM_MODELS, Machinetype
@@ -19,10 +20,19 @@ from vac.context.downloads import GRID_CERTIFICATES, ImageCache, Local
 from vac.context.signatures import SignedImages
 from vac.drivers.engine import Engine, InlineEngine
 from vac.drivers.registry import APART, driver_for, engine_name
-from vac.factory.contexts import Run, in_thread
-from vac.factory.loop import Factory, Message, Stop, Stuck, Wake
-from vac.factory.peers import Ask, Monitor, Peers, ask_nobody
-from vac.factory.state import FactoryState, OpenEngine, Slot, Slots, found_slots, slot_names
+from vac.factory.loop import Factory, Stuck
+from vac.factory.peers import Ask, Peers, ask_nobody
+from vac.factory.state import (
+    FactoryState,
+    Message,
+    OpenEngine,
+    Slot,
+    Slots,
+    Stop,
+    Wake,
+    found_slots,
+    slot_names,
+)
 from vac.host import facts
 from vac.lifecycle.phases import SetAside
 from vac.logs import OnChange
@@ -32,6 +42,7 @@ from vac.machines.slots import finished_machines, load_slots
 from vac.roles import EXIT_OTHER_AT_WORK, RoleOptions
 from vac.scheduling.backoff import History
 from vac.vacquery.resolver import Names, Resolver
+from vac.vacquery.vacmon import VacMon
 
 log = logging.getLogger(__name__)
 
@@ -144,7 +155,7 @@ def open_factory(
     names: Names | None = None,
     ask: Ask = ask_nobody,
     need: Callable[[str, str], None] = lambda role, purpose: None,
-    run: Run = in_thread,
+    spawn: Callable[[Callable[[], None], str], object] = in_thread,
 ) -> Factory:
     """Return a factory with its slots as they are on disk. The keyword arguments are for tests, but for names, ask and
     need, which is that of RoleOptions."""
@@ -185,6 +196,8 @@ def open_factory(
         clock=clock,
         rng=rng or random.Random(),
         open_engine=open_engine or engine,
+        post=inbox.put,
+        spawn=spawn,
         started=now,
         changes=OnChange(log),
         history=_history(directory, configuration).no_later_than(now.unix),
@@ -197,8 +210,8 @@ def open_factory(
     occupied = [slot for slot in state.slots if slot.occupied]
     _check_identity(state, [slot.name for slot in occupied])
     log.info("%s: %d machines found in %d slots", settings.factory_name, len(occupied), len(state.slots))
-    monitor = Monitor(directory, names or Resolver(settings.factory_name), clock.unix)
-    return Factory(state, monitor, loader, inbox, ask, run, need)
+    vacmon = VacMon(directory, names or Resolver(settings.factory_name), clock.unix)
+    return Factory(state, vacmon, loader, inbox, ask, need)
 
 
 def _history(directory: StateDir, configuration: Configuration) -> History:

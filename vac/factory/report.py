@@ -48,7 +48,7 @@ class Report:
     def cycle(self) -> None:
         """Show that the factory lives, and remove what is old; once a cycle."""
         self.state.written("upkeep", f"{self.state.dir.root} can't be kept in order", self._upkeep)
-        self.effects.monitor.cycle(self.state.settings)
+        self.effects.vacmon.tell(self.state.settings.vacmon_hostport)
         self.state.reported = False
 
     def _upkeep(self) -> None:
@@ -94,7 +94,7 @@ class Report:
     def status(self, now: float) -> Status:
         """Everything that others want to know and that isn't in the machines' directories."""
         state, settings, decision = self.state, self.state.settings, self.decisions.decision
-        order = self.decisions.requests.drain
+        order = self.state.drain
         return Status(
             time=now,
             space=settings.vac_space,

@@ -7,10 +7,13 @@ import random
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass, field
+from typing import Any, TypeVar, Union
 
+from vac.background import BackgroundWork, Outcome, in_thread
 from vac.clock import Clock, Moment
 from vac.config.load import Configuration, ConfigurationError
 from vac.config.settings import Settings
+from vac.drivers import engine as engines
 from vac.drivers.base import EngineState, Usage
 from vac.drivers.engine import InlineEngine
 from vac.drivers.registry import engine_name
@@ -27,12 +30,13 @@ from vac.lifecycle.phases import (
 )
 from vac.logs import OnChange
 from vac.machines import machine as machines
+from vac.machines import requests
 from vac.machines import status as statuses
 from vac.machines.layout import StateDir, slot_name
 from vac.machines.machine import Machine
 from vac.machines.status import Creation, ErrorKind, Happening, Tally
 from vac.scheduling.backoff import History
-from vac.scheduling.model import Outcome
+from vac.scheduling.model import Outcome as MachineOutcome
 
 REMEMBERED_CREATIONS = 10
 _OCCUPIED = (Starting, Uncertain, Running, Stopping, Ended, Releasing, Stuck)
@@ -42,6 +46,19 @@ log = logging.getLogger(__name__)
 
 OpenEngine = Callable[[str, Settings], InlineEngine]
 """Opens the engine that makes machines of this machine model."""
+
+
+class Wake:
+    """Look at requests and configuration now."""
+
+
+class Stop:
+    """Leave. Machines go on running."""
+
+
+Message = Union[engines.Message, Wake, Stop, Callable[[], object]]
+"""Something for the loop to handle, or to call."""
+_T = TypeVar("_T")
 
 
 @dataclass
@@ -158,10 +175,14 @@ class FactoryState:
     clock: Clock
     rng: random.Random
     open_engine: OpenEngine
+    post: Callable[[Message], object]
+    """Puts a message into the loop's inbox, from any thread."""
     started: Moment
     """When this process began: a restart must not punish machines for what it didn't see."""
     changes: OnChange
     history: History
+    spawn: Callable[[Callable[[], None], str], object] = in_thread
+    """Starts the threads of background work."""
     orphans: list[Machine] = field(default_factory=list)
     """Machines that started, are in no slot and have not been accounted for."""
     foreign: dict[str, float] = field(default_factory=dict)
@@ -191,6 +212,8 @@ class FactoryState:
     counters: Counters = field(default_factory=Counters)
     pipes: dict[str, str | None] = field(default_factory=dict)
     """By pipe, its problem; None: there is none."""
+    drain: requests.Drain | None = None
+    """The administrators' order to create nothing."""
     changed: bool = True
     """Something has happened that a decision should take into account."""
     reported: bool = False
@@ -205,6 +228,12 @@ class FactoryState:
     def doubt(self) -> str | None:
         """The first reason why factory_name or state_dir may be wrong."""
         return next(iter(self.doubts.values()), None)
+
+    def background(
+        self, name: str, done: Callable[[Outcome[_T]], object], **limits: Any
+    ) -> BackgroundWork[_T]:
+        """Return work for threads of this name, whose outcomes are handled in the loop's thread."""
+        return BackgroundWork(name, done, clock=self.clock.boot, post=self.post, spawn=self.spawn, **limits)
 
     def engine_of(self, machine_model: str) -> InlineEngine:
         """Return the engine that makes machines of this model, opened when it is needed first."""
@@ -266,7 +295,7 @@ class FactoryState:
         self.engines.clear()
         self.observed.clear()
 
-    def remember(self, outcome: Outcome, fizzle_seconds: float) -> None:
+    def remember(self, outcome: MachineOutcome, fizzle_seconds: float) -> None:
         """Add the end of a machine to the history."""
         self.history = self.history.add(outcome, fizzle_seconds)
         self.changed = True
@@ -277,7 +306,9 @@ class FactoryState:
         A creation that an earlier process left undone, perhaps the classic's, is cleaned up: no error for people.
         """
         now = self.clock.moment()
-        self.history = self.history.add(Outcome(machinetype, now.at(begin).unix, None, now.unix, None), 0.0)
+        self.history = self.history.add(
+            MachineOutcome(machinetype, now.at(begin).unix, None, now.unix, None), 0.0
+        )
         kind = self.configuration.machinetypes.get(machinetype)
         model = kind.machine_model if kind else "unknown"
         self.counters.add(Happening.CREATION, model, "failed", now.boot - begin)

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import logging
 from collections.abc import Mapping
 from pathlib import Path
 
+from vac.background import BackgroundWork, Outcome
 from vac.clock import Moment
 from vac.config.machinetype import VM_MODELS
 from vac.drivers.base import WRITES_TO, EngineState, Observed
 from vac.drivers.engine import Observation
 from vac.factory.effects import Effects
 from vac.factory.state import FactoryState, Slot
-from vac.host.probes import DiskMeasured, DiskMeter, DiskNotMeasured
+from vac.host.probes import MEASURE_SECONDS, DiskUse, measure_disk
 from vac.lifecycle.phases import Running, SetAside, Starting, StopOrder
 from vac.lifecycle.stimuli import ListedAbsent, ListedAlive, ListedEnded, ListedHalfMade, StopOrdered
 from vac.machines import files, outputs, requests
@@ -22,8 +24,8 @@ from vac.scheduling.kill_rules import Limits, Watched, judge
 
 LEAST_SECONDS = 1.0
 """Between two rounds of the rules, whatever the deadlines are."""
-MEASURE_SECONDS = (30.0, 300.0)
-"""Shortest and longest time between two measurements of a machine's disk use."""
+LEAST_PAUSE_SECONDS, MOST_PAUSE_SECONDS = 30.0, 300.0
+"""Between two measurements of a machine's disk use."""
 MEASURE_PART = 0.001
 """Between these limits, measuring one machine may take this part of the time."""
 GB = 1000**3
@@ -143,10 +145,12 @@ class Watcher:
 class Rules:
     """Ends machines that are late, stuck, idle or too large."""
 
-    def __init__(self, state: FactoryState, effects: Effects, meter: DiskMeter) -> None:
+    def __init__(self, state: FactoryState, effects: Effects) -> None:
         self.state = state
         self.effects = effects
-        self.meter = meter
+        self._disk: BackgroundWork[DiskUse] = state.background(
+            "disk", self.measured, deadline_seconds=MEASURE_SECONDS
+        )
         self.next_time: float | None = None
 
     def check(self, now: Moment) -> None:
@@ -169,20 +173,22 @@ class Rules:
                 continue
             if sight.measured_time is None or now - sight.measured_time >= sight.measure_seconds:
                 sight.measured_time = now
-                self.meter.start(machine.uuid, *_directories(machine))
+                self._disk.start(
+                    machine.uuid, functools.partial(measure_disk, machine.uuid, _directories(machine))
+                )
 
-    def measured(self, message: DiskMeasured) -> None:
-        """Take in a measurement."""
+    def measured(self, outcome: Outcome[DiskUse]) -> None:
+        """Take in a measurement. Unknown is not too much."""
+        if outcome.value is None:
+            reason = "du can't even be killed" if outcome.late else outcome.failure
+            log.info("disk use of machine %s can't be measured: %s", outcome.key, reason)
+            return
         for slot in self.state.slots:
-            if slot.machine is not None and slot.machine.uuid == message.key:
-                slot.sight.disk_used_bytes = message.used_bytes
-                least, most = MEASURE_SECONDS
-                slot.sight.measure_seconds = min(max(least, message.seconds / MEASURE_PART), most)
+            if slot.machine is not None and slot.machine.uuid == outcome.key:
+                slot.sight.disk_used_bytes = outcome.value.used_bytes
+                pause_seconds = outcome.value.seconds / MEASURE_PART
+                slot.sight.measure_seconds = min(max(LEAST_PAUSE_SECONDS, pause_seconds), MOST_PAUSE_SECONDS)
         self.look_again()
-
-    def not_measured(self, message: DiskNotMeasured) -> None:
-        """Log it: unknown is not too much."""
-        log.info("disk use of machine %s can't be measured: %s", message.key, message.reason)
 
     def _check(self, slot: Slot, now: Moment) -> float | None:
         """Judge one machine; return when to ask again. All times are in seconds since boot."""

@@ -15,13 +15,14 @@ import logging
 import os
 import secrets
 import stat
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Callable
 
+from vac.background import BackgroundWork, in_thread
 from vac.host.child_processes import run
 from vac.host.filesystems import mounts
+from vac.logs import OnChange
 
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -239,39 +240,25 @@ log = logging.getLogger(__name__)
 
 
 class TrashCollector:
-    """Removes what is discarded; run has that done in the background. What fails is tried again at the next start()."""
+    """Removes what is discarded, in the background. What can't be removed is tried again at the next start()."""
 
-    def __init__(self, tmp: Path, run: Callable[[Callable[[], object]], None]) -> None:
+    def __init__(self, tmp: Path, spawn: Callable[[Callable[[], None], str], object] = in_thread) -> None:
         self._tmp = tmp
-        self._run = run
-        self._lock = threading.Lock()
-        self._wanted = False
-        self._sweeping = False
-        self._complained: set[Path] = set()
+        self._changes = OnChange(log)
+        self._work: BackgroundWork[None] = BackgroundWork("trash", spawn=spawn)
 
     def start(self) -> None:
-        """Something has been discarded, or may be removed by now. Doesn't block."""
-        if not trash(self._tmp):
-            return
-        with self._lock:
-            self._wanted = True
-            if self._sweeping:
-                return
-            self._sweeping = True
-        self._run(self._sweep)
+        """Remove what has been discarded. Never blocks."""
+        if trash(self._tmp):
+            self._work.start("trash", self._sweep)
 
     def _sweep(self) -> None:
-        while self._more():
-            for path in trash(self._tmp):
+        tried: set[Path] = set()
+        while waiting := [path for path in trash(self._tmp) if path not in tried]:
+            for path in waiting:
+                tried.add(path)
                 try:
                     remove_tree(path)
+                    self._changes.clear(path)
                 except OSError as error:
-                    if path not in self._complained:
-                        self._complained.add(path)
-                        log.warning("%s can't be removed now: %s", path, error)
-
-    def _more(self) -> bool:
-        with self._lock:
-            self._wanted, more = False, self._wanted
-            self._sweeping = more
-            return more
+                    self._changes.say(path, f"{path} can't be removed now: {error}", logging.WARNING)

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from vac.config.files import COMMON, Report, Section, Value, read
+from vac.config.ini import COMMON, Report, Section, Value, read
 from vac.config.load import ConfigurationError
 from vac.config.machinetype import Machinetype
 from vac.config.options import Kind, declared, option

@@ -16,7 +16,7 @@ from tests.https_server import HTML, Page, Web
 from vac.cli import config_commands, doctor
 from vac.cli import main as command
 from vac.cli.doctor_engines import Finding
-from vac.config.pipes import DIRECTORY, document_path, record, record_path
+from vac.config.pipe_types import DIRECTORY, document_path, record, record_path
 from vac.machines import status as statuses
 from vac.machines.layout import StateDir
 from vac.machines.status import Status

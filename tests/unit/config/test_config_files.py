@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from vac.config import files
-from vac.config.files import read
+from vac.config import ini
+from vac.config.ini import read
 from vac.config.load import FACTS_SECONDS, ConfigurationError, Loader
 from vac.host.facts import HostFacts
 
@@ -31,7 +31,7 @@ def test_default_places_are_read_in_order_and_may_be_missing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     places = (tmp_path / "etc/vac.d", tmp_path / "etc/vac.conf", tmp_path / "run/vac.conf")
-    monkeypatch.setattr(files, "DEFAULT_PATHS", places)
+    monkeypatch.setattr(ini, "DEFAULT_PATHS", places)
     assert read(None).files == ()
     assert read(None).problems == ()
     names = ["etc/vac.d/10-a.conf", "etc/vac.d/9-b.conf", "etc/vac.d/b.conf", "etc/vac.conf", "run/vac.conf"]
@@ -44,7 +44,7 @@ def test_default_places_are_read_in_order_and_may_be_missing(
 
 
 def test_the_default_places_are_the_classic_ones() -> None:
-    assert [str(path) for path in files.DEFAULT_PATHS] == ["/etc/vac.d", "/etc/vac.conf", "/run/vac.conf"]
+    assert [str(path) for path in ini.DEFAULT_PATHS] == ["/etc/vac.d", "/etc/vac.conf", "/run/vac.conf"]
 
 
 def test_named_paths_replace_the_default_places_and_have_to_be_there(tmp_path: Path) -> None:
@@ -103,8 +103,8 @@ def test_millions_of_lines_are_refused_quickly(tmp_path: Path, line: str) -> Non
     (problem,) = read([path]).problems
     assert "is larger than 1048576 bytes" in problem.text
     assert time.monotonic() - began < 10
-    path.write_text(path.read_text()[: files.LARGEST_BYTES])
-    assert len(read([path]).problems) <= files.MOST_BROKEN_LINES + 1
+    path.write_text(path.read_text()[: ini.LARGEST_BYTES])
+    assert len(read([path]).problems) <= ini.MOST_BROKEN_LINES + 1
 
 
 def test_repeated_options_of_one_file_are_warned_about(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from tests.hostile_pipes import CORPUS, GOOD, REFUSED, Hostile
 from vac.config.load import Configuration, Loader, load
 from vac.config.machinetype import Machinetype, VacuumPipe
 from vac.config.pipe_document import parse_pipe
-from vac.config.pipes import (
+from vac.config.pipe_types import (
     DIRECTORY,
     LEAST_CACHE_SECONDS,
     MOST_REPOSITORIES,

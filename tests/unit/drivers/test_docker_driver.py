@@ -6,6 +6,8 @@ import contextlib
 import os
 import queue
 import shutil
+import subprocess
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -404,7 +406,6 @@ def test_only_the_containers_own_process_is_measured(tmp_path: Path) -> None:
     meter.add(SHORT_ID, os.getpid(), own_network=False)
     assert not meter.knows(SHORT_ID)
     assert meter.read([SHORT_ID]) == {}
-    meter.close()
 
 
 def test_usage_is_read_from_both_kinds_of_cgroups(tmp_path: Path) -> None:
@@ -460,11 +461,33 @@ def test_contacts_are_those_of_the_container_alone(
     assert {contact.address for contact in meter.contacts()[SHORT_ID]} == addresses
     (tmp_path / "7/cgroup").write_text("0::/another\n")
     assert not own_network or meter.contacts() == {}, "the number has been given to another process"
-    meter.close()
+
+
+@pytest.mark.allow_subprocess
+def test_the_last_figures_are_read_when_the_first_process_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    readings = queue.SimpleQueue[Usage]()
+    for cpu_seconds in (1.0, 2.0):
+        readings.put(Usage(cpu_seconds, 100, 200))
+
+    class Group:
+        def usage(self) -> Usage:
+            return readings.get(timeout=60)
+
+    monkeypatch.setattr(docker_usage, "find_engine_group", lambda *_: Group())
+    with subprocess.Popen(["sleep", "600"]) as process:
+        meter = UsageMeter()
+        meter.add(SHORT_ID, process.pid, own_network=False)
+        assert meter.read([SHORT_ID])[SHORT_ID].cpu_seconds == 1.0
+        assert meter.knows(SHORT_ID)
+        process.kill()
+        for thread in threading.enumerate():
+            if thread.name == "docker-end":
+                thread.join(60)
+    assert not meter.knows(SHORT_ID)
+    assert meter.ended_process(SHORT_ID) == process.pid
+    assert meter.read([SHORT_ID])[SHORT_ID].cpu_seconds == 2.0
 
 
 def test_a_container_that_was_never_seen_has_no_usage() -> None:
     meter = UsageMeter()
     assert meter.read(["x"]).get("x", Usage()) == Usage()
-    meter.close()
-    meter.close()

@@ -129,6 +129,16 @@ def test_failures_are_retried_after_growing_pauses(site: Site, caplog: pytest.Lo
     wait_until(lambda: site.prepare() is None)
 
 
+def test_the_reason_of_a_failure_is_told_during_the_next_attempt(site: Site) -> None:
+    site.prepare()
+    site.source.answers.put(OSError("no such host"))
+    wait_until(lambda: "next attempt" in (site.prepare() or ""))
+    site.now += 30
+    assert (site.prepare() or "").endswith("boot.iso: no such host; it is being downloaded again")
+    site.source.answers.put(None)
+    wait_until(lambda: site.prepare() is None)
+
+
 def test_a_bug_is_a_failure_and_tried_again(site: Site, caplog: pytest.LogCaptureFixture) -> None:
     def buggy(source: str, signing_dn: str | None = None) -> Path:
         raise RuntimeError("a bug")

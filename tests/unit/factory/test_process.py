@@ -22,7 +22,8 @@ from vac.context.signatures import SignatureRefused
 from vac.drivers.base import Driver, Fetch
 from vac.drivers.engine import ActionKind, Engine
 from vac.factory import process
-from vac.factory.loop import Factory, Message, Stuck, Wake
+from vac.factory.loop import Factory, Stuck
+from vac.factory.state import Message, Wake
 from vac.machines import layout
 from vac.machines.layout import StateDir, lock_name
 from vac.machines.machine import load

@@ -19,7 +19,6 @@ from hypothesis.stateful import (
 
 from tools.lifecycle_page import page
 from vac.config.machinetype import Machinetype
-from vac.lifecycle.effects import Effect
 from vac.lifecycle.phases import (
     PHASES,
     Empty,
@@ -57,7 +56,7 @@ from vac.lifecycle.stimuli import (
     StopOrdered,
     Time,
 )
-from vac.lifecycle.table import TRANSITIONS, Ignored, Step, Transition, step
+from vac.lifecycle.table import TRANSITIONS, Effect, Ignored, Step, Transition, step
 from vac.scheduling.model import Create
 
 PENDING = PendingCreation(Create("t", 1, 2e9, "why"), "u", Machinetype("t"), 50.0)

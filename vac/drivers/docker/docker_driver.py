@@ -232,7 +232,6 @@ class DockerDriver(Driver):
 
     def close(self) -> None:
         self._events.close()
-        self._meter.close()
         self._connection.forget()
 
     def _identify(self, container_id: str, labels: Mapping[str, str]) -> tuple[str, str] | None:

@@ -54,6 +54,26 @@ class _Container:
                 received, sent = parse_net_dev((PROC / str(self.pid) / "net" / "dev").read_text())
                 self.usage = replace(self.usage, network_received_bytes=received, network_sent_bytes=sent)
 
+    def watch(self) -> None:
+        """Measure once more as soon as the first process ends, in a thread that waits for that."""
+        try:
+            process = os.pidfd_open(self.pid)
+        except OSError as error:
+            _log.debug("cannot watch process %s: %s", self.pid, error)
+            self.ended = isinstance(error, ProcessLookupError)
+            return
+        threading.Thread(target=self._await_end, args=(process,), name="docker-end", daemon=True).start()
+
+    def _await_end(self, process: int) -> None:
+        with contextlib.suppress(PermissionError):
+            os.setpriority(os.PRIO_PROCESS, 0, HIGHEST_PRIORITY)  # on Linux, of this thread alone
+        end = select.poll()
+        end.register(process, select.POLLIN)
+        end.poll()
+        self.measure()
+        self.ended = True
+        os.close(process)
+
     def is_first_process(self) -> bool:
         """Tell if the process number is still the container's. Raises OSError if there is no such process."""
         return self.id in (PROC / str(self.pid) / "cgroup").read_text()
@@ -66,12 +86,6 @@ class UsageMeter:
         self._mounts = find_mounts()
         self._lock = threading.Lock()
         self._containers: dict[str, _Container] = {}
-        self._watched: dict[int, _Container] = {}
-        self._poller = select.epoll()
-        self._sleeper, self._wake = os.pipe()
-        self._poller.register(self._sleeper, select.EPOLLHUP)
-        self._thread: threading.Thread | None = None
-        self._closed = False
 
     def knows(self, container_id: str) -> bool:
         """Tell if a container of this id can be measured."""
@@ -104,7 +118,7 @@ class UsageMeter:
             usage = Usage() if before is None else before.usage
             container = _Container(container_id, pid, group, own_network, usage)
             self._containers[container_id] = container
-            self._watch(container)
+            container.watch()
 
     def read(self, container_ids: Iterable[str]) -> Mapping[str, Usage]:
         """Return the usage of each of these, until its end if it has ended.
@@ -133,54 +147,6 @@ class UsageMeter:
                 if container.own_network and container.is_first_process():
                     found[container.id] = contacts_within(container.pid)
         return found
-
-    def close(self) -> None:
-        """Stop watching. Later questions are answered from what has been seen."""
-        with self._lock:
-            if self._closed:
-                return
-            self._closed = True
-            os.close(self._wake)
-            if self._thread is None:
-                self._close_descriptors()
-
-    def _watch(self, container: _Container) -> None:
-        if self._closed:
-            return
-        try:
-            descriptor = os.pidfd_open(container.pid)
-        except OSError as error:
-            _log.debug("cannot watch process %s: %s", container.pid, error)
-            container.ended = isinstance(error, ProcessLookupError)
-            return
-        self._watched[descriptor] = container
-        self._poller.register(descriptor, select.EPOLLIN)
-        if self._thread is None:
-            self._thread = threading.Thread(target=self._await_ends, name="docker-ends", daemon=True)
-            self._thread.start()
-
-    def _await_ends(self) -> None:
-        with contextlib.suppress(PermissionError):
-            os.setpriority(os.PRIO_PROCESS, 0, HIGHEST_PRIORITY)  # on Linux, of this thread alone
-        while True:
-            for descriptor, _ in self._poller.poll():
-                if descriptor == self._sleeper:
-                    with self._lock:
-                        self._close_descriptors()
-                    return
-                container = self._watched[descriptor]
-                container.measure()  # at once, before waiting for the lock: the group is about to be removed
-                container.ended = True
-                with self._lock:
-                    del self._watched[descriptor]
-                    self._poller.unregister(descriptor)
-                    os.close(descriptor)
-
-    def _close_descriptors(self) -> None:
-        self._poller.close()
-        for descriptor in (self._sleeper, *self._watched):
-            os.close(descriptor)
-        self._watched.clear()
 
 
 def parse_net_dev(text: str) -> tuple[int, int]:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vac.config.checks import check_machinetype, needed_repositories, unusable
-from vac.config.files import Report
+from vac.config.ini import Report
 from vac.config.machinetype import Machinetype, VacuumPipe
 from vac.config.pipe_document import CACHE_SECONDS, LARGEST_BYTES, Entry, PipeDocument, parse_pipe
 from vac.config.sections import USER_DATA_FILE, USER_DATA_OPTION, Parsed, build_machinetype
