@@ -69,7 +69,7 @@ def test_spaces_that_were_biased_without_a_ledger(
 def test_machines_of_seconds_have_their_shares_in_minutes(processors: int, idle: float) -> None:
     shares = {"three": 3.0, "one": 1.0}
     lifetimes = dict.fromkeys(shares, "5s")
-    types = dict.fromkeys(shares, {"fizzle_seconds": 2, "min_wallclock_seconds": 0})
+    types = {name: {"fizzle_seconds": 2, "min_wallclock_seconds": 0} for name in shares}
     machines = lives(1, processors, shares, lifetimes, days=660 / DAY, never=idle, types=types, start="0s")
     assert share_error(machines, shares, 660, 60) < 3
 
