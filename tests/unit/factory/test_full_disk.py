@@ -10,7 +10,7 @@ import pytest
 
 from tests.fake_driver import Script
 from tests.simulated import World, one_type
-from vac.factory.loop import Stop
+from vac.factory.state import Stop
 from vac.machines import files
 
 
