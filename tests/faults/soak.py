@@ -207,6 +207,7 @@ def soak(seed: int) -> Iterator[Soak]:
     """
     with contextlib.ExitStack() as stack:
         ledger = stack.enter_context(contextlib.closing(Ledger()))
+        ledger.listen(socket.create_server(("127.0.0.1", ledger.port)))
         site = stack.enter_context(factory_site({}, processors=PROCESSORS, start=False))
         site.words = ()
         state = str(site.state.root)
