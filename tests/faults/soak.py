@@ -159,10 +159,18 @@ class Soak:
                 self.site.vac("destroy", machine.name)
             time.sleep(1.0)
 
+    def groups(self) -> list[Path]:
+        """Return the machines' cgroups, however others come and go meanwhile."""
+        return [
+            Path(parent, name)
+            for parent, names, _ in os.walk("/sys/fs/cgroup")
+            for name in names
+            if Path(parent).name == self.site.name
+        ]
+
     def remains(self) -> list[str]:
         """Return what engines still have of machines."""
-        groups = Path("/sys/fs/cgroup").glob(f"**/{self.site.name}")
-        found = [f"cgroup {each} is left" for group in groups for each in group.glob("*/") if each.is_dir()]
+        found = [f"cgroup {each} is left" for each in self.groups()]
         with contextlib.closing(self.docker.client()) as client:
             left = client.containers(all=True, filters={"label": f"{LABEL_FACTORY}={self.site.name}"})
         return found + [f"container {each['Names']} is left" for each in left]

@@ -120,9 +120,9 @@ class Faults:
     def kill_process(self) -> None:
         """Kill any process of any machine: bwrap, Apptainer's, its init, the work itself."""
         processes = []
-        for path in Path("/sys/fs/cgroup").glob(f"**/{self.site.name}/**/cgroup.procs"):
+        for group in self.soak.groups():
             with contextlib.suppress(OSError):
-                processes += [int(word) for word in path.read_text().split()]
+                processes += [int(word) for word in (group / "cgroup.procs").read_text().split()]
         if processes:
             pid = self.rng.choice(sorted(set(processes)))
             with contextlib.suppress(OSError):
