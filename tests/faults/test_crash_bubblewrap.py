@@ -179,6 +179,7 @@ def look_around(site: FactorySite) -> None:
     site.wait_for(lambda: site.status().time > before, "it has looked around")
 
 
+@pytest.mark.slow
 def test_an_empty_state_dir_ends_no_real_machine_and_makes_none(site: FactorySite) -> None:
     site.start()
     uuid = wait_for_one(site)
@@ -195,6 +196,7 @@ def test_an_empty_state_dir_ends_no_real_machine_and_makes_none(site: FactorySit
     finish_and_check(site, uuid)
 
 
+@pytest.mark.slow
 def test_another_factory_name_ends_no_real_machine_and_makes_none(site: FactorySite) -> None:
     site.start()
     uuid = wait_for_one(site)
@@ -207,6 +209,7 @@ def test_another_factory_name_ends_no_real_machine_and_makes_none(site: FactoryS
     finish_and_check(site, uuid)
 
 
+@pytest.mark.slow
 def test_a_second_vacd_of_one_name_refuses_to_start(site: FactorySite) -> None:
     site.start()
     uuid = wait_for_one(site)
@@ -222,6 +225,7 @@ def test_a_second_vacd_of_one_name_refuses_to_start(site: FactorySite) -> None:
     finish_and_check(site, uuid)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("file", ["slots/*", "machines/*/jobfeatures/job_id"])
 def test_a_real_machine_that_cannot_be_read_is_set_aside(site: FactorySite, file: str) -> None:
     site.start()
