@@ -124,8 +124,7 @@ class Supervisor:
             now = time.monotonic()
             needs = {name: purpose for one in self._roles for name, purpose in one.needs.items()}
             for one in self._roles:
-                if one.role.on_demand:
-                    one.serve(needs.get(one.role.name, ""), now)
+                one.serve(needs.get(one.role.name, "" if one.role.on_demand else one.purpose), now)
                 self._attend(one, now)
                 self._store_socket(one)
             self._notify(now)

@@ -14,7 +14,7 @@ import vac
 from vac.background import in_thread
 from vac.clock import Clock
 from vac.config.load import Configuration, ConfigurationError, Loader
-from vac.config.machinetype import VM_MODELS, Machinetype
+from vac.config.machinetype import Machinetype
 from vac.config.settings import Settings
 from vac.context.downloads import GRID_CERTIFICATES, ImageCache, Local
 from vac.context.signatures import SignedImages
@@ -170,9 +170,6 @@ def open_factory(
     images = SignedImages(cache.fetch, GRID_CERTIFICATES, clock.unix)
 
     def engine(machine_model: str, settings: Settings) -> InlineEngine:
-        if machine_model in VM_MODELS:
-            need("metadata", "VMs")
-            need("mjf", "VMs")
         name = engine_name(machine_model)
         return Engine(
             name,

@@ -16,7 +16,6 @@ from vac.lifecycle.table import STUCK_SECONDS
 from vac.machines import status as statuses
 from vac.machines.slots import Expiry, remove_orphaned_slots
 from vac.machines.status import Drain, Status, TypeFacts
-from vac.vacquery.signed_json import identity
 
 log = logging.getLogger(__name__)
 
@@ -103,7 +102,6 @@ class Report:
             version=vac.__version__,
             factories=settings.factories,
             vacquery_allow=tuple(str(network) for network in settings.vacquery_allow),
-            vacquery=identity(settings.vacquery_port, settings.vacquery_key_file),
             slots=settings.host_processors,
             total_processors=settings.total_processors,
             mb_per_processor=settings.mb_per_processor,

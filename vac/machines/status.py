@@ -201,8 +201,6 @@ class Status:
     """All factories of the space, this one included; they may query."""
     vacquery_allow: tuple[str, ...] = ()
     """Networks that may query too; none given: the directly connected ones."""
-    vacquery: str = ""
-    """Port and key file: when this changes, the responder has to start anew."""
     slots: int = 0
     total_processors: int = 0
     mb_per_processor: int = 0

@@ -39,7 +39,7 @@ from vac.roles import RoleOptions
 from vac.vacquery.messages import QUERY_LIMIT, Dropped, Reason, decode_query
 from vac.vacquery.poll import enlarge_buffer
 from vac.vacquery.resolver import Names, Resolver, plain_address
-from vac.vacquery.signed_json import SIGNATURE_SECONDS, canonical, identity, read_key
+from vac.vacquery.signed_json import SIGNATURE_SECONDS, canonical, read_key
 from vac.vacquery.snapshot import Answers, Snapshot, SnapshotBuilder
 
 log = logging.getLogger(__name__)
@@ -202,11 +202,9 @@ class Refresher:
         state: StateDir,
         names: Names,
         key: bytes | None = None,
-        works_by: str | None = None,
         configured: Status | None = None,
     ) -> None:
-        """works_by: identity() of the port and key in use. configured: see SnapshotBuilder."""
-        self._works_by = works_by
+        """configured: see SnapshotBuilder."""
         self._responder = responder
         self._state = state
         self._builder = SnapshotBuilder(state, configured=configured)
@@ -217,16 +215,12 @@ class Refresher:
         self._silent = False
         self._blind = False
         self._allowed: tuple[tuple[str, ...], tuple[str, ...]] = ((), ())
-        self._begin: float | None = None
-        self.outdated = False
-        """True once the factory works by another port or key: this process is to be restarted."""
 
     def refresh(self, now: float) -> None:
         """Renew the answers, and do what else is due."""
         snapshot = self._build(now)
         if snapshot is not None:
             self._responder.answers = Answers(snapshot, self._key, self._responder.answers)
-            self._compare(snapshot.status, now)
         due = not 0 <= now - self._heartbeat_time < HEARTBEAT_SECONDS
         if snapshot is not None:
             allowed = (snapshot.status.factories, snapshot.status.vacquery_allow)
@@ -247,22 +241,6 @@ class Refresher:
             return None
         self._blind = False
         return snapshot
-
-    def _compare(self, status: Status, now: float) -> None:
-        """Request one restart for another port or key: a factory with a broken configuration may differ for good."""
-        self._begin = now if self._begin is None else self._begin
-        if self.outdated or self._works_by is None or not status.vacquery or status.time < self._begin:
-            return
-        note = counters_file(self._state).with_name("started-anew-for")
-        try:
-            if status.vacquery == self._works_by:
-                note.unlink(missing_ok=True)
-            elif not note.exists() or note.read_text() != status.vacquery:
-                files.write_atomic(note, status.vacquery.encode(), tmp=note.parent, sync=False)
-                log.warning("vacquery_port or vacquery_key_file has changed: restarting with it")
-                self.outdated = True
-        except OSError as error:
-            log.error("can't restart for a changed port or key: %s", error)
 
     def _refresh_access(self, status: Status) -> None:
         self._names.request(status.factories)
@@ -398,9 +376,8 @@ def main(options: RoleOptions) -> int:
     ending, stop = socket.socketpair()
     options.listen(ending.close, lambda: None)
     options.uses(settings.state_dir)
-    works_by = identity(settings.vacquery_port, settings.vacquery_key_file)
     state = StateDir(settings.state_dir)
-    return run(state, sockets, stop, key=key, works_by=works_by, configured=configured, ready=options.ready)
+    return run(state, sockets, stop, key=key, configured=configured, ready=options.ready)
 
 
 def _configuration(options: RoleOptions) -> tuple[Settings | None, Status | None]:
@@ -442,12 +419,11 @@ def run(
     stop: socket.socket,
     *,
     key: bytes | None = None,
-    works_by: str | None = None,
     configured: Status | None = None,
     names: Names | None = None,
     ready: Callable[[], None] = lambda: None,
 ) -> int:
-    """Answer at bound sockets until stop becomes readable or closed, or a restart for another port or key is due.
+    """Answer at bound sockets until stop becomes readable or closed.
 
     Root's privileges are dropped first. Return the exit status.
     """
@@ -455,13 +431,13 @@ def run(
     prepare_state(state, user)
     become(user)
     responder = Responder(key)
-    refresher = Refresher(responder, state, names or Resolver(), key, works_by, configured)
+    refresher = Refresher(responder, state, names or Resolver(), key, configured)
     refresher.refresh(time.time())
     ended, failed = threading.Event(), socket.socketpair()
 
     def keep_fresh() -> None:
         with failed[0]:
-            while not refresher.outdated and not ended.wait(REFRESH_SECONDS):
+            while not ended.wait(REFRESH_SECONDS):
                 refresher.refresh(time.time())
 
     thread = threading.Thread(target=keep_fresh, name="refresher", daemon=True)
@@ -472,4 +448,4 @@ def run(
     alive = thread.is_alive()
     ended.set()
     thread.join(REFRESH_SECONDS)
-    return 0 if alive or refresher.outdated else 1
+    return 0 if alive else 1

@@ -23,7 +23,6 @@ FULL = Status(
     version="4.0.0",
     factories=("a.example.org", "b.example.org"),
     vacquery_allow=("10.0.0.0/8",),
-    vacquery="995 /etc/vac.d/key",
     slots=64,
     total_processors=60,
     mb_per_processor=2048,
