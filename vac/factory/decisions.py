@@ -17,7 +17,7 @@ from vac.factory.peers import Space
 from vac.factory.state import FactoryState, Slot
 from vac.host.probes import ANSWER_SECONDS, CVMFS, late_problem, repository_problem
 from vac.lifecycle.phases import Preparing
-from vac.machines import status as statuses
+from vac.machines import files
 from vac.scheduling.backoff import broken_here
 from vac.scheduling.decide import Memory, Situation, decide
 from vac.scheduling.eligibility import NO_ANSWER
@@ -93,7 +93,7 @@ class Decisions:
         self.effects = effects
         self.space = space
         self.repositories = repositories
-        self.memory = Memory(ledger=Ledger.decode(statuses.read_share_ledger(state.dir)))
+        self.memory = Memory(ledger=Ledger.decode(files.read_json(state.dir.share_ledger)))
         self.health_problem: str | None = None
         self.decision = Decision()
         self.decision_time: float | None = None

@@ -36,6 +36,7 @@ from vac.factory.state import (
 from vac.host import facts
 from vac.lifecycle.phases import SetAside
 from vac.logs import OnChange
+from vac.machines import files
 from vac.machines import status as statuses
 from vac.machines.layout import StateDir, StateDirBusy, lock_name
 from vac.machines.slots import finished_machines, load_slots
@@ -222,7 +223,7 @@ def _check_identity(state: FactoryState, occupied: list[str]) -> None:
     """Doubt factory_name or state_dir if they aren't those by which the machines here were made."""
     settings, directory = state.settings, state.dir
     present = {"factory_name": settings.factory_name, "state_dir": os.path.realpath(directory.root)}
-    known = statuses.read_identity(directory)
+    known = files.read_json(directory.identity)
     differing = [name for name, value in present.items() if known.get(name, value) != value]
     if differing and occupied:
         was = ", ".join(f"{name} was {known[name]}" for name in differing)

@@ -8,7 +8,6 @@ query has answers of many kilobytes: anybody else gets none, or spoofed queries 
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import errno
 import json
 import logging
@@ -26,15 +25,14 @@ from ipaddress import ip_network
 from pathlib import Path
 from typing import cast
 
-from vac import __version__
-from vac.config.load import Configuration, ConfigurationError, load
+from vac.config.load import ConfigurationError, load
 from vac.config.settings import Settings
 from vac.host import facts
 from vac.host.connections import Network, connected_networks
 from vac.host.privileges import become, unprivileged_user
 from vac.machines import files
 from vac.machines.layout import StateDir
-from vac.machines.status import Status, TypeFacts, touch_heartbeat
+from vac.machines.status import Status, configured, touch_heartbeat
 from vac.roles import RoleOptions
 from vac.vacquery.messages import QUERY_LIMIT, Dropped, Reason, decode_query
 from vac.vacquery.poll import enlarge_buffer
@@ -364,7 +362,7 @@ def prepare_state(state: StateDir, user: pwd.struct_passwd | None) -> None:
 
 def main(options: RoleOptions) -> int:
     """Run the role `responder`: 0 when told to end, 1 if it can't work as configured."""
-    settings, configured = _configuration(options)
+    settings, status = _configuration(options)
     if settings is None:
         return 1
     try:
@@ -377,7 +375,7 @@ def main(options: RoleOptions) -> int:
     options.listen(ending.close, lambda: None)
     options.uses(settings.state_dir)
     state = StateDir(settings.state_dir)
-    return run(state, sockets, stop, key=key, configured=configured, ready=options.ready)
+    return run(state, sockets, stop, key=key, configured=status, ready=options.ready)
 
 
 def _configuration(options: RoleOptions) -> tuple[Settings | None, Status | None]:
@@ -387,30 +385,7 @@ def _configuration(options: RoleOptions) -> tuple[Settings | None, Status | None
     except ConfigurationError as error:
         log.error("the configuration is broken: %s", error)
         return error.settings, None
-    return found.settings, configured_status(found)
-
-
-def configured_status(configuration: Configuration) -> Status:
-    """Return what the configuration alone tells about a factory: a status before the factory's first one."""
-    settings = configuration.settings
-    names = [field.name for field in dataclasses.fields(TypeFacts) if field.name != "fqan"]
-    types = configuration.machinetypes.values()
-    return Status(
-        space=settings.vac_space,
-        site=settings.site,
-        factory=settings.factory_name,
-        version=__version__,
-        factories=settings.factories,
-        vacquery_allow=tuple(str(network) for network in settings.vacquery_allow),
-        slots=settings.host_processors,
-        total_processors=settings.total_processors,
-        mb_per_processor=settings.mb_per_processor,
-        hs06_per_processor=settings.hs06,
-        machinetypes=tuple(
-            TypeFacts(fqan=one.accounting_fqan, **{name: getattr(one, name) for name in names})
-            for one in types
-        ),
-    )
+    return found.settings, configured(found)
 
 
 def run(

@@ -13,7 +13,7 @@ from vac import roles
 from vac.cli.check_vacd import check, main
 from vac.machines import status as statefiles  # FIX
 from vac.machines.layout import StateDir
-from vac.machines.status import ErrorKind
+from vac.machines.status import ErrorKind, Status
 from vac.roles import Restarts
 
 NOW = 1_000_000.0
@@ -69,7 +69,7 @@ def test_unreadable_restarts_are_none(state: StateDir, content: str) -> None:
 
 
 def test_a_warning_of_the_factory_is_a_warning(state: StateDir) -> None:
-    statefiles.write_status(state, {"warnings": ["lhcb-prod fails here alone"]})
+    statefiles.write(state, Status(warnings=("lhcb-prod fails here alone",)))
     assert check(state, 600, NOW) == (1, "lhcb-prod fails here alone" + COUNTS)
 
 

@@ -47,7 +47,6 @@ from vac.vacquery.responder import (
     Refresher,
     Responder,
     SeenSignatures,
-    configured_status,
     counters_file,
     listen,
     prepare_state,
@@ -398,7 +397,7 @@ def test_without_a_status_the_configuration_answers(tmp_path: Path) -> None:
         factory_name=FACTORY, vac_space=SPACE, factories=(FACTORY, "198.51.100.9"), host_processors=8
     )
     types = {one.name: Machinetype(one.name, fizzle_seconds=600) for one in factory_status().machinetypes}
-    configured = configured_status(Configuration(settings, types, {}, {}, (), ""))
+    configured = statuses.configured(Configuration(settings, types, {}, {}, (), ""))
     responder = Responder()
     refresher = Refresher(responder, state, Resolver(), configured=configured)
     refresher.refresh(NOW)
