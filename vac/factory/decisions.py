@@ -128,13 +128,16 @@ class Decisions:
         occupied = self.occupied()
         machinetypes, unusable = self._usable()
         settings, order = self.state.settings, self.state.drain
-        reports = own_reports(machinetypes, occupied, self.state.history, settings.hs06, now)
         situation = Situation(
             settings=settings,
             machinetypes=machinetypes,
             occupied=occupied,
             history=self.state.history,
-            space=self.space.view(settings, reports, now),
+            space=self.space.view(
+                settings,
+                lambda: own_reports(machinetypes, occupied, self.state.history, settings.hs06, now),
+                now,
+            ),
             host=self._host(),
             engines=self._engines(machinetypes),
             now=now,

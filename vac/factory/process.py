@@ -30,7 +30,6 @@ from vac.factory.state import (
     Slots,
     Stop,
     Wake,
-    found_slots,
     slot_names,
 )
 from vac.host import facts
@@ -140,7 +139,7 @@ def stand_in(error: ConfigurationError) -> Configuration | None:
 def broken_at_start(state: FactoryState, error: ConfigurationError) -> None:
     """Note that the configuration hasn't been read as a whole: factory_name or state_dir may be defaults that stand in
     for what could not be read, and engines and directories those of another factory."""
-    state.doubts["configuration"] = "the configuration could not be read since the start"
+    state.doubts_about("configuration", "the configuration could not be read since the start")
     state.configuration_broken(error)
 
 
@@ -183,7 +182,7 @@ def open_factory(
     statuses.write_version(directory, vac.__version__)
     now = clock.moment()
     found = load_slots(directory, configuration.machinetypes, settings)
-    slots = found_slots(found.slots, now.boot)
+    slots = [Slot(name, phase(now.boot), machine) for name, (machine, phase) in found.slots.items()]
     slots += [Slot(name, SetAside(now.boot)) for name in found.unreadable]
     for machine in [*found.orphans, *(slot.machine for slot in slots if slot.machine)]:
         machine.note_clock(now)

@@ -91,6 +91,7 @@ class StateDir:
         self.reserve = root / "reserve"
         self.identity = root / "identity.json"
         self.share_ledger = root / "share-ledger.json"
+        self.history = root / "history.jsonl"
 
     def slot(self, name: str) -> Path:
         """slots/HOST."""

@@ -31,6 +31,8 @@ MOST_SIGNS = 1000
 """So many of a machine's files are looked at for a sign of life."""
 _INTEGERS = ("memory_bytes", "peak_memory_bytes", "network_received_bytes", "network_sent_bytes")
 """Of what usage.json holds; named as in Usage."""
+_ENDS = ("exit_code", "signal")
+"""Likewise, of a machine that has ended."""
 _FLAGS = ("final", "unseen", "ended_by_people")
 UNKNOWN = Usage()
 _JOBFEATURES = ("job_id", "allocated_cpu", "shutdowntime_job", "max_rss_bytes", "hs06_job", "hepscore23_job")
@@ -78,6 +80,10 @@ class Machine:
     """Nobody saw it end: its end is the latest sign of life, or what its engine tells."""
     ended_by_people: bool = False
     """People have asked for its end."""
+    exit_code: int | None = None
+    """Exit code of its command; None: it runs, ended by a signal, or nobody knows. VMs have none."""
+    signal: int | None = None
+    """Number of the signal that ended its command."""
     sample: tuple[float, float] | None = None
     """Its age and CPU seconds from which recent CPU use is measured."""
     checkpoint_age: float | None = None
@@ -184,7 +190,7 @@ def _load_usage(machine: Machine) -> None:
         machine.cpu_percent = numbers[1]
     usage = files.read_json(machine.directory / "usage.json")
     machine.cpu_seconds = max(machine.cpu_seconds, _float(usage.get("cpu_seconds")) or 0.0)
-    for name in _INTEGERS:
+    for name in (*_INTEGERS, *_ENDS):
         setattr(machine, name, _integer(usage.get(name)))
     machine.alive_seconds = _float(usage.get("alive_seconds"))
     for name in _FLAGS:
@@ -343,6 +349,7 @@ def _take_usage(machine: Machine, usage: Usage) -> None:
         told = getattr(usage, name)
         if told is not None:
             setattr(machine, name, max(getattr(machine, name) or 0, told))
+    machine.exit_code, machine.signal = usage.exit_code, usage.signal
 
 
 def _write_heartbeat(state: StateDir, machine: Machine, seen_time: float, *, sync: bool) -> None:
@@ -354,6 +361,7 @@ def _write_heartbeat(state: StateDir, machine: Machine, seen_time: float, *, syn
 def _write_usage(state: StateDir, machine: Machine, *, sync: bool) -> None:
     usage = {name: getattr(machine, name) for name in ("cpu_seconds", *_INTEGERS, "alive_seconds")}
     usage.update({name: True for name in _FLAGS if getattr(machine, name)})
+    usage.update({name: getattr(machine, name) for name in _ENDS if getattr(machine, name) is not None})
     content = json.dumps(usage).encode("ascii") + b"\n"
     files.write_atomic(machine.directory / "usage.json", content, tmp=state.tmp, sync=sync)
 

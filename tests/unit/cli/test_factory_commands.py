@@ -11,7 +11,8 @@ import pytest
 from tests.unit.state_dirs import NAME, STARTED, UUID, at, new_machine, new_state, running_machine
 from vac.cli import common, doctor
 from vac.cli.doctor_engines import Finding
-from vac.cli.factory_commands import known_of, reasons
+from vac.cli.factory_commands import reasons
+from vac.cli.machine_commands import known_of
 from vac.cli.main import main
 from vac.drivers.base import Usage
 from vac.machines import requests
