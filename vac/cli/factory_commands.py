@@ -15,9 +15,10 @@ from vac.cli import common
 from vac.cli.machine_commands import in_slot
 from vac.machines import requests
 from vac.machines import status as statuses
-from vac.machines.layout import StateDir
+from vac.machines.layout import StateDir, disk_problem
 from vac.machines.slots import read_slots
 from vac.machines.status import Status, TypeFacts
+from vac.roles import crash_loop
 from vac.text import duration, escaped, local_time
 from vac.vacquery.messages import Reason
 from vac.vacquery.responder import dropped_as, read_counters
@@ -125,16 +126,18 @@ def run_why(arguments: argparse.Namespace) -> int:
     """Print why nothing is created; 1 if the factory has never said, or the machinetype isn't configured."""
     state = StateDir(common.settings(arguments).state_dir)
     status = statuses.read(state)
+    troubles = [text for text in (disk_problem(state.root), crash_loop(state.root, time.time())) if text]
     if status is None:
         text = f"no factory has run with {state.root} (no {state.status.name} there)"
-        print(f"vac why: {text}", file=sys.stderr)
+        print("\n".join(f"vac why: {each}" for each in (text, *troubles)), file=sys.stderr)
         return 1
     name = arguments.machinetype
     if name and status.machinetype(name) is None:
         known = " ".join(facts.name for facts in status.machinetypes) or "none"
         print(f"vac why: no machinetype {name} is configured; there are: {known}", file=sys.stderr)
         return 1
-    lines = [*reasons(status, name, time.time(), read_counters(state), history.read(state))]
+    lines = [f"Warning: {text}." for text in troubles]
+    lines += reasons(status, name, time.time(), read_counters(state), history.read(state))
     if arguments.json:
         shown = [facts.name for facts in status.machinetypes if name in (None, facts.name)]
         content = {

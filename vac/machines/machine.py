@@ -1,7 +1,7 @@
 """A logical machine: its directory, mirrored in memory, and what its life writes there.
 
 Its age is measured with a clock that nobody sets. `started` has the Unix time of its start and `started_boot` the same
-moment by that clock; usage.json has how long it had run when it was last seen alive.
+moment by that clock; usage.json has how long it had run when it was last seen alive, and when it must end.
 """
 
 from __future__ import annotations
@@ -195,6 +195,7 @@ def _load_usage(machine: Machine) -> None:
     machine.alive_seconds = _float(usage.get("alive_seconds"))
     for name in _FLAGS:
         setattr(machine, name, usage.get(name) is True)
+    machine.shutdown_time = _integer(usage.get("shutdown_time")) or machine.shutdown_time
     if machine.alive_seconds is not None:
         machine.sample = (machine.alive_seconds, machine.cpu_seconds)
 
@@ -360,6 +361,7 @@ def _write_heartbeat(state: StateDir, machine: Machine, seen_time: float, *, syn
 
 def _write_usage(state: StateDir, machine: Machine, *, sync: bool) -> None:
     usage = {name: getattr(machine, name) for name in ("cpu_seconds", *_INTEGERS, "alive_seconds")}
+    usage["shutdown_time"] = machine.shutdown_time
     usage.update({name: True for name in _FLAGS if getattr(machine, name)})
     usage.update({name: getattr(machine, name) for name in _ENDS if getattr(machine, name) is not None})
     content = json.dumps(usage).encode("ascii") + b"\n"
@@ -402,7 +404,12 @@ def lower_shutdown_time(
     content = b"%d" % shutdown_time
     for key in ("machinefeatures/shutdowntime", "jobfeatures/shutdowntime_job"):
         files.write_atomic(machine.directory / key, content, tmp=state.tmp)
-    machine.shutdown_time = own_time
+    before, machine.shutdown_time = machine.shutdown_time, own_time
+    try:
+        _write_usage(state, machine, sync=True)
+    except OSError:
+        machine.shutdown_time = before
+        raise
     return True
 
 
