@@ -24,14 +24,9 @@ from vac.machines import outputs
 from vac.machines import status as statuses
 from vac.machines.layout import DirectoryName, StateDir, parse_directory_name, slot_name
 from vac.machines.machine import Machine
-<<<<<<< HEAD
 from vac.machines.slots import read_finish, read_slot, reported
 from vac.machines.status import Status, TypeFacts, state_of
-=======
-from vac.machines.slots import reported
-from vac.machines.status import Status, TypeFacts
 from vac.text import untrusted
->>>>>>> main
 from vac.vacquery.messages import (
     ANSWER_LIMIT,
     QUERY_LIMIT,
