@@ -38,6 +38,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Print one line; return the exit status for Nagios: 0 ok, 1 warning, 2 critical, 3 used wrongly."""
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")
+    arguments = make_parser().parse_args(argv)
+    limits = (arguments.critical, arguments.seconds, DEFAULT_SECONDS)
+    seconds = next(each for each in limits if each is not None)
+    status, line = check(StateDir(arguments.state_dir), seconds, time.time(), arguments.warning)
+    print(line)
+    return status
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """Return the parser of its command line."""
     parser = _Parser(
         prog="check-vacd",
         description="Nagios check: check that vacd's factory and responder work without errors.",
@@ -57,13 +67,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--state-dir", type=Path, default=DEFAULT_STATE_DIR, help=f"default {DEFAULT_STATE_DIR}"
     )
-    arguments = parser.parse_args(argv)
-    seconds = next(
-        (each for each in (arguments.critical, arguments.seconds) if each is not None), DEFAULT_SECONDS
-    )
-    status, line = check(StateDir(arguments.state_dir), seconds, time.time(), arguments.warning)
-    print(line)
-    return status
+    return parser
 
 
 def check(
@@ -73,10 +77,8 @@ def check(
     report = _report(state)
     status, text = CRITICAL, _problem(state, seconds, now)
     if text is None:
-        status, text = (
-            WARNING,
-            _warning(state, report, now, seconds if warning_seconds is None else warning_seconds),
-        )
+        limit = seconds if warning_seconds is None else warning_seconds
+        status, text = WARNING, _warning(state, report, now, limit)
     if text is None:
         status, text = OK, "Factory + responder ok"
         if report.get("guard_name") == "draining":
