@@ -128,11 +128,11 @@ def _warning(state: StateDir, report: dict[str, Any], now: float, seconds: float
         troubles = [*report.get("warnings", [])]
         for kind in ("engines", "pipes"):
             troubles += [f"{name}: {trouble}" for name, trouble in report.get(kind, {}).items() if trouble]
-        wanted = [one["name"] for one in report.get("machinetypes", []) if one["target_share"] > 0]
+        wanted = [one["target_share"] > 0 for one in report.get("machinetypes", [])]
         if report.get("guard_name") in _GUARDS:
             troubles.append(f"Nothing is created: {report.get('guard')}")
-        elif not wanted:
-            troubles += ["No machinetype has a share"] if "machinetypes" in report else []
+        elif wanted and not any(wanted):
+            troubles.append("No machinetype has a share")
     except (TypeError, AttributeError, KeyError):
         return None
     return str(troubles[0]) if troubles else None

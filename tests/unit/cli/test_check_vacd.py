@@ -15,7 +15,7 @@ from vac import roles
 from vac.cli.check_vacd import check, main
 from vac.machines import status as statefiles  # FIX
 from vac.machines.layout import StateDir
-from vac.machines.status import ErrorKind, Status
+from vac.machines.status import ErrorKind, Status, TypeFacts
 from vac.roles import Restarts
 
 NOW = 1_000_000.0
@@ -171,7 +171,7 @@ def test_a_heartbeat_in_the_future_is_critical(state: StateDir) -> None:
 
 
 def test_draining_is_said_and_no_trouble(state: StateDir) -> None:
-    statefiles.write_status(state, {"guard_name": "draining", "guard": "this factory is draining: new disk"})
+    statefiles.write(state, Status(guard_name="draining", guard="this factory is draining: new disk"))
     assert check(state, 600, NOW) == (
         0,
         "Factory + responder ok, this factory is draining: new disk" + COUNTS,
@@ -179,9 +179,9 @@ def test_draining_is_said_and_no_trouble(state: StateDir) -> None:
 
 
 def test_a_factory_without_a_share_for_anything_is_a_warning(state: StateDir) -> None:
-    statefiles.write_status(state, {"machinetypes": [{"name": "a", "target_share": 0.0}]})
+    statefiles.write(state, Status(machinetypes=(TypeFacts("a"), TypeFacts("b"))))
     assert check(state, 600, NOW) == (1, "No machinetype has a share" + COUNTS)
-    statefiles.write_status(state, {"machinetypes": [{"name": "a", "target_share": 1.0}]})
+    statefiles.write(state, Status(machinetypes=(TypeFacts("a"), TypeFacts("b", target_share=1.0))))
     assert check(state, 600, NOW)[0] == 0
 
 
