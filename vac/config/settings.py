@@ -115,6 +115,14 @@ class Settings:
         old=("disk_gb_per_cpu", "scratch_gb"),
         sample="20",
     )
+    pipe_images_gb: int | None = option(
+        Kind.INTEGER,
+        None,
+        "images that Vacuum Pipes name by URL take so much of state_dir at most, those of one pipe half of it, GB",
+        default_doc="half of its file system",
+        least=1,
+        sample="200",
+    )
     memory_limit_factor: float = option(
         Kind.NUMBER,
         2.0,

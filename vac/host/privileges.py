@@ -1,6 +1,7 @@
 """Privileges of Vac's own processes. Sources: capabilities(7), capset(2), prctl(2), linux/capability.h, linux/prctl.h.
 
-Those that need no rights run as `vac`, or as `nobody` where there is no such account.
+Those that need no rights run as `vac`, or as `nobody` where there is no such account, but never in nobody's group: it
+may enter machines' directories.
 """
 
 from __future__ import annotations
@@ -13,6 +14,8 @@ import re
 from pathlib import Path
 
 PREFERRED, OTHER = "vac", "nobody"
+OWN_GROUP = 65531
+"""Number without a name, for who is `nobody`: accounts and systemd's dynamic users get none from 65520 to 65533."""
 READ_ANY_FILE = (2, 1)
 """CAP_DAC_READ_SEARCH; where a container's root lacks it, CAP_DAC_OVERRIDE, which allows writing too."""
 _PR_SET_KEEPCAPS = 8
@@ -28,7 +31,8 @@ def unprivileged_user() -> pwd.struct_passwd | None:
     try:
         return pwd.getpwnam(PREFERRED)
     except KeyError:
-        return pwd.getpwnam(OTHER)
+        name, password, uid, _, *rest = pwd.getpwnam(OTHER)
+        return pwd.struct_passwd((name, password, uid, OWN_GROUP, *rest))
 
 
 def become(user: pwd.struct_passwd | None, keep: tuple[int, ...] = ()) -> None:
