@@ -245,7 +245,7 @@ def factory_site(
     require_root()
     require_tool("bwrap")
     home = Path(tempfile.mkdtemp(prefix="vac-test-", dir="/var/lib"))  # machines see /var/lib, not /var/tmp
-    home.chmod(0o711)
+    home.chmod(0o755)
     site = FactorySite(home, processors)
     try:
         site.configure(kinds, **settings)

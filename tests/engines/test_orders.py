@@ -155,3 +155,39 @@ def _message(machine: Machine) -> str:
 def _age(machine: Machine) -> float:
     assert machine.started_time is not None
     return time.time() - machine.started_time
+
+
+def test_a_failing_user_data_is_understood_from_why_and_machine() -> None:
+    script = "echo looking for work; ls /no-such-disk || exit 7"
+    with factory_site({"broken": Kind(script)}) as site:
+        site.wait_for(lambda: site.vac("history").stdout, "one has failed")
+        site.vac("drain")
+        site.wait_for(lambda: not site.running(), "none runs")
+        machine = json.loads(site.vac("history", "--failed", "--json").stdout)[-1]
+        assert "exit code 7 after" in site.vac("why", "broken").stdout
+        for word in (machine["machine"], machine["uuid"], machine["directory"]):
+            told = site.vac("machine", word).stdout
+            assert "exit code 7 after" in told
+            assert "/no-such-disk" in told
+        assert "looking for work\n" in site.vac("logs", machine["uuid"]).stdout
+
+
+def test_the_console_is_followed_until_the_machine_ends() -> None:
+    script = "echo begun; until [ -e /tmp/joboutputs/end ]; do sleep 0.1; done; echo over"
+    with factory_site({"talker": Kind(script)}) as site:
+        site.wait_for(site.running, "one runs")
+        site.vac("drain")
+        words = [
+            str(ROOT / "bin" / "vac"),
+            "--config",
+            str(site.config),
+            "logs",
+            "-f",
+            site.running()[0].name,
+        ]
+        with subprocess.Popen(words, env=site.environment, stdout=subprocess.PIPE, text=True) as following:
+            assert following.stdout is not None
+            assert following.stdout.readline() == "begun\n"
+            (site.lives()[0].directory / "joboutputs" / "end").touch()
+            assert following.stdout.read() == "over\n"
+        assert following.returncode == 0

@@ -192,6 +192,19 @@ def test_machine_sees_no_configuration_and_no_foreign_tokens(site: Site) -> None
     assert (spec.directory / "console.log").read_text() == "plain S3CRET./plain:plain S3CRET\n"
 
 
+def test_what_is_hidden_may_be_below_a_directory_nobody_lists(site: Site) -> None:
+    with tempfile.TemporaryDirectory(prefix="vac-test-", dir="/opt") as name:
+        Path(name).chmod(0o711)
+        (Path(name) / "tokens").mkdir()
+        (Path(name) / "tokens/other").write_text("S3CRET")
+        script = f"cat {name}/tokens/other; echo runs; ls -A {name}\n"
+        spec = site.create(dataclasses.replace(site.spec(0, script), hidden=(Path(name) / "tokens",)))
+        site.wait_for_end(spec)
+    console = (spec.directory / "console.log").read_text()
+    assert "S3CRET" not in console
+    assert console.endswith("\nruns\n")
+
+
 @both
 def test_escaped_processes_belong_to_the_machine_and_end_with_it(site: Site) -> None:
     script = """

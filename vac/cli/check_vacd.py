@@ -11,11 +11,13 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from vac.machines.layout import StateDir
+from vac.machines.layout import StateDir, disk_problem
 from vac.roles import crash_loop
 
 OK, WARNING, CRITICAL = 0, 1, 2
 DEFAULT_SECONDS = 600
+_GUARDS = ("health", "disk", "engines")
+"""Reasons against creating anything (guard_name) that are somebody's to mend."""
 DEFAULT_STATE_DIR = Path("/var/lib/vac")
 
 
@@ -53,6 +55,9 @@ def check(state: StateDir, seconds: float, now: float) -> tuple[int, str]:
 
 
 def _problem(state: StateDir, seconds: float, now: float) -> str | None:
+    problem = disk_problem(state.root)
+    if problem is not None:
+        return problem
     for role in ("factory", "responder"):
         try:
             age = now - state.heartbeat(role).stat().st_mtime
@@ -64,13 +69,19 @@ def _problem(state: StateDir, seconds: float, now: float) -> str | None:
 
 
 def _warning(state: StateDir) -> str | None:
-    """Return the first of status.json's warnings, such as a machinetype that fails on this factory alone."""
+    """Return the first that status.json says to be wrong: a warning, such as a machinetype that fails on this factory
+    alone, an engine's problem, a pipe's, or what keeps everything from being created.
+    """
     try:
         status = json.loads(state.status.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        troubles = [*status.get("warnings", [])]
+        for kind in ("engines", "pipes"):
+            troubles += [f"{name}: {trouble}" for name, trouble in status.get(kind, {}).items() if trouble]
+        if status.get("guard_name") in _GUARDS:
+            troubles.append(f"Nothing is created: {status.get('guard')}")
+    except (OSError, ValueError, TypeError, AttributeError):
         return None
-    warnings = status.get("warnings") if isinstance(status, dict) else None
-    return str(warnings[0]) if isinstance(warnings, list) and warnings else None
+    return str(troubles[0]) if troubles else None
 
 
 def _counts(state: StateDir) -> str:

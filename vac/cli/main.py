@@ -49,7 +49,19 @@ COMMANDS = {
         "squid-conf /etc/squid/squid.conf.in /etc/squid/squid.conf",
     ),
     "machine": Command(
-        "factory_commands", "show everything known of one machine of this factory", "machine vac-01-00"
+        "machine_commands",
+        "show everything known of one machine of this factory: how it ended, if it has, and where its files are",
+        "machine vac-01-00",
+    ),
+    "logs": Command(
+        "machine_commands",
+        "show the console of a machine of this factory, running or ended, or a file of its joboutputs",
+        "logs -f vac-01-00",
+    ),
+    "history": Command(
+        "machine_commands",
+        "list machines of this factory that have ended, with exit code or signal and shutdown message",
+        "history --since 12h --failed",
     ),
     "why": Command(
         "factory_commands",

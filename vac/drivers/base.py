@@ -53,7 +53,9 @@ class Usage:
     network_received_bytes: int | None = None
     network_sent_bytes: int | None = None
     ended_time: float | None = None
-    """As Observed.ended_time."""
+    """As Observed.ended_time; likewise the next two."""
+    exit_code: int | None = None
+    signal: int | None = None
 
 
 @dataclass(frozen=True)

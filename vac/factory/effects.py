@@ -14,7 +14,7 @@ from vac.background import BackgroundWork
 from vac.clock import Moment
 from vac.config.load import Configuration
 from vac.config.machinetype import VM_MODELS, Machinetype
-from vac.context.user_data import ContextRequest, Templates, make_user_data
+from vac.context.user_data import ContextRequest, Templates, UserData, make_user_data
 from vac.drivers.base import CreationFailed, MachineSpec
 from vac.drivers.processes.launch_plan import account
 from vac.drivers.registry import engine_name
@@ -45,6 +45,7 @@ from vac.machines.outputs import set_shutdown_message
 from vac.machines.status import Happening
 from vac.scheduling.backoff import code_group, says_no_work
 from vac.scheduling.model import Create, Outcome
+from vac.text import without_url_secrets
 from vac.vacquery.vacmon import VacMon
 
 RENEW_SECONDS = 30.0
@@ -70,7 +71,7 @@ class Effects:
         self.trash = TrashCollector(state.dir.tmp, state.spawn)
         self.vacmon = vacmon
         self._templates = Templates()
-        self._contexts: BackgroundWork[bytes] = state.background(
+        self._contexts: BackgroundWork[UserData] = state.background(
             "context", self._context_done, at_once=MOST_CONTEXTS
         )
         self._carry_out: dict[Effect, Callable[[Slot, Step], Stimulus | None]] = {
@@ -135,14 +136,25 @@ class Effects:
         wanted = ContextRequest(machinetype, settings, slot.name, pending.uuid, directory, now, end)
         self._contexts.start(pending.uuid, lambda: make_user_data(wanted, self._templates))
 
-    def _context_done(self, made: background.Outcome[bytes]) -> None:
+    def _context_done(self, made: background.Outcome[UserData]) -> None:
         for slot in self.state.slots:
             if isinstance(slot.phase, Preparing) and slot.phase.pending.uuid == made.key:
                 if made.value is None:
                     self.happen(slot, ContextFailed(made.failure))
                 else:
-                    self.happen(slot, ContextReady(made.value) if self._wanted(slot) else NotWanted())
+                    self._tell_mistakes(slot.phase.pending.machinetype, made.value.mistakes)
+                    ready = ContextReady(made.value.content)
+                    self.happen(slot, ready if self._wanted(slot) else NotWanted())
                 return
+
+    def _tell_mistakes(self, machinetype: Machinetype, mistakes: str) -> None:
+        key = f"user_data {machinetype.name}"
+        if mistakes:
+            place = without_url_secrets(machinetype.user_data or "")
+            text = f"{machinetype.name}: user_data {place}: {mistakes}"
+            self.state.changes.say(key, text, logging.WARNING)
+        else:
+            self.state.changes.clear(key)
 
     def _wanted(self, slot: Slot) -> bool:
         """Return False if things have changed since the machine was decided on."""

@@ -68,9 +68,10 @@ class Watcher:
                 self.effects.happen(slot, ListedAbsent(seen.asked_time))
             return
         usage = seen.usage.get(found.uuid, found.usage)
-        if usage.ended_time is None and found.ended_time is not None:
-            usage = dataclasses.replace(usage, ended_time=found.ended_time)
-        slot.sight.usage = usage
+        ended_time = found.ended_time if usage.ended_time is None else usage.ended_time
+        slot.sight.usage = dataclasses.replace(
+            usage, ended_time=ended_time, exit_code=found.exit_code, signal=found.signal
+        )
         if found.state is not slot.sight.engine_state:
             slot.sight.engine_state = found.state
             self.state.changed = True

@@ -136,6 +136,23 @@ def rename(source: Path, target: Path, *, sync: bool = False) -> None:
     checkpoint("renamed", target)
 
 
+def append_line(path: Path, content: bytes, limit_bytes: int) -> None:
+    """Append a line durably; a file that would grow beyond the limit becomes PATH.1 first. Half a line that a crash
+    has left spoils no other."""
+    checkpoint("append", path)
+    with contextlib.suppress(FileNotFoundError):
+        if path.stat().st_size + len(content) > limit_bytes:
+            rename(path, path.with_name(f"{path.name}.1"))
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
+    try:
+        if os.write(descriptor, b"\n" + content) <= len(content):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+    checkpoint("appended", path)
+
+
 def remove(path: Path) -> None:
     """Remove a file; no error if it isn't there."""
     checkpoint("remove", path)
@@ -191,7 +208,7 @@ def read_untrusted(directory: Path, name: str, limit_bytes: int) -> bytes:
     Raises FileNotFoundError if there is none, and Unreadable if it is anything but a regular file of at most
     limit_bytes, or can't be read.
     """
-    with _untrusted(directory, name) as (descriptor, found):
+    with open_untrusted(directory, name) as (descriptor, found):
         if found.st_size > limit_bytes:
             raise Unreadable(f"{name}: {found.st_size} bytes are more than {limit_bytes}")
         content = b""
@@ -205,12 +222,13 @@ def read_untrusted(directory: Path, name: str, limit_bytes: int) -> bytes:
 
 def untrusted_mtime(directory: Path, name: str) -> float:
     """When a regular file that a machine may have written was last modified. Errors as for read_untrusted."""
-    with _untrusted(directory, name) as (_, found):
+    with open_untrusted(directory, name) as (_, found):
         return found.st_mtime
 
 
 @contextlib.contextmanager
-def _untrusted(directory: Path, name: str) -> Iterator[tuple[int, os.stat_result]]:
+def open_untrusted(directory: Path, name: str) -> Iterator[tuple[int, os.stat_result]]:
+    """Open a file as read_untrusted() does, of any size, and yield its descriptor."""
     if not name or "/" in name or "\0" in name or name in (".", ".."):
         raise Unreadable(f"{name!r} is no name of a file")
     holder: int | None = None

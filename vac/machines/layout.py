@@ -70,6 +70,19 @@ def parse_directory_name(text: str) -> DirectoryName | None:
     return DirectoryName(int(parts[0]), parts[1], parts[2])
 
 
+def disk_problem(root: Path) -> str | None:
+    """Return why nothing can be written in this directory, None if something can."""
+    try:
+        found = os.statvfs(root)
+    except OSError as error:
+        return f"{root}: {error.strerror}"
+    if found.f_flag & os.ST_RDONLY:
+        return f"{root} is read-only"
+    if not found.f_bfree:
+        return f"{root} is full"
+    return f"{root} has no inodes left" if found.f_files and not found.f_ffree else None
+
+
 class StateDir:
     """The paths below one state_dir."""
 
@@ -97,6 +110,7 @@ class StateDir:
         self.reserve = root / "reserve"
         self.identity = root / "identity.json"
         self.share_ledger = root / "share-ledger.json"
+        self.history = root / "history.jsonl"
 
     def slot(self, name: str) -> Path:
         """slots/HOST."""

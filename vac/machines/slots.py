@@ -200,11 +200,11 @@ def discard_scratch(state: StateDir, directory: Path) -> bool:
     return True
 
 
-def find_by_uuid(state: StateDir, uuid: str) -> Machine | None:
-    """The machine with this uuid, as long as its directory is kept."""
+def find_ended(state: StateDir, word: str) -> Machine | None:
+    """Return the machine whose uuid or directory's name this is, as long as its directory is kept."""
     for directory in _directories(state):
         machine = load(directory, machinetypes={}, settings=None)
-        if machine is not None and machine.uuid == uuid:
+        if machine is not None and (word == directory.name or word.lower() == machine.uuid):
             return machine
     return None
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -73,6 +74,49 @@ def test_a_warning_of_the_factory_is_a_warning(state: StateDir) -> None:
     assert check(state, 600, NOW) == (1, "lhcb-prod fails here alone" + COUNTS)
 
 
+@pytest.mark.parametrize(
+    ("told", "line"),
+    [
+        ({"engines": {"docker": "no answer for 34 s", "libvirt": None}}, "docker: no answer for 34 s"),
+        ({"pipes": {"vo": "no such host"}}, "vo: no such host"),
+        ({"guard_name": "disk", "guard": "0.1 GB free"}, "Nothing is created: 0.1 GB free"),
+    ],
+)
+def test_what_keeps_machines_from_being_made_is_a_warning(
+    state: StateDir, told: dict[str, object], line: str
+) -> None:
+    statefiles.write_status(state, told)
+    assert check(state, 600, NOW) == (1, line + COUNTS)
+
+
+@pytest.mark.parametrize("guard", ["full", "draining", None])
+def test_what_keeps_them_in_ordinary_life_is_not(state: StateDir, guard: str | None) -> None:
+    statefiles.write_status(state, {"guard_name": guard, "guard": "so", "engines": {"docker": None}})
+    assert check(state, 600, NOW)[0] == 0
+
+
+class Disk:
+    """What statvfs tells."""
+
+    def __init__(self, flag: int = 0, blocks: int = 9, inodes: int = 9) -> None:
+        self.f_flag, self.f_bfree, self.f_files, self.f_ffree = flag, blocks, 9, inodes
+
+
+@pytest.mark.parametrize(
+    ("disk", "words"),
+    [
+        (Disk(os.ST_RDONLY), "is read-only"),
+        (Disk(blocks=0), "is full"),
+        (Disk(inodes=0), "has no inodes left"),
+    ],
+)
+def test_a_disk_that_takes_nothing_is_critical_at_once(
+    state: StateDir, monkeypatch: pytest.MonkeyPatch, disk: Disk, words: str
+) -> None:
+    monkeypatch.setattr(os, "statvfs", lambda path: disk)
+    assert check(state, 600, NOW) == (2, f"{state.root} {words}{COUNTS}")
+
+
 @pytest.mark.parametrize("content", ["", "[]", "{", '{"warnings": []}', '{"warnings": 5}'])
 def test_a_status_without_warnings_is_none(state: StateDir, content: str) -> None:
     state.status.write_text(content)
@@ -85,6 +129,10 @@ def test_without_counts_there_are_no_numbers(state: StateDir, content: str | Non
     if content is not None:
         state.counts.write_text(content)
     assert check(state, 600, NOW) == (0, "Factory + responder ok")
+
+
+def test_a_state_dir_that_is_gone_is_critical(tmp_path: Path) -> None:
+    assert check(StateDir(tmp_path / "gone"), 600, NOW) == (2, f"{tmp_path}/gone: No such file or directory")
 
 
 def test_it_prints_one_line_and_exits_as_nagios_wants(

@@ -137,7 +137,7 @@ root_image = docker://a
 user_data = absent
 """
 TEMPLATE = b"\xff##user_data_uuid## ##user_data_machine_hostname##\r\n##user_data_option_token##\0"
-TEMPLATE += b"##user_data_file_key##"
+TEMPLATE += b"##user_data_file_key##\n##user_data_option_tokn##"
 
 
 @pytest.fixture
@@ -166,8 +166,13 @@ def test_what_a_machine_would_get_is_printed_byte_for_byte(
     words: list[str], capfdbinary: pytest.CaptureFixture[bytes], option: list[str], token: bytes, key: bytes
 ) -> None:
     assert main([*words, "one", *option]) == 0
-    told = capfdbinary.readouterr().out
-    assert re.fullmatch(rb"\xff[0-9a-f-]{36} factory1-00.example.org\r\n" + token + rb"\0" + key, told)
+    told, warned = capfdbinary.readouterr()
+    assert warned == b"vac: warning: user_data: line 3: ##user_data_option_tokn## is removed: %s\n" % (
+        b"user_data_option_tokn isn't set, the nearest is token"
+    )
+    assert re.fullmatch(
+        rb"\xff[0-9a-f-]{36} factory1-00.example.org\r\n" + token + rb"\0" + key + rb"\n", told
+    )
 
 
 @pytest.mark.parametrize(

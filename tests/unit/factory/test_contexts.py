@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.fake_driver import Script
 from tests.https_server import HTML, Page, Web, circle, closed_port
 from tests.simulated import World, broken, one_type
 from tests.unit.factory.conftest import MakeWorld
@@ -147,6 +148,26 @@ def test_contexts_are_made_in_the_background(web: Web, make_world: MakeWorld) ->
     world.turn()
     assert len(world.running()) == 1
     assert (world.machine().directory / "user_data").read_bytes() == b"xyz"
+
+
+def test_mistakes_in_a_template_are_told_once(
+    web: Web, make_world: MakeWorld, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    site = web.serve({"/a": Page(b"#!/bin/sh\r\n" + b"##user_data_option_tokn##\n" * 1000)})
+    url = site.url("/a").replace("://", "://user:secret@")
+    world = make_world(one_type(user_data=url, user_data_options={"token": "x"}))
+    world.scripts = lambda spec: Script(700.0, "200 Success")
+    world.fill()
+    told = [text for text in caplog.messages if "line 1: ends in CR LF" in text]
+    assert len(told) == 1
+    assert told[0].startswith(f"t: user_data {url.replace('user:secret', '***')}: line 1: ")
+    assert "line 5: ##user_data_option_tokn## is removed" in told[0]
+    assert "the nearest is token" in told[0]
+    assert "line 6" not in told[0]
+    site.pages["/a"] = Page(TEMPLATE)
+    world.run(1000)
+    assert f"no longer: {told[0]}" in caplog.messages
 
 
 FAILURES = {

@@ -241,9 +241,14 @@ def test_the_guide_names_exactly_the_metrics_that_there_are(state: StateDir) -> 
     assert re.findall("vac_[a-z0-9_]+", "".join(rows)) == families
 
 
+def test_a_state_dir_in_which_nothing_can_be_written_shows(state: StateDir, tmp_path: Path) -> None:
+    assert samples(ask(state))["vac_state_dir_writable", frozenset()] == 1
+    assert samples(ask(StateDir(tmp_path / "gone")))["vac_state_dir_writable", frozenset()] == 0
+
+
 def test_before_a_factory_has_reported_there_is_little_to_say(tmp_path: Path) -> None:
     state = StateDir(tmp_path)
-    assert {metric.split("_")[1] for metric, _ in samples(ask(state))} == {"vacquery"}
+    assert {metric.split("_")[1] for metric, _ in samples(ask(state))} == {"vacquery", "state"}
     assert b"No factory has reported yet" in ask(state, "").body
 
 
