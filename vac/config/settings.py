@@ -172,6 +172,7 @@ class Settings:
         Kind.NAME,
         None,
         "uids of bubblewrap and Singularity machines, one for each slot, instead of singularity_user's",
+        default_doc="for bubblewrap those of account vac in /etc/subuid",
         pattern=r"[1-9][0-9]{3,9}-[1-9][0-9]{3,9}",
         pattern_doc="the first and the last uid, from 1000 on, with a hyphen between them",
         sample="200000-200255",
