@@ -140,3 +140,15 @@ def test_units_name_units_that_exist() -> None:
 def test_no_module_is_longer_than_500_lines() -> None:
     lengths = {path: len(path.read_text().splitlines()) for path in CHECKOUT.glob("vac/**/*.py")}
     assert {os.fspath(path): length for path, length in lengths.items() if length > 500} == {}
+
+
+def test_each_row_of_the_fault_matrix_names_tests_that_there_are() -> None:
+    page = (CHECKOUT / "docs/reliability.md").read_text()
+    code = "\n".join(path.read_text() for path in (CHECKOUT / "tests").rglob("*.py"))
+    there = set(re.findall(r"^\s*def (test_\w+)", code, re.MULTILINE))
+    rows = [line for line in page.splitlines() if line.startswith("|") and line.count("|") >= 5]
+    assert len(rows) > 50
+    for row in rows:
+        named = re.findall(r"`(test_\w+)`", row)
+        assert named or row.startswith(("| fault |", "| --- |")), row
+        assert set(named) <= there, row

@@ -30,17 +30,17 @@ _TAIL_BYTES = 65536
 class Ended:
     """One ended machine. Times are Unix seconds."""
 
-    machine: str = ""
-    machinetype: str = ""
+    machine: str
+    machinetype: str
+    directory: str
+    """Name of its directory below machines/."""
+    started: float
+    ended: float
+    uuid: str = ""
     model: str = ""
     fqan: str | None = None
-    uuid: str = ""
-    directory: str = ""
-    """Name of its directory below machines/."""
     processors: int = 1
     hs06: float = 0.0
-    started: float = 0.0
-    ended: float = 0.0
     cpu_seconds: float = 0.0
     exit_code: int | None = None
     signal: int | None = None

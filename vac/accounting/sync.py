@@ -45,11 +45,10 @@ def default_month(now: float) -> str:
     return time.strftime("%Y%m", time.gmtime(now - _DAY_SECONDS))
 
 
-def archived(state: StateDir, month: str) -> Iterator[Archived]:
-    """Yield the archive's job records with EndTime in this month (YYYYMM)."""
-    first, following = month_bounds(month)
+def archived(state: StateDir, first: float, following: float) -> Iterator[Archived]:
+    """Yield the archive's job records with EndTime from the first of these moments until before the second."""
     earliest_day = records.day_name(first - _DAY_SECONDS)
-    for directory in sorted(state.apel_archive.iterdir()):
+    for directory in sorted(state.apel_archive.iterdir()) if state.apel_archive.is_dir() else ():
         if not records.DAY_NAME.fullmatch(directory.name) or directory.name < earliest_day:
             continue
         for path in sorted(directory.iterdir()):
@@ -79,7 +78,7 @@ def sync(state: StateDir, months: Sequence[str], now: float) -> list[str]:
     done = []
     for month in months or [default_month(now)]:
         jobs: dict[tuple[str, str], set[tuple[str, int]]] = {}
-        for found in archived(state, month):
+        for found in archived(state, *month_bounds(month)):
             jobs.setdefault((found.site, found.submit_host), set()).add((found.local_job_id, found.end_time))
         if not jobs:
             done.append(f"{month}: no records in {state.apel_archive}, nothing to send")
@@ -114,7 +113,7 @@ def republish(state: StateDir, months: Sequence[str], site: str | None = None) -
     """
     sent = []
     for month in months:
-        for found in archived(state, month):
+        for found in archived(state, *month_bounds(month)):
             name = found.path.name
             if not records.FILE_NAME.fullmatch(name):
                 name = records.file_name(found.end_time, found.local_job_id)

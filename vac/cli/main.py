@@ -94,6 +94,11 @@ COMMANDS = {
     "simulate": Command(
         "simulate_command", "show how a whole space would behave, in virtual time", "simulate --hours 48"
     ),
+    "usage": Command(
+        "accounting_commands",
+        "sum this factory's accounting records up: machines, hours, efficiency, shares; what fizzled is not in them",
+        "usage --month 202611 --by fqan",
+    ),
     "apel-sync": Command(
         "accounting_commands",
         "write sync records: how many jobs each month had, by their ends (UTC)",

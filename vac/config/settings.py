@@ -202,6 +202,12 @@ class Settings:
     gocdb_sitename: str | None = option(
         Kind.NAME, None, "site's name in GOCDB, for accounting", sample="EXAMPLE-SITE"
     )
+    apel_record_version: str = option(
+        Kind.CHOICE,
+        "0.3",
+        "version of APEL job records; 0.4 has HS06 and HEPscore23, if both are configured",
+        choices=("0.3", "0.4"),
+    )
     gocdb_cert_file: Path | None = option(
         Kind.PATH,
         None,

@@ -24,7 +24,7 @@ from vac.factory.state import FactoryState, Message, Stop, Wake
 from vac.factory.watch import Rules, Watcher
 from vac.host.probes import health_problem
 from vac.lifecycle import stimuli
-from vac.lifecycle.phases import Empty, SetAside
+from vac.lifecycle.phases import Empty, Running, SetAside, Stopping
 from vac.machines.slots import load_slots
 from vac.machines.status import Happening
 from vac.scheduling.eligibility import NO_ANSWER
@@ -203,7 +203,7 @@ class Factory:
         """Write when machines were last seen alive: they run on, and nobody sees them end."""
         for slot in self.state.slots:
             machine = slot.machine
-            if machine is not None and slot.running and not machine.final:
+            if machine is not None and isinstance(slot.phase, (Running, Stopping)):
                 engine = self.state.engine_of(machine.model)
                 if slot.sight.alive_time is not None and engine.problem() is None:
                     slot.sight.alive_time = self.state.clock.boot()

@@ -21,9 +21,7 @@ from vac.vacquery.signed_json import identity
 log = logging.getLogger(__name__)
 
 REPORT_SECONDS = 1.0
-"""status.json is written at most this often."""
-LEDGER_SECONDS = 10.0
-"""Least pause between writes of the ledger: a factory that is killed every minute has to remember what it owes."""
+"""status.json and the ledger of shares are written at most this often."""
 UNUSED_IMAGE_DAYS = 30
 """Days for which a downloaded image is kept that no machinetype names any more."""
 
@@ -37,7 +35,6 @@ class Report:
         self.effects = effects
         self.expiry = Expiry(state.dir)
         self.images = ImageCache(state.dir.imagecache, state.dir.tmp)
-        self._ledger_time = -LEDGER_SECONDS
         self._report_time = float("-inf")
 
     @property
@@ -66,7 +63,7 @@ class Report:
         self.effects.trash.start()
 
     def report_if_due(self) -> None:
-        """Write status.json and counts if something has changed, but not more than once a second."""
+        """Write status.json, counts and ledger if something has changed, but not more than once a second."""
         now = self.state.clock.moment()
         if self.state.reported or now.boot - self._report_time < REPORT_SECONDS:
             return
@@ -74,9 +71,7 @@ class Report:
         self.state.reported = True
         self._counts()
         statuses.write(self.state.dir, self.status(now.unix))
-        if now.boot - self._ledger_time >= LEDGER_SECONDS:
-            self._ledger_time = now.boot
-            statuses.write_share_ledger(self.state.dir, self.decisions.memory.ledger.encode())
+        statuses.write_share_ledger(self.state.dir, self.decisions.memory.ledger.encode())
 
     def _counts(self) -> None:
         settings = self.state.settings

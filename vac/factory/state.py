@@ -67,6 +67,8 @@ class Sight:
 
     alive_time: float | None = None
     """When an engine's listing last showed it running or paused."""
+    ended_time: float | None = None
+    """When its end was first seen, however long it takes until that is on disk."""
     engine_state: EngineState | None = None
     usage: Usage = field(default_factory=Usage)
     heartbeat_file: tuple[float, float] | None = None

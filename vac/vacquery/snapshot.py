@@ -25,6 +25,7 @@ from vac.machines.layout import DirectoryName, StateDir, parse_directory_name, s
 from vac.machines.machine import Machine
 from vac.machines.slots import reported
 from vac.machines.status import Status, TypeFacts
+from vac.text import untrusted
 from vac.vacquery.messages import (
     ANSWER_LIMIT,
     QUERY_LIMIT,
@@ -41,6 +42,7 @@ from vac.vacquery.signed_json import canonical, signature
 
 log = logging.getLogger(__name__)
 
+LONGEST_GUARD = 200
 LONGEST_SILENCE_SECONDS = 3600
 """A machine not seen alive, or not started, for longer doesn't count as running."""
 BYTES_PER_MB = 1024 * 1024
@@ -203,7 +205,13 @@ def factory_status(
         swap_free_kb=host.swap_free_kb,
         mem_used_kb=host.memory_used_kb,
         mem_total_kb=host.memory_total_kb,
+        creation_blocked=_blocked(status),
     )
+
+
+def _blocked(status: Status) -> str | None:
+    """Return why nothing can be created. That all processors are in use is as it should be."""
+    return untrusted(status.guard, LONGEST_GUARD) if status.guard and status.guard_name != "full" else None
 
 
 class SnapshotBuilder:

@@ -23,8 +23,10 @@ from tests.unit.state_dirs import (
 from vac.accounting import records
 from vac.accounting.records import JobRecord, file_name, job_record, job_text, message_fields
 from vac.accounting.sync import default_month, month_bounds, republish, sync
+from vac.accounting.usage import service_levels
+from vac.machines.creation import decimal
 from vac.machines.layout import StateDir
-from vac.machines.machine import Machine
+from vac.machines.machine import Machine, load
 
 EXAMPLE = """\
 APEL-individual-job-message: v0.3
@@ -79,6 +81,18 @@ def test_the_service_level_is_that_of_one_processor(
     assert fields["MemoryReal"] == str(8 * 2048 * 1024)
 
 
+def test_records_of_version_04_have_both_benchmarks(tmp_path: Path) -> None:
+    state = new_state(tmp_path)
+    settings = settings_of(state, hepscore23_per_processor=12.5, apel_record_version="0.4")
+    machine = running_machine(state, settings=settings)
+    text = job_text(job_record(machine))
+    assert text == EXAMPLE.replace("v0.3", "v0.4").replace(
+        "ServiceLevelType: HEPSPEC\nServiceLevel: 10.0\n", "ServiceLevel: {HEPscore23: 12.5, HEPSPEC: 10.0}\n"
+    )
+    again = load(machine.directory)
+    assert again is not None and job_text(job_record(again)) == text, "whatever is configured now"
+
+
 def test_without_a_gocdb_sitename_the_spaces_domain_is_the_site(tmp_path: Path) -> None:
     assert fields_of(tmp_path, {"gocdb_sitename": None})["Site"] == "example.org"
 
@@ -131,7 +145,15 @@ TEXTS = st.text(st.characters(min_codepoint=32, max_codepoint=126), max_size=30)
 NUMBERS = st.integers(0, 2**40)
 
 
-@given(st.builds(JobRecord, *[TEXTS] * 6, st.none() | TEXTS, *[NUMBERS] * 7, TEXTS, TEXTS))
+LEVELS = st.floats(0.001, 1000).map(decimal)
+BOTH = st.builds(lambda one, two: (("HEPscore23", one), ("HEPSPEC", two)), LEVELS, LEVELS)
+SINGLE = LEVELS.map(lambda level: (("HEPSPEC", level),))
+
+
+@given(
+    st.builds(JobRecord, *[TEXTS] * 6, st.none() | TEXTS, *[NUMBERS] * 7, SINGLE, st.just("0.3"))
+    | st.builds(JobRecord, *[TEXTS] * 6, st.none() | TEXTS, *[NUMBERS] * 7, BOTH | SINGLE, st.just("0.4"))
+)
 def test_a_record_can_be_read_back(record: JobRecord) -> None:
     fields = message_fields(job_text(record))
     assert (fields["Site"], fields["SubmitHost"], fields["LocalJobId"], fields["Queue"]) == (
@@ -142,14 +164,10 @@ def test_a_record_can_be_read_back(record: JobRecord) -> None:
     )
     assert fields.get("FQAN") == (record.fqan or None)
     assert int(fields["EndTime"]) == record.end_time
-    assert fields["ServiceLevel"] == record.service_level
+    assert service_levels(fields) == {name: float(level) for name, level in record.service_levels}
 
 
-@given(
-    st.builds(
-        JobRecord, *[st.text(max_size=20)] * 6, st.none() | st.text(), *[NUMBERS] * 7, st.text(), st.text()
-    )
-)
+@given(st.builds(JobRecord, *[st.text(max_size=20)] * 6, st.none() | st.text(), *[NUMBERS] * 7, SINGLE))
 def test_whatever_is_in_it_a_record_is_ascii_and_has_its_lines(record: JobRecord) -> None:
     text = job_text(record)
     assert text.isascii()

@@ -107,7 +107,7 @@ def test_why_names_the_machine_that_failed_last(state: StateDir, failed: Machine
     ],
 )
 def test_how_a_machine_ended_is_said(facts: dict[str, Any], is_failure: bool, words: str) -> None:
-    end = Ended(started=100.0, ended=110.0, **facts)
+    end = Ended("m", "t", "1_t_m", 100.0, 110.0, **facts)
     assert (end.failed, end.words) == (is_failure, words)
 
 
