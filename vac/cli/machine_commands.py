@@ -107,7 +107,7 @@ def known_of(machine: Machine, status: Status | None, factory: str) -> dict[str,
         "machinetype": machine.machinetype,
         "machine model": machine.model,
         "uuid": machine.uuid,
-        "state": state_of(machine, status),
+        "state": statuses.state_of(machine.name, machine, status),
         "processors": machine.processors,
         "created": machine.created_time,
         "started": machine.started_time,
@@ -135,15 +135,6 @@ def known_of(machine: Machine, status: Status | None, factory: str) -> dict[str,
     if end is not None and end.failed:
         facts["console's end"] = _last_lines(machine)
     return {name: value for name, value in facts.items() if value not in (None, "", {}, [])}
-
-
-def state_of(machine: Machine, status: Status | None) -> str:
-    """Return Shut down, Starting or Running, or what only the engine knows: Paused, Zombie, Unknown."""
-    if status and machine.name in status.slot_states:
-        return status.slot_states[machine.name]
-    if machine.finished:
-        return "Shut down"
-    return "Starting" if machine.started_time is None else "Running"
 
 
 def _mib(used_bytes: int | None) -> int | None:

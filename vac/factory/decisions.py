@@ -17,7 +17,7 @@ from vac.factory.peers import Space
 from vac.factory.state import FactoryState, Slot
 from vac.host.probes import ANSWER_SECONDS, CVMFS, late_problem, repository_problem
 from vac.lifecycle.phases import Preparing
-from vac.machines import status as statuses
+from vac.machines import files
 from vac.scheduling.backoff import broken_here
 from vac.scheduling.decide import Memory, Situation, decide
 from vac.scheduling.eligibility import NO_ANSWER, total_processors
@@ -93,7 +93,7 @@ class Decisions:
         self.effects = effects
         self.space = space
         self.repositories = repositories
-        self.memory = Memory(ledger=Ledger.decode(statuses.read_share_ledger(state.dir)))
+        self.memory = Memory(ledger=Ledger.decode(files.read_json(state.dir.share_ledger)))
         self.health_problem: str | None = None
         self._prepared: set[tuple[str, str | None]] = set()
         """Machinetypes that were prepared with these images."""
@@ -131,13 +131,16 @@ class Decisions:
         settings, order = self.state.settings, self.state.drain
         full = sum(one.processors for one in occupied) >= total_processors(settings)
         machinetypes, unusable = self._usable(fetch=not (full or settings.draining or order))
-        reports = own_reports(machinetypes, occupied, self.state.history, settings.hs06, now)
         situation = Situation(
             settings=settings,
             machinetypes=machinetypes,
             occupied=occupied,
             history=self.state.history,
-            space=self.space.view(settings, reports, now),
+            space=self.space.view(
+                settings,
+                lambda: own_reports(machinetypes, occupied, self.state.history, settings.hs06, now),
+                now,
+            ),
             host=self._host(),
             engines=self._engines(machinetypes),
             now=now,

@@ -15,7 +15,7 @@ import vac
 from vac.background import in_thread
 from vac.clock import Clock
 from vac.config.load import Configuration, ConfigurationError, Loader
-from vac.config.machinetype import VM_MODELS, Machinetype
+from vac.config.machinetype import Machinetype
 from vac.config.settings import Settings
 from vac.context.downloads import GRID_CERTIFICATES, ImageCache
 from vac.context.signatures import SignedImages
@@ -31,12 +31,12 @@ from vac.factory.state import (
     Slots,
     Stop,
     Wake,
-    found_slots,
     slot_names,
 )
 from vac.host import facts
 from vac.lifecycle.phases import SetAside
 from vac.logs import OnChange
+from vac.machines import files
 from vac.machines import status as statuses
 from vac.machines.layout import StateDir, StateDirBusy, lock_name
 from vac.machines.slots import finished_machines, load_slots
@@ -147,7 +147,7 @@ def stand_in(error: ConfigurationError) -> Configuration | None:
 def broken_at_start(state: FactoryState, error: ConfigurationError) -> None:
     """Note that the configuration hasn't been read as a whole: factory_name or state_dir may be defaults that stand in
     for what could not be read, and engines and directories those of another factory."""
-    state.doubts["configuration"] = "the configuration could not be read since the start"
+    state.doubts_about("configuration", "the configuration could not be read since the start")
     state.configuration_broken(error)
 
 
@@ -183,9 +183,6 @@ def open_factory(
     images = SignedImages(cache.fetch, GRID_CERTIFICATES, clock.unix)
 
     def engine(machine_model: str, settings: Settings) -> InlineEngine:
-        if machine_model in VM_MODELS:
-            need("metadata", "VMs")
-            need("mjf", "VMs")
         name = engine_name(machine_model)
         return Engine(
             name,
@@ -198,7 +195,7 @@ def open_factory(
     statuses.write_version(directory, vac.__version__)
     now = clock.moment()
     found = load_slots(directory, configuration.machinetypes, settings)
-    slots = found_slots(found.slots, now.boot)
+    slots = [Slot(name, phase(now.boot), machine) for name, (machine, phase) in found.slots.items()]
     slots += [Slot(name, SetAside(now.boot)) for name in found.unreadable]
     for machine in [*found.orphans, *(slot.machine for slot in slots if slot.machine)]:
         machine.note_clock(now)
@@ -238,7 +235,7 @@ def _check_identity(state: FactoryState, occupied: list[str]) -> None:
     """Doubt factory_name or state_dir if they aren't those by which the machines here were made."""
     settings, directory = state.settings, state.dir
     present = {"factory_name": settings.factory_name, "state_dir": os.path.realpath(directory.root)}
-    known = statuses.read_identity(directory)
+    known = files.read_json(directory.identity)
     differing = [name for name, value in present.items() if known.get(name, value) != value]
     if differing and occupied:
         was = ", ".join(f"{name} was {known[name]}" for name in differing)

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -14,7 +15,7 @@ from vac import roles
 from vac.cli.check_vacd import check, main
 from vac.machines import status as statefiles  # FIX
 from vac.machines.layout import StateDir
-from vac.machines.status import ErrorKind
+from vac.machines.status import ErrorKind, Status
 from vac.roles import Restarts
 
 NOW = 1_000_000.0
@@ -70,7 +71,7 @@ def test_unreadable_restarts_are_none(state: StateDir, content: str) -> None:
 
 
 def test_a_warning_of_the_factory_is_a_warning(state: StateDir) -> None:
-    statefiles.write_status(state, {"warnings": ["lhcb-prod fails here alone"]})
+    statefiles.write(state, Status(warnings=("lhcb-prod fails here alone",)))
     assert check(state, 600, NOW) == (1, "lhcb-prod fails here alone" + COUNTS)
 
 
@@ -83,15 +84,15 @@ def test_a_warning_of_the_factory_is_a_warning(state: StateDir) -> None:
     ],
 )
 def test_what_keeps_machines_from_being_made_is_a_warning(
-    state: StateDir, told: dict[str, object], line: str
+    state: StateDir, told: dict[str, Any], line: str
 ) -> None:
-    statefiles.write_status(state, told)
+    statefiles.write(state, Status(**told))
     assert check(state, 600, NOW) == (1, line + COUNTS)
 
 
 @pytest.mark.parametrize("guard", ["full", "draining", None])
 def test_what_keeps_them_in_ordinary_life_is_not(state: StateDir, guard: str | None) -> None:
-    statefiles.write_status(state, {"guard_name": guard, "guard": "so", "engines": {"docker": None}})
+    statefiles.write(state, Status(guard_name=guard, guard="so", engines={"docker": None}))
     assert check(state, 600, NOW)[0] == 0
 
 

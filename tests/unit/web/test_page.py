@@ -25,8 +25,9 @@ from vac.machines import files
 from vac.machines import status as statuses
 from vac.machines.layout import StateDir
 from vac.machines.machine import renew_heartbeat
+from vac.machines.requests import Drain
 from vac.machines.slots import write_slot
-from vac.machines.status import Creation, Drain, Status, Tally, TypeFacts
+from vac.machines.status import Creation, Status, Tally, TypeFacts
 from vac.roles import ROLES
 from vac.vacquery.responder import counters_file, write_counters
 from vac.web import page
@@ -61,7 +62,7 @@ STATUS = Status(
     engines={"processes": None, "docker": "no such file: /run/docker.sock"},
     problems=("vac.conf: bad",),
     warnings=("this node is probably broken",),
-    drain=Drain("new kernel", NOW - 60, NOW + 600),
+    drain=Drain(NOW - 60, NOW + 600, "new kernel"),
     shutdown_time=NOW + 900,
     guard="this factory is draining: new kernel",
     guard_name="draining",
@@ -299,7 +300,7 @@ def hostile(key: str, text: str) -> Status:
         engines={key: text},
         problems=(text,),
         warnings=(text,),
-        drain=Drain(text),
+        drain=Drain(reason=text),
         guard=text,
         guard_name=text,
         passed_over={key: text},
