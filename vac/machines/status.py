@@ -2,7 +2,7 @@
 
 The responder, `vac why`, metrics and the status page read status.json, so that none of them needs the configuration or
 an engine. Reading is tolerant: what is missing or of a wrong type (in another version's file) has its default.
-Where the disk doesn't take these files they stay as they were: the factory has more important things to do.
+On a full disk these files stay as they were.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class ErrorKind(enum.Enum):
 
 
 def _write(state: StateDir, name: str, text: str) -> None:
-    """Write one of them; if that can't be done it is logged once."""
+    """Write one of the small files; a failure is logged once."""
     try:
         files.write_atomic(state.root / name, text.encode("utf-8", "replace"), tmp=state.tmp, sync=False)
     except OSError as error:
@@ -173,7 +173,7 @@ class Status:
     hs06_per_processor: float = 1.0
     machinetypes: tuple[TypeFacts, ...] = ()
     engines: Mapping[str, str | None] = field(default_factory=dict)
-    """By engine in use: its problem, None if it is well."""
+    """By engine in use: its problem, None if there is none."""
     problems: tuple[str, ...] = ()
     """Problems of the configuration on disk; the last good one is in force then."""
     warnings: tuple[str, ...] = ()
@@ -215,7 +215,7 @@ class Status:
     tallies: tuple[Tally, ...] = ()
 
     def machinetype(self, name: str) -> TypeFacts | None:
-        """The facts of this machinetype; None if it isn't configured (any more)."""
+        """Return the facts of this machinetype; None if it isn't configured (any more)."""
         return next((facts for facts in self.machinetypes if facts.name == name), None)
 
 

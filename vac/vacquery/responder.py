@@ -192,7 +192,7 @@ def canonical_cookie(cookie: object) -> bytes:
 
 
 class Refresher:
-    """Keeps a Responder's answers, access list, heartbeat and counters file up to date."""
+    """Renewal of a Responder's answers, access list, heartbeat and counters file."""
 
     def __init__(
         self,

@@ -191,7 +191,7 @@ def _table(body: Element, title: str, columns: Sequence[str], rows: Iterable[Seq
 
 
 class Site:
-    """Answers requests, from any thread."""
+    """The page and the metrics, for requests from any thread."""
 
     def __init__(self, state: StateDir, clock: Callable[[], float] = time.time) -> None:
         self._viewer = Viewer(state)
