@@ -12,8 +12,12 @@ import dataclasses
 import enum
 import json
 import logging
+import os
+import pwd
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import vac
 from vac.config.load import Configuration
@@ -49,6 +53,20 @@ def _write(state: StateDir, name: str, text: str) -> None:
 def touch_heartbeat(state: StateDir, role: str, now: float) -> None:
     """Show that a process (factory, responder, mjf, metadata) is at work."""
     files.set_mtime(state.heartbeat(role), now)
+
+
+def prepare_role(
+    state: StateDir, role: str, user: pwd.struct_passwd | None, directory: Path | None = None
+) -> None:
+    """Make the heartbeat file and the directory of an unprivileged process, and its pid file, while still root."""
+    state.root.mkdir(mode=0o755, parents=True, exist_ok=True)
+    touch_heartbeat(state, role, time.time())
+    if directory is not None:
+        files.make_directory(directory, exist_ok=True)
+    files.write_atomic(state.pid(role), b"%d\n" % os.getpid(), tmp=state.root, sync=False)
+    if user is not None:
+        for path in filter(None, (state.heartbeat(role), directory)):
+            os.chown(path, user.pw_uid, user.pw_gid, follow_symlinks=False)
 
 
 def write_version(state: StateDir, version: str) -> None:
