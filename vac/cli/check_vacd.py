@@ -23,6 +23,14 @@ DEFAULT_STATE_DIR = Path("/var/lib/vac")
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Print one line; return the exit status for Nagios: 0 ok, 1 warning, 2 critical."""
+    arguments = make_parser().parse_args(argv)
+    status, line = check(StateDir(arguments.state_dir), arguments.seconds, time.time())
+    print(line)
+    return status
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """Return the parser of its command line."""
     parser = argparse.ArgumentParser(
         prog="check-vacd",
         description="Nagios check: check that vacd's factory and responder work without errors.",
@@ -38,10 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--state-dir", type=Path, default=DEFAULT_STATE_DIR, help=f"default {DEFAULT_STATE_DIR}"
     )
-    arguments = parser.parse_args(argv)
-    status, line = check(StateDir(arguments.state_dir), arguments.seconds, time.time())
-    print(line)
-    return status
+    return parser
 
 
 def check(state: StateDir, seconds: float, now: float) -> tuple[int, str]:
