@@ -80,6 +80,8 @@ class Sight:
     disk_used_bytes: int | None = None
     measured_time: float | None = None
     """When a measurement of its disk use was last asked for."""
+    unmeasured_time: float | None = None
+    """Since when it has had too many files to be measured in time."""
     measure_seconds: float = 300.0
     """From then to the next one; what takes long is measured less often."""
 
