@@ -18,6 +18,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
+from vac.text import without_url_secrets
+
 _T = TypeVar("_T")
 log = logging.getLogger(__name__)
 
@@ -56,6 +58,7 @@ class _Job(Generic[_T]):
     def __init__(self) -> None:
         self.work: Callable[[], _T] | None = None
         self.late = False
+        self.rest = Rest()
         self.failures = 0
         self.next_time = float("-inf")
         self.settled = threading.Event()
@@ -95,13 +98,16 @@ class BackgroundWork(Generic[_T]):
         """Those that hold a place."""
         self._late = 0
 
-    def start(self, key: str, work: Callable[[], _T]) -> bool:
-        """Have this done, unless the key is being worked on or rests. Never blocks; False if nothing was begun."""
+    def start(self, key: str, work: Callable[[], _T], rest: Rest | None = None) -> bool:
+        """Have this done, unless the key is being worked on or rests. Never blocks; False if nothing was begun.
+
+        rest: of this key afterwards, instead of the common one.
+        """
         with self._lock:
             job = self._jobs.setdefault(key, _Job())
             begins = job.work is None and self._clock() >= job.next_time
             if begins:
-                job.work = work
+                job.work, job.rest = work, rest or self._rest
                 job.settled.clear()
                 self._waiting.append(key)
         self._employ()
@@ -190,19 +196,21 @@ class BackgroundWork(Generic[_T]):
         except (OSError, ValueError) as error:
             return Outcome(key, failure=(isinstance(error, OSError) and error.strerror) or str(error))
         except Exception as error:
-            log.exception("%s: unexpected error in background work for %s", self._name, key)
+            shown = without_url_secrets(key)
+            log.exception("%s: unexpected error in background work for %s", self._name, shown)
             return Outcome(key, failure=f"unexpected {type(error).__name__} (see the log)")
 
     def _finish(self, key: str, job: _Job[_T], outcome: Outcome[_T]) -> None:
         with self._lock:
             job.failures = job.failures + 1 if outcome.failure else 0
-            rest_seconds = self._rest.seconds(job.failures)
+            rest_seconds = job.rest.seconds(job.failures)
             job.next_time = self._clock() + rest_seconds if rest_seconds else float("-inf")
             job.work = None
         try:
             self._done(outcome)
         except Exception:
-            log.exception("%s: unexpected error while the end of work for %s was told", self._name, key)
+            shown = without_url_secrets(key)
+            log.exception("%s: unexpected error while the end of work for %s was told", self._name, shown)
         finally:
             with self._lock:
                 if job.work is None:

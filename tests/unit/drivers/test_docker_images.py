@@ -230,7 +230,7 @@ class PullSite:
     def refresh(self, image: str, **registry: str) -> None:
         """Get the image anew, from a registry that now has these tags of the repository."""
         self.engine.registry.update({f"repo:{tag}": found for tag, found in registry.items()})
-        self.now += 2 * PullLimits().refresh_seconds
+        self.now += 2 * PullLimits().rest.success_seconds
         self.keeper.prepare(image, Path("/"))
         settle()
 

@@ -14,8 +14,6 @@ import pytest
 from vac.drivers import images
 from vac.drivers.base import CreationFailed, Trace, traces_of
 from vac.drivers.images import (
-    LONGEST_PAUSE_SECONDS,
-    REFRESH_SECONDS,
     ImageFacts,
     ImageFiles,
     ImageVersion,
@@ -147,7 +145,7 @@ def test_a_bug_is_a_failure_and_tried_again(site: Site, caplog: pytest.LogCaptur
     wait_until(lambda: "unexpected RuntimeError (see the log); next attempt" in (site.prepare() or ""))
     assert "a bug" in caplog.text
     site.images._fetch = fetch
-    site.now += LONGEST_PAUSE_SECONDS
+    site.now += images.REST.longest_seconds
     site.source.answers.put(None)
     wait_until(lambda: site.prepare() is None)
 
@@ -163,14 +161,14 @@ def test_another_reason_of_failure_is_news_and_the_same_is_none(site: Site) -> N
         thread.join(60)
         assert site.woken.is_set() is news
         assert reason in (site.prepare() or "")
-        site.now += LONGEST_PAUSE_SECONDS
+        site.now += images.REST.longest_seconds
 
 
 def test_a_copy_serves_while_the_server_is_asked_again(site: Site) -> None:
     site.source.answers.put(None)
     wait_until(lambda: site.prepare() is None)
     site.source.asked.get(timeout=60)
-    site.now += REFRESH_SECONDS
+    site.now += images.REST.success_seconds
     assert site.prepare() is None
     assert site.source.asked.get(timeout=60) == (URL, None)
     assert site.path() == site.source.path
