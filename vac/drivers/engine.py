@@ -1,8 +1,8 @@
 """An engine's threads: they open the driver and make the calls that may never return, so that nobody else waits.
 
-Three daemon threads go with one engine: one observes, one creates and ends machines (or, where these don't depend on
-one another, one for each machine to which something is being done), one listens for events. Results are posted as
-messages to the factory's loop, which alone writes state.
+Daemon threads go with one engine: one observes, one listens for events, and while there is something to do one creates
+and ends machines (or, where these don't depend on one another, one for each machine). Results are posted as messages to
+the factory's loop, which alone writes state.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ from __future__ import annotations
 import collections
 import enum
 import logging
-import queue
 import threading
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -29,7 +28,7 @@ from vac.drivers.base import (
     Observed,
     Usage,
 )
-from vac.host.connections import Contact
+from vac.host.connections import Contact, Sampling
 
 FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 1.0, 60.0
 """Between attempts to listen for events again, after they broke off, unless observing shows that they can work."""
@@ -161,8 +160,8 @@ class InlineEngine:
         self._pending: set[Action] = set()
         self._observation_failure: str | None = None
         self._detailed: set[str] = set()
-        self._adopted: Mapping[str, str] = {}
-        self._followed: Mapping[str, LeftProcess] = {}
+        self._adopted: tuple[Mapping[str, str], Mapping[str, LeftProcess]] = {}, {}
+        self._sampling = Sampling(clock)
 
     def request_observation(self) -> None:
         """Ask for an Observation. While one is being made, one more is remembered."""
@@ -190,17 +189,11 @@ class InlineEngine:
         driver = self._driver
         return driver.notices() if driver else ()
 
-    def adopt(self, machines: Mapping[str, str]) -> None:
+    def adopt(self, machines: Mapping[str, str], processes: Mapping[str, LeftProcess]) -> None:
         """Tell the driver, now or when it is opened, which machines are the factory's own; see Driver."""
-        self._adopted = machines
+        self._adopted = machines, processes
         if driver := self._driver:
-            driver.adopt(machines)
-
-    def follow(self, processes: Mapping[str, LeftProcess]) -> None:
-        """Tell the driver, now or when it is opened, of machines that an older Vac has left running; see Driver."""
-        self._followed = processes
-        if driver := self._driver:
-            driver.follow(processes)
+            driver.adopt(machines, processes)
 
     def settle(self, action: Action) -> None:
         """Forget an action whose result has been received and acted upon."""
@@ -240,8 +233,8 @@ class InlineEngine:
                 raise EngineUnavailable("its connection has been closed")
             if self._driver is None:
                 self._driver = self._open_driver()
-                self.adopt(self._adopted)
-                self.follow(self._followed)
+                self._driver.wake = lambda: self._post(Changed(self.name, ""))
+                self.adopt(*self._adopted)
             driver = self._driver
         if self._closed.is_set():
             self._close_driver()
@@ -285,10 +278,9 @@ class InlineEngine:
     def _look(self, driver: Driver, asked_time: float) -> Observation:
         machines = tuple(driver.list())
         usage, details = dict(driver.usage()), self._details(driver, machines)
-        traces = driver.traces()
-        for uuid, trace in traces.items():
-            details[uuid] = {**details.get(uuid, {}), **trace.facts}
-        contacts = {uuid: trace.contacts for uuid, trace in traces.items() if trace.contacts}
+        for uuid, facts in driver.news().items():
+            details[uuid] = {**details.get(uuid, {}), **facts}
+        contacts = {uuid: ends for uuid, ends in self._sampling.sample(driver.contacts).items() if ends}
         details = {uuid: facts for uuid, facts in details.items() if facts}
         return Observation(self.name, machines, usage, asked_time, self._clock(), details, contacts)
 
@@ -326,7 +318,7 @@ class InlineEngine:
 
 
 class Engine(InlineEngine):
-    """The engine with its three threads. No method blocks, whatever the engine does.
+    """The engine with its threads. No method blocks, whatever the engine does.
 
     apart: kinds of actions that need not wait for other machines: they are done in a thread for each machine, in order.
     """
@@ -345,8 +337,7 @@ class Engine(InlineEngine):
         self._executor = KeyedSerialExecutor(f"{name}-acting")
         self._observation_wanted = threading.Event()
         self._answers_again = threading.Event()
-        self._actions: queue.SimpleQueue[tuple[Action, Callable[[Driver], None]] | None] = queue.SimpleQueue()
-        for task in (self._keep_observing, self._keep_acting, self._keep_listening):
+        for task in (self._keep_observing, self._keep_listening):
             title = f"{name}-{task.__name__.rpartition('_')[2]}"
             threading.Thread(target=task, name=title, daemon=True).start()
 
@@ -359,13 +350,10 @@ class Engine(InlineEngine):
         super().close()
         self._observation_wanted.set()
         self._answers_again.set()
-        self._actions.put(None)
 
     def _submit(self, action: Action, call: Callable[[Driver], None]) -> None:
-        if action.kind in self._apart:
-            self._executor.submit(action.name, lambda: self._act_unless_closed(action, call))
-        else:
-            self._actions.put((action, call))
+        key = action.name if action.kind in self._apart else ""
+        self._executor.submit(key, lambda: self._act_unless_closed(action, call))
 
     def _act_unless_closed(self, action: Action, call: Callable[[Driver], None]) -> None:
         if not self._closed.is_set():
@@ -381,10 +369,6 @@ class Engine(InlineEngine):
             self._observe()
             if failure is not None and self._observation_failure is None:
                 self._answers_again.set()
-
-    def _keep_acting(self) -> None:
-        while (asked := self._actions.get()) is not None and not self._closed.is_set():
-            self._act(*asked)
 
     def _keep_listening(self) -> None:
         pause_seconds = FIRST_PAUSE_SECONDS

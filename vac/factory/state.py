@@ -212,9 +212,9 @@ class FactoryState:
         if name not in self.engines:
             engine = self.engines[name] = self.open_engine(machine_model, self.settings)
             found = [slot.machine for slot in self.slots_of(name) if slot.machine]
-            engine.adopt({machine.uuid: machine.name for machine in found})
             left = {machine.uuid: machines.left_process(machine, self.settings) for machine in found}
-            engine.follow({uuid: process for uuid, process in left.items() if process})
+            names = {machine.uuid: machine.name for machine in found}
+            engine.adopt(names, {uuid: process for uuid, process in left.items() if process})
             engine.request_observation()
         return self.engines[name]
 

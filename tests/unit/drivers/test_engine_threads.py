@@ -36,6 +36,7 @@ from vac.drivers.engine import (
     Observation,
     ObservationFailed,
 )
+from vac.host.connections import Contact
 
 CREATE, STOP, DESTROY = ActionKind.CREATE, ActionKind.STOP, ActionKind.DESTROY
 PATIENCE = 60.0
@@ -437,6 +438,7 @@ def test_inline_engine_answers_before_it_returns(clock: Clock, fake: FakeEngine)
     assert [type(message) for message in messages] == [ActionDone, Observation]
 
 
+SOMEBODY = Contact("tcp", "192.0.2.1", 443, incoming=False)
 TYPE, SETTINGS, FILES = Machinetype("t"), Settings(), Path("files")
 
 
@@ -450,6 +452,7 @@ class Talkative(FakeDriver):
         self.knows = True
         self.adopted: Mapping[str, str] = {}
         self.followed: Mapping[str, LeftProcess] = {}
+        self.ends = {"u1": frozenset([SOMEBODY]), "u2": frozenset[Contact]()}
 
     def list(self) -> list[Observed]:
         return self.machines
@@ -464,11 +467,14 @@ class Talkative(FakeDriver):
         self.asked.append(uuid)
         return {"image_digest": f"sha256:{uuid}"} if self.knows else {}
 
-    def adopt(self, machines: Mapping[str, str]) -> None:
-        self.adopted = machines
+    def news(self) -> Mapping[str, Mapping[str, str]]:
+        return {"u1": {"user": "nobody"}} if self.knows else {}
 
-    def follow(self, processes: Mapping[str, LeftProcess]) -> None:
-        self.followed = processes
+    def contacts(self) -> Mapping[str, frozenset[Contact]]:
+        return self.ends
+
+    def adopt(self, machines: Mapping[str, str], processes: Mapping[str, LeftProcess]) -> None:
+        self.adopted, self.followed = machines, processes
 
 
 @pytest.fixture
@@ -507,9 +513,8 @@ def test_a_driver_that_cannot_be_opened_yet_is_tried_again() -> None:
 
 def test_optional_abilities_reach_the_driver_behind(talkative: Talkative) -> None:
     engine, posted = engine_of(lambda: talkative)
-    engine.adopt({"u1": "f1-00.example.com"})
     left = LeftProcess("f1-00.example.com", 17, 1000.0, "nobody", 1, 2**31, 0.0)
-    engine.follow({"u1": left})
+    engine.adopt({"u1": "f1-00.example.com"}, {"u1": left})
     assert engine.prepare(TYPE, SETTINGS, FILES) is None, "nothing is known before it is open"
     assert engine.notices() == ()
     engine.request_observation()
@@ -518,7 +523,7 @@ def test_optional_abilities_reach_the_driver_behind(talkative: Talkative) -> Non
     assert talkative.followed == {"u1": left}
     assert engine.prepare(TYPE, SETTINGS, FILES) == "pulling the image of t"
     assert engine.notices() == ["no rule masquerades"]
-    engine.adopt({})
+    engine.adopt({}, {})
     assert talkative.adopted == {}
 
 
@@ -530,16 +535,33 @@ def test_details_of_each_machine_that_runs_are_asked_until_they_are_known(talkat
         message = posted()
         assert isinstance(message, Observation)
         seen.append(message.details)
-    assert seen == [{}, {"u1": {"image_digest": "sha256:u1"}}, {}]
+    first = {"image_digest": "sha256:u1", "user": "nobody"}
+    assert seen == [{}, {"u1": first}, {"u1": {"user": "nobody"}}], "news are told whenever there are some"
     talkative.machines = [Observed("f1-00.example.com", "u2", EngineState.ENDED)]
     engine.request_observation()
     posted()
     assert talkative.asked == ["u1", "u1"]
 
 
+def test_contacts_are_those_of_machines_that_have_some(talkative: Talkative) -> None:
+    engine, posted = engine_of(lambda: talkative)
+    engine.request_observation()
+    message = posted()
+    assert isinstance(message, Observation)
+    assert message.contacts == {"u1": frozenset([SOMEBODY])}
+
+
+def test_another_answer_of_prepare_is_a_change(talkative: Talkative) -> None:
+    engine, posted = engine_of(lambda: talkative)
+    engine.request_observation()
+    posted()
+    talkative.changed()
+    assert posted() == Changed("docker", "")
+
+
 def test_a_driver_without_the_abilities_needs_none() -> None:
     engine, posted = engine_of(lambda: FakeEngine(lambda: 0.0).driver())
-    engine.adopt({"u1": "f1-00.example.com"})
+    engine.adopt({"u1": "f1-00.example.com"}, {})
     engine.request_observation()
     message = posted()
     assert isinstance(message, Observation) and message.details == {}

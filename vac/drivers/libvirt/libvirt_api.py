@@ -124,7 +124,7 @@ class Connection:
 
 
 class EventReader:
-    """Reads the hypervisor's lifecycle events, and what else is news to the factory, as one stream of machine names.
+    """Reads the hypervisor's lifecycle events as a stream of machine names.
 
     sample is called, in the listener's thread, after each event and every SAMPLE_SECONDS; it may raise
     EngineUnavailable. ours tells if a domain of that name may be a machine of this factory.
@@ -140,15 +140,12 @@ class EventReader:
         self._listener: queue.Queue[_News] | None = None
         self._closed = False
 
-    def wake(self) -> None:
-        """Make listen() yield ""."""
-        self._put("")
-
     def close(self) -> None:
         """End listen()."""
         with self._lock:
             self._closed = True
-        self._put(None)
+            if self._listener is not None:
+                self._listener.put(None)
 
     def listen(self) -> Iterator[str]:
         """Yield names of machines that have changed, "" for any. Ends with close()."""
@@ -199,16 +196,9 @@ class EventReader:
                 return
             if isinstance(item, EngineUnavailable):
                 raise item
-            if item and not self._ours(item):
-                continue
-            if item:
+            if self._ours(item):
                 self._sample()
-            yield item
-
-    def _put(self, item: _News) -> None:
-        with self._lock:
-            if self._listener is not None:
-                self._listener.put(item)
+                yield item
 
 
 def _hang_up(connection: libvirt.virConnect, callback: int | None) -> None:

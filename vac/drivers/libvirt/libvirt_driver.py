@@ -27,11 +27,10 @@ from vac.drivers.base import (
     EngineState,
     EngineUnavailable,
     Fetch,
+    LeftProcess,
     MachineSpec,
     Observed,
-    Trace,
     Usage,
-    traces_of,
 )
 from vac.drivers.images import ImageFacts, ImageFiles, version_of
 from vac.drivers.libvirt.libvirt_api import (
@@ -63,7 +62,7 @@ from vac.drivers.libvirt.libvirt_domain import (
 )
 from vac.drivers.libvirt.libvirt_network import NetworkKeeper
 from vac.drivers.volumes import GB, Run, Volumes
-from vac.host.connections import Sampling, tracked
+from vac.host.connections import Contact, tracked
 from vac.host.nat import NatHost
 from vac.logs import OnChange
 
@@ -106,10 +105,9 @@ class LibvirtDriver(Driver):
         self._grace_seconds = grace_seconds
         self._connection = Connection(settings.libvirt_uri, settings.vm_domain_type)
         self._events = EventReader(self._connection, self._look, self._may_be_ours)
-        self._images = ImageFiles(fetch, self._events.wake)
-        self._network = NetworkKeeper(self._connection, self._events.wake, nat)
+        self._images = ImageFiles(fetch, self.changed)
+        self._network = NetworkKeeper(self._connection, self.changed, nat)
         self._image_facts = ImageFacts()
-        self._sampling = Sampling()
         self._maker = DomainMaker()
         self._samples = Samples()
         self._looking = threading.Lock()
@@ -130,7 +128,7 @@ class LibvirtDriver(Driver):
         text = f"{unfiltered} VM(s) without libvirt's filter {FILTER}: such a VM can take another's address"
         return [*self._network.notices(), *([text] if unfiltered else ())]
 
-    def adopt(self, machines: Mapping[str, str]) -> None:
+    def adopt(self, machines: Mapping[str, str], processes: Mapping[str, LeftProcess]) -> None:
         self._adopted = dict(machines)
 
     def list(self) -> Sequence[Observed]:
@@ -196,10 +194,11 @@ class LibvirtDriver(Driver):
         }
         return {name: text for name, text in details.items() if text}
 
-    def traces(self) -> Mapping[str, Trace]:
-        addresses = {uuid: facts.address for uuid, facts in list(self._facts.items()) if facts.address}
-        found = self._sampling.sample(lambda: tracked(addresses))
-        return traces_of(self._image_facts.news(machine.uuid for machine in self._samples.all()), found)
+    def news(self) -> Mapping[str, Mapping[str, str]]:
+        return self._image_facts.news(machine.uuid for machine in self._samples.all())
+
+    def contacts(self) -> Mapping[str, frozenset[Contact]]:
+        return tracked({uuid: facts.address for uuid, facts in list(self._facts.items()) if facts.address})
 
     def events(self) -> Iterator[str]:
         return self._events.listen()

@@ -293,7 +293,9 @@ class NetworkKeeper:
     """Keeps the network right in the background, and knows if it is. For any thread. wake is called when it has become
     right."""
 
-    def __init__(self, connection: Connection, wake: Callable[[], None], host: NatHost | None = None) -> None:
+    def __init__(
+        self, connection: Connection, wake: Callable[[], object], host: NatHost | None = None
+    ) -> None:
         self._connection = connection
         self._wake = wake
         self._host = host or NatHost()

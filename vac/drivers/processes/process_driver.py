@@ -28,15 +28,11 @@ from vac.drivers.base import (
     LeftProcess,
     MachineSpec,
     Observed,
-    Trace,
     Usage,
-    traces_of,
 )
 from vac.drivers.images import ImageFacts, ImageFiles
 from vac.drivers.processes import launch
 from vac.drivers.processes.classic_takeover import take_over
-from vac.drivers.processes.console_log import NAME as CONSOLE_LOG
-from vac.drivers.processes.console_log import ConsoleKeeper, close_up
 from vac.drivers.processes.launch_plan import (
     STATUS_FILE,
     LaunchStatus,
@@ -51,10 +47,10 @@ from vac.drivers.processes.launch_plan import (
     read_status,
     told_in,
 )
+from vac.drivers.processes.machine_watch import CONSOLE_LOG, MachineWatcher, close_up
 from vac.drivers.volumes import Volumes
-from vac.host.cgroup_watch import EndWatcher
 from vac.host.cgroups import CgroupError, Groups, open_groups
-from vac.host.connections import Contact, Sampling, contacts_by_group, host_addresses
+from vac.host.connections import Contact, contacts_by_group, host_addresses
 from vac.text import without_url_secrets
 
 KILL_SECONDS = 60.0
@@ -85,11 +81,10 @@ class ProcessDriver(Driver):
     def __init__(self, groups: Groups, fetch: Fetch | None = None, machines: Path | None = None) -> None:
         self._groups = groups
         self._machines_directory = machines
-        self._watcher = EndWatcher(groups)
-        self._images = ImageFiles(fetch, self._watcher.wake)
+        self._watcher = MachineWatcher(groups, self._own_directories)
+        self._images = ImageFiles(fetch, self.changed)
         self._facts = ImageFacts()
         self._volumes = Volumes()
-        self._sampling = Sampling()
         self._lock = threading.Lock()
         self._starting: set[str] = set()
         self._runs: set[str] = set()
@@ -102,7 +97,6 @@ class ProcessDriver(Driver):
         self._left: Mapping[str, LeftProcess] = {}
         self._taken_over: dict[str, float] = {}
         """By uuid of a classic machine, CPU seconds that it has used outside its group."""
-        self._consoles = ConsoleKeeper(self._own_directories)
 
     def list(self) -> Sequence[Observed]:
         """See Driver."""
@@ -172,7 +166,7 @@ class ProcessDriver(Driver):
         self._forget(f"{name}_{uuid}")
         self._taken_over.pop(uuid, None)
 
-    def follow(self, processes: Mapping[str, LeftProcess]) -> None:
+    def adopt(self, machines: Mapping[str, str], processes: Mapping[str, LeftProcess]) -> None:
         """See Driver."""
         self._left = processes
 
@@ -200,7 +194,6 @@ class ProcessDriver(Driver):
 
     def close(self) -> None:
         """See Driver. Where there are no machines, no trace is left."""
-        self._consoles.close()
         self._watcher.close()
         self._groups.tidy()
 
@@ -208,15 +201,16 @@ class ProcessDriver(Driver):
         """See Driver."""
         return self._images.prepare(machinetype.root_image, None, files) if _fetches(machinetype) else None
 
-    def traces(self) -> Mapping[str, Trace]:
+    def news(self) -> Mapping[str, Mapping[str, str]]:
         """See Driver."""
-        uuids = {_identity(group)[1]: group for group in self._machines()}
-
-        def look() -> Mapping[str, frozenset[Contact]]:
-            return contacts_by_group({uuid: self._groups.processes(group) for uuid, group in uuids.items()})
-
         with _unavailable():
-            return traces_of(self._facts.news(uuids), self._sampling.sample(look))
+            return self._facts.news(_identity(group)[1] for group in self._machines())
+
+    def contacts(self) -> Mapping[str, frozenset[Contact]]:
+        """See Driver."""
+        return contacts_by_group(
+            {_identity(group)[1]: self._groups.processes(group) for group in self._machines()}
+        )
 
     def _with_image(self, spec: MachineSpec) -> MachineSpec:
         """Replace a root_image that is a URL by the path of its copy, readable by the machine's user."""

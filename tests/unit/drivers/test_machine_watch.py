@@ -1,4 +1,4 @@
-"""Console logs of process machines don't fill the disk."""
+"""The ends of process machines are told, and their console logs don't fill the disk."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from vac.drivers.processes import console_log
-from vac.drivers.processes.console_log import KEPT_BYTES, SLACK_BYTES, ConsoleKeeper, close_up, limit
+from vac.drivers.processes import machine_watch
+from vac.drivers.processes.machine_watch import KEPT_BYTES, SLACK_BYTES, MachineWatcher, close_up, limit
+from vac.host.cgroups import GroupsV2
 
 MOST = 2 * KEPT_BYTES + SLACK_BYTES
 
@@ -55,10 +56,10 @@ def test_a_log_that_was_blown_up_by_its_machine_is_closed_up(tmp_path: Path) -> 
     assert log.stat().st_size < 2 * KEPT_BYTES + 100
 
 
-def test_the_keeper_looks_at_all_logs_and_survives_absent_ones(
+def test_all_logs_are_limited_and_absent_ones_do_not_matter(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(console_log, "LOOK_SECONDS", 0.01)
+    monkeypatch.setattr(machine_watch, "LOOK_SECONDS", 0.01)
     seen = threading.Event()
 
     def directories() -> list[Path]:
@@ -69,6 +70,11 @@ def test_the_keeper_looks_at_all_logs_and_survives_absent_ones(
     large = tmp_path / "own/console.log"
     large.parent.mkdir()
     large.write_bytes(b"x" * (MOST + 10_000_000))
-    keeper = ConsoleKeeper(directories)
+    (tmp_path / "cgroup.controllers").touch()
+    watcher = MachineWatcher(GroupsV2(tmp_path, "f1"), directories)
+    listener = threading.Thread(target=lambda: list(watcher.ends()))
+    listener.start()
     assert seen.wait(60)
-    keeper.close()
+    watcher.close()
+    listener.join(60)
+    assert not listener.is_alive()
