@@ -242,7 +242,6 @@ class GroupsV1(Groups):
         super().__init__(tuple(dict.fromkeys((*self._home.values(), *systemd))))
 
     def usage(self, name: str) -> GroupUsage:
-        """See Groups."""
         return _read_usage_v1(self._home["cpuacct"] / name, self._home["memory"] / name)
 
     def watch(self, name: str) -> Watch | None:
@@ -284,7 +283,6 @@ class GroupsV2(Groups):
         super().__init__((self._home,))
 
     def usage(self, name: str) -> GroupUsage:
-        """See Groups."""
         return _read_usage_v2(self._home / name)
 
     def watch(self, name: str) -> Watch | None:

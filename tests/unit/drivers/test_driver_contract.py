@@ -197,7 +197,7 @@ class LibvirtSite(ContractSite):
 
     def successor(self) -> Driver:
         driver = LibvirtDriver(self.settings, grace_seconds=0.0)
-        setattr(driver._maker, "volumes", Volumes(no_lvm))  # noqa: B010
+        setattr(driver, "_volumes", Volumes(no_lvm))  # noqa: B010
         return driver
 
     def end(self, spec: MachineSpec) -> None:

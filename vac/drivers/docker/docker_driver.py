@@ -15,7 +15,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Callable
+from typing import Any, Callable, NamedTuple
 
 import docker.errors
 import requests
@@ -176,10 +176,7 @@ class DockerDriver(Driver):
                 if each.state in ALIVE and not self._meter.knows(each.id):
                     self._measure(client, each.id, each.own_network)
         used = self._meter.read(each.id for each in listed)
-        ends = {id_: end.time for id_, end in self._ends.items() if end is not None}
-        return {
-            each.uuid: replace(used.get(each.id, Usage()), ended_time=ends.get(each.id)) for each in listed
-        }
+        return {each.uuid: used.get(each.id, Usage()) for each in listed}
 
     def create(self, spec: MachineSpec) -> None:
         self._creating.add(spec.uuid)
@@ -275,9 +272,7 @@ class DockerDriver(Driver):
                 self._meter.add(container_id, pid, own_network)
 
 
-def open_driver(settings: Settings, fetch: Callable[[str], Path] | None = None) -> DockerDriver:
-    """Return the driver of the engine at docker_host, without asking the engine anything yet."""
-    return DockerDriver(settings, fetch)
+open_driver = DockerDriver
 
 
 def adoptable(machines: Mapping[str, str]) -> Mapping[str, str]:
@@ -324,8 +319,7 @@ def written_directories(inspected: Mapping[str, Any]) -> list[str]:
     return [path for path in found if isinstance(path, str) and path.startswith("/") and ":" not in path]
 
 
-@dataclass(frozen=True)
-class End:
+class End(NamedTuple):
     """End of a container; None: unknown, or it hasn't ended."""
 
     time: float | None = None

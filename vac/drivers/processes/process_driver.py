@@ -99,19 +99,16 @@ class ProcessDriver(Driver):
         """By uuid of a classic machine, CPU seconds that it has used outside its group."""
 
     def list(self) -> Sequence[Observed]:
-        """See Driver."""
         self._reap()
         with _unavailable():
             self._take_over()
             return [self._observed(group) for group in self._machines()]
 
     def usage(self) -> Mapping[str, Usage]:
-        """See Driver."""
         with _unavailable():
             return {_identity(group)[1]: self._usage(group) for group in self._machines()}
 
     def create(self, spec: MachineSpec) -> None:
-        """See Driver."""
         with self._volumes.mounted(spec):
             self._create(spec)
 
@@ -145,13 +142,11 @@ class ProcessDriver(Driver):
                 self._starting.discard(group)
 
     def stop(self, name: str, uuid: str) -> None:
-        """See Driver."""
         with _unavailable():
             self._groups.kill_all(f"{name}_{uuid}", KILL_SECONDS)
         self._reap()
 
     def destroy(self, name: str, uuid: str) -> None:
-        """See Driver."""
         self.stop(name, uuid)
         self._status(f"{name}_{uuid}")
         with self._lock:
@@ -167,7 +162,6 @@ class ProcessDriver(Driver):
         self._taken_over.pop(uuid, None)
 
     def adopt(self, machines: Mapping[str, str], processes: Mapping[str, LeftProcess]) -> None:
-        """See Driver."""
         self._left = processes
 
     def _take_over(self) -> None:
@@ -184,7 +178,6 @@ class ProcessDriver(Driver):
             self._left = {}
 
     def events(self) -> Iterator[str]:
-        """See Driver."""
         with _unavailable():
             for group in self._watcher.ends():
                 with self._lock:
@@ -198,16 +191,13 @@ class ProcessDriver(Driver):
         self._groups.tidy()
 
     def prepare(self, machinetype: Machinetype, settings: Settings, files: Path) -> str | None:
-        """See Driver."""
         return self._images.prepare(machinetype.root_image, None, files) if _fetches(machinetype) else None
 
     def news(self) -> Mapping[str, Mapping[str, str]]:
-        """See Driver."""
         with _unavailable():
             return self._facts.news(_identity(group)[1] for group in self._machines())
 
     def contacts(self) -> Mapping[str, frozenset[Contact]]:
-        """See Driver."""
         return contacts_by_group(
             {_identity(group)[1]: self._groups.processes(group) for group in self._machines()}
         )
