@@ -19,8 +19,7 @@ from vac.config.load import Configuration, ConfigurationError, Loader
 from vac.config.machinetype import Machinetype
 from vac.config.settings import Settings
 from vac.drivers.base import Driver, MachineSpec
-from vac.drivers.engine import Action, Changed, InlineEngine
-from vac.drivers.registry import engine_name
+from vac.drivers.engine import Action, Changed, InlineEngine, engine_name
 from vac.factory import loop
 from vac.factory.contexts import Run
 from vac.factory.loop import Factory, Message, Wake

@@ -12,6 +12,7 @@ from __future__ import annotations
 import collections
 import contextlib
 import logging
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -65,7 +66,7 @@ class _Job(Generic[_T]):
 
 
 class BackgroundWork(Generic[_T]):
-    """Work in threads, at most at_once pieces together; the others wait in order. For any thread.
+    """Work in threads, at most at_once pieces together; the others wait in order. For any thread. None: no limit.
 
     done is called from the work's thread with each Outcome, when start() would do something for the key again, but for
     its rest. Work fails by raising an OSError or ValueError with a reason; any other exception is logged as a bug, and
@@ -77,7 +78,7 @@ class BackgroundWork(Generic[_T]):
         name: str,
         done: Callable[[Outcome[_T]], object] = lambda outcome: None,
         *,
-        at_once: int = 1,
+        at_once: int | None = 1,
         deadline_seconds: float | None = None,
         rest: Rest | None = None,
         most_late: int = 16,
@@ -86,7 +87,7 @@ class BackgroundWork(Generic[_T]):
         """name: of the threads."""
         self._name = name
         self._done = done
-        self._at_once = at_once
+        self._at_once = sys.maxsize if at_once is None else at_once
         self._deadline_seconds = deadline_seconds
         self._rest = rest or Rest()
         self._most_late = most_late

@@ -1,4 +1,4 @@
-"""An engine's threads: they open the driver and make the calls that may never return, so that nobody else waits.
+"""Engines by machine model, and their threads, which make the calls that may never return, so that nobody else waits.
 
 Daemon threads go with one engine: one observes, one listens for events, and while there is something to do one creates
 and ends machines (or, where these don't depend on one another, one for each machine). Results are posted as messages to
@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import collections
 import enum
+import importlib
 import logging
 import threading
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Callable, NamedTuple, TypeVar, Union
+from typing import Callable, NamedTuple, TypeVar, Union, cast
 
 from vac.config.machinetype import Machinetype
 from vac.config.settings import Settings
@@ -23,6 +24,7 @@ from vac.drivers.base import (
     Driver,
     EngineState,
     EngineUnavailable,
+    Fetch,
     LeftProcess,
     MachineSpec,
     Observed,
@@ -32,6 +34,24 @@ from vac.host.connections import Contact, Sampling
 
 FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 1.0, 60.0
 """Between attempts to listen for events again, after they broke off, unless observing shows that they can work."""
+
+ENGINES = {
+    "cernvm3": "libvirt",
+    "cernvm4": "libvirt",
+    "vm-raw": "libvirt",
+    "docker": "docker",
+    "singularity": "processes",
+    "bubblewrap": "processes",
+}
+"""By machine model. Singularity and bubblewrap share one, as their machines share one tree of cgroups."""
+MODULES = {
+    "libvirt": "vac.drivers.libvirt.libvirt_driver",
+    "docker": "vac.drivers.docker.docker_driver",
+    "processes": "vac.drivers.processes.process_driver",
+}
+"""By engine; each has a function open_driver(settings, fetch)."""
+PACKAGES = {"libvirt": "python3-libvirt", "docker": "python3-docker"}
+"""Packages of engines' Python libraries, by the names that Debian and EL9 share."""
 
 _log = logging.getLogger(__name__)
 _Result = TypeVar("_Result")
@@ -43,6 +63,14 @@ class ActionKind(enum.Enum):
     CREATE = "create"
     STOP = "stop"
     DESTROY = "destroy"
+
+
+APART: Mapping[str, frozenset[ActionKind]] = {
+    "libvirt": frozenset([ActionKind.STOP]),
+    "processes": frozenset(ActionKind),
+}
+"""By engine what must not wait for other machines: stops where machines get time to end by themselves, and all where a
+creation may hang with the file system that its image is on."""
 
 
 class Action(NamedTuple):
@@ -420,3 +448,30 @@ class KeyedSerialExecutor:
                     return
                 task = self._waiting[key].popleft()
             task()
+
+
+def engine_name(machine_model: str) -> str:
+    """Return the engine that makes machines of this model.
+
+    An unknown one, as a slot of another version may have, is an engine of its own that can't be reached.
+    """
+    return ENGINES.get(machine_model, machine_model)
+
+
+def driver_for(machine_model: str, settings: Settings, fetch: Fetch | None = None) -> Driver:
+    """Return a new driver for the engine of this machine model; fetch is what it gets images with, None: nothing.
+
+    Raises EngineUnavailable, also if the engine's library is not installed.
+    """
+    engine = engine_name(machine_model)
+    if engine not in MODULES:
+        raise EngineUnavailable(f"machine_model {machine_model} is not known to this version")
+    try:
+        module = importlib.import_module(MODULES[engine])
+    except ImportError as error:
+        if error.name == MODULES[engine]:
+            reason = f"machine_model {machine_model} is not available in this version"
+        else:
+            reason = f"{error}; install {PACKAGES.get(engine, 'it')}"
+        raise EngineUnavailable(reason) from error
+    return cast(Driver, module.open_driver(settings, fetch))

@@ -25,8 +25,6 @@ FIRST_LOOK_SECONDS = 1.0
 """How long missing() waits for an image that may be there already."""
 REST = Rest(success_seconds=600.0, first_failure_seconds=30.0, longest_seconds=1800.0)
 """Of image files: how often a server is asked for a newer version, and pauses after failures."""
-AT_ONCE = 1000
-"""One image that hangs holds up no other."""
 MOST_VERSIONS = 200
 """Versions of image files whose digests are remembered; the oldest are forgotten first."""
 
@@ -67,7 +65,7 @@ class ImageStore(Generic[Held]):
         self._wake = wake
         self._keeps_old = keeps_old
         self._entries: dict[str, Entry[Held]] = {}
-        self._work: BackgroundWork[Held] = BackgroundWork("image", self._done, at_once=AT_ONCE, clock=clock)
+        self._work: BackgroundWork[Held] = BackgroundWork("image", self._done, at_once=None, clock=clock)
 
     def missing(
         self, key: str, shown: str, doing: str, get: Callable[[Entry[Held]], Held], rest: Rest
@@ -289,7 +287,7 @@ class ImageFacts:
         self._lock = threading.Lock()
         self._facts: dict[str, tuple[dict[str, str], ImageVersion | None]] = {}
         self._digests: dict[ImageVersion, str | None] = {}
-        self._work: BackgroundWork[None] = BackgroundWork("digest", at_once=AT_ONCE)
+        self._work: BackgroundWork[None] = BackgroundWork("digest", at_once=None)
 
     def note(self, uuid: str, facts: Mapping[str, str], image: ImageVersion | None) -> None:
         """Keep the facts of a new machine, made of this version of an image file if of one."""

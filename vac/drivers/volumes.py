@@ -28,8 +28,6 @@ GROUP_LOOK_SECONDS = 300.0
 """How long it is remembered whether the default group exists."""
 WIPE_PATIENCE_SECONDS = 5.0
 """How long a machine's removal waits for its volume to be wiped, before it has to be asked for again."""
-AT_ONCE = 1000
-"""One disk that is slow holds up no other."""
 Run = Callable[[Sequence[str]], str]
 """Runs a command and returns its output; raises CreationFailed with what it says."""
 PACKAGES = {"blkdiscard": "util-linux", "mkfs.ext4": "e2fsprogs", "mount": "mount", "umount": "mount"}
@@ -77,7 +75,7 @@ class Volumes:
         self._clock = clock
         self._wiped: dict[str, Outcome[None]] = {}
         """By device, until somebody has waited for it."""
-        self._wiping: BackgroundWork[None] = BackgroundWork("wiping", self._note_wiped, at_once=AT_ONCE)
+        self._wiping: BackgroundWork[None] = BackgroundWork("wiping", self._note_wiped, at_once=None)
         self._in_use: str | None = None
         self._default: str | None = None
         self._default_until = float("-inf")

@@ -14,8 +14,8 @@ from vac.config.load import Configuration
 from vac.config.machinetype import VM_MODELS, Machinetype
 from vac.context.user_data import ContextRequest
 from vac.drivers.base import CreationFailed, MachineSpec
+from vac.drivers.engine import engine_name
 from vac.drivers.processes.launch_plan import account
-from vac.drivers.registry import engine_name
 from vac.factory.contexts import Contexts
 from vac.factory.peers import Monitor
 from vac.factory.state import FactoryState, Slot

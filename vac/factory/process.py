@@ -17,8 +17,7 @@ from vac.config.machinetype import VM_MODELS, Machinetype
 from vac.config.settings import Settings
 from vac.context.downloads import GRID_CERTIFICATES, ImageCache, Local
 from vac.context.signatures import SignedImages
-from vac.drivers.engine import Engine, InlineEngine
-from vac.drivers.registry import APART, driver_for, engine_name
+from vac.drivers.engine import APART, Engine, InlineEngine, driver_for, engine_name
 from vac.factory.contexts import Run, in_thread
 from vac.factory.loop import Factory, Message, Stop, Stuck, Wake
 from vac.factory.peers import Ask, Monitor, Peers, ask_nobody

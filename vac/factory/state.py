@@ -12,8 +12,7 @@ from vac.clock import Clock, Moment
 from vac.config.load import Configuration, ConfigurationError
 from vac.config.settings import Settings
 from vac.drivers.base import EngineState, Usage
-from vac.drivers.engine import InlineEngine
-from vac.drivers.registry import engine_name
+from vac.drivers.engine import InlineEngine, engine_name
 from vac.lifecycle.phases import (
     Empty,
     Ended,

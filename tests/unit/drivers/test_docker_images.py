@@ -39,8 +39,8 @@ from vac.drivers.docker.docker_images import (
     pull_failure,
     renamed_archive,
 )
+from vac.drivers.engine import driver_for
 from vac.drivers.images import ImageUnavailable
-from vac.drivers.registry import driver_for
 
 
 def workers() -> set[threading.Thread]:

@@ -24,8 +24,6 @@ from vac.drivers.libvirt.libvirt_domain import FILTER, Hypervisor, hypervisor
 KEEPALIVE_SECONDS = 5
 KEEPALIVE_COUNT = 3
 """A daemon that doesn't answer so many times so many seconds apart counts as dead."""
-AT_ONCE = 1000
-"""One call that hangs holds up no other."""
 OPEN_SECONDS = 15.0
 """Deadline of connecting."""
 SAMPLE_SECONDS = 10.0
@@ -63,9 +61,7 @@ class Connection:
         self._connections: dict[str, libvirt.virConnect] = {}
         self._opened: dict[str, Outcome[Any]] = {}
         """Connections, or errors, that nobody has taken yet."""
-        self._opening: BackgroundWork[Any] = BackgroundWork(
-            "libvirt-open", self._note_opened, at_once=AT_ONCE
-        )
+        self._opening: BackgroundWork[Any] = BackgroundWork("libvirt-open", self._note_opened, at_once=None)
         self._hypervisor: Hypervisor | None = None
 
     @contextmanager

@@ -36,7 +36,6 @@ from vac.drivers.base import (
 )
 from vac.drivers.images import ImageFacts, ImageFiles, version_of
 from vac.drivers.libvirt.libvirt_api import (
-    AT_ONCE,
     GONE,
     Connection,
     EventReader,
@@ -113,7 +112,7 @@ class LibvirtDriver(Driver):
         self._image_facts = ImageFacts()
         self._volumes = Volumes()
         self._changes = OnChange(_log)
-        self._pressing: BackgroundWork[bool] = BackgroundWork("power-button", self._pressed, at_once=AT_ONCE)
+        self._pressing: BackgroundWork[bool] = BackgroundWork("power-button", self._pressed, at_once=None)
         self._refused: set[str] = set()
         """Machines whose power button couldn't be pressed."""
         self._samples = Samples()

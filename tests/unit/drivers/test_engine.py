@@ -1,10 +1,12 @@
-"""An engine's threads: what they post, and that a call that hangs holds up nobody else."""
+"""Engines by machine model; what their threads post, and that a call that hangs holds up nobody else."""
 
 from __future__ import annotations
 
 import dataclasses
 import logging
 import queue
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping
@@ -13,9 +15,8 @@ from pathlib import Path
 import pytest
 
 from tests.fake_driver import FakeDriver, FakeEngine, Script
-from vac.config.machinetype import Machinetype
+from vac.config.machinetype import MODELS, Machinetype
 from vac.config.settings import Settings
-from vac.drivers import registry
 from vac.drivers.base import (
     Driver,
     EngineState,
@@ -25,6 +26,8 @@ from vac.drivers.base import (
     Observed,
 )
 from vac.drivers.engine import (
+    APART,
+    MODULES,
     Action,
     ActionDone,
     ActionKind,
@@ -35,6 +38,8 @@ from vac.drivers.engine import (
     Message,
     Observation,
     ObservationFailed,
+    driver_for,
+    engine_name,
 )
 from vac.host.connections import Contact
 
@@ -174,7 +179,7 @@ def test_requests_during_an_observation_make_one_more(factory: Factory, fake: Fa
 def test_stops_that_take_their_time_hold_up_neither_each_other_nor_creations(
     fake: FakeEngine, clock: Clock, engine: str
 ) -> None:
-    factory = Factory(clock, fake.driver(), apart=registry.APART[engine])
+    factory = Factory(clock, fake.driver(), apart=APART[engine])
     names = [f"f1-0{number}.example.com" for number in range(3)]
     for name in names:
         factory.engine.create(spec(name, name))
@@ -593,3 +598,45 @@ def test_a_driver_that_is_still_being_opened_is_closed_afterwards(talkative: Tal
     engine.request_observation()
     failed = posted()
     assert isinstance(failed, ObservationFailed) and "closed" in failed.reason
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_every_model_has_an_engine(model: str) -> None:
+    assert engine_name(model) in MODULES
+
+
+def test_singularity_and_bubblewrap_share_an_engine() -> None:
+    assert engine_name("singularity") == engine_name("bubblewrap") == "processes"
+
+
+@pytest.mark.parametrize(
+    ("missing", "reason"),
+    [
+        ("vac.drivers.docker.docker_driver", "machine_model docker is not available in this version"),
+        ("docker", "install python3-docker"),
+    ],
+)
+def test_what_is_missing_is_told(monkeypatch: pytest.MonkeyPatch, missing: str, reason: str) -> None:
+    def import_module(name: str) -> object:
+        raise ModuleNotFoundError(f"No module named {missing!r}", name=missing)
+
+    monkeypatch.setattr("importlib.import_module", import_module)
+    with pytest.raises(EngineUnavailable, match=reason):
+        driver_for("docker", Settings())
+
+
+def test_a_model_that_is_not_known_has_an_engine_that_cannot_be_reached() -> None:
+    assert engine_name("lxc") == "lxc"
+    with pytest.raises(EngineUnavailable, match="machine_model lxc is not known to this version"):
+        driver_for("lxc", Settings())
+
+
+@pytest.mark.allow_subprocess
+def test_nothing_is_loaded_before_it_is_needed() -> None:
+    """In a Python of its own, for other tests here may have loaded any of them."""
+    loaded = "import sys, vac.factory.process, vac.drivers.engine; print(*sys.modules)"
+    modules = subprocess.run(
+        [sys.executable, "-c", loaded], check=True, capture_output=True, text=True
+    ).stdout.split()
+    assert "vac.drivers.engine" in modules
+    assert not {"libvirt", "docker", "waitress"}.intersection(modules)
