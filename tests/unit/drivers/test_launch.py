@@ -10,8 +10,7 @@ from typing import Any
 import pytest
 
 from tests.conftest import require_root
-from vac.drivers.processes.launch_plan import STATUS_FILE, read_status
-from vac.drivers.processes.process_driver import _spawn
+from vac.drivers.processes.launch_plan import STATUS_FILE, read_status, spawn
 from vac.host.filesystems import stamp_of
 from vac.host.syscall_filter import compiled
 
@@ -47,7 +46,7 @@ def start(tmp_path: Path, image: str) -> tuple[str, int]:
     }  # fmt: skip
     (tmp_path / "cgroup.procs").touch()
     with (tmp_path / "output").open("wb") as output, (tmp_path / STATUS_FILE).open("wb") as status:
-        child = _spawn(plan, output.fileno(), status.fileno())
+        child = spawn(plan, output.fileno(), status.fileno())
         exit_code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
     return (tmp_path / "output").read_text(), exit_code
 
