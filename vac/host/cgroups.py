@@ -196,17 +196,6 @@ class Groups(abc.ABC):
                     with contextlib.suppress(OSError):
                         directory.rmdir()
 
-    def _freeze_and_kill(self, name: str, switch: Path, on: str, off: str, frozen: Path, sign: str) -> None:
-        """Freeze the group so that nothing is forked meanwhile, kill its processes, and thaw it."""
-        switch.write_text(on)
-        deadline = time.monotonic() + FREEZE_SECONDS
-        while sign not in frozen.read_text() and time.monotonic() < deadline:
-            time.sleep(0.001)
-        for process in self.processes(name):
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(process, signal.SIGKILL)
-        switch.write_text(off)
-
     @abc.abstractmethod
     def usage(self, name: str) -> GroupUsage:
         """Return the group's usage until now, or until its end."""
@@ -266,8 +255,16 @@ class GroupsV1(Groups):
         (self._home["pids"] / name / "pids.max").write_text(str(limits.pids))
 
     def _kill(self, name: str) -> None:
+        """Freeze the group so that nothing is forked meanwhile, kill its processes, and thaw it."""
         state = self._home["freezer"] / name / "freezer.state"
-        self._freeze_and_kill(name, state, "FROZEN", "THAWED", state, "FROZEN")
+        state.write_text("FROZEN")
+        deadline = time.monotonic() + FREEZE_SECONDS
+        while "FROZEN" not in state.read_text() and time.monotonic() < deadline:
+            time.sleep(0.001)
+        for process in self.processes(name):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(process, signal.SIGKILL)
+        state.write_text("THAWED")
 
 
 class GroupsV2(Groups):
@@ -331,12 +328,7 @@ class GroupsV2(Groups):
             (group / "pids.max").write_text(str(limits.pids))
 
     def _kill(self, name: str) -> None:
-        group = self._home / name
-        if (group / "cgroup.kill").exists():
-            (group / "cgroup.kill").write_text("1")
-        else:
-            events = group / "cgroup.events"
-            self._freeze_and_kill(name, group / "cgroup.freeze", "1", "0", events, "frozen 1")
+        (self._home / name / "cgroup.kill").write_text("1")
 
 
 @dataclass(frozen=True)

@@ -162,7 +162,7 @@ class Looks:
     def __call__(self, path: Path, _: float | None) -> Finished:
         self.started.put(path.name)
         assert self.go.wait(PATIENCE)
-        return Finished((), 0)
+        return Finished(0)
 
     def begun(self, number: int) -> list[str]:
         return sorted(self.started.get(timeout=PATIENCE) for _ in range(number))
