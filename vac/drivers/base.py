@@ -16,6 +16,7 @@ from typing import Callable, Protocol
 
 from vac.config.machinetype import Machinetype
 from vac.config.settings import Settings
+from vac.host.cgroups import Usage as Usage
 from vac.host.connections import Contact
 
 WRITES_TO = "writes_to"
@@ -41,19 +42,6 @@ class EngineState(enum.Enum):
     HALF_MADE = "half made"
     """Its creation was interrupted: it has never run, and only has to be removed. A machine that a create() in
     progress is about to start isn't listed."""
-
-
-@dataclass(frozen=True)
-class Usage:
-    """Resources that a machine has used since its start. None: the engine doesn't tell."""
-
-    cpu_seconds: float | None = None
-    memory_bytes: int | None = None
-    peak_memory_bytes: int | None = None
-    network_received_bytes: int | None = None
-    network_sent_bytes: int | None = None
-    ended_time: float | None = None
-    """As Observed.ended_time."""
 
 
 @dataclass(frozen=True)

@@ -63,12 +63,16 @@ class Limits:
 
 
 @dataclass(frozen=True)
-class GroupUsage:
-    """Resources that a group's processes, ended ones included, have used. None: the kernel doesn't tell."""
+class Usage:
+    """Resources that a machine has used since its start. None: kernel or engine doesn't tell."""
 
-    cpu_seconds: float | None
-    memory_bytes: int | None
-    peak_memory_bytes: int | None
+    cpu_seconds: float | None = None
+    memory_bytes: int | None = None
+    peak_memory_bytes: int | None = None
+    network_received_bytes: int | None = None
+    network_sent_bytes: int | None = None
+    ended_time: float | None = None
+    """Of an ended machine, Unix seconds by its engine's clock."""
 
 
 @dataclass(frozen=True)
@@ -197,7 +201,7 @@ class Groups(abc.ABC):
                         directory.rmdir()
 
     @abc.abstractmethod
-    def usage(self, name: str) -> GroupUsage:
+    def usage(self, name: str) -> Usage:
         """Return the group's usage until now, or until its end."""
 
     @abc.abstractmethod
@@ -230,7 +234,7 @@ class GroupsV1(Groups):
         systemd = [each / SERVICE / factory for each in others if (each / SERVICE).is_dir()]
         super().__init__(tuple(dict.fromkeys((*self._home.values(), *systemd))))
 
-    def usage(self, name: str) -> GroupUsage:
+    def usage(self, name: str) -> Usage:
         return _read_usage_v1(self._home["cpuacct"] / name, self._home["memory"] / name)
 
     def watch(self, name: str) -> Watch | None:
@@ -279,7 +283,7 @@ class GroupsV2(Groups):
         """Those that limit machines here."""
         super().__init__((self._home,))
 
-    def usage(self, name: str) -> GroupUsage:
+    def usage(self, name: str) -> Usage:
         return _read_usage_v2(self._home / name)
 
     def watch(self, name: str) -> Watch | None:
@@ -339,7 +343,7 @@ class EngineGroup:
     v1: tuple[Path, Path] | None
     """The directories of cpuacct and memory."""
 
-    def usage(self) -> GroupUsage | None:
+    def usage(self) -> Usage | None:
         """Return the group's usage until now; None if it is gone."""
         try:
             if self.v1 is not None:
@@ -406,19 +410,19 @@ def _base_in(hierarchy: Path) -> Path:
     return delegated if delegated.is_dir() else hierarchy / OWN
 
 
-def _read_usage_v1(cpuacct: Path, memory: Path) -> GroupUsage:
+def _read_usage_v1(cpuacct: Path, memory: Path) -> Usage:
     nanoseconds = _read_number(cpuacct / "cpuacct.usage")
-    return GroupUsage(
+    return Usage(
         None if nanoseconds is None else nanoseconds / 1e9,
         _read_number(memory / "memory.usage_in_bytes"),
         _read_number(memory / "memory.max_usage_in_bytes"),
     )
 
 
-def _read_usage_v2(group: Path) -> GroupUsage:
+def _read_usage_v2(group: Path) -> Usage:
     words = _read_text(group / "cpu.stat").split()
     microseconds = int(words[words.index("usage_usec") + 1]) if words else None
-    return GroupUsage(
+    return Usage(
         None if microseconds is None else microseconds / 1e6,
         _read_number(group / "memory.current"),
         _read_number(group / "memory.peak"),

@@ -24,7 +24,7 @@ from vac.drivers.processes import launch_plan, machine_watch
 from vac.drivers.processes.launch_plan import STATUS_FILE, read_status, spawn
 from vac.drivers.processes.machine_watch import KEPT_BYTES, SLACK_BYTES, MachineWatcher, close_up, limit
 from vac.drivers.processes.process_driver import ProcessDriver
-from vac.host.cgroups import Groups, GroupsV2, GroupUsage, Limits, Watch
+from vac.host.cgroups import Groups, GroupsV2, Limits, Usage, Watch
 from vac.host.filesystems import stamp_of
 from vac.host.syscall_filter import compiled
 
@@ -66,8 +66,8 @@ class Directories(Groups):
         with contextlib.suppress(FileNotFoundError):
             (self.home / name).rmdir()
 
-    def usage(self, name: str) -> GroupUsage:
-        return GroupUsage(1.0, None, None)
+    def usage(self, name: str) -> Usage:
+        return Usage(1.0)
 
     def watch(self, name: str) -> Watch | None:
         for process in self.processes(name):

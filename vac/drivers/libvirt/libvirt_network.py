@@ -281,7 +281,7 @@ def _same(one: NetworkFacts, other: NetworkFacts, addresses: int | None = None) 
 
 
 def _write_hosts_file(settings: Settings, host: NatHost) -> None:
-    """Names are a convenience: VMs work without them."""
+    """Write the VMs' names; a failure is only logged, since VMs work without."""
     lines = [hosts_line(one.address, one.name) for one in slot_hosts(settings)]
     try:
         update_hosts(lines, host.hosts_file)

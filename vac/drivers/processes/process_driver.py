@@ -174,7 +174,7 @@ class ProcessDriver(Driver):
         self._left = processes
 
     def _take_over(self) -> None:
-        """Once a classic machine's processes are in a group, it is as if it were ours."""
+        """Move classic machines' processes into groups: from then on they are treated like ours."""
         left = self._left
         for uuid, process in left.items():
             group = f"{process.name}_{uuid}"
@@ -262,7 +262,7 @@ class ProcessDriver(Driver):
     def _usage(self, group: str) -> Usage:
         used, before = self._groups.usage(group), self._taken_over.get(_identity(group)[1])
         if before is None:
-            return Usage(used.cpu_seconds, used.memory_bytes, used.peak_memory_bytes)
+            return used
         # memory that was allocated before a process is moved stays charged to the group it came from
         return Usage(None if used.cpu_seconds is None else used.cpu_seconds + before)
 
