@@ -261,7 +261,7 @@ class _Repair:
                 _log.info("network %s: %d DHCP entries removed, %d added", NETWORK, len(remove), len(add))
 
     def _check_bridge(self, network: Any) -> None:
-        """Compare the kernel's state with libvirt's belief."""
+        """Compare the kernel's state with what libvirt takes for granted."""
         addresses = self._host.addresses()
         if addresses is None or SERVER not in addresses or not self._host.serves_names(SERVER):
             lacking = f"interface {BRIDGE} with {SERVER} and a name server"
