@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import queue
 import random
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ import pytest
 
 from tests.fake_driver import FakeEngine, FakeMachine, Script
 from vac.accounting.records import message_fields
+from vac.background import Outcome
 from vac.clock import Clock
 from vac.config.ini import Problem
 from vac.config.load import Configuration, ConfigurationError, Loader
@@ -20,17 +21,17 @@ from vac.config.machinetype import Machinetype
 from vac.config.settings import Settings
 from vac.drivers.base import Driver, MachineSpec
 from vac.drivers.engine import Action, Changed, InlineEngine, engine_name
-from vac.factory import loop
-from vac.factory.contexts import Run
-from vac.factory.loop import Factory, Message, Wake
+from vac.factory import watch
+from vac.factory.loop import Factory
 from vac.factory.peers import Ask, ask_nobody
 from vac.factory.process import broken_at_start, open_factory, stand_in
-from vac.factory.state import Slot
-from vac.host.probes import DiskMessage
+from vac.factory.state import Message, Slot, Wake
+from vac.host.probes import DiskUse
 from vac.machines import layout, requests
+from vac.machines import status as statuses
 from vac.machines.layout import StateDir
 from vac.machines.machine import Machine
-from vac.machines.status import Status, from_json
+from vac.machines.status import Status
 
 START = 1_800_000_000.0
 FACTORY = "f1.example.com"
@@ -74,17 +75,16 @@ class VirtualClock(Clock):
 
 
 class Meter:
-    """In place of vac.host.probes.DiskMeter: keeps what it is asked for; tests post what they like."""
+    """In place of vac.host.probes.measure_disk: keeps what it is asked for, and knows nothing."""
 
-    def __init__(self, post: Callable[[DiskMessage], object]) -> None:
-        self.post = post
+    def __init__(self) -> None:
         self.asked: list[str] = []
-        self.directories: dict[str, tuple[Path, ...]] = {}
+        self.directories: dict[str, Sequence[Path]] = {}
 
-    def start(self, key: str, *directories: Path) -> None:
-        """See DiskMeter."""
-        self.asked.append(key)
-        self.directories[key] = directories
+    def __call__(self, uuid: str, directories: Sequence[Path]) -> DiskUse:
+        self.asked.append(uuid)
+        self.directories[uuid] = directories
+        raise OSError("not simulated")
 
 
 def simulate_host(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -96,7 +96,7 @@ def simulate_host(monkeypatch: pytest.MonkeyPatch) -> None:
     for call in ("chown", "fchown", "fsync"):
         monkeypatch.setattr(os, call, nothing)
     monkeypatch.setattr(layout, "RESERVE_BYTES", 4096)
-    monkeypatch.setattr(loop, "DiskMeter", Meter)
+    monkeypatch.setattr(watch, "measure_disk", Meter())
 
 
 def one_type(name: str = "t", **options: Any) -> Machinetype:
@@ -129,7 +129,7 @@ class Configured(Loader):
         return self._choose()
 
 
-def _at_once(work: Callable[[], object]) -> None:
+def _at_once(work: Callable[[], None], name: str) -> None:
     work()
 
 
@@ -179,8 +179,8 @@ class World:
         """All machines that an engine was asked for and has not refused."""
         self.ask_peers: Ask = ask_nobody
         """Tells, in a thread, what peers say; of use if settings have more than one factory."""
-        self.run_context: Run = _at_once
-        """Has a machine's context made: at once, unless a test puts something else there."""
+        self.spawn: Callable[[Callable[[], None], str], object] = _at_once
+        """Starts background work: at once, unless a test puts something else there."""
         self.wrong_directory = False
         """An empty state_dir is the wrong one, not new."""
         self.hold = False
@@ -244,7 +244,7 @@ class World:
             rng=random.Random(self._starts),
             open_engine=self.open_engine,
             ask=self.ask_peers,
-            run=self.run_context,
+            spawn=self.spawn,
         )
         if not self.wrong_directory:
             self.factory.state.knew_nothing = False
@@ -285,6 +285,11 @@ class World:
         """Start a factory and let it create what it can."""
         self.start()
         self.run(120.0)
+
+    def measured(self, machine: Machine, used_bytes: int | None, seconds: float = 0.1) -> None:
+        """A measurement of a machine's disk use comes."""
+        outcome = Outcome(machine.uuid, DiskUse(used_bytes, seconds))
+        self.inbox.put(lambda: self.factory.rules.measured(outcome))
 
     def told_of_changes(self, engine: str) -> None:
         """The factory knows of all that has changed at this engine until now."""
@@ -338,7 +343,9 @@ class World:
 
     def status(self) -> Status:
         """What the factory has last reported."""
-        return from_json(self.state.status.read_text(encoding="utf-8"))
+        found = statuses.read(self.state)
+        assert found is not None
+        return found
 
     def error(self) -> str | None:
         """First line of factory-error, if there is one."""

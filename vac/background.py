@@ -5,6 +5,8 @@
 
 A key is worked on by one thread at a time. Threads come with work and go when there is none; none keeps the process
 alive. Threads that listen for ever are not what this is for.
+
+With post, outcomes are handled where post runs what it is given: a factory's loop has them done in its own thread.
 """
 
 from __future__ import annotations
@@ -16,7 +18,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
 from vac.text import without_url_secrets
@@ -30,7 +32,7 @@ class Outcome(Generic[_T]):
     """Result of a piece of work, or its missed deadline."""
 
     key: str
-    value: _T | None = None
+    value: _T | None = field(default=None, repr=False)
     failure: str = ""
     """Why there is no value."""
     late: bool = False
@@ -51,6 +53,15 @@ class Rest:
         if not failures:
             return self.success_seconds
         return min(self.first_failure_seconds * 2.0 ** min(failures - 1, 30), self.longest_seconds)
+
+
+def in_thread(work: Callable[[], None], name: str) -> None:
+    """Run the work in a daemon thread of this name. Raises RuntimeError if the process can have no more."""
+    threading.Thread(target=work, name=name, daemon=True).start()
+
+
+def _at_once(call: Callable[[], object]) -> None:
+    call()
 
 
 class _Job(Generic[_T]):
@@ -83,8 +94,10 @@ class BackgroundWork(Generic[_T]):
         rest: Rest | None = None,
         most_late: int = 16,
         clock: Callable[[], float] = time.monotonic,
+        post: Callable[[Callable[[], object]], object] = _at_once,
+        spawn: Callable[[Callable[[], None], str], object] = in_thread,
     ) -> None:
-        """name: of the threads."""
+        """name: of the threads. post: has done called, at once unless told otherwise."""
         self._name = name
         self._done = done
         self._at_once = sys.maxsize if at_once is None else at_once
@@ -92,6 +105,8 @@ class BackgroundWork(Generic[_T]):
         self._rest = rest or Rest()
         self._most_late = most_late
         self._clock = clock
+        self._post = post
+        self._spawn = spawn
         self._lock = threading.Lock()
         self._jobs: dict[str, _Job[_T]] = {}
         self._waiting: collections.deque[str] = collections.deque()
@@ -111,7 +126,8 @@ class BackgroundWork(Generic[_T]):
                 job.work, job.rest = work, rest or self._rest
                 job.settled.clear()
                 self._waiting.append(key)
-        self._employ()
+        if begins:
+            self._employ()
         return begins
 
     def busy(self, key: str) -> bool:
@@ -149,7 +165,7 @@ class BackgroundWork(Generic[_T]):
                 return
             self._threads += 1
         try:
-            threading.Thread(target=self._keep_working, name=self._name, daemon=True).start()
+            self._spawn(self._keep_working, self._name)
         except RuntimeError as error:  # no more threads
             with self._lock:
                 self._threads -= 1
@@ -208,7 +224,7 @@ class BackgroundWork(Generic[_T]):
             job.next_time = self._clock() + rest_seconds if rest_seconds else float("-inf")
             job.work = None
         try:
-            self._done(outcome)
+            self._tell(outcome)
         except Exception:
             shown = without_url_secrets(key)
             log.exception("%s: unexpected error while the end of work for %s was told", self._name, shown)
@@ -219,6 +235,9 @@ class BackgroundWork(Generic[_T]):
                     if job.next_time == float("-inf") and self._jobs.get(key) is job:
                         del self._jobs[key]
 
+    def _tell(self, outcome: Outcome[_T]) -> None:
+        self._post(lambda: self._done(outcome))
+
     def _be_late(self, key: str, job: _Job[_T]) -> None:
         with self._lock:
             if job.work is None or job.late:
@@ -226,5 +245,5 @@ class BackgroundWork(Generic[_T]):
             job.late = True
             self._late += 1
             self._threads -= 1
-        self._done(Outcome(key, failure=f"isn't done within {self._deadline_seconds:g} s", late=True))
+        self._tell(Outcome(key, failure=f"isn't done within {self._deadline_seconds:g} s", late=True))
         self._employ()

@@ -34,7 +34,7 @@ def impatient(role: Role, arguments: argparse.Namespace) -> list[str]:
 if __name__ == "__main__":
     effects.RENEW_SECONDS = RENEW_SECONDS
     api.KEEPALIVE_SECONDS = KEEPALIVE_SECONDS
-    watch.MEASURE_SECONDS = (RENEW_SECONDS, RENEW_SECONDS)
+    watch.LEAST_PAUSE_SECONDS = watch.MOST_PAUSE_SECONDS = RENEW_SECONDS
     deadlines = Deadlines(observation_seconds=OBSERVATION_SECONDS)
     limits = PullLimits(stall_seconds=STALL_SECONDS, rest=Rest(6 * 3600.0, first_failure_seconds=1.0))
     setattr(process, "Engine", functools.partial(Engine, deadlines=deadlines))  # noqa: B010  mypy knows a class

@@ -7,6 +7,7 @@ import hashlib
 import os
 import shutil
 import signal
+import subprocess
 import threading
 import time
 from collections.abc import Iterator
@@ -86,6 +87,17 @@ def cpu_seconds(process: int) -> float:
     return 0.0
 
 
+def _has_a_screen_for_root_only(engine: PrivateLibvirt, display: str) -> None:
+    """A TCP port on the loopback interface would be any account's, and any machine's in the host's network."""
+    engine.run("test", "-S", display)
+    with pytest.raises(subprocess.CalledProcessError):
+        engine.run("setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", "test", "-e", display)
+    ports = [
+        line.split()[1].rpartition(":")[2] for line in (engine.proc / "net/tcp").read_text().splitlines()[1:]
+    ]
+    assert not [port for port in ports if 5900 <= int(port, 16) < 6400]
+
+
 @pytest.mark.parametrize("mode", [0o644, 0o600])
 def test_a_machine_boots_from_cd_and_its_disk_goes_with_it(
     engine: PrivateLibvirt, machines: Machines, mode: int
@@ -97,6 +109,7 @@ def test_a_machine_boots_from_cd_and_its_disk_goes_with_it(
         machines.create(spec)
         assert [path.name for path in spec.directory.iterdir()] == ["console.log"]
         assert machines.state(spec) is EngineState.RUNNING
+        _has_a_screen_for_root_only(engine, machines.driver.details(spec.uuid)["display"])
         (process,) = engine.processes("qemu-system")
         machines.wait_for_console(spec, "ready")
         told = console(spec)

@@ -10,29 +10,39 @@ import socket
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 REPORT = """\
-[ -n "$BASH_VERSION" ] || exec bash "$0"
-port={port}
+[ -n "$BASH_VERSION" ] || [ ! -x /bin/bash ] || exec /bin/bash "$0"
 read -r uuid < "$JOBFEATURES/job_id"
+tell() {{
+    if [ -n "$BASH_VERSION" ]; then echo "$*" > /dev/udp/127.0.0.1/{port}
+    else echo "$*" | busybox nc -w 5 {address} {port}; fi
+}}
 report() {{
-    read -r -a stat < /proc/$$/stat
-    echo "$1 $uuid $(( stat[13] + stat[14] + stat[15] + stat[16] ))" > /dev/udp/127.0.0.1/$port
-    [ "$1" = END ] || : > "$JOBOUTPUTS/heartbeat"
+    read -r stat < /proc/$$/stat
+    event=$1
+    set -- $stat
+    tell $event$mute $uuid $(( ${{14}} + ${{15}} + ${{16}} + ${{17}} ))
+    [ "$event$mute" != TICK ] || : > "$JOBOUTPUTS/heartbeat"
 }}
 live() {{  # a machine's work, for so many tenths of a second
     report START
-    for (( tenth = 1; tenth <= $1; tenth++ )); do
-        for (( i = 0; i < 500; i++ )); do :; done
+    tenth=0
+    while [ $tenth -lt $1 ]; do
+        tenth=$(( tenth + 1 )) i=0
+        while [ $i -lt 500 ]; do i=$(( i + 1 )); done
         sleep 0.1
-        (( tenth % 10 )) || report TICK
+        [ $(( tenth % 10 )) != 0 ] || report TICK
     done
 }}
 """
-"""Bash for user_data: report what happens and the CPU clock ticks so far. Each tick renews the heartbeat file, too."""
+"""A shell script for user_data, to report what happens and the CPU clock ticks so far; by TCP where there is no Bash.
+
+Each tick renews the heartbeat file, too, unless the machine is mute.
+"""
 
 TICKS_PER_SECOND = 100
 
@@ -45,6 +55,10 @@ class Life:
     last: float
     ended: bool = False
     cpu_seconds: float = 0.0
+    mute: bool = False
+    """It leaves no sign of life in its directory."""
+    gap_seconds: float = 0.0
+    """The longest between two reports."""
 
     @property
     def seconds(self) -> float:
@@ -53,7 +67,7 @@ class Life:
 
 
 class Ledger:
-    """Receives reports on a port of the loopback interface until it is closed."""
+    """Receives reports on a port of the loopback interface, and at servers' sockets, until it is closed."""
 
     def __init__(self) -> None:
         self._socket = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
@@ -61,20 +75,29 @@ class Ledger:
         self._socket.bind(("127.0.0.1", 0))
         self.port: int = self._socket.getsockname()[1]
         self.lives: dict[str, Life] = {}
-        self._thread = threading.Thread(target=self._receive, name="ledger", daemon=True)
-        self._thread.start()
+        self._open: list[tuple[socket.socket, threading.Thread]] = []
+        self._receive_from(self._socket, self._receive)
 
-    @property
-    def script(self) -> str:
-        """Functions for user_data that report to this ledger."""
-        return REPORT.format(port=self.port)
+    def script(self, address: str = "127.0.0.1", port: int | None = None) -> str:
+        """Functions for user_data that report to this ledger; address and port of a server it listens to."""
+        return REPORT.format(address=address, port=port or self.port)
+
+    def listen(self, server: socket.socket) -> None:
+        """Take reports from connections, too."""
+        self._receive_from(server, self._accept)
 
     def close(self) -> None:
         """Receive no more."""
-        with contextlib.suppress(OSError):
-            self._socket.shutdown(socket.SHUT_RDWR)
-        self._thread.join()
-        self._socket.close()
+        for each, thread in self._open:
+            with contextlib.suppress(OSError):
+                each.shutdown(socket.SHUT_RDWR)
+            thread.join()
+            each.close()
+
+    def _receive_from(self, opened: socket.socket, receive: Callable[[socket.socket], str]) -> None:
+        thread = threading.Thread(target=self._keep, args=(opened, receive), name="ledger", daemon=True)
+        thread.start()
+        self._open.append((opened, thread))
 
     def alive(self, within: float = 3.0) -> list[str]:
         """Machines that have reported within so many seconds, and not their end."""
@@ -82,21 +105,38 @@ class Ledger:
         lives = list(self.lives.items())
         return [uuid for uuid, life in lives if not life.ended and now - life.last < within]
 
-    def _receive(self) -> None:
+    def _keep(self, opened: socket.socket, receive: Callable[[socket.socket], str]) -> None:
         while True:
             try:
-                words = self._socket.recv(1024).decode("ascii", "replace").split()
+                words = receive(opened).split()
             except OSError:
                 return
-            if len(words) != 3:
+            if len(words) == 3:
+                self._note(words[0], words[1], int(words[2]) / TICKS_PER_SECOND, time.monotonic())
+            elif opened is self._socket:
                 return
-            self._note(words[0], words[1], int(words[2]) / TICKS_PER_SECOND, time.monotonic())
+
+    def _receive(self, opened: socket.socket) -> str:
+        return opened.recv(1024).decode("ascii", "replace")
+
+    def _accept(self, opened: socket.socket) -> str:
+        connection, _ = opened.accept()
+        with connection, contextlib.suppress(OSError):
+            connection.settimeout(5.0)
+            return self._receive(connection)
+        return ""
 
     def _note(self, event: str, uuid: str, cpu_seconds: float, now: float) -> None:
         life = self.lives.setdefault(uuid, Life(began=now, last=now))
+        life.gap_seconds = max(life.gap_seconds, now - life.last)
         life.last = now
         life.cpu_seconds = max(life.cpu_seconds, cpu_seconds)
-        life.ended |= event == "END"
+        life.ended |= event.startswith("END")
+        life.mute |= event.endswith("MUTE")
+
+    def lateness(self) -> float:
+        """Return how much later than it should the latest report came: how slow this host is."""
+        return max((life.gap_seconds - 1.0 for life in self.lives.values()), default=0.0)
 
 
 @dataclass(frozen=True)
@@ -131,11 +171,13 @@ def judge(
     *,
     fizzle_seconds: float,
     tolerance_seconds: float = 3.0,
+    away: Sequence[tuple[float, float]] = (),
 ) -> list[str]:
     """Return a sentence for each difference between what machines reported and what was recorded.
 
     A machine that lived at least fizzle_seconds has one record, of the time that it lived, with at least the CPU time
-    that it reported. One that lived less has none; within the tolerance either is right.
+    that it reported. One that lived less has none; within the tolerance either is right. A mute one that ended while
+    vacd was away may have less, by the time that nobody could know of.
     """
     by_uuid = {record.uuid: record for record in records}
     counts = Counter(record.uuid for record in records)
@@ -147,15 +189,26 @@ def judge(
             continue
         if life.seconds < fizzle_seconds - tolerance_seconds:
             faults.append(f"{uuid}: a record, though it lived only {life.seconds:.1f} s")
-        if abs(record.wall_seconds - life.seconds) > tolerance_seconds:
+        known = life.seconds - _unknown_seconds(life, away)
+        if not known - tolerance_seconds <= record.wall_seconds <= life.seconds + tolerance_seconds:
             faults.append(f"{uuid}: lived {life.seconds:.1f} s, its record says {record.wall_seconds} s")
-        if record.cpu_seconds < int(life.cpu_seconds):
+        if record.cpu_seconds < int(life.cpu_seconds) and known >= life.seconds:
             faults.append(
                 f"{uuid}: used {life.cpu_seconds:.1f} s of CPU, its record says {record.cpu_seconds} s"
             )
         if record.end_time - record.start_time != record.wall_seconds:
             faults.append(f"{uuid}: its record's times are not its duration apart")
     for uuid, life in lives.items():
-        if uuid not in by_uuid and life.seconds > fizzle_seconds + tolerance_seconds:
+        known = life.seconds - _unknown_seconds(life, away)
+        if uuid not in by_uuid and known > fizzle_seconds + tolerance_seconds:
             faults.append(f"{uuid}: lived {life.seconds:.1f} s, no record")
     return faults
+
+
+def _unknown_seconds(life: Life, away: Sequence[tuple[float, float]]) -> float:
+    """Return how much of its life passed, until its end, while nobody could see a mute machine."""
+    if not life.mute:
+        return 0.0
+    return max(
+        (life.last - max(begin, life.began) for begin, end in away if begin < life.last < end), default=0.0
+    )

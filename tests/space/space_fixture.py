@@ -92,7 +92,7 @@ class Space:
         self.slots = count * processors
         for name in names:
             directory = home / name.partition(".")[0]
-            directory.mkdir(mode=0o711)
+            directory.mkdir()
             self.factories.append(SpaceFactory(directory, name, processors, self.network.hosts[name]))
 
     def configure(
@@ -147,7 +147,7 @@ def space_of(count: int, processors: int) -> Iterator[Space]:
         require_tool(tool)
     home = Path(tempfile.mkdtemp(prefix="vac-test-", dir="/var/lib"))  # machines see /var/lib, not /var/tmp
     try:
-        home.chmod(0o711)
+        home.chmod(0o755)
         space = Space(home, count, processors)
         try:
             yield space

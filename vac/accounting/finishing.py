@@ -1,4 +1,4 @@
-"""The end of a machine on disk: final heartbeat, record, `finished`, finishes/TYPE, in this order.
+"""The end of a machine on disk: final heartbeat, record, history, `finished`, finishes/TYPE, in this order.
 
 Each step can be the last one before a crash: repeating them all gives the same files with the same content.
 """
@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from vac.accounting import records
+from vac.accounting import history, records
 from vac.clock import Moment
 from vac.drivers.base import Usage
 from vac.machines import files
@@ -64,6 +64,7 @@ def _finish(state: StateDir, machine: Machine, usage: Usage, now: Moment, watche
         if end_time(machine) - machine.started_time >= machine.options.fizzle_seconds:
             record = records.archive(state, records.job_record(machine))
             outgoing = _send(state, machine, record)
+        history.append(state, machine)
     files.write_atomic(machine.directory / "finished", b"", tmp=state.tmp)
     machine.finished = True
     note_finish(state, machine)

@@ -1,7 +1,7 @@
 """APEL job records: text, file names, and delivery to apel-archive and apel-outgoing.
 
-Format: APEL individual job message v0.3. Names: the queue library of the standard sender, ssmsend, takes files of
-exactly 14 lower-case hex digits in directories of 8; nothing else may be there.
+Format: APEL individual job message v0.3 or, with `apel_record_version`, v0.4. Names: the queue library of the standard
+sender, ssmsend, takes files of exactly 14 lower-case hex digits in directories of 8; nothing else may be there.
 """
 
 from __future__ import annotations
@@ -20,7 +20,9 @@ from vac.machines.machine import Machine, end_time
 
 log = logging.getLogger(__name__)
 
-JOB_HEADER = "APEL-individual-job-message: v0.3"
+JOB_HEADER = "APEL-individual-job-message: v"
+HS06, HEPSCORE23 = "HEPSPEC", "HEPscore23"
+"""Benchmarks as records name them."""
 _END = "%%"
 _LONGEST_QUEUE = 100
 _KIB = 1024
@@ -49,8 +51,10 @@ class JobRecord:
     end_time: int
     memory_real: int
     memory_virtual: int
-    service_level_type: str
-    service_level: str
+    service_levels: tuple[tuple[str, str], ...]
+    """Benchmarks of one processor: names and numbers."""
+    version: str = "0.3"
+    """0.3 takes one benchmark, the first."""
 
 
 def job_record(machine: Machine) -> JobRecord:
@@ -61,7 +65,8 @@ def job_record(machine: Machine) -> JobRecord:
     allocated_kib = options.mb_per_processor * machine.processors * _KIB
     peak_bytes = machine.peak_memory_bytes
     real_kib = peak_bytes // _KIB if peak_bytes else allocated_kib
-    hepscore, hs06 = options.hepscore23_per_processor, options.hs06_per_processor
+    levels = {HEPSCORE23: options.hepscore23_per_processor, HS06: options.hs06_per_processor}
+    known = tuple((name, decimal(level)) for name, level in levels.items() if level)
     return JobRecord(
         site=options.site,
         submit_host=f"{options.vac_space}/vac-{options.factory_name}",
@@ -77,15 +82,21 @@ def job_record(machine: Machine) -> JobRecord:
         end_time=end,
         memory_real=min(real_kib, _MOST_KIB),
         memory_virtual=min(max(allocated_kib, real_kib), _MOST_KIB),
-        service_level_type="HEPscore23" if hepscore else "HEPSPEC",
-        service_level=decimal(hepscore or hs06 or 1.0),
+        service_levels=known or ((HS06, decimal(1.0)),),
+        version=options.apel_record_version,
     )
 
 
 def job_text(record: JobRecord) -> str:
     """Return the record as ASCII lines `key: value`, ended by %%."""
+    levels = ", ".join(f"{name}: {level}" for name, level in record.service_levels)
+    first = record.service_levels[0]
+    if record.version == "0.3":
+        level_lines = [f"ServiceLevelType: {first[0]}", f"ServiceLevel: {first[1]}"]
+    else:
+        level_lines = [f"ServiceLevel: {{{levels}}}"]
     lines = [
-        JOB_HEADER,
+        f"{JOB_HEADER}{record.version}",
         f"Site: {record.site}",
         f"SubmitHost: {record.submit_host}",
         f"LocalJobId: {record.local_job_id}",
@@ -103,8 +114,7 @@ def job_text(record: JobRecord) -> str:
         f"EndTime: {record.end_time}",
         f"MemoryReal: {record.memory_real}",
         f"MemoryVirtual: {record.memory_virtual}",
-        f"ServiceLevelType: {record.service_level_type}",
-        f"ServiceLevel: {record.service_level}",
+        *level_lines,
         _END,
     ]
     return message_text(lines)

@@ -1,14 +1,14 @@
-"""APEL sync records, by which the receiver checks completeness, and republication of job records.
+"""APEL sync records, by which the receiver checks completeness, republication of job records, and messages of many.
 
-Both count by EndTime in UTC over the whole archive, as the receiver does: a classic factory's archive has records in
-directories of the day on which they were written.
+The first two count by EndTime in UTC over the whole archive, as the receiver does: a classic factory's archive has
+records in directories of the day on which they were written.
 """
 
 from __future__ import annotations
 
 import calendar
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,6 +17,9 @@ from vac.machines.layout import StateDir
 
 SYNC_HEADER = "APEL-sync-message: v0.1"
 _DAY_SECONDS = 86400
+MOST_RECORDS, MOST_BYTES = 1000, 1_000_000
+"""Of a message that the receiver takes."""
+_SEPARATOR = "%%\n"
 
 
 class Archived(NamedTuple):
@@ -45,11 +48,10 @@ def default_month(now: float) -> str:
     return time.strftime("%Y%m", time.gmtime(now - _DAY_SECONDS))
 
 
-def archived(state: StateDir, month: str) -> Iterator[Archived]:
-    """Yield the archive's job records with EndTime in this month (YYYYMM)."""
-    first, following = month_bounds(month)
+def archived(state: StateDir, first: float, following: float) -> Iterator[Archived]:
+    """Yield the archive's job records with EndTime from the first of these moments until before the second."""
     earliest_day = records.day_name(first - _DAY_SECONDS)
-    for directory in sorted(state.apel_archive.iterdir()):
+    for directory in sorted(state.apel_archive.iterdir()) if state.apel_archive.is_dir() else ():
         if not records.DAY_NAME.fullmatch(directory.name) or directory.name < earliest_day:
             continue
         for path in sorted(directory.iterdir()):
@@ -79,7 +81,7 @@ def sync(state: StateDir, months: Sequence[str], now: float) -> list[str]:
     done = []
     for month in months or [default_month(now)]:
         jobs: dict[tuple[str, str], set[tuple[str, int]]] = {}
-        for found in archived(state, month):
+        for found in archived(state, *month_bounds(month)):
             jobs.setdefault((found.site, found.submit_host), set()).add((found.local_job_id, found.end_time))
         if not jobs:
             done.append(f"{month}: no records in {state.apel_archive}, nothing to send")
@@ -114,7 +116,7 @@ def republish(state: StateDir, months: Sequence[str], site: str | None = None) -
     """
     sent = []
     for month in months:
-        for found in archived(state, month):
+        for found in archived(state, *month_bounds(month)):
             name = found.path.name
             if not records.FILE_NAME.fullmatch(name):
                 name = records.file_name(found.end_time, found.local_job_id)
@@ -123,3 +125,41 @@ def republish(state: StateDir, months: Sequence[str], site: str | None = None) -
             )
             sent.append(records.send(state, records.day_name(found.end_time), name, text))
     return sent
+
+
+def bundle(state: StateDir, now: float) -> list[Path]:
+    """Put the job records that wait to be sent together into messages of many; return the new files.
+
+    The sender must not run meanwhile. A crash leaves records twice, which the receiver counts once. Raises OSError.
+    """
+    made: list[Path] = []
+    waiting: dict[str, dict[Path, str]] = {}
+    for path in sorted(state.apel_outgoing.glob("*/*")) if state.apel_outgoing.is_dir() else ():
+        if records.FILE_NAME.fullmatch(path.name) and path.is_file():
+            header, _, rest = path.read_text(encoding="ascii", errors="replace").partition("\n")
+            if header.startswith(records.JOB_HEADER) and rest.endswith(_SEPARATOR):
+                waiting.setdefault(header, {})[path] = rest
+    for header, texts in waiting.items():
+        for part in _parts(texts):
+            if len(part) > 1:
+                name = records.file_name(now, " ".join(map(str, part)))
+                text = f"{header}\n" + "".join(texts[path] for path in part)
+                made.append(records.send(state, records.day_name(now), name, text))
+                for path in part:
+                    path.unlink()
+    return made
+
+
+def _parts(texts: Mapping[Path, str]) -> Iterator[list[Path]]:
+    """Yield files that fit one message together."""
+    part: list[Path] = []
+    count = size = 0
+    for path, text in texts.items():
+        found = text.count(_SEPARATOR)
+        if part and (count + found > MOST_RECORDS or size + len(text) > MOST_BYTES):
+            yield part
+            part, count, size = [], 0, 0
+        part.append(path)
+        count, size = count + found, size + len(text)
+    if part:
+        yield part

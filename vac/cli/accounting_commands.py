@@ -1,14 +1,20 @@
-"""`vac apel-sync` and `vac apel-republish`: what is sent to the accounting service besides new records."""
+"""`vac usage` sums accounting records up; `vac apel-sync` and `vac apel-republish` send what isn't new records."""
 
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 import time
+from collections.abc import Mapping
 
-from vac.accounting import sync
+from vac.accounting import history, sync
+from vac.accounting import usage as usages
 from vac.cli import common
+from vac.machines import status as statuses
 from vac.machines.layout import StateDir
+from vac.machines.status import Status
+from vac.text import printable
 
 
 def add_arguments(parser: argparse.ArgumentParser, name: str) -> None:
@@ -17,11 +23,77 @@ def add_arguments(parser: argparse.ArgumentParser, name: str) -> None:
         help_text = "default: the month of 24 hours ago"
         parser.add_argument("months", nargs="*", type=_month, metavar="YYYYMM", help=help_text)
         parser.set_defaults(run=run_sync)
-    else:
+    elif name == "apel-bundle":
+        parser.set_defaults(run=run_bundle)
+    elif name == "apel-republish":
         parser.add_argument("months", nargs="+", type=_month, metavar="YYYYMM")
         help_text = "as records of this site (default: the one they have)"
         parser.add_argument("--site", metavar="NAME", help=help_text)
         parser.set_defaults(run=run_republish)
+    else:
+        period = parser.add_mutually_exclusive_group()
+        help_text = "machines that ended in the last N days (default: 30)"
+        period.add_argument("--days", type=float, metavar="N", default=30.0, help=help_text)
+        period.add_argument("--month", type=_month, metavar="YYYYMM", help="in this month, in UTC")
+        parser.add_argument("--by", choices=("type", "fqan", "model"), default="type", help="default: type")
+        parser.add_argument("-J", "--json", action="store_true", help="as JSON; times are Unix seconds")
+        parser.set_defaults(run=run_usage)
+
+
+def run_usage(arguments: argparse.Namespace) -> int:
+    """Print sums of the archive's records."""
+    state, now = StateDir(common.settings(arguments).state_dir), time.time()
+    status = statuses.read(state) or Status()
+    models = {one.machinetype: one.model for one in history.read(state)}
+    models.update({facts.name: facts.machine_model for facts in status.machinetypes})
+
+    def group(fields: Mapping[str, str]) -> str:
+        if arguments.by == "fqan":
+            return fields.get("FQAN", "none")
+        return fields["Queue"] if arguments.by == "type" else models.get(fields["Queue"], "unknown")
+
+    bounds = (
+        sync.month_bounds(arguments.month) if arguments.month else (now - arguments.days * 86400, now + 1)
+    )
+    found = usages.usage((one.text for one in sync.archived(state, *bounds)), group)
+    targets: dict[str, float] = {}
+    for facts in status.machinetypes:
+        name = group({"Queue": facts.name, **({"FQAN": facts.fqan} if facts.fqan else {})})
+        targets[name] = targets.get(name, 0.0) + facts.target_share
+    shares, total = usages.shares(found), sum(targets.values())
+    table = [
+        {
+            arguments.by: name,
+            **found.get(name, usages.Usage()).as_dict(),
+            "share": shares.get(name, 0.0),
+            "target_share": targets[name] / total if total and name in targets else None,
+        }
+        for name in sorted({*found, *targets})
+    ]
+    if arguments.json:
+        print(json.dumps({"from": bounds[0], "until": bounds[1], "usage": table}, indent=1))
+        return 0
+    width = max((len(printable(str(one[arguments.by]))) for one in table), default=0)
+    if sys.stdout.isatty():
+        print(f"{arguments.by.upper():<{width}} {' '.join(f'{title:>10}' for title, _, _ in _COLUMNS)}")
+    for one in table:
+        cells = ("-" if one[key] is None else format(one[key], form) for _, key, form in _COLUMNS)
+        print(f"{printable(str(one[arguments.by])):<{width}} {' '.join(f'{cell:>10}' for cell in cells)}")
+    return 0
+
+
+_COLUMNS = (
+    ("MACHINES", "machines", "d"),
+    ("WALL-H", "wall_hours", ".1f"),
+    ("CORE-H", "processor_hours", ".1f"),
+    ("CPU-H", "cpu_hours", ".1f"),
+    ("EFFICIENCY", "efficiency", ".1%"),
+    ("HS06-H", "hs06_hours", ".1f"),
+    ("HEPSCORE-H", "hepscore23_hours", ".1f"),
+    ("SHARE", "share", ".1%"),
+    ("TARGET", "target_share", ".1%"),
+)
+"""Headings, names and forms."""
 
 
 def run_sync(arguments: argparse.Namespace) -> int:
@@ -35,6 +107,14 @@ def run_sync(arguments: argparse.Namespace) -> int:
     except OSError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
+    return 0
+
+
+def run_bundle(arguments: argparse.Namespace) -> int:
+    """Put waiting records together."""
+    state = StateDir(common.settings(arguments).state_dir)
+    for path in sync.bundle(state, time.time()):
+        print(path)
     return 0
 
 

@@ -36,21 +36,24 @@ def settings(arguments: argparse.Namespace) -> Settings:
         return error.settings
 
 
-def point_in_time(words: str, now: float) -> float:
-    """Return Unix seconds from `+90m`, from Unix seconds, or from a local time such as `2026-11-21T18:00`.
+def point_in_time(words: str, now: float, *, ago: bool = False) -> float:
+    """Return Unix seconds from `+90m` (ago: from `90m`), from Unix seconds, or from a local time such as
+    `2026-11-21T18:00`.
 
     Raises ValueError, which says what is allowed.
     """
-    ahead = re.fullmatch(r"\+(\d{1,6})([smhd])", words)
-    if ahead:
-        return now + int(ahead[1]) * _UNITS[ahead[2]]
+    sign = "" if ago else "+"
+    distance = re.fullmatch(rf"{re.escape(sign)}(\d{{1,6}})([smhd])", words)
+    if distance:
+        return now + int(distance[1]) * _UNITS[distance[2]] * (-1 if ago else 1)
     if re.fullmatch(r"\d{9,11}", words):
         return float(words)
     try:
         return datetime.datetime.fromisoformat(words).timestamp()
     except (ValueError, OverflowError):
         raise ValueError(
-            f"{words!r} is no time: write +30m, +2h, +1d, Unix seconds, or a local time like 2026-11-21T18:00"
+            f"{words!r} is no time: write {sign}30m, {sign}2h, {sign}1d, Unix seconds, or a local time like "
+            "2026-11-21T18:00"
         ) from None
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
-import re
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -14,20 +13,19 @@ from pathlib import Path
 
 from vac.cli import common
 from vac.config import pipe_document, reference
+from vac.config.checks import template_mistakes
 from vac.config.ini import Problem
 from vac.config.load import Configuration, ConfigurationError, load
-from vac.config.machinetype import CONTAINER_MODELS, Machinetype
+from vac.config.machinetype import Machinetype
 from vac.config.pipe_document import PipeDocument, parse_pipe
 from vac.config.pipe_types import PipeCopy, review
-from vac.config.sections import nearest
 from vac.decoding import BadJson, Flaw
-from vac.host import facts, filesystems
+from vac.host import facts
 from vac.host.facts import HostFacts
 from vac.machines.layout import StateDir
 from vac.text import count, local_time, printable, without_url_secrets
 
 _TEMPLATE_BYTES = 1024 * 1024
-_TEMPLATE_OPTION = re.compile(rb"##user_data_(?:option|file)_([a-z0-9_]+)##")
 _CONFIG = """\
 check: report everything that is wrong, by file, section and option; exit status 1 if it can't be used.
 show: print the merged configuration, defaults included, secrets left out.
@@ -118,41 +116,14 @@ def _config_json(
 
 
 def likely_mistakes(configuration: Configuration) -> Iterator[Problem]:
-    """Yield what is probably wrong in local user_data templates, and a state_dir whose scripts can't be executed."""
+    """Yield what is probably wrong in local user_data templates, which the factory tells when it uses them."""
     state = StateDir(configuration.settings.state_dir)
     for one in configuration.machinetypes.values():
         if one.user_data and "://" not in one.user_data:
             path = state.machinetype_files(one.pipe or one.name) / one.user_data
             with contextlib.suppress(OSError), path.open("rb") as file:
-                for line, text in _template_mistakes(one, file.read(_TEMPLATE_BYTES)):
+                for line, text in template_mistakes(one, file.read(_TEMPLATE_BYTES)):
                     yield Problem(str(path), f"machinetype {one.name}", f"line {line}", text)
-    place = next(path for path in (state.root, *state.root.parents) if path.exists()).resolve()
-    mount = filesystems.mount_of(place, filesystems.mounts())
-    containers = any(one.machine_model in CONTAINER_MODELS for one in configuration.machinetypes.values())
-    if containers and mount is not None and "noexec" in mount.options:
-        text = f"{mount.point} is mounted noexec, so that containers can't run their user_data: mount it with exec"
-        yield Problem("", "settings", "state_dir", text)
-
-
-def _template_mistakes(machinetype: Machinetype, content: bytes) -> Iterator[tuple[int, str]]:
-    """Yield line numbers and what is wrong there."""
-    defined = {*machinetype.user_data_options, *machinetype.user_data_files}
-    defined |= {"x509_proxy"} if machinetype.user_data_proxy else set()
-    lines = content.split(b"\n")
-    if lines[0].startswith(b"#!") and lines[0].endswith(b"\r"):
-        yield (
-            1,
-            "ends in CR LF, as on Windows: the kernel looks for an interpreter of that name; use LF alone",
-        )
-    for number, line in enumerate(lines, 1):
-        for match in _TEMPLATE_OPTION.finditer(line):
-            name = match[1].decode("ascii")
-            if name not in defined:
-                hint = nearest(name, defined)
-                yield (
-                    number,
-                    f"{match[0].decode('ascii')} is removed: user_data_option_{name} isn't set{hint}",
-                )
 
 
 def _print(text: str) -> None:

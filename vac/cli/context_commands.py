@@ -15,6 +15,7 @@ import uuid
 from pathlib import Path
 
 from vac.cli import common
+from vac.config.checks import template_mistakes
 from vac.machines.layout import StateDir, slot_name
 from vac.text import utc_time
 
@@ -79,6 +80,8 @@ def run_user_data(arguments: argparse.Namespace) -> int:
         template, url = load_template(wanted, Templates())
         found = values(wanted, url)
         content = substitute(template, found if arguments.secrets else masked(found))
+        for line, text in template_mistakes(kind, template):
+            print(f"vac: warning: user_data: line {line}: {text}", file=sys.stderr)
     except ContextError as error:
         print(f"vac: {kind.name}: {error}", file=sys.stderr)
         return 1

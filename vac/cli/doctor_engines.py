@@ -27,7 +27,7 @@ from vac.drivers.volumes import Run, group_in_use, run_lvm
 from vac.host import filesystems
 from vac.host.child_processes import run
 from vac.host.nat import BRIDGE, NatHost, NatProblem
-from vac.host.probes import AT_ONCE, CVMFS, problem_of
+from vac.host.probes import CVMFS, problem_of
 from vac.host.syscall_filter import compiled
 from vac.machines.layout import StateDir
 
@@ -82,7 +82,7 @@ def cvmfs_findings(machinetypes: Sequence[Machinetype]) -> Iterator[Finding]:
         text = f"{hidden}. Run `mount --make-rshared {CVMFS}`"
         yield Finding(f"{CVMFS} in containers", None if shared else text, False)
     wanted = list(dict.fromkeys(path for one in machinetypes for path in cvmfs_paths(one)))
-    with ThreadPoolExecutor(AT_ONCE) as pool:
+    with ThreadPoolExecutor(32) as pool:
         for path, problem in zip(wanted, pool.map(problem_of, wanted)):
             yield Finding(path, problem, True)
 

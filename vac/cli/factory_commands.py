@@ -1,4 +1,4 @@
-"""`vac why`, `machine`, `drain`, `undrain`, `finish` and `destroy`: this host's factory and its machines."""
+"""`vac why`, `drain`, `undrain`, `finish` and `destroy`: what this host's factory decides, and orders to it."""
 
 from __future__ import annotations
 
@@ -9,34 +9,29 @@ import time
 from collections.abc import Iterator, Mapping
 from types import MappingProxyType
 
+from vac.accounting import history
+from vac.accounting.history import Ended
 from vac.cli import common
+from vac.cli.machine_commands import in_slot
 from vac.machines import requests
 from vac.machines import status as statuses
-from vac.machines.layout import StateDir, slot_number
-from vac.machines.machine import Machine
-from vac.machines.outputs import read_contacts, read_details, shutdown_message
-from vac.machines.slots import find_by_uuid, read_slots
+from vac.machines.layout import StateDir, disk_problem
+from vac.machines.slots import read_slots
 from vac.machines.status import Status, TypeFacts
-from vac.text import escaped, local_time, printable
+from vac.roles import crash_loop
+from vac.text import duration, escaped, local_time
 from vac.vacquery.messages import Reason
 from vac.vacquery.responder import dropped_as, read_counters
 
 STALE_SECONDS = 180.0
 _LOOK_SECONDS = 1.0
 _MOST_NAMES = 8
-_MOST_OUTPUTS = 50
-_TIME_FORM = "%Y-%m-%d %H:%M:%S %Z"
-_TIMES = ("created", "started", "last seen alive", "must end by")
 
 
 def add_arguments(parser: argparse.ArgumentParser, name: str) -> None:
     """Add the arguments of one of these commands."""
     if name == "why":
         parser.add_argument("machinetype", nargs="?", metavar="MACHINETYPE")
-        parser.add_argument("-J", "--json", action="store_true", help="as JSON; times are Unix seconds")
-    elif name == "machine":
-        help_text = "host name of the machine, short or in full, or its uuid, which finds earlier ones too"
-        parser.add_argument("machine", metavar="NAME", help=help_text)
         parser.add_argument("-J", "--json", action="store_true", help="as JSON; times are Unix seconds")
     elif name in ("finish", "destroy"):
         help_text = (
@@ -111,7 +106,7 @@ def run_end(arguments: argparse.Namespace) -> int:
     """Leave the request to finish or destroy a machine and wake the factory; 1 if there is no such machine."""
     settings = common.settings(arguments)
     state = StateDir(settings.state_dir)
-    action, machine = arguments.action, _find_machine(state, arguments.machine)
+    action, machine = arguments.action, in_slot(state, arguments.machine)
     if machine is None or machine.finished:
         what = "has ended already" if machine else f"is no machine of {settings.factory_name}"
         print(f"vac {action}: {arguments.machine} {what}; `vac machines` lists them", file=sys.stderr)
@@ -127,126 +122,22 @@ def _wake(state: StateDir) -> str:
     return "" if requests.wake(state) else " (no factory runs on this state_dir: it will when it starts)"
 
 
-def _find_machine(state: StateDir, name: str) -> Machine | None:
-    """Return the machine in the slot of this host name, short or in full, or the slots' one with this uuid."""
-    for machine in read_slots(state).values():
-        if name and name.lower() in (machine.name, machine.name.partition(".")[0], machine.uuid):
-            return machine
-    return None
-
-
-def run_machine(arguments: argparse.Namespace) -> int:
-    """Print what is known of a machine; 1 if there is no such machine."""
-    settings = common.settings(arguments)
-    state = StateDir(settings.state_dir)
-    machine, status = _find_machine(state, arguments.machine), statuses.read(state)
-    if machine is None:
-        machine, status = find_by_uuid(state, arguments.machine), None
-    if machine is None:
-        text = f"{settings.factory_name} has no machine {arguments.machine}; `vac machines` lists them"
-        print(f"vac machine: {text}", file=sys.stderr)
-        return 1
-    facts = known_of(machine, status, settings.factory_name)
-    if arguments.json:
-        print(json.dumps(facts, indent=1))
-    else:
-        for name, value in facts.items():
-            print(f"{name:18} {_words(name, value)}")
-    return 0
-
-
-def known_of(machine: Machine, status: Status | None, factory: str) -> dict[str, object]:
-    """Return facts of this factory's machine by name, in the order of interest; what isn't known is left out."""
-    facts: dict[str, object] = {
-        "machine": machine.name,
-        "slot": slot_number(factory, machine.name),
-        "machinetype": machine.machinetype,
-        "machine model": machine.model,
-        "uuid": machine.uuid,
-        "state": state_of(machine, status),
-        "processors": machine.processors,
-        "created": machine.created_time,
-        "started": machine.started_time,
-        "last seen alive": machine.heartbeat_time,
-        "must end by": None if machine.finished else machine.shutdown_time,
-        "shutdown message": shutdown_message(machine),
-        "CPU seconds": machine.cpu_seconds,
-        "CPU percent": machine.cpu_percent,
-        "memory MiB": None if machine.finished else _mib(machine.memory_bytes),
-        "peak memory MiB": _mib(machine.peak_memory_bytes),
-        "bytes received": machine.network_received_bytes,
-        "bytes sent": machine.network_sent_bytes,
-        "accounting FQAN": machine.fqan,
-        "directory": str(machine.directory),
-        "machinefeatures": _features(machine, "machinefeatures"),
-        "jobfeatures": _features(machine, "jobfeatures"),
-        "joboutputs": _outputs(machine),
-    }
-    told = {name: value for name, value in read_details(machine).items() if name not in facts}
-    facts = {**facts, **told, "contacts": read_contacts(machine)}
-    return {name: value for name, value in facts.items() if value not in (None, "", {}, [])}
-
-
-def state_of(machine: Machine, status: Status | None) -> str:
-    """Return Shut down, Starting or Running, or what only the engine knows: Paused, Zombie, Unknown."""
-    if status and machine.name in status.slot_states:
-        return status.slot_states[machine.name]
-    if machine.finished:
-        return "Shut down"
-    return "Starting" if machine.started_time is None else "Running"
-
-
-def _mib(used_bytes: int | None) -> int | None:
-    return None if used_bytes is None else used_bytes >> 20
-
-
-def _features(machine: Machine, kind: str) -> dict[str, str]:
-    directory = machine.directory / kind
-    if not directory.is_dir():
-        return {}
-    return {path.name: path.read_text(errors="replace").strip() for path in sorted(directory.iterdir())}
-
-
-def _outputs(machine: Machine) -> list[str]:
-    """Return names only: what is in these files is the machine's."""
-    directory = machine.directory / "joboutputs"
-    names = sorted(path.name for path in directory.iterdir()) if directory.is_dir() else []
-    more = [f"and {len(names) - _MOST_OUTPUTS} more"] if len(names) > _MOST_OUTPUTS else []
-    return names[:_MOST_OUTPUTS] + more
-
-
-def _contact_line(entry: Mapping[str, object]) -> str:
-    direction = "from {address} to own port {port}" if entry["incoming"] else "to {address} port {port}"
-    seen = local_time(float(str(entry["last_seen"])), _TIME_FORM)
-    return "\n" + escaped(f"  {entry['protocol']} {direction.format(**entry)}, last seen {seen}")
-
-
-def _words(name: str, value: object) -> str:
-    if name in _TIMES and isinstance(value, (int, float)):
-        return local_time(value, _TIME_FORM)
-    if isinstance(value, Mapping):
-        return " ".join(escaped(f"{key}={content}") for key, content in value.items())
-    if isinstance(value, list) and name == "contacts":
-        return "".join(map(_contact_line, value))
-    if isinstance(value, list):
-        return " ".join(map(printable, value))
-    return escaped(str(value))
-
-
 def run_why(arguments: argparse.Namespace) -> int:
     """Print why nothing is created; 1 if the factory has never said, or the machinetype isn't configured."""
     state = StateDir(common.settings(arguments).state_dir)
     status = statuses.read(state)
+    troubles = [text for text in (disk_problem(state.root), crash_loop(state.root, time.time())) if text]
     if status is None:
         text = f"no factory has run with {state.root} (no {state.status.name} there)"
-        print(f"vac why: {text}", file=sys.stderr)
+        print("\n".join(f"vac why: {each}" for each in (text, *troubles)), file=sys.stderr)
         return 1
     name = arguments.machinetype
     if name and status.machinetype(name) is None:
         known = " ".join(facts.name for facts in status.machinetypes) or "none"
         print(f"vac why: no machinetype {name} is configured; there are: {known}", file=sys.stderr)
         return 1
-    lines = [*reasons(status, name, time.time(), read_counters(state))]
+    lines = [f"Warning: {text}." for text in troubles]
+    lines += reasons(status, name, time.time(), read_counters(state), history.last_of_each_type(state))
     if arguments.json:
         shown = [facts.name for facts in status.machinetypes if name in (None, facts.name)]
         content = {
@@ -264,9 +155,16 @@ def run_why(arguments: argparse.Namespace) -> int:
 
 
 def reasons(
-    status: Status, machinetype: str | None, now: float, counters: Mapping[str, int] = MappingProxyType({})
+    status: Status,
+    machinetype: str | None,
+    now: float,
+    counters: Mapping[str, int] = MappingProxyType({}),
+    last: Mapping[str, Ended] = MappingProxyType({}),
 ) -> Iterator[str]:
-    """Yield lines for people: first what concerns everything, then type by type. counters: the responder's."""
+    """Yield lines for people: first what concerns everything, then type by type.
+
+    counters: the responder's; last: the machine of each type that was the last to end.
+    """
     age = now - status.time
     if age > STALE_SECONDS:
         yield f"The factory has not reported for {age / 60:.0f} minutes: is vacd running? What it said last:"
@@ -289,6 +187,8 @@ def reasons(
     for facts in status.machinetypes:
         if machinetype in (None, facts.name):
             yield from _of_type(status, facts, now)
+            if facts.name in last and last[facts.name].failed:
+                yield _failure(last[facts.name], now)
 
 
 def _distrust(status: Status, counters: Mapping[str, int]) -> Iterator[str]:
@@ -310,9 +210,16 @@ def _of_type(status: Status, facts: TypeFacts, now: float) -> Iterator[str]:
     yield from common.creation_failures(status, facts.name, now)
 
 
+def _failure(last: Ended, now: float) -> str:
+    machine = last.machine.partition(".")[0]
+    ago = duration(max(0.0, now - last.ended))
+    return (
+        f"{last.machinetype}: {machine} failed {ago} ago: {last.words} (`vac machine {last.uuid}` tells more)"
+    )
+
+
 _RUN = {
     "why": run_why,
-    "machine": run_machine,
     "drain": run_drain,
     "undrain": run_undrain,
     "finish": run_end,

@@ -49,7 +49,24 @@ COMMANDS = {
         "squid-conf /etc/squid/squid.conf.in /etc/squid/squid.conf",
     ),
     "machine": Command(
-        "factory_commands", "show everything known of one machine of this factory", "machine vac-01-00"
+        "machine_commands",
+        "show everything known of one machine of this factory: how it ended, if it has, and where its files are",
+        "machine vac-01-00",
+    ),
+    "logs": Command(
+        "machine_commands",
+        "show the console of a machine of this factory, running or ended, or a file of its joboutputs",
+        "logs -f vac-01-00",
+    ),
+    "exec": Command(
+        "exec_command",
+        "run a command, or a shell, in a running container of this factory, as the machine's user",
+        "exec vac-01-00 ps aux",
+    ),
+    "history": Command(
+        "machine_commands",
+        "list machines of this factory that have ended, with exit code or signal and shutdown message",
+        "history --since 12h --failed",
     ),
     "why": Command(
         "factory_commands",
@@ -82,10 +99,20 @@ COMMANDS = {
     "simulate": Command(
         "simulate_command", "show how a whole space would behave, in virtual time", "simulate --hours 48"
     ),
+    "usage": Command(
+        "accounting_commands",
+        "sum this factory's accounting records up: machines, hours, efficiency, shares; what fizzled is not in them",
+        "usage --month 202611 --by fqan",
+    ),
     "apel-sync": Command(
         "accounting_commands",
         "write sync records: how many jobs each month had, by their ends (UTC)",
         "apel-sync 202611",
+    ),
+    "apel-bundle": Command(
+        "accounting_commands",
+        "put the records that wait in apel-outgoing together, up to 1,000 to a message; not while ssmsend runs",
+        "apel-bundle",
     ),
     "apel-republish": Command(
         "accounting_commands",
@@ -107,6 +134,9 @@ COMMANDS = {
         "make a limited X.509 proxy that lasts 12 hours; proxy, key and chain come on standard output",
         "proxy-init -c x509cert.pem -k x509key.pem",
     ),
+    "completion": Command(
+        "completion", "print a script by which bash or zsh completes what is typed", "completion"
+    ),
 }
 _WITH_VALUE = {"-s": "--space", "-t": "--timeout", "-c": "--cert", "-k": "--key"}
 """Options that may stand before the command, as the classic wants them, and are followed by a value."""
@@ -124,7 +154,9 @@ def main(words: Sequence[str] | None = None) -> int:
             _no_command(name)
         top.print_help()
         return 0 if name else 2
-    arguments = command_parser(name).parse_intermixed_args([*options, *rest])
+    parser = command_parser(name)
+    parse = parser.parse_args if name == "exec" else parser.parse_intermixed_args
+    arguments = parse([*options, *rest])
     try:
         code: int = arguments.run(arguments)
         sys.stdout.flush()

@@ -24,13 +24,15 @@ from vac.config.load import ConfigurationError
 from vac.config.settings import Settings
 from vac.machines.files import write_atomic
 from vac.machines.layout import StateDir
-from vac.text import printable
+from vac.text import duration, printable
 from vac.vacquery.messages import AnyStatus, FactoryStatus, Kind, MachineStatus, MachinetypeStatus
 from vac.vacquery.poll import PollResult, poll
 from vac.vacquery.resolver import Names, Resolver
 from vac.vacquery.signed_json import read_key
 
 WATCH_SECONDS = 5.0
+SILENT_SECONDS = 600.0
+"""Without a heartbeat of the factory's process; peers' clocks differ, too."""
 UNTRUSTING = "with a vacquery_key_file answers nobody who has another key, or whose clock is 300 s off"
 MODELS = {
     "docker": "DC",
@@ -186,10 +188,15 @@ def _vacd_runs(settings: Settings) -> bool:
 
 
 def _ask_and_show(arguments: argparse.Namespace, query: Query) -> int:
-    code = show(query, query.ask(), as_json=arguments.json)
+    result = query.ask()
+    code = show(query, result, as_json=arguments.json)
+    lines: Iterable[str] = ()
     if query.kind is Kind.MACHINETYPES and not arguments.json:
-        for line in _failures_here(arguments, query):
-            print(line, file=sys.stdout if sys.stdout.isatty() else sys.stderr)
+        lines = _failures_here(arguments, query)
+    elif query.kind is Kind.FACTORIES and not arguments.json:
+        lines = news(result, time.time())
+    for line in lines:
+        print(line, file=sys.stdout if sys.stdout.isatty() else sys.stderr)
     return code
 
 
@@ -286,6 +293,18 @@ def problems(query: Query, result: PollResult) -> list[str]:
     elif silent and query.key is not None:
         lines.append(f"A factory {UNTRUSTING}.")
     return lines
+
+
+def news(result: PollResult, now: float) -> Iterator[str]:
+    """Yield which factories create nothing and why; those that don't answer are problems()."""
+    for factory in sorted(result.answers):
+        for status in (answer.status for answer in result.answers[factory]):
+            if isinstance(status, FactoryStatus):
+                silent = now - status.factory_heartbeat_time
+                if status.factory_heartbeat_time and silent > SILENT_SECONDS:
+                    yield f"{factory}: its vacd-factory has been silent for {duration(silent)}, vacd-responder answers"
+                elif status.creation_blocked:
+                    yield printable(f"{factory}: nothing is created: {status.creation_blocked}")
 
 
 def _failures_here(arguments: argparse.Namespace, query: Query) -> Iterator[str]:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from vac.config.ini import Report
 from vac.config.machinetype import CONTAINER_MODELS, Machinetype, reserved_paths
 from vac.config.options import NO_EFFECT, declared
-from vac.config.sections import Parsed
+from vac.config.sections import Parsed, nearest
 from vac.config.settings import Settings
 from vac.config.values import host_name
 from vac.host.facts import HostFacts
@@ -29,6 +29,7 @@ _REFERENCE = re.compile(
     r"(?:@[A-Za-z][A-Za-z0-9+._-]*:[0-9a-fA-F]{32,})?"
 )
 """An image's name: the grammar of github.com/distribution/reference."""
+_TEMPLATE_OPTION = re.compile(rb"##user_data_(?:option|file)_([a-z0-9_]+)##")
 
 
 def check_settings(settings: Settings, parsed: Parsed, host: HostFacts, report: Report) -> None:
@@ -203,3 +204,27 @@ def check_shares(
     if shares_of_pipes <= 0 and not any(kind.target_share > 0 for kind in machinetypes.values()):
         found = "no machinetype has" if machinetypes else "there is no machinetype with"
         report.warn(file, "", "target_share", f"{found} a target_share above 0: nothing will be created")
+
+
+def check_state_dir(settings: Settings, where: tuple[str, str, str], host: HostFacts, report: Report) -> None:
+    """Warn if containers can't run their user_data where state_dir is."""
+    point = host.noexec_mount(settings.state_dir)
+    if point is not None:
+        text = f"{settings.state_dir} is on {point}, which is mounted noexec: containers can't run their user_data; "
+        report.warn(*where, f"{text}mount it with exec")
+
+
+def template_mistakes(machinetype: Machinetype, content: bytes) -> Iterator[tuple[int, str]]:
+    """Yield what is probably wrong in a machinetype's user_data, before substitution, with the line's number."""
+    defined = {*machinetype.user_data_options, *machinetype.user_data_files}
+    defined |= {"x509_proxy"} if machinetype.user_data_proxy else set()
+    lines = content.split(b"\n")
+    if lines[0].startswith(b"#!") and lines[0].endswith(b"\r"):
+        text = "ends in CR LF, as on Windows: the kernel looks for an interpreter of that name; use LF alone"
+        yield 1, text
+    for number, line in enumerate(lines, 1):
+        for match in _TEMPLATE_OPTION.finditer(line):
+            name = match[1].decode("ascii")
+            if name not in defined:
+                text = f"user_data_option_{name} isn't set{nearest(name, defined)}"
+                yield number, f"{match[0].decode('ascii')} is removed: {text}"

@@ -13,9 +13,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from vac.config.checks import check_machinetype, check_settings, check_shares, full_names, unusable
+from vac.config.checks import (
+    check_machinetype,
+    check_settings,
+    check_shares,
+    check_state_dir,
+    full_names,
+    unusable,
+)
 from vac.config.ini import COMMON, DEFAULT_PATHS, Contents, Problem, Report, Section, Value, find, read
-from vac.config.machinetype import VM_MODELS, Machinetype, VacuumPipe
+from vac.config.machinetype import CONTAINER_MODELS, VM_MODELS, Machinetype, VacuumPipe
 from vac.config.options import declared
 from vac.config.pipe_types import DIRECTORY, FromPipe, PipeCopy, document_path, expand, read_copy
 from vac.config.sections import (
@@ -123,6 +130,9 @@ def load(paths: Sequence[Path] | None, host: HostFacts) -> Configuration:
             if machinetype.target_share > 0:
                 parsed = found[name].parsed
                 stopped.warn(parsed.file, parsed.name, "", f"{text}; until then none is created")
+    if any(one.machine_model in CONTAINER_MODELS for one in machinetypes.values()):
+        given = sections["settings"].get("", Section({}, place)).values.get("state_dir")
+        check_state_dir(settings, (given.file if given else place, "settings", "state_dir"), host, stopped)
     check_shares(machinetypes, sum(pipe.target_share for pipe in pipes.values()), place, stopped)
     warnings = (*report.warnings, *stopped.warnings)
     if report.errors:

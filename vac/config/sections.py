@@ -32,7 +32,7 @@ _LENIENT = frozenset(
     (
         *("draining", "factories", "fix_networking", "hs06_per_processor", "overload_per_processor"),
         *("processors_per_superslot", "gocdb_sitename", "gocdb_cert_file", "gocdb_key_file", "gocdb_url"),
-        *("version_logger", "version_logger_hostport", "vacmon_hostport"),
+        *("version_logger", "version_logger_hostport", "vacmon_hostport", "forward_dev", "root_public_key"),
     )
 )
 """Options of [settings] whose wrong values the classic takes: a warning, and the default is used."""

@@ -6,11 +6,13 @@ import re
 from collections.abc import Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from threading import Lock
-from typing import Callable
+from typing import Callable, NamedTuple
 
 import vac
+from vac.config.checks import template_mistakes
 from vac.config.machinetype import VM_MODELS, Machinetype
 from vac.config.settings import Settings
 from vac.context.certificates import read_limited
@@ -21,6 +23,8 @@ from vac.text import without_url_secrets
 LIMIT_BYTES = 10 * 1024 * 1024
 """Largest template, file, and result."""
 LIMITS = Limits(largest_bytes=LIMIT_BYTES, slow_seconds=30, connect_seconds=20)
+MOST_MISTAKES = 5
+"""So many of a template's mistakes are told."""
 FILES = "files"
 """Sub-directory of a machinetype's directory to which relative paths refer."""
 _PATTERN = re.compile(rb"##(user_data_[a-z0-9_,]*)##")
@@ -40,7 +44,7 @@ _OTHER_SPELLINGS = {
 Fetch = Callable[[str, Local], bytes]
 
 
-class ContextError(Exception):
+class ContextError(ValueError):
     """Reason why a machine's context can't be made, without secrets."""
 
 
@@ -104,10 +108,20 @@ class Templates:
             answer.cancel()
 
 
-def make_user_data(request: ContextRequest, fetch: Fetch) -> bytes:
+class UserData(NamedTuple):
+    """One machine's user_data."""
+
+    content: bytes
+    mistakes: str
+    """What is probably wrong in its template, for people."""
+
+
+def make_user_data(request: ContextRequest, fetch: Fetch) -> UserData:
     """Return the user_data of one machine. fetch: as Templates. Blocks. Raises ContextError."""
     template, url = load_template(request, fetch)
-    return substitute(template, values(request, url))
+    found = islice(template_mistakes(request.machinetype, template), MOST_MISTAKES)
+    mistakes = "; ".join(f"line {line}: {text}" for line, text in found)
+    return UserData(substitute(template, values(request, url)), mistakes)
 
 
 def load_template(request: ContextRequest, fetch: Fetch) -> tuple[bytes, str]:

@@ -23,7 +23,6 @@ class AdminRequests:
     def __init__(self, state: FactoryState, effects: Effects) -> None:
         self.state = state
         self.effects = effects
-        self.drain: requests.Drain | None = None
         self.waiting = False
         """A machine is to be destroyed whose engine has yet to say that it has made it."""
 
@@ -45,12 +44,13 @@ class AdminRequests:
                 )
 
     def _look_at_drain(self) -> None:
-        now, before = self.state.clock.unix(), self.drain
-        self.drain = requests.draining(self.state.dir, now)
-        if before is not None and self.drain == dataclasses.replace(before, since=now):
-            self.drain = before  # the request doesn't say since when it is in force
-        if before != self.drain:
-            text = f"draining: {self.drain.reason or 'as asked'}" if self.drain else "no longer draining"
+        now, before = self.state.clock.unix(), self.state.drain
+        order = requests.draining(self.state.dir, now)
+        if before is not None and order == dataclasses.replace(before, since=now):
+            order = before  # the request doesn't say since when it is in force
+        if before != order:
+            self.state.drain = order
+            text = f"draining: {order.reason or 'as asked'}" if order else "no longer draining"
             log.info("%s", text)
             self.state.changed = True
 

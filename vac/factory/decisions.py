@@ -4,38 +4,44 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import logging
 import os
 from collections.abc import Mapping
 
+from vac.background import BackgroundWork, Outcome
 from vac.config.checks import needed_repositories
 from vac.config.machinetype import Machinetype
-from vac.factory.admin_requests import AdminRequests
 from vac.factory.effects import Effects
 from vac.factory.peers import Space
 from vac.factory.state import FactoryState, Slot
-from vac.host.probes import CVMFS, RepositorySeen, RepositoryWatch
+from vac.host.probes import ANSWER_SECONDS, CVMFS, late_problem, repository_problem
 from vac.lifecycle.phases import Preparing
-from vac.machines import status as statuses
+from vac.machines import files
 from vac.scheduling.backoff import broken_here
 from vac.scheduling.decide import Memory, Situation, decide
-from vac.scheduling.eligibility import NO_ANSWER
+from vac.scheduling.eligibility import NO_ANSWER, total_processors
 from vac.scheduling.model import Decision, Host, Occupied, SpaceView
 from vac.scheduling.shares import Ledger
 from vac.scheduling.space import CYCLE_SECONDS, own_reports
 
 log = logging.getLogger(__name__)
 
+AT_ONCE = 32
+MOST_HANGING = 256
+"""No more repositories are looked at while so many children hang: each keeps a thread and open files."""
 _ORDINARY = ("full",)
 """Guards that are no news."""
 
 
 class Repositories:
-    """Keeps an eye on all that are needed; a machinetype whose repository doesn't answer has to wait."""
+    """Checks all that are needed; a machinetype whose repository doesn't answer has to wait."""
 
-    def __init__(self, state: FactoryState, watch: RepositoryWatch) -> None:
+    def __init__(self, state: FactoryState) -> None:
         self._state = state
-        self._watch = watch
+        self._work: BackgroundWork[str | None] = state.background(
+            "cvmfs", self.seen, at_once=AT_ONCE, deadline_seconds=ANSWER_SECONDS, most_late=MOST_HANGING
+        )
         self._problems: dict[str, str | None] = {}
         """By repository that has been looked at."""
 
@@ -46,11 +52,16 @@ class Repositories:
         needing = (one for one in types if one.target_share > 0 or one.name in running)
         wanted = {each for one in needing for each in needed_repositories(one)}
         self._problems = {each: problem for each, problem in self._problems.items() if each in wanted}
-        self._watch.look(wanted)
+        for name in sorted(wanted):
+            self._work.start(name, functools.partial(repository_problem, name))
 
-    def seen(self, message: RepositorySeen) -> None:
-        """A repository has answered, or has not in time."""
-        name, problem = message.repository, message.problem
+    def seen(self, outcome: Outcome[str | None]) -> None:
+        """Take in that a repository has answered, or has not in time."""
+        name, problem = outcome.key, outcome.value
+        if outcome.late:
+            problem = late_problem(ANSWER_SECONDS)
+        elif outcome.failure:
+            problem = f"can't be looked at: {outcome.failure}"
         if self._problems.get(name, "") != problem:
             self._state.changed = True
         self._problems[name] = problem
@@ -75,17 +86,17 @@ class Decisions:
         self,
         state: FactoryState,
         effects: Effects,
-        requests: AdminRequests,
         space: Space,
         repositories: Repositories,
     ) -> None:
         self.state = state
         self.effects = effects
-        self.requests = requests
         self.space = space
         self.repositories = repositories
-        self.memory = Memory(ledger=Ledger.decode(statuses.read_share_ledger(state.dir)))
+        self.memory = Memory(ledger=Ledger.decode(files.read_json(state.dir.share_ledger)))
         self.health_problem: str | None = None
+        self._prepared: set[tuple[str, str | None]] = set()
+        """Machinetypes that were prepared with these images."""
         self.decision = Decision()
         self.decision_time: float | None = None
         self.warnings: tuple[str, ...] = ()
@@ -117,15 +128,19 @@ class Decisions:
     def decide(self, now: float) -> None:
         """Make one decision and begin what it says."""
         occupied = self.occupied()
-        machinetypes, unusable = self._usable()
-        settings, order = self.state.settings, self.requests.drain
-        reports = own_reports(machinetypes, occupied, self.state.history, settings.hs06, now)
+        settings, order = self.state.settings, self.state.drain
+        full = sum(one.processors for one in occupied) >= total_processors(settings)
+        machinetypes, unusable = self._usable(fetch=not (full or settings.draining or order))
         situation = Situation(
             settings=settings,
             machinetypes=machinetypes,
             occupied=occupied,
             history=self.state.history,
-            space=self.space.view(settings, reports, now),
+            space=self.space.view(
+                settings,
+                lambda: own_reports(machinetypes, occupied, self.state.history, settings.hs06, now),
+                now,
+            ),
             host=self._host(),
             engines=self._engines(machinetypes),
             now=now,
@@ -171,8 +186,11 @@ class Decisions:
             machine.shutdown_time + step,
         )
 
-    def _usable(self) -> tuple[dict[str, Machinetype], dict[str, str]]:
-        """Machinetypes of which machines could be made now, and why not of the others."""
+    def _usable(self, *, fetch: bool) -> tuple[dict[str, Machinetype], dict[str, str]]:
+        """Return machinetypes of which machines could be made, and why not of the others.
+
+        Unless fetch is set, nothing is prepared of which nothing has been before: no machine can be made now anyway.
+        """
         state, usable, reasons = self.state, {}, dict(self.state.configuration.unusable)
         for name, one in state.configuration.machinetypes.items():
             if name in reasons:
@@ -181,8 +199,10 @@ class Decisions:
             if one.target_share > 0:
                 files = state.dir.machinetype_files(one.pipe or name)
                 engine = state.engine_of(one.machine_model)
-                missing = self.repositories.problem(one)
-                unprepared = missing or engine.prepare(one, state.settings, files)
+                unprepared = self.repositories.problem(one)
+                if unprepared is None and (fetch or (name, one.root_image) in self._prepared):
+                    self._prepared.add((name, one.root_image))
+                    unprepared = engine.prepare(one, state.settings, files)
             if unprepared is None:
                 usable[name] = one
             else:

@@ -8,26 +8,28 @@ import uuid as uuids
 from collections.abc import Callable, Collection
 from pathlib import Path
 
+from vac import background
 from vac.accounting import finishing
+from vac.background import BackgroundWork
 from vac.clock import Moment
 from vac.config.load import Configuration
 from vac.config.machinetype import VM_MODELS, Machinetype
-from vac.context.user_data import ContextRequest
+from vac.context.user_data import ContextRequest, Templates, UserData, make_user_data
 from vac.drivers.base import CreationFailed, MachineSpec
 from vac.drivers.engine import engine_name
 from vac.drivers.processes.launch_plan import account
-from vac.factory.contexts import Contexts
-from vac.factory.peers import Monitor
 from vac.factory.state import FactoryState, Slot
 from vac.host.privileges import unprivileged_user
 from vac.lifecycle.phases import PendingCreation, Phase, Preparing, Releasing, Starting, Stopping, Stuck
 from vac.lifecycle.stimuli import (
+    ContextFailed,
     ContextReady,
     Decided,
     DirectoryFailed,
     EndLowered,
     EndWritten,
     Listed,
+    NotWanted,
     Started,
     Stimulus,
 )
@@ -43,11 +45,16 @@ from vac.machines.outputs import set_shutdown_message
 from vac.machines.status import Happening
 from vac.scheduling.backoff import code_group, says_no_work
 from vac.scheduling.model import Create, Outcome
+from vac.text import without_url_secrets
+from vac.vacquery.vacmon import VacMon
 
 RENEW_SECONDS = 30.0
 """Heartbeat files are written at most this often, however often events cause a listing."""
 WATCHED_SECONDS = 150.0
 """A machine that was listed alive so recently, by an engine that has answered since, has ended just now."""
+
+MOST_CONTEXTS = 1000
+"""Contexts made at once: as many as a node may have slots, since any of their servers may be slow."""
 
 log = logging.getLogger(__name__)
 
@@ -59,13 +66,14 @@ def checkpoint(slot: Slot, effect: Effect) -> None:
 class Effects:
     """Applies stimuli to slots and carries the effects out."""
 
-    def __init__(
-        self, state: FactoryState, contexts: Contexts, trash: TrashCollector, monitor: Monitor
-    ) -> None:
+    def __init__(self, state: FactoryState, vacmon: VacMon) -> None:
         self.state = state
-        self._contexts = contexts
-        self.trash = trash
-        self.monitor = monitor
+        self.trash = TrashCollector(state.dir.tmp, state.spawn)
+        self.vacmon = vacmon
+        self._templates = Templates()
+        self._contexts: BackgroundWork[UserData] = state.background(
+            "context", self._context_done, at_once=MOST_CONTEXTS
+        )
         self._carry_out: dict[Effect, Callable[[Slot, Step], Stimulus | None]] = {
             Effect.PREPARE_CONTEXT: self._prepare_context,
             Effect.MAKE_DIRECTORY: self._make_directory,
@@ -125,9 +133,36 @@ class Effects:
         machinetype, end = pending.machinetype, pending.order.shutdown_time
         directory = self.state.dir.machinetype(machinetype.pipe or machinetype.name)
         now = self.state.clock.unix()
-        self._contexts.start(
-            ContextRequest(machinetype, settings, slot.name, pending.uuid, directory, now, end)
-        )
+        wanted = ContextRequest(machinetype, settings, slot.name, pending.uuid, directory, now, end)
+        self._contexts.start(pending.uuid, lambda: make_user_data(wanted, self._templates))
+
+    def _context_done(self, made: background.Outcome[UserData]) -> None:
+        for slot in self.state.slots:
+            if isinstance(slot.phase, Preparing) and slot.phase.pending.uuid == made.key:
+                if made.value is None:
+                    self.happen(slot, ContextFailed(made.failure))
+                else:
+                    self._tell_mistakes(slot.phase.pending.machinetype, made.value.mistakes)
+                    ready = ContextReady(made.value.content)
+                    self.happen(slot, ready if self._wanted(slot) else NotWanted())
+                return
+
+    def _tell_mistakes(self, machinetype: Machinetype, mistakes: str) -> None:
+        key = f"user_data {machinetype.name}"
+        if mistakes:
+            place = without_url_secrets(machinetype.user_data or "")
+            text = f"{machinetype.name}: user_data {place}: {mistakes}"
+            self.state.changes.say(key, text, logging.WARNING)
+        else:
+            self.state.changes.clear(key)
+
+    def _wanted(self, slot: Slot) -> bool:
+        """Return False if things have changed since the machine was decided on."""
+        assert isinstance(slot.phase, Preparing)
+        state, machinetype = self.state, slot.phase.pending.machinetype
+        refused = state.drain or state.settings.draining or state.configuration_problem or state.doubt
+        unchanged = state.configuration.machinetypes.get(machinetype.name) == machinetype
+        return unchanged and not refused and slot.name not in state.foreign
 
     def _make_directory(self, slot: Slot, taken: Step) -> Stimulus | None:
         assert isinstance(taken.after, Starting)
@@ -325,15 +360,19 @@ class Effects:
     def _account(self, slot: Slot, taken: Step) -> Stimulus | None:
         machine, alive_time = _machine(slot), slot.sight.alive_time
         disturbed = self.state.disturbed.get(engine_name(machine.model), -math.inf)
-        now = self.state.clock.boot()
-        watched = alive_time is not None and disturbed < alive_time and now - alive_time < WATCHED_SECONDS
+        if slot.sight.ended_time is None:
+            slot.sight.ended_time = self.state.clock.boot()
+        ended = slot.sight.ended_time
+        watched = alive_time is not None and disturbed < alive_time and ended - alive_time < WATCHED_SECONDS
         return EndWritten() if self._finish(machine, slot, watched=watched) else None
 
     def _finish(self, machine: Machine, slot: Slot | None, *, watched: bool) -> bool:
-        usage = slot.sight.usage if slot else None
+        usage, now = slot.sight.usage if slot else None, self.state.clock.moment()
+        if slot and slot.sight.ended_time is not None:
+            now = now.at(slot.sight.ended_time)
         key = f"finish {machine.uuid or machine.directory.name}"
         try:
-            finishing.finish(self.state.dir, machine, usage, self.state.clock.moment(), watched=watched)
+            finishing.finish(self.state.dir, machine, usage, now, watched=watched)
         except finishing.FinishFailed as problem:
             self.state.trouble(key, str(problem))
             return False
@@ -348,7 +387,7 @@ class Effects:
         log.info("%s (%s): ended: %s", machine.name, machine.machinetype, _epitaph(end))
         lived = end.ended_time - (end.started_time or end.ended_time)
         self.state.counters.add(Happening.END, machine.machinetype, code_group(end.message), lived)
-        self.monitor.finished(self.state.settings, machine.directory)
+        self.vacmon.tell(self.state.settings.vacmon_hostport, machine.directory)
 
     def _release(self, slot: Slot, taken: Step) -> None:
         machine = _machine(slot)

@@ -9,36 +9,28 @@ from __future__ import annotations
 import logging
 import queue
 from collections.abc import Callable
-from typing import Union
 
+from vac.background import BackgroundWork, Outcome
 from vac.config.load import ConfigurationError, Loader
+from vac.config.machinetype import VM_MODELS
 from vac.drivers import engine as engines
 from vac.drivers.engine import ActionKind
 from vac.factory.admin_requests import AdminRequests
-from vac.factory.contexts import ContextFailed, ContextMade, ContextMessage, Contexts, Run, in_thread
 from vac.factory.decisions import Decisions, Repositories
 from vac.factory.effects import Effects
-from vac.factory.peers import Answers, Ask, Monitor, Space
-from vac.factory.pipes import PipeFetched, Pipes
+from vac.factory.peers import Answers, Ask, Space
+from vac.factory.pipes import Pipes
 from vac.factory.report import Report
-from vac.factory.state import FactoryState, Slot
+from vac.factory.state import FactoryState, Message, Stop, Wake
 from vac.factory.watch import Rules, Watcher
-from vac.host.probes import (
-    DiskMeasured,
-    DiskMessage,
-    DiskMeter,
-    DiskNotMeasured,
-    HealthCheck,
-    HealthChecked,
-    RepositorySeen,
-    RepositoryWatch,
-)
+from vac.host.probes import health_problem
 from vac.lifecycle import stimuli
-from vac.lifecycle.phases import Empty, Preparing, SetAside
-from vac.machines.files import TrashCollector
+from vac.lifecycle.phases import Empty, Running, SetAside, Stopping
 from vac.machines.slots import load_slots
 from vac.machines.status import Happening
 from vac.scheduling.eligibility import NO_ANSWER
+from vac.vacquery.signed_json import identity
+from vac.vacquery.vacmon import VacMon
 
 CYCLE_SECONDS = 60.0
 """From the end of one cycle to the next."""
@@ -54,29 +46,8 @@ CLOCK_STEP_SECONDS = 2.0
 log = logging.getLogger(__name__)
 
 
-class Wake:
-    """Look at requests and configuration now."""
-
-
-class Stop:
-    """Leave. Machines go on running."""
-
-
 class Stuck(Exception):
     """A thread of an engine never returned; only a new process helps."""
-
-
-Message = Union[
-    engines.Message,
-    ContextMessage,
-    DiskMessage,
-    HealthChecked,
-    RepositorySeen,
-    PipeFetched,
-    Answers,
-    Wake,
-    Stop,
-]
 
 
 class Factory:
@@ -85,48 +56,38 @@ class Factory:
     def __init__(
         self,
         state: FactoryState,
-        monitor: Monitor,
+        vacmon: VacMon,
         loader: Loader,
         inbox: queue.Queue[Message],
         ask: Ask,
-        run: Run = in_thread,
         need: Callable[[str, str], None] = lambda role, purpose: None,
     ) -> None:
         self.state = state
         self.inbox = inbox
-        trash = TrashCollector(state.dir.tmp, run)
-        self.effects = Effects(state, Contexts(inbox.put, run), trash, monitor)
+        self.effects = Effects(state, vacmon)
         self.watcher = Watcher(state, self.effects)
-        self.rules = Rules(state, self.effects, DiskMeter(inbox.put))
+        self.rules = Rules(state, self.effects)
         self.requests = AdminRequests(state, self.effects)
-        self.space = Space(ask, inbox.put, state.clock.unix)
-        self.repositories = Repositories(state, RepositoryWatch(inbox.put))
-        self.decisions = Decisions(state, self.effects, self.requests, self.space, self.repositories)
+        self.space = Space(ask, lambda answers: state.post(lambda: self._answered(answers)), state.clock.unix)
+        self.repositories = Repositories(state)
+        self.decisions = Decisions(state, self.effects, self.space, self.repositories)
         self.report = Report(state, self.decisions, self.effects)
         self.loader = loader
         self._need = need
-        self.pipes = Pipes(state, inbox.put)
+        self.pipes = Pipes(state)
         now = state.clock.moment()
         self.next_cycle_time = now.boot
         self._clock_offset = now.unix - now.boot
         self.stopping = False
-        self.health = HealthCheck(inbox.put)
+        self._health: BackgroundWork[str | None] = state.background("health", self._health_checked)
         self.health_time: float | None = None
         self._unavailable: set[str] = set()
         """Engines that have a problem."""
         self._handlers: dict[type, Callable[..., None]] = {
-            ContextMade: self._context_made,
-            ContextFailed: self._context_failed,
             engines.Observation: self._observed,
             engines.ObservationFailed: self._observation_failed,
             engines.ActionDone: self._acted,
             engines.Changed: self._changed,
-            DiskMeasured: self.rules.measured,
-            DiskNotMeasured: self.rules.not_measured,
-            HealthChecked: self._health_checked,
-            RepositorySeen: self.repositories.seen,
-            Answers: self._answered,
-            PipeFetched: self._pipe_fetched,
             Wake: self._woken,
             Stop: self._stop,
         }
@@ -143,7 +104,11 @@ class Factory:
     def turn(self, wait_seconds: float) -> None:
         """Wait for messages, at most so long; handle them, then what time has brought; then decide if it is due."""
         for message in self._receive(wait_seconds):
-            self._handlers[type(message)](message)
+            handle = self._handlers.get(type(message))
+            if handle is not None:
+                handle(message)
+            elif callable(message):
+                message()
         now = self.state.clock.moment()
         self._check_clock()
         due = now.boot >= self.next_cycle_time
@@ -211,7 +176,7 @@ class Factory:
         self._check_health()
         self.repositories.look()
         self.report.cycle()
-        self._need_page()
+        self._need_roles()
         self.next_cycle_time = self.state.clock.boot() + CYCLE_SECONDS
 
     def _read_set_aside(self) -> None:
@@ -240,31 +205,40 @@ class Factory:
         """Write when machines were last seen alive: they run on, and nobody sees them end."""
         for slot in self.state.slots:
             machine = slot.machine
-            if machine is not None and slot.running and not machine.final:
+            if machine is not None and isinstance(slot.phase, (Running, Stopping)):
                 engine = self.state.engine_of(machine.model)
                 if slot.sight.alive_time is not None and engine.problem() is None:
                     slot.sight.alive_time = self.state.clock.boot()
                 self.effects.renew_heartbeat(slot)
 
-    def _need_page(self) -> None:
-        """The page reads what this factory writes, and is started anew where that or its address changes."""
+    def _need_roles(self) -> None:
+        """Have the other processes restarted where the configuration by which they work changes."""
         settings = self.state.settings
-        address = settings.metrics_listen
-        self._need("page", f"{address} {settings.state_dir}" if address else "")
+        address, place = settings.metrics_listen, f"{settings.factory_name} in {settings.state_dir}"
+        port = identity(settings.vacquery_port, settings.vacquery_key_file)
+        self._need("responder", f"{port} for {place}")
+        self._need("page", f"{address} for {place}" if address else "")
+        configured = {one.machine_model for one in self.state.configuration.machinetypes.values()}
+        present = {slot.machine.model for slot in self.state.slots if slot.machine and slot.occupied}
+        for role in ("metadata", "mjf"):
+            self._need(role, f"VMs of {place}" if (configured | present).intersection(VM_MODELS) else "")
 
     def _check_health(self) -> None:
         command, now = self.state.settings.health_command, self.state.clock.boot()
         if command is None:
-            self._health_checked(HealthChecked(None))
+            self._note_health(None)
         elif self.health_time is None or now - self.health_time >= HEALTH_SECONDS:
             if self.health_time is None:
-                self._health_checked(HealthChecked(NO_ANSWER))
+                self._note_health(NO_ANSWER)
             self.health_time = now
-            self.health.start(command)
+            self._health.start("health", lambda: health_problem(command))
 
-    def _health_checked(self, message: HealthChecked) -> None:
-        if message.problem != self.decisions.health_problem:
-            self.decisions.health_problem = message.problem
+    def _health_checked(self, outcome: Outcome[str | None]) -> None:
+        self._note_health(outcome.failure or outcome.value)
+
+    def _note_health(self, problem: str | None) -> None:
+        if problem != self.decisions.health_problem:
+            self.decisions.health_problem = problem
             self.state.changed = True
 
     def _reload(self) -> None:
@@ -323,34 +297,6 @@ class Factory:
         """Nothing is concluded from it but that an end may have gone unseen."""
         self.state.disturbed[message.engine] = message.time
 
-    def _context_made(self, message: ContextMade) -> None:
-        slot = self._preparing(message.name, message.uuid)
-        if slot is None:
-            return
-        wanted = self._still_wanted(slot)
-        self.effects.happen(slot, stimuli.ContextReady(message.user_data) if wanted else stimuli.NotWanted())
-
-    def _still_wanted(self, slot: Slot) -> bool:
-        """Tell if a machine that was decided on may still be made."""
-        assert isinstance(slot.phase, Preparing)
-        machinetype = slot.phase.pending.machinetype
-        if self.requests.drain is not None or self.state.settings.draining or slot.name in self.state.foreign:
-            return False
-        if self.state.configuration_problem is not None or self.state.doubt is not None:
-            return False
-        return self.state.configuration.machinetypes.get(machinetype.name) == machinetype
-
-    def _context_failed(self, message: ContextFailed) -> None:
-        slot = self._preparing(message.name, message.uuid)
-        if slot is not None:
-            self.effects.happen(slot, stimuli.ContextFailed(message.reason))
-
-    def _preparing(self, name: str, uuid: str) -> Slot | None:
-        """Return the slot that waits for the context of the machine with this uuid."""
-        slot = self.state.slots.get(name)
-        waits = slot is not None and isinstance(slot.phase, Preparing) and slot.phase.pending.uuid == uuid
-        return slot if waits else None
-
     def _acted(self, message: engines.ActionDone) -> None:
         """Take in an engine's answer; it may be one whose connection has been given up since."""
         kind, name, uuid = message.action
@@ -385,11 +331,6 @@ class Factory:
         self._look(message.engine)
         if not message.name:
             self.state.changed = True
-
-    def _pipe_fetched(self, message: PipeFetched) -> None:
-        """Another document is another configuration, which is loaded at once."""
-        if self.pipes.fetched(message):
-            self.next_cycle_time = self.state.clock.boot()
 
     def _woken(self, message: Wake) -> None:
         self.next_cycle_time = self.state.clock.boot()

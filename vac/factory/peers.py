@@ -1,23 +1,15 @@
-"""The factory and its space: peers are asked when a decision needs them; VacMon services are told what happens.
-
-Peers' last answers are remembered. Status messages to VacMon are read from disk and sent in a thread of their own.
-"""
+"""The factory's space: peers are asked when a decision needs them, and their last answers are remembered."""
 
 from __future__ import annotations
 
 import logging
-import queue
-import threading
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Optional
 
+from vac.background import BackgroundWork
 from vac.config.load import Configuration
 from vac.config.settings import Settings
-from vac.logs import OnChange
-from vac.machines.layout import StateDir
 from vac.scheduling.model import SpaceView, TypeReport
 from vac.scheduling.space import (
     CAPACITY_SECONDS,
@@ -27,17 +19,13 @@ from vac.scheduling.space import (
     is_fresh,
     view,
 )
-from vac.vacquery.messages import AnyStatus, Kind, Reason
+from vac.vacquery.messages import Kind, Reason
 from vac.vacquery.poll import PollResult, capacities, poll, to_reports, without_hs06
 from vac.vacquery.resolver import Names
 from vac.vacquery.signed_json import read_key
-from vac.vacquery.snapshot import SnapshotBuilder
-from vac.vacquery.vacmon import VacMon
 
 log = logging.getLogger(__name__)
 
-MOST_WAITING = 1000
-"""Of what can't be told because the disk or the network hangs, no more is kept."""
 MOST_LISTED = 5
 """Factories that a warning names, or peers that the log does."""
 
@@ -70,7 +58,9 @@ class Space:
 
     def __init__(self, ask: Ask, post: Callable[[Answers], object], clock: Callable[[], float]) -> None:
         self._ask = ask
-        self._post = post
+        self._work: BackgroundWork[Answers] = BackgroundWork(
+            "poll", lambda outcome: post(outcome.value or Answers(clock()))
+        )
         self._clock = clock
         self._asking = False
         self._last_poll: float | None = None
@@ -101,17 +91,15 @@ class Space:
         if not self._asking:
             self._asking = True
             due = self._capacity_poll is None or not 0 <= now - self._capacity_poll < CAPACITY_SECONDS
-            asked = (configuration, due, tuple(self.silent(configuration.settings)))
-            threading.Thread(target=self._poll, args=asked, name="poll", daemon=True).start()
+            doubtful = tuple(self.silent(configuration.settings))
+            self._work.start("peers", lambda: self._poll(configuration, due, doubtful))
 
-    def _poll(self, configuration: Configuration, capacities: bool, doubtful: Collection[str]) -> None:
-        answers = Answers(self._clock())
+    def _poll(self, configuration: Configuration, capacities: bool, doubtful: Collection[str]) -> Answers:
         try:
-            answers = self._ask(configuration, capacities, doubtful)
+            return self._ask(configuration, capacities, doubtful)
         except OSError as error:
             log.warning("peers can't be asked: %s", error)
-        finally:
-            self._post(answers)
+            return Answers(self._clock())
 
     def answered(self, answers: Answers) -> None:
         """Take in what a poll has brought."""
@@ -156,8 +144,8 @@ class Space:
             "shares are counted in HS06, so all of them should have it, or none"
         )
 
-    def view(self, settings: Settings, own: Mapping[str, TypeReport], now: float) -> SpaceView:
-        """Return the space as it is known now; own is what this factory reports of itself.
+    def view(self, settings: Settings, own: Callable[[], Mapping[str, TypeReport]], now: float) -> SpaceView:
+        """Return the space as it is known now; own returns what this factory reports of itself.
 
         It is added up once per poll: a decision replaces this factory's part by its present state. What a peer has
         said in part stands only for one whose last full answer is too old.
@@ -166,7 +154,7 @@ class Space:
         if self._view is None or not valid or len(settings.factories) < 2:
             ends = (time + SILENT_SECONDS for time, _ in self._reports.values())
             self._valid = (now, min((end for end in ends if end > now), default=now + SILENT_SECONDS))
-            self._view, self._settings = self._sum(settings, own, now), settings
+            self._view, self._settings = self._sum(settings, own(), now), settings
         return self._view
 
     def _sum(self, settings: Settings, own: Mapping[str, TypeReport], now: float) -> SpaceView:
@@ -239,56 +227,3 @@ class Peers:
             key=read_key(settings.vacquery_key_file),
             doubtful=doubtful,
         )
-
-
-_Task = tuple[tuple[str, ...], Optional[Path]]
-
-
-class Monitor:
-    """Tells the services of vacmon_hostport of each cycle and of each machine that finishes."""
-
-    def __init__(self, state: StateDir, names: Names, clock: Callable[[], float]) -> None:
-        self._state = state
-        self._names = names
-        self._clock = clock
-        self._tasks: queue.SimpleQueue[_Task] = queue.SimpleQueue()
-        self._thread: threading.Thread | None = None
-
-    def cycle(self, settings: Settings) -> None:
-        """A cycle is over: the factory's status and every machinetype's are to be sent. Returns at once."""
-        self._put(settings, None)
-
-    def finished(self, settings: Settings, directory: Path) -> None:
-        """The machine with this directory has finished: its status is to be sent. Returns at once."""
-        self._put(settings, directory)
-
-    def _put(self, settings: Settings, directory: Path | None) -> None:
-        if not settings.vacmon_hostport or self._tasks.qsize() >= MOST_WAITING:
-            return
-        self._tasks.put((settings.vacmon_hostport, directory))
-        if self._thread is None:
-            self._thread = threading.Thread(target=self._work, name="vacmon", daemon=True)
-            self._thread.start()
-
-    def _work(self) -> None:
-        builder = SnapshotBuilder(self._state, "vacd-factory")
-        changes = OnChange(log)
-        services: dict[tuple[str, ...], VacMon] = {}
-        while True:
-            hostports, directory = self._tasks.get()
-            if hostports not in services:
-                services = {hostports: VacMon(hostports, self._names)}
-            try:
-                services[hostports].send(_statuses(builder, directory, self._clock()), self._clock())
-                changes.clear("vacmon")
-            except OSError as error:
-                changes.say("vacmon", f"VacMon gets no status messages: {error}", logging.WARNING)
-
-
-def _statuses(builder: SnapshotBuilder, directory: Path | None, now: float) -> list[AnyStatus]:
-    """Return the statuses to be sent; none before the factory has reported for the first time."""
-    if directory is not None:
-        machine = builder.finished(directory)
-        return [] if machine is None else [machine]
-    snapshot = builder.build(now)
-    return [] if snapshot is None else [snapshot.factory, *snapshot.machinetypes]

@@ -7,30 +7,42 @@ import logging
 import os
 import queue
 import random
+import shutil
 import time
 from collections.abc import Callable
 
 import vac
+from vac.background import in_thread
 from vac.clock import Clock
 from vac.config.load import Configuration, ConfigurationError, Loader
-from vac.config.machinetype import VM_MODELS, Machinetype
+from vac.config.machinetype import Machinetype
 from vac.config.settings import Settings
-from vac.context.downloads import GRID_CERTIFICATES, ImageCache, Local
+from vac.context.downloads import GRID_CERTIFICATES, ImageCache
 from vac.context.signatures import SignedImages
 from vac.drivers.engine import APART, Engine, InlineEngine, driver_for, engine_name
-from vac.factory.contexts import Run, in_thread
-from vac.factory.loop import Factory, Message, Stop, Stuck, Wake
-from vac.factory.peers import Ask, Monitor, Peers, ask_nobody
-from vac.factory.state import FactoryState, OpenEngine, Slot, Slots, found_slots, slot_names
+from vac.factory.loop import Factory, Stuck
+from vac.factory.peers import Ask, Peers, ask_nobody
+from vac.factory.state import (
+    FactoryState,
+    Message,
+    OpenEngine,
+    Slot,
+    Slots,
+    Stop,
+    Wake,
+    slot_names,
+)
 from vac.host import facts
 from vac.lifecycle.phases import SetAside
 from vac.logs import OnChange
+from vac.machines import files
 from vac.machines import status as statuses
 from vac.machines.layout import StateDir, StateDirBusy, lock_name
 from vac.machines.slots import finished_machines, load_slots
 from vac.roles import EXIT_OTHER_AT_WORK, RoleOptions
 from vac.scheduling.backoff import History
 from vac.vacquery.resolver import Names, Resolver
+from vac.vacquery.vacmon import VacMon
 
 log = logging.getLogger(__name__)
 
@@ -94,6 +106,13 @@ def _take(
                 directory.root.mkdir(mode=0o755, parents=True, exist_ok=True)
                 tried.enter_context(directory.lock())
                 directory.prepare()
+                unshielded = directory.shield()
+                if unshielded is not None:
+                    changes.say(
+                        "shield",
+                        f"{directory.root} can't be mounted nosuid,nodev: {unshielded}",
+                        logging.WARNING,
+                    )
                 locks.push(tried.pop_all())
                 changes.clear("state_dir")
                 return True
@@ -127,7 +146,7 @@ def stand_in(error: ConfigurationError) -> Configuration | None:
 def broken_at_start(state: FactoryState, error: ConfigurationError) -> None:
     """Note that the configuration hasn't been read as a whole: factory_name or state_dir may be defaults that stand in
     for what could not be read, and engines and directories those of another factory."""
-    state.doubts["configuration"] = "the configuration could not be read since the start"
+    state.doubts_about("configuration", "the configuration could not be read since the start")
     state.configuration_broken(error)
 
 
@@ -143,24 +162,26 @@ def open_factory(
     names: Names | None = None,
     ask: Ask = ask_nobody,
     need: Callable[[str, str], None] = lambda role, purpose: None,
-    run: Run = in_thread,
+    spawn: Callable[[Callable[[], None], str], object] = in_thread,
 ) -> Factory:
     """Return a factory with its slots as they are on disk. The keyword arguments are for tests, but for names, ask and
     need, which is that of RoleOptions."""
     settings, clock = configuration.settings, clock or Clock()
 
-    def local(url: str) -> Local:
-        """Refuse local addresses to URLs that no machinetype of the site's own names."""
-        own = [one.root_image for one in state.configuration.machinetypes.values() if not one.pipe]
-        return Local.ALLOWED if url in own else Local.REFUSED
+    def named() -> dict[str, str]:
+        """Return the pipe of each URL of an image, "" if a machinetype of the site's own names it, too."""
+        kinds = state.configuration.machinetypes.values()
+        return {one.root_image or "": one.pipe or "" for one in sorted(kinds, key=lambda one: not one.pipe)}
 
-    cache = ImageCache(directory.imagecache, directory.tmp, local=local)
+    def most_bytes() -> float:
+        """Return the limit of all pipes' images."""
+        gb = state.settings.pipe_images_gb
+        return shutil.disk_usage(directory.root).total / 2 if gb is None else gb * 1000**3
+
+    cache = ImageCache(directory.imagecache, directory.tmp, named=named, most_bytes=most_bytes)
     images = SignedImages(cache.fetch, GRID_CERTIFICATES, clock.unix)
 
     def engine(machine_model: str, settings: Settings) -> InlineEngine:
-        if machine_model in VM_MODELS:
-            need("metadata", "VMs")
-            need("mjf", "VMs")
         name = engine_name(machine_model)
         return Engine(
             name,
@@ -173,7 +194,7 @@ def open_factory(
     statuses.write_version(directory, vac.__version__)
     now = clock.moment()
     found = load_slots(directory, configuration.machinetypes, settings)
-    slots = found_slots(found.slots, now.boot)
+    slots = [Slot(name, phase(now.boot), machine) for name, (machine, phase) in found.slots.items()]
     slots += [Slot(name, SetAside(now.boot)) for name in found.unreadable]
     for machine in [*found.orphans, *(slot.machine for slot in slots if slot.machine)]:
         machine.note_clock(now)
@@ -184,6 +205,8 @@ def open_factory(
         clock=clock,
         rng=rng or random.Random(),
         open_engine=open_engine or engine,
+        post=inbox.put,
+        spawn=spawn,
         started=now,
         changes=OnChange(log),
         history=_history(directory, configuration).no_later_than(now.unix),
@@ -196,8 +219,8 @@ def open_factory(
     occupied = [slot for slot in state.slots if slot.occupied]
     _check_identity(state, [slot.name for slot in occupied])
     log.info("%s: %d machines found in %d slots", settings.factory_name, len(occupied), len(state.slots))
-    monitor = Monitor(directory, names or Resolver(settings.factory_name), clock.unix)
-    return Factory(state, monitor, loader, inbox, ask, run, need)
+    vacmon = VacMon(directory, names or Resolver(settings.factory_name), clock.unix)
+    return Factory(state, vacmon, loader, inbox, ask, need)
 
 
 def _history(directory: StateDir, configuration: Configuration) -> History:
@@ -211,7 +234,7 @@ def _check_identity(state: FactoryState, occupied: list[str]) -> None:
     """Doubt factory_name or state_dir if they aren't those by which the machines here were made."""
     settings, directory = state.settings, state.dir
     present = {"factory_name": settings.factory_name, "state_dir": os.path.realpath(directory.root)}
-    known = statuses.read_identity(directory)
+    known = files.read_json(directory.identity)
     differing = [name for name, value in present.items() if known.get(name, value) != value]
     if differing and occupied:
         was = ", ".join(f"{name} was {known[name]}" for name in differing)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import logging
 
-import vac
 from vac.context.downloads import ImageCache
 from vac.drivers.base import EngineState
 from vac.factory.decisions import Decisions
@@ -15,15 +14,12 @@ from vac.lifecycle.phases import SetAside, Stuck
 from vac.lifecycle.table import STUCK_SECONDS
 from vac.machines import status as statuses
 from vac.machines.slots import Expiry, remove_orphaned_slots
-from vac.machines.status import Drain, Status, TypeFacts
-from vac.vacquery.signed_json import identity
+from vac.machines.status import Status
 
 log = logging.getLogger(__name__)
 
 REPORT_SECONDS = 1.0
-"""status.json is written at most this often."""
-LEDGER_SECONDS = 10.0
-"""Least pause between writes of the ledger: a factory that is killed every minute has to remember what it owes."""
+"""status.json and the ledger of shares are written at most this often."""
 UNUSED_IMAGE_DAYS = 30
 """Days for which a downloaded image is kept that no machinetype names any more."""
 
@@ -37,7 +33,6 @@ class Report:
         self.effects = effects
         self.expiry = Expiry(state.dir)
         self.images = ImageCache(state.dir.imagecache, state.dir.tmp)
-        self._ledger_time = -LEDGER_SECONDS
         self._report_time = float("-inf")
 
     @property
@@ -48,7 +43,7 @@ class Report:
     def cycle(self) -> None:
         """Show that the factory lives, and remove what is old; once a cycle."""
         self.state.written("upkeep", f"{self.state.dir.root} can't be kept in order", self._upkeep)
-        self.effects.monitor.cycle(self.state.settings)
+        self.effects.vacmon.tell(self.state.settings.vacmon_hostport)
         self.state.reported = False
 
     def _upkeep(self) -> None:
@@ -66,7 +61,7 @@ class Report:
         self.effects.trash.start()
 
     def report_if_due(self) -> None:
-        """Write status.json and counts if something has changed, but not more than once a second."""
+        """Write status.json, counts and ledger if something has changed, but not more than once a second."""
         now = self.state.clock.moment()
         if self.state.reported or now.boot - self._report_time < REPORT_SECONDS:
             return
@@ -74,9 +69,7 @@ class Report:
         self.state.reported = True
         self._counts()
         statuses.write(self.state.dir, self.status(now.unix))
-        if now.boot - self._ledger_time >= LEDGER_SECONDS:
-            self._ledger_time = now.boot
-            statuses.write_share_ledger(self.state.dir, self.decisions.memory.ledger.encode())
+        statuses.write_share_ledger(self.state.dir, self.decisions.memory.ledger.encode())
 
     def _counts(self) -> None:
         settings = self.state.settings
@@ -94,26 +87,13 @@ class Report:
     def status(self, now: float) -> Status:
         """Everything that others want to know and that isn't in the machines' directories."""
         state, settings, decision = self.state, self.state.settings, self.decisions.decision
-        order = self.decisions.requests.drain
-        return Status(
+        return dataclasses.replace(
+            statuses.configured(state.configuration),
             time=now,
-            space=settings.vac_space,
-            site=settings.site,
-            factory=settings.factory_name,
-            version=vac.__version__,
-            factories=settings.factories,
-            vacquery_allow=tuple(str(network) for network in settings.vacquery_allow),
-            vacquery=identity(settings.vacquery_port, settings.vacquery_key_file),
-            slots=settings.host_processors,
-            total_processors=settings.total_processors,
-            mb_per_processor=settings.mb_per_processor,
-            hs06_per_processor=settings.hs06,
-            machinetypes=tuple(self._facts()),
             engines={name: engine.problem() for name, engine in state.engines.items()},
             problems=state.problems,
             warnings=(*self.decisions.warnings, *self._notices()),
-            drain=Drain(order.reason, order.since, order.until) if order else None,
-            shutdown_time=settings.shutdown_time,
+            drain=state.drain,
             decision_time=self.decisions.decision_time,
             next_time=self.decisions.next_time,
             guard=decision.guard,
@@ -140,13 +120,6 @@ class Report:
     def _notices(self) -> list[str]:
         notices = [notice for engine in self.state.engines.values() for notice in engine.notices()]
         return [*self.state.doubts.values(), *self.state.troubles.values(), *notices]
-
-    def _facts(self) -> list[TypeFacts]:
-        names = [field.name for field in dataclasses.fields(TypeFacts) if field.name != "fqan"]
-        return [
-            TypeFacts(fqan=one.accounting_fqan, **{name: getattr(one, name) for name in names})
-            for one in self.state.configuration.machinetypes.values()
-        ]
 
     def _slot_states(self) -> dict[str, str]:
         found = {slot.name: self._slot_state(slot) for slot in self.state.slots}

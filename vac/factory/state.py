@@ -7,10 +7,13 @@ import random
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass, field
+from typing import Any, TypeVar, Union
 
+from vac.background import BackgroundWork, Outcome, in_thread
 from vac.clock import Clock, Moment
 from vac.config.load import Configuration, ConfigurationError
 from vac.config.settings import Settings
+from vac.drivers import engine as engines
 from vac.drivers.base import EngineState, Usage
 from vac.drivers.engine import InlineEngine, engine_name
 from vac.lifecycle.phases import (
@@ -26,12 +29,13 @@ from vac.lifecycle.phases import (
 )
 from vac.logs import OnChange
 from vac.machines import machine as machines
+from vac.machines import requests
 from vac.machines import status as statuses
 from vac.machines.layout import StateDir, slot_name
 from vac.machines.machine import Machine
 from vac.machines.status import Creation, ErrorKind, Happening, Tally
 from vac.scheduling.backoff import History
-from vac.scheduling.model import Outcome
+from vac.scheduling.model import Outcome as MachineOutcome
 
 REMEMBERED_CREATIONS = 10
 _OCCUPIED = (Starting, Uncertain, Running, Stopping, Ended, Releasing, Stuck)
@@ -43,12 +47,27 @@ OpenEngine = Callable[[str, Settings], InlineEngine]
 """Opens the engine that makes machines of this machine model."""
 
 
+class Wake:
+    """Look at requests and configuration now."""
+
+
+class Stop:
+    """Leave. Machines go on running."""
+
+
+Message = Union[engines.Message, Wake, Stop, Callable[[], object]]
+"""Something for the loop to handle, or to call."""
+_T = TypeVar("_T")
+
+
 @dataclass
 class Sight:
     """Observations of one machine by this process. Times are by the clock that nobody sets."""
 
     alive_time: float | None = None
     """When an engine's listing last showed it running or paused."""
+    ended_time: float | None = None
+    """When its end was first seen, however long it takes until that is on disk."""
     engine_state: EngineState | None = None
     usage: Usage = field(default_factory=Usage)
     heartbeat_file: tuple[float, float] | None = None
@@ -60,6 +79,8 @@ class Sight:
     disk_used_bytes: int | None = None
     measured_time: float | None = None
     """When a measurement of its disk use was last asked for."""
+    unmeasured_time: float | None = None
+    """Since when it has had too many files to be measured in time."""
     measure_seconds: float = 300.0
     """From then to the next one; what takes long is measured less often."""
 
@@ -93,10 +114,8 @@ class Slots:
     """All slots by name, in order."""
 
     def __init__(self, names: Iterable[str], found: Iterable[Slot], now: float) -> None:
-        others = {slot.name: slot for slot in found}
-        self._slots = {name: others.pop(name, Slot(name, Empty(now))) for name in names}
-        self._wanted = frozenset(self._slots)
-        self._slots.update({name: slot for name, slot in others.items() if slot.occupied})
+        self._slots = {slot.name: slot for slot in found}
+        self.resize(names, now)
 
     def __iter__(self) -> Iterator[Slot]:
         return iter(self._slots.values())
@@ -157,10 +176,15 @@ class FactoryState:
     clock: Clock
     rng: random.Random
     open_engine: OpenEngine
+    post: Callable[[Message], object]
+    """Puts a message into the loop's inbox, from any thread."""
     started: Moment
     """When this process began: a restart must not punish machines for what it didn't see."""
     changes: OnChange
+    """Conditions that are logged when they begin and end; troubles and doubts are among them."""
     history: History
+    spawn: Callable[[Callable[[], None], str], object] = in_thread
+    """Starts the threads of background work."""
     orphans: list[Machine] = field(default_factory=list)
     """Machines that started, are in no slot and have not been accounted for."""
     foreign: dict[str, float] = field(default_factory=dict)
@@ -169,9 +193,6 @@ class FactoryState:
     """Machines that this process has asked engines for."""
     knew_nothing: bool = False
     """No machine was on disk when this process began: the directory may be the wrong one."""
-    doubts: dict[str, str] = field(default_factory=dict)
-    """By kind, why factory_name or state_dir may be wrong. While there are any, nothing is made or removed, and nothing
-    is concluded from a machine's absence."""
     engines: dict[str, InlineEngine] = field(default_factory=dict)
     observed: set[str] = field(default_factory=set)
     """Engines that have answered; nothing is created before."""
@@ -185,11 +206,11 @@ class FactoryState:
     """Problem of the configuration on disk; the last good one is in force then."""
     problems: tuple[str, ...] = ()
     """Mistakes in it, also those that stop only a machinetype or pipe."""
-    troubles: dict[str, str] = field(default_factory=dict)
-    """By key, what can't be written or read in state_dir."""
     counters: Counters = field(default_factory=Counters)
     pipes: dict[str, str | None] = field(default_factory=dict)
     """By pipe, its problem; None: there is none."""
+    drain: requests.Drain | None = None
+    """The administrators' order to create nothing."""
     changed: bool = True
     """Something has happened that a decision should take into account."""
     reported: bool = False
@@ -201,9 +222,26 @@ class FactoryState:
         return self.configuration.settings
 
     @property
+    def troubles(self) -> dict[str, str]:
+        """By key, what can't be written or read in state_dir."""
+        return self.changes.texts("disk")
+
+    @property
+    def doubts(self) -> dict[str, str]:
+        """By kind, why factory_name or state_dir may be wrong. While there are any, nothing is made or removed, and
+        nothing is concluded from a machine's absence."""
+        return self.changes.texts("doubt")
+
+    @property
     def doubt(self) -> str | None:
         """The first reason why factory_name or state_dir may be wrong."""
         return next(iter(self.doubts.values()), None)
+
+    def background(
+        self, name: str, done: Callable[[Outcome[_T]], object], **limits: Any
+    ) -> BackgroundWork[_T]:
+        """Return work for threads of this name, whose outcomes are handled in the loop's thread."""
+        return BackgroundWork(name, done, clock=self.clock.boot, post=self.post, spawn=self.spawn, **limits)
 
     def engine_of(self, machine_model: str) -> InlineEngine:
         """Return the engine that makes machines of this model, opened when it is needed first."""
@@ -226,7 +264,7 @@ class FactoryState:
         self.changed |= self.configuration_problem is not None
         self.configuration_problem = None
         self.problems = tuple(map(str, configuration.errors))
-        self.doubts.pop("configuration", None)
+        self.doubts_about("configuration", None)
         self.changes.clear("configuration")
         if self.problems:
             statuses.set_error(self.dir, ErrorKind.CONFIGURATION, self.problems[0])
@@ -265,7 +303,7 @@ class FactoryState:
         self.engines.clear()
         self.observed.clear()
 
-    def remember(self, outcome: Outcome, fizzle_seconds: float) -> None:
+    def remember(self, outcome: MachineOutcome, fizzle_seconds: float) -> None:
         """Add the end of a machine to the history."""
         self.history = self.history.add(outcome, fizzle_seconds)
         self.changed = True
@@ -276,7 +314,9 @@ class FactoryState:
         A creation that an earlier process left undone, perhaps the classic's, is cleaned up: no error for people.
         """
         now = self.clock.moment()
-        self.history = self.history.add(Outcome(machinetype, now.at(begin).unix, None, now.unix, None), 0.0)
+        self.history = self.history.add(
+            MachineOutcome(machinetype, now.at(begin).unix, None, now.unix, None), 0.0
+        )
         kind = self.configuration.machinetypes.get(machinetype)
         model = kind.machine_model if kind else "unknown"
         self.counters.add(Happening.CREATION, model, "failed", now.boot - begin)
@@ -312,20 +352,16 @@ class FactoryState:
 
     def trouble(self, key: str, text: str) -> None:
         """Show people that something in state_dir can't be written or read."""
-        if self.troubles.get(key) != text:
-            self.troubles[key] = text
+        if self.changes.say(("disk", key), text, logging.ERROR):
             self.reported = False
-        self.changes.say(f"disk {key}", text, logging.ERROR)
         statuses.set_error(self.dir, ErrorKind.DISK, text)
 
     def no_trouble(self, key: str) -> None:
         """Forget a trouble that is over."""
-        if self.troubles.pop(key, None) is None:
-            return
-        self.changes.clear(f"disk {key}")
-        self.reported = False
-        if not self.troubles:
-            statuses.clear_error(self.dir, ErrorKind.DISK)
+        if self.changes.clear(("disk", key)):
+            self.reported = False
+            if not self.troubles:
+                statuses.clear_error(self.dir, ErrorKind.DISK)
 
     def forget_troubles(self, uuid: str) -> None:
         """Forget what could not be written of a machine whose end is on disk."""
@@ -334,23 +370,14 @@ class FactoryState:
 
     def doubts_about(self, kind: str, text: str | None) -> None:
         """Note, or no longer, why factory_name or state_dir may be wrong."""
-        if text is None:
-            self.changed |= self.doubts.pop(kind, None) is not None
-            self.changes.clear(f"doubt {kind}")
-        else:
-            self.changed |= self.doubts.get(kind) != text
-            self.doubts[kind] = text
-            self.changes.say(f"doubt {kind}", text, logging.ERROR)
+        key = ("doubt", kind)
+        news = self.changes.clear(key) if text is None else self.changes.say(key, text, logging.ERROR)
+        self.changed |= news
 
 
 def slot_names(settings: Settings) -> list[str]:
     """Return the host names of all slots: as many as this host has logical processors."""
     return [slot_name(settings.factory_name, number) for number in range(settings.host_processors)]
-
-
-def found_slots(found: dict[str, tuple[Machine, type[Phase]]], now: float) -> list[Slot]:
-    """Return the slots that were found on disk, in the phases in which they go on."""
-    return [Slot(name, phase(now), machine) for name, (machine, phase) in found.items()]
 
 
 def _connections(settings: Settings) -> tuple[object, ...]:

@@ -3,27 +3,29 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import logging
 from collections.abc import Mapping
 from pathlib import Path
 
+from vac.background import BackgroundWork, Outcome
 from vac.clock import Moment
 from vac.config.machinetype import VM_MODELS
 from vac.drivers.base import WRITES_TO, EngineState, Observed
 from vac.drivers.engine import Observation
 from vac.factory.effects import Effects
 from vac.factory.state import FactoryState, Slot
-from vac.host.probes import DiskMeasured, DiskMeter, DiskNotMeasured
+from vac.host.probes import MEASURE_SECONDS, DiskUse, measure_disk
 from vac.lifecycle.phases import Running, SetAside, Starting, StopOrder
 from vac.lifecycle.stimuli import ListedAbsent, ListedAlive, ListedEnded, ListedHalfMade, StopOrdered
 from vac.machines import files, outputs, requests
 from vac.machines.machine import Machine
-from vac.scheduling.kill_rules import Limits, Watched, judge
+from vac.scheduling.kill_rules import UNMEASURED_SECONDS, Limits, Watched, judge
 
 LEAST_SECONDS = 1.0
 """Between two rounds of the rules, whatever the deadlines are."""
-MEASURE_SECONDS = (30.0, 300.0)
-"""Shortest and longest time between two measurements of a machine's disk use."""
+LEAST_PAUSE_SECONDS, MOST_PAUSE_SECONDS = 30.0, 300.0
+"""Between two measurements of a machine's disk use."""
 MEASURE_PART = 0.001
 """Between these limits, measuring one machine may take this part of the time."""
 GB = 1000**3
@@ -66,9 +68,10 @@ class Watcher:
                 self.effects.happen(slot, ListedAbsent(seen.asked_time))
             return
         usage = seen.usage.get(found.uuid, found.usage)
-        if usage.ended_time is None and found.ended_time is not None:
-            usage = dataclasses.replace(usage, ended_time=found.ended_time)
-        slot.sight.usage = usage
+        ended_time = found.ended_time if usage.ended_time is None else usage.ended_time
+        slot.sight.usage = dataclasses.replace(
+            usage, ended_time=ended_time, exit_code=found.exit_code, signal=found.signal
+        )
         if found.state is not slot.sight.engine_state:
             slot.sight.engine_state = found.state
             self.state.changed = True
@@ -143,10 +146,12 @@ class Watcher:
 class Rules:
     """Ends machines that are late, stuck, idle or too large."""
 
-    def __init__(self, state: FactoryState, effects: Effects, meter: DiskMeter) -> None:
+    def __init__(self, state: FactoryState, effects: Effects) -> None:
         self.state = state
         self.effects = effects
-        self.meter = meter
+        self._disk: BackgroundWork[DiskUse] = state.background(
+            "disk", self.measured, deadline_seconds=MEASURE_SECONDS
+        )
         self.next_time: float | None = None
 
     def check(self, now: Moment) -> None:
@@ -169,20 +174,31 @@ class Rules:
                 continue
             if sight.measured_time is None or now - sight.measured_time >= sight.measure_seconds:
                 sight.measured_time = now
-                self.meter.start(machine.uuid, *_directories(machine))
+                self._disk.start(
+                    machine.uuid, functools.partial(measure_disk, machine.uuid, _directories(machine))
+                )
 
-    def measured(self, message: DiskMeasured) -> None:
-        """Take in a measurement."""
+    def measured(self, outcome: Outcome[DiskUse]) -> None:
+        """Take in a measurement. Unknown is not too much, unless it is the machine that makes du take too long."""
+        if outcome.value is None:
+            reason = "du can't even be killed" if outcome.late else outcome.failure
+            log.info("disk use of machine %s can't be measured: %s", outcome.key, reason)
+            return
         for slot in self.state.slots:
-            if slot.machine is not None and slot.machine.uuid == message.key:
-                slot.sight.disk_used_bytes = message.used_bytes
-                least, most = MEASURE_SECONDS
-                slot.sight.measure_seconds = min(max(least, message.seconds / MEASURE_PART), most)
+            if slot.machine is not None and slot.machine.uuid == outcome.key:
+                self._note_disk_use(slot, outcome.value.used_bytes)
+                pause_seconds = outcome.value.seconds / MEASURE_PART
+                slot.sight.measure_seconds = min(max(LEAST_PAUSE_SECONDS, pause_seconds), MOST_PAUSE_SECONDS)
         self.look_again()
 
-    def not_measured(self, message: DiskNotMeasured) -> None:
-        """Log it: unknown is not too much."""
-        log.info("disk use of machine %s can't be measured: %s", message.key, message.reason)
+    def _note_disk_use(self, slot: Slot, used_bytes: int | None) -> None:
+        sight, now = slot.sight, self.state.clock.boot()
+        if used_bytes is not None:
+            sight.disk_used_bytes, sight.unmeasured_time = used_bytes, None
+        elif sight.unmeasured_time is None:
+            sight.unmeasured_time = now
+            text = "%s: du takes too long to measure its disk use; ended if that goes on for %.0f minutes"
+            log.warning(text, slot.name, UNMEASURED_SECONDS / 60)
 
     def _check(self, slot: Slot, now: Moment) -> float | None:
         """Judge one machine; return when to ask again. All times are in seconds since boot."""
@@ -199,6 +215,7 @@ class Rules:
             paused=sight.engine_state is EngineState.PAUSED,
             heartbeat_file_time=self._heartbeat_file_time(slot, machine, now),
             disk_used_bytes=sight.disk_used_bytes,
+            disk_unmeasured_time=sight.unmeasured_time,
             busy_time=sight.busy_time,
         )
         verdict = judge(watched, _limits(machine), self.state.started.boot, now.boot)

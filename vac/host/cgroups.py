@@ -72,7 +72,9 @@ class Usage:
     network_received_bytes: int | None = None
     network_sent_bytes: int | None = None
     ended_time: float | None = None
-    """Of an ended machine, Unix seconds by its engine's clock."""
+    """Of an ended machine, Unix seconds by its engine's clock; the next two are its command's, if the engine tells."""
+    exit_code: int | None = None
+    signal: int | None = None
 
 
 @dataclass(frozen=True)

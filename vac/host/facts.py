@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Callable
 
 from vac.host.child_processes import run
+from vac.host.filesystems import mount_of, mounts
 
 ASSUME_PROCESSORS = "VAC_ASSUME_PROCESSORS"
 MOST_ASSUMED = 10000
@@ -40,6 +41,8 @@ class HostFacts:
     """Error in VAC_ASSUME_PROCESSORS, for people."""
     module_exists: Callable[[str], bool] = lambda name: importlib.util.find_spec(name) is not None
     """Returns True if there is a top-level Python module of this name."""
+    noexec_mount: Callable[[Path], str | None] = lambda path: None
+    """Returns where the file system that holds a path is mounted, if no program can be run there."""
 
     def same(self, other: HostFacts) -> bool:
         """Return True if both describe the same state of the host. Look-ups are not compared."""
@@ -55,7 +58,10 @@ def read(environ: Mapping[str, str] = os.environ) -> HostFacts:
         processors, assumed = int(text), True
     elif text:
         problem = f"{text!r} is not an integer from 1 to {MOST_ASSUMED}"
-    return HostFacts(os.uname().nodename.lower(), processors, user_id, volume_group_exists, assumed, problem)
+    name = os.uname().nodename.lower()
+    return HostFacts(
+        name, processors, user_id, volume_group_exists, assumed, problem, noexec_mount=noexec_mount
+    )
 
 
 def user_id(name: str) -> int | None:
@@ -64,6 +70,13 @@ def user_id(name: str) -> int | None:
         return pwd.getpwnam(name).pw_uid
     except KeyError:
         return None
+
+
+def noexec_mount(path: Path) -> str | None:
+    """Return the mount point of the file system that holds the path, or will, if it is mounted noexec."""
+    place = next(each for each in (path, *path.parents) if each.exists()).resolve()
+    mount = mount_of(place, mounts())
+    return mount.point if mount is not None and "noexec" in mount.options else None
 
 
 def volume_group_exists(name: str) -> bool:

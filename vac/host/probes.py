@@ -10,12 +10,10 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Union
+from typing import NamedTuple
 
-from vac.background import BackgroundWork, Outcome
 from vac.host import filesystems
 from vac.host.cgroups import CgroupError, machine_processes
 from vac.host.child_processes import KILL_SECONDS, Finished, run
@@ -25,9 +23,6 @@ from vac.host.filesystems import FileStamp
 CVMFS = Path(filesystems.CVMFS)
 ANSWER_SECONDS = 15.0
 """A repository that takes longer counts as one that doesn't answer, until it does."""
-AT_ONCE = 32
-MOST_HANGING = 256
-"""No more repositories are looked at while so many children hang: each keeps a thread and open files."""
 DU = ("nice", "-n", "19", "du", "-s", "-x")
 """Other file systems mounted inside, such as a volume of the machine's own, are not counted."""
 BYTES_PER_INODE = 16 * 1024
@@ -36,6 +31,8 @@ MOST_UNLINKED = 2000
 """Unlinked files looked at per machine."""
 STAT_SECONDS = 20.0
 DU_SECONDS = 120.0
+MEASURE_SECONDS = 2 * DU_SECONDS + STAT_SECONDS + KILL_SECONDS
+"""Longest that a measurement takes as long as its children can be killed."""
 HEALTH_SECONDS = 60.0
 MOST_CHARACTERS = 200
 _LOOK = """
@@ -65,37 +62,9 @@ with open(sys.argv[1], "rb", opener=lambda name, flags: os.open(name, flags | os
 """
 
 
-@dataclass(frozen=True)
-class RepositorySeen:
-    """Result of a repository check."""
-
-    repository: str
-    problem: str | None
-    """For people, to follow its name; None: it answers."""
-
-
-class RepositoryWatch:
-    """Checks repositories in the background; post takes each RepositorySeen, from another thread."""
-
-    def __init__(
-        self, post: Callable[[RepositorySeen], object], answer_seconds: float = ANSWER_SECONDS
-    ) -> None:
-        def done(outcome: Outcome[str | None]) -> None:
-            problem = outcome.value
-            if outcome.late:
-                problem = _late(answer_seconds)
-            elif outcome.failure:
-                problem = f"can't be looked at: {outcome.failure}"
-            post(RepositorySeen(outcome.key, problem))
-
-        self._work: BackgroundWork[str | None] = BackgroundWork(
-            "cvmfs", done, at_once=AT_ONCE, deadline_seconds=answer_seconds, most_late=MOST_HANGING
-        )
-
-    def look(self, repositories: Iterable[str]) -> None:
-        """Check these, but not twice one at a time: a child that hangs can't even be killed."""
-        for each in sorted(set(repositories)):
-            self._work.start(each, lambda each=each: _problem(_look(CVMFS / each, None)))  # type: ignore[misc]
+def repository_problem(repository: str) -> str | None:
+    """Return the reason why a repository can't be used, to follow its path; None: it answers. Blocks."""
+    return _problem(_look(CVMFS / repository, None))
 
 
 def problem_of(path: str, answer_seconds: float | None = None) -> str | None:
@@ -107,7 +76,7 @@ def problem_of(path: str, answer_seconds: float | None = None) -> str | None:
         return None
     seconds = ANSWER_SECONDS if answer_seconds is None else answer_seconds
     done = _look(Path(path), seconds)
-    return _late(seconds) if done.late else _problem(done)
+    return late_problem(seconds) if done.late else _problem(done)
 
 
 def sha256_of(path: str) -> tuple[FileStamp | None, str]:
@@ -122,99 +91,48 @@ def sha256_of(path: str) -> tuple[FileStamp | None, str]:
     return FileStamp(*stamp) if stamp else None, digest
 
 
-@dataclass(frozen=True)
-class HealthChecked:
-    """Result of health_command."""
-
-    problem: str | None
-    """First line of its output, or the reason why there is none; None: all is well."""
-
-
-class HealthCheck:
-    """Runs the site's program in the background, one at a time; post takes each HealthChecked."""
-
-    def __init__(
-        self, post: Callable[[HealthChecked], object], time_limit_seconds: float = HEALTH_SECONDS
-    ) -> None:
-        self._time_limit_seconds = time_limit_seconds
-        self._work: BackgroundWork[str | None] = BackgroundWork(
-            "health", lambda outcome: post(HealthChecked(outcome.failure or outcome.value))
-        )
-
-    def start(self, command: Path) -> None:
-        """Run it, unless it still runs."""
-        self._work.start("health", lambda: _health(command, self._time_limit_seconds))
-
-
-@dataclass(frozen=True)
-class DiskMeasured:
+class DiskUse(NamedTuple):
     """Disk space that directories use together."""
 
-    key: str
-    used_bytes: int
-    """Allocated, or BYTES_PER_INODE for each file if that is more, and of files that are unlinked but open."""
+    used_bytes: int | None
+    """Allocated, or BYTES_PER_INODE for each file if that is more, and of files that are unlinked but open; None: du
+    took too long."""
     seconds: float
     """Duration of the measurement."""
 
 
-@dataclass(frozen=True)
-class DiskNotMeasured:
-    """Failure of a measurement."""
+def measure_disk(
+    uuid: str,
+    directories: Sequence[Path],
+    time_limit_seconds: float = DU_SECONDS,
+    command: Sequence[str] = DU,
+) -> DiskUse:
+    """Measure a machine's directories, of which all but the first may be absent. Blocks; raises OSError."""
+    begun = time.monotonic()
+    allocated = _du([*command, "--block-size=1"], directories, time_limit_seconds)
+    inodes = _du([*command, "--inodes"], directories, time_limit_seconds)
+    if allocated is None or inodes is None:
+        return DiskUse(None, time.monotonic() - begun)
+    try:
+        unlinked = _unlinked(machine_processes(uuid), directories)
+    except CgroupError as error:
+        raise OSError(str(error)) from error
+    used = max(allocated, inodes * BYTES_PER_INODE) + unlinked
+    return DiskUse(used, time.monotonic() - begun)
 
-    key: str
-    reason: str
 
-
-DiskMessage = Union[DiskMeasured, DiskNotMeasured]
-
-
-class DiskMeter:
-    """Measures directories one after another in the background; post takes each DiskMessage.
-
-    A key is the caller's name for what is measured, such as a machine's uuid.
-    """
-
-    def __init__(
-        self,
-        post: Callable[[DiskMessage], object],
-        time_limit_seconds: float = DU_SECONDS,
-        command: Sequence[str] = DU,
-    ) -> None:
-        def done(outcome: Outcome[DiskMeasured]) -> None:
-            failure = "du can't even be killed" if outcome.late else outcome.failure
-            post(outcome.value or DiskNotMeasured(outcome.key, failure))
-
-        self._time_limit_seconds = time_limit_seconds
-        self._command = tuple(command)
-        self._work: BackgroundWork[DiskMeasured] = BackgroundWork(
-            "disk", done, deadline_seconds=2 * time_limit_seconds + STAT_SECONDS + KILL_SECONDS
-        )
-
-    def start(self, key: str, *directories: Path) -> None:
-        """Measure these together, unless it is being done; all but the first may be absent."""
-        self._work.start(key, lambda: self._measure(key, directories))
-
-    def _measure(self, key: str, directories: Sequence[Path]) -> DiskMeasured:
-        begun = time.monotonic()
-        allocated = self._du("--block-size=1", directories)
-        inodes = self._du("--inodes", directories)
-        try:
-            unlinked = _unlinked(machine_processes(key), directories)
-        except CgroupError as error:
-            raise OSError(str(error)) from error
-        used = max(allocated, inodes * BYTES_PER_INODE) + unlinked
-        return DiskMeasured(key, used, time.monotonic() - begun)
-
-    def _du(self, unit: str, directories: Sequence[Path]) -> int:
-        command = [*self._command, unit, "--", *map(str, directories)]
-        done = run(command, time_limit_seconds=self._time_limit_seconds, kill_seconds=None)
-        if done.late:
-            raise OSError(f"du of {directories[0]} took over {self._time_limit_seconds:.0f} s")
-        lines = (line.partition("\t") for line in os.fsdecode(done.output).splitlines())
-        used = {path: int(number) for number, _, path in lines if number.isdigit()}
-        if str(directories[0]) not in used:
-            raise OSError(f"du can't measure {directories[0]}: {done.failure}")
-        return sum(used.values())
+def _du(command: Sequence[str], directories: Sequence[Path], time_limit_seconds: float) -> int | None:
+    """Return the sum that du prints; None if it takes too long. Raises OSError."""
+    done = run(
+        [*command, "--", *map(str, directories)], time_limit_seconds=time_limit_seconds, kill_seconds=None
+    )
+    if done.late:
+        return None
+    lines = (line.partition("\t") for line in os.fsdecode(done.output).splitlines())
+    used = {path: int(number) for number, _, path in lines if number.isdigit()}
+    if str(directories[0]) not in used:
+        raise OSError(f"du can't measure {directories[0]}: {done.failure}")
+    return sum(used.values())
 
 
 def _unlinked(processes: Iterable[int], directories: Sequence[Path]) -> int:
@@ -233,7 +151,8 @@ def _unlinked(processes: Iterable[int], directories: Sequence[Path]) -> int:
     return sum(512 * blocks for device, _, blocks in set(numbers) if device in devices)
 
 
-def _health(command: Path, time_limit_seconds: float) -> str | None:
+def health_problem(command: Path, time_limit_seconds: float = HEALTH_SECONDS) -> str | None:
+    """Run the site's program. Return the first line of its output, or why there is none; None: all is well. Blocks."""
     done = run([command], time_limit_seconds=time_limit_seconds, merge=True, most_bytes=4096)
     if done.exit_code == 0 or done.exit_code is None:
         return done.failure or None
@@ -249,5 +168,6 @@ def _problem(done: Finished) -> str | None:
     return f"can't be looked at: {done.failure}" if done.failure else done.text.strip() or None
 
 
-def _late(seconds: float) -> str:
+def late_problem(seconds: float) -> str:
+    """Return the problem of a repository that has not answered in time."""
     return f"doesn't answer within {seconds:.0f} s"

@@ -11,17 +11,19 @@ from __future__ import annotations
 import contextlib
 import errno
 import itertools
+import json
 import logging
 import os
 import secrets
 import stat
-import threading
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Callable
+from typing import Any, Callable
 
+from vac.background import BackgroundWork, in_thread
 from vac.host.child_processes import run
 from vac.host.filesystems import mounts
+from vac.logs import OnChange
 
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -104,6 +106,21 @@ def write_atomic(
         raise
 
 
+def write_json(target: Path, content: object, *, tmp: Path, sync: bool = False) -> None:
+    """Write a file of our own as a whole; as write_atomic."""
+    text = json.dumps(content, indent=1)
+    write_atomic(target, text.encode("ascii") + b"\n", tmp=tmp, sync=sync)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Return the JSON object in a file of our own; an empty one if it is missing or damaged."""
+    try:
+        found = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
 def temporary_path(tmp: Path) -> Path:
     """A name in tmp that nobody else uses."""
     return tmp / f"{os.getpid()}-{next(_numbers)}-{secrets.token_hex(4)}"
@@ -133,6 +150,23 @@ def rename(source: Path, target: Path, *, sync: bool = False) -> None:
     if sync:
         sync_directory(target.parent)
     checkpoint("renamed", target)
+
+
+def append_line(path: Path, content: bytes, limit_bytes: int) -> None:
+    """Append a line durably; a file that would grow beyond the limit becomes PATH.1 first. Half a line that a crash
+    has left spoils no other."""
+    checkpoint("append", path)
+    with contextlib.suppress(FileNotFoundError):
+        if path.stat().st_size + len(content) > limit_bytes:
+            rename(path, path.with_name(f"{path.name}.1"))
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
+    try:
+        if os.write(descriptor, b"\n" + content) <= len(content):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+    checkpoint("appended", path)
 
 
 def remove(path: Path) -> None:
@@ -190,7 +224,7 @@ def read_untrusted(directory: Path, name: str, limit_bytes: int) -> bytes:
     Raises FileNotFoundError if there is none, and Unreadable if it is anything but a regular file of at most
     limit_bytes, or can't be read.
     """
-    with _untrusted(directory, name) as (descriptor, found):
+    with open_untrusted(directory, name) as (descriptor, found):
         if found.st_size > limit_bytes:
             raise Unreadable(f"{name}: {found.st_size} bytes are more than {limit_bytes}")
         content = b""
@@ -204,12 +238,13 @@ def read_untrusted(directory: Path, name: str, limit_bytes: int) -> bytes:
 
 def untrusted_mtime(directory: Path, name: str) -> float:
     """When a regular file that a machine may have written was last modified. Errors as for read_untrusted."""
-    with _untrusted(directory, name) as (_, found):
+    with open_untrusted(directory, name) as (_, found):
         return found.st_mtime
 
 
 @contextlib.contextmanager
-def _untrusted(directory: Path, name: str) -> Iterator[tuple[int, os.stat_result]]:
+def open_untrusted(directory: Path, name: str) -> Iterator[tuple[int, os.stat_result]]:
+    """Open a file as read_untrusted() does, of any size, and yield its descriptor."""
     if not name or "/" in name or "\0" in name or name in (".", ".."):
         raise Unreadable(f"{name!r} is no name of a file")
     holder: int | None = None
@@ -239,39 +274,25 @@ log = logging.getLogger(__name__)
 
 
 class TrashCollector:
-    """Removes what is discarded; run has that done in the background. What fails is tried again at the next start()."""
+    """Removes what is discarded, in the background. What can't be removed is tried again at the next start()."""
 
-    def __init__(self, tmp: Path, run: Callable[[Callable[[], object]], None]) -> None:
+    def __init__(self, tmp: Path, spawn: Callable[[Callable[[], None], str], object] = in_thread) -> None:
         self._tmp = tmp
-        self._run = run
-        self._lock = threading.Lock()
-        self._wanted = False
-        self._sweeping = False
-        self._complained: set[Path] = set()
+        self._changes = OnChange(log)
+        self._work: BackgroundWork[None] = BackgroundWork("trash", spawn=spawn)
 
     def start(self) -> None:
-        """Something has been discarded, or may be removed by now. Doesn't block."""
-        if not trash(self._tmp):
-            return
-        with self._lock:
-            self._wanted = True
-            if self._sweeping:
-                return
-            self._sweeping = True
-        self._run(self._sweep)
+        """Remove what has been discarded. Never blocks."""
+        if trash(self._tmp):
+            self._work.start("trash", self._sweep)
 
     def _sweep(self) -> None:
-        while self._more():
-            for path in trash(self._tmp):
+        tried: set[Path] = set()
+        while waiting := [path for path in trash(self._tmp) if path not in tried]:
+            for path in waiting:
+                tried.add(path)
                 try:
                     remove_tree(path)
+                    self._changes.clear(path)
                 except OSError as error:
-                    if path not in self._complained:
-                        self._complained.add(path)
-                        log.warning("%s can't be removed now: %s", path, error)
-
-    def _more(self) -> bool:
-        with self._lock:
-            self._wanted, more = False, self._wanted
-            self._sweeping = more
-            return more
+                    self._changes.say(path, f"{path} can't be removed now: {error}", logging.WARNING)

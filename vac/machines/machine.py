@@ -1,7 +1,7 @@
 """A logical machine: its directory, mirrored in memory, and what its life writes there.
 
 Its age is measured with a clock that nobody sets. `started` has the Unix time of its start and `started_boot` the same
-moment by that clock; usage.json has how long it had run when it was last seen alive.
+moment by that clock; usage.json has how long it had run when it was last seen alive, and when it must end.
 """
 
 from __future__ import annotations
@@ -31,6 +31,8 @@ MOST_SIGNS = 1000
 """So many of a machine's files are looked at for a sign of life."""
 _INTEGERS = ("memory_bytes", "peak_memory_bytes", "network_received_bytes", "network_sent_bytes")
 """Of what usage.json holds; named as in Usage."""
+_ENDS = ("exit_code", "signal")
+"""Likewise, of a machine that has ended."""
 _FLAGS = ("final", "unseen", "ended_by_people")
 UNKNOWN = Usage()
 _JOBFEATURES = ("job_id", "allocated_cpu", "shutdowntime_job", "max_rss_bytes", "hs06_job", "hepscore23_job")
@@ -78,6 +80,10 @@ class Machine:
     """Nobody saw it end: its end is the latest sign of life, or what its engine tells."""
     ended_by_people: bool = False
     """People have asked for its end."""
+    exit_code: int | None = None
+    """Exit code of its command; None: it runs, ended by a signal, or nobody knows. VMs have none."""
+    signal: int | None = None
+    """Number of the signal that ended its command."""
     sample: tuple[float, float] | None = None
     """Its age and CPU seconds from which recent CPU use is measured."""
     checkpoint_age: float | None = None
@@ -182,17 +188,14 @@ def _load_usage(machine: Machine) -> None:
         machine.cpu_seconds = numbers[0]
     if len(numbers) > 1:
         machine.cpu_percent = numbers[1]
-    try:
-        usage = json.loads(_content(machine.directory / "usage.json") or b"{}")
-    except ValueError:
-        usage = {}
-    if isinstance(usage, dict):
-        machine.cpu_seconds = max(machine.cpu_seconds, _float(usage.get("cpu_seconds")) or 0.0)
-        for name in _INTEGERS:
-            setattr(machine, name, _integer(usage.get(name)))
-        machine.alive_seconds = _float(usage.get("alive_seconds"))
-        for name in _FLAGS:
-            setattr(machine, name, usage.get(name) is True)
+    usage = files.read_json(machine.directory / "usage.json")
+    machine.cpu_seconds = max(machine.cpu_seconds, _float(usage.get("cpu_seconds")) or 0.0)
+    for name in (*_INTEGERS, *_ENDS):
+        setattr(machine, name, _integer(usage.get(name)))
+    machine.alive_seconds = _float(usage.get("alive_seconds"))
+    for name in _FLAGS:
+        setattr(machine, name, usage.get(name) is True)
+    machine.shutdown_time = _integer(usage.get("shutdown_time")) or machine.shutdown_time
     if machine.alive_seconds is not None:
         machine.sample = (machine.alive_seconds, machine.cpu_seconds)
 
@@ -347,6 +350,7 @@ def _take_usage(machine: Machine, usage: Usage) -> None:
         told = getattr(usage, name)
         if told is not None:
             setattr(machine, name, max(getattr(machine, name) or 0, told))
+    machine.exit_code, machine.signal = usage.exit_code, usage.signal
 
 
 def _write_heartbeat(state: StateDir, machine: Machine, seen_time: float, *, sync: bool) -> None:
@@ -357,7 +361,9 @@ def _write_heartbeat(state: StateDir, machine: Machine, seen_time: float, *, syn
 
 def _write_usage(state: StateDir, machine: Machine, *, sync: bool) -> None:
     usage = {name: getattr(machine, name) for name in ("cpu_seconds", *_INTEGERS, "alive_seconds")}
+    usage["shutdown_time"] = machine.shutdown_time
     usage.update({name: True for name in _FLAGS if getattr(machine, name)})
+    usage.update({name: getattr(machine, name) for name in _ENDS if getattr(machine, name) is not None})
     content = json.dumps(usage).encode("ascii") + b"\n"
     files.write_atomic(machine.directory / "usage.json", content, tmp=state.tmp, sync=sync)
 
@@ -398,7 +404,12 @@ def lower_shutdown_time(
     content = b"%d" % shutdown_time
     for key in ("machinefeatures/shutdowntime", "jobfeatures/shutdowntime_job"):
         files.write_atomic(machine.directory / key, content, tmp=state.tmp)
-    machine.shutdown_time = own_time
+    before, machine.shutdown_time = machine.shutdown_time, own_time
+    try:
+        _write_usage(state, machine, sync=True)
+    except OSError:
+        machine.shutdown_time = before
+        raise
     return True
 
 

@@ -41,6 +41,7 @@ class RetainedOptions:
     """Empty for a machine of a classic factory as long as there is no configuration."""
     factory_name: str
     gocdb_sitename: str | None
+    apel_record_version: str
 
     @property
     def site(self) -> str:
@@ -62,6 +63,7 @@ def retained_options(machinetype: Machinetype, settings: Settings) -> RetainedOp
         vac_space=settings.vac_space,
         factory_name=settings.factory_name,
         gocdb_sitename=settings.gocdb_sitename,
+        apel_record_version=settings.apel_record_version,
     )
 
 

@@ -315,6 +315,7 @@ def _candidates(work: _Work, opening: Opening) -> list[Candidate]:
             work.running[name],
             whole if opening.end is None else superslots.size(one, opening) * hs06,
             0.0 if name in work.probes else work.ledger.debts[name],
+            name in work.probes,
         )
         for name, one in work.candidates.items()
     ]

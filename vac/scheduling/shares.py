@@ -24,7 +24,9 @@ GOLDEN = (math.sqrt(5) - 1) / 2
 MOMENT_SECONDS = 15
 """Draws within this time are spread evenly over the factories."""
 REPAY_SECONDS = 3 * 3600.0
-"""Time in which a debt is repaid. From 1 to 6 h it makes little difference."""
+"""Time in which a debt is repaid by whole machines. From 1 to 6 h it makes little difference."""
+TURN_SECONDS = 60.0
+"""The same among types that lack less than a machine."""
 LONGEST_STEP_SECONDS = 3600.0
 """A longer time between two decisions counts as this: the running machines of that time are a guess."""
 MOST_ROUNDS = 24
@@ -97,6 +99,8 @@ class Candidate:
     machine_hs06: float = 1.0
     """Size of its next machine."""
     debt_hs06s: float = 0.0
+    probe: bool = False
+    """Only one may be created, to see if it has work: it has no debt."""
 
 
 @dataclass(frozen=True)
@@ -186,34 +190,40 @@ def apportion(
 ) -> list[float]:
     """Return how many machines of each candidate are to be made of what is free in the space.
 
-    They are given out one by one to the group, and in it to the type, that lacks most; random among equals.
+    They are given out one by one to the group, and in it to the type, that lacks most whole machines for its weight.
+    Where none lacks one, as on few processors, types have their turns: what a share has of the next machine is no
+    reason to run before a debt that is older than that machine. A probe comes first there, as it might never have its
+    turn otherwise. Random among equals.
     """
     groups = _by_group(candidates, lambda one: lacks[one.machinetype])
     group_weights = _weights(_by_group(candidates, lambda one: one.target_share))
     weights = _weights(_by_type(candidates, lambda one: one.target_share))
     if free_hs06 > MOST_ROUNDS * min(one.machine_hs06 for one in candidates):
         return _divide(candidates, lacks, groups, weights, group_weights, free_hs06)
+    debts = _by_type(candidates, lambda one: math.inf if one.probe else one.debt_hs06s)
+    group_debts = _by_group(candidates, lambda one: debts[one.machinetype])
     left = dict(lacks)
     numbers = dict.fromkeys(weights, 0.0)
+
+    def need(one: Candidate) -> tuple[float, float, float, float]:
+        name, group, size = one.machinetype, one.machinegroup, one.machine_hs06
+        return (
+            math.floor(groups[group] / size + ROUNDING) * size / group_weights[group],
+            groups[group] + group_debts[group] / TURN_SECONDS,
+            math.floor(left[name] / size + ROUNDING) * size / weights[name],
+            left[name] + debts[name] / TURN_SECONDS,
+        )
+
     while True:
-        group = _most(groups, group_weights, rng)
-        members = [one for one in candidates if one.machinegroup == group]
-        name = _most({one.machinetype: left[one.machinetype] for one in members}, weights, rng)
-        size = next(one.machine_hs06 for one in members if one.machinetype == name)
-        numbers[name] += 1
-        left[name] -= size
-        groups[group] -= size
-        free_hs06 -= size
-        if free_hs06 < size / 2:
+        needs = [need(one) for one in candidates]
+        most = max(needs)
+        drawn = rng.choice([one for one, its in zip(candidates, needs) if its == most])
+        numbers[drawn.machinetype] += 1
+        left[drawn.machinetype] -= drawn.machine_hs06
+        groups[drawn.machinegroup] -= drawn.machine_hs06
+        free_hs06 -= drawn.machine_hs06
+        if free_hs06 < drawn.machine_hs06 / 2:
             return list(numbers.values())
-
-
-def _most(lacks: Mapping[str, float], weights: Mapping[str, float], rng: random.Random) -> str:
-    """Return the one that lacks most for its weight, random among equals."""
-    weighted = {name: lack / weights[name] for name, lack in lacks.items()}
-    best = max(weighted.values())
-    equal = [name for name, lack in weighted.items() if lack >= best - ROUNDING]
-    return equal[0] if len(equal) == 1 else rng.choice(equal)
 
 
 def _divide(

@@ -245,6 +245,8 @@ class FactoryStatus(Answer):
     swap_free_kb: int = json_field(amount, default=0)
     mem_used_kb: int = json_field(amount, default=0)
     mem_total_kb: int = json_field(amount, default=0)
+    creation_blocked: str | None = json_field(text, left_out=True, default=None)
+    """Why nothing can be created; None: it can be, or all processors are in use. Unknown to classic factories."""
 
 
 AnyStatus = Union[MachinetypeStatus, MachineStatus, FactoryStatus]
@@ -259,7 +261,15 @@ ANSWERED_WITH: dict[Kind, type[AnyStatus]] = {
     Kind.MACHINES: MachineStatus,
     Kind.FACTORIES: FactoryStatus,
 }
-_SHORTENED = ("shutdown_message", "os_issue", "kernel_version", "fqan", "shutdown_machine", "site")
+_SHORTENED = (
+    "creation_blocked",
+    "shutdown_message",
+    "os_issue",
+    "kernel_version",
+    "fqan",
+    "shutdown_machine",
+    "site",
+)
 """Texts to be cut in an answer that would be too long, in this order."""
 
 

@@ -1,15 +1,20 @@
-"""Status messages to VacMon services: unrequested answers, with cookie "0". Failures cost a log line each."""
+"""Status messages to VacMon services: unrequested answers, with cookie "0", made and sent in the background."""
 
 from __future__ import annotations
 
 import logging
 import socket
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
 
+from vac.background import BackgroundWork, Outcome
 from vac.config.values import split_host_port
+from vac.logs import OnChange
+from vac.machines.layout import StateDir
 from vac.vacquery.messages import ANSWER_LIMIT, AnyStatus, message_of, shortened
 from vac.vacquery.resolver import Names
 from vac.vacquery.signed_json import canonical
+from vac.vacquery.snapshot import SnapshotBuilder
 
 log = logging.getLogger(__name__)
 
@@ -24,37 +29,58 @@ def datagram(status: AnyStatus, now: float) -> bytes | None:
 
 
 class VacMon:
-    """The configured services, and the last problem with each."""
+    """The services of vacmon_hostport, with a log line for each change in what can be sent."""
 
-    def __init__(self, hostports: Sequence[str], names: Names) -> None:
-        """hostports: HOST:PORT, or [IPV6]:PORT, as vacmon_hostport lists them."""
-        self._services = [(hostport, *split_host_port(hostport)) for hostport in hostports]
+    def __init__(self, state: StateDir, names: Names, clock: Callable[[], float]) -> None:
+        self._builder = SnapshotBuilder(state, "vacd-factory")
         self._names = names
-        self._problems: dict[str, str] = {}
-        names.request(host for _, host, _ in self._services)
+        self._clock = clock
+        self._changes = OnChange(log)
+        self._work: BackgroundWork[None] = BackgroundWork("vacmon", self._note)
 
-    def send(self, statuses: Iterable[AnyStatus], now: float) -> None:
+    def tell(self, hostports: Sequence[str], directory: Path | None = None) -> None:
+        """Send the status of the finished machine with this directory; else those of factory and machinetypes.
+
+        hostports: HOST:PORT, or [IPV6]:PORT. Never blocks.
+        """
+        if hostports:
+            self._work.start(str(directory or ""), lambda: self.send(hostports, self._statuses(directory)))
+
+    def _statuses(self, directory: Path | None) -> list[AnyStatus]:
+        """Return the statuses to be sent; none before the factory has reported for the first time."""
+        if directory is not None:
+            machine = self._builder.finished(directory)
+            return [] if machine is None else [machine]
+        snapshot = self._builder.build(self._clock())
+        return [] if snapshot is None else [snapshot.factory, *snapshot.machinetypes]
+
+    def _note(self, outcome: Outcome[None]) -> None:
+        if outcome.failure:
+            text = f"VacMon gets no status messages: {outcome.failure}"
+            self._changes.say("state", text, logging.WARNING)
+        else:
+            self._changes.clear("state")
+
+    def send(self, hostports: Iterable[str], statuses: Iterable[AnyStatus]) -> None:
         """Send these to every service with a known address, without waiting."""
+        now = self._clock()
         datagrams = [text for text in (datagram(status, now) for status in statuses) if text is not None]
-        self._names.request(host for _, host, _ in self._services)
-        for hostport, host, port in self._services:
-            addresses = self._names.known(host)
+        for hostport in hostports:
+            host, port = split_host_port(hostport)
+            self._names.request([host])
+            addresses, problem = self._names.known(host), "its name can't be resolved"
             if addresses:
-                self._note(hostport, _send(datagrams, addresses[0], port))
-            elif not self._names.looking(host):
-                self._note(hostport, "its name can't be resolved")
-
-    def _note(self, hostport: str, problem: str | None) -> None:
-        before = self._problems.pop(hostport, None)
-        if problem is not None:
-            self._problems[hostport] = problem
-            if problem != before:
-                log.warning("VacMon %s gets no status messages: %s", hostport, problem)
-        elif before is not None:
-            log.info("VacMon %s gets status messages again", hostport)
+                problem = _send(datagrams, addresses[0], port)
+            elif self._names.looking(host):
+                continue
+            if problem:
+                text = f"VacMon {hostport} gets no status messages: {problem}"
+                self._changes.say(hostport, text, logging.WARNING)
+            else:
+                self._changes.clear(hostport)
 
 
-def _send(datagrams: Iterable[bytes], address: str, port: int) -> str | None:
+def _send(datagrams: Iterable[bytes], address: str, port: int) -> str:
     """Send them; return the problem, if any."""
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
     try:
@@ -63,4 +89,4 @@ def _send(datagrams: Iterable[bytes], address: str, port: int) -> str | None:
                 sender.sendto(text, socket.MSG_DONTWAIT, (address, port))
     except OSError as error:
         return str(error)
-    return None
+    return ""

@@ -53,6 +53,8 @@ class Metrics(Collector):
         restarts = (([process], view.restarts.get(process, 0)) for process in processes)
         text = "Unexpected ends of a process since the start of vacd."
         yield _counter("vac_process_restarts", text, ("process",), restarts)
+        text = "0 if nothing can be written in state_dir: read-only, full, without inodes, or gone."
+        yield _one("vac_state_dir_writable", text, float(view.disk_problem is None))
         yield from _vacquery(view)
         if snapshot is not None:
             yield from _factory(snapshot.status, snapshot.factory)

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from vac import text
-from vac.machines.layout import StateDir
+from vac.machines.layout import StateDir, disk_problem
 from vac.roles import read_restarts
 from vac.vacquery.responder import read_counters
 from vac.vacquery.snapshot import Snapshot, SnapshotBuilder
@@ -37,6 +37,8 @@ class View:
     """Of the responder."""
     restarts: Mapping[str, int] = field(default_factory=dict)
     """By process, since the start of vacd."""
+    disk_problem: str | None = None
+    """Why nothing can be written in state_dir; None if something can."""
 
 
 class Viewer:
@@ -53,7 +55,8 @@ class Viewer:
         except OSError:
             snapshot = None
         restarts = {role: one.count for role, one in read_restarts(self._state.root).items()}
-        return View(now, snapshot, self._heartbeats(), read_counters(self._state), restarts)
+        problem = disk_problem(self._state.root)
+        return View(now, snapshot, self._heartbeats(), read_counters(self._state), restarts, problem)
 
     def _heartbeats(self) -> dict[str, float]:
         found = {}

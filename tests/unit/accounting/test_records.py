@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import calendar
+import configparser
+import dataclasses
 import re
 import shutil
 from pathlib import Path
@@ -21,10 +23,14 @@ from tests.unit.state_dirs import (
     settings_of,
 )
 from vac.accounting import records
+from vac.accounting import sync as sync_module
 from vac.accounting.records import JobRecord, file_name, job_record, job_text, message_fields
-from vac.accounting.sync import default_month, month_bounds, republish, sync
+from vac.accounting.sync import bundle, default_month, month_bounds, republish, sync
+from vac.accounting.usage import service_levels
+from vac.config.settings import Settings
+from vac.machines.creation import decimal
 from vac.machines.layout import StateDir
-from vac.machines.machine import Machine
+from vac.machines.machine import Machine, load
 
 EXAMPLE = """\
 APEL-individual-job-message: v0.3
@@ -79,6 +85,18 @@ def test_the_service_level_is_that_of_one_processor(
     assert fields["MemoryReal"] == str(8 * 2048 * 1024)
 
 
+def test_records_of_version_04_have_both_benchmarks(tmp_path: Path) -> None:
+    state = new_state(tmp_path)
+    settings = settings_of(state, hepscore23_per_processor=12.5, apel_record_version="0.4")
+    machine = running_machine(state, settings=settings)
+    text = job_text(job_record(machine))
+    assert text == EXAMPLE.replace("v0.3", "v0.4").replace(
+        "ServiceLevelType: HEPSPEC\nServiceLevel: 10.0\n", "ServiceLevel: {HEPscore23: 12.5, HEPSPEC: 10.0}\n"
+    )
+    again = load(machine.directory)
+    assert again is not None and job_text(job_record(again)) == text, "whatever is configured now"
+
+
 def test_without_a_gocdb_sitename_the_spaces_domain_is_the_site(tmp_path: Path) -> None:
     assert fields_of(tmp_path, {"gocdb_sitename": None})["Site"] == "example.org"
 
@@ -131,7 +149,15 @@ TEXTS = st.text(st.characters(min_codepoint=32, max_codepoint=126), max_size=30)
 NUMBERS = st.integers(0, 2**40)
 
 
-@given(st.builds(JobRecord, *[TEXTS] * 6, st.none() | TEXTS, *[NUMBERS] * 7, TEXTS, TEXTS))
+LEVELS = st.floats(0.001, 1000).map(decimal)
+BOTH = st.builds(lambda one, two: (("HEPscore23", one), ("HEPSPEC", two)), LEVELS, LEVELS)
+SINGLE = LEVELS.map(lambda level: (("HEPSPEC", level),))
+
+
+@given(
+    st.builds(JobRecord, *[TEXTS] * 6, st.none() | TEXTS, *[NUMBERS] * 7, SINGLE, st.just("0.3"))
+    | st.builds(JobRecord, *[TEXTS] * 6, st.none() | TEXTS, *[NUMBERS] * 7, BOTH | SINGLE, st.just("0.4"))
+)
 def test_a_record_can_be_read_back(record: JobRecord) -> None:
     fields = message_fields(job_text(record))
     assert (fields["Site"], fields["SubmitHost"], fields["LocalJobId"], fields["Queue"]) == (
@@ -142,14 +168,10 @@ def test_a_record_can_be_read_back(record: JobRecord) -> None:
     )
     assert fields.get("FQAN") == (record.fqan or None)
     assert int(fields["EndTime"]) == record.end_time
-    assert fields["ServiceLevel"] == record.service_level
+    assert service_levels(fields) == {name: float(level) for name, level in record.service_levels}
 
 
-@given(
-    st.builds(
-        JobRecord, *[st.text(max_size=20)] * 6, st.none() | st.text(), *[NUMBERS] * 7, st.text(), st.text()
-    )
-)
+@given(st.builds(JobRecord, *[st.text(max_size=20)] * 6, st.none() | st.text(), *[NUMBERS] * 7, SINGLE))
 def test_whatever_is_in_it_a_record_is_ascii_and_has_its_lines(record: JobRecord) -> None:
     text = job_text(record)
     assert text.isascii()
@@ -362,3 +384,45 @@ def test_what_is_no_month_is_refused(month: str) -> None:
 
 def test_december_ends_with_the_year() -> None:
     assert month_bounds("202612") == (utc(2026, 12, 1), utc(2027, 1, 1))
+
+
+def test_waiting_records_are_bundled_without_losing_any(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sync_module, "MOST_RECORDS", 10)
+    state = new_state(tmp_path)
+    record = job_record(running_machine(state))
+    want = set()
+    for number in range(25):
+        version = "0.4" if number % 5 == 0 else "0.3"
+        one = dataclasses.replace(record, local_job_id=f"job {number}", version=version)
+        want.add((version, one.local_job_id))
+        records.send(state, "20261121", file_name(number, one.local_job_id), job_text(one))
+    sync_text = "APEL-sync-message: v0.1\nSite: x\n%%\n"
+    other = records.send(state, "20261121", file_name(99, "sync"), sync_text)
+    (state.apel_outgoing / "20261121" / "120000ab.lck").touch()
+    made = bundle(state, CREATED)
+    assert len(made) == 3 and other.read_text() == sync_text
+    found: set[tuple[str, str]] = set()
+    for path in state.apel_outgoing.glob("*/*"):
+        header, *rest = path.read_text().splitlines() or [""]
+        if header.startswith("APEL-individual"):
+            jobs = re.findall(r"LocalJobId: (.*)", "\n".join(rest))
+            assert len(jobs) <= 10 and rest.count("%%") == len(jobs) and rest[-1] == "%%"
+            assert not any(line.startswith("APEL") for line in rest)
+            found.update((header.rpartition("v")[2], job) for job in jobs)
+    assert found == want
+    assert len(list(state.apel_outgoing.glob("*/*"))) == 5
+    assert bundle(state, CREATED + 1) == []
+
+
+def test_the_senders_configuration_is_for_our_queue() -> None:
+    parser = configparser.ConfigParser()
+    parser.read(Path(__file__).parents[3] / "packaging" / "accounting" / "vac-ssmsend-prod.cfg")
+    assert parser["sender"]["protocol"] == "AMS"
+    messaging = parser["messaging"]
+    assert (messaging["ams_project"], messaging["destination"]) == ("accounting", "gLite-APEL")
+    assert (messaging["path"], messaging["path_type"]) == (
+        str(Settings().state_dir / "apel-outgoing"),
+        "dirq",
+    )

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from pathlib import Path
 
 import pytest
 
 from tests.unit.state_dirs import NAME, STARTED, UUID, at, new_machine, new_state, running_machine
+from vac import roles
 from vac.cli import common, doctor
 from vac.cli.doctor_engines import Finding
-from vac.cli.factory_commands import known_of, reasons
+from vac.cli.factory_commands import reasons
+from vac.cli.machine_commands import known_of
 from vac.cli.main import main
 from vac.drivers.base import Usage
 from vac.machines import requests
@@ -303,6 +306,12 @@ def test_without_a_factory_and_for_unknown_types_it_says_so(
     assert main(["--config", str(conf), "why", "cms"]) == 1
     assert "there are: lhcb-prod atlas-prod" in capsys.readouterr().err
     assert main(["--config", str(conf), "why"]) == 0
+    capsys.readouterr()
+    recent = tuple(time.time() - seconds for seconds in (3, 9, 20))
+    roles.write_restarts(state.root, {"factory": roles.Restarts(3, recent, "ended with exit status 1")})
+    assert main(["--config", str(conf), "why"]) == 0
+    first = "Warning: vacd-factory restarted 3 times in 5 minutes: ended with exit status 1."
+    assert capsys.readouterr().out.splitlines()[0] == first
 
 
 def test_no_terminal_sequence_of_others_reaches_the_terminal(

@@ -13,7 +13,7 @@ import pytest
 from tests.unit.state_dirs import ENDED, new_state, running_machine
 from vac.accounting import records
 from vac.accounting.records import job_record, message_fields
-from vac.cli.main import command_parser, main
+from vac.cli.main import COMMANDS, command_parser, main
 from vac.machines.layout import StateDir
 
 
@@ -137,7 +137,7 @@ root_image = docker://a
 user_data = absent
 """
 TEMPLATE = b"\xff##user_data_uuid## ##user_data_machine_hostname##\r\n##user_data_option_token##\0"
-TEMPLATE += b"##user_data_file_key##"
+TEMPLATE += b"##user_data_file_key##\n##user_data_option_tokn##"
 
 
 @pytest.fixture
@@ -166,8 +166,13 @@ def test_what_a_machine_would_get_is_printed_byte_for_byte(
     words: list[str], capfdbinary: pytest.CaptureFixture[bytes], option: list[str], token: bytes, key: bytes
 ) -> None:
     assert main([*words, "one", *option]) == 0
-    told = capfdbinary.readouterr().out
-    assert re.fullmatch(rb"\xff[0-9a-f-]{36} factory1-00.example.org\r\n" + token + rb"\0" + key, told)
+    told, warned = capfdbinary.readouterr()
+    assert warned == b"vac: warning: user_data: line 3: ##user_data_option_tokn## is removed: %s\n" % (
+        b"user_data_option_tokn isn't set, the nearest is token"
+    )
+    assert re.fullmatch(
+        rb"\xff[0-9a-f-]{36} factory1-00.example.org\r\n" + token + rb"\0" + key + rb"\n", told
+    )
 
 
 @pytest.mark.parametrize(
@@ -216,3 +221,14 @@ def test_output_that_can_not_be_written_is_one_sentence(tmp_path: Path, output: 
             os.close(each)
     assert done.returncode == (130 if output == "interrupted" else 1)
     assert done.stderr == ("vac: standard output: No space left on device\n" if output == "full" else "")
+
+
+def test_completion_knows_every_command_and_option(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["completion"]) == 0
+    cases = dict(
+        re.findall(r"^ +([\w'-]+)\) words=[\"'](.*)[\"'] ;;$", capsys.readouterr().out, re.MULTILINE)
+    )
+    assert set(cases) == {"''", *COMMANDS}
+    assert set(COMMANDS) < set(cases["''"].split())
+    assert {"-f", "--follow", "-n", "--lines", "--config", "--help"} < set(cases["logs"].split())
+    assert {"check", "show", "options", "--json"} < set(cases["config"].split())

@@ -225,6 +225,27 @@ def test_factories_have_a_heading_on_terminals_and_can_be_sorted(monkeypatch: py
     assert out.partition("\n")[2] == (TEXT / "factories.out").read_text()
 
 
+@pytest.mark.parametrize(
+    ("facts", "lines"),
+    [
+        (
+            {"creation_blocked": "draining: new\x1b disk"},
+            [f"{FACTORY}: nothing is created: draining: new? disk"],
+        ),
+        (
+            {"factory_heartbeat_time": 1000, "creation_blocked": "disk"},
+            [f"{FACTORY}: its vacd-factory has been silent for 20 min, vacd-responder answers"],
+        ),
+        ({"factory_heartbeat_time": 2000}, []),
+        ({}, []),
+    ],
+)
+def test_factories_tells_which_create_nothing_and_why(facts: dict[str, Any], lines: list[str]) -> None:
+    status = FactoryStatus(space=SPACE, site="s", factory=FACTORY, max_processors=8, **facts)
+    result = PollResult({FACTORY: (Received(status, {}),)}, frozenset(), (), frozenset(), {}, 0.0)
+    assert list(space_commands.news(result, 2200.0)) == lines
+
+
 def test_an_unknown_machinetype_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     result = answers(Kind.MACHINETYPES, WIRE / "machinetypes_query.jsonl")
     for words in (["machinetypes", "nosuch"], ["-J", "machinetype", "nosuch"]):

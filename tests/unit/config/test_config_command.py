@@ -20,7 +20,6 @@ from vac.config.machinetype import Machinetype, VacuumPipe
 from vac.config.options import NO_EFFECT, declared
 from vac.config.pipe_document import ACCEPTED
 from vac.config.settings import Settings
-from vac.host import filesystems
 from vac.host.facts import HostFacts
 
 ROOT = Path(__file__).parents[3]
@@ -136,16 +135,16 @@ def test_check_reads_local_templates(
     assert f"{len(told)} warnings" in last
 
 
+@pytest.mark.parametrize(("model", "warned"), [("docker", True), ("vm-raw", False)])
 def test_check_tells_that_scripts_can_not_be_executed(
-    host: HostFacts, rich: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    host: HostFacts, tmp_path: Path, capsys: pytest.CaptureFixture[str], model: str, warned: bool
 ) -> None:
-    mounts = "1 0 254:0 / / rw - ext4 /dev/vda rw\n2 1 254:1 / /var rw,noexec - ext4 /dev/vdb rw\n"
-    monkeypatch.setattr(filesystems, "mounts", lambda: [*filesystems.parse_mounts(mounts)])
-    rich.write_text(
-        rich.read_text().replace("[machinetype one]", "[machinetype one]\nmachine_model = docker")
-    )
-    assert run(host, "--config", str(rich), "config", "check") == 0
-    assert "[settings] state_dir: /var is mounted noexec" in capsys.readouterr().out
+    host = dataclasses.replace(host, noexec_mount={Path("/var/lib/vac"): "/var"}.get)
+    path = tmp_path / "x.conf"
+    path.write_text(f"[settings]\nvac_space = a.b\n[machinetype one]\nmachine_model = {model}\n")
+    assert run(host, "--config", str(path), "config", "check") == 0
+    words = f"{path}: [settings] state_dir: /var/lib/vac is on /var, which is mounted noexec"
+    assert (words in capsys.readouterr().out) == warned
 
 
 def test_check_mentions_assumed_processors(

@@ -197,6 +197,11 @@ def test_what_is_wrong_in_a_machinetype_or_pipe_stops_it_alone(
             "draining: 'maybe' is not yes or no (also true, false, on, off, 1, 0); no is used",
         ),
         ("gocdb_sitename = UKI NORTH", "'UKI NORTH' is not a name without blanks; it counts as unset"),
+        ("forward_dev = eth 0", "'eth 0' is not a network interface's name; it counts as unset"),
+        (
+            "root_public_key = key",
+            "'key' is not an absolute path; /root/.ssh/id_rsa.pub is used",
+        ),
         ("processors_per_superslot = 0", "'0' is not an integer, 1 or more; 1 is used"),
         ("overload_per_processor = -1", "'-1' is not a number, 0 or more; 1.25 is used"),
         ("factories = . # b@d", "factories: '#' is not a host name, or '.' for this host; it is left out"),

@@ -51,7 +51,7 @@ def made(directory: Path, template: bytes, **options: Any) -> bytes:
     """Return the user_data made of a template."""
     machine = wanted(directory, user_data="template", **options)
     (directory / "files" / "template").write_bytes(template)
-    return make_user_data(machine, never)
+    return make_user_data(machine, never).content
 
 
 VM = "http://169.254.169.253"
@@ -228,7 +228,7 @@ def test_templates_of_sites_differ_in_their_patterns_only(
         pattern, rest = piece.split(b"##", 1)
         expected += EXPECTED[pattern] + rest
     assert len(pieces) > 8
-    assert make_user_data(machine, lambda url, local: {URL: template}[url]) == expected
+    assert make_user_data(machine, lambda url, local: {URL: template}[url]).content == expected
 
 
 def test_the_parts_of_a_multi_part_template_stay_parts(tmp_path: Path) -> None:
@@ -248,7 +248,7 @@ def test_a_proxy_has_the_machines_lifetime_and_types_name(tmp_path: Path) -> Non
     (tmp_path / "files/template").write_bytes(b"##user_data_option_x509_proxy##")
     robot = certify("/CN=Robot", start=NOW - 86400, end=NOW + 2 * 86400)
     robot.write(tmp_path, "x509")
-    proxy, source = read_certificates(make_user_data(machine, never))
+    proxy, source = read_certificates(make_user_data(machine, never).content)
     assert dn(proxy.subject) == "/CN=Robot/CN=lhcb-prod"
     assert validity(proxy)[1] == machine.shutdown_time
     assert source == robot.certificate
@@ -261,9 +261,9 @@ def test_files_and_templates_are_read_anew_for_each_machine(tmp_path: Path) -> N
     contents = iter([b"1 ##user_data_option_a##", b"2 ##user_data_option_a##"])
     machine = wanted(tmp_path, user_data=URL, user_data_files={"a": "a"})
     (tmp_path / "files/a").write_bytes(b"old")
-    assert make_user_data(machine, lambda url, local: next(contents)) == b"1 old"
+    assert make_user_data(machine, lambda url, local: next(contents)).content == b"1 old"
     (tmp_path / "files/a").write_bytes(b"new")
-    assert make_user_data(machine, lambda url, local: next(contents)) == b"2 new"
+    assert make_user_data(machine, lambda url, local: next(contents)).content == b"2 new"
 
 
 def test_what_a_site_puts_in_is_masked_where_people_see_it(tmp_path: Path) -> None:
@@ -321,7 +321,7 @@ def test_a_pipes_template_may_not_come_from_a_local_address(
         return b"template"
 
     machine = wanted(tmp_path, user_data=URL, pipe=pipe)
-    assert make_user_data(machine, Templates(get)) == b"template"
+    assert make_user_data(machine, Templates(get)).content == b"template"
     assert asked == [(URL, local)]
 
 

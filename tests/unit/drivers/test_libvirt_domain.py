@@ -17,7 +17,6 @@ from vac.drivers.libvirt.libvirt_domain import (
     Disk,
     Hypervisor,
     Image,
-    display_port,
     domain_facts,
     domain_xml,
     hypervisor,
@@ -83,7 +82,7 @@ def test_what_is_needed_again_is_read_back() -> None:
         "169.254.169.2",
     )
     assert facts.own_files == (FILE.path,), "the image is shared and no disk of the machine's own"
-    assert facts.display == "127.0.0.1:5902"
+    assert facts.display == "", "libvirt chooses its socket's path when the machine is made"
     assert facts.filtered
     assert not domain_facts(CASES["cernvm3-qemu"]).filtered
     assert facts.root_image == "http://***@example.com/cernvm.iso"
@@ -108,15 +107,36 @@ def test_passwords_stay_out() -> None:
 
 
 @pytest.mark.parametrize(
-    ("address", "mac", "port"),
+    ("address", "mac"),
     [
-        ("169.254.169.0", "56:4D:A9:FE:A9:00", 5900),
-        ("169.254.169.252", "56:4D:A9:FE:A9:FC", 6152),
-        ("169.254.170.0", "56:4D:A9:FE:AA:00", 6156),
+        ("169.254.169.0", "56:4D:A9:FE:A9:00"),
+        ("169.254.169.252", "56:4D:A9:FE:A9:FC"),
+        ("169.254.170.0", "56:4D:A9:FE:AA:00"),
     ],
 )
-def test_mac_and_display_follow_from_the_address(address: str, mac: str, port: int) -> None:
-    assert (mac_address(address), display_port(address)) == (mac, port)
+def test_mac_follows_from_the_address(address: str, mac: str) -> None:
+    assert mac_address(address) == mac
+
+
+@pytest.mark.parametrize(
+    ("graphics", "display"),
+    [
+        (
+            "type='vnc' socket='/var/lib/libvirt/qemu/domain-1-x/vnc.sock'",
+            "/var/lib/libvirt/qemu/domain-1-x/vnc.sock",
+        ),
+        ("type='vnc' port='5902' listen='127.0.0.1'", "127.0.0.1:5902"),
+    ],
+)
+def test_a_screen_is_where_the_domain_says(graphics: str, display: str) -> None:
+    assert domain_facts(f"<domain><devices><graphics {graphics}/></devices></domain>").display == display
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_no_screen_has_a_tcp_port(name: str) -> None:
+    graphics = ET.fromstring(CASES[name]).findall("devices/graphics")
+    assert [[one.get("type") for one in each] for each in graphics] in ([], [["socket"]])
+    assert not [each for each in graphics if each.get("port") or each.get("listen")]
 
 
 def capabilities(*domain_types: str, machines: str = "<machine>pc</machine>", arch: str = "x86_64") -> str:

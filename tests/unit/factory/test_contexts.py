@@ -9,15 +9,16 @@ from pathlib import Path
 
 import pytest
 
+from tests.fake_driver import Script
 from tests.https_server import HTML, Page, Web, circle, closed_port
-from tests.simulated import START, World, broken, one_type
+from tests.simulated import World, broken, one_type
 from tests.unit.factory.conftest import MakeWorld
+from vac.background import in_thread
 from vac.cli import common
 from vac.cli.factory_commands import reasons
 from vac.context import downloads, user_data
 from vac.context.downloads import Limits
-from vac.factory import contexts
-from vac.factory.contexts import ContextFailed, ContextMade, ContextMessage, Contexts
+from vac.factory import effects
 from vac.machines.requests import Drain, drain
 
 TEMPLATE = b"#!/bin/sh\n# ##user_data_uuid## ##user_data_url##\r\n\xff"
@@ -35,7 +36,7 @@ def web(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Web]:
 def slow_world(make_world: MakeWorld, *types: str) -> tuple[World, list[Work]]:
     """A factory whose machines' contexts are made when the test calls them, but for the type `quick`."""
     world, waiting = make_world(*(one_type(name) for name in types or ("t",))), list[Work]()
-    world.run_context = waiting.append
+    world.spawn = lambda work, name: waiting.append(work) if name == "context" else work()
     world.start()
     return world, waiting
 
@@ -126,32 +127,47 @@ def test_a_bug_in_making_a_context_is_a_failed_creation(
     def buggy(*args: object) -> bytes:
         raise ZeroDivisionError
 
-    monkeypatch.setattr(contexts, "make_user_data", buggy)
+    monkeypatch.setattr(effects, "make_user_data", buggy)
     world.start()
     world.run(5)
     assert world.status().failed["t"].reason == "unexpected ZeroDivisionError (see the log)"
     assert nothing_left(world)
 
 
-def test_contexts_are_made_in_the_background(web: Web, world: World) -> None:
-    gate, told = threading.Event(), threading.Event()
-    messages: list[ContextMessage] = []
-
-    def post(message: ContextMessage) -> None:
-        messages.append(message)
-        told.set()
-
+def test_contexts_are_made_in_the_background(web: Web, make_world: MakeWorld) -> None:
+    gate = threading.Event()
     site = web.serve({"/a": Page(b"xyz", gate=gate)})
-    wanted = user_data.ContextRequest(
-        one_type(user_data=site.url("/a")), world.settings, "n", "u", world.state.root, START, START + 9
-    )
-    Contexts(post).start(wanted)
+    world = make_world(one_type(user_data=site.url("/a")), slots=1)
+    world.spawn = lambda work, name: in_thread(work, name) if name == "context" else work()
+    world.start()
+    world.run(10)
     assert site.asked_for.wait(60)
-    assert messages == []
+    assert nothing_left(world)
     gate.set()
-    assert told.wait(60)
-    assert messages == [ContextMade("n", "u", b"xyz")]
-    assert "xyz" not in repr(messages)
+    world.inbox.put(world.inbox.get(timeout=60))
+    world.turn()
+    assert len(world.running()) == 1
+    assert (world.machine().directory / "user_data").read_bytes() == b"xyz"
+
+
+def test_mistakes_in_a_template_are_told_once(
+    web: Web, make_world: MakeWorld, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    site = web.serve({"/a": Page(b"#!/bin/sh\r\n" + b"##user_data_option_tokn##\n" * 1000)})
+    url = site.url("/a").replace("://", "://user:secret@")
+    world = make_world(one_type(user_data=url, user_data_options={"token": "x"}))
+    world.scripts = lambda spec: Script(700.0, "200 Success")
+    world.fill()
+    told = [text for text in caplog.messages if "line 1: ends in CR LF" in text]
+    assert len(told) == 1
+    assert told[0].startswith(f"t: user_data {url.replace('user:secret', '***')}: line 1: ")
+    assert "line 5: ##user_data_option_tokn## is removed" in told[0]
+    assert "the nearest is token" in told[0]
+    assert "line 6" not in told[0]
+    site.pages["/a"] = Page(TEMPLATE)
+    world.run(1000)
+    assert f"no longer: {told[0]}" in caplog.messages
 
 
 FAILURES = {
@@ -224,13 +240,3 @@ def test_a_server_that_answers_again_is_made_use_of(web: Web, make_world: MakeWo
     assert len(world.running()) == 2
     assert world.status().failed == {}
     assert world.error() is None
-
-
-def test_failed_context_messages_hold_no_slot_of_another_machine(world: World) -> None:
-    world.fill()
-    world.inbox.put(ContextFailed("f1-00.example.com", "another", "late"))
-    world.inbox.put(ContextMade("f1-00.example.com", "another", b""))
-    world.inbox.put(ContextMade("f1-99.example.com", "another", b""))
-    world.turn()
-    assert world.status().failed == {}
-    assert len(world.running()) == 2

@@ -9,7 +9,7 @@ import pytest
 from tests.simulated import Meter, World, one_type
 from tests.unit.factory.conftest import MakeWorld
 from vac.drivers.base import WRITES_TO
-from vac.host.probes import DiskMeasured, DiskNotMeasured
+from vac.factory import watch
 from vac.machines.outputs import note_details
 
 GB = 1000**3
@@ -23,18 +23,18 @@ def small(make_world: MakeWorld) -> World:
     return small
 
 
-def asked(world: World) -> list[str]:
-    meter = world.factory.rules.meter
-    assert isinstance(meter, Meter)
-    return meter.asked
+def meter() -> Meter:
+    measure: object = vars(watch)["measure_disk"]
+    assert isinstance(measure, Meter)
+    return measure
 
 
 def test_a_measurement_that_comes_between_cycles_ends_the_machine_at_once(small: World) -> None:
     fat, lean = small.machine(0), small.machine(1)
-    assert set(asked(small)) == {fat.uuid, lean.uuid}
+    assert set(meter().asked) == {fat.uuid, lean.uuid}
     next_cycle_time = small.factory.next_cycle_time
-    small.inbox.put(DiskMeasured(lean.uuid, GB, 0.1))
-    small.inbox.put(DiskMeasured(fat.uuid, GB + 1, 0.1))
+    small.measured(lean, GB)
+    small.measured(fat, GB + 1)
     small.turn()
     small.run(5)
     assert small.clock.boot() < next_cycle_time
@@ -52,17 +52,15 @@ def test_what_takes_long_to_measure_is_measured_less_often(
     uuid = small.machine().uuid
     small.clock.now += 400
     small.wake()
-    before = asked(small).count(uuid)
-    if took_seconds is None:
-        small.inbox.put(DiskNotMeasured(uuid, "du took over 120 s"))
-    else:
-        small.inbox.put(DiskMeasured(uuid, 1000, took_seconds))
+    before = meter().asked.count(uuid)
+    if took_seconds is not None:
+        small.measured(small.machine(), 1000, took_seconds)
     small.clock.now += rest_seconds - 1
     small.wake()
-    assert asked(small).count(uuid) == before
+    assert meter().asked.count(uuid) == before
     small.clock.now += 2
     small.wake()
-    assert asked(small).count(uuid) == before + 1
+    assert meter().asked.count(uuid) == before + 1
 
 
 def test_what_an_engine_tells_that_a_machine_writes_is_measured_with_its_directory(small: World) -> None:
@@ -70,10 +68,22 @@ def test_what_an_engine_tells_that_a_machine_writes_is_measured_with_its_directo
     note_details(small.factory.state.dir, machine, {WRITES_TO: "/engine/layer:/engine/volume"})
     small.clock.now += 400
     small.wake()
-    meter = small.factory.rules.meter
-    assert isinstance(meter, Meter)
-    assert meter.directories[machine.uuid] == (
+    assert meter().directories[machine.uuid] == [
         machine.directory,
         Path("/engine/layer"),
         Path("/engine/volume"),
-    )
+    ]
+
+
+def test_a_machine_with_too_many_files_to_count_is_ended_after_an_hour(small: World) -> None:
+    hoarder, slow = small.machine(0), small.machine(1)
+    small.measured(hoarder, None, 240.0)
+    small.measured(slow, None, 240.0)
+    small.run(3000, 60)
+    assert not hoarder.finished, "a busy disk is nobody's fault"
+    small.measured(hoarder, None, 240.0)
+    small.measured(slow, GB - 1, 100.0)
+    small.run(700, 60)
+    assert hoarder.finished
+    assert (hoarder.directory / "shutdown_message").read_text() == "700 Disk use takes too long to measure\n"
+    assert not slow.finished

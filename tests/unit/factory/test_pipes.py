@@ -18,7 +18,7 @@ from tests.unit.factory.conftest import MakeWorld
 from vac.config.load import Loader
 from vac.config.pipe_types import document_path, record_path
 from vac.context.downloads import DownloadFailed
-from vac.factory.pipes import RETRY_SECONDS, PipeFetched, Pipes
+from vac.factory.pipes import RETRY_SECONDS, Pipes
 from vac.host.facts import HostFacts
 from vac.machines import files
 
@@ -39,6 +39,8 @@ class Site:
         self.world = world
         self.file = home / "vac.conf"
         self.answer: bytes | OSError = DOWN
+        self.answers: dict[str, bytes | OSError] = {}
+        """By URL, if they are not all the same."""
         self.asked: list[tuple[float, str]] = []
         self.spawn: Callable[[Callable[[], None]], object] = lambda work: work()
         host = HostFacts(FACTORY, 2, lambda name: None, lambda name: False)
@@ -58,16 +60,18 @@ class Site:
 
     def start(self) -> None:
         factory = self.world.start()
-        factory.pipes = Pipes(factory.state, self.world.inbox.put, self.fetch, self.do)
+        factory.state.spawn = self.do
+        factory.pipes = Pipes(factory.state, self.fetch)
 
-    def do(self, work: Callable[[], None]) -> None:
+    def do(self, work: Callable[[], None], name: str) -> None:
         self.spawn(work)
 
     def fetch(self, url: str) -> bytes:
         self.asked.append((self.world.clock.now, url))
-        if isinstance(self.answer, OSError):
-            raise self.answer
-        return self.answer
+        answer = self.answers.get(url, self.answer)
+        if isinstance(answer, OSError):
+            raise answer
+        return answer
 
     def types(self) -> list[str]:
         return list(self.world.factory.state.configuration.machinetypes)
@@ -270,12 +274,17 @@ def test_another_url_is_another_pipe(site: Site) -> None:
 
 
 def test_an_answer_that_comes_after_its_url_has_gone_is_not_taken(site: Site) -> None:
+    work: list[Callable[[], None]] = []
+    site.spawn = work.append
+    site.configure(vo=URL, nobody=URL)
     site.start()
     site.world.run(10)
     site.configure(vo=f"{URL}/v2")
     site.world.run(60)
-    site.world.inbox.put(PipeFetched("vo", URL, document("old")))
-    site.world.inbox.put(PipeFetched("nobody", URL, document("old")))
+    site.answer, site.answers[f"{URL}/v2"] = document("old"), DOWN
+    for late in work:
+        late()
+    assert [url for _, url in site.asked] == [URL, URL, f"{URL}/v2"]
     site.world.run(10)
     assert site.types() == []
 

@@ -22,7 +22,8 @@ from vac.context.signatures import SignatureRefused
 from vac.drivers.base import Driver, Fetch
 from vac.drivers.engine import ActionKind, Engine
 from vac.factory import process
-from vac.factory.loop import Factory, Message, Stuck, Wake
+from vac.factory.loop import Factory, Stuck
+from vac.factory.state import Message, Wake
 from vac.machines import layout
 from vac.machines.layout import StateDir, lock_name
 from vac.machines.machine import load
@@ -57,6 +58,7 @@ class Process:
         monkeypatch.setattr(process, "driver_for", self._driver)
         monkeypatch.setattr(process, "RETRY_SECONDS", 0.05)
         monkeypatch.setattr(layout, "RUN_DIRECTORY", place)
+        monkeypatch.setattr(StateDir, "shield", lambda state: "no mounts in unit tests")
         self.state = StateDir(place / "state")
         self.file = place / "vac.conf"
         self.engine = FakeEngine(time.time)

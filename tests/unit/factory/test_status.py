@@ -56,7 +56,7 @@ def test_what_shares_are_owed_outlives_a_restart(make_world: MakeWorld) -> None:
     assert owed["b"] > 0.0 or owed["a"] > 0.0, "one processor can't be divided"
     world.start()
     assert world.factory.decisions.memory.ledger.debts.keys() == owed.keys()
-    assert world.factory.decisions.memory.ledger.debts == pytest.approx(owed, abs=10.0 * 60)
+    assert world.factory.decisions.memory.ledger.debts == pytest.approx(owed, abs=10.0)
 
 
 def test_status_names_hold_backs_with_their_ends(make_world: MakeWorld) -> None:

@@ -8,7 +8,6 @@ from tests.fake_driver import Script
 from tests.simulated import START, World, one_type
 from tests.unit.factory.conftest import MakeWorld
 from vac.drivers.base import EngineUnavailable
-from vac.host.probes import DiskMeasured
 from vac.machines.machine import load
 from vac.scheduling.backoff import code_group
 
@@ -78,7 +77,7 @@ def test_what_running_machines_use_is_told(make_world: MakeWorld) -> None:
     world.scripts = lambda spec: Script(memory_bytes=5 << 20)
     world.fill()
     machine = world.machine(0)
-    world.inbox.put(DiskMeasured(machine.uuid, 1000, 0.1))
+    world.measured(machine, 1000)
     world.run(61)
     assert world.status().disk_used == {machine.uuid: 1000}
     told = load(machine.directory)

@@ -6,11 +6,11 @@ from collections.abc import Mapping
 
 from tests.fake_driver import FakeDriver, FakeEngine
 from tests.simulated import HoldingEngine, World
-from vac.cli.factory_commands import known_of
+from vac.cli.machine_commands import known_of
 from vac.config.settings import Settings
 from vac.drivers.engine import InlineEngine
 from vac.host.connections import Contact
-from vac.machines.slots import find_by_uuid
+from vac.machines.slots import find_ended
 
 HOME = Contact("tcp", "192.0.2.1", 443, incoming=False)
 
@@ -45,7 +45,7 @@ def test_traces_are_kept_with_the_machine_and_outlive_it(world: World) -> None:
     world.wake()
     world.run(600.0)
     assert world.machine().uuid != machine.uuid, "its slot has another by now"
-    found = find_by_uuid(world.state, machine.uuid)
+    found = find_ended(world.state, machine.uuid)
     assert found is not None
     told = known_of(found, None, world.settings.factory_name)
     assert (told["slot"], told["user"], told["image_digest"]) == (0, "nobody", "sha256:1")

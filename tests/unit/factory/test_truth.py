@@ -15,7 +15,7 @@ from tests.fake_driver import Script
 from tests.simulated import START, World, one_type
 from tests.unit.factory.conftest import MakeWorld
 from vac.drivers.base import EngineState, Observed
-from vac.factory.loop import Stop
+from vac.factory.state import Stop
 from vac.lifecycle.phases import Releasing, SetAside
 from vac.machines import files
 from vac.machines.requests import remove_unknown_path

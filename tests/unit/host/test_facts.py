@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from vac.host import facts
+from vac.host import facts, filesystems
 from vac.host.child_processes import Finished
 from vac.host.facts import Measures, measure, os_issue
 
@@ -97,3 +97,16 @@ def test_the_systems_name_is_the_first_that_there_is(
     for name, content in files.items():
         (tmp_path / name).write_text(content)
     assert os_issue(tmp_path) == issue
+
+
+@pytest.mark.parametrize(("options", "noexec"), [("rw,noexec", True), ("rw,nosuid", False)])
+def test_where_no_program_can_be_run_is_found(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, options: str, noexec: bool
+) -> None:
+    text = f"1 0 254:0 / / rw - ext4 /dev/vda rw\n2 1 254:1 / {tmp_path} {options} - ext4 /dev/vdb rw\n"
+    monkeypatch.setattr(facts, "mounts", lambda: [*filesystems.parse_mounts(text)])
+    (tmp_path / "link").symlink_to("directory")
+    (tmp_path / "directory").mkdir()
+    for below in ("", "link", "link/none/at/all"):
+        assert facts.noexec_mount(tmp_path / below) == (str(tmp_path) if noexec else None)
+    assert facts.noexec_mount(tmp_path.parent) is None

@@ -427,6 +427,16 @@ def test_a_half_lowered_shutdown_time_is_lowered_again_after_a_crash(tmp_path: P
     assert (machine.directory / "jobfeatures" / "shutdowntime_job").read_text() == str(CREATED + 500)
 
 
+@pytest.mark.parametrize("step", [3600, -3600])
+def test_a_lowered_end_stays_when_the_clock_was_set_before(tmp_path: Path, step: int) -> None:
+    state = new_state(tmp_path)
+    machine = running_machine(state)
+    end = STARTED + 500
+    assert lower_shutdown_time(state, machine, end + step, step)
+    assert (machine.directory / "machinefeatures/shutdowntime").read_text() == str(end + step)
+    assert machine.shutdown_time == reloaded(machine).shutdown_time == end
+
+
 @pytest.mark.parametrize("name", ["1_a", "lost+found", "1_a_b"])
 def test_what_is_no_machines_directory_loads_as_nothing(tmp_path: Path, name: str) -> None:
     (tmp_path / name).write_bytes(b"")

@@ -21,12 +21,8 @@ def discarded(state: StateDir, name: str, depth: int = 1) -> None:
     assert not path.exists()
 
 
-def at_once(work: Callable[[], object]) -> None:
+def at_once(work: Callable[[], None], name: str) -> None:
     work()
-
-
-def in_thread(work: Callable[[], object]) -> None:
-    threading.Thread(target=work, daemon=True).start()
 
 
 def test_all_that_was_discarded_goes_and_nothing_else(tmp_path: Path) -> None:
@@ -79,7 +75,7 @@ def test_who_discards_never_waits_and_what_comes_meanwhile_goes_too(
             gone.set()
 
     monkeypatch.setattr(files, "remove_tree", slow)
-    collector = TrashCollector(state.tmp, in_thread)
+    collector = TrashCollector(state.tmp)
     discarded(state, "a")
     collector.start()
     assert begun.wait(60)

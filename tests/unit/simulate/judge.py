@@ -39,13 +39,20 @@ def lives(
     lifetimes: Mapping[str, str],
     days: float = 7,
     never: float = 0,
+    when: Mapping[str, str] | None = None,
     types: Mapping[str, Mapping[str, object]] | None = None,
     settings: Mapping[str, object] | None = None,
     **space: object,
 ) -> list[Life]:
-    """Simulate a space and return its machines; `never` is the share of a type that has no work, 0: there is none."""
+    """Simulate a space and return its machines; `never` is the share of a type that has no work, 0: there is none.
+
+    `when` says when types have work, always by default.
+    """
     made = {name: machinetype(name, share, **(types or {}).get(name, {})) for name, share in shares.items()}
-    works = {name: Work(lifetime=lifetime) for name, lifetime in lifetimes.items()}
+    works = {
+        name: Work(lifetime=lifetime, when=((when or {}).get(name, "always"),))
+        for name, lifetime in lifetimes.items()
+    }
     if never:
         made["never"], works["never"] = machinetype("never", never), Work(when=("never",))
     scenario = Scenario(

@@ -64,6 +64,30 @@ def test_spaces_that_were_biased_without_a_ledger(
         assert share_error(machines, shares, 7 * DAY) < most
 
 
+@pytest.mark.parametrize("processors", [1, 2, 3])
+@pytest.mark.parametrize("idle", [0.0, 2.0])
+def test_machines_of_seconds_have_their_shares_in_minutes(processors: int, idle: float) -> None:
+    shares = {"three": 3.0, "one": 1.0}
+    lifetimes = dict.fromkeys(shares, "5s")
+    types = {name: {"fizzle_seconds": 2, "min_wallclock_seconds": 0} for name in shares}
+    machines = lives(1, processors, shares, lifetimes, days=660 / DAY, never=idle, types=types, start="0s")
+    assert share_error(machines, shares, 660, 60) < 3
+
+
+@pytest.mark.parametrize("processors", [1, 2])
+@pytest.mark.parametrize("shares", [(3, 1, 1), (3, 1, 0.2), (1, 1, 2)])
+@pytest.mark.parametrize("lifetime", ["5m", "1h"])
+def test_work_that_returns_to_a_small_node_is_found(
+    processors: int, shares: tuple[float, ...], lifetime: str
+) -> None:
+    wanted = dict(zip("abc", shares))
+    lifetimes = dict.fromkeys(wanted, lifetime)
+    machines = lives(1, processors, wanted, lifetimes, days=4, when={"c": "12h-"})
+    assert min(one.start for one in machines if one.machinetype == "c" and one.start > 12 * HOUR) < 14 * HOUR
+    assert sum(one.machinetype == "c" and one.end < 12 * HOUR for one in machines) < 20
+    assert share_error(machines, wanted, 4 * DAY, DAY) < 2
+
+
 def test_a_type_with_a_hundredth_of_the_shares_has_its_turn_in_time() -> None:
     shares = {"large": 100.0, "small": 1.0}
     lifetimes = dict.fromkeys(shares, "1h")

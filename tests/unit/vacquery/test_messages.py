@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import socket
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -23,6 +24,7 @@ from tests.unit.vacquery.recorded import (
 )
 from tests.unit.vacquery.test_responder import NoNames
 from vac import __version__
+from vac.machines.layout import StateDir
 from vac.scheduling.model import TypeReport
 from vac.vacquery.messages import (
     ANSWER_LIMIT,
@@ -361,14 +363,14 @@ STATUSES: list[AnyStatus] = [
 ]
 
 
-def test_a_service_gets_every_message_with_cookie_0() -> None:
+def test_a_service_gets_every_message_with_cookie_0(tmp_path: Path) -> None:
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as service:
         service.bind(("127.0.0.1", 0))
         service.settimeout(60)
         port = service.getsockname()[1]
-        VacMon([f"vacmon.example.org:{port}"], NoNames({"vacmon.example.org": ("127.0.0.1",)})).send(
-            STATUSES, NOW
-        )
+        names = NoNames({"vacmon.example.org": ("127.0.0.1",)})
+        vacmon = VacMon(StateDir(tmp_path), names, lambda: NOW)
+        vacmon.send([f"vacmon.example.org:{port}"], STATUSES)
         received = [json.loads(service.recv(9000)) for _ in STATUSES]
     assert [message["message_type"] for message in received] == ["factory_status", "machinetype_status"]
     assert {(message["cookie"], message["time_sent"]) for message in received} == {("0", int(NOW))}
@@ -377,15 +379,15 @@ def test_a_service_gets_every_message_with_cookie_0() -> None:
 
 @pytest.mark.parametrize("addresses", [(), ("not an address",)])
 def test_a_service_that_can_not_be_reached_costs_one_log_line(
-    addresses: tuple[str, ...], caplog: pytest.LogCaptureFixture
+    tmp_path: Path, addresses: tuple[str, ...], caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level("INFO")
     names = NoNames({"vacmon.example.org": addresses})
-    vacmon = VacMon(["vacmon.example.org:8884"], names)
+    vacmon = VacMon(StateDir(tmp_path), names, lambda: NOW)
     for _ in range(3):
-        vacmon.send(STATUSES, NOW)
+        vacmon.send(["vacmon.example.org:8884"], STATUSES)
     assert [record.levelname for record in caplog.records] == ["WARNING"]
     assert "vacmon.example.org:8884" in caplog.text
     names.addresses = {"vacmon.example.org": ("127.0.0.1",)}
-    vacmon.send(STATUSES, NOW)
+    vacmon.send(["vacmon.example.org:8884"], STATUSES)
     assert caplog.records[-1].levelname == "INFO"

@@ -205,3 +205,22 @@ def test_the_factory_tells_what_the_kernel_measures(state: StateDir) -> None:
     assert found.daemon_disk_avail_kb > 0
     assert found.boot_time > 0
     assert found.kernel_version == os.uname().release
+
+
+@pytest.mark.parametrize(
+    ("guard", "guard_name", "told"),
+    [
+        ("this factory is draining: x", "draining", "this factory is draining: x"),
+        ("no free processors: 8 of 8 are in use", "full", None),
+        ("docker: https://me:secret@host/?token=1 is down", "engines", "docker: https://***@host/?… is down"),
+        (None, None, None),
+    ],
+)
+def test_peers_are_told_why_nothing_is_created(
+    state: StateDir, guard: str | None, guard_name: str | None, told: str | None
+) -> None:
+    statuses.write(state, dataclasses.replace(factory_status(), guard=guard, guard_name=guard_name))
+    answer = build(state).factory
+    assert answer.creation_blocked == told
+    assert message_of(answer).get("creation_blocked") == told
+    assert ("creation_blocked" in message_of(answer)) == (told is not None)

@@ -35,11 +35,9 @@ PRODUCT = "OpenStack Nova"
 """Tells cloud-init that there is a metadata service."""
 NAMESPACE = "urn:vac-factory:machine:1"
 """Of our own element in a domain's metadata."""
-FIRST_DISPLAY_PORT = 5900
 DEFAULT_GB_PER_PROCESSOR = 40
 """Of file-backed disks, if nothing is configured."""
 QEMU_IMG_SECONDS = 60.0
-_FIRST_ADDRESS = IPv4Address("169.254.169.0")
 _QCOW2_MAGIC = b"QFI\xfb"
 _QCOW2_HEADER = struct.Struct(">4sIQ")
 """magic, version, backing_file_offset"""
@@ -160,30 +158,32 @@ def mac_address(address: str) -> str:
     return ":".join(["56", "4D", *(f"{byte:02X}" for byte in IPv4Address(address).packed)])
 
 
-def display_port(address: str) -> int:
-    """Return the TCP port of 127.0.0.1 with the screen of 169.254.169.N: 5900 + N."""
-    return FIRST_DISPLAY_PORT + int(IPv4Address(address)) - int(_FIRST_ADDRESS)
-
-
 def domain_facts(xml: str) -> DomainFacts:
     """Return the facts of a domain's XML, be it ours or not."""
     domain = ET.fromstring(xml)
     own = domain.find(f"metadata/{{{NAMESPACE}}}machine")
     directory = own.get("directory", "") if own is not None else ""
     files = [Path(source.get("file", "")) for source in domain.iterfind("devices/disk//source")]
-    graphics = domain.find("devices/graphics")
     return DomainFacts(
         factory=own.get("factory") if own is not None else None,
         domain_type=domain.get("type", ""),
         root_image=own.get("root_image", "") if own is not None else "",
         own_files=tuple(path for path in files if directory and str(path.parent) == directory),
         address=own.get("address", "") if own is not None else "",
-        display="" if graphics is None else f"{graphics.get('listen', '')}:{graphics.get('port', '')}",
+        display=_display(domain.find("devices/graphics")),
         filtered=all(
             card.find(f"filterref[@filter='{FILTER}']") is not None
             for card in domain.iterfind(f"devices/interface/source[@network='{NETWORK}']/..")
         ),
     )
+
+
+def _display(graphics: ET.Element | None) -> str:
+    """Return the path of a screen's socket, or the address and port that a classic Vac gave it."""
+    if graphics is None:
+        return ""
+    address = f"{graphics.get('listen', '')}:{graphics.get('port', '')}"
+    return graphics.get("socket") or (address if graphics.get("port") else "")
 
 
 def hypervisor(capabilities: str, wanted: str) -> Hypervisor:
@@ -289,8 +289,8 @@ def _devices(spec: MachineSpec, hypervisor: Hypervisor) -> Iterator[ET.Element]:
             *([_element("filterref", parameter, filter=FILTER)] if hypervisor.filtering else []),
             type="network",
         )
-        port = str(display_port(spec.address))
-        yield _element("graphics", type="vnc", listen="127.0.0.1", port=port, autoport="no")
+        # in a directory of libvirt's that only root and its QEMU can enter; a TCP port is everybody's on this host
+        yield _element("graphics", _element("listen", type="socket"), type="vnc")
     log = str(spec.directory / "console.log")
     yield _element("serial", _element("source", path=log), _element("target", port="0"), type="file")
     yield _element("rng", _element("backend", "/dev/urandom", model="random"), model="virtio")

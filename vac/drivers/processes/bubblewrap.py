@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vac.drivers.processes.launch import FILTER
@@ -148,10 +149,11 @@ def mount_points(root: str, mounts: list[tuple[str, str, str]]) -> dict[str, tup
     points: dict[str, tuple[str, str]] = {}
     for kind, source, dest in mounts:
         if kind == "blank":
-            below = os.path.relpath(dest, root)
+            hidden = unlistable(dest)
+            below = os.path.relpath(hidden, root)
             place = resolve(root, "/" + below, points)
-            if not below.startswith("..") and os.path.exists(dest) and not inside(place, points):
-                points.setdefault(place, ("blank" if os.path.isdir(dest) else "left out", source))
+            if not below.startswith("..") and os.path.exists(hidden) and not inside(place, points):
+                points.setdefault(place, ("blank" if os.path.isdir(hidden) else "left out", source))
             continue
         place = resolve(root, dest, points)
         if kind != "try":
@@ -159,6 +161,15 @@ def mount_points(root: str, mounts: list[tuple[str, str, str]]) -> dict[str, tup
         elif wanted(os.path.join(root, place[1:]), source, inside(place, points)):
             points[place] = ("ro", source)
     return points
+
+
+def unlistable(path: str) -> str:
+    """Return the path, or the first directory above it that this user can't list.
+
+    bwrap 0.12 mounts nothing below such a directory ("Can't mkdir parents").
+    """
+    above = (str(directory) for directory in reversed(Path(path).parents))
+    return next((directory for directory in above if not os.access(directory, os.R_OK)), path)
 
 
 def wanted(own: str, source: str, hidden: bool) -> bool:

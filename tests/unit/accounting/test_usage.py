@@ -1,0 +1,129 @@
+"""`vac usage`: sums of thousands of records."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import random
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from tests.unit.state_dirs import ENDED, new_state, running_machine
+from vac.accounting import records
+from vac.accounting.records import JobRecord, job_record
+from vac.accounting.usage import Usage, usage
+from vac.cli.main import main
+from vac.machines import status as statuses
+from vac.machines.layout import StateDir
+from vac.machines.status import Status, TypeFacts
+
+DAY = 86400
+MANY = 3000
+
+
+@pytest.fixture
+def state(tmp_path: Path) -> StateDir:
+    state = new_state(tmp_path)
+    (tmp_path / "vac.conf").write_text(
+        f"[settings]\nvac_space = vac01.example.org\nfactory_name = node1.example.org\nstate_dir = {state.root}\n"
+    )
+    types = (
+        TypeFacts("lhcb", fqan="/lhcb/prod", target_share=3.0, machine_model="docker"),
+        TypeFacts("atlas", fqan="/atlas/prod", target_share=1.0, machine_model="docker"),
+    )
+    statuses.write(state, Status(time=ENDED, machinetypes=types))
+    return state
+
+
+def write(state: StateDir, record: JobRecord) -> None:
+    """Archive a record, as quickly as thousands need."""
+    directory = state.apel_archive / records.day_name(record.end_time)
+    directory.mkdir(exist_ok=True)
+    name = records.file_name(record.end_time, record.local_job_id)
+    (directory / name).write_text(records.job_text(record))
+
+
+def told(state: StateDir, capsys: pytest.CaptureFixture[str], *words: str) -> dict[str, dict[str, float]]:
+    assert main(["--config", str(state.root.parent / "vac.conf"), "usage", "--json", *words]) == 0
+    by = words[words.index("--by") + 1] if "--by" in words else "type"
+    return {one[by]: one for one in json.loads(capsys.readouterr().out)["usage"]}
+
+
+def test_usage_is_the_sum_of_thousands_of_records(
+    state: StateDir, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("time.time", lambda: float(ENDED))
+    example, rng = job_record(running_machine(state)), random.Random(1)
+    sums: dict[str, Counter[str]] = {"lhcb": Counter(), "atlas": Counter(), "gone": Counter()}
+    for number in range(MANY):
+        kind = rng.choice(list(sums))
+        wall, processors, days = rng.randint(0, 90000), rng.choice((1, 1, 8)), rng.uniform(0, 60)
+        levels = (("HEPscore23", "12.5"), ("HEPSPEC", "10.0"))
+        record = dataclasses.replace(
+            example,
+            local_job_id=str(number),
+            queue=kind,
+            fqan=None if kind == "gone" else f"/{kind}/prod",
+            wall_duration=wall,
+            cpu_duration=wall * processors // 2,
+            processors=processors,
+            end_time=int(ENDED - days * DAY),
+            service_levels=levels if number % 2 else levels[1:],
+            version="0.4" if number % 2 else "0.3",
+        )
+        write(state, record)
+        if days <= 30:
+            sums[kind] += Counter(
+                n=1,
+                wall=wall,
+                core=wall * processors,
+                cpu=record.cpu_duration,
+                both=number % 2 * wall * processors,
+            )
+    (state.apel_archive / "20261101").mkdir(exist_ok=True)
+    (state.apel_archive / "20261101" / "torn").write_text("Site: x\nEndTime: 1795225461\n")
+    found = told(state, capsys)
+    assert set(found) == set(sums)
+    core = sum(one["core"] for one in sums.values())
+    for kind, one in sums.items():
+        mine = found[kind]
+        assert mine["machines"] == one["n"] > 100
+        for name, seconds in (
+            ("wall_hours", one["wall"]),
+            ("processor_hours", one["core"]),
+            ("cpu_hours", one["cpu"]),
+            ("hs06_hours", 10.0 * one["core"]),
+            ("hepscore23_hours", 12.5 * one["both"]),
+        ):
+            assert mine[name] == pytest.approx(seconds / 3600), name
+        assert mine["efficiency"] == pytest.approx(0.5, abs=0.001)
+        assert mine["share"] == pytest.approx(one["core"] / core)
+    assert [found[kind]["target_share"] for kind in ("lhcb", "atlas", "gone")] == [0.75, 0.25, None]
+    by_fqan = told(state, capsys, "--by", "fqan")
+    assert {name: one["machines"] for name, one in by_fqan.items()} == {
+        "/lhcb/prod": sums["lhcb"]["n"],
+        "/atlas/prod": sums["atlas"]["n"],
+        "none": sums["gone"]["n"],
+    }
+    by_model = told(state, capsys, "--by", "model")
+    assert by_model["docker"]["machines"] == sums["lhcb"]["n"] + sums["atlas"]["n"]
+    assert by_model["docker"]["target_share"] == 1.0
+    assert by_model["unknown"]["machines"] == sums["gone"]["n"]
+
+
+def test_usage_of_a_month_and_as_a_table(state: StateDir, capsys: pytest.CaptureFixture[str]) -> None:
+    write(state, job_record(running_machine(state)))
+    assert told(state, capsys, "--month", "202611")["lhcb-prod"]["machines"] == 1
+    assert "lhcb-prod" not in told(state, capsys, "--month", "202610")
+    assert main(["--config", str(state.root.parent / "vac.conf"), "usage", "--month", "202611"]) == 0
+    line = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("lhcb-prod"))
+    assert line.split()[1:] == ["1", "10.0", "10.0", "9.5", "94.7%", "100.0", "-", "100.0%", "-"]
+
+
+def test_records_that_are_not_whole_count_for_nothing() -> None:
+    assert (
+        usage(["Queue: a\nWallDuration: 1\n", "WallDuration: x\n", ""], lambda fields: fields["Queue"]) == {}
+    )
+    assert Usage().as_dict()["efficiency"] is None

@@ -1,0 +1,152 @@
+"""How machines of this factory have ended: one line of JSON for each, in a file of bounded size.
+
+It is written before a machine counts as finished and outlives its directory. `vac history`, `vac why` and the status
+page's curves are made of it; accounting is not.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import os
+import signal as signals
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from vac.machines import files
+from vac.machines.layout import StateDir
+from vac.machines.machine import Machine, end_time
+from vac.machines.slots import reported
+from vac.scheduling.backoff import is_abort
+from vac.text import duration
+
+LIMIT_BYTES = 4 * 1024 * 1024
+"""Of each of two files: together they hold some 20,000 machines."""
+_TAIL_BYTES = 65536
+_RECENT_BYTES = 256 * 1024
+
+
+@dataclass(frozen=True)
+class Ended:
+    """One ended machine. Times are Unix seconds."""
+
+    machine: str
+    machinetype: str
+    directory: str
+    """Name of its directory below machines/."""
+    started: float
+    ended: float
+    uuid: str = ""
+    model: str = ""
+    fqan: str | None = None
+    processors: int = 1
+    hs06: float = 0.0
+    cpu_seconds: float = 0.0
+    exit_code: int | None = None
+    signal: int | None = None
+    by_people: bool = False
+    message: str | None = None
+    """Its shutdown message, or the one by which it is judged without."""
+
+    @property
+    def lived_seconds(self) -> float:
+        """Wall-clock time."""
+        return max(0.0, self.ended - self.started)
+
+    @property
+    def efficiency(self) -> float:
+        """Part of its processors' time that it used."""
+        return self.cpu_seconds / (self.lived_seconds * self.processors) if self.lived_seconds else 0.0
+
+    @property
+    def failed(self) -> bool:
+        """True for an abort, and if its command failed though nobody had ended it."""
+        told = self.message is not None and self.message[:3].isdigit()
+        return not self.by_people and (
+            is_abort(self.message) or (not told and bool(self.signal or self.exit_code))
+        )
+
+    @property
+    def exit_words(self) -> str:
+        """Exit code or signal, such as `exit code 7` or `SIGKILL`; empty if nobody knows."""
+        if self.signal is not None:
+            return _signal_name(self.signal)
+        if self.exit_code is None:
+            return ""
+        name = _signal_name(self.exit_code - 128) if 128 < self.exit_code < 160 else ""
+        return f"exit code {self.exit_code}" + (f" ({name})" if name else "")
+
+    @property
+    def words(self) -> str:
+        """How it ended, in one sentence."""
+        how = f"{self.exit_words} " if self.exit_words else ""
+        ended = f"{how}after {duration(self.lived_seconds)}: {self.message or 'no shutdown message'}"
+        return f"{ended} (people wanted its end)" if self.by_people else ended
+
+
+_NAMES = frozenset(field.name for field in dataclasses.fields(Ended))
+
+
+def ended(machine: Machine) -> Ended:
+    """Return the end of a machine that has started and ended, from its files."""
+    assert machine.started_time is not None
+    return Ended(
+        machine=machine.name,
+        machinetype=machine.machinetype,
+        model=machine.model,
+        fqan=machine.fqan,
+        uuid=machine.uuid,
+        directory=machine.directory.name,
+        processors=machine.processors,
+        hs06=machine.hs06,
+        started=round(machine.started_time, 3),
+        ended=round(end_time(machine), 3),
+        cpu_seconds=round(machine.cpu_seconds, 1),
+        exit_code=machine.exit_code,
+        signal=machine.signal,
+        by_people=machine.ended_by_people,
+        message=reported(machine),
+    )
+
+
+def append(state: StateDir, machine: Machine) -> None:
+    """Write the machine's end, unless it is among the last that were written. Raises OSError."""
+    with contextlib.suppress(FileNotFoundError), state.history.open("rb") as file:
+        file.seek(max(0, os.fstat(file.fileno()).st_size - _TAIL_BYTES))
+        if json.dumps(machine.directory.name).encode() in file.read():
+            return
+    line = json.dumps(dataclasses.asdict(ended(machine))).encode("ascii")
+    files.append_line(state.history, line, LIMIT_BYTES)
+
+
+def read(state: StateDir, since: float = 0.0) -> list[Ended]:
+    """Return the machines known that ended since then, the last to end last. Lines that can't be read are left out."""
+    found: dict[str, Ended] = {}
+    for path in (state.history.with_name(f"{state.history.name}.1"), state.history):
+        with contextlib.suppress(FileNotFoundError):
+            found.update((one.directory, one) for one in _decoded(path.read_bytes()) if one.ended >= since)
+    return sorted(found.values(), key=lambda one: one.ended)
+
+
+def last_of_each_type(state: StateDir) -> dict[str, Ended]:
+    """Return the machine of each type that was the last to end, if that is among the last hundreds."""
+    with contextlib.suppress(FileNotFoundError), state.history.open("rb") as file:
+        file.seek(max(0, os.fstat(file.fileno()).st_size - _RECENT_BYTES))
+        return {one.machinetype: one for one in sorted(_decoded(file.read()), key=lambda one: one.ended)}
+    return {}
+
+
+def _decoded(content: bytes) -> Iterator[Ended]:
+    """Yield the machines of these lines. vac.decoding takes ten times as long, and the file is ours."""
+    for line in content.splitlines():
+        with contextlib.suppress(ValueError, TypeError, AttributeError):
+            fields = json.loads(line)
+            yield Ended(**{name: fields[name] for name in fields.keys() & _NAMES})
+
+
+def _signal_name(number: int) -> str:
+    try:
+        return signals.Signals(number).name
+    except ValueError:
+        return f"signal {number}"

@@ -1,0 +1,307 @@
+"""`vac machine`, `logs` and `history`: this factory's machines, those that run and those that have ended.
+
+Consoles and joboutputs are the machines' own: read without following links, and harmless on a terminal.
+"""
+
+from __future__ import annotations
+
+import argparse
+import codecs
+import dataclasses
+import json
+import os
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from vac.accounting import history
+from vac.accounting.history import Ended
+from vac.cli import common
+from vac.config.settings import Settings
+from vac.drivers.base import EngineUnavailable
+from vac.machines import files
+from vac.machines import status as statuses
+from vac.machines.layout import StateDir, slot_number
+from vac.machines.machine import Machine
+from vac.machines.outputs import read_contacts, read_details, shutdown_message
+from vac.machines.slots import find_ended, read_slots
+from vac.machines.status import Status
+from vac.text import duration, escaped, local_time, printable
+
+LOOK_SECONDS = 0.5
+LOGGED_BYTES = 4 * 1024 * 1024
+"""Looked through for the last lines of a log; the middle of a running machine's may be a hole."""
+CONSOLE = "console.log"
+_LINES = 100
+_LAST_LINES = 10
+"""Of the console of a machine that failed, shown with it."""
+_MOST_OUTPUTS = 50
+TIME_FORM = "%Y-%m-%d %H:%M:%S %Z"
+_TIMES = ("created", "started", "ended", "last seen alive", "must end by")
+NAME_HELP = (
+    "host name of the machine, short or in full; for earlier ones the uuid or the name of the directory"
+)
+
+
+def add_arguments(parser: argparse.ArgumentParser, name: str) -> None:
+    """Add the arguments of one of these commands."""
+    if name == "history":
+        help_text = "those that ended since then: 12h ago, or a time as drain takes it (default: 1d)"
+        parser.add_argument("--since", metavar="TIME", default="1d", help=help_text)
+        parser.add_argument("--type", metavar="MACHINETYPE", help="show machines of this type only")
+        help_text = "show aborts only, and machines whose command failed"
+        parser.add_argument("--failed", action="store_true", help=help_text)
+    else:
+        parser.add_argument("machine", metavar="NAME", help=NAME_HELP)
+    if name == "logs":
+        help_text = "a file in the machine's joboutputs; default: what it printed on its console"
+        parser.add_argument("file", nargs="?", metavar="FILE", help=help_text)
+        help_text = "go on until the machine has ended"
+        parser.add_argument("-f", "--follow", action="store_true", help=help_text)
+        help_text = f"begin with the last so many, of at most 4 MiB (default: {_LINES})"
+        parser.add_argument("-n", "--lines", type=int, metavar="LINES", default=_LINES, help=help_text)
+    else:
+        parser.add_argument("-J", "--json", action="store_true", help="as JSON; times are Unix seconds")
+    parser.set_defaults(run={"machine": run_machine, "logs": run_logs, "history": run_history}[name])
+
+
+def in_slot(state: StateDir, name: str) -> Machine | None:
+    """Return the machine in the slot of this host name, short or in full, or the slots' one with this uuid."""
+    for machine in read_slots(state).values():
+        if name and name.lower() in (machine.name, machine.name.partition(".")[0], machine.uuid):
+            return machine
+    return None
+
+
+def run_machine(arguments: argparse.Namespace) -> int:
+    """Print what is known of a machine; 1 if there is no such machine."""
+    settings = common.settings(arguments)
+    state = StateDir(settings.state_dir)
+    machine = find(arguments, settings, state)
+    if machine is None:
+        return 1
+    present = in_slot(state, machine.uuid or machine.name)
+    facts = known_of(machine, statuses.read(state) if present else None, settings.factory_name)
+    if arguments.json:
+        print(json.dumps(facts, indent=1))
+    else:
+        for name, value in facts.items():
+            print(f"{name:18} {_words(name, value)}")
+    return 0
+
+
+def find(arguments: argparse.Namespace, settings: Settings, state: StateDir) -> Machine | None:
+    """Return the machine that is asked for; say so if there is none."""
+    machine = in_slot(state, arguments.machine) or find_ended(state, arguments.machine)
+    if machine is None:
+        text = f"{settings.factory_name} has no machine {arguments.machine}; `vac machines` and `vac history` list them"
+        print(f"vac: {text}", file=sys.stderr)
+    return machine
+
+
+def known_of(machine: Machine, status: Status | None, factory: str) -> dict[str, object]:
+    """Return facts of this factory's machine by name, in the order of interest; what isn't known is left out."""
+    end = history.ended(machine) if machine.finished and machine.started_time is not None else None
+    facts: dict[str, object] = {
+        "machine": machine.name,
+        "slot": slot_number(factory, machine.name),
+        "machinetype": machine.machinetype,
+        "machine model": machine.model,
+        "uuid": machine.uuid,
+        "state": statuses.state_of(machine.name, machine, status),
+        "processors": machine.processors,
+        "created": machine.created_time,
+        "started": machine.started_time,
+        "ended": end and end.ended,
+        "end": end and end.words,
+        "exit code": machine.exit_code,
+        "signal": machine.signal,
+        "last seen alive": None if machine.finished else machine.heartbeat_time,
+        "must end by": None if machine.finished else machine.shutdown_time,
+        "shutdown message": shutdown_message(machine),
+        "CPU seconds": machine.cpu_seconds,
+        "CPU percent": machine.cpu_percent,
+        "memory MiB": None if machine.finished else _mib(machine.memory_bytes),
+        "peak memory MiB": _mib(machine.peak_memory_bytes),
+        "bytes received": machine.network_received_bytes,
+        "bytes sent": machine.network_sent_bytes,
+        "accounting FQAN": machine.fqan,
+        "directory": str(machine.directory),
+        "machinefeatures": _features(machine, "machinefeatures"),
+        "jobfeatures": _features(machine, "jobfeatures"),
+        "joboutputs": _outputs(machine),
+    }
+    told = {name: value for name, value in read_details(machine).items() if name not in facts}
+    facts = {**facts, **told, "contacts": read_contacts(machine)}
+    if end is not None and end.failed:
+        facts["console's end"] = _last_lines(machine)
+    return {name: value for name, value in facts.items() if value not in (None, "", {}, [])}
+
+
+def _mib(used_bytes: int | None) -> int | None:
+    return None if used_bytes is None else used_bytes >> 20
+
+
+def _features(machine: Machine, kind: str) -> dict[str, str]:
+    directory = machine.directory / kind
+    if not directory.is_dir():
+        return {}
+    return {path.name: path.read_text(errors="replace").strip() for path in sorted(directory.iterdir())}
+
+
+def _outputs(machine: Machine) -> list[str]:
+    """Return names only: what is in these files is the machine's."""
+    directory = machine.directory / "joboutputs"
+    names = sorted(path.name for path in directory.iterdir()) if directory.is_dir() else []
+    more = [f"and {len(names) - _MOST_OUTPUTS} more"] if len(names) > _MOST_OUTPUTS else []
+    return names[:_MOST_OUTPUTS] + more
+
+
+def _last_lines(machine: Machine) -> list[str]:
+    try:
+        with files.open_untrusted(machine.directory, CONSOLE) as (log, found):
+            start = _start_of_lines(log, found.st_size, _LAST_LINES)
+            return os.pread(log, 65536, start).decode("utf-8", "replace").splitlines()
+    except (FileNotFoundError, files.Unreadable):
+        return []
+
+
+def _contact_line(entry: Mapping[str, object]) -> str:
+    direction = "from {address} to own port {port}" if entry["incoming"] else "to {address} port {port}"
+    seen = local_time(float(str(entry["last_seen"])), TIME_FORM)
+    return "\n" + escaped(f"  {entry['protocol']} {direction.format(**entry)}, last seen {seen}")
+
+
+def _words(name: str, value: object) -> str:
+    if name in _TIMES and isinstance(value, (int, float)):
+        return local_time(value, TIME_FORM)
+    if isinstance(value, Mapping):
+        return " ".join(escaped(f"{key}={content}") for key, content in value.items())
+    if isinstance(value, list) and name == "contacts":
+        return "".join(map(_contact_line, value))
+    if isinstance(value, list) and name == "console's end":
+        return "".join(f"\n  {_harmless(line)}" for line in value)
+    if isinstance(value, list):
+        return " ".join(map(printable, value))
+    return escaped(str(value))
+
+
+def _harmless(text: str) -> str:
+    """Return the text with all but line ends and tabs escaped that a terminal would obey."""
+    lines = text.replace("\r\n", "\n").split("\n")
+    return "\n".join("\t".join(map(escaped, line.split("\t"))) for line in lines)
+
+
+def run_logs(arguments: argparse.Namespace) -> int:
+    """Print a machine's console or a file of its joboutputs; 1 if there is none."""
+    settings = common.settings(arguments)
+    machine = find(arguments, settings, StateDir(settings.state_dir))
+    if machine is None:
+        return 1
+    name, directory = arguments.file or CONSOLE, machine.directory
+    try:
+        if arguments.file:
+            directory = directory / "joboutputs"
+        elif machine.model == "docker" and not machine.finished:
+            _print(_from_engine(arguments, machine, settings))
+            return 0
+        _print(_from_file(arguments, machine, directory, name))
+    except FileNotFoundError:
+        problem = f"{machine.name} has no {name}" + ("" if arguments.file else " (yet)")
+    except (files.Unreadable, EngineUnavailable) as error:
+        problem = f"{machine.name}: {error}"
+    else:
+        return 0
+    print(f"vac logs: {printable(problem)}", file=sys.stderr)
+    return 1
+
+
+def _from_engine(arguments: argparse.Namespace, machine: Machine, settings: Settings) -> Iterator[bytes]:
+    """Yield what a running container has printed. Raises EngineUnavailable."""
+    from vac.drivers.docker.docker_api import Connection
+
+    container = read_details(machine).get("container", machine.name)
+    with Connection(settings.docker_host).stream_client(86400.0) as client:
+        pieces = client.logs(container, stream=True, follow=arguments.follow, tail=max(0, arguments.lines))
+        yield from pieces
+
+
+def _from_file(
+    arguments: argparse.Namespace, machine: Machine, directory: Path, name: str
+) -> Iterator[bytes]:
+    """Yield the file's last lines and, if they are wanted, those that come. Raises Unreadable and FileNotFoundError."""
+    start: int | None = None
+    while True:
+        with files.open_untrusted(directory, name) as (log, found):
+            place = _start_of_lines(log, found.st_size, arguments.lines) if start is None else start
+            while True:
+                over = not arguments.follow or (machine.directory / "finished").exists()
+                while piece := os.pread(log, 65536, place):
+                    place += len(piece)
+                    yield piece
+                if over:
+                    return
+                time.sleep(LOOK_SECONDS)
+                if (directory / name).lstat().st_ino != found.st_ino:
+                    break
+        start = 0
+
+
+def _start_of_lines(log: int, size: int, lines: int) -> int:
+    """Return where the last lines begin."""
+    first = max(0, size - LOGGED_BYTES)
+    end = os.pread(log, size - first, first)
+    place = len(end) - end.endswith(b"\n") if lines > 0 else -1
+    for _ in range(lines):
+        place = end.rfind(b"\n", 0, place) if place >= 0 else place
+    return first + place + 1 if lines > 0 else size
+
+
+def _print(pieces: Iterator[bytes]) -> None:
+    """Write pieces of a log, each at once: as they are into a file, harmless on a terminal."""
+    decode, kept = codecs.getincrementaldecoder("utf-8")("replace").decode, ""
+    for piece in pieces:
+        if sys.stdout.isatty():
+            text = kept + decode(piece)
+            kept = "\r" if text.endswith("\r") else ""  # perhaps half a line end
+            sys.stdout.write(_harmless(text[: len(text) - len(kept)]))
+        else:
+            sys.stdout.buffer.write(piece)
+        sys.stdout.flush()
+
+
+def run_history(arguments: argparse.Namespace) -> int:
+    """Print a line for each machine that ended; 2 if --since is no time."""
+    try:
+        since = common.point_in_time(arguments.since, time.time(), ago=True)
+    except ValueError as problem:
+        print(f"vac history: --since {problem}", file=sys.stderr)
+        return 2
+    wanted = [
+        one
+        for one in history.read(StateDir(common.settings(arguments).state_dir), since)
+        if arguments.type in (None, one.machinetype) and (one.failed or not arguments.failed)
+    ]
+    if arguments.json:
+        print(json.dumps([dataclasses.asdict(one) for one in wanted], indent=1))
+        return 0
+    width = max((len(one.machinetype) for one in wanted), default=0)
+    if sys.stdout.isatty():
+        zone = time.strftime("%Z")
+        title = f"{'END (' + zone + ')':<20}{'START (' + zone + ')':<20}{'MACHINE':<15} {'TYPE':<{width}}"
+        print(f"{title}    LIVED   CPU EXIT {'UUID':<36} MESSAGE")
+    for one in wanted:
+        print(_history_row(one, width))
+    return 0
+
+
+def _history_row(one: Ended, width: int) -> str:
+    """Return a line of the table; the end of the command is its exit code or the name of the signal."""
+    code = one.exit_words if one.signal is not None else one.exit_code if one.exit_code is not None else "-"
+    name = printable(one.machine.partition(".")[0])
+    return (
+        f"{local_time(one.ended)} {local_time(one.started)} {name:<15} {printable(one.machinetype):<{width}} "
+        f"{duration(one.lived_seconds):>8} {one.efficiency:5.0%} {code!s:>4} {one.uuid:<36} "
+        f"{printable(one.message or '-')}"
+    )
