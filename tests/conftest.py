@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -53,6 +54,11 @@ def require_tool(name: str) -> str:
     if path is None:
         pytest.fail(f"{name} is not on PATH; as root, `tools/bootstrap test` installs what tests need")
     return path
+
+
+def cgroups_named(name: str) -> list[Path]:
+    """Return the directories of this name in all hierarchies; others' may vanish meanwhile."""
+    return [Path(directory) / name for directory, names, _ in os.walk("/sys/fs/cgroup") if name in names]
 
 
 def require_root() -> None:

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Callable, Union
 
-from tests.conftest import require_root, require_tool
+from tests.conftest import cgroups_named, require_root, require_tool
 from vac.config.settings import Settings
 from vac.drivers.processes.process_driver import open_driver
 from vac.machines.layout import StateDir
@@ -225,7 +225,7 @@ class FactorySite:
                 time.sleep(LOOK_SECONDS)
         finally:
             driver.close()
-        assert not list(Path("/sys/fs/cgroup").glob(f"**/{self.name}")), "cgroups are left"
+        assert not cgroups_named(self.name), "cgroups are left"
         assert str(self.home) not in Path("/proc/self/mountinfo").read_text(), "mounts are left"
 
 
