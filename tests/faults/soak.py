@@ -20,6 +20,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from tests.conftest import cgroups_named
 from tests.engines.docker_fixture import IMAGE, PrivateDocker
 from tests.engines.factory_fixture import AT_ONCE, FactorySite, Kind, Option, command_lines, factory_site
 from tests.engines.process_site import make_tree
@@ -159,18 +160,10 @@ class Soak:
                 self.site.vac("destroy", machine.name)
             time.sleep(1.0)
 
-    def groups(self) -> list[Path]:
-        """Return the machines' cgroups, however others come and go meanwhile."""
-        return [
-            Path(parent, name)
-            for parent, names, _ in os.walk("/sys/fs/cgroup")
-            for name in names
-            if Path(parent).name == self.site.name
-        ]
-
     def remains(self) -> list[str]:
         """Return what engines still have of machines."""
-        found = [f"cgroup {each} is left" for each in self.groups()]
+        groups = [each for group in cgroups_named(self.site.name) for each in group.glob("*/")]
+        found = [f"cgroup {each} is left" for each in groups if each.is_dir()]
         with contextlib.closing(self.docker.client()) as client:
             left = client.containers(all=True, filters={"label": f"{LABEL_FACTORY}={self.site.name}"})
         return found + [f"container {each['Names']} is left" for each in left]

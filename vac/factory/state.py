@@ -15,8 +15,7 @@ from vac.config.load import Configuration, ConfigurationError
 from vac.config.settings import Settings
 from vac.drivers import engine as engines
 from vac.drivers.base import EngineState, Usage
-from vac.drivers.engine import InlineEngine
-from vac.drivers.registry import engine_name
+from vac.drivers.engine import InlineEngine, engine_name
 from vac.lifecycle.phases import (
     Empty,
     Ended,
@@ -80,6 +79,8 @@ class Sight:
     disk_used_bytes: int | None = None
     measured_time: float | None = None
     """When a measurement of its disk use was last asked for."""
+    unmeasured_time: float | None = None
+    """Since when it has had too many files to be measured in time."""
     measure_seconds: float = 300.0
     """From then to the next one; what takes long is measured less often."""
 
@@ -105,7 +106,7 @@ class Slot:
         return isinstance(self.phase, _RUNNING)
 
     def put(self, machine: Machine | None) -> None:
-        """Have another machine in it, or none."""
+        """Replace its machine."""
         self.machine, self.sight = machine, Sight()
 
 
@@ -113,10 +114,8 @@ class Slots:
     """All slots by name, in order."""
 
     def __init__(self, names: Iterable[str], found: Iterable[Slot], now: float) -> None:
-        others = {slot.name: slot for slot in found}
-        self._slots = {name: others.pop(name, Slot(name, Empty(now))) for name in names}
-        self._wanted = frozenset(self._slots)
-        self._slots.update({name: slot for name, slot in others.items() if slot.occupied})
+        self._slots = {slot.name: slot for slot in found}
+        self.resize(names, now)
 
     def __iter__(self) -> Iterator[Slot]:
         return iter(self._slots.values())
@@ -136,7 +135,7 @@ class Slots:
         return None
 
     def resize(self, names: Iterable[str], now: float) -> None:
-        """Have slots of these names; those that are no longer wanted go when they are empty."""
+        """Replace the names of slots; a slot that is no longer wanted stays until it is empty."""
         before = self._slots
         self._slots = {name: before.pop(name, Slot(name, Empty(now))) for name in names}
         self._wanted = frozenset(self._slots)
@@ -182,6 +181,7 @@ class FactoryState:
     started: Moment
     """When this process began: a restart must not punish machines for what it didn't see."""
     changes: OnChange
+    """Conditions that are logged when they begin and end; troubles and doubts are among them."""
     history: History
     spawn: Callable[[Callable[[], None], str], object] = in_thread
     """Starts the threads of background work."""
@@ -193,9 +193,6 @@ class FactoryState:
     """Machines that this process has asked engines for."""
     knew_nothing: bool = False
     """No machine was on disk when this process began: the directory may be the wrong one."""
-    doubts: dict[str, str] = field(default_factory=dict)
-    """By kind, why factory_name or state_dir may be wrong. While there are any, nothing is made or removed, and nothing
-    is concluded from a machine's absence."""
     engines: dict[str, InlineEngine] = field(default_factory=dict)
     observed: set[str] = field(default_factory=set)
     """Engines that have answered; nothing is created before."""
@@ -209,8 +206,6 @@ class FactoryState:
     """Problem of the configuration on disk; the last good one is in force then."""
     problems: tuple[str, ...] = ()
     """Mistakes in it, also those that stop only a machinetype or pipe."""
-    troubles: dict[str, str] = field(default_factory=dict)
-    """By key, what can't be written or read in state_dir."""
     counters: Counters = field(default_factory=Counters)
     pipes: dict[str, str | None] = field(default_factory=dict)
     """By pipe, its problem; None: there is none."""
@@ -225,6 +220,17 @@ class FactoryState:
     def settings(self) -> Settings:
         """[settings] in force."""
         return self.configuration.settings
+
+    @property
+    def troubles(self) -> dict[str, str]:
+        """By key, what can't be written or read in state_dir."""
+        return self.changes.texts("disk")
+
+    @property
+    def doubts(self) -> dict[str, str]:
+        """By kind, why factory_name or state_dir may be wrong. While there are any, nothing is made or removed, and
+        nothing is concluded from a machine's absence."""
+        return self.changes.texts("doubt")
 
     @property
     def doubt(self) -> str | None:
@@ -243,9 +249,9 @@ class FactoryState:
         if name not in self.engines:
             engine = self.engines[name] = self.open_engine(machine_model, self.settings)
             found = [slot.machine for slot in self.slots_of(name) if slot.machine]
-            engine.adopt({machine.uuid: machine.name for machine in found})
             left = {machine.uuid: machines.left_process(machine, self.settings) for machine in found}
-            engine.follow({uuid: process for uuid, process in left.items() if process})
+            names = {machine.uuid: machine.name for machine in found}
+            engine.adopt(names, {uuid: process for uuid, process in left.items() if process})
             engine.request_observation()
         return self.engines[name]
 
@@ -258,7 +264,7 @@ class FactoryState:
         self.changed |= self.configuration_problem is not None
         self.configuration_problem = None
         self.problems = tuple(map(str, configuration.errors))
-        self.doubts.pop("configuration", None)
+        self.doubts_about("configuration", None)
         self.changes.clear("configuration")
         if self.problems:
             statuses.set_error(self.dir, ErrorKind.CONFIGURATION, self.problems[0])
@@ -291,7 +297,7 @@ class FactoryState:
         statuses.set_error(self.dir, ErrorKind.CONFIGURATION, first)
 
     def close_engines(self) -> None:
-        """Let go of all engines; they are opened anew when they are needed."""
+        """Close all engines; they are opened again when they are needed."""
         for engine in self.engines.values():
             engine.close()
         self.engines.clear()
@@ -332,9 +338,9 @@ class FactoryState:
         self.changed = True
 
     def written(self, key: str, what: str, write: Callable[[], object]) -> bool:
-        """Write something, if need be with the reserve. False, and said, if the disk doesn't let us.
+        """Write something, if need be with the reserve; return False and report it if that fails.
 
-        key is what it is about; what says in words what couldn't be done.
+        key: the subject. what: what couldn't be done, in words.
         """
         try:
             self.dir.spending_reserve(write)
@@ -345,21 +351,17 @@ class FactoryState:
         return True
 
     def trouble(self, key: str, text: str) -> None:
-        """Show people that something in state_dir can't be written or read."""
-        if self.troubles.get(key) != text:
-            self.troubles[key] = text
+        """Report that something in state_dir can't be written or read."""
+        if self.changes.say(("disk", key), text, logging.ERROR):
             self.reported = False
-        self.changes.say(f"disk {key}", text, logging.ERROR)
         statuses.set_error(self.dir, ErrorKind.DISK, text)
 
     def no_trouble(self, key: str) -> None:
         """Forget a trouble that is over."""
-        if self.troubles.pop(key, None) is None:
-            return
-        self.changes.clear(f"disk {key}")
-        self.reported = False
-        if not self.troubles:
-            statuses.clear_error(self.dir, ErrorKind.DISK)
+        if self.changes.clear(("disk", key)):
+            self.reported = False
+            if not self.troubles:
+                statuses.clear_error(self.dir, ErrorKind.DISK)
 
     def forget_troubles(self, uuid: str) -> None:
         """Forget what could not be written of a machine whose end is on disk."""
@@ -368,23 +370,14 @@ class FactoryState:
 
     def doubts_about(self, kind: str, text: str | None) -> None:
         """Note, or no longer, why factory_name or state_dir may be wrong."""
-        if text is None:
-            self.changed |= self.doubts.pop(kind, None) is not None
-            self.changes.clear(f"doubt {kind}")
-        else:
-            self.changed |= self.doubts.get(kind) != text
-            self.doubts[kind] = text
-            self.changes.say(f"doubt {kind}", text, logging.ERROR)
+        key = ("doubt", kind)
+        news = self.changes.clear(key) if text is None else self.changes.say(key, text, logging.ERROR)
+        self.changed |= news
 
 
 def slot_names(settings: Settings) -> list[str]:
     """Return the host names of all slots: as many as this host has logical processors."""
     return [slot_name(settings.factory_name, number) for number in range(settings.host_processors)]
-
-
-def found_slots(found: dict[str, tuple[Machine, type[Phase]]], now: float) -> list[Slot]:
-    """Return the slots that were found on disk, in the phases in which they go on."""
-    return [Slot(name, phase(now), machine) for name, (machine, phase) in found.items()]
 
 
 def _connections(settings: Settings) -> tuple[object, ...]:

@@ -11,13 +11,14 @@ from __future__ import annotations
 import contextlib
 import errno
 import itertools
+import json
 import logging
 import os
 import secrets
 import stat
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Callable
+from typing import Any, Callable
 
 from vac.background import BackgroundWork, in_thread
 from vac.host.child_processes import run
@@ -35,14 +36,14 @@ Owner = tuple[int, int]
 
 
 def _nothing(step: str, path: Path) -> None:
-    """Production does nothing at a checkpoint."""
+    """Do nothing, outside tests."""
 
 
 checkpoint: Callable[[str, Path], None] = _nothing
 
 
 class Unreadable(Exception):
-    """A machine has put something there that is no regular file of reasonable size."""
+    """What a machine has put there is no regular file of reasonable size."""
 
 
 def sync_directory(path: Path) -> None:
@@ -105,8 +106,23 @@ def write_atomic(
         raise
 
 
+def write_json(target: Path, content: object, *, tmp: Path, sync: bool = False) -> None:
+    """Write a file of our own as a whole; as write_atomic."""
+    text = json.dumps(content, indent=1)
+    write_atomic(target, text.encode("ascii") + b"\n", tmp=tmp, sync=sync)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Return the JSON object in a file of our own; an empty one if it is missing or damaged."""
+    try:
+        found = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
 def temporary_path(tmp: Path) -> Path:
-    """A name in tmp that nobody else uses."""
+    """Return a path in tmp that nobody else uses."""
     return tmp / f"{os.getpid()}-{next(_numbers)}-{secrets.token_hex(4)}"
 
 
@@ -173,7 +189,7 @@ def set_mtime(path: Path, mtime: float) -> None:
 
 
 def discard(path: Path, *, tmp: Path) -> None:
-    """Let a file or directory vanish at once from where it is: it is in trash(tmp) then, to be removed."""
+    """Move a file or directory to the trash in tmp, to be removed later."""
     rename(path, tmp / f"{_TRASH}{temporary_path(tmp).name}")
 
 
@@ -203,7 +219,7 @@ def remove_tree(path: Path) -> None:
 
 
 def read_untrusted(directory: Path, name: str, limit_bytes: int) -> bytes:
-    """The content of a file that a machine may have written.
+    """Return the content of a file that a machine may have written.
 
     Raises FileNotFoundError if there is none, and Unreadable if it is anything but a regular file of at most
     limit_bytes, or can't be read.
@@ -221,7 +237,7 @@ def read_untrusted(directory: Path, name: str, limit_bytes: int) -> bytes:
 
 
 def untrusted_mtime(directory: Path, name: str) -> float:
-    """When a regular file that a machine may have written was last modified. Errors as for read_untrusted."""
+    """Return when a regular file that a machine may have written was last modified. Errors as for read_untrusted."""
     with open_untrusted(directory, name) as (_, found):
         return found.st_mtime
 
@@ -258,7 +274,7 @@ log = logging.getLogger(__name__)
 
 
 class TrashCollector:
-    """Removes what is discarded, in the background. What can't be removed is tried again at the next start()."""
+    """Removal of what is discarded, in the background. What can't be removed is tried again at the next start()."""
 
     def __init__(self, tmp: Path, spawn: Callable[[Callable[[], None], str], object] = in_thread) -> None:
         self._tmp = tmp

@@ -25,7 +25,7 @@ _NAME = "shutdown_message"
 
 
 def shutdown_message(machine: Machine) -> str | None:
-    """The first line of the machine's shutdown message, made printable; None if there is none.
+    """Return the first line of the machine's shutdown message, made printable; None if there is none.
 
     UNREADABLE stands for whatever a machine has planted instead of a small regular file.
     """
@@ -33,7 +33,7 @@ def shutdown_message(machine: Machine) -> str | None:
 
 
 def shutdown_message_time(machine: Machine) -> float | None:
-    """When the message was written; None if there is none."""
+    """Return when the message was written; None if there is none."""
     for directory in (machine.directory, machine.directory / "joboutputs"):
         try:
             return files.untrusted_mtime(directory, _NAME)
@@ -43,14 +43,13 @@ def shutdown_message_time(machine: Machine) -> float | None:
 
 
 def set_shutdown_message(state: StateDir, machine: Machine, text: str) -> None:
-    """Keep why the factory destroys the machine, such as `700 Idle`, unless the machine has said so
-    itself."""
+    """Write why the factory destroys the machine, such as `700 Idle`, unless it has left a message itself."""
     if shutdown_message(machine) in (None, UNREADABLE):
         files.write_atomic(machine.directory / _NAME, text.encode("utf-8", "replace") + b"\n", tmp=state.tmp)
 
 
 def keep_shutdown_message(state: StateDir, machine: Machine, now: float) -> str | None:
-    """Copy the machine's own message beside its joboutputs, with its time; returns the message."""
+    """Copy the machine's own message beside its joboutputs, with its time; return the message."""
     message = shutdown_message(machine)
     if message is not None and not (machine.directory / _NAME).exists():
         written = shutdown_message_time(machine)
@@ -75,24 +74,16 @@ def _first_line(machine: Machine, below: str) -> str | None:
 MOST_CONTACTS = 500
 """Kept for each machine; of more, those that were seen last."""
 CONTACTS = "contacts.json"
+DETAILS = "details.json"
 
 
 def note_contacts(state: StateDir, machine: Machine, contacts: Iterable[Contact], now: float) -> None:
-    """Keep that the machine has had connections with these, at this time in Unix seconds.
-
-    On a full disk it isn't kept: people can do without.
-    """
+    """Keep that the machine has had connections with these, at this time in Unix seconds."""
     known = {_contact(each): each for each in read_contacts(machine)}
     for contact in sorted(contacts):
         entry = known.pop(contact, {**contact._asdict(), "first_seen": int(now)})
         known[contact] = {**entry, "last_seen": int(now)}
-    kept = list(known.values())[-MOST_CONTACTS:]
-    content = json.dumps(kept, indent=1).encode("ascii") + b"\n"
-    try:
-        files.write_atomic(machine.directory / CONTACTS, content, tmp=state.tmp, sync=False)
-    except OSError as error:
-        if error.errno not in files.NO_SPACE:
-            raise
+    _note(state, machine, CONTACTS, list(known.values())[-MOST_CONTACTS:])
 
 
 def read_contacts(machine: Machine) -> list[dict[str, Any]]:
@@ -118,11 +109,11 @@ _turn = threading.Lock()
 
 
 class Refused(Exception):
-    """The file isn't taken; the text says why, for the machine and for the log."""
+    """The file isn't accepted; the text is the reason, for the machine and for the log."""
 
 
 def check_name(name: str) -> None:
-    """Raises Refused unless a machine may give a file this name."""
+    """Raise Refused unless a machine may give a file this name."""
     if not name or name.startswith(".") or "/" in name or not name.isprintable():
         raise Refused("a name is printable, without '/', and does not begin with '.'")
     if len(os.fsencode(name)) > LONGEST_NAME_BYTES:
@@ -166,13 +157,14 @@ def _check_room(directory: Path, name: str, size: int) -> None:
 
 
 def note_details(state: StateDir, machine: Machine, details: Mapping[str, str]) -> None:
-    """Keep what the engine tells of a machine, such as its image's digest and its addresses, beside what it has told.
+    """Keep what the engine tells of a machine, such as its image's digest, beside what it has told before."""
+    _note(state, machine, DETAILS, {**read_details(machine), **details})
 
-    On a full disk it isn't kept: people can do without.
-    """
-    content = json.dumps({**read_details(machine), **details}, indent=1).encode("ascii") + b"\n"
+
+def _note(state: StateDir, machine: Machine, name: str, content: object) -> None:
+    """Write what people can do without: on a full disk it isn't kept."""
     try:
-        files.write_atomic(machine.directory / "details.json", content, tmp=state.tmp, sync=False)
+        files.write_json(machine.directory / name, content, tmp=state.tmp)
     except OSError as error:
         if error.errno not in files.NO_SPACE:
             raise
@@ -180,8 +172,4 @@ def note_details(state: StateDir, machine: Machine, details: Mapping[str, str]) 
 
 def read_details(machine: Machine) -> dict[str, str]:
     """Return the details kept by note_details()."""
-    try:
-        found = json.loads((machine.directory / "details.json").read_bytes())
-    except (OSError, ValueError):
-        return {}
-    return {str(name): str(value) for name, value in found.items()} if isinstance(found, dict) else {}
+    return {name: str(value) for name, value in files.read_json(machine.directory / DETAILS).items()}

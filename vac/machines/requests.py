@@ -7,14 +7,15 @@ a reboot, until its file is removed or its time is over; the other requests are 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import fcntl
-import json
 import os
 import re
 import signal
 from dataclasses import dataclass
 from pathlib import Path
 
+from vac.decoding import decode
 from vac.machines import files
 from vac.machines.layout import StateDir
 
@@ -37,20 +38,20 @@ class Request:
 class Drain:
     """Nothing is created while this is in force."""
 
-    since: float
+    since: float | None = None
     until: float | None = None
     """Unix seconds; None: until it is undone by hand."""
     reason: str = ""
 
 
 def ask(state: StateDir, request: Request) -> None:
-    """Leave a request for the factory. OSError if that isn't allowed."""
+    """Write a request for the factory. Raises OSError."""
     target = state.requests / f"{request.action}-{request.machine}"
     files.write_atomic(target, request.uuid.encode(), tmp=state.tmp, mode=0o600)
 
 
 def pending(state: StateDir) -> list[Request]:
-    """Requests that have not been carried out, by name; what else is there is not looked at."""
+    """Return the requests that have not been carried out, by name; other files are ignored."""
     found: list[Request] = []
     with contextlib.suppress(FileNotFoundError):
         for path in sorted(state.requests.iterdir()):
@@ -63,19 +64,18 @@ def pending(state: StateDir) -> list[Request]:
 
 
 def done(state: StateDir, request: Request) -> None:
-    """Forget a request that has been carried out, or can't be; not one for the slot's next machine made since."""
+    """Remove a request that has been carried out or can't be, unless it is for the slot's next machine by now."""
     if request in pending(state):
         files.remove(state.requests / f"{request.action}-{request.machine}")
 
 
 def drain(state: StateDir, order: Drain) -> None:
-    """Leave the order to drain."""
-    content = json.dumps({"since": order.since, "until": order.until, "reason": order.reason})
-    files.write_atomic(state.requests / "drain", content.encode(), tmp=state.tmp, mode=0o600)
+    """Write the order to drain."""
+    files.write_json(state.requests / "drain", dataclasses.asdict(order), tmp=state.tmp, sync=True)
 
 
 def undrain(state: StateDir) -> bool:
-    """Take the order to drain back; False if there was none."""
+    """Remove the order to drain; return False if there was none."""
     with contextlib.suppress(FileNotFoundError):
         (state.requests / "drain").unlink()
         return True
@@ -83,21 +83,13 @@ def undrain(state: StateDir) -> bool:
 
 
 def draining(state: StateDir, now: float) -> Drain | None:
-    """The order to drain that is in force now, if any. A file that can't be understood is an order, too."""
+    """Return the order to drain that is in force now, if any. A file that can't be understood is an order, too."""
     try:
-        content = json.loads((state.requests / "drain").read_bytes())
+        order = decode(Drain, (state.requests / "drain").read_bytes(), stand_in=Drain(now))
     except FileNotFoundError:
         return None
     except (OSError, ValueError) as problem:
         return Drain(now, None, f"the file requests/drain can't be read: {problem}")
-    if not isinstance(content, dict):
-        return Drain(now)
-    since, until = content.get("since"), content.get("until")
-    order = Drain(
-        float(since) if isinstance(since, (int, float)) else now,
-        float(until) if isinstance(until, (int, float)) else None,
-        str(content.get("reason") or ""),
-    )
     return order if order.until is None or now < order.until else None
 
 
@@ -112,7 +104,7 @@ def may_remove_unknown(state: StateDir) -> bool:
 
 
 def running(state: StateDir) -> int | None:
-    """The process number of the factory that works on this state directory; None if none does."""
+    """Return the process number of the factory that works on this state directory; None if none does."""
     try:
         with state.pid("factory").open() as lock:
             try:
@@ -125,7 +117,7 @@ def running(state: StateDir) -> int | None:
 
 
 def wake(state: StateDir) -> bool:
-    """Make the factory of this state directory look at its requests now; False if none runs."""
+    """Make the factory of this state directory look at its requests now; return False if none runs."""
     factory = running(state)
     if factory is None:
         return False

@@ -32,13 +32,23 @@ class SlotContent(NamedTuple):
 
 
 def read_slot(path: Path) -> SlotContent | None:
-    """The content of a slot file, or None if there is none, it says nothing, or it is no file."""
+    """Return the content of a slot file; None if there is none, it says nothing, or it is no file."""
+    words = _three_words(path)
+    directory = parse_directory_name("_".join([*words[:2], path.name])) if words else None
+    return None if directory is None else SlotContent(directory, words[2])
+
+
+def read_finish(path: Path) -> DirectoryName | None:
+    """Return the machine that a file finishes/MACHINETYPE names; None if there is none, or it says nothing."""
+    return parse_directory_name("_".join(_three_words(path)))
+
+
+def _three_words(path: Path) -> list[str]:
     try:
         words = path.read_text(encoding="ascii", errors="replace").split()
     except (FileNotFoundError, IsADirectoryError):
-        return None
-    directory = parse_directory_name("_".join([*words[:2], path.name])) if len(words) == 3 else None
-    return None if directory is None else SlotContent(directory, words[2])
+        return []
+    return words if len(words) == 3 else []
 
 
 def write_slot(state: StateDir, machine: Machine) -> None:
@@ -52,23 +62,18 @@ def note_finish(state: StateDir, machine: Machine) -> None:
 
     One that never started says nothing about its type and isn't named.
     """
-    path = state.finish(machine.machinetype)
     if machine.started_time is None:
         return
-    try:
-        words = path.read_text(encoding="ascii", errors="replace").split()
-    except FileNotFoundError:
-        words = []
-    named = (int(words[0]), words[2]) if len(words) == 3 and words[0].isdigit() else (-1, "")
-    if (machine.created_time, machine.name) > named:
+    named = read_finish(state.finish(machine.machinetype))
+    if named is None or (machine.created_time, machine.name) > (named.created_time, named.name):
         content = f"{machine.created_time} {machine.machinetype} {machine.name}\n".encode("ascii", "replace")
-        files.write_atomic(path, content, tmp=state.tmp)
+        files.write_atomic(state.finish(machine.machinetype), content, tmp=state.tmp)
 
 
 def read_slots(
     state: StateDir, machinetypes: Mapping[str, Machinetype] | None = None, settings: Settings | None = None
 ) -> dict[str, Machine]:
-    """The present or last machine of every slot, by name, also of slots above the present number.
+    """Return the present or last machine of every slot, by name, also of slots above the present number.
 
     Changes nothing: for those who look while a factory is at work.
     """
@@ -148,7 +153,7 @@ def _load_other(
     machinetypes: Mapping[str, Machinetype],
     settings: Settings | None,
 ) -> None:
-    """See to a directory that no slot file names."""
+    """Recover a directory that no slot file names."""
     parsed = parse_directory_name(directory.name)
     assert parsed is not None
     if parsed.name in found.unreadable:
@@ -281,7 +286,7 @@ class _Ended:
 
 
 class Expiry:
-    """Remembers what it has read of finished machines, so that each call costs little."""
+    """Removal of old directories. Facts read once are remembered, so that each call costs little."""
 
     def __init__(self, state: StateDir) -> None:
         self._state = state
@@ -290,8 +295,7 @@ class Expiry:
     def run(
         self, machinetypes: Mapping[str, Machinetype], occupied: Collection[Path], now: float, limit: int = 50
     ) -> list[Path]:
-        """Read at most `limit` directories that are new to it and remove at most `limit`; returns the
-        removed.
+        """Read at most `limit` new directories and remove at most `limit`; return the removed ones.
 
         machinetypes are those configured now: don't call it with a configuration that couldn't be read.
         occupied are the directories of machines that are starting or running.
