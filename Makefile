@@ -7,12 +7,12 @@ WORKERS ?= -n 4 --dist loadfile --no-loadscope-reorder
 BIN := .venv/bin
 LOCK := requirements/checkout.lock
 INSTALL := $(BIN)/pip install -qq --no-build-isolation --constraint $(LOCK)
-TYPED := $(wildcard vac tests bench examples tools/each_python.py setup.py)
+TYPED := $(wildcard vac tests bench examples packaging tools/each_python.py setup.py)
 
 export PYTHON
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: help demo unit test test-all fresh lint format soak bench venv lock clean packages-run packages-fresh packages-test
+.PHONY: help demo unit test test-all fresh lint format soak bench venv lock clean packages-run packages-fresh packages-test packages-package deb rpm try-deb
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -53,6 +53,15 @@ bench: .venv/dev-stamp  ## time and memory of the factory
 
 venv: .venv/dev-stamp  ## only make .venv
 
+deb: packages-package  ## Debian package of HEAD, in build/deb
+	packaging/build deb
+
+rpm: packages-package  ## RPM of HEAD for EL9, in build/rpm; on Debian with stand-ins for macros of EL9
+	packaging/build rpm
+
+try-deb: packages-fresh  ## build, install, use and remove it in a bare Debian root: RELEASE=trixie or bookworm
+	tools/fresh $(RELEASE) packaging/try_deb
+
 lock: packages-test  ## renew requirements/*.lock with the newest versions
 	tools/lock
 
@@ -65,6 +74,9 @@ packages-run:
 
 packages-fresh:
 	@tools/bootstrap fresh
+
+packages-package:
+	@tools/bootstrap package
 
 packages-test:
 	@tools/bootstrap test

@@ -29,9 +29,10 @@ from vac.factory.process import broken_at_start, open_factory, stand_in
 from vac.factory.state import Message, Slot, Wake
 from vac.host.probes import DiskUse
 from vac.machines import layout, requests
+from vac.machines import status as statuses
 from vac.machines.layout import StateDir
 from vac.machines.machine import Machine
-from vac.machines.status import Status, from_json
+from vac.machines.status import Status
 
 START = 1_800_000_000.0
 FACTORY = "f1.example.com"
@@ -286,7 +287,7 @@ class World:
         self.start()
         self.run(120.0)
 
-    def measured(self, machine: Machine, used_bytes: int, seconds: float = 0.1) -> None:
+    def measured(self, machine: Machine, used_bytes: int | None, seconds: float = 0.1) -> None:
         """A measurement of a machine's disk use comes."""
         outcome = Outcome(machine.uuid, DiskUse(used_bytes, seconds))
         self.inbox.put(lambda: self.factory.rules.measured(outcome))
@@ -343,7 +344,9 @@ class World:
 
     def status(self) -> Status:
         """What the factory has last reported."""
-        return from_json(self.state.status.read_text(encoding="utf-8"))
+        found = statuses.read(self.state)
+        assert found is not None
+        return found
 
     def error(self) -> str | None:
         """First line of factory-error, if there is one."""

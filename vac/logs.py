@@ -17,20 +17,12 @@ from collections.abc import Hashable, Mapping
 from pathlib import Path
 from types import TracebackType
 
+from vac.text import escaped
+
 LEVELS = ("debug", "info", "warning", "error")
 SYSLOG_PRIORITIES = {"DEBUG": 7, "INFO": 6, "WARNING": 4, "ERROR": 3, "CRITICAL": 2}
 
 logger = logging.getLogger(__name__)
-
-
-def escape(text: str) -> str:
-    """Return the text on one line, with line ends and terminal sequences written as `\\n` or `\\x1b`.
-
-    Names and messages come from machines and peers; none may forge a line of the log.
-    """
-    if text.isprintable():
-        return text
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
 
 
 class LineFormatter(logging.Formatter):
@@ -45,10 +37,10 @@ class LineFormatter(logging.Formatter):
         self._journal = journal
 
     def format(self, record: logging.LogRecord) -> str:
-        lines = [escape(record.getMessage())]
+        lines = [escaped(record.getMessage())]
         if record.exc_info:
             trace = self.formatException(record.exc_info).split("\n")
-            lines += ["    " + escape(line) for line in trace]
+            lines += ["    " + escaped(line) for line in trace]
         beginning = self._beginning(record)
         return "\n".join(beginning + line for line in lines)
 
@@ -136,17 +128,26 @@ class OnChange:
         self._log = log
         self._texts: dict[Hashable, str] = {}
 
-    def say(self, key: Hashable, text: str, level: int = logging.INFO) -> None:
-        """Log the text unless it is what was last said under this key."""
-        if self._texts.get(key) != text:
-            self._texts[key] = text
-            self._log.log(level, "%s", text)
+    def say(self, key: Hashable, text: str, level: int = logging.INFO) -> bool:
+        """Log the text and return True unless it is what was last said under this key."""
+        if self._texts.get(key) == text:
+            return False
+        self._texts[key] = text
+        self._log.log(level, "%s", text)
+        return True
 
-    def clear(self, key: Hashable) -> None:
-        """Log that the condition of this key, if any, has ended."""
+    def clear(self, key: Hashable) -> bool:
+        """Log that the condition of this key has ended; return False if there was none."""
         text = self._texts.pop(key, None)
         if text is not None:
             self._log.info("no longer: %s", text)
+        return text is not None
+
+    def texts(self, kind: str) -> dict[str, str]:
+        """Return the present conditions whose keys are pairs of this kind and a name, by name."""
+        return {
+            key[1]: text for key, text in self._texts.items() if isinstance(key, tuple) and key[0] == kind
+        }
 
     def only(self, texts: Mapping[Hashable, str], level: int = logging.INFO) -> None:
         """Log all of these; all other conditions have ended."""

@@ -18,6 +18,7 @@ from typing import Callable, Union
 from tests.conftest import require_root, require_tool
 from vac.config.settings import Settings
 from vac.drivers.processes.process_driver import open_driver
+from vac.host.filesystems import mounts
 from vac.machines.layout import StateDir
 from vac.machines.machine import Machine
 from vac.machines.slots import read_slots
@@ -226,6 +227,10 @@ class FactorySite:
         finally:
             driver.close()
         assert not list(Path("/sys/fs/cgroup").glob(f"**/{self.name}")), "cgroups are left"
+        own = [mount.point for mount in mounts() if mount.point == str(self.state.root)]
+        assert len(own) <= 1, "each start has mounted state_dir anew"
+        for point in own:
+            subprocess.run(["umount", point], check=True)
         assert str(self.home) not in Path("/proc/self/mountinfo").read_text(), "mounts are left"
 
 

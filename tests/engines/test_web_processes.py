@@ -152,10 +152,23 @@ def test_vacd_starts_them_once_a_type_of_vms_is_configured(host: Host) -> None:
     assert host.processes["vacd"].wait(PATIENCE_SECONDS) == 0
 
 
-def test_a_process_that_serves_the_wrong_factory_ends(host: Host) -> None:
-    host.start("metadata")
-    host.configure("node2.example.org")
-    assert host.processes["metadata"].wait(PATIENCE_SECONDS) == 0
+def test_they_are_restarted_for_another_factory_name(host: Host) -> None:
+    for machine in host.machines:
+        discard(host.state, machine)
+    vms = (
+        f"libvirt_uri = qemu+unix:///system?socket={host.state.root}/none\n[machinetype v]\ntarget_share = 1\n"
+        "machine_model = vm-raw\nroot_image = /none\n"
+    )
+    host.configure(FACTORY, vms)
+    host.start_vacd()
+    for role in ("metadata", "mjf"):
+        host.wait_for_line("vacd", f"{role} is ready")
+    host.configure(f"other-{FACTORY}", vms)
+    host.processes["vacd"].send_signal(signal.SIGHUP)
+    for role in ("responder", "metadata", "mjf"):
+        host.wait_for_line("vacd", f"{role}: restarting")
+    host.processes["vacd"].send_signal(signal.SIGTERM)
+    assert host.processes["vacd"].wait(PATIENCE_SECONDS) == 0
 
 
 def test_a_taken_port_is_told(host: Host) -> None:

@@ -75,6 +75,8 @@ class Soak:
     clock: Path
     docker: PrivateDocker
     docker_port: int
+    ports: tuple[int, int]
+    """Of responder and page."""
     done: list[str] = field(default_factory=list)
     """The faults so far, in words."""
     away: list[tuple[float, float]] = field(default_factory=list)
@@ -110,13 +112,10 @@ class Soak:
 
     def pids(self, title: str) -> list[int]:
         """Processes of this vacd by their title."""
-        found = []
+        log, found = str(self.site.log_file), []
         for pid, words in command_lines().items():
             with contextlib.suppress(OSError):
-                environ = (
-                    Path(f"/proc/{pid}/environ").read_bytes() if words.startswith(title.encode()) else b""
-                )
-                if str(self.clock).encode() in environ:
+                if words.startswith(title.encode()) and str(Path(f"/proc/{pid}/fd/2").readlink()) == log:
                     found.append(pid)
         return found
 
@@ -142,8 +141,8 @@ class Soak:
             machines_per_cycle=AT_ONCE,
             gocdb_sitename="SOAK",
             hs06_per_processor=10,
-            vacquery_port=_free_port(),
-            metrics_listen=f"127.0.0.1:{_free_port()}",
+            vacquery_port=self.ports[0],
+            metrics_listen=f"127.0.0.1:{self.ports[1]}",
             docker_host=self.docker.url,
         )
 
@@ -209,15 +208,18 @@ def soak(seed: int) -> Iterator[Soak]:
     """
     with contextlib.ExitStack() as stack:
         ledger = stack.enter_context(contextlib.closing(Ledger()))
-        docker = stack.enter_context(contextlib.closing(PrivateDocker(live_restore=seed % 2 == 1)))
-        server = docker.listening_socket(BRIDGE)
-        port = server.getsockname()[1]
-        ledger.listen(server)
         site = stack.enter_context(factory_site({}, processors=PROCESSORS, start=False))
         site.words = ()
         state = str(site.state.root)
         options = f"size={STATE_MB}m,nr_inodes=40000,mode=755"
         subprocess.run(["mount", "-t", "tmpfs", "-o", options, "soak", state], check=True)
+        stack.callback(subprocess.run, ["umount", "--lazy", state], check=True)
+        docker = PrivateDocker(
+            live_restore=seed % 2 == 1
+        )  # what is mounted later isn't seen in its namespace
+        stack.enter_context(contextlib.closing(docker))
+        server = docker.listening_socket(BRIDGE)
+        ledger.listen(server)
         clock = site.home / "clock"
         clock.write_bytes(struct.pack("d", 0.0))
         (site.home / "bin").mkdir()
@@ -226,7 +228,8 @@ def soak(seed: int) -> Iterator[Soak]:
             program.write_text(STAND_IN.format(program=shutil.which(name), home=site.home))
             program.chmod(0o755)
         make_tree(site.home / "tree")
-        run = Soak(site, ledger, random.Random(seed), clock, docker, port)
+        ports = (_free_port(), _free_port())
+        run = Soak(site, ledger, random.Random(seed), clock, docker, server.getsockname()[1], ports)
         run.configure()
         try:
             yield run
@@ -235,7 +238,6 @@ def soak(seed: int) -> Iterator[Soak]:
                 site.stop()
             with contextlib.suppress(AssertionError):
                 site.clean_up()
-            subprocess.run(["umount", "--lazy", state], check=True)
 
 
 def main() -> int:

@@ -169,6 +169,30 @@ def test_a_role_that_killing_does_not_help_is_hopeless(
         assert supervisor.hopeless_time() == hopeless_time + 900
 
 
+@pytest.mark.parametrize(
+    ("on_demand", "purposes", "stops"),
+    [
+        (False, ["", "port 995", "port 995", "port 996", "port 996", "port 995"], [3, 5]),
+        (True, ["VMs of a", "VMs of a", "VMs of b", ""], [0, 2, 3]),
+    ],
+)
+def test_a_process_is_restarted_when_it_is_needed_for_something_else(
+    monkeypatch: pytest.MonkeyPatch, on_demand: bool, purposes: list[str], stops: list[int]
+) -> None:
+    told: list[int] = []
+    monkeypatch.setattr(os, "kill", lambda pid, number: told.append(number))
+    supervisor = RoleSupervisor(Role("r", "m", on_demand=on_demand), Timing())
+    ours, theirs = role_process.link_pair()
+    with ours, theirs:
+        supervisor.child = Child(pid=1, link=ours, start_time=0.0, alive_time=0.0)
+        for turn, purpose in enumerate(purposes):
+            told.clear()
+            supervisor.serve(purpose, float(turn))
+            assert told == ([signal.SIGTERM] if turn in stops else [])
+            assert supervisor.wanted is (bool(purpose) or not on_demand)
+    assert supervisor.child.dismissed
+
+
 def test_roles_are_started_with_the_options_that_vacd_got() -> None:
     arguments = make_parser(ROLES).parse_args(
         ["--config", "/etc/a", "--config", "b", "--log-level", "debug", "--log-dir", "/var/log"]

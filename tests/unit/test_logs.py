@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import vac.text
 from vac import logs
 
 FORGED = "\n2026-01-31T12:00:00+0000 vacd-factory[1] INFO all is well"
@@ -31,12 +32,12 @@ FORGED = "\n2026-01-31T12:00:00+0000 vacd-factory[1] INFO all is well"
     ],
 )
 def test_what_cannot_be_printed_is_escaped(text: str, escaped: str) -> None:
-    assert logs.escape(text) == escaped
+    assert vac.text.escaped(text) == escaped
 
 
 @given(st.text(st.characters()))
 def test_any_text_becomes_one_printable_line(text: str) -> None:
-    escaped = logs.escape(text)
+    escaped = vac.text.escaped(text)
     assert escaped.isprintable()
     assert len(escaped.splitlines()) <= 1
 

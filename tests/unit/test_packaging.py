@@ -17,6 +17,8 @@ from typing import Any
 import pytest
 
 import vac
+from vac.cli import main
+from vac.config import reference
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 COMMANDS = {"vac": "vac.cli.main", "vacd": "vac.daemon", "check-vacd": "vac.cli.check_vacd"}
@@ -140,3 +142,35 @@ def test_units_name_units_that_exist() -> None:
 def test_no_module_is_longer_than_500_lines() -> None:
     lengths = {path: len(path.read_text().splitlines()) for path in CHECKOUT.glob("vac/**/*.py")}
     assert {os.fspath(path): length for path, length in lengths.items() if length > 500} == {}
+
+
+def test_each_row_of_the_fault_matrix_names_tests_that_there_are() -> None:
+    page = (CHECKOUT / "docs/reliability.md").read_text()
+    code = "\n".join(path.read_text() for path in (CHECKOUT / "tests").rglob("*.py"))
+    there = set(re.findall(r"^\s*def (test_\w+)", code, re.MULTILINE))
+    rows = [line for line in page.splitlines() if line.startswith("|") and line.count("|") >= 5]
+    assert len(rows) > 50
+    for row in rows:
+        named = re.findall(r"`(test_\w+)`", row)
+        assert named or row.startswith(("| fault |", "| --- |")), row
+        assert set(named) <= there, row
+
+
+def test_the_manual_has_every_command_and_option(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["man_pages.py", str(tmp_path)])
+    for name, value in (("SOURCE_DATE_EPOCH", "0"), ("COLUMNS", "80")):
+        monkeypatch.setenv(name, value)
+    runpy.run_path(str(CHECKOUT / "packaging" / "man_pages.py"), run_name="__main__")
+    pages = {path.name: path.read_text().replace("\\-", "-") for path in tmp_path.iterdir()}
+    assert set(pages) == {"vac.1", "vacd.8", "check-vacd.8", "vac.conf.5", "vacuum-pipe.5"}
+    for name in main.COMMANDS:
+        assert f".SS {name}\n" in pages["vac.1"]
+    for entry in reference.entries():
+        assert f".B {entry.name}\n" in pages["vac.conf.5"]
+    kinds = [entry for entry in reference.entries() if entry.section == "machinetype NAME"]
+    assert {entry.name for entry in kinds if f".B {entry.name}\n" in pages["vacuum-pipe.5"]} == {
+        entry.name for entry in kinds if entry.pipe
+    }
+    for page in pages.values():
+        assert page.startswith(".TH ")
+        assert " 1970-01-01 " in page.partition("\n")[0]

@@ -129,7 +129,7 @@ class RoleSupervisor:
     was_ready: bool = field(default=False, init=False)
     end: str = field(default="not started", init=False)
     purpose: str = field(default="", init=False)
-    """Purpose of a role that is started on demand; empty: it isn't needed."""
+    """What its process works for; empty: one that is started on demand isn't needed, for any other it isn't known."""
     address: str = field(default="", init=False)
     listening: socket.socket | None = field(default=None, init=False)
     """At this address, for a role that listens."""
@@ -150,10 +150,17 @@ class RoleSupervisor:
         return bool(self.purpose) or not self.role.on_demand
 
     def serve(self, purpose: str, now: float) -> None:
-        """Set the purpose, empty for none; a process with another purpose ends."""
+        """Set the purpose, empty for none; a process with another purpose ends.
+
+        A role that always runs was started for the first purpose that is reported.
+        """
         if purpose == self.purpose:
             return
-        self.purpose, self.pause, self.start_time = purpose, None, now
+        running_for_it = not self.purpose and not self.role.on_demand
+        self.purpose = purpose
+        if running_for_it:
+            return
+        self.pause, self.start_time = None, now
         address = purpose.partition(" ")[0] if self.role.listens else ""
         if address != self.address and self.listening is not None:
             self.listening.close()

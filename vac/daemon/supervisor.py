@@ -26,6 +26,7 @@ from vac.daemon.role_process import RELOAD, STOPPING, WAKE, is_renamed, signal_p
 from vac.daemon.role_supervisor import RoleSupervisor, Timing
 from vac.host.privileges import become_subreaper
 from vac.roles import MOST_TIMES, Restarts, Role, write_restarts
+from vac.text import escaped
 
 logger = logging.getLogger(__name__)
 
@@ -124,8 +125,7 @@ class Supervisor:
             now = time.monotonic()
             needs = {name: purpose for one in self._roles for name, purpose in one.needs.items()}
             for one in self._roles:
-                if one.role.on_demand:
-                    one.serve(needs.get(one.role.name, ""), now)
+                one.serve(needs.get(one.role.name, "" if one.role.on_demand else one.purpose), now)
                 self._attend(one, now)
                 self._store_socket(one)
             self._notify(now)
@@ -259,7 +259,7 @@ class Supervisor:
         status = "; ".join(one.describe() for one in self._roles if one.wanted)
         if status != self._sent_status:
             self._sent_status = status
-            self._notifier.send(f"STATUS={logs.escape(status)}")
+            self._notifier.send(f"STATUS={escaped(status)}")
         if not self._sent_ready and all(one.was_ready for one in self._roles if one.role.must_be_ready):
             self._sent_ready = True
             self._notifier.send("READY=1")

@@ -17,10 +17,10 @@ from vac.factory.peers import Space
 from vac.factory.state import FactoryState, Slot
 from vac.host.probes import ANSWER_SECONDS, CVMFS, late_problem, repository_problem
 from vac.lifecycle.phases import Preparing
-from vac.machines import status as statuses
+from vac.machines import files
 from vac.scheduling.backoff import broken_here
 from vac.scheduling.decide import Memory, Situation, decide
-from vac.scheduling.eligibility import NO_ANSWER
+from vac.scheduling.eligibility import NO_ANSWER, total_processors
 from vac.scheduling.model import Decision, Host, Occupied, SpaceView
 from vac.scheduling.shares import Ledger
 from vac.scheduling.space import CYCLE_SECONDS, own_reports
@@ -93,8 +93,10 @@ class Decisions:
         self.effects = effects
         self.space = space
         self.repositories = repositories
-        self.memory = Memory(ledger=Ledger.decode(statuses.read_share_ledger(state.dir)))
+        self.memory = Memory(ledger=Ledger.decode(files.read_json(state.dir.share_ledger)))
         self.health_problem: str | None = None
+        self._prepared: set[tuple[str, str | None]] = set()
+        """Machinetypes that were prepared with these images."""
         self.decision = Decision()
         self.decision_time: float | None = None
         self.warnings: tuple[str, ...] = ()
@@ -126,15 +128,19 @@ class Decisions:
     def decide(self, now: float) -> None:
         """Make one decision and begin what it says."""
         occupied = self.occupied()
-        machinetypes, unusable = self._usable()
         settings, order = self.state.settings, self.state.drain
-        reports = own_reports(machinetypes, occupied, self.state.history, settings.hs06, now)
+        full = sum(one.processors for one in occupied) >= total_processors(settings)
+        machinetypes, unusable = self._usable(fetch=not (full or settings.draining or order))
         situation = Situation(
             settings=settings,
             machinetypes=machinetypes,
             occupied=occupied,
             history=self.state.history,
-            space=self.space.view(settings, reports, now),
+            space=self.space.view(
+                settings,
+                lambda: own_reports(machinetypes, occupied, self.state.history, settings.hs06, now),
+                now,
+            ),
             host=self._host(),
             engines=self._engines(machinetypes),
             now=now,
@@ -180,8 +186,11 @@ class Decisions:
             machine.shutdown_time + step,
         )
 
-    def _usable(self) -> tuple[dict[str, Machinetype], dict[str, str]]:
-        """Machinetypes of which machines could be made now, and why not of the others."""
+    def _usable(self, *, fetch: bool) -> tuple[dict[str, Machinetype], dict[str, str]]:
+        """Return machinetypes of which machines could be made, and why not of the others.
+
+        Unless fetch is set, nothing is prepared of which nothing has been before: no machine can be made now anyway.
+        """
         state, usable, reasons = self.state, {}, dict(self.state.configuration.unusable)
         for name, one in state.configuration.machinetypes.items():
             if name in reasons:
@@ -190,8 +199,10 @@ class Decisions:
             if one.target_share > 0:
                 files = state.dir.machinetype_files(one.pipe or name)
                 engine = state.engine_of(one.machine_model)
-                missing = self.repositories.problem(one)
-                unprepared = missing or engine.prepare(one, state.settings, files)
+                unprepared = self.repositories.problem(one)
+                if unprepared is None and (fetch or (name, one.root_image) in self._prepared):
+                    self._prepared.add((name, one.root_image))
+                    unprepared = engine.prepare(one, state.settings, files)
             if unprepared is None:
                 usable[name] = one
             else:

@@ -360,15 +360,19 @@ class Effects:
     def _account(self, slot: Slot, taken: Step) -> Stimulus | None:
         machine, alive_time = _machine(slot), slot.sight.alive_time
         disturbed = self.state.disturbed.get(engine_name(machine.model), -math.inf)
-        now = self.state.clock.boot()
-        watched = alive_time is not None and disturbed < alive_time and now - alive_time < WATCHED_SECONDS
+        if slot.sight.ended_time is None:
+            slot.sight.ended_time = self.state.clock.boot()
+        ended = slot.sight.ended_time
+        watched = alive_time is not None and disturbed < alive_time and ended - alive_time < WATCHED_SECONDS
         return EndWritten() if self._finish(machine, slot, watched=watched) else None
 
     def _finish(self, machine: Machine, slot: Slot | None, *, watched: bool) -> bool:
-        usage = slot.sight.usage if slot else None
+        usage, now = slot.sight.usage if slot else None, self.state.clock.moment()
+        if slot and slot.sight.ended_time is not None:
+            now = now.at(slot.sight.ended_time)
         key = f"finish {machine.uuid or machine.directory.name}"
         try:
-            finishing.finish(self.state.dir, machine, usage, self.state.clock.moment(), watched=watched)
+            finishing.finish(self.state.dir, machine, usage, now, watched=watched)
         except finishing.FinishFailed as problem:
             self.state.trouble(key, str(problem))
             return False

@@ -12,6 +12,7 @@ from collections.abc import Callable
 
 from vac.background import BackgroundWork, Outcome
 from vac.config.load import ConfigurationError, Loader
+from vac.config.machinetype import VM_MODELS
 from vac.drivers import engine as engines
 from vac.drivers.engine import ActionKind
 from vac.factory.admin_requests import AdminRequests
@@ -24,10 +25,11 @@ from vac.factory.state import FactoryState, Message, Stop, Wake
 from vac.factory.watch import Rules, Watcher
 from vac.host.probes import health_problem
 from vac.lifecycle import stimuli
-from vac.lifecycle.phases import Empty, SetAside
+from vac.lifecycle.phases import Empty, Running, SetAside, Stopping
 from vac.machines.slots import load_slots
 from vac.machines.status import Happening
 from vac.scheduling.eligibility import NO_ANSWER
+from vac.vacquery.signed_json import identity
 from vac.vacquery.vacmon import VacMon
 
 CYCLE_SECONDS = 60.0
@@ -174,7 +176,7 @@ class Factory:
         self._check_health()
         self.repositories.look()
         self.report.cycle()
-        self._need_page()
+        self._need_roles()
         self.next_cycle_time = self.state.clock.boot() + CYCLE_SECONDS
 
     def _read_set_aside(self) -> None:
@@ -203,17 +205,23 @@ class Factory:
         """Write when machines were last seen alive: they run on, and nobody sees them end."""
         for slot in self.state.slots:
             machine = slot.machine
-            if machine is not None and slot.running and not machine.final:
+            if machine is not None and isinstance(slot.phase, (Running, Stopping)):
                 engine = self.state.engine_of(machine.model)
                 if slot.sight.alive_time is not None and engine.problem() is None:
                     slot.sight.alive_time = self.state.clock.boot()
                 self.effects.renew_heartbeat(slot)
 
-    def _need_page(self) -> None:
-        """The page reads what this factory writes, and is started anew where that or its address changes."""
+    def _need_roles(self) -> None:
+        """Have the other processes restarted where the configuration by which they work changes."""
         settings = self.state.settings
-        address = settings.metrics_listen
-        self._need("page", f"{address} {settings.state_dir}" if address else "")
+        address, place = settings.metrics_listen, f"{settings.factory_name} in {settings.state_dir}"
+        port = identity(settings.vacquery_port, settings.vacquery_key_file)
+        self._need("responder", f"{port} for {place}")
+        self._need("page", f"{address} for {place}" if address else "")
+        configured = {one.machine_model for one in self.state.configuration.machinetypes.values()}
+        present = {slot.machine.model for slot in self.state.slots if slot.machine and slot.occupied}
+        for role in ("metadata", "mjf"):
+            self._need(role, f"VMs of {place}" if (configured | present).intersection(VM_MODELS) else "")
 
     def _check_health(self) -> None:
         command, now = self.state.settings.health_command, self.state.clock.boot()

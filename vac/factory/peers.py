@@ -144,8 +144,8 @@ class Space:
             "shares are counted in HS06, so all of them should have it, or none"
         )
 
-    def view(self, settings: Settings, own: Mapping[str, TypeReport], now: float) -> SpaceView:
-        """Return the space as it is known now; own is what this factory reports of itself.
+    def view(self, settings: Settings, own: Callable[[], Mapping[str, TypeReport]], now: float) -> SpaceView:
+        """Return the space as it is known now; own returns what this factory reports of itself.
 
         It is added up once per poll: a decision replaces this factory's part by its present state. What a peer has
         said in part stands only for one whose last full answer is too old.
@@ -154,7 +154,7 @@ class Space:
         if self._view is None or not valid or len(settings.factories) < 2:
             ends = (time + SILENT_SECONDS for time, _ in self._reports.values())
             self._valid = (now, min((end for end in ends if end > now), default=now + SILENT_SECONDS))
-            self._view, self._settings = self._sum(settings, own, now), settings
+            self._view, self._settings = self._sum(settings, own(), now), settings
         return self._view
 
     def _sum(self, settings: Settings, own: Mapping[str, TypeReport], now: float) -> SpaceView:

@@ -7,6 +7,7 @@ import logging
 import os
 import queue
 import random
+import shutil
 import time
 from collections.abc import Callable
 
@@ -14,9 +15,9 @@ import vac
 from vac.background import in_thread
 from vac.clock import Clock
 from vac.config.load import Configuration, ConfigurationError, Loader
-from vac.config.machinetype import VM_MODELS, Machinetype
+from vac.config.machinetype import Machinetype
 from vac.config.settings import Settings
-from vac.context.downloads import GRID_CERTIFICATES, ImageCache, Local
+from vac.context.downloads import GRID_CERTIFICATES, ImageCache
 from vac.context.signatures import SignedImages
 from vac.drivers.engine import Engine, InlineEngine
 from vac.drivers.registry import APART, driver_for, engine_name
@@ -30,12 +31,12 @@ from vac.factory.state import (
     Slots,
     Stop,
     Wake,
-    found_slots,
     slot_names,
 )
 from vac.host import facts
 from vac.lifecycle.phases import SetAside
 from vac.logs import OnChange
+from vac.machines import files
 from vac.machines import status as statuses
 from vac.machines.layout import StateDir, StateDirBusy, lock_name
 from vac.machines.slots import finished_machines, load_slots
@@ -106,6 +107,13 @@ def _take(
                 directory.root.mkdir(mode=0o755, parents=True, exist_ok=True)
                 tried.enter_context(directory.lock())
                 directory.prepare()
+                unshielded = directory.shield()
+                if unshielded is not None:
+                    changes.say(
+                        "shield",
+                        f"{directory.root} can't be mounted nosuid,nodev: {unshielded}",
+                        logging.WARNING,
+                    )
                 locks.push(tried.pop_all())
                 changes.clear("state_dir")
                 return True
@@ -139,7 +147,7 @@ def stand_in(error: ConfigurationError) -> Configuration | None:
 def broken_at_start(state: FactoryState, error: ConfigurationError) -> None:
     """Note that the configuration hasn't been read as a whole: factory_name or state_dir may be defaults that stand in
     for what could not be read, and engines and directories those of another factory."""
-    state.doubts["configuration"] = "the configuration could not be read since the start"
+    state.doubts_about("configuration", "the configuration could not be read since the start")
     state.configuration_broken(error)
 
 
@@ -161,18 +169,20 @@ def open_factory(
     need, which is that of RoleOptions."""
     settings, clock = configuration.settings, clock or Clock()
 
-    def local(url: str) -> Local:
-        """Refuse local addresses to URLs that no machinetype of the site's own names."""
-        own = [one.root_image for one in state.configuration.machinetypes.values() if not one.pipe]
-        return Local.ALLOWED if url in own else Local.REFUSED
+    def named() -> dict[str, str]:
+        """Return the pipe of each URL of an image, "" if a machinetype of the site's own names it, too."""
+        kinds = state.configuration.machinetypes.values()
+        return {one.root_image or "": one.pipe or "" for one in sorted(kinds, key=lambda one: not one.pipe)}
 
-    cache = ImageCache(directory.imagecache, directory.tmp, local=local)
+    def most_bytes() -> float:
+        """Return the limit of all pipes' images."""
+        gb = state.settings.pipe_images_gb
+        return shutil.disk_usage(directory.root).total / 2 if gb is None else gb * 1000**3
+
+    cache = ImageCache(directory.imagecache, directory.tmp, named=named, most_bytes=most_bytes)
     images = SignedImages(cache.fetch, GRID_CERTIFICATES, clock.unix)
 
     def engine(machine_model: str, settings: Settings) -> InlineEngine:
-        if machine_model in VM_MODELS:
-            need("metadata", "VMs")
-            need("mjf", "VMs")
         name = engine_name(machine_model)
         return Engine(
             name,
@@ -185,7 +195,7 @@ def open_factory(
     statuses.write_version(directory, vac.__version__)
     now = clock.moment()
     found = load_slots(directory, configuration.machinetypes, settings)
-    slots = found_slots(found.slots, now.boot)
+    slots = [Slot(name, phase(now.boot), machine) for name, (machine, phase) in found.slots.items()]
     slots += [Slot(name, SetAside(now.boot)) for name in found.unreadable]
     for machine in [*found.orphans, *(slot.machine for slot in slots if slot.machine)]:
         machine.note_clock(now)
@@ -225,7 +235,7 @@ def _check_identity(state: FactoryState, occupied: list[str]) -> None:
     """Doubt factory_name or state_dir if they aren't those by which the machines here were made."""
     settings, directory = state.settings, state.dir
     present = {"factory_name": settings.factory_name, "state_dir": os.path.realpath(directory.root)}
-    known = statuses.read_identity(directory)
+    known = files.read_json(directory.identity)
     differing = [name for name, value in present.items() if known.get(name, value) != value]
     if differing and occupied:
         was = ", ".join(f"{name} was {known[name]}" for name in differing)

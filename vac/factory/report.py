@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import logging
 
-import vac
 from vac.context.downloads import ImageCache
 from vac.drivers.base import EngineState
 from vac.factory.decisions import Decisions
@@ -15,8 +14,7 @@ from vac.lifecycle.phases import SetAside, Stuck
 from vac.lifecycle.table import STUCK_SECONDS
 from vac.machines import status as statuses
 from vac.machines.slots import Expiry, remove_orphaned_slots
-from vac.machines.status import Drain, Status, TypeFacts
-from vac.vacquery.signed_json import identity
+from vac.machines.status import Status
 
 log = logging.getLogger(__name__)
 
@@ -89,26 +87,13 @@ class Report:
     def status(self, now: float) -> Status:
         """Everything that others want to know and that isn't in the machines' directories."""
         state, settings, decision = self.state, self.state.settings, self.decisions.decision
-        order = self.state.drain
-        return Status(
+        return dataclasses.replace(
+            statuses.configured(state.configuration),
             time=now,
-            space=settings.vac_space,
-            site=settings.site,
-            factory=settings.factory_name,
-            version=vac.__version__,
-            factories=settings.factories,
-            vacquery_allow=tuple(str(network) for network in settings.vacquery_allow),
-            vacquery=identity(settings.vacquery_port, settings.vacquery_key_file),
-            slots=settings.host_processors,
-            total_processors=settings.total_processors,
-            mb_per_processor=settings.mb_per_processor,
-            hs06_per_processor=settings.hs06,
-            machinetypes=tuple(self._facts()),
             engines={name: engine.problem() for name, engine in state.engines.items()},
             problems=state.problems,
             warnings=(*self.decisions.warnings, *self._notices()),
-            drain=Drain(order.reason, order.since, order.until) if order else None,
-            shutdown_time=settings.shutdown_time,
+            drain=state.drain,
             decision_time=self.decisions.decision_time,
             next_time=self.decisions.next_time,
             guard=decision.guard,
@@ -135,13 +120,6 @@ class Report:
     def _notices(self) -> list[str]:
         notices = [notice for engine in self.state.engines.values() for notice in engine.notices()]
         return [*self.state.doubts.values(), *self.state.troubles.values(), *notices]
-
-    def _facts(self) -> list[TypeFacts]:
-        names = [field.name for field in dataclasses.fields(TypeFacts) if field.name != "fqan"]
-        return [
-            TypeFacts(fqan=one.accounting_fqan, **{name: getattr(one, name) for name in names})
-            for one in self.state.configuration.machinetypes.values()
-        ]
 
     def _slot_states(self) -> dict[str, str]:
         found = {slot.name: self._slot_state(slot) for slot in self.state.slots}

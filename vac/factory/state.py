@@ -67,6 +67,8 @@ class Sight:
 
     alive_time: float | None = None
     """When an engine's listing last showed it running or paused."""
+    ended_time: float | None = None
+    """When its end was first seen, however long it takes until that is on disk."""
     engine_state: EngineState | None = None
     usage: Usage = field(default_factory=Usage)
     heartbeat_file: tuple[float, float] | None = None
@@ -78,6 +80,8 @@ class Sight:
     disk_used_bytes: int | None = None
     measured_time: float | None = None
     """When a measurement of its disk use was last asked for."""
+    unmeasured_time: float | None = None
+    """Since when it has had too many files to be measured in time."""
     measure_seconds: float = 300.0
     """From then to the next one; what takes long is measured less often."""
 
@@ -111,10 +115,8 @@ class Slots:
     """All slots by name, in order."""
 
     def __init__(self, names: Iterable[str], found: Iterable[Slot], now: float) -> None:
-        others = {slot.name: slot for slot in found}
-        self._slots = {name: others.pop(name, Slot(name, Empty(now))) for name in names}
-        self._wanted = frozenset(self._slots)
-        self._slots.update({name: slot for name, slot in others.items() if slot.occupied})
+        self._slots = {slot.name: slot for slot in found}
+        self.resize(names, now)
 
     def __iter__(self) -> Iterator[Slot]:
         return iter(self._slots.values())
@@ -180,6 +182,7 @@ class FactoryState:
     started: Moment
     """When this process began: a restart must not punish machines for what it didn't see."""
     changes: OnChange
+    """Conditions that are logged when they begin and end; troubles and doubts are among them."""
     history: History
     spawn: Callable[[Callable[[], None], str], object] = in_thread
     """Starts the threads of background work."""
@@ -191,9 +194,6 @@ class FactoryState:
     """Machines that this process has asked engines for."""
     knew_nothing: bool = False
     """No machine was on disk when this process began: the directory may be the wrong one."""
-    doubts: dict[str, str] = field(default_factory=dict)
-    """By kind, why factory_name or state_dir may be wrong. While there are any, nothing is made or removed, and nothing
-    is concluded from a machine's absence."""
     engines: dict[str, InlineEngine] = field(default_factory=dict)
     observed: set[str] = field(default_factory=set)
     """Engines that have answered; nothing is created before."""
@@ -207,8 +207,6 @@ class FactoryState:
     """Problem of the configuration on disk; the last good one is in force then."""
     problems: tuple[str, ...] = ()
     """Mistakes in it, also those that stop only a machinetype or pipe."""
-    troubles: dict[str, str] = field(default_factory=dict)
-    """By key, what can't be written or read in state_dir."""
     counters: Counters = field(default_factory=Counters)
     pipes: dict[str, str | None] = field(default_factory=dict)
     """By pipe, its problem; None: there is none."""
@@ -223,6 +221,17 @@ class FactoryState:
     def settings(self) -> Settings:
         """[settings] in force."""
         return self.configuration.settings
+
+    @property
+    def troubles(self) -> dict[str, str]:
+        """By key, what can't be written or read in state_dir."""
+        return self.changes.texts("disk")
+
+    @property
+    def doubts(self) -> dict[str, str]:
+        """By kind, why factory_name or state_dir may be wrong. While there are any, nothing is made or removed, and
+        nothing is concluded from a machine's absence."""
+        return self.changes.texts("doubt")
 
     @property
     def doubt(self) -> str | None:
@@ -256,7 +265,7 @@ class FactoryState:
         self.changed |= self.configuration_problem is not None
         self.configuration_problem = None
         self.problems = tuple(map(str, configuration.errors))
-        self.doubts.pop("configuration", None)
+        self.doubts_about("configuration", None)
         self.changes.clear("configuration")
         if self.problems:
             statuses.set_error(self.dir, ErrorKind.CONFIGURATION, self.problems[0])
@@ -344,20 +353,16 @@ class FactoryState:
 
     def trouble(self, key: str, text: str) -> None:
         """Show people that something in state_dir can't be written or read."""
-        if self.troubles.get(key) != text:
-            self.troubles[key] = text
+        if self.changes.say(("disk", key), text, logging.ERROR):
             self.reported = False
-        self.changes.say(f"disk {key}", text, logging.ERROR)
         statuses.set_error(self.dir, ErrorKind.DISK, text)
 
     def no_trouble(self, key: str) -> None:
         """Forget a trouble that is over."""
-        if self.troubles.pop(key, None) is None:
-            return
-        self.changes.clear(f"disk {key}")
-        self.reported = False
-        if not self.troubles:
-            statuses.clear_error(self.dir, ErrorKind.DISK)
+        if self.changes.clear(("disk", key)):
+            self.reported = False
+            if not self.troubles:
+                statuses.clear_error(self.dir, ErrorKind.DISK)
 
     def forget_troubles(self, uuid: str) -> None:
         """Forget what could not be written of a machine whose end is on disk."""
@@ -366,23 +371,14 @@ class FactoryState:
 
     def doubts_about(self, kind: str, text: str | None) -> None:
         """Note, or no longer, why factory_name or state_dir may be wrong."""
-        if text is None:
-            self.changed |= self.doubts.pop(kind, None) is not None
-            self.changes.clear(f"doubt {kind}")
-        else:
-            self.changed |= self.doubts.get(kind) != text
-            self.doubts[kind] = text
-            self.changes.say(f"doubt {kind}", text, logging.ERROR)
+        key = ("doubt", kind)
+        news = self.changes.clear(key) if text is None else self.changes.say(key, text, logging.ERROR)
+        self.changed |= news
 
 
 def slot_names(settings: Settings) -> list[str]:
     """Return the host names of all slots: as many as this host has logical processors."""
     return [slot_name(settings.factory_name, number) for number in range(settings.host_processors)]
-
-
-def found_slots(found: dict[str, tuple[Machine, type[Phase]]], now: float) -> list[Slot]:
-    """Return the slots that were found on disk, in the phases in which they go on."""
-    return [Slot(name, phase(now), machine) for name, (machine, phase) in found.items()]
 
 
 def _connections(settings: Settings) -> tuple[object, ...]:

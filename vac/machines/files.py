@@ -11,13 +11,14 @@ from __future__ import annotations
 import contextlib
 import errno
 import itertools
+import json
 import logging
 import os
 import secrets
 import stat
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Callable
+from typing import Any, Callable
 
 from vac.background import BackgroundWork, in_thread
 from vac.host.child_processes import run
@@ -103,6 +104,21 @@ def write_atomic(
     except OSError:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def write_json(target: Path, content: object, *, tmp: Path, sync: bool = False) -> None:
+    """Write a file of our own as a whole; as write_atomic."""
+    text = json.dumps(content, indent=1)
+    write_atomic(target, text.encode("ascii") + b"\n", tmp=tmp, sync=sync)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Return the JSON object in a file of our own; an empty one if it is missing or damaged."""
+    try:
+        found = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def temporary_path(tmp: Path) -> Path:

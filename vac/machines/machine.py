@@ -188,18 +188,14 @@ def _load_usage(machine: Machine) -> None:
         machine.cpu_seconds = numbers[0]
     if len(numbers) > 1:
         machine.cpu_percent = numbers[1]
-    try:
-        usage = json.loads(_content(machine.directory / "usage.json") or b"{}")
-    except ValueError:
-        usage = {}
-    if isinstance(usage, dict):
-        machine.cpu_seconds = max(machine.cpu_seconds, _float(usage.get("cpu_seconds")) or 0.0)
-        for name in (*_INTEGERS, *_ENDS):
-            setattr(machine, name, _integer(usage.get(name)))
-        machine.alive_seconds = _float(usage.get("alive_seconds"))
-        for name in _FLAGS:
-            setattr(machine, name, usage.get(name) is True)
-        machine.shutdown_time = _integer(usage.get("shutdown_time")) or machine.shutdown_time
+    usage = files.read_json(machine.directory / "usage.json")
+    machine.cpu_seconds = max(machine.cpu_seconds, _float(usage.get("cpu_seconds")) or 0.0)
+    for name in (*_INTEGERS, *_ENDS):
+        setattr(machine, name, _integer(usage.get(name)))
+    machine.alive_seconds = _float(usage.get("alive_seconds"))
+    for name in _FLAGS:
+        setattr(machine, name, usage.get(name) is True)
+    machine.shutdown_time = _integer(usage.get("shutdown_time")) or machine.shutdown_time
     if machine.alive_seconds is not None:
         machine.sample = (machine.alive_seconds, machine.cpu_seconds)
 

@@ -75,24 +75,16 @@ def _first_line(machine: Machine, below: str) -> str | None:
 MOST_CONTACTS = 500
 """Kept for each machine; of more, those that were seen last."""
 CONTACTS = "contacts.json"
+DETAILS = "details.json"
 
 
 def note_contacts(state: StateDir, machine: Machine, contacts: Iterable[Contact], now: float) -> None:
-    """Keep that the machine has had connections with these, at this time in Unix seconds.
-
-    On a full disk it isn't kept: people can do without.
-    """
+    """Keep that the machine has had connections with these, at this time in Unix seconds."""
     known = {_contact(each): each for each in read_contacts(machine)}
     for contact in sorted(contacts):
         entry = known.pop(contact, {**contact._asdict(), "first_seen": int(now)})
         known[contact] = {**entry, "last_seen": int(now)}
-    kept = list(known.values())[-MOST_CONTACTS:]
-    content = json.dumps(kept, indent=1).encode("ascii") + b"\n"
-    try:
-        files.write_atomic(machine.directory / CONTACTS, content, tmp=state.tmp, sync=False)
-    except OSError as error:
-        if error.errno not in files.NO_SPACE:
-            raise
+    _note(state, machine, CONTACTS, list(known.values())[-MOST_CONTACTS:])
 
 
 def read_contacts(machine: Machine) -> list[dict[str, Any]]:
@@ -166,13 +158,14 @@ def _check_room(directory: Path, name: str, size: int) -> None:
 
 
 def note_details(state: StateDir, machine: Machine, details: Mapping[str, str]) -> None:
-    """Keep what the engine tells of a machine, such as its image's digest and its addresses, beside what it has told.
+    """Keep what the engine tells of a machine, such as its image's digest, beside what it has told before."""
+    _note(state, machine, DETAILS, {**read_details(machine), **details})
 
-    On a full disk it isn't kept: people can do without.
-    """
-    content = json.dumps({**read_details(machine), **details}, indent=1).encode("ascii") + b"\n"
+
+def _note(state: StateDir, machine: Machine, name: str, content: object) -> None:
+    """Write what people can do without: on a full disk it isn't kept."""
     try:
-        files.write_atomic(machine.directory / "details.json", content, tmp=state.tmp, sync=False)
+        files.write_json(machine.directory / name, content, tmp=state.tmp)
     except OSError as error:
         if error.errno not in files.NO_SPACE:
             raise
@@ -180,8 +173,4 @@ def note_details(state: StateDir, machine: Machine, details: Mapping[str, str]) 
 
 def read_details(machine: Machine) -> dict[str, str]:
     """Return the details kept by note_details()."""
-    try:
-        found = json.loads((machine.directory / "details.json").read_bytes())
-    except (OSError, ValueError):
-        return {}
-    return {str(name): str(value) for name, value in found.items()} if isinstance(found, dict) else {}
+    return {name: str(value) for name, value in files.read_json(machine.directory / DETAILS).items()}

@@ -7,14 +7,15 @@ a reboot, until its file is removed or its time is over; the other requests are 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import fcntl
-import json
 import os
 import re
 import signal
 from dataclasses import dataclass
 from pathlib import Path
 
+from vac.decoding import decode
 from vac.machines import files
 from vac.machines.layout import StateDir
 
@@ -37,7 +38,7 @@ class Request:
 class Drain:
     """Nothing is created while this is in force."""
 
-    since: float
+    since: float | None = None
     until: float | None = None
     """Unix seconds; None: until it is undone by hand."""
     reason: str = ""
@@ -70,8 +71,7 @@ def done(state: StateDir, request: Request) -> None:
 
 def drain(state: StateDir, order: Drain) -> None:
     """Leave the order to drain."""
-    content = json.dumps({"since": order.since, "until": order.until, "reason": order.reason})
-    files.write_atomic(state.requests / "drain", content.encode(), tmp=state.tmp, mode=0o600)
+    files.write_json(state.requests / "drain", dataclasses.asdict(order), tmp=state.tmp, sync=True)
 
 
 def undrain(state: StateDir) -> bool:
@@ -85,19 +85,11 @@ def undrain(state: StateDir) -> bool:
 def draining(state: StateDir, now: float) -> Drain | None:
     """The order to drain that is in force now, if any. A file that can't be understood is an order, too."""
     try:
-        content = json.loads((state.requests / "drain").read_bytes())
+        order = decode(Drain, (state.requests / "drain").read_bytes(), stand_in=Drain(now))
     except FileNotFoundError:
         return None
     except (OSError, ValueError) as problem:
         return Drain(now, None, f"the file requests/drain can't be read: {problem}")
-    if not isinstance(content, dict):
-        return Drain(now)
-    since, until = content.get("since"), content.get("until")
-    order = Drain(
-        float(since) if isinstance(since, (int, float)) else now,
-        float(until) if isinstance(until, (int, float)) else None,
-        str(content.get("reason") or ""),
-    )
     return order if order.until is None or now < order.until else None
 
 

@@ -32,13 +32,23 @@ class SlotContent(NamedTuple):
 
 
 def read_slot(path: Path) -> SlotContent | None:
-    """The content of a slot file, or None if there is none, it says nothing, or it is no file."""
+    """Return the content of a slot file; None if there is none, it says nothing, or it is no file."""
+    words = _three_words(path)
+    directory = parse_directory_name("_".join([*words[:2], path.name])) if words else None
+    return None if directory is None else SlotContent(directory, words[2])
+
+
+def read_finish(path: Path) -> DirectoryName | None:
+    """Return the machine that a file finishes/MACHINETYPE names; None if there is none, or it says nothing."""
+    return parse_directory_name("_".join(_three_words(path)))
+
+
+def _three_words(path: Path) -> list[str]:
     try:
         words = path.read_text(encoding="ascii", errors="replace").split()
     except (FileNotFoundError, IsADirectoryError):
-        return None
-    directory = parse_directory_name("_".join([*words[:2], path.name])) if len(words) == 3 else None
-    return None if directory is None else SlotContent(directory, words[2])
+        return []
+    return words if len(words) == 3 else []
 
 
 def write_slot(state: StateDir, machine: Machine) -> None:
@@ -52,17 +62,12 @@ def note_finish(state: StateDir, machine: Machine) -> None:
 
     One that never started says nothing about its type and isn't named.
     """
-    path = state.finish(machine.machinetype)
     if machine.started_time is None:
         return
-    try:
-        words = path.read_text(encoding="ascii", errors="replace").split()
-    except FileNotFoundError:
-        words = []
-    named = (int(words[0]), words[2]) if len(words) == 3 and words[0].isdigit() else (-1, "")
-    if (machine.created_time, machine.name) > named:
+    named = read_finish(state.finish(machine.machinetype))
+    if named is None or (machine.created_time, machine.name) > (named.created_time, named.name):
         content = f"{machine.created_time} {machine.machinetype} {machine.name}\n".encode("ascii", "replace")
-        files.write_atomic(path, content, tmp=state.tmp)
+        files.write_atomic(state.finish(machine.machinetype), content, tmp=state.tmp)
 
 
 def read_slots(

@@ -14,12 +14,15 @@ import json
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import cast
 
+import vac
+from vac.config.load import Configuration
 from vac.decoding import build
 from vac.logs import OnChange
 from vac.machines import files
 from vac.machines.layout import StateDir
+from vac.machines.machine import Machine
+from vac.machines.requests import Drain
 
 _changes = OnChange(logging.getLogger(__name__))
 
@@ -48,11 +51,6 @@ def touch_heartbeat(state: StateDir, role: str, now: float) -> None:
     files.set_mtime(state.heartbeat(role), now)
 
 
-def write_pid(state: StateDir, role: str, pid: int) -> None:
-    """Write ROLE.pid of responder, mjf or metadata; the factory's is written with its lock."""
-    _write(state, state.pid(role).name, f"{pid}\n")
-
-
 def write_version(state: StateDir, version: str) -> None:
     """Write VERSION, which tools read as VERSION=…."""
     _write(state, state.version.name, f"VERSION={version}\n")
@@ -69,11 +67,6 @@ def write_counts(
     """Write counts: RUNNING SLOTS RUNNING_PROCESSORS TOTAL_PROCESSORS RUNNING_HS06."""
     text = f"{running} {slots} {running_processors} {total_processors} {running_hs06:.2f}\n"
     _write(state, state.counts.name, text)
-
-
-def write_status(state: StateDir, status: Mapping[str, object]) -> None:
-    """Write status.json, which `vac why`, metrics and the status page show; everybody can read it."""
-    _write(state, state.status.name, json.dumps(status, indent=1, sort_keys=True) + "\n")
 
 
 def set_error(state: StateDir, kind: ErrorKind, text: str) -> None:
@@ -94,31 +87,14 @@ def clear_error(state: StateDir, kind: ErrorKind) -> None:
             files.remove(state.factory_error)
 
 
-def read_share_ledger(state: StateDir) -> object:
-    """Return what the scheduler has last noted of shares, as JSON has it; None if nothing is readable."""
-    try:
-        return cast(object, json.loads(state.share_ledger.read_bytes()))
-    except (OSError, ValueError, RecursionError):
-        return None
-
-
 def write_share_ledger(state: StateDir, ledger: Mapping[str, object]) -> None:
     """Keep what the scheduler has noted of shares over a restart."""
     _write(state, state.share_ledger.name, json.dumps(ledger) + "\n")
 
 
-def read_identity(state: StateDir) -> dict[str, str]:
-    """Return factory_name and state_dir by which the machines here were made, as far as they are known."""
-    try:
-        found = json.loads(state.identity.read_bytes())
-    except (OSError, ValueError):
-        return {}
-    return {str(name): str(value) for name, value in found.items()} if isinstance(found, dict) else {}
-
-
 def write_identity(state: StateDir, identity: Mapping[str, str]) -> None:
     """Keep factory_name and state_dir by which machines are made here."""
-    if read_identity(state) != identity:
+    if files.read_json(state.identity) != identity:
         _write(state, state.identity.name, json.dumps(identity) + "\n")
 
 
@@ -179,16 +155,6 @@ class Tally:
 
 
 @dataclass(frozen=True)
-class Drain:
-    """Nothing is created because people want it so."""
-
-    reason: str = ""
-    since: float | None = None
-    until: float | None = None
-    """None: until undrained."""
-
-
-@dataclass(frozen=True)
 class Status:
     """The factory at the end of its last cycle. Times are Unix seconds."""
 
@@ -201,8 +167,6 @@ class Status:
     """All factories of the space, this one included; they may query."""
     vacquery_allow: tuple[str, ...] = ()
     """Networks that may query too; none given: the directly connected ones."""
-    vacquery: str = ""
-    """Port and key file: when this changes, the responder has to start anew."""
     slots: int = 0
     total_processors: int = 0
     mb_per_processor: int = 0
@@ -255,24 +219,50 @@ class Status:
         return next((facts for facts in self.machinetypes if facts.name == name), None)
 
 
-def to_dict(status: Status) -> dict[str, object]:
-    """The content of status.json."""
-    return {"format": FORMAT, **dataclasses.asdict(status)}
+def configured(configuration: Configuration) -> Status:
+    """Return what the configuration alone tells about a factory."""
+    settings = configuration.settings
+    names = [field.name for field in dataclasses.fields(TypeFacts) if field.name != "fqan"]
+    return Status(
+        space=settings.vac_space,
+        site=settings.site,
+        factory=settings.factory_name,
+        version=vac.__version__,
+        factories=settings.factories,
+        vacquery_allow=tuple(map(str, settings.vacquery_allow)),
+        slots=settings.host_processors,
+        total_processors=settings.total_processors,
+        mb_per_processor=settings.mb_per_processor,
+        hs06_per_processor=settings.hs06,
+        shutdown_time=settings.shutdown_time,
+        machinetypes=tuple(
+            TypeFacts(fqan=one.accounting_fqan, **{name: getattr(one, name) for name in names})
+            for one in configuration.machinetypes.values()
+        ),
+    )
 
 
 def write(state: StateDir, status: Status) -> None:
-    """Put the status where the other processes look for it; the file appears whole."""
-    write_status(state, to_dict(status))
+    """Write status.json, which `vac why`, metrics and the status page show; everybody can read it."""
+    content = {"format": FORMAT, **dataclasses.asdict(status)}
+    _write(state, state.status.name, json.dumps(content, indent=1, sort_keys=True) + "\n")
 
 
 def read(state: StateDir) -> Status | None:
     """Return the factory's last report; None if there is nothing readable."""
     try:
-        return from_json(state.status.read_text(encoding="utf-8"))
+        return build(Status, json.loads(state.status.read_bytes()), lenient=True)
     except (OSError, ValueError):
         return None
 
 
-def from_json(content: str) -> Status:
-    """A Status from the content of status.json; ValueError if it isn't a JSON object."""
-    return build(Status, json.loads(content), lenient=True)
+def state_of(name: str, machine: Machine | None, status: Status | None) -> str:
+    """Return Shut down, Starting or Running, or what only the engine knows: Paused, Zombie, Unknown.
+
+    name is the slot's, machine its present or last one.
+    """
+    if status is not None and name in status.slot_states:
+        return status.slot_states[name]
+    if machine is None or machine.finished:
+        return "Shut down"
+    return "Starting" if machine.started_time is None else "Running"

@@ -187,33 +187,28 @@ def poll(
     with contextlib.ExitStack() as stack:
         if transport is None:
             transport = stack.enter_context(contextlib.closing(UdpTransport()))
-        running = _Poll(tuple(dict.fromkeys(factories)), kind, space, names, port, timeout, key, client)
-        running.waited_for.difference_update(doubtful)
+        asked = tuple(dict.fromkeys(factories))
+        running = _Poll(
+            asked, kind, space, names, port, timeout, key, client, set(asked).difference(doubtful)
+        )
         return running.run(transport, clock, now)
 
 
+@dataclass
 class _Poll:
-    def __init__(
-        self,
-        factories: Sequence[str],
-        kind: Kind,
-        space: str,
-        names: Names,
-        port: int,
-        timeout: float,
-        key: bytes | None,
-        client: str,
-    ) -> None:
-        self._factories = factories
-        self._kind = kind
-        self._space = space
-        self._names = names
-        self._port = port
-        self._timeout = timeout
-        self._key = key
-        self._client = client
-        self._pauses = [pause * min(1.0, timeout / FULL_SCALE_SECONDS) for pause in RETRY_SECONDS]
-        self._last_silent_pause = timeout / 2 - sum(self._pauses[:-1])
+    factories: Sequence[str]
+    kind: Kind
+    space: str
+    names: Names
+    port: int
+    timeout: float
+    key: bytes | None
+    client: str
+    waited_for: set[str]
+
+    def __post_init__(self) -> None:
+        self._pauses = [pause * min(1.0, self.timeout / FULL_SCALE_SECONDS) for pause in RETRY_SECONDS]
+        self._last_silent_pause = self.timeout / 2 - sum(self._pauses[:-1])
         self._asked: dict[str, _Asked] = {}
         self._cookies: dict[str, str] = {}
         self._due: list[tuple[float, str]] = []
@@ -221,16 +216,15 @@ class _Poll:
         self._burst: set[str] = set()
         self._burst_end = 0.0
         self._resolve_time = 0.0
-        self._incomplete = len(factories)
-        self.waited_for = set(factories)
+        self._incomplete = len(self.factories)
         self._dropped: Counter[Reason] = Counter()
         self._unusable: dict[str, Dropped] = {}
 
     def run(self, transport: Transport, clock: Callable[[], float], now: Callable[[], float]) -> PollResult:
         start = clock()
-        end = start + self._timeout
+        end = start + self.timeout
         self._prepare(start, now())
-        most = transport.capacity // TYPICAL_ANSWERS[self._kind]
+        most = transport.capacity // TYPICAL_ANSWERS[self.kind]
         most = max(LEAST_BURST, min(MOST_BURST, most))
         backlog: deque[bytes] = deque()
         backlog_bytes = 0
@@ -255,13 +249,13 @@ class _Poll:
 
     def _prepare(self, start: float, now: float) -> None:
         salt = secrets.token_hex(16)
-        for factory in self._factories:
+        for factory in self.factories:
             tie = cookie(salt, factory)
-            query = Query(self._kind, self._space, tie, self._client)
+            query = Query(self.kind, self.space, tie, self.client)
             self._cookies[tie] = factory
-            self._asked[factory] = _Asked(factory, query, encode_query(query, now, self._key))
-        self._unresolved = dict.fromkeys(self._factories)
-        self._names.request(self._factories)
+            self._asked[factory] = _Asked(factory, query, encode_query(query, now, self.key))
+        self._unresolved = dict.fromkeys(self.factories)
+        self.names.request(self.factories)
         self._resolve_time = start
 
     def _resolve(self, at: float) -> None:
@@ -269,7 +263,7 @@ class _Poll:
         if not self._unresolved or at < self._resolve_time:
             return
         self._resolve_time = at + RESOLVE_SECONDS
-        for factory in [factory for factory in self._unresolved if self._names.known(factory)]:
+        for factory in [factory for factory in self._unresolved if self.names.known(factory)]:
             del self._unresolved[factory]
             heapq.heappush(self._due, (at, factory))
 
@@ -286,10 +280,10 @@ class _Poll:
             if due > at:
                 heapq.heappush(self._due, (due, asked.factory))
                 continue
-            addresses = self._names.known(asked.factory)
-            if asked.sent and self._key is not None:
-                asked.datagram = encode_query(asked.query, now, self._key)
-            transport.send(asked.datagram, addresses[asked.sent // 2 % len(addresses)], self._port)
+            addresses = self.names.known(asked.factory)
+            if asked.sent and self.key is not None:
+                asked.datagram = encode_query(asked.query, now, self.key)
+            transport.send(asked.datagram, addresses[asked.sent // 2 % len(addresses)], self.port)
             asked.sent += 1
             asked.active_time = at
             self._burst.add(asked.factory)
@@ -310,7 +304,7 @@ class _Poll:
 
     def _next_time(self, at: float) -> float:
         """Return the time at which there may be something to send."""
-        times = [self._due[0][0]] if self._due else [at + self._timeout]
+        times = [self._due[0][0]] if self._due else [at + self.timeout]
         if self._burst:
             times = [max(times[0], self._burst_end)]
         if self._unresolved:
@@ -318,7 +312,7 @@ class _Poll:
         return min(times)
 
     def _take(self, data: bytes, at: float, now: float) -> None:
-        received = decode_answer(data, self._kind, self._space, self._cookies, now, self._key)
+        received = decode_answer(data, self.kind, self.space, self._cookies, now, self.key)
         if not isinstance(received, Received):
             self._dropped[received.reason] += 1
             self._unusable[received.factory] = received
@@ -342,7 +336,7 @@ class _Poll:
             if asked.parts
         }
         complete = frozenset(asked.factory for asked in self._asked.values() if asked.complete)
-        missing = tuple(factory for factory in self._factories if factory not in complete)
+        missing = tuple(factory for factory in self.factories if factory not in complete)
         unresolved = frozenset(self._unresolved)
         unusable = {factory: self._unusable[factory] for factory in missing if factory in self._unusable}
         return PollResult(answers, complete, missing, unresolved, dict(self._dropped), seconds, unusable)

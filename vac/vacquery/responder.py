@@ -8,7 +8,6 @@ query has answers of many kilobytes: anybody else gets none, or spoofed queries 
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import errno
 import json
 import logging
@@ -26,20 +25,19 @@ from ipaddress import ip_network
 from pathlib import Path
 from typing import cast
 
-from vac import __version__
-from vac.config.load import Configuration, ConfigurationError, load
+from vac.config.load import ConfigurationError, load
 from vac.config.settings import Settings
 from vac.host import facts
 from vac.host.connections import Network, connected_networks
 from vac.host.privileges import become, unprivileged_user
 from vac.machines import files
 from vac.machines.layout import StateDir
-from vac.machines.status import Status, TypeFacts, touch_heartbeat
+from vac.machines.status import Status, configured, touch_heartbeat
 from vac.roles import RoleOptions
 from vac.vacquery.messages import QUERY_LIMIT, Dropped, Reason, decode_query
 from vac.vacquery.poll import enlarge_buffer
 from vac.vacquery.resolver import Names, Resolver, plain_address
-from vac.vacquery.signed_json import SIGNATURE_SECONDS, canonical, identity, read_key
+from vac.vacquery.signed_json import SIGNATURE_SECONDS, canonical, read_key
 from vac.vacquery.snapshot import Answers, Snapshot, SnapshotBuilder
 
 log = logging.getLogger(__name__)
@@ -202,11 +200,9 @@ class Refresher:
         state: StateDir,
         names: Names,
         key: bytes | None = None,
-        works_by: str | None = None,
         configured: Status | None = None,
     ) -> None:
-        """works_by: identity() of the port and key in use. configured: see SnapshotBuilder."""
-        self._works_by = works_by
+        """configured: see SnapshotBuilder."""
         self._responder = responder
         self._state = state
         self._builder = SnapshotBuilder(state, configured=configured)
@@ -217,16 +213,12 @@ class Refresher:
         self._silent = False
         self._blind = False
         self._allowed: tuple[tuple[str, ...], tuple[str, ...]] = ((), ())
-        self._begin: float | None = None
-        self.outdated = False
-        """True once the factory works by another port or key: this process is to be restarted."""
 
     def refresh(self, now: float) -> None:
         """Renew the answers, and do what else is due."""
         snapshot = self._build(now)
         if snapshot is not None:
             self._responder.answers = Answers(snapshot, self._key, self._responder.answers)
-            self._compare(snapshot.status, now)
         due = not 0 <= now - self._heartbeat_time < HEARTBEAT_SECONDS
         if snapshot is not None:
             allowed = (snapshot.status.factories, snapshot.status.vacquery_allow)
@@ -247,22 +239,6 @@ class Refresher:
             return None
         self._blind = False
         return snapshot
-
-    def _compare(self, status: Status, now: float) -> None:
-        """Request one restart for another port or key: a factory with a broken configuration may differ for good."""
-        self._begin = now if self._begin is None else self._begin
-        if self.outdated or self._works_by is None or not status.vacquery or status.time < self._begin:
-            return
-        note = counters_file(self._state).with_name("started-anew-for")
-        try:
-            if status.vacquery == self._works_by:
-                note.unlink(missing_ok=True)
-            elif not note.exists() or note.read_text() != status.vacquery:
-                files.write_atomic(note, status.vacquery.encode(), tmp=note.parent, sync=False)
-                log.warning("vacquery_port or vacquery_key_file has changed: restarting with it")
-                self.outdated = True
-        except OSError as error:
-            log.error("can't restart for a changed port or key: %s", error)
 
     def _refresh_access(self, status: Status) -> None:
         self._names.request(status.factories)
@@ -386,7 +362,7 @@ def prepare_state(state: StateDir, user: pwd.struct_passwd | None) -> None:
 
 def main(options: RoleOptions) -> int:
     """Run the role `responder`: 0 when told to end, 1 if it can't work as configured."""
-    settings, configured = _configuration(options)
+    settings, status = _configuration(options)
     if settings is None:
         return 1
     try:
@@ -398,9 +374,8 @@ def main(options: RoleOptions) -> int:
     ending, stop = socket.socketpair()
     options.listen(ending.close, lambda: None)
     options.uses(settings.state_dir)
-    works_by = identity(settings.vacquery_port, settings.vacquery_key_file)
     state = StateDir(settings.state_dir)
-    return run(state, sockets, stop, key=key, works_by=works_by, configured=configured, ready=options.ready)
+    return run(state, sockets, stop, key=key, configured=status, ready=options.ready)
 
 
 def _configuration(options: RoleOptions) -> tuple[Settings | None, Status | None]:
@@ -410,30 +385,7 @@ def _configuration(options: RoleOptions) -> tuple[Settings | None, Status | None
     except ConfigurationError as error:
         log.error("the configuration is broken: %s", error)
         return error.settings, None
-    return found.settings, configured_status(found)
-
-
-def configured_status(configuration: Configuration) -> Status:
-    """Return what the configuration alone tells about a factory: a status before the factory's first one."""
-    settings = configuration.settings
-    names = [field.name for field in dataclasses.fields(TypeFacts) if field.name != "fqan"]
-    types = configuration.machinetypes.values()
-    return Status(
-        space=settings.vac_space,
-        site=settings.site,
-        factory=settings.factory_name,
-        version=__version__,
-        factories=settings.factories,
-        vacquery_allow=tuple(str(network) for network in settings.vacquery_allow),
-        slots=settings.host_processors,
-        total_processors=settings.total_processors,
-        mb_per_processor=settings.mb_per_processor,
-        hs06_per_processor=settings.hs06,
-        machinetypes=tuple(
-            TypeFacts(fqan=one.accounting_fqan, **{name: getattr(one, name) for name in names})
-            for one in types
-        ),
-    )
+    return found.settings, configured(found)
 
 
 def run(
@@ -442,12 +394,11 @@ def run(
     stop: socket.socket,
     *,
     key: bytes | None = None,
-    works_by: str | None = None,
     configured: Status | None = None,
     names: Names | None = None,
     ready: Callable[[], None] = lambda: None,
 ) -> int:
-    """Answer at bound sockets until stop becomes readable or closed, or a restart for another port or key is due.
+    """Answer at bound sockets until stop becomes readable or closed.
 
     Root's privileges are dropped first. Return the exit status.
     """
@@ -455,13 +406,13 @@ def run(
     prepare_state(state, user)
     become(user)
     responder = Responder(key)
-    refresher = Refresher(responder, state, names or Resolver(), key, works_by, configured)
+    refresher = Refresher(responder, state, names or Resolver(), key, configured)
     refresher.refresh(time.time())
     ended, failed = threading.Event(), socket.socketpair()
 
     def keep_fresh() -> None:
         with failed[0]:
-            while not refresher.outdated and not ended.wait(REFRESH_SECONDS):
+            while not ended.wait(REFRESH_SECONDS):
                 refresher.refresh(time.time())
 
     thread = threading.Thread(target=keep_fresh, name="refresher", daemon=True)
@@ -472,4 +423,4 @@ def run(
     alive = thread.is_alive()
     ended.set()
     thread.join(REFRESH_SECONDS)
-    return 0 if alive or refresher.outdated else 1
+    return 0 if alive else 1

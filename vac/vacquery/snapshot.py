@@ -8,6 +8,7 @@ are prepared as JSON with gaps for what differs between queries: cookie, time_se
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import secrets
 from collections.abc import Callable, Mapping, Sequence
@@ -23,8 +24,8 @@ from vac.machines import outputs
 from vac.machines import status as statuses
 from vac.machines.layout import DirectoryName, StateDir, parse_directory_name, slot_name
 from vac.machines.machine import Machine
-from vac.machines.slots import reported
-from vac.machines.status import Status, TypeFacts
+from vac.machines.slots import read_finish, read_slot, reported
+from vac.machines.status import Status, TypeFacts, state_of
 from vac.text import untrusted
 from vac.vacquery.messages import (
     ANSWER_LIMIT,
@@ -96,15 +97,6 @@ def is_before_fizzle(machine: Machine, now: float, fizzle_seconds: int) -> bool:
     return is_running(machine, now) and now - machine.started_time < fizzle_seconds
 
 
-def state_of(slot: Slot, status: Status) -> str:
-    """Return Shut down, Starting or Running, or the engine's state that the factory has noted."""
-    if slot.name in status.slot_states:
-        return status.slot_states[slot.name]
-    if slot.machine is None or slot.machine.finished:
-        return "Shut down"
-    return "Starting" if slot.machine.started_time is None else "Running"
-
-
 def machine_status(slot: Slot, status: Status, program: str) -> MachineStatus:
     """Return the answer about one slot."""
     machine = slot.machine
@@ -115,7 +107,7 @@ def machine_status(slot: Slot, status: Status, program: str) -> MachineStatus:
         version=program,
         machine=slot.name,
         num_machines=status.slots,
-        state=state_of(slot, status),
+        state=state_of(slot.name, slot.machine, status),
     )
     if machine is None:
         return empty
@@ -269,16 +261,17 @@ class SnapshotBuilder:
         return self._status[1] or self._configured
 
     def _slot(self, name: str, read: Mapping[Path, tuple[object, Slot]]) -> Slot:
-        words = _words(self._state.slot(name))
-        if len(words) < 2 or not words[0].isdigit():
-            return Slot(name)
-        directory = DirectoryName(int(words[0]), words[1], name)
-        return self._ended_or_alive(directory, words[2] if len(words) > 2 else None, read) or Slot(name)
+        with contextlib.suppress(OSError):
+            found = read_slot(self._state.slot(name))
+            if found is not None:
+                return self._ended_or_alive(found.directory, found.model, read) or Slot(name)
+        return Slot(name)
 
     def _finish(self, machinetype: str, read: Mapping[Path, tuple[object, Slot]]) -> Slot | None:
-        words = _words(self._state.finish(machinetype))
-        directory = parse_directory_name("_".join(words)) if len(words) == 3 else None
-        return self._ended_or_alive(directory, None, read) if directory else None
+        with contextlib.suppress(OSError):
+            directory = read_finish(self._state.finish(machinetype))
+            return None if directory is None else self._ended_or_alive(directory, None, read)
+        return None
 
     def _ended_or_alive(
         self, name: DirectoryName, model: str | None, read: Mapping[Path, tuple[object, Slot]]
@@ -330,13 +323,6 @@ class SnapshotBuilder:
 
 def _whole(value: float | None) -> int | None:
     return None if value is None else int(value)
-
-
-def _words(path: Path) -> list[str]:
-    try:
-        return path.read_text(encoding="utf-8", errors="replace").split()
-    except OSError:
-        return []
 
 
 def _stamp(path: Path) -> tuple[int, int, int] | None:

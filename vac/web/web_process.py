@@ -8,9 +8,10 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vac.config.load import ConfigurationError, Loader
+from vac.config.load import ConfigurationError, load
 from vac.config.settings import Settings
 from vac.host import facts
 from vac.host.privileges import become, unprivileged_user
@@ -46,15 +47,14 @@ class Service:
 def run(
     service_for: Callable[[Settings], Service | None], options: RoleOptions, keep: tuple[int, ...] = ()
 ) -> int:
-    """Serve until told to end, or until the configuration names another factory. Return the exit status.
+    """Serve until told to end. Return the exit status.
 
     service_for: returns the service that [settings] ask for, None (here an error) for none. keep: capabilities, as
     for privileges.become.
     """
     from vac.web.http_server import Guests, Server, adjustments, allow_connections, application, network_of
 
-    loader = Loader(options.configs or None, facts.read)
-    settings = _settings(loader)
+    settings = _settings(options)
     if settings is None:
         log.error("no usable configuration: state_dir is unknown")
         return 1
@@ -84,8 +84,8 @@ def run(
     else:
         server = Server(application(respond, Guests(state, settings.factory_name)), bound, adjusted)
     options.listen(server.stop, lambda: None)
-    arguments = (state, service.role, loader, settings, server.stop)
-    threading.Thread(target=_keep_alive, args=arguments, name="keeper", daemon=True).start()
+    heartbeat = state.heartbeat(service.role)
+    threading.Thread(target=_keep_alive, args=(heartbeat,), name="keeper", daemon=True).start()
     log.info("serving at %s", service.name or service.address)
     options.ready()
     server.serve()
@@ -99,20 +99,12 @@ def is_person(address: str) -> bool:
     return not is_slot(network_of(address))
 
 
-def _settings(loader: Loader) -> Settings | None:
+def _settings(options: RoleOptions) -> Settings | None:
     """Return [settings], of a broken configuration as far as they can be understood."""
     try:
-        return loader.load(time.time()).settings
+        return load(options.configs or None, facts.read()).settings
     except ConfigurationError as error:
         return error.settings
-
-
-def _moved(loader: Loader, settings: Settings) -> bool:
-    try:
-        now = loader.load(time.time()).settings
-    except ConfigurationError:
-        return False
-    return (now.state_dir, now.factory_name) != (settings.state_dir, settings.factory_name)
 
 
 def _prepare_state(state: StateDir, role: str) -> None:
@@ -125,17 +117,10 @@ def _prepare_state(state: StateDir, role: str) -> None:
         os.chown(state.heartbeat(role), user.pw_uid, user.pw_gid, follow_symlinks=False)
 
 
-def _keep_alive(
-    state: StateDir, role: str, loader: Loader, settings: Settings, stop: Callable[[], None]
-) -> None:
-    """Touch the heartbeat; end the process for a restart when it serves the wrong factory."""
+def _keep_alive(heartbeat: Path) -> None:
     while True:
         try:
-            os.utime(state.heartbeat(role))
+            os.utime(heartbeat)
         except OSError as error:
             log.debug("%s", error)
-        if _moved(loader, settings):
-            log.warning("state_dir or factory_name has changed: restarting with it")
-            stop()
-            return
         time.sleep(HEARTBEAT_SECONDS)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import pytest
 
-from tests.fake_driver import FakeMachine, Script
+from tests.fake_driver import FakeDriver, FakeMachine, Script
 from tests.simulated import START, World, one_type
 from tests.unit.factory.conftest import MakeWorld
 from vac.drivers.base import EngineState, MachineSpec, Observed
@@ -245,3 +246,29 @@ def test_containers_get_no_key_and_no_address(make_world: MakeWorld, tmp_path: P
     assert not [
         name for spec in world.made for name in ("ip", "root_public_key") if (spec.directory / name).exists()
     ]
+
+
+def test_nothing_new_is_fetched_while_no_machine_can_be_made(
+    make_world: MakeWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str | None] = []
+    monkeypatch.setattr(
+        FakeDriver, "prepare", lambda driver, kind, settings, files: asked.append(kind.root_image)
+    )
+    world = make_world(one_type(root_image="https://example.org/first.img"))
+    world.fill()
+    assert len(world.running()) == 2
+    world.types = (
+        *world.types,
+        *(one_type(f"p-{n}", pipe="p", root_image=f"https://p/{n}.img") for n in range(36)),
+    )
+    world.run(300)
+    assert {*asked} == {"https://example.org/first.img"}, "that of a type that has been made stays fresh"
+    world.settings = dataclasses.replace(world.settings, draining=True)
+    world.run(300)
+    assert len({*asked}) == 1
+    world.settings = dataclasses.replace(
+        world.settings, draining=False, total_processors=3, host_processors=3
+    )
+    world.run(120)
+    assert len({*asked}) == 37

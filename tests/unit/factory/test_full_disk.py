@@ -10,6 +10,7 @@ import pytest
 
 from tests.fake_driver import Script
 from tests.simulated import World, one_type
+from vac.factory.state import Stop
 from vac.machines import files
 
 
@@ -68,7 +69,28 @@ def test_without_any_room_an_end_waits_and_is_written_once(world: World, disk: D
     disk.full = False
     world.run(120)
     assert [record["CpuDuration"] for record in world.records()] == ["300", "300"]
+    assert [record["WallDuration"] for record in world.records()] == ["300", "300"]
     assert world.engine().machines == {}
+
+
+@pytest.mark.parametrize(("stops", "vanishes"), [(True, False), (False, False), (False, True)])
+def test_an_end_that_waits_for_the_disk_stays_where_it_was(
+    world: World, disk: Disk, stops: bool, vanishes: bool
+) -> None:
+    world.scripts = lambda spec: Script(300.0, "200 Success", vanishes=vanishes, processors_used=0.0)
+    world.fill()
+    disk.full, disk.reserve_suffices = True, False
+    world.types = (one_type(target_share=0.0),)
+    world.run(320)
+    if stops:
+        disk.full = False
+        world.inbox.put(Stop())
+        world.factory.run(lambda: None, lambda: None)
+        world.start()
+    world.run(30)
+    disk.full = False
+    world.run(60)
+    assert [record["WallDuration"] for record in world.records()] == ["300", "300"]
 
 
 def test_a_factory_starts_on_a_full_disk_and_watches(world: World, disk: Disk) -> None:

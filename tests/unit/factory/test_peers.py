@@ -70,11 +70,11 @@ def test_peers_that_were_silent_are_not_waited_for_the_next_time() -> None:
 def test_the_space_is_added_up_once_per_poll() -> None:
     asked = Asked()
     asked.poll()
-    first = asked.space.view(SETTINGS, {}, asked.clock.now)
-    assert asked.space.view(SETTINGS, {"t": TypeReport(1, 1, 10.0)}, asked.clock.now + 1) is first
+    first = asked.space.view(SETTINGS, dict, asked.clock.now)
+    assert asked.space.view(SETTINGS, lambda: {"t": TypeReport(1, 1, 10.0)}, asked.clock.now + 1) is first
     asked.clock.now += FRESH_SECONDS
     asked.poll()
-    assert asked.space.view(SETTINGS, {}, asked.clock.now) is not first
+    assert asked.space.view(SETTINGS, dict, asked.clock.now) is not first
 
 
 def test_a_silent_peers_last_answer_counts_for_five_minutes() -> None:
@@ -83,9 +83,9 @@ def test_a_silent_peers_last_answer_counts_for_five_minutes() -> None:
     asked.answering = ()
     asked.clock.now += SILENT_SECONDS - 1
     asked.poll()
-    assert asked.space.view(SETTINGS, {}, asked.clock.now).types["t"].running_machines == 4
+    assert asked.space.view(SETTINGS, dict, asked.clock.now).types["t"].running_machines == 4
     asked.clock.now += 1
-    view = asked.space.view(SETTINGS, {}, asked.clock.now)
+    view = asked.space.view(SETTINGS, dict, asked.clock.now)
     assert (view.types, view.silent) == ({}, PEERS)
 
 
@@ -96,7 +96,7 @@ def test_what_a_peer_says_in_part_stands_only_for_one_whose_last_full_answer_is_
 
     def machines_known(time: float) -> dict[str, int]:
         asked.space.answered(Answers(time, {PEERS[0]: SAID}, partial={PEERS[1]: part}))
-        types = asked.space.view(SETTINGS, {}, time).types
+        types = asked.space.view(SETTINGS, dict, time).types
         return {name: totals.running_machines for name, totals in types.items()}
 
     assert machines_known(START + 100) == {"t": 4}

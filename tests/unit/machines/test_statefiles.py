@@ -11,7 +11,7 @@ import pytest
 
 from tests.unit.state_dirs import new_state
 from vac.machines import status as statefiles
-from vac.machines.status import ErrorKind
+from vac.machines.status import ErrorKind, Status
 
 
 def test_their_content_is_the_classics_and_everybody_can_read_them(tmp_path: Path) -> None:
@@ -20,18 +20,16 @@ def test_their_content_is_the_classics_and_everybody_can_read_them(tmp_path: Pat
     try:
         statefiles.write_counts(state, 5, 8, 5, 8, 62.5)
         statefiles.write_version(state, "4.0.0")
-        statefiles.write_pid(state, "responder", 77)
         statefiles.touch_heartbeat(state, "factory", 1000.0)
         statefiles.touch_heartbeat(state, "factory", 2000.0)
         statefiles.set_error(state, ErrorKind.CREATION, "first\nsecond")
-        statefiles.write_status(state, {"guard": None})
+        statefiles.write(state, Status(guard="full"))
     finally:
         os.umask(umask)
     assert state.counts.read_text() == "5 8 5 8 62.50\n"
     assert state.version.read_text() == "VERSION=4.0.0\n"
-    assert state.pid("responder").read_text() == "77\n"
     assert state.heartbeat("factory").stat().st_mtime == 2000.0
-    assert json.loads(state.status.read_text()) == {"guard": None}
+    assert json.loads(state.status.read_text())["guard"] == "full"
     for path in (state.counts, state.version, state.heartbeat("factory"), state.factory_error, state.status):
         assert stat.S_IMODE(path.stat().st_mode) == 0o644
 

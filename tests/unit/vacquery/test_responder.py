@@ -47,7 +47,6 @@ from vac.vacquery.responder import (
     Refresher,
     Responder,
     SeenSignatures,
-    configured_status,
     counters_file,
     listen,
     prepare_state,
@@ -398,7 +397,7 @@ def test_without_a_status_the_configuration_answers(tmp_path: Path) -> None:
         factory_name=FACTORY, vac_space=SPACE, factories=(FACTORY, "198.51.100.9"), host_processors=8
     )
     types = {one.name: Machinetype(one.name, fizzle_seconds=600) for one in factory_status().machinetypes}
-    configured = configured_status(Configuration(settings, types, {}, {}, (), ""))
+    configured = statuses.configured(Configuration(settings, types, {}, {}, (), ""))
     responder = Responder()
     refresher = Refresher(responder, state, Resolver(), configured=configured)
     refresher.refresh(NOW)
@@ -424,39 +423,7 @@ def test_answers_stay_as_they_were_while_the_status_is_missing(tmp_path: Path) -
     assert len(responder.handle(datagrams(Kind.MACHINES, "query")[0], HOME, NOW)) == 8
 
 
-@pytest.mark.parametrize(
-    ("lives", "outdated"),
-    [
-        ([("port 995", ["port 995"])], [False]),
-        ([("port 995", ["port 995", "port 996"]), ("port 996", ["port 996"])], [True, False]),
-        ([("port 995", ["port 994"])], [True]),
-        ([("port 995", [""])], [False]),
-        ([("port 996", ["port 995"]), ("port 996", ["port 995"])], [True, False]),
-        ([("port 996", ["port 995"]), ("port 996", ["port 995", "port 996", "port 995"])], [True, True]),
-        ([("port 996", ["port 995"]), ("port 996", ["port 994"])], [True, True]),
-    ],
-)
-def test_it_restarts_once_for_the_factorys_port_or_key(
-    lives: list[tuple[str, list[str]]], outdated: list[bool], tmp_path: Path
-) -> None:
-    state = make_state(tmp_path)
-    prepare_state(state, None)
-    found = []
-    now = NOW
-    statuses.write(state, dataclasses.replace(factory_status(), time=NOW - 1, vacquery="port of before"))
-    for works_by, wanted in lives:
-        refresher = Refresher(Responder(), state, NoNames(), works_by=works_by)
-        refresher.refresh(now)
-        for vacquery in wanted:
-            now += 1
-            statuses.write(state, dataclasses.replace(factory_status(), time=now, vacquery=vacquery))
-            refresher.refresh(now)
-        found.append(refresher.outdated)
-        now += 1
-    assert found == outdated
-
-
-def test_port_and_key_file_tell_when_a_responder_is_outdated(tmp_path: Path) -> None:
+def test_port_and_key_file_have_an_identity_without_secrets(tmp_path: Path) -> None:
     key = tmp_path / "key"
     seen = [identity(995, None), identity(996, None), identity(995, key)]
     for content in ("first secret", "second secret"):
@@ -561,10 +528,7 @@ def test_it_answers_after_any_amount_of_garbage(state: StateDir) -> None:
     assert sum(count for reason, count in responder.counts.items() if reason.startswith("dropped")) == 6
 
 
-@pytest.mark.parametrize("outdated", [False, True])
-def test_the_process_is_ready_and_ends_when_told_or_outdated(
-    outdated: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_process_is_ready_and_ends_when_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     state = make_state(tmp_path)
     monkeypatch.setattr(module, "unprivileged_user", lambda: None)
     sockets = listen(0, loopback_only=True)
@@ -572,19 +536,13 @@ def test_the_process_is_ready_and_ends_when_told_or_outdated(
     ready = threading.Event()
     codes: list[int] = []
     thread = threading.Thread(
-        target=lambda: codes.append(
-            module.run(state, sockets, stopped, works_by="port 995", names=NoNames(), ready=ready.set)
-        )
+        target=lambda: codes.append(module.run(state, sockets, stopped, names=NoNames(), ready=ready.set))
     )
     thread.start()
     assert ready.wait(60)
     assert len(ask(sockets[0].getsockname()[1], datagrams(Kind.MACHINES, "query")[0], 8)) == 8
-    if outdated:
-        statuses.write(state, dataclasses.replace(factory_status(), time=time.time(), vacquery="port 996"))
-    else:
-        stop.close()
-    thread.join(60)
     stop.close()
+    thread.join(60)
     assert codes == [0]
     assert state.pid("responder").exists()
     for each in sockets:
