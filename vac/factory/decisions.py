@@ -31,11 +31,11 @@ AT_ONCE = 32
 MOST_HANGING = 256
 """No more repositories are looked at while so many children hang: each keeps a thread and open files."""
 _ORDINARY = ("full",)
-"""Guards that are no news."""
+"""Guards that aren't logged."""
 
 
 class Repositories:
-    """Checks all that are needed; a machinetype whose repository doesn't answer has to wait."""
+    """The repositories that are needed. A machinetype whose repository doesn't answer has to wait."""
 
     def __init__(self, state: FactoryState) -> None:
         self._state = state
@@ -80,7 +80,7 @@ class Repositories:
 
 
 class Decisions:
-    """Asks the scheduler whenever something has changed, or time alone may have changed the answer."""
+    """The last decision. A new one is made when something, or time alone, may have changed the answer."""
 
     def __init__(
         self,
@@ -252,7 +252,7 @@ class Decisions:
             self.state.changes.say(("note", note), note)
 
     def _tell_holds(self, decision: Decision) -> None:
-        """Say which types are held back from now on, and which no longer; how long still is no news."""
+        """Log which types are held back from now on, and which no longer; a changed deadline isn't logged."""
         before, holds = _holds(self.decision), _holds(decision)
         for name, where in holds.items():
             if before.get(name) != where:
@@ -268,7 +268,7 @@ class Decisions:
 
 
 def _holds(decision: Decision) -> dict[str, str]:
-    """By machinetype that is held back, whose aborts did that."""
+    """Return, by machinetype that is held back, whose aborts did that."""
     return {
         **dict.fromkeys(decision.held_in_space, "in the space"),
         **dict.fromkeys(decision.held_here, "here"),

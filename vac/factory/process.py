@@ -48,7 +48,7 @@ from vac.vacquery.vacmon import VacMon
 log = logging.getLogger(__name__)
 
 EXIT_STUCK = 70
-"""An engine's thread hangs for good: the supervisor starts the process anew."""
+"""An engine's thread hangs: the supervisor restarts the process."""
 RETRY_SECONDS = 10.0
 """Until the configuration is read again if it doesn't even tell where the state directory is."""
 
@@ -129,8 +129,7 @@ def _take(
 def _first_configuration(
     loader: Loader, inbox: queue.Queue[Message]
 ) -> tuple[Configuration | None, ConfigurationError | None]:
-    """The configuration to begin with; of a broken one, what suffices to watch the machines that
-    there are, and to fetch pipes."""
+    """Return the configuration to begin with; of a broken one, enough to watch the present machines and fetch pipes."""
     try:
         return loader.load(time.time()), None
     except ConfigurationError as error:
@@ -140,7 +139,7 @@ def _first_configuration(
 
 
 def stand_in(error: ConfigurationError) -> Configuration | None:
-    """In place of a broken configuration: no machinetypes; None if not even [settings] could be looked at."""
+    """Return a configuration without machinetypes in place of a broken one; None if [settings] can't be used either."""
     return None if error.settings is None else Configuration(error.settings, {}, {}, {}, (), "")
 
 

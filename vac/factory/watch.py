@@ -40,7 +40,7 @@ log = logging.getLogger(__name__)
 
 
 class Watcher:
-    """Draws conclusions from listings. Machines that are this factory's by name but in no slot are *foreign*."""
+    """Conclusions from listings. Machines that are this factory's by name but in no slot are *foreign*."""
 
     def __init__(self, state: FactoryState, effects: Effects) -> None:
         self.state = state
@@ -102,7 +102,7 @@ class Watcher:
             )
 
     def released(self, engine: str, uuid: str) -> None:
-        """Note that the engine has let go of this machine, wherever it was."""
+        """Note that the engine has released this machine, wherever it was."""
         if self._foreign.get(engine, {}).pop(uuid, None) is not None:
             self.state.changes.clear(f"foreign {uuid}")
             self._note_foreign()
@@ -144,7 +144,7 @@ class Watcher:
 
 
 class Rules:
-    """Ends machines that are late, stuck, idle or too large."""
+    """Rules that end machines which are late, stuck, idle or too large."""
 
     def __init__(self, state: FactoryState, effects: Effects) -> None:
         self.state = state

@@ -63,7 +63,7 @@ class DirectoryName(NamedTuple):
 
 
 def parse_directory_name(text: str) -> DirectoryName | None:
-    """CREATED_MACHINETYPE_HOST taken apart, or None if text isn't such a name."""
+    """Split CREATED_MACHINETYPE_HOST; return None if text isn't such a name."""
     parts = text.split("_", 2)
     if len(parts) != 3 or not parts[0].isascii() or not parts[0].isdigit() or not parts[1] or not parts[2]:
         return None
@@ -185,7 +185,7 @@ class StateDir:
             place.rmdir()
 
     def keep_reserve(self) -> bool:
-        """See to it that the reserve file is there; False if the file system won't give that space."""
+        """Make the reserve file if it is missing; return False if the file system doesn't have that space."""
         if self.reserve.exists():
             return True
         try:
@@ -201,7 +201,7 @@ class StateDir:
         return True
 
     def release_reserve(self) -> bool:
-        """Give the reserved space up, so that accounting can be written; False if there was none left."""
+        """Release the reserved space for accounting; return False if there was none left."""
         if not self.reserve.exists():
             return False
         files.remove(self.reserve)
