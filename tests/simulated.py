@@ -287,7 +287,7 @@ class World:
         self.start()
         self.run(120.0)
 
-    def measured(self, machine: Machine, used_bytes: int, seconds: float = 0.1) -> None:
+    def measured(self, machine: Machine, used_bytes: int | None, seconds: float = 0.1) -> None:
         """A measurement of a machine's disk use comes."""
         outcome = Outcome(machine.uuid, DiskUse(used_bytes, seconds))
         self.inbox.put(lambda: self.factory.rules.measured(outcome))

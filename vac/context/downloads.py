@@ -11,14 +11,16 @@ import email.utils
 import enum
 import hashlib
 import logging
+import math
 import os
 import re
+import shutil
 import socket
 import tempfile
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from ipaddress import ip_address
 from pathlib import Path
@@ -48,6 +50,11 @@ _TOO_MANY_STATUS = 429
 _NOT_MODIFIED_STATUS = 304
 _PROXY_PORT = 1080
 """Default of libcurl."""
+LEFT_FREE_BYTES = 2 * 1000**3
+"""Pipes' images leave so much of the file system; below half of it nothing is created."""
+ROOM_LOOK_BYTES = 16 * 1024**2
+"""The room is looked at again after so much of an image has come."""
+_GB = 1000**3
 _LONGEST_NAME = 255
 _DAY_SECONDS = 86400
 _HTML = re.compile(rb"(\xef\xbb\xbf)?\s*(<\?xml[^>]*>\s*)?<(!doctype\s+html|html)\b", re.IGNORECASE)
@@ -107,6 +114,8 @@ class Answer:
     begin: Callable[[Answer], object] = lambda answer: None
     status: int = 0
     last_modified: str = ""
+    length: int = 0
+    """Content-Length; 0: the server doesn't tell."""
     begun: bool = field(default=False, init=False)
     refusal: OSError | None = field(default=None, init=False)
     _size: int = field(default=0, init=False)
@@ -116,11 +125,13 @@ class Answer:
         text = line.decode("latin-1").strip()
         self.begun = True
         if text.startswith("HTTP/"):
-            self.last_modified = ""
+            self.last_modified, self.length = "", 0
             return
         name, _, value = text.partition(":")
         if name.lower() == "last-modified":
             self.last_modified = value.strip()
+        elif name.lower() == "content-length" and value.strip().isdecimal():
+            self.length = int(value)
 
     def body(self, piece: bytes, largest_bytes: int) -> int:
         """Take the next piece of the body. Return the number of bytes taken, 0 to end the transfer."""
@@ -324,7 +335,11 @@ def _explained(api: Any, curl: pycurl.Curl, code: int, limits: Limits) -> Downlo
 class ImageCache:
     """Copies of images by URL. All methods may be called from any thread.
 
-    Unfinished downloads are in another directory of the same file system. ca_file: see get(). local: by URL.
+    Unfinished downloads are in another directory of the same file system. ca_file: see get().
+
+    named: returns URLs with the pipe that names them, "" for the site itself; without it all are the site's. Images
+    that pipes name may not come from local addresses, and together, with copies that nobody names, take most_bytes()
+    at most; those of one pipe half of that.
     """
 
     def __init__(
@@ -333,13 +348,17 @@ class ImageCache:
         unfinished: Path,
         limits: Limits | None = None,
         ca_file: Path | None = None,
-        local: Callable[[str], Local] = lambda url: Local.ALLOWED,
+        named: Callable[[], Mapping[str, str]] | None = None,
+        most_bytes: Callable[[], float] = lambda: math.inf,
     ) -> None:
         self._directory = directory
         self._unfinished = unfinished
         self._limits = limits or Limits()
         self._ca_file = ca_file
-        self._local = local
+        self._named = named
+        self._most_bytes = most_bytes
+        self._downloading: dict[Path, str] = {}
+        """Pipe by unfinished file."""
         self._lock = threading.Lock()
         self._locks: defaultdict[str, threading.Lock] = defaultdict(threading.Lock)
         self._changes = OnChange(log)
@@ -393,9 +412,22 @@ class ImageCache:
         """Download the image unless the copy has the server's date. Return its Last-Modified, Unix seconds."""
         known_time = path.stat().st_mtime if path.exists() else None
         descriptor, temporary = tempfile.mkstemp(dir=self._unfinished, prefix="image-")
+        pipe = "" if self._named is None else self._named().get(url, url)
+        if pipe:
+            self._downloading[Path(temporary)] = pipe
         try:
             with os.fdopen(descriptor, "wb") as file:
-                answer = Answer(file.write, _required_date)
+
+                def begin(answer: Answer) -> None:
+                    _required_date(answer)
+                    self._make_room(pipe, answer.length)
+
+                def write(piece: bytes) -> int:
+                    if file.tell() % ROOM_LOOK_BYTES + len(piece) >= ROOM_LOOK_BYTES:
+                        self._make_room(pipe)
+                    return file.write(piece)
+
+                answer = Answer(write, begin)
                 self._get(url, answer, known_time=known_time)
                 if answer.status == _NOT_MODIFIED_STATUS and known_time is not None:
                     if self._server_date(url, answer) in (None, known_time):
@@ -408,8 +440,42 @@ class ImageCache:
                 os.fsync(descriptor)
             Path(temporary).replace(path)
         finally:
+            self._downloading.pop(Path(temporary), None)
             Path(temporary).unlink(missing_ok=True)
         return modified_time
+
+    def _make_room(self, pipe: str, more_bytes: int = 0) -> None:
+        """Remove copies that nobody names, as far as room is needed; raise DownloadFailed if this pipe has none.
+
+        more_bytes: still to come. The site's own images, of pipe "", take what they need.
+        """
+        if not pipe or self._named is None:
+            return
+        with self._lock:
+            owners = {self.path(url): owner for url, owner in self._named().items()} | self._downloading
+            copies = {
+                path: path.stat()
+                for path in [*self._directory.iterdir(), *self._downloading]
+                if path.exists()
+            }
+            total = more_bytes + sum(copy.st_size for path, copy in copies.items() if owners.get(path) != "")
+            own = more_bytes + sum(copy.st_size for path, copy in copies.items() if owners.get(path) == pipe)
+            free = shutil.disk_usage(self._directory).free - more_bytes
+            most = self._most_bytes()
+            for path in sorted(copies.keys() - owners.keys(), key=lambda path: copies[path].st_atime):
+                if total <= most and free >= LEFT_FREE_BYTES:
+                    break
+                path.unlink(missing_ok=True)
+                log.info("image %s: removed from the cache, as room is needed and nobody names it", path.name)
+                total -= copies[path].st_size
+                free += copies[path].st_size
+        for used, limit, whose in ((own, most / 2, f"pipe {pipe}"), (total, most, "all pipes")):
+            if used > limit:
+                text = f"images of {whose} would take more than {limit / _GB:.1f} GB; see pipe_images_gb"
+                raise DownloadFailed(text, passing=True)
+        if free < LEFT_FREE_BYTES:
+            text = f"only {LEFT_FREE_BYTES / _GB:.0f} GB or less would be left free in {self._directory}"
+            raise DownloadFailed(text, passing=True)
 
     def _server_date(self, url: str, unchanged: Answer) -> float | None:
         """Return the date of a 304 answer, by HEAD if it has none: an image may have been replaced by an older one."""
@@ -419,7 +485,9 @@ class ImageCache:
         return unchanged.date()
 
     def _get(self, url: str, answer: Answer, **options: Any) -> None:
-        get(url, answer, self._limits, ca_file=self._ca_file, local=self._local(url), **options)
+        own = self._named is None or self._named().get(url) == ""
+        local = Local.ALLOWED if own else Local.REFUSED
+        get(url, answer, self._limits, ca_file=self._ca_file, local=local, **options)
 
 
 def _required_date(answer: Answer) -> float:

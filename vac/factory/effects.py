@@ -64,7 +64,7 @@ def checkpoint(slot: Slot, effect: Effect) -> None:
 
 
 class Effects:
-    """Applies stimuli to slots and carries the effects out."""
+    """Application of stimuli to slots, and what the effects do."""
 
     def __init__(self, state: FactoryState, vacmon: VacMon) -> None:
         self.state = state

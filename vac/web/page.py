@@ -42,7 +42,7 @@ _HARDENED = (
 
 
 class Site:
-    """Answers requests, from any thread."""
+    """The page and the metrics, for requests from any thread."""
 
     def __init__(self, state: StateDir, clock: Callable[[], float] = time.time) -> None:
         self._state = state

@@ -17,11 +17,12 @@ from typing import Any, Protocol, cast
 
 import vac
 from vac.config.machinetype import reserved_paths
-from vac.config.settings import Settings, slot_uid
+from vac.config.settings import Settings, slot_number, slot_uid
 from vac.drivers.base import CreationFailed, MachineSpec
 from vac.drivers.images import ImageVersion
 from vac.host.cgroups import Limits
 from vac.host.filesystems import FileStamp
+from vac.host.privileges import subordinate_ids
 from vac.host.syscall_filter import compiled
 
 MODELS = {"bubblewrap": "vac.drivers.processes.bubblewrap", "singularity": "vac.drivers.processes.apptainer"}
@@ -88,11 +89,17 @@ def account(settings: Settings) -> pwd.struct_passwd:
 
 
 def identity(spec: MachineSpec) -> tuple[int, int]:
-    """Return uid and gid of the machine: its slot's own, else those of account(). Raises CreationFailed."""
+    """Return uid and gid of the machine: its slot's own, else those of account(). Raises CreationFailed.
+
+    Slots' own are those of slot_uids, else, where no account is needed for them, those of subordinate_ids().
+    """
     try:
         uid = slot_uid(spec.settings, spec.name)
     except ValueError as error:
         raise CreationFailed(str(error)) from None
+    if uid is None and not model_of(spec.machinetype.machine_model).NEEDS_ACCOUNT:
+        number = slot_number(spec.settings.factory_name, spec.name)
+        uid = next(iter(subordinate_ids()[number or 0 :]), None)
     if uid is not None:
         return uid, uid
     user = account(spec.settings)
@@ -111,7 +118,7 @@ def make_plan(spec: MachineSpec) -> tuple[Model, dict[str, Any]]:
         raise CreationFailed(f"tmp_binds: {path} can't be a fresh directory")
     uid, gid = identity(spec)
     model = model_of(kind)
-    if model.NEEDS_ACCOUNT and not _has_account(uid):
+    if model.NEEDS_ACCOUNT and named_user(uid) == str(uid):
         what = f"{model.PROGRAMS[0]} needs an account with uid {uid}, a uid of slot_uids; sysusers.d can declare it"
         raise CreationFailed(what)
     program = find_program(kind, spec.settings)
@@ -132,12 +139,12 @@ def make_plan(spec: MachineSpec) -> tuple[Model, dict[str, Any]]:
     return model, plan
 
 
-def _has_account(uid: int) -> bool:
+def named_user(uid: int) -> str:
+    """Return the account's name with the number in brackets; the number alone if it has no account."""
     try:
-        pwd.getpwuid(uid)
+        return f"{pwd.getpwuid(uid).pw_name} ({uid})"
     except KeyError:
-        return False
-    return True
+        return str(uid)
 
 
 def find_program(machine_model: str, settings: Settings) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import logging
 import os
 import sys
 import threading
@@ -41,12 +42,12 @@ from vac.drivers.processes.launch_plan import (
     STATUS_FILE,
     LaunchStatus,
     Model,
-    account,
     identity,
     image_in,
     limits_of,
     make_plan,
     model_of,
+    named_user,
     prepare_directory,
     read_status,
     told_in,
@@ -55,7 +56,11 @@ from vac.drivers.volumes import Volumes
 from vac.host.cgroup_watch import EndWatcher
 from vac.host.cgroups import CgroupError, Groups, open_groups
 from vac.host.connections import Contact, Sampling, contacts_by_group, host_addresses
+from vac.host.privileges import limit_user_namespaces
+from vac.logs import OnChange
 from vac.text import without_url_secrets
+
+_log = logging.getLogger(__name__)
 
 KILL_SECONDS = 60.0
 """Longest that processes may take to end after SIGKILL."""
@@ -90,6 +95,7 @@ class ProcessDriver(Driver):
         self._facts = ImageFacts()
         self._volumes = Volumes()
         self._sampling = Sampling()
+        self._changes = OnChange(_log)
         self._lock = threading.Lock()
         self._starting: set[str] = set()
         self._runs: set[str] = set()
@@ -132,6 +138,7 @@ class ProcessDriver(Driver):
             plan["entrances"] = [str(entrance) for entrance in self._groups.entrances(group)]
             prepare_directory(spec, model, plan["uid"], plan["gid"])
             told = self._start(spec, model, plan, group)
+            self._limit(spec, group)
             with self._lock:
                 self._runs.add(group)
             self._watcher.add(group)
@@ -231,6 +238,15 @@ class ProcessDriver(Driver):
         except OSError as error:
             raise CreationFailed(f"{path}: {error.strerror}") from error
         return dataclasses.replace(spec, machinetype=dataclasses.replace(kind, root_image=str(path)))
+
+    def _limit(self, spec: MachineSpec, group: str) -> None:
+        """Limit what the kernel otherwise counts by uid. A filter of system calls forbids it to others."""
+        if spec.machinetype.container_nested or not model_of(spec.machinetype.machine_model).FILTERED:
+            problem = limit_user_namespaces(self._groups.processes(group))
+            if problem is not None:
+                self._changes.say(
+                    "limit", f"user name spaces in machines can't be limited: {problem}", logging.WARNING
+                )
 
     def _machines(self) -> Sequence[str]:
         with self._lock:
@@ -433,9 +449,8 @@ def _command_line(process: int) -> bytes:
 
 def _facts(spec: MachineSpec, image_path: str) -> dict[str, str]:
     """Return the facts about a machine that are known as soon as it has been made. All share the host's network."""
-    uid = identity(spec)[0]
     facts = {
-        "user": str(uid) if spec.settings.slot_uids else f"{account(spec.settings).pw_name} ({uid})",
+        "user": named_user(identity(spec)[0]),
         "image": without_url_secrets(spec.machinetype.root_image or ""),
         "image_path": image_path,
         "network": "host",
