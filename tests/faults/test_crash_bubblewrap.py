@@ -9,6 +9,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from tests.conftest import unmount_below
 from tests.engines.factory_fixture import AT_ONCE, FactorySite, Kind, Option, factory_site
 from tests.faults.dying import STEP
 from vac.accounting.records import message_fields
@@ -183,14 +184,18 @@ def look_around(site: FactorySite) -> None:
 def test_an_empty_state_dir_ends_no_real_machine_and_makes_none(site: FactorySite) -> None:
     site.start()
     uuid = wait_for_one(site)
-    mounted = site.state.root.rename(site.home / "mounted")
-    shutil.copytree(mounted / "machinetypes", site.state.root / "machinetypes")
-    restart_with(site)
+    assert site.stop() == 0
+    unmount_below(site.home)
+    full = site.state.root.rename(site.home / "full")
+    shutil.copytree(full / "machinetypes", site.state.root / "machinetypes")
+    site.start()
     site.wait_for(lambda: "knew of none" in site.vac("why").stdout, "it says so")
     assert in_engine(site) == {uuid: EngineState.RUNNING}
+    assert not site.lives()
     assert site.stop() == 0
+    unmount_below(site.home)
     shutil.rmtree(site.state.root)
-    mounted.rename(site.state.root)
+    full.rename(site.state.root)
     site.start()
     assert wait_for_one(site) == uuid
     finish_and_check(site, uuid)
