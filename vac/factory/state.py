@@ -15,8 +15,7 @@ from vac.config.load import Configuration, ConfigurationError
 from vac.config.settings import Settings
 from vac.drivers import engine as engines
 from vac.drivers.base import EngineState, Usage
-from vac.drivers.engine import InlineEngine
-from vac.drivers.registry import engine_name
+from vac.drivers.engine import InlineEngine, engine_name
 from vac.lifecycle.phases import (
     Empty,
     Ended,
@@ -208,6 +207,8 @@ class FactoryState:
     problems: tuple[str, ...] = ()
     """Mistakes in it, also those that stop only a machinetype or pipe."""
     counters: Counters = field(default_factory=Counters)
+    joules: float | None = None
+    """Energy that this host has used since this process began, if the kernel tells."""
     pipes: dict[str, str | None] = field(default_factory=dict)
     """By pipe, its problem; None: there is none."""
     drain: requests.Drain | None = None
@@ -250,9 +251,9 @@ class FactoryState:
         if name not in self.engines:
             engine = self.engines[name] = self.open_engine(machine_model, self.settings)
             found = [slot.machine for slot in self.slots_of(name) if slot.machine]
-            engine.adopt({machine.uuid: machine.name for machine in found})
             left = {machine.uuid: machines.left_process(machine, self.settings) for machine in found}
-            engine.follow({uuid: process for uuid, process in left.items() if process})
+            names = {machine.uuid: machine.name for machine in found}
+            engine.adopt(names, {uuid: process for uuid, process in left.items() if process})
             engine.request_observation()
         return self.engines[name]
 
