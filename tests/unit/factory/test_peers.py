@@ -28,7 +28,7 @@ PEERS = ("f2.example.com", "f3.example.com")
 SETTINGS = Settings(
     factory_name=FACTORY, factories=(FACTORY, *PEERS), total_processors=8, hs06_per_processor=10.0
 )
-CONFIGURATION = Configuration(SETTINGS, {}, {}, {}, (), "")
+CONFIGURATION = Configuration(SETTINGS, {}, {}, {}, ())
 SAID = {"t": TypeReport(running_machines=2, running_processors=2, running_hs06=20.0)}
 
 
@@ -120,7 +120,7 @@ def test_a_small_space_is_asked_again_while_the_view_still_counts() -> None:
 def test_a_large_space_is_asked_every_half_a_minute() -> None:
     asked = Asked()
     factories = (FACTORY, *(f"f{number}.example.com" for number in range(2, 1001)))
-    configuration = Configuration(dataclasses.replace(SETTINGS, factories=factories), {}, {}, {}, (), "")
+    configuration = Configuration(dataclasses.replace(SETTINGS, factories=factories), {}, {}, {}, ())
     assert not asked.space.fresh(configuration)
     asked.space.answered(asked.posted.get(timeout=60))
     asked.clock.now += FRESH_SECONDS - 0.1
