@@ -120,8 +120,9 @@ def _worth_reading(path: Path, report: Report) -> bool:
         if not path.name.startswith(".#"):  # an editor's lock
             report.warn(str(path), "", "", "is skipped, since its name begins with '.'")
         return False
-    if path.exists() and not path.is_file():
-        kind = "a directory" if path.is_dir() else "a pipe, socket or device"
+    if not path.is_file():
+        kinds = ((path.is_dir(), "a directory"), (path.exists(), "a pipe, socket or device"))
+        kind = next((kind for found, kind in kinds if found), "a link to nothing")
         report.warn(str(path), "", "", f"is skipped, since it is {kind} and not a file")
         return False
     return True

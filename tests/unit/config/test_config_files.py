@@ -76,6 +76,7 @@ def test_only_files_are_read_and_others_warned_about(tmp_path: Path) -> None:
     write(tmp_path / ".3.conf", "[settings]\n")
     (tmp_path / ".#3.conf").symlink_to("me@host.1:2")  # an editor's lock
     write(tmp_path / "4.conf", "[settings]\na = 1\n")
+    (tmp_path / "5.conf").symlink_to("nowhere")
     contents = read([tmp_path])
     assert contents.files == (str(tmp_path / "4.conf"),)
     assert contents.problems == ()
@@ -83,6 +84,7 @@ def test_only_files_are_read_and_others_warned_about(tmp_path: Path) -> None:
         (".3.conf", "is skipped, since its name begins with '.'"),
         ("1.conf", "is skipped, since it is a directory and not a file"),
         ("2.conf", "is skipped, since it is a pipe, socket or device and not a file"),
+        ("5.conf", "is skipped, since it is a link to nothing and not a file"),
     ]
 
 
