@@ -60,6 +60,11 @@ def require_tool(name: str) -> str:
     return path
 
 
+def cgroups_named(name: str) -> list[Path]:
+    """Return the directories of this name in all hierarchies; others' may vanish meanwhile."""
+    return [Path(directory) / name for directory, names, _ in os.walk("/sys/fs/cgroup") if name in names]
+
+
 def require_root() -> None:
     """Fails a test that can't work without root, instead of letting it fail in some odd place."""
     if os.geteuid() != 0:

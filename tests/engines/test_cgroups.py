@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import require_root
+from tests.conftest import cgroups_named, require_root
 from tests.engines.process_site import group_makers, wait_for
 from vac.host.cgroup_watch import EndWatcher
 from vac.host.cgroups import CgroupError, Groups, Limits
@@ -46,7 +46,7 @@ def groups(request: pytest.FixtureRequest) -> Iterator[Groups]:
         groups.kill_all(name, 60)
         groups.remove(name)
     groups.tidy()
-    assert not list(Path("/sys/fs/cgroup").glob(f"**/{factory}"))
+    assert not cgroups_named(factory)
 
 
 @contextlib.contextmanager
