@@ -20,8 +20,7 @@ from vac.config.load import Configuration, ConfigurationError, Loader
 from vac.config.machinetype import Machinetype
 from vac.config.settings import Settings
 from vac.drivers.base import Driver, MachineSpec
-from vac.drivers.engine import Action, Changed, InlineEngine
-from vac.drivers.registry import engine_name
+from vac.drivers.engine import Action, Changed, InlineEngine, engine_name
 from vac.factory import watch
 from vac.factory.loop import Factory
 from vac.factory.peers import Ask, ask_nobody

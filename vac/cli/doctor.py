@@ -24,9 +24,9 @@ from vac.config.sections import USER_DATA_OPTION
 from vac.config.settings import Settings
 from vac.config.values import split_host_port
 from vac.drivers.base import CreationFailed, EngineUnavailable
+from vac.drivers.engine import driver_for
 from vac.drivers.processes.bubblewrap import check_command
 from vac.drivers.processes.launch_plan import account
-from vac.drivers.registry import driver_for
 from vac.host.cgroups import CgroupError, open_groups
 from vac.host.filesystems import real_image
 from vac.host.privileges import PREFERRED, subordinate_ids, unprivileged_user

@@ -10,6 +10,7 @@ import contextlib
 import email.utils
 import enum
 import hashlib
+import io
 import logging
 import math
 import os
@@ -161,14 +162,12 @@ def get(
     limits: Limits,
     *,
     known_time: float | None = None,
-    ca_file: Path | None = None,
     head: bool = False,
     local: Local = Local.ALLOWED,
 ) -> None:
     """Send one GET (or HEAD). The answer's status is then 200, or 304 if unchanged since known_time.
 
-    ca_file: trusted CAs beside GRID_CERTIFICATES, None for the system's. Blocks. Raises DownloadFailed, and errors of
-    the answer's functions.
+    Blocks. Raises DownloadFailed, and errors of the answer's functions.
     """
     try:
         import pycurl
@@ -177,7 +176,7 @@ def get(
     curl = pycurl.Curl()
     opened = contextlib.ExitStack()
     try:
-        _set_up(pycurl, curl, limits, ca_file)
+        _set_up(pycurl, curl, limits)
         if local is not Local.ALLOWED:
             curl.setopt(pycurl.OPENSOCKETFUNCTION, _SocketGuard(answer, local, pycurl.SOCKET_BAD, opened))
         headers = [f"User-Agent: Vac {vac.__version__}"]
@@ -240,16 +239,11 @@ def _addresses(proxy: str) -> set[tuple[str, int]]:
     return {(str(entry[4][0]), int(entry[4][1])) for entry in found}
 
 
-def document(url: str, limits: Limits, ca_file: Path | None = None, local: Local = Local.ALLOWED) -> bytes:
+def document(url: str, limits: Limits, local: Local = Local.ALLOWED) -> bytes:
     """Return the content of a small file, fetched anew. Blocks; raises DownloadFailed."""
-    pieces: list[bytes] = []
-
-    def take(piece: bytes) -> int:
-        pieces.append(piece)
-        return len(piece)
-
-    get(url, Answer(take), limits, ca_file=ca_file, local=local)
-    return b"".join(pieces)
+    content = io.BytesIO()
+    get(url, Answer(content.write), limits, local=local)
+    return content.getvalue()
 
 
 def fetch_pipe(url: str) -> bytes:
@@ -265,7 +259,7 @@ def is_html(content: bytes) -> bool:
     return _HTML.match(content) is not None
 
 
-def _set_up(api: Any, curl: pycurl.Curl, limits: Limits, ca_file: Path | None) -> None:
+def _set_up(api: Any, curl: pycurl.Curl, limits: Limits) -> None:
     web = api.PROTO_HTTP | api.PROTO_HTTPS
     options = {
         api.NOSIGNAL: 1,
@@ -282,7 +276,7 @@ def _set_up(api: Any, curl: pycurl.Curl, limits: Limits, ca_file: Path | None) -
         api.SSL_VERIFYPEER: 1,
         api.SSL_VERIFYHOST: 2,
     }
-    trusted = ca_file or _system_certificates()
+    trusted = _system_certificates()
     if trusted is not None:
         options[api.CAINFO] = str(trusted)
     if GRID_CERTIFICATES.is_dir():
@@ -335,7 +329,7 @@ def _explained(api: Any, curl: pycurl.Curl, code: int, limits: Limits) -> Downlo
 class ImageCache:
     """Copies of images by URL. All methods may be called from any thread.
 
-    Unfinished downloads are in another directory of the same file system. ca_file: see get().
+    Unfinished downloads are in another directory of the same file system.
 
     named: returns URLs with the pipe that names them, "" for the site itself; without it all are the site's. Images
     that pipes name may not come from local addresses, and together, with copies that nobody names, take most_bytes()
@@ -347,14 +341,12 @@ class ImageCache:
         directory: Path,
         unfinished: Path,
         limits: Limits | None = None,
-        ca_file: Path | None = None,
         named: Callable[[], Mapping[str, str]] | None = None,
         most_bytes: Callable[[], float] = lambda: math.inf,
     ) -> None:
         self._directory = directory
         self._unfinished = unfinished
         self._limits = limits or Limits()
-        self._ca_file = ca_file
         self._named = named
         self._most_bytes = most_bytes
         self._downloading: dict[Path, str] = {}
@@ -487,7 +479,7 @@ class ImageCache:
     def _get(self, url: str, answer: Answer, **options: Any) -> None:
         own = self._named is None or self._named().get(url) == ""
         local = Local.ALLOWED if own else Local.REFUSED
-        get(url, answer, self._limits, ca_file=self._ca_file, local=local, **options)
+        get(url, answer, self._limits, local=local, **options)
 
 
 def _required_date(answer: Answer) -> float:

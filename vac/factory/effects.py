@@ -16,8 +16,8 @@ from vac.config.load import Configuration
 from vac.config.machinetype import VM_MODELS, Machinetype
 from vac.context.user_data import ContextRequest, Templates, UserData, make_user_data
 from vac.drivers.base import CreationFailed, MachineSpec
+from vac.drivers.engine import engine_name
 from vac.drivers.processes.launch_plan import account
-from vac.drivers.registry import engine_name
 from vac.factory.state import FactoryState, Slot
 from vac.host.privileges import unprivileged_user
 from vac.lifecycle.phases import PendingCreation, Phase, Preparing, Releasing, Starting, Stopping, Stuck

@@ -19,8 +19,7 @@ from vac.config.machinetype import Machinetype
 from vac.config.settings import Settings
 from vac.context.downloads import GRID_CERTIFICATES, ImageCache
 from vac.context.signatures import SignedImages
-from vac.drivers.engine import Engine, InlineEngine
-from vac.drivers.registry import APART, driver_for, engine_name
+from vac.drivers.engine import APART, Engine, InlineEngine, driver_for, engine_name
 from vac.factory.loop import Factory, Stuck
 from vac.factory.peers import Ask, Peers, ask_nobody
 from vac.factory.state import (

@@ -15,8 +15,7 @@ from vac.config.load import Configuration, ConfigurationError
 from vac.config.settings import Settings
 from vac.drivers import engine as engines
 from vac.drivers.base import EngineState, Usage
-from vac.drivers.engine import InlineEngine
-from vac.drivers.registry import engine_name
+from vac.drivers.engine import InlineEngine, engine_name
 from vac.lifecycle.phases import (
     Empty,
     Ended,
@@ -250,9 +249,9 @@ class FactoryState:
         if name not in self.engines:
             engine = self.engines[name] = self.open_engine(machine_model, self.settings)
             found = [slot.machine for slot in self.slots_of(name) if slot.machine]
-            engine.adopt({machine.uuid: machine.name for machine in found})
             left = {machine.uuid: machines.left_process(machine, self.settings) for machine in found}
-            engine.follow({uuid: process for uuid, process in left.items() if process})
+            names = {machine.uuid: machine.name for machine in found}
+            engine.adopt(names, {uuid: process for uuid, process in left.items() if process})
             engine.request_observation()
         return self.engines[name]
 

@@ -1,4 +1,4 @@
-"""Looks at what may hang: machines' disk use, the site's health check, CernVM-FS repositories, images' digests.
+"""Probes of what may hang: machines' disk use, the site's health check, CernVM-FS repositories, images' digests.
 
 A child process does each look, since a file system that hangs takes whoever touches it along. Looking at a repository
 also keeps it mounted where an automounter would let go of it (autofs(5)).

@@ -143,8 +143,8 @@ class Place:
         self.directory.mkdir()
         self.unfinished.mkdir()
 
-    def cache(self, ca_file: Path | None = None, **limits: int) -> ImageCache:
-        return ImageCache(self.directory, self.unfinished, Limits(**limits), ca_file)
+    def cache(self, **limits: int) -> ImageCache:
+        return ImageCache(self.directory, self.unfinished, Limits(**limits))
 
     def leftovers(self) -> list[Path]:
         return list(self.unfinished.iterdir())
@@ -407,7 +407,7 @@ def test_what_cant_be_removed_holds_up_nothing(place: Place, caplog: pytest.LogC
 
 
 @pytest.mark.allow_subprocess
-def test_a_certificate_counts_if_its_ca_is_trusted(place: Place) -> None:
+def test_a_certificate_counts_if_its_ca_is_trusted(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     openssl = shutil.which("openssl")
     assert openssl, "openssl has to be installed for this test"
     key, certificate = place.root / "key.pem", place.root / "certificate.pem"
@@ -419,30 +419,32 @@ def test_a_certificate_counts_if_its_ca_is_trusted(place: Place) -> None:
     with contextlib.closing(ImageServer(context=context)) as server:
         with pytest.raises(DownloadFailed, match="certificate isn't trusted"):
             place.cache().fetch(server.url)
-        assert place.cache(certificate).fetch(server.url).read_bytes() == CACHED
+        monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
+        assert place.cache().fetch(server.url).read_bytes() == CACHED
         with pytest.raises(DownloadFailed, match="certificate isn't trusted"):
-            place.cache(certificate).fetch(server.url.replace("127.0.0.1", "localhost"))
+            place.cache().fetch(server.url.replace("127.0.0.1", "localhost"))
 
 
 @pytest.fixture
 def web(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Web]:
     monkeypatch.setenv("no_proxy", "*")
     with Web(tmp_path) as web:
+        monkeypatch.setenv("SSL_CERT_FILE", str(web.ca_file))
         yield web
 
 
 def reason(web: Web, url: str, limits: Limits = QUICK) -> str:
     """Return the reason why there is no document."""
     with pytest.raises(DownloadFailed) as failed:
-        document(url, limits, web.ca_file)
+        document(url, limits)
     return str(failed.value)
 
 
 def test_a_document_comes_byte_for_byte_and_anew_each_time(web: Web) -> None:
     site = web.serve({"/a": Page(CONTENT)})
-    assert document(site.url("/a"), QUICK, web.ca_file) == CONTENT
+    assert document(site.url("/a"), QUICK) == CONTENT
     site.pages["/a"] = Page(b"", modified_time=1_600_000_000)
-    assert document(site.url("/a"), QUICK, web.ca_file) == b""
+    assert document(site.url("/a"), QUICK) == b""
     assert "If-Modified-Since" not in site.asked[1].headers
     assert site.asked[0].headers["User-Agent"] == f"Vac {vac.__version__}"
 
@@ -450,7 +452,7 @@ def test_a_document_comes_byte_for_byte_and_anew_each_time(web: Web) -> None:
 def test_a_redirect_to_another_server_is_followed(web: Web) -> None:
     plain = web.serve({"/b": Page(CONTENT)}, certificate=None)
     site = web.serve({"/a": Page(status=301, location=plain.url("/b"))})
-    assert document(site.url("/a"), QUICK, web.ca_file) == CONTENT
+    assert document(site.url("/a"), QUICK) == CONTENT
 
 
 @pytest.mark.parametrize(
@@ -511,6 +513,7 @@ def test_a_server_without_tls_is_told(web: Web) -> None:
 
 def test_the_environment_may_name_the_trusted_cas(web: Web, monkeypatch: pytest.MonkeyPatch) -> None:
     site = web.serve({"/a": Page(CONTENT)})
+    monkeypatch.delenv("SSL_CERT_FILE")
     with pytest.raises(DownloadFailed, match="its CA is unknown here"):
         document(site.url("/a"), QUICK)
     monkeypatch.setenv("SSL_CERT_FILE", str(web.ca_file))

@@ -83,7 +83,7 @@ def test_a_silent_peers_last_answer_counts_for_five_minutes() -> None:
     asked.answering = ()
     asked.clock.now += SILENT_SECONDS - 1
     asked.poll()
-    assert asked.space.view(SETTINGS, dict, asked.clock.now).types["t"].running_machines == 4
+    assert asked.space.view(SETTINGS, dict, asked.clock.now).types["t"].running_hs06 == 40.0
     asked.clock.now += 1
     view = asked.space.view(SETTINGS, dict, asked.clock.now)
     assert (view.types, view.silent) == ({}, PEERS)
@@ -94,14 +94,14 @@ def test_a_partial_answer_counts_once_the_full_one_is_too_old() -> None:
     asked.poll()
     part = {"u": TypeReport(running_machines=7, running_processors=7, running_hs06=70.0)}
 
-    def machines_known(time: float) -> dict[str, int]:
+    def hs06_known(time: float) -> dict[str, float]:
         asked.space.answered(Answers(time, {PEERS[0]: SAID}, partial={PEERS[1]: part}))
         types = asked.space.view(SETTINGS, dict, time).types
-        return {name: totals.running_machines for name, totals in types.items()}
+        return {name: totals.running_hs06 for name, totals in types.items()}
 
-    assert machines_known(START + 100) == {"t": 4}
+    assert hs06_known(START + 100) == {"t": 40.0}
     assert asked.space.silent(SETTINGS) == {PEERS[1]: START}
-    assert machines_known(START + SILENT_SECONDS) == {"t": 2, "u": 7}
+    assert hs06_known(START + SILENT_SECONDS) == {"t": 20.0, "u": 70.0}
     assert asked.space.silent(SETTINGS) == {PEERS[1]: START}
 
 

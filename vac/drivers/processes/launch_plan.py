@@ -1,4 +1,4 @@
-"""The plan of a process machine (program, user, limits, directories), and the status of its launch.
+"""The launch of a process machine: its plan (program, user, limits, directories), the launcher, and its status.
 
 A Model has what differs between bubblewrap and Singularity.
 """
@@ -11,6 +11,7 @@ import json
 import os
 import pwd
 import shutil
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, cast
@@ -20,6 +21,7 @@ from vac.config.machinetype import reserved_paths
 from vac.config.settings import Settings, slot_number, slot_uid
 from vac.drivers.base import CreationFailed, MachineSpec
 from vac.drivers.images import ImageVersion
+from vac.drivers.processes import launch
 from vac.host.cgroups import Limits
 from vac.host.filesystems import FileStamp
 from vac.host.privileges import subordinate_ids
@@ -29,6 +31,7 @@ MODELS = {"bubblewrap": "vac.drivers.processes.bubblewrap", "singularity": "vac.
 """Module, a Model, by machine model."""
 STATUS_FILE = "launch.status"
 """In the machine's directory, root's own: lines of JSON, as launch.py says."""
+MOST_REASON_CHARACTERS = 300
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 
@@ -237,3 +240,36 @@ def told_in(said: str, key: str) -> dict[str, Any]:
             if isinstance(told, dict) and key in told:
                 return told
     return {}
+
+
+def open_for_root(file: Path, flags: int = 0) -> int:
+    """Open a file of root's own for appending."""
+    flags |= os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC
+    return os.open(file, flags, 0o600)
+
+
+def spawn(plan: dict[str, Any], output: int, status: int) -> int:
+    """Start the launcher; return its process number, which will be the program's."""
+    arguments = [sys.executable, "-I", "-S", launch.__file__, json.dumps(plan)]
+    null = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        places = ((null, 0), (output, 1), (output, 2), (status, launch.STATUS))
+        actions = [(os.POSIX_SPAWN_DUP2, source, place) for source, place in places]
+        return os.posix_spawn(sys.executable, arguments, {}, file_actions=actions)
+    finally:
+        os.close(null)
+
+
+def note_pid(directory: Path, child: int) -> None:
+    """Write the number of the machine's first process for site scripts."""
+    new = directory / "pid.new"
+    new.write_text(f"{child}\n")
+    new.rename(directory / "pid")
+
+
+def said_in(console: Path, start: int) -> str:
+    """Return the program's output in one line. Nothing of the machine has run: the words are its own."""
+    with console.open("rb") as file:
+        file.seek(start)
+        words = file.read(16384).decode(errors="replace").split()
+    return " ".join(words)[-MOST_REASON_CHARACTERS:]
