@@ -232,8 +232,8 @@ class ProcessDriver(Driver):
         return dataclasses.replace(spec, machinetype=dataclasses.replace(kind, root_image=str(path)))
 
     def _limit(self, spec: MachineSpec, group: str) -> None:
-        """Limit what the kernel otherwise counts by uid. A filter of system calls forbids it to others."""
-        if spec.machinetype.container_nested or not model_of(spec.machinetype.machine_model).FILTERED:
+        """Limit what the kernel otherwise counts by uid, where that couldn't be done before the program began."""
+        if not model_of(spec.machinetype.machine_model).FILTERED:
             problem = limit_user_namespaces(self._groups.processes(group))
             if problem is not None:
                 self._changes.say(
