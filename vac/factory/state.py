@@ -207,6 +207,8 @@ class FactoryState:
     problems: tuple[str, ...] = ()
     """Mistakes in it, also those that stop only a machinetype or pipe."""
     counters: Counters = field(default_factory=Counters)
+    joules: float | None = None
+    """Energy that this host has used since this process began, if the kernel tells."""
     pipes: dict[str, str | None] = field(default_factory=dict)
     """By pipe, its problem; None: there is none."""
     drain: requests.Drain | None = None

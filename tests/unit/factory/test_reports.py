@@ -296,3 +296,20 @@ def test_without_a_service_nothing_is_started(make_world: MakeWorld) -> None:
     before = set(threading.enumerate())
     make_world().fill()
     assert not [thread for thread in set(threading.enumerate()) - before if thread.name == "vacmon"]
+
+
+def test_the_hosts_energy_is_divided_by_cpu_time(make_world: MakeWorld) -> None:
+    world = make_world(one_type(), slots=2)
+    uses = iter((1.0, 0.5))
+    world.scripts = lambda spec: Script(processors_used=next(uses))
+    world.fill()
+    world.factory.energy.meter.read = lambda: (600.0, 0.0)
+    world.run(1000)
+    first, second = (load(world.machine(number).directory) for number in range(2))
+    assert first is not None and second is not None and first.joules and second.joules
+    assert first.joules == pytest.approx(2 * second.joules, rel=0.2)
+    assert first.joules + second.joules <= (world.status().joules or 0.0)
+    world.factory.energy.meter.read = lambda: None
+    before = world.status().joules
+    world.run(200)
+    assert world.status().joules == before

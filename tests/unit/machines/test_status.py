@@ -53,6 +53,7 @@ FULL = Status(
     failed={"u": Creation(2.0, "u", reason="no image")},
     pipes={"vo": "no such host", "other": None},
     slot_states={"a-00.example.org": "Zombie"},
+    joules=1.5,
     disk_used={"uuid": 5},
     begin=9.5,
     tallies=(Tally("end", "t", "200", 3, 4.5),),
