@@ -35,13 +35,30 @@ umount /proc /sys; mount --move /dev /mnt/dev
 exec switch_root /mnt /lib/systemd/systemd
 """
 )
+ON_AWS = """
+echo 'datasource_list: [Ec2]' >/mnt/etc/cloud/cloud.cfg.d/90-ec2.cfg
+echo ec2c0ffe-0000-4000-8000-000000000000 >/mnt/etc/aws-uuid
+cat >/mnt/etc/systemd/system/aws.service <<'EOF'
+[Unit]
+DefaultDependencies=no
+Before=cloud-init-local.service
+[Service]
+Type=oneshot
+ExecStart=mount --bind /etc/aws-uuid /sys/devices/virtual/dmi/id/product_uuid
+ExecStart=mount --bind /etc/aws-uuid /sys/devices/virtual/dmi/id/product_serial
+EOF
+mkdir -p /mnt/etc/systemd/system/cloud-init-local.service.requires
+ln -sf ../aws.service /mnt/etc/systemd/system/cloud-init-local.service.requires/aws.service
+"""
+"""What tells cloud-init that the host is Amazon's: it gets a token first then, as IMDSv2 demands."""
 SIZE_MB = 1500
 
 
-def cloud_image() -> Path:
-    """The image, qcow2. How to find its metadata service is left to cloud-init itself."""
+def cloud_image(aws: bool = False) -> Path:
+    """The image, qcow2. How to find its metadata service is left to cloud-init itself, or it is told to be on AWS."""
     root = built("ext4", {"packages": f"{SUITE} {INCLUDE}", "install": INSTALL}, _make)
-    return disk_qcow2(Guest(INIT), root)
+    init = INIT.replace("umount /proc", f"{ON_AWS}umount /proc") if aws else INIT
+    return disk_qcow2(Guest(init), root)
 
 
 def _make(target: Path) -> None:

@@ -1,4 +1,4 @@
-"""Real cloud-init: it takes Vac for OpenStack, and runs the machine's user_data."""
+"""Real cloud-init: it takes Vac for OpenStack, or for EC2 if it is told so, and runs the machine's user_data."""
 
 from __future__ import annotations
 
@@ -21,12 +21,15 @@ pytestmark = [pytest.mark.engine, pytest.mark.slow, pytest.mark.timeout(1500)]
 PATIENCE_SECONDS = 600.0
 SCRIPT = b"""#!/bin/sh
 cat >/run/tell.py <<'EOF'
-import subprocess, urllib.request
+import re, subprocess, urllib.request
 status = subprocess.run(["cloud-init", "status", "--wait"], capture_output=True, text=True).stdout.split()[-1]
 source = subprocess.run(["cloud-id"], capture_output=True, text=True).stdout.strip()
 name = open("/proc/sys/kernel/hostname").read().strip()
+log = open("/var/log/cloud-init.log").read()
+got = re.search("Read from [^ ]*/latest/api/token .200", log) and "metadata-token': 'REDACTED'" in log
+token = "token" if got else "none"
 url = "http://169.254.169.253/joboutputs/told"
-urllib.request.urlopen(urllib.request.Request(url, f"{status} {source} {name}".encode(), method="PUT"))
+urllib.request.urlopen(urllib.request.Request(url, f"{status} {source} {name} {token}".encode(), method="PUT"))
 subprocess.run(["systemctl", "poweroff"])
 EOF
 systemd-run --no-block python3 /run/tell.py
@@ -34,8 +37,11 @@ systemd-run --no-block python3 /run/tell.py
 """It can't wait for cloud-init itself, whose part it is."""
 
 
-def test_cloud_init_finds_openstack_and_runs_its_user_data() -> None:
-    image = cloud_image()
+@pytest.mark.parametrize(
+    ("aws", "source"), [(False, "openstack"), (True, "aws")], ids=["left to itself", "told to be on AWS"]
+)
+def test_cloud_init_finds_vac_and_runs_its_user_data(aws: bool, source: str) -> None:
+    image = cloud_image(aws)
     with closing(PrivateLibvirt()) as engine:
         home = engine.directory / "site"
         home.mkdir(mode=0o755)
@@ -67,6 +73,8 @@ def test_cloud_init_finds_openstack_and_runs_its_user_data() -> None:
             driver.create(spec)
             told = machine.directory / "joboutputs" / "told"
             wait_for(told.exists, lambda: f"it has told: {console(spec)}", PATIENCE_SECONDS)
-            assert told.read_text() == f"done openstack {machine.name.partition('.')[0]}"
+            assert told.read_text() == (
+                f"done {source} {machine.name.partition('.')[0]} {'token' if aws else 'none'}"
+            )
             wait_for(lambda: driver.list()[0].state is EngineState.ENDED, "it has ended", PATIENCE_SECONDS)
             driver.destroy(spec.name, spec.uuid)
