@@ -20,9 +20,8 @@ from tests.conftest import require_root, require_tool
 from tests.engines.factory_fixture import AT_ONCE, Kind, Life, Option, factory_site, replacements
 from tests.simulated import World, one_type
 from vac.config.settings import Settings
-from vac.drivers.engine import InlineEngine
+from vac.drivers.engine import InlineEngine, engine_name
 from vac.drivers.processes.process_driver import ProcessDriver, open_driver
-from vac.drivers.registry import engine_name
 from vac.host.cgroups import open_groups
 
 SIZES = (0, 8, 64, 256)

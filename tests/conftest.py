@@ -5,9 +5,14 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, settings
+
+from vac.host.filesystems import mounts
 
 # Tests run on busy machines: how long an example takes says nothing.
 settings.register_profile("vac", deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -55,7 +60,25 @@ def require_tool(name: str) -> str:
     return path
 
 
+def cgroups_named(name: str) -> list[Path]:
+    """Return the directories of this name in all hierarchies; others' may vanish meanwhile."""
+    return [Path(directory) / name for directory, names, _ in os.walk("/sys/fs/cgroup") if name in names]
+
+
 def require_root() -> None:
     """Fails a test that can't work without root, instead of letting it fail in some odd place."""
     if os.geteuid() != 0:
         pytest.fail(f"this test needs root, and runs with user id {os.geteuid()}")
+
+
+def unmount_below(directory: Path) -> None:
+    """Unmount what vacd has mounted there: it mounts its state_dir on itself, for good."""
+    for mount in reversed(mounts()):
+        if f"{mount.point}/".startswith(f"{directory.resolve()}/"):
+            subprocess.run(["umount", mount.point], check=True)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _nothing_stays_mounted(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    yield
+    unmount_below(tmp_path_factory.getbasetemp())

@@ -20,8 +20,7 @@ from vac.config.load import Configuration, ConfigurationError, Loader
 from vac.config.machinetype import Machinetype
 from vac.config.settings import Settings
 from vac.drivers.base import Driver, MachineSpec
-from vac.drivers.engine import Action, Changed, InlineEngine
-from vac.drivers.registry import engine_name
+from vac.drivers.engine import Action, Changed, InlineEngine, engine_name
 from vac.factory import watch
 from vac.factory.loop import Factory
 from vac.factory.peers import Ask, ask_nobody
@@ -287,7 +286,7 @@ class World:
         self.start()
         self.run(120.0)
 
-    def measured(self, machine: Machine, used_bytes: int, seconds: float = 0.1) -> None:
+    def measured(self, machine: Machine, used_bytes: int | None, seconds: float = 0.1) -> None:
         """A measurement of a machine's disk use comes."""
         outcome = Outcome(machine.uuid, DiskUse(used_bytes, seconds))
         self.inbox.put(lambda: self.factory.rules.measured(outcome))

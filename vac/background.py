@@ -14,11 +14,14 @@ from __future__ import annotations
 import collections
 import contextlib
 import logging
+import sys
 import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
+
+from vac.text import without_url_secrets
 
 _T = TypeVar("_T")
 log = logging.getLogger(__name__)
@@ -67,13 +70,14 @@ class _Job(Generic[_T]):
     def __init__(self) -> None:
         self.work: Callable[[], _T] | None = None
         self.late = False
+        self.rest = Rest()
         self.failures = 0
         self.next_time = float("-inf")
         self.settled = threading.Event()
 
 
 class BackgroundWork(Generic[_T]):
-    """Work in threads, at most at_once pieces together; the others wait in order. For any thread.
+    """Work in threads, at most at_once pieces together; the others wait in order. For any thread. None: no limit.
 
     done is called from the work's thread with each Outcome, when start() would do something for the key again, but for
     its rest. Work fails by raising an OSError or ValueError with a reason; any other exception is logged as a bug, and
@@ -85,7 +89,7 @@ class BackgroundWork(Generic[_T]):
         name: str,
         done: Callable[[Outcome[_T]], object] = lambda outcome: None,
         *,
-        at_once: int = 1,
+        at_once: int | None = 1,
         deadline_seconds: float | None = None,
         rest: Rest | None = None,
         most_late: int = 16,
@@ -96,7 +100,7 @@ class BackgroundWork(Generic[_T]):
         """name: of the threads. post: has done called, at once unless told otherwise."""
         self._name = name
         self._done = done
-        self._at_once = at_once
+        self._at_once = sys.maxsize if at_once is None else at_once
         self._deadline_seconds = deadline_seconds
         self._rest = rest or Rest()
         self._most_late = most_late
@@ -110,13 +114,16 @@ class BackgroundWork(Generic[_T]):
         """Those that hold a place."""
         self._late = 0
 
-    def start(self, key: str, work: Callable[[], _T]) -> bool:
-        """Have this done, unless the key is being worked on or rests. Never blocks; False if nothing was begun."""
+    def start(self, key: str, work: Callable[[], _T], rest: Rest | None = None) -> bool:
+        """Have this done, unless the key is being worked on or rests. Never blocks; False if nothing was begun.
+
+        rest: of this key afterwards, instead of the common one.
+        """
         with self._lock:
             job = self._jobs.setdefault(key, _Job())
             begins = job.work is None and self._clock() >= job.next_time
             if begins:
-                job.work = work
+                job.work, job.rest = work, rest or self._rest
                 job.settled.clear()
                 self._waiting.append(key)
         if begins:
@@ -206,19 +213,21 @@ class BackgroundWork(Generic[_T]):
         except (OSError, ValueError) as error:
             return Outcome(key, failure=(isinstance(error, OSError) and error.strerror) or str(error))
         except Exception as error:
-            log.exception("%s: unexpected error in background work for %s", self._name, key)
+            shown = without_url_secrets(key)
+            log.exception("%s: unexpected error in background work for %s", self._name, shown)
             return Outcome(key, failure=f"unexpected {type(error).__name__} (see the log)")
 
     def _finish(self, key: str, job: _Job[_T], outcome: Outcome[_T]) -> None:
         with self._lock:
             job.failures = job.failures + 1 if outcome.failure else 0
-            rest_seconds = self._rest.seconds(job.failures)
+            rest_seconds = job.rest.seconds(job.failures)
             job.next_time = self._clock() + rest_seconds if rest_seconds else float("-inf")
             job.work = None
         try:
             self._tell(outcome)
         except Exception:
-            log.exception("%s: unexpected error while the end of work for %s was told", self._name, key)
+            shown = without_url_secrets(key)
+            log.exception("%s: unexpected error while the end of work for %s was told", self._name, shown)
         finally:
             with self._lock:
                 if job.work is None:

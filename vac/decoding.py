@@ -75,7 +75,7 @@ class Number(float):
 
 
 class _Odd(NamedTuple):
-    """Stands for a number that isn't one."""
+    """Placeholder for a number that isn't one."""
 
     text: str
 

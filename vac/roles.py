@@ -58,18 +58,6 @@ ROLES = (
 )
 
 
-def _do_nothing() -> None:
-    """Default of the callbacks."""
-
-
-def _need_nothing(role: str, purpose: str) -> None:
-    """Default of RoleOptions.need."""
-
-
-def _use_nothing(state_dir: Path) -> None:
-    """Default of RoleOptions.uses."""
-
-
 class Listen(Protocol):
     """Subscription to signals: `stop` is called once when the process has to end, `wake` when there may be news."""
 
@@ -81,10 +69,6 @@ class Listen(Protocol):
         """
 
 
-def _listen_to_nobody(stop: Callable[[], None], wake: Callable[[], None]) -> None:
-    """Default of RoleOptions.listen, for tests."""
-
-
 @dataclass(frozen=True)
 class RoleOptions:
     """Parameters of a role, and callbacks for its reports.
@@ -94,17 +78,17 @@ class RoleOptions:
 
     configs: tuple[Path, ...] = ()
     """Files and directories of --config, absolute; none: the default ones."""
-    ready: Callable[[], None] = _do_nothing
+    ready: Callable[[], None] = lambda: None
     """Report that the role works (the factory: that its first cycle is over, whatever its outcome)."""
-    alive: Callable[[], None] = _do_nothing
+    alive: Callable[[], None] = lambda: None
     """Report progress of the role's loop, much more often than Role.stuck_seconds."""
-    uses: Callable[[Path], None] = _use_nothing
+    uses: Callable[[Path], None] = lambda state_dir: None
     """Report the state_dir of the configuration, where the supervisor notes restarts."""
-    need: Callable[[str, str], None] = _need_nothing
+    need: Callable[[str, str], None] = lambda role, purpose: None
     """Report a role's name and its purpose from now on, empty for none; a changed purpose restarts it. Idempotent."""
     listening: socket.socket | None = None
     """For a role that listens: the supervisor's socket, None if it couldn't be bound."""
-    listen: Listen = _listen_to_nobody
+    listen: Listen = lambda stop, wake: None
     """To be called once, from any thread, as soon as stop can be obeyed."""
 
 

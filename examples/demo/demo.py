@@ -200,6 +200,8 @@ class Demo:
                 self.vac("drain", "--wait", timeout=60)
             vacd.terminate()
             vacd.wait()
+        if self.state.root.is_mount():  # vacd mounts it on itself, nosuid and nodev
+            subprocess.run(["umount", self.state.root], check=True)
         groups = open_groups(self.factory)
         for name in groups.names():
             groups.kill_all(name, 10.0)
@@ -246,7 +248,7 @@ def main() -> int:
         return 130
     demo.show_shares()
     records = demo.show_records()
-    print(f"\nNo machine, process or cgroup is left; `rm -r {top}` removes the rest.")
+    print(f"\nNo machine, process, cgroup or mount is left; `rm -r {top}` removes the rest.")
     return 0 if records else 1
 
 

@@ -29,6 +29,8 @@ import docker
 import pytest
 import requests
 
+from tests.conftest import cgroups_named
+
 IMAGE = "vactest:1"
 COMMANDS = (
     "unshare",
@@ -234,7 +236,7 @@ class PrivateEngine(ABC):
         self._holder.kill()
         for process in (self._holder, *self._launched):
             process.wait(20)
-        for parent in Path("/sys/fs/cgroup").glob(f"**/{self.directory.name}"):
+        for parent in cgroups_named(self.directory.name):
             for group, _, _ in os.walk(parent, topdown=False):
                 Path(group).rmdir()
         shutil.rmtree(self.directory)

@@ -11,6 +11,7 @@ from typing import Any
 
 from tests.engines.docker_fixture import IMAGE, wait_for
 from tests.engines.listening import listening
+from vac.background import Rest
 from vac.config.machinetype import Machinetype
 from vac.config.settings import Settings
 from vac.drivers.base import EngineState, MachineSpec
@@ -18,7 +19,7 @@ from vac.drivers.docker.docker_driver import DockerDriver
 from vac.drivers.docker.docker_images import PullLimits
 
 FACTORY = "factory1.example.com"
-LIMITS = PullLimits(stall_seconds=2.0, first_pause_seconds=0.1)
+LIMITS = PullLimits(stall_seconds=2.0, rest=Rest(6 * 3600.0, first_failure_seconds=0.1))
 LOOK = """#!/bin/sh
 cd /var/spool/joboutputs
 hostname > hostname

@@ -15,9 +15,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Callable, Union
 
-from tests.conftest import require_root, require_tool
+from tests.conftest import cgroups_named, require_root, require_tool
 from vac.config.settings import Settings
 from vac.drivers.processes.process_driver import open_driver
+from vac.host.filesystems import mounts
 from vac.machines.layout import StateDir
 from vac.machines.machine import Machine
 from vac.machines.slots import read_slots
@@ -225,7 +226,11 @@ class FactorySite:
                 time.sleep(LOOK_SECONDS)
         finally:
             driver.close()
-        assert not list(Path("/sys/fs/cgroup").glob(f"**/{self.name}")), "cgroups are left"
+        assert not cgroups_named(self.name), "cgroups are left"
+        own = [mount.point for mount in mounts() if mount.point == str(self.state.root)]
+        assert len(own) <= 1, "each start has mounted state_dir anew"
+        for point in own:
+            subprocess.run(["umount", point], check=True)
         assert str(self.home) not in Path("/proc/self/mountinfo").read_text(), "mounts are left"
 
 

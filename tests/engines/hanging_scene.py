@@ -11,9 +11,8 @@ from pathlib import Path
 
 from tests.conftest import require_tool
 from tests.engines.process_site import PATIENCE, open_site, wait_for
-from vac.drivers.engine import Action, ActionDone, ActionKind, Engine, Message
+from vac.drivers.engine import APART, Action, ActionDone, ActionKind, Engine, Message
 from vac.drivers.processes.process_driver import ProcessDriver
-from vac.drivers.registry import APART
 
 
 def main(version: str) -> None:

@@ -10,6 +10,7 @@ import argparse
 import functools
 import sys
 
+from vac.background import Rest
 from vac.daemon import command, main
 from vac.drivers.docker import docker_driver as docker_engine
 from vac.drivers.docker.docker_images import PullLimits
@@ -35,7 +36,7 @@ if __name__ == "__main__":
     api.KEEPALIVE_SECONDS = KEEPALIVE_SECONDS
     watch.LEAST_PAUSE_SECONDS = watch.MOST_PAUSE_SECONDS = RENEW_SECONDS
     deadlines = Deadlines(observation_seconds=OBSERVATION_SECONDS)
-    limits = PullLimits(stall_seconds=STALL_SECONDS, first_pause_seconds=1.0)
+    limits = PullLimits(stall_seconds=STALL_SECONDS, rest=Rest(6 * 3600.0, first_failure_seconds=1.0))
     setattr(process, "Engine", functools.partial(Engine, deadlines=deadlines))  # noqa: B010  mypy knows a class
     setattr(docker_engine, "DockerDriver", functools.partial(docker_engine.DockerDriver, limits=limits))  # noqa: B010
     sys.exit(main(command=impatient))

@@ -25,6 +25,7 @@ def listening(driver: Driver) -> Iterator[queue.SimpleQueue[str | None]]:
             news.put(f"!{error}")
         news.put(None)
 
+    driver.wake = lambda: news.put("")
     thread = threading.Thread(target=listen)
     thread.start()
     try:

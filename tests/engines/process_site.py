@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Callable
 
-from tests.conftest import require_tool
+from tests.conftest import cgroups_named, require_tool
 from vac.config.machinetype import Machinetype
 from vac.config.settings import Settings
 from vac.context.downloads import ImageCache
@@ -138,7 +138,7 @@ class Site:
         assert not self._listener.is_alive()
         state_dir, factory = str(self.settings.state_dir), self.settings.factory_name
         assert state_dir not in Path("/proc/self/mountinfo").read_text()
-        assert not list(Path("/sys/fs/cgroup").glob(f"**/{factory}"))
+        assert not cgroups_named(factory)
         assert not processes_of(state_dir)
 
     def _listen(self) -> None:

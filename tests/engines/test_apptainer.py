@@ -19,7 +19,7 @@ from tests.conftest import require_root, require_tool
 from tests.engines.process_site import Site, group_makers, make_tree, open_site, wait_for
 from tests.engines.shared_places import FUSE, fuse_for_all
 from vac.cli.main import main
-from vac.drivers.base import MachineSpec, Trace
+from vac.drivers.base import MachineSpec
 
 pytestmark = pytest.mark.engine
 
@@ -66,7 +66,7 @@ def facts_of(site: Site, spec: MachineSpec, wanted: str) -> str:
     found: dict[str, str] = {}
 
     def told() -> bool:
-        found.update(site.driver.traces().get(spec.uuid, Trace()).facts)
+        found.update(site.driver.news().get(spec.uuid, {}))
         return wanted in found
 
     wait_for(told, f"{wanted} is known")

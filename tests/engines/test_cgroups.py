@@ -13,9 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import require_root
+from tests.conftest import cgroups_named, require_root
 from tests.engines.process_site import group_makers, wait_for
-from vac.host.cgroup_watch import EndWatcher
+from vac.drivers.processes.machine_watch import MachineWatcher
 from vac.host.cgroups import CgroupError, Groups, Limits
 
 pytestmark = pytest.mark.engine
@@ -46,7 +46,7 @@ def groups(request: pytest.FixtureRequest) -> Iterator[Groups]:
         groups.kill_all(name, 60)
         groups.remove(name)
     groups.tidy()
-    assert not list(Path("/sys/fs/cgroup").glob(f"**/{factory}"))
+    assert not cgroups_named(factory)
 
 
 @contextlib.contextmanager
@@ -112,7 +112,7 @@ def test_populated_group_is_not_removed(groups: Groups) -> None:
 def test_the_end_of_a_groups_last_process_is_an_event(groups: Groups) -> None:
     groups.create("found_u", LIMITS)
     ends: list[str] = []
-    watcher = EndWatcher(groups)
+    watcher = MachineWatcher(groups, lambda: ())
     listener = threading.Thread(target=lambda: ends.extend(watcher.ends()))
     with entered(groups, "found_u"):
         watcher.add("none_u")

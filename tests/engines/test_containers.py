@@ -242,7 +242,7 @@ def test_an_older_vacs_container_is_adopted_by_its_id_alone(
     client.create_container(IMAGE, ["/bin/sleep", "600"], name="factory1-08.example.com")
     client.start(ours)
     assert machines.driver.list() == []
-    machines.driver.adopt({ours: name, str(uuid.uuid4()): "factory1-08.example.com"})
+    machines.driver.adopt({ours: name, str(uuid.uuid4()): "factory1-08.example.com"}, {})
     assert [(each.name, each.uuid, each.state) for each in machines.driver.list()] == [
         (name, ours, EngineState.RUNNING)
     ]

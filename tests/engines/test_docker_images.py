@@ -22,7 +22,7 @@ from vac.context.signatures import SignedImages
 from vac.drivers.base import CreationFailed, EngineState
 from vac.drivers.docker.docker_driver import DockerDriver
 from vac.drivers.docker.docker_images import ARCHIVES
-from vac.drivers.registry import driver_for
+from vac.drivers.engine import driver_for
 
 pytestmark = pytest.mark.engine
 

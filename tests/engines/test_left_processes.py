@@ -75,7 +75,7 @@ def site(request: pytest.FixtureRequest) -> Iterator[Site]:
 def test_a_classic_machine_is_adopted_and_ends_as_a_whole(site: Site) -> None:
     with standing_in() as pid:
         below = sleepers(pid)
-        site.driver.follow({UUID: left(pid)})
+        site.driver.adopt({}, {UUID: left(pid)})
         assert [(one.name, one.uuid, one.state) for one in site.driver.list()] == [
             (NAME, UUID, EngineState.RUNNING)
         ]
@@ -84,7 +84,7 @@ def test_a_classic_machine_is_adopted_and_ends_as_a_whole(site: Site) -> None:
         assert (used.cpu_seconds or 0.0) >= 100.0
         assert used.peak_memory_bytes is None, "the kernel doesn't tell: what was allocated is accounted for"
         successor = ProcessDriver(site.groups)
-        successor.follow({UUID: left(pid)})
+        successor.adopt({}, {UUID: left(pid)})
         assert [one.state for one in successor.list()] == [EngineState.RUNNING], "vacd started again"
         site.driver.stop(NAME, UUID)
         assert not any(running(each) for each in (pid, *below))
@@ -100,20 +100,20 @@ def running(pid: int) -> bool:
 def test_a_process_with_only_the_same_number_is_left_alone(site: Site) -> None:
     with standing_in() as pid, standing_in(command="editor") as other, standing_in(user="daemon") as foreign:
         late = dataclasses.replace(left(pid), noted_time=time.time() - 3600)
-        site.driver.follow({"1": late, "2": left(other), "3": left(foreign), "4": left(2**22 + 1)})
+        site.driver.adopt({}, {"1": late, "2": left(other), "3": left(foreign), "4": left(2**22 + 1)})
         assert site.driver.list() == []
         assert all(map(running, (pid, other, foreign)))
 
 
 def test_whose_account_is_gone_is_unknown(site: Site) -> None:
     with standing_in() as pid:
-        site.driver.follow({UUID: dataclasses.replace(left(pid), user="no-such-user")})
+        site.driver.adopt({}, {UUID: dataclasses.replace(left(pid), user="no-such-user")})
         for _ in range(2):
             with pytest.raises(
                 EngineUnavailable, match="there is no account no-such-user: singularity_user must"
             ):
                 site.driver.list()
-        site.driver.follow({UUID: left(pid)})
+        site.driver.adopt({}, {UUID: left(pid)})
         assert [one.state for one in site.driver.list()] == [EngineState.RUNNING]
 
 

@@ -301,7 +301,7 @@ def test_only_this_factorys_domains_are_its_machines(engine: PrivateLibvirt, mac
             uuid = connection.createXML(older, 0).UUIDString()
         assert [machine.uuid for machine in machines.driver.list()] == [spec.uuid]
         assert [machine.uuid for machine in other.driver.list()] == [theirs.uuid]
-        machines.driver.adopt({uuid: old, spec.uuid: spec.name})
+        machines.driver.adopt({uuid: old, spec.uuid: spec.name}, {})
         assert {machine.uuid for machine in machines.driver.list()} == {spec.uuid, uuid}
         machines.driver.destroy(old, uuid)
         assert [machine.uuid for machine in machines.driver.list()] == [spec.uuid]

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import json
+import os
+import pty
+import re
 import subprocess
 import time
 from collections.abc import Iterator
 
 import pytest
 
+from tests.conftest import require_tool
 from tests.engines.factory_fixture import AT_ONCE, ROOT, FactorySite, Kind, factory_site
+from tests.engines.process_site import make_tree
 from vac.machines.machine import Machine
 
 pytestmark = pytest.mark.engine
@@ -191,3 +196,72 @@ def test_the_console_is_followed_until_the_machine_ends() -> None:
             (site.lives()[0].directory / "joboutputs" / "end").touch()
             assert following.stdout.read() == "over\n"
         assert following.returncode == 0
+
+
+@pytest.mark.parametrize("model", ["bubblewrap", "singularity"])
+def test_a_command_in_a_machine_has_no_more_rights_than_the_machine(model: str) -> None:
+    inside = (
+        "head -c 4000 /proc/self/status /proc/1/status; id; pwd; ls -l /proc/self/fd; cat /tmp/mine; exit 5"
+    )
+    script = "echo inside > /tmp/mine; cat /proc/self/cgroup > /tmp/joboutputs/group; sleep 600"
+    with factory_site({}, processors=1, start=False) as site:
+        image = site.home / "image"
+        make_tree(image)
+        options = {"machine_model": model, "root_image": "/" if model == "bubblewrap" else image}
+        site.configure({"lasting": Kind(script, options)})
+        site.start()
+        site.wait_for(lambda: site.running() and site.lives()[0].output("group"), "one runs")
+        machine = site.running()[0]
+        done = site.vac("exec", machine.name.partition(".")[0], "--", "sh", "-c", inside)
+        assert done.returncode == 5, done.stderr
+        told = done.stdout
+        assert told.count("NoNewPrivs:\t1") == 2
+        assert "Seccomp:\t2" in told
+        assert told.count("CapEff:\t0000000000000000") == 2
+        assert re.search(r"uid=\d+", told) and "uid=0" not in told and "groups=0" not in told
+        assert "\n/\n" in told and "inside\n" in told
+        assert len(re.findall(r" [0-9]+ -> ", told)) == 4, "input, outputs and the directory itself"
+        groups = {
+            line.partition("::")[2] or line.split(":", 2)[2]
+            for line in site.lives()[0].output("group").split()
+        }
+        seen = site.vac("exec", machine.uuid, "cat", "/proc/self/cgroup").stdout.split()
+        assert {line.partition("::")[2] or line.split(":", 2)[2] for line in seen} & groups
+        log = (machine.directory / "exec.log").read_text()
+        assert f"root: sh -c '{inside}'" in log and "cat /proc/self/cgroup" in log
+        assert site.vac("exec", machine.name, "no-such-program").returncode == 126
+        assert len(site.running()) == 1
+        site.vac("drain")
+        site.vac("destroy", machine.name)
+        site.wait_for(lambda: not site.running(), "it has ended")
+        assert "doesn't run" in site.vac("exec", machine.uuid).stderr
+
+
+def test_an_interactive_shell_has_a_terminal_of_its_own(site: FactorySite) -> None:
+    machine = site.running()[0]
+    words = [str(ROOT / "bin" / "vac"), "--config", str(site.config), "exec", machine.name]
+    ours, theirs = pty.openpty()
+    try:
+        with subprocess.Popen(
+            words, env=site.environment, stdin=theirs, stdout=theirs, stderr=theirs
+        ) as shell:
+            os.write(ours, b"echo terminal:$(readlink /proc/self/fd/0):; exit 3\n")
+            assert shell.wait(60) == 3
+        told = os.read(ours, 65536).decode()
+        found = re.search(r"terminal:(/\S+):\s", told)
+        assert found and found[1] != os.ttyname(theirs), told
+    finally:
+        os.close(theirs)
+        os.close(ours)
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh"])
+def test_shells_complete_commands_and_options(shell: str) -> None:
+    typed = "COMP_WORDS=(vac logs --fol); COMP_CWORD=2; _vac; echo ${COMPREPLY[@]}"
+    begin = "autoload -U compinit; compinit -u -D; emulate sh; " if shell == "zsh" else ""
+    words = [require_tool(shell), "-c", f"{begin}source <({ROOT}/bin/vac completion); {typed}"]
+    done = subprocess.run(words, capture_output=True, text=True, check=True)
+    offered = done.stdout.split()
+    assert offered == ["--follow"] if shell == "bash" else "--follow" in offered, (
+        "zsh itself chooses among these"
+    )

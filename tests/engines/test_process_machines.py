@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import os
+import pwd
 import subprocess
 import sys
 import tempfile
@@ -29,6 +30,7 @@ from tests.engines.process_site import (
 )
 from vac.drivers.base import CreationFailed, EngineState, Observed
 from vac.drivers.processes.process_driver import ProcessDriver
+from vac.host import privileges
 from vac.host.cgroups import Limits
 
 pytestmark = pytest.mark.engine
@@ -381,6 +383,35 @@ def test_each_slot_has_a_uid_of_its_own(site: Site) -> None:
         site.create(specs[2])
 
 
+def test_without_slot_uids_a_slot_has_one_that_belongs_to_vac(
+    site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "subids").write_text("vac:2000000000:2\n")
+    monkeypatch.setattr(privileges, "SUBORDINATE_IDS", 2 * (tmp_path / "subids",))
+    settings = dataclasses.replace(site.settings, factory_name="f1.example.com")
+    users = []
+    for number in range(3):
+        spec = dataclasses.replace(site.spec(number, "id -u >$JOBOUTPUTS/id\n"), settings=settings)
+        site.create(spec)
+        site.wait_for_end(spec)
+        users.append(site.output(spec, "id").strip())
+    nobody = str(pwd.getpwnam("nobody").pw_uid)
+    assert users == ["2000000000", "2000000001", nobody], "the third slot has none"
+
+
+@each_model
+def test_a_machine_can_not_use_up_user_namespaces(site: Site) -> None:
+    script = """
+        while [ $(cat /proc/sys/user/max_user_namespaces) != 1000 ]; do sleep 0.1; done
+        touch $JOBOUTPUTS/limited; exec sleep 600
+    """
+    spec = site.create(site.spec(0, script, container_nested=True))
+    spaces = {os.readlink(f"/proc/{process}/ns/user") for process in site.processes(spec)}  # noqa: PTH115
+    if site.model == "bubblewrap" or os.readlink("/proc/self/ns/user") not in spaces:  # noqa: PTH115
+        wait_for((spec.directory / "joboutputs/limited").exists, "the limit is set in its own name space")
+    assert int(Path("/proc/sys/user/max_user_namespaces").read_text()) > 1000
+
+
 DIE_EARLY = """
 import sys
 from tests.engines.process_site import Site, group_makers
@@ -589,7 +620,8 @@ def test_sixty_four_machines(site: Site) -> None:
     listed = time.monotonic()
     assert len(site.driver.usage()) == 64
     measured = time.monotonic()
-    site.driver.traces()
+    site.driver.news()
+    site.driver.contacts()
     traced = time.monotonic()
     for machine in site.driver.list():
         site.driver.destroy(machine.name, machine.uuid)

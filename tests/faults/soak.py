@@ -20,6 +20,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from tests.conftest import cgroups_named
 from tests.engines.docker_fixture import IMAGE, PrivateDocker
 from tests.engines.factory_fixture import AT_ONCE, FactorySite, Kind, Option, command_lines, factory_site
 from tests.engines.process_site import make_tree
@@ -174,7 +175,7 @@ class Soak:
             away=self.away,
         )
         found += [f"{machine.name}: still taken" for machine in self.site.running()]
-        for groups in Path("/sys/fs/cgroup").glob(f"**/{self.site.name}"):
+        for groups in cgroups_named(self.site.name):
             found += [f"cgroup {each} is left" for each in groups.glob("*/") if each.is_dir()]
         with contextlib.closing(self.docker.client()) as client:
             left = client.containers(all=True, filters={"label": f"{LABEL_FACTORY}={self.site.name}"})

@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Callable
 
+from tests.conftest import cgroups_named
 from tests.engines.factory_fixture import command_lines
 
 if TYPE_CHECKING:
@@ -120,9 +121,10 @@ class Faults:
     def kill_process(self) -> None:
         """Kill any process of any machine: bwrap, Apptainer's, its init, the work itself."""
         processes = []
-        for path in Path("/sys/fs/cgroup").glob(f"**/{self.site.name}/**/cgroup.procs"):
-            with contextlib.suppress(OSError):
-                processes += [int(word) for word in path.read_text().split()]
+        for top in cgroups_named(self.site.name):
+            for group, _, _ in os.walk(top):
+                with contextlib.suppress(OSError):
+                    processes += [int(word) for word in (Path(group) / "cgroup.procs").read_text().split()]
         if processes:
             pid = self.rng.choice(sorted(set(processes)))
             with contextlib.suppress(OSError):

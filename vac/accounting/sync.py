@@ -1,14 +1,14 @@
-"""APEL sync records, by which the receiver checks completeness, and republication of job records.
+"""APEL sync records, by which the receiver checks completeness, republication of job records, and messages of many.
 
-Both count by EndTime in UTC over the whole archive, as the receiver does: a classic factory's archive has records in
-directories of the day on which they were written.
+The first two count by EndTime in UTC over the whole archive, as the receiver does: a classic factory's archive has
+records in directories of the day on which they were written.
 """
 
 from __future__ import annotations
 
 import calendar
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,6 +17,9 @@ from vac.machines.layout import StateDir
 
 SYNC_HEADER = "APEL-sync-message: v0.1"
 _DAY_SECONDS = 86400
+MOST_RECORDS, MOST_BYTES = 1000, 1_000_000
+"""Of a message that the receiver takes."""
+_SEPARATOR = "%%\n"
 
 
 class Archived(NamedTuple):
@@ -122,3 +125,41 @@ def republish(state: StateDir, months: Sequence[str], site: str | None = None) -
             )
             sent.append(records.send(state, records.day_name(found.end_time), name, text))
     return sent
+
+
+def bundle(state: StateDir, now: float) -> list[Path]:
+    """Put the job records that wait to be sent together into messages of many; return the new files.
+
+    The sender must not run meanwhile. A crash leaves records twice, which the receiver counts once. Raises OSError.
+    """
+    made: list[Path] = []
+    waiting: dict[str, dict[Path, str]] = {}
+    for path in sorted(state.apel_outgoing.glob("*/*")) if state.apel_outgoing.is_dir() else ():
+        if records.FILE_NAME.fullmatch(path.name) and path.is_file():
+            header, _, rest = path.read_text(encoding="ascii", errors="replace").partition("\n")
+            if header.startswith(records.JOB_HEADER) and rest.endswith(_SEPARATOR):
+                waiting.setdefault(header, {})[path] = rest
+    for header, texts in waiting.items():
+        for part in _parts(texts):
+            if len(part) > 1:
+                name = records.file_name(now, " ".join(map(str, part)))
+                text = f"{header}\n" + "".join(texts[path] for path in part)
+                made.append(records.send(state, records.day_name(now), name, text))
+                for path in part:
+                    path.unlink()
+    return made
+
+
+def _parts(texts: Mapping[Path, str]) -> Iterator[list[Path]]:
+    """Yield files that fit one message together."""
+    part: list[Path] = []
+    count = size = 0
+    for path, text in texts.items():
+        found = text.count(_SEPARATOR)
+        if part and (count + found > MOST_RECORDS or size + len(text) > MOST_BYTES):
+            yield part
+            part, count, size = [], 0, 0
+        part.append(path)
+        count, size = count + found, size + len(text)
+    if part:
+        yield part

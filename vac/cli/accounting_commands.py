@@ -23,6 +23,8 @@ def add_arguments(parser: argparse.ArgumentParser, name: str) -> None:
         help_text = "default: the month of 24 hours ago"
         parser.add_argument("months", nargs="*", type=_month, metavar="YYYYMM", help=help_text)
         parser.set_defaults(run=run_sync)
+    elif name == "apel-bundle":
+        parser.set_defaults(run=run_bundle)
     elif name == "apel-republish":
         parser.add_argument("months", nargs="+", type=_month, metavar="YYYYMM")
         help_text = "as records of this site (default: the one they have)"
@@ -105,6 +107,14 @@ def run_sync(arguments: argparse.Namespace) -> int:
     except OSError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
+    return 0
+
+
+def run_bundle(arguments: argparse.Namespace) -> int:
+    """Put waiting records together."""
+    state = StateDir(common.settings(arguments).state_dir)
+    for path in sync.bundle(state, time.time()):
+        print(path)
     return 0
 
 

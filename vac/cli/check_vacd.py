@@ -6,56 +6,83 @@ It imports the standard library, the layout of state_dir and the format of its r
 from __future__ import annotations
 
 import argparse
+import io
 import json
+import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any, NoReturn
 
 from vac.machines.layout import StateDir, disk_problem
 from vac.roles import crash_loop
 
-OK, WARNING, CRITICAL = 0, 1, 2
+OK, WARNING, CRITICAL, UNKNOWN = 0, 1, 2, 3
 DEFAULT_SECONDS = 600
+FUTURE_SECONDS = 60
+"""A heartbeat may be so far in the future: clocks are corrected."""
 _GUARDS = ("health", "disk", "engines")
 """Reasons against creating anything (guard_name) that are somebody's to mend."""
 DEFAULT_STATE_DIR = Path("/var/lib/vac")
 
 
+class _Parser(argparse.ArgumentParser):
+    """Nagios takes 2, argparse's exit status for mistakes, as critical."""
+
+    def error(self, message: str) -> NoReturn:
+        print(f"{self.prog}: {message}")
+        sys.exit(UNKNOWN)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
-    """Print one line; return the exit status for Nagios: 0 ok, 1 warning, 2 critical."""
+    """Print one line; return the exit status for Nagios: 0 ok, 1 warning, 2 critical, 3 used wrongly."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")
     arguments = make_parser().parse_args(argv)
-    status, line = check(StateDir(arguments.state_dir), arguments.seconds, time.time())
+    limits = (arguments.critical, arguments.seconds, DEFAULT_SECONDS)
+    seconds = next(each for each in limits if each is not None)
+    status, line = check(StateDir(arguments.state_dir), seconds, time.time(), arguments.warning)
     print(line)
     return status
 
 
 def make_parser() -> argparse.ArgumentParser:
     """Return the parser of its command line."""
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="check-vacd",
         description="Nagios check: check that vacd's factory and responder work without errors.",
+        epilog="Example: check-vacd -w 180 -c 600",
     )
     parser.add_argument(
         "seconds",
         nargs="?",
         type=float,
-        default=DEFAULT_SECONDS,
         metavar="SECONDS",
-        help=f"greatest age of a heartbeat (default {DEFAULT_SECONDS})",
+        help="as -c SECONDS",
     )
+    help_text = f"critical if a heartbeat is older (default {DEFAULT_SECONDS})"
+    parser.add_argument("-c", "--critical", type=float, metavar="SECONDS", help=help_text)
+    help_text = "a warning if a heartbeat is older"
+    parser.add_argument("-w", "--warning", type=float, metavar="SECONDS", help=help_text)
     parser.add_argument(
         "--state-dir", type=Path, default=DEFAULT_STATE_DIR, help=f"default {DEFAULT_STATE_DIR}"
     )
     return parser
 
 
-def check(state: StateDir, seconds: float, now: float) -> tuple[int, str]:
+def check(
+    state: StateDir, seconds: float, now: float, warning_seconds: float | None = None
+) -> tuple[int, str]:
     """Return exit status and line. Heartbeats may be `seconds` old at the time now (Unix seconds)."""
+    report = _report(state)
     status, text = CRITICAL, _problem(state, seconds, now)
     if text is None:
-        status, text = WARNING, _warning(state)
+        limit = seconds if warning_seconds is None else warning_seconds
+        status, text = WARNING, _warning(state, report, now, limit)
     if text is None:
         status, text = OK, "Factory + responder ok"
+        if report.get("guard_name") == "draining":
+            text += f", {report.get('guard')}"
     return status, text.replace("|", "/") + _counts(state)
 
 
@@ -63,6 +90,12 @@ def _problem(state: StateDir, seconds: float, now: float) -> str | None:
     problem = disk_problem(state.root)
     if problem is not None:
         return problem
+    return (
+        _old_heartbeat(state, seconds, now) or crash_loop(state.root, now) or _first_line(state.factory_error)
+    )
+
+
+def _old_heartbeat(state: StateDir, seconds: float, now: float) -> str | None:
     for role in ("factory", "responder"):
         try:
             age = now - state.heartbeat(role).stat().st_mtime
@@ -70,21 +103,37 @@ def _problem(state: StateDir, seconds: float, now: float) -> str | None:
             return f"No vacd {role} heartbeat file"
         if age > seconds:
             return f"No vacd {role} heartbeat in {age / 3600:.2f} hours"
-    return crash_loop(state.root, now) or _first_line(state.factory_error)
+        if age < -FUTURE_SECONDS:
+            return f"vacd {role} heartbeat is {-age / 3600:.2f} hours in the future: was the clock set back?"
+    return None
 
 
-def _warning(state: StateDir) -> str | None:
-    """Return the first that status.json says to be wrong: a warning, such as a machinetype that fails on this factory
-    alone, an engine's problem, a pipe's, or what keeps everything from being created.
-    """
+def _report(state: StateDir) -> dict[str, Any]:
+    """Return the content of status.json; nothing if it can't be read."""
     try:
-        status = json.loads(state.status.read_text(encoding="utf-8"))
-        troubles = [*status.get("warnings", [])]
+        found = json.loads(state.status.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _warning(state: StateDir, report: dict[str, Any], now: float, seconds: float) -> str | None:
+    """Return the first that is wrong a little: a heartbeat older than the limit, or what status.json says, such as a
+    machinetype that fails on this factory alone, an engine's problem, a pipe's, or why nothing can be created.
+    """
+    old = _old_heartbeat(state, seconds, now)
+    if old is not None:
+        return old
+    try:
+        troubles = [*report.get("warnings", [])]
         for kind in ("engines", "pipes"):
-            troubles += [f"{name}: {trouble}" for name, trouble in status.get(kind, {}).items() if trouble]
-        if status.get("guard_name") in _GUARDS:
-            troubles.append(f"Nothing is created: {status.get('guard')}")
-    except (OSError, ValueError, TypeError, AttributeError):
+            troubles += [f"{name}: {trouble}" for name, trouble in report.get(kind, {}).items() if trouble]
+        wanted = [one["target_share"] > 0 for one in report.get("machinetypes", [])]
+        if report.get("guard_name") in _GUARDS:
+            troubles.append(f"Nothing is created: {report.get('guard')}")
+        elif wanted and not any(wanted):
+            troubles.append("No machinetype has a share")
+    except (TypeError, AttributeError, KeyError):
         return None
     return str(troubles[0]) if troubles else None
 

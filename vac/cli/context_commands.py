@@ -17,6 +17,7 @@ from pathlib import Path
 from vac.cli import common
 from vac.config.checks import template_mistakes
 from vac.machines.layout import StateDir, slot_name
+from vac.text import utc_time
 
 PROXY_SECONDS = 12 * 3600
 
@@ -91,7 +92,7 @@ def run_user_data(arguments: argparse.Namespace) -> int:
 
 def run_signature(arguments: argparse.Namespace) -> int:
     """Print DN, dates and verdict; 1 if the signature doesn't count."""
-    from vac.context.certificates import moment, shown_name, validity
+    from vac.context.certificates import shown_name, validity
     from vac.context.downloads import GRID_CERTIFICATES
     from vac.context.signatures import SignatureRefused, judge, read_signature
 
@@ -99,7 +100,7 @@ def run_signature(arguments: argparse.Namespace) -> int:
         signer = read_signature(arguments.image)
         start, end = validity(signer.certificate)
         print(f"signed by:  {shown_name(signer.certificate)}")
-        print(f"valid:      {moment(start)} to {moment(end)}")
+        print(f"valid:      {utc_time(start)} to {utc_time(end)}")
         if signer.metadata_problem:
             print(f"warning:    the image's metadata can't be read: {signer.metadata_problem}")
         judge(signer, arguments.dn, arguments.ca_directory or GRID_CERTIFICATES, time.time())

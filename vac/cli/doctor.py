@@ -24,12 +24,12 @@ from vac.config.sections import USER_DATA_OPTION
 from vac.config.settings import Settings
 from vac.config.values import split_host_port
 from vac.drivers.base import CreationFailed, EngineUnavailable
+from vac.drivers.engine import driver_for
 from vac.drivers.processes.bubblewrap import check_command
 from vac.drivers.processes.launch_plan import account
-from vac.drivers.registry import driver_for
 from vac.host.cgroups import CgroupError, open_groups
 from vac.host.filesystems import real_image
-from vac.host.privileges import PREFERRED, unprivileged_user
+from vac.host.privileges import PREFERRED, subordinate_ids, unprivileged_user
 from vac.machines import requests
 from vac.machines.layout import StateDir
 from vac.roles import bind
@@ -112,6 +112,9 @@ def _host(settings: Settings) -> Iterator[Finding]:
     )
     yield Finding(what, problem)
     running = requests.running(state)
+    if running:
+        problem = "vacd could not (see its log), so setuid files of machines work on this host; restart it, or do it"
+        yield Finding(f"{what} is mounted nosuid,nodev", None if state.shielded() else problem)
     yield Finding("vacd is running", None if running else "start it: systemctl start vacd", serious=False)
     try:
         pwd.getpwnam(PREFERRED)
@@ -164,10 +167,12 @@ def _process_containers(settings: Settings) -> Iterator[Finding]:
         shared = responder is not None and responder.pw_uid == user.pw_uid
         problem = "so does the process that answers the network: make an account vac, or set singularity_user"
         yield Finding(what, problem if shared else None, serious=False)
-        alike = (
-            None if settings.slot_uids else "all slots' machines share it: set slot_uids to keep them apart"
-        )
-        yield Finding("a uid for each slot", alike, serious=False)
+        few = len(subordinate_ids()) < settings.host_processors
+        first = 2_000_000_000
+        numbers = f"{first}-{first + max(256, settings.host_processors) - 1}"
+        hint = f"usermod --add-subuids {numbers} --add-subgids {numbers} {PREFERRED}"
+        alike = f"all slots' machines share it; to keep bubblewrap's apart: {hint}; for all see slot_uids"
+        yield Finding("a uid for each slot", alike if few and not settings.slot_uids else None, serious=False)
     except CreationFailed as error:
         yield Finding("singularity_user", str(error))
     try:

@@ -6,7 +6,7 @@ import argparse
 import json
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from types import MappingProxyType
 
 from vac.accounting import history
@@ -137,7 +137,7 @@ def run_why(arguments: argparse.Namespace) -> int:
         print(f"vac why: no machinetype {name} is configured; there are: {known}", file=sys.stderr)
         return 1
     lines = [f"Warning: {text}." for text in troubles]
-    lines += reasons(status, name, time.time(), read_counters(state), history.read(state))
+    lines += reasons(status, name, time.time(), read_counters(state), history.last_of_each_type(state))
     if arguments.json:
         shown = [facts.name for facts in status.machinetypes if name in (None, facts.name)]
         content = {
@@ -159,10 +159,12 @@ def reasons(
     machinetype: str | None,
     now: float,
     counters: Mapping[str, int] = MappingProxyType({}),
-    ends: Sequence[Ended] = (),
+    last: Mapping[str, Ended] = MappingProxyType({}),
 ) -> Iterator[str]:
-    """Yield lines for people: first what concerns everything, then type by type. counters: the responder's."""
-    last = {one.machinetype: one for one in ends}
+    """Yield lines for people: first what concerns everything, then type by type.
+
+    counters: the responder's; last: the machine of each type that was the last to end.
+    """
     age = now - status.time
     if age > STALE_SECONDS:
         yield f"The factory has not reported for {age / 60:.0f} minutes: is vacd running? What it said last:"

@@ -37,9 +37,11 @@ _LINES = 100
 _LAST_LINES = 10
 """Of the console of a machine that failed, shown with it."""
 _MOST_OUTPUTS = 50
-_TIME_FORM = "%Y-%m-%d %H:%M:%S %Z"
+TIME_FORM = "%Y-%m-%d %H:%M:%S %Z"
 _TIMES = ("created", "started", "ended", "last seen alive", "must end by")
-_NAME = "host name of the machine, short or in full; for earlier ones the uuid or the name of the directory"
+NAME_HELP = (
+    "host name of the machine, short or in full; for earlier ones the uuid or the name of the directory"
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser, name: str) -> None:
@@ -51,7 +53,7 @@ def add_arguments(parser: argparse.ArgumentParser, name: str) -> None:
         help_text = "show aborts only, and machines whose command failed"
         parser.add_argument("--failed", action="store_true", help=help_text)
     else:
-        parser.add_argument("machine", metavar="NAME", help=_NAME)
+        parser.add_argument("machine", metavar="NAME", help=NAME_HELP)
     if name == "logs":
         help_text = "a file in the machine's joboutputs; default: what it printed on its console"
         parser.add_argument("file", nargs="?", metavar="FILE", help=help_text)
@@ -76,7 +78,7 @@ def run_machine(arguments: argparse.Namespace) -> int:
     """Print what is known of a machine; 1 if there is no such machine."""
     settings = common.settings(arguments)
     state = StateDir(settings.state_dir)
-    machine = _find(arguments, settings, state)
+    machine = find(arguments, settings, state)
     if machine is None:
         return 1
     present = in_slot(state, machine.uuid or machine.name)
@@ -89,7 +91,7 @@ def run_machine(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _find(arguments: argparse.Namespace, settings: Settings, state: StateDir) -> Machine | None:
+def find(arguments: argparse.Namespace, settings: Settings, state: StateDir) -> Machine | None:
     """Return the machine that is asked for; say so if there is none."""
     machine = in_slot(state, arguments.machine) or find_ended(state, arguments.machine)
     if machine is None:
@@ -167,13 +169,13 @@ def _last_lines(machine: Machine) -> list[str]:
 
 def _contact_line(entry: Mapping[str, object]) -> str:
     direction = "from {address} to own port {port}" if entry["incoming"] else "to {address} port {port}"
-    seen = local_time(float(str(entry["last_seen"])), _TIME_FORM)
+    seen = local_time(float(str(entry["last_seen"])), TIME_FORM)
     return "\n" + escaped(f"  {entry['protocol']} {direction.format(**entry)}, last seen {seen}")
 
 
 def _words(name: str, value: object) -> str:
     if name in _TIMES and isinstance(value, (int, float)):
-        return local_time(value, _TIME_FORM)
+        return local_time(value, TIME_FORM)
     if isinstance(value, Mapping):
         return " ".join(escaped(f"{key}={content}") for key, content in value.items())
     if isinstance(value, list) and name == "contacts":
@@ -194,7 +196,7 @@ def _harmless(text: str) -> str:
 def run_logs(arguments: argparse.Namespace) -> int:
     """Print a machine's console or a file of its joboutputs; 1 if there is none."""
     settings = common.settings(arguments)
-    machine = _find(arguments, settings, StateDir(settings.state_dir))
+    machine = find(arguments, settings, StateDir(settings.state_dir))
     if machine is None:
         return 1
     name, directory = arguments.file or CONSOLE, machine.directory

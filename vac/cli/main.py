@@ -58,6 +58,11 @@ COMMANDS = {
         "show the console of a machine of this factory, running or ended, or a file of its joboutputs",
         "logs -f vac-01-00",
     ),
+    "exec": Command(
+        "exec_command",
+        "run a command, or a shell, in a running container of this factory, as the machine's user",
+        "exec vac-01-00 ps aux",
+    ),
     "history": Command(
         "machine_commands",
         "list machines of this factory that have ended, with exit code or signal and shutdown message",
@@ -104,6 +109,11 @@ COMMANDS = {
         "write sync records: how many jobs each month had, by their ends (UTC)",
         "apel-sync 202611",
     ),
+    "apel-bundle": Command(
+        "accounting_commands",
+        "put the records that wait in apel-outgoing together, up to 1,000 to a message; not while ssmsend runs",
+        "apel-bundle",
+    ),
     "apel-republish": Command(
         "accounting_commands",
         "copy the archive's job records of these months to apel-outgoing, to be sent once more",
@@ -124,6 +134,9 @@ COMMANDS = {
         "make a limited X.509 proxy that lasts 12 hours; proxy, key and chain come on standard output",
         "proxy-init -c x509cert.pem -k x509key.pem",
     ),
+    "completion": Command(
+        "completion", "print a script by which bash or zsh completes what is typed", "completion"
+    ),
 }
 _WITH_VALUE = {"-s": "--space", "-t": "--timeout", "-c": "--cert", "-k": "--key"}
 """Options that may stand before the command, as the classic wants them, and are followed by a value."""
@@ -141,7 +154,9 @@ def main(words: Sequence[str] | None = None) -> int:
             _no_command(name)
         top.print_help()
         return 0 if name else 2
-    arguments = command_parser(name).parse_intermixed_args([*options, *rest])
+    parser = command_parser(name)
+    parse = parser.parse_args if name == "exec" else parser.parse_intermixed_args
+    arguments = parse([*options, *rest])
     try:
         code: int = arguments.run(arguments)
         sys.stdout.flush()

@@ -308,7 +308,7 @@ class Loader:
     """The last good Configuration, for as long as files and host stay as they were."""
 
     def __init__(self, paths: Sequence[Path] | None, facts: Callable[[], HostFacts]) -> None:
-        """Paths as for load(); facts asks the host, as vac.host.facts.read does."""
+        """paths: as for load(). facts: asks the host, as vac.host.facts.read does."""
         self._paths = paths
         self._facts = facts
         self._host = facts()

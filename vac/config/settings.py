@@ -115,6 +115,14 @@ class Settings:
         old=("disk_gb_per_cpu", "scratch_gb"),
         sample="20",
     )
+    pipe_images_gb: int | None = option(
+        Kind.INTEGER,
+        None,
+        "images that Vacuum Pipes name by URL take so much of state_dir at most, those of one pipe half of it, GB",
+        default_doc="half of its file system",
+        least=1,
+        sample="200",
+    )
     memory_limit_factor: float = option(
         Kind.NUMBER,
         2.0,
@@ -164,6 +172,7 @@ class Settings:
         Kind.NAME,
         None,
         "uids of bubblewrap and Singularity machines, one for each slot, instead of singularity_user's",
+        default_doc="for bubblewrap those of account vac in /etc/subuid",
         pattern=r"[1-9][0-9]{3,9}-[1-9][0-9]{3,9}",
         pattern_doc="the first and the last uid, from 1000 on, with a hyphen between them",
         sample="200000-200255",

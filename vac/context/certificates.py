@@ -17,6 +17,7 @@ from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
 
 from vac.host.child_processes import run
+from vac.text import utc_time
 
 CA_FILE = re.compile(r".*\.(pem|crt|[0-9])")
 LARGEST_FILE = 1024 * 1024
@@ -126,14 +127,9 @@ def check_dates(certificate: x509.Certificate, now: float) -> None:
     """Raise CertificateError if the certificate isn't valid at this time (Unix seconds)."""
     start, end = validity(certificate)
     if now < start:
-        raise CertificateError(f"is valid only from {moment(start)}")
+        raise CertificateError(f"is valid only from {utc_time(start)}")
     if now > end:
-        raise CertificateError(f"has expired on {moment(end)}")
-
-
-def moment(time: float) -> str:
-    """Return Unix seconds as date and time in UTC."""
-    return f"{datetime.datetime.fromtimestamp(time, datetime.timezone.utc):%Y-%m-%d %H:%M:%S} UTC"
+        raise CertificateError(f"has expired on {utc_time(end)}")
 
 
 def read_directory(directory: Path) -> list[x509.Certificate]:

@@ -10,15 +10,18 @@ import contextlib
 import email.utils
 import enum
 import hashlib
+import io
 import logging
+import math
 import os
 import re
+import shutil
 import socket
 import tempfile
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from ipaddress import ip_address
 from pathlib import Path
@@ -48,6 +51,11 @@ _TOO_MANY_STATUS = 429
 _NOT_MODIFIED_STATUS = 304
 _PROXY_PORT = 1080
 """Default of libcurl."""
+LEFT_FREE_BYTES = 2 * 1000**3
+"""Pipes' images leave so much of the file system; below half of it nothing is created."""
+ROOM_LOOK_BYTES = 16 * 1024**2
+"""The room is looked at again after so much of an image has come."""
+_GB = 1000**3
 _LONGEST_NAME = 255
 _DAY_SECONDS = 86400
 _HTML = re.compile(rb"(\xef\xbb\xbf)?\s*(<\?xml[^>]*>\s*)?<(!doctype\s+html|html)\b", re.IGNORECASE)
@@ -107,6 +115,8 @@ class Answer:
     begin: Callable[[Answer], object] = lambda answer: None
     status: int = 0
     last_modified: str = ""
+    length: int = 0
+    """Content-Length; 0: the server doesn't tell."""
     begun: bool = field(default=False, init=False)
     refusal: OSError | None = field(default=None, init=False)
     _size: int = field(default=0, init=False)
@@ -116,11 +126,13 @@ class Answer:
         text = line.decode("latin-1").strip()
         self.begun = True
         if text.startswith("HTTP/"):
-            self.last_modified = ""
+            self.last_modified, self.length = "", 0
             return
         name, _, value = text.partition(":")
         if name.lower() == "last-modified":
             self.last_modified = value.strip()
+        elif name.lower() == "content-length" and value.strip().isdecimal():
+            self.length = int(value)
 
     def body(self, piece: bytes, largest_bytes: int) -> int:
         """Take the next piece of the body. Return the number of bytes taken, 0 to end the transfer."""
@@ -150,14 +162,12 @@ def get(
     limits: Limits,
     *,
     known_time: float | None = None,
-    ca_file: Path | None = None,
     head: bool = False,
     local: Local = Local.ALLOWED,
 ) -> None:
     """Send one GET (or HEAD). The answer's status is then 200, or 304 if unchanged since known_time.
 
-    ca_file: trusted CAs beside GRID_CERTIFICATES, None for the system's. Blocks. Raises DownloadFailed, and errors of
-    the answer's functions.
+    Blocks. Raises DownloadFailed, and errors of the answer's functions.
     """
     try:
         import pycurl
@@ -166,7 +176,7 @@ def get(
     curl = pycurl.Curl()
     opened = contextlib.ExitStack()
     try:
-        _set_up(pycurl, curl, limits, ca_file)
+        _set_up(pycurl, curl, limits)
         if local is not Local.ALLOWED:
             curl.setopt(pycurl.OPENSOCKETFUNCTION, _SocketGuard(answer, local, pycurl.SOCKET_BAD, opened))
         headers = [f"User-Agent: Vac {vac.__version__}"]
@@ -229,16 +239,11 @@ def _addresses(proxy: str) -> set[tuple[str, int]]:
     return {(str(entry[4][0]), int(entry[4][1])) for entry in found}
 
 
-def document(url: str, limits: Limits, ca_file: Path | None = None, local: Local = Local.ALLOWED) -> bytes:
+def document(url: str, limits: Limits, local: Local = Local.ALLOWED) -> bytes:
     """Return the content of a small file, fetched anew. Blocks; raises DownloadFailed."""
-    pieces: list[bytes] = []
-
-    def take(piece: bytes) -> int:
-        pieces.append(piece)
-        return len(piece)
-
-    get(url, Answer(take), limits, ca_file=ca_file, local=local)
-    return b"".join(pieces)
+    content = io.BytesIO()
+    get(url, Answer(content.write), limits, local=local)
+    return content.getvalue()
 
 
 def fetch_pipe(url: str) -> bytes:
@@ -254,7 +259,7 @@ def is_html(content: bytes) -> bool:
     return _HTML.match(content) is not None
 
 
-def _set_up(api: Any, curl: pycurl.Curl, limits: Limits, ca_file: Path | None) -> None:
+def _set_up(api: Any, curl: pycurl.Curl, limits: Limits) -> None:
     web = api.PROTO_HTTP | api.PROTO_HTTPS
     options = {
         api.NOSIGNAL: 1,
@@ -271,7 +276,7 @@ def _set_up(api: Any, curl: pycurl.Curl, limits: Limits, ca_file: Path | None) -
         api.SSL_VERIFYPEER: 1,
         api.SSL_VERIFYHOST: 2,
     }
-    trusted = ca_file or _system_certificates()
+    trusted = _system_certificates()
     if trusted is not None:
         options[api.CAINFO] = str(trusted)
     if GRID_CERTIFICATES.is_dir():
@@ -324,7 +329,11 @@ def _explained(api: Any, curl: pycurl.Curl, code: int, limits: Limits) -> Downlo
 class ImageCache:
     """Copies of images by URL. All methods may be called from any thread.
 
-    Unfinished downloads are in another directory of the same file system. ca_file: see get(). local: by URL.
+    Unfinished downloads are in another directory of the same file system.
+
+    named: returns URLs with the pipe that names them, "" for the site itself; without it all are the site's. Images
+    that pipes name may not come from local addresses, and together, with copies that nobody names, take most_bytes()
+    at most; those of one pipe half of that.
     """
 
     def __init__(
@@ -332,14 +341,16 @@ class ImageCache:
         directory: Path,
         unfinished: Path,
         limits: Limits | None = None,
-        ca_file: Path | None = None,
-        local: Callable[[str], Local] = lambda url: Local.ALLOWED,
+        named: Callable[[], Mapping[str, str]] | None = None,
+        most_bytes: Callable[[], float] = lambda: math.inf,
     ) -> None:
         self._directory = directory
         self._unfinished = unfinished
         self._limits = limits or Limits()
-        self._ca_file = ca_file
-        self._local = local
+        self._named = named
+        self._most_bytes = most_bytes
+        self._downloading: dict[Path, str] = {}
+        """Pipe by unfinished file."""
         self._lock = threading.Lock()
         self._locks: defaultdict[str, threading.Lock] = defaultdict(threading.Lock)
         self._changes = OnChange(log)
@@ -393,9 +404,22 @@ class ImageCache:
         """Download the image unless the copy has the server's date. Return its Last-Modified, Unix seconds."""
         known_time = path.stat().st_mtime if path.exists() else None
         descriptor, temporary = tempfile.mkstemp(dir=self._unfinished, prefix="image-")
+        pipe = "" if self._named is None else self._named().get(url, url)
+        if pipe:
+            self._downloading[Path(temporary)] = pipe
         try:
             with os.fdopen(descriptor, "wb") as file:
-                answer = Answer(file.write, _required_date)
+
+                def begin(answer: Answer) -> None:
+                    _required_date(answer)
+                    self._make_room(pipe, answer.length)
+
+                def write(piece: bytes) -> int:
+                    if file.tell() % ROOM_LOOK_BYTES + len(piece) >= ROOM_LOOK_BYTES:
+                        self._make_room(pipe)
+                    return file.write(piece)
+
+                answer = Answer(write, begin)
                 self._get(url, answer, known_time=known_time)
                 if answer.status == _NOT_MODIFIED_STATUS and known_time is not None:
                     if self._server_date(url, answer) in (None, known_time):
@@ -408,8 +432,42 @@ class ImageCache:
                 os.fsync(descriptor)
             Path(temporary).replace(path)
         finally:
+            self._downloading.pop(Path(temporary), None)
             Path(temporary).unlink(missing_ok=True)
         return modified_time
+
+    def _make_room(self, pipe: str, more_bytes: int = 0) -> None:
+        """Remove copies that nobody names, as far as room is needed; raise DownloadFailed if this pipe has none.
+
+        more_bytes: still to come. The site's own images, of pipe "", take what they need.
+        """
+        if not pipe or self._named is None:
+            return
+        with self._lock:
+            owners = {self.path(url): owner for url, owner in self._named().items()} | self._downloading
+            copies = {
+                path: path.stat()
+                for path in [*self._directory.iterdir(), *self._downloading]
+                if path.exists()
+            }
+            total = more_bytes + sum(copy.st_size for path, copy in copies.items() if owners.get(path) != "")
+            own = more_bytes + sum(copy.st_size for path, copy in copies.items() if owners.get(path) == pipe)
+            free = shutil.disk_usage(self._directory).free - more_bytes
+            most = self._most_bytes()
+            for path in sorted(copies.keys() - owners.keys(), key=lambda path: copies[path].st_atime):
+                if total <= most and free >= LEFT_FREE_BYTES:
+                    break
+                path.unlink(missing_ok=True)
+                log.info("image %s: removed from the cache, as room is needed and nobody names it", path.name)
+                total -= copies[path].st_size
+                free += copies[path].st_size
+        for used, limit, whose in ((own, most / 2, f"pipe {pipe}"), (total, most, "all pipes")):
+            if used > limit:
+                text = f"images of {whose} would take more than {limit / _GB:.1f} GB; see pipe_images_gb"
+                raise DownloadFailed(text, passing=True)
+        if free < LEFT_FREE_BYTES:
+            text = f"only {LEFT_FREE_BYTES / _GB:.0f} GB or less would be left free in {self._directory}"
+            raise DownloadFailed(text, passing=True)
 
     def _server_date(self, url: str, unchanged: Answer) -> float | None:
         """Return the date of a 304 answer, by HEAD if it has none: an image may have been replaced by an older one."""
@@ -419,7 +477,9 @@ class ImageCache:
         return unchanged.date()
 
     def _get(self, url: str, answer: Answer, **options: Any) -> None:
-        get(url, answer, self._limits, ca_file=self._ca_file, local=self._local(url), **options)
+        own = self._named is None or self._named().get(url) == ""
+        local = Local.ALLOWED if own else Local.REFUSED
+        get(url, answer, self._limits, local=local, **options)
 
 
 def _required_date(answer: Answer) -> float:

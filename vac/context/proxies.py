@@ -19,12 +19,12 @@ from cryptography.x509.oid import NameOID
 from vac.context.certificates import (
     CertificateError,
     check_dates,
-    moment,
     read_certificates,
     read_limited,
     shown_name,
     validity,
 )
+from vac.text import utc_time
 
 CERTIFICATE_FILE, KEY_FILE = "x509cert.pem", "x509key.pem"
 """In a machinetype's directory."""
@@ -126,7 +126,9 @@ def _check_lifetime(certificate: x509.Certificate, now: float, end: float) -> No
         raise ProxyRefused(f"{shown} {error}") from error
     last = validity(certificate)[1]
     if last < int(end):
-        raise ProxyRefused(f"{shown} expires on {moment(last)}, but the proxy must last until {moment(end)}")
+        raise ProxyRefused(
+            f"{shown} expires on {utc_time(last)}, but the proxy must last until {utc_time(end)}"
+        )
 
 
 def _load_key(content: bytes) -> _Key:

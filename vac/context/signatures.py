@@ -12,8 +12,6 @@ import json
 import logging
 import os
 import re
-import threading
-from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -109,8 +107,6 @@ class SignedImages:
         self._fetch = fetch
         self._ca_directory = ca_directory
         self._clock = clock
-        self._lock = threading.Lock()
-        self._locks: defaultdict[Path, threading.Lock] = defaultdict(threading.Lock)
         self._read: dict[Path, tuple[FileStamp, Signer | SignatureRefused]] = {}
 
     def fetch(self, source: str, signing_dn: str | None = None) -> Path:
@@ -124,14 +120,11 @@ class SignedImages:
         return path
 
     def _signer(self, path: Path) -> Signer:
-        with self._lock:
-            lock = self._locks[path]
-        with lock:
-            identity = stamp_of(path)
-            known, found = self._read.get(path, (None, None))
-            if found is None or known != identity:
-                found = self._first_reading(path)
-                self._read[path] = identity, found
+        identity = stamp_of(path)
+        known, found = self._read.get(path, (None, None))
+        if found is None or known != identity:
+            found = self._first_reading(path)
+            self._read[path] = identity, found
         if isinstance(found, SignatureRefused):
             raise SignatureRefused(*found.args)
         return found

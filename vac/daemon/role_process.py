@@ -127,7 +127,7 @@ def signal_pipe(*numbers: signal.Signals) -> int:
 
 
 class Listener:
-    """Collects signals and messages from its creation on; listen() delivers them."""
+    """Signals and messages, collected from its creation on; listen() delivers them."""
 
     def __init__(self, link: socket.socket | None, log_file: Path | None) -> None:
         self._link = link

@@ -12,10 +12,11 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import Callable, Protocol
 
 from vac.config.machinetype import Machinetype
 from vac.config.settings import Settings
+from vac.host.cgroups import Usage as Usage
 from vac.host.connections import Contact
 
 WRITES_TO = "writes_to"
@@ -41,21 +42,6 @@ class EngineState(enum.Enum):
     HALF_MADE = "half made"
     """Its creation was interrupted: it has never run, and only has to be removed. A machine that a create() in
     progress is about to start isn't listed."""
-
-
-@dataclass(frozen=True)
-class Usage:
-    """Resources that a machine has used since its start. None: the engine doesn't tell."""
-
-    cpu_seconds: float | None = None
-    memory_bytes: int | None = None
-    peak_memory_bytes: int | None = None
-    network_received_bytes: int | None = None
-    network_sent_bytes: int | None = None
-    ended_time: float | None = None
-    """As Observed.ended_time; likewise the next two."""
-    exit_code: int | None = None
-    signal: int | None = None
 
 
 @dataclass(frozen=True)
@@ -98,26 +84,6 @@ class MachineSpec:
 
 
 @dataclass(frozen=True)
-class Trace:
-    """New facts about a running machine, for incident teams."""
-
-    facts: Mapping[str, str] = field(default_factory=dict)
-    """As Driver.details(); they add to those or replace them."""
-    contacts: frozenset[Contact] = frozenset()
-    """Remote ends of its present connections."""
-
-
-def traces_of(
-    facts: Mapping[str, Mapping[str, str]], contacts: Mapping[str, frozenset[Contact]]
-) -> dict[str, Trace]:
-    """Combine facts and contacts, both by uuid, leaving out machines that have none."""
-    return {
-        uuid: Trace(facts.get(uuid, {}), contacts.get(uuid, frozenset()))
-        for uuid in {*facts, *(uuid for uuid, those in contacts.items() if those)}
-    }
-
-
-@dataclass(frozen=True)
 class LeftProcess:
     """A machine made of processes of this host that an older Vac has left running."""
 
@@ -152,6 +118,14 @@ class Driver(ABC):
     Calls that block raise EngineUnavailable when the engine can't be reached. The methods from prepare() on are
     optional abilities: a driver overrides those that its engine has.
     """
+
+    wake: Callable[[], object] | None = None
+    """Set by Engine; see changed()."""
+
+    def changed(self) -> None:
+        """Tell, from any thread, that an answer of prepare() has changed to None or to another failure."""
+        if self.wake is not None:
+            self.wake()
 
     @abstractmethod
     def list(self) -> Sequence[Observed]:
@@ -195,8 +169,7 @@ class Driver(ABC):
         """Return None if a machine of this type can be created now; else the reason, for people ("…: 45 %").
 
         Called whenever a creation is considered: it starts what is needed in the background. It answers from memory,
-        and the first time within about a second, whatever the engine does. events() yields "" when an answer changes
-        to None or to another failure. files is the machinetype's files/ directory.
+        and the first time within about a second, whatever the engine does. files is the machinetype's files/ directory.
         """
         return None
 
@@ -208,17 +181,19 @@ class Driver(ABC):
         """Return facts about one running machine by name; empty if they aren't known yet: then ask again."""
         return {}
 
-    def traces(self) -> Mapping[str, Trace]:
-        """Return changes since the last call, by uuid of running machines. Call it after list(); it may sample less
-        often."""
+    def news(self) -> Mapping[str, Mapping[str, str]]:
+        """Return new facts by uuid of running machines; they add to details() or replace them. Call it after list()."""
         return {}
 
-    def adopt(self, machines: Mapping[str, str]) -> None:  # noqa: B027  optional
+    def contacts(self) -> Mapping[str, frozenset[Contact]]:
+        """Return the remote ends of present connections by uuid of running machines. Raises OSError and CgroupError."""
+        return {}
+
+    def adopt(  # noqa: B027  optional
+        self, machines: Mapping[str, str], processes: Mapping[str, LeftProcess]
+    ) -> None:
         """Count these machines, names by uuid, as the factory's own if the engine has them without our marks.
 
-        They come from the factory's records, as an older Vac has made them. Replaces what was said before. Doesn't
-        block.
+        They come from the factory's records, as an older Vac has made them. Those that are processes of this host are
+        treated as machines as far as they still run. Replaces what was said before. Doesn't block.
         """
-
-    def follow(self, processes: Mapping[str, LeftProcess]) -> None:  # noqa: B027  optional
-        """Treat these processes of an older Vac, by uuid, as machines, as far as they still run. Doesn't block."""

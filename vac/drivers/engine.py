@@ -1,21 +1,21 @@
-"""An engine's threads: they open the driver and make the calls that may never return, so that nobody else waits.
+"""Engines by machine model, and their threads, which make the calls that may never return, so that nobody else waits.
 
-Three daemon threads go with one engine: one observes, one creates and ends machines (or, where these don't depend on
-one another, one for each machine to which something is being done), one listens for events. Results are posted as
-messages to the factory's loop, which alone writes state.
+Daemon threads go with one engine: one observes, one listens for events, and while there is something to do one creates
+and ends machines (or, where these don't depend on one another, one for each machine). Results are posted as messages to
+the factory's loop, which alone writes state.
 """
 
 from __future__ import annotations
 
 import collections
 import enum
+import importlib
 import logging
-import queue
 import threading
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Callable, NamedTuple, TypeVar, Union
+from typing import Callable, NamedTuple, TypeVar, Union, cast
 
 from vac.config.machinetype import Machinetype
 from vac.config.settings import Settings
@@ -24,15 +24,34 @@ from vac.drivers.base import (
     Driver,
     EngineState,
     EngineUnavailable,
+    Fetch,
     LeftProcess,
     MachineSpec,
     Observed,
     Usage,
 )
-from vac.host.connections import Contact
+from vac.host.connections import Contact, Sampling
 
 FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 1.0, 60.0
 """Between attempts to listen for events again, after they broke off, unless observing shows that they can work."""
+
+ENGINES = {
+    "cernvm3": "libvirt",
+    "cernvm4": "libvirt",
+    "vm-raw": "libvirt",
+    "docker": "docker",
+    "singularity": "processes",
+    "bubblewrap": "processes",
+}
+"""By machine model. Singularity and bubblewrap share one, as their machines share one tree of cgroups."""
+MODULES = {
+    "libvirt": "vac.drivers.libvirt.libvirt_driver",
+    "docker": "vac.drivers.docker.docker_driver",
+    "processes": "vac.drivers.processes.process_driver",
+}
+"""By engine; each has a function open_driver(settings, fetch)."""
+PACKAGES = {"libvirt": "python3-libvirt", "docker": "python3-docker"}
+"""Packages of engines' Python libraries, by the names that Debian and EL9 share."""
 
 _log = logging.getLogger(__name__)
 _Result = TypeVar("_Result")
@@ -44,6 +63,14 @@ class ActionKind(enum.Enum):
     CREATE = "create"
     STOP = "stop"
     DESTROY = "destroy"
+
+
+APART: Mapping[str, frozenset[ActionKind]] = {
+    "libvirt": frozenset([ActionKind.STOP]),
+    "processes": frozenset(ActionKind),
+}
+"""By engine what must not wait for other machines: stops where machines get time to end by themselves, and all where a
+creation may hang with the file system that its image is on."""
 
 
 class Action(NamedTuple):
@@ -161,8 +188,8 @@ class InlineEngine:
         self._pending: set[Action] = set()
         self._observation_failure: str | None = None
         self._detailed: set[str] = set()
-        self._adopted: Mapping[str, str] = {}
-        self._followed: Mapping[str, LeftProcess] = {}
+        self._adopted: tuple[Mapping[str, str], Mapping[str, LeftProcess]] = {}, {}
+        self._sampling = Sampling(clock)
 
     def request_observation(self) -> None:
         """Ask for an Observation. While one is being made, one more is remembered."""
@@ -190,17 +217,11 @@ class InlineEngine:
         driver = self._driver
         return driver.notices() if driver else ()
 
-    def adopt(self, machines: Mapping[str, str]) -> None:
+    def adopt(self, machines: Mapping[str, str], processes: Mapping[str, LeftProcess]) -> None:
         """Tell the driver, now or when it is opened, which machines are the factory's own; see Driver."""
-        self._adopted = machines
+        self._adopted = machines, processes
         if driver := self._driver:
-            driver.adopt(machines)
-
-    def follow(self, processes: Mapping[str, LeftProcess]) -> None:
-        """Tell the driver, now or when it is opened, of machines that an older Vac has left running; see Driver."""
-        self._followed = processes
-        if driver := self._driver:
-            driver.follow(processes)
+            driver.adopt(machines, processes)
 
     def settle(self, action: Action) -> None:
         """Forget an action whose result has been received and acted upon."""
@@ -240,8 +261,8 @@ class InlineEngine:
                 raise EngineUnavailable("its connection has been closed")
             if self._driver is None:
                 self._driver = self._open_driver()
-                self.adopt(self._adopted)
-                self.follow(self._followed)
+                self._driver.wake = lambda: self._post(Changed(self.name, ""))
+                self.adopt(*self._adopted)
             driver = self._driver
         if self._closed.is_set():
             self._close_driver()
@@ -285,10 +306,9 @@ class InlineEngine:
     def _look(self, driver: Driver, asked_time: float) -> Observation:
         machines = tuple(driver.list())
         usage, details = dict(driver.usage()), self._details(driver, machines)
-        traces = driver.traces()
-        for uuid, trace in traces.items():
-            details[uuid] = {**details.get(uuid, {}), **trace.facts}
-        contacts = {uuid: trace.contacts for uuid, trace in traces.items() if trace.contacts}
+        for uuid, facts in driver.news().items():
+            details[uuid] = {**details.get(uuid, {}), **facts}
+        contacts = {uuid: ends for uuid, ends in self._sampling.sample(driver.contacts).items() if ends}
         details = {uuid: facts for uuid, facts in details.items() if facts}
         return Observation(self.name, machines, usage, asked_time, self._clock(), details, contacts)
 
@@ -326,7 +346,7 @@ class InlineEngine:
 
 
 class Engine(InlineEngine):
-    """The engine with its three threads. No method blocks, whatever the engine does.
+    """The engine with its threads. No method blocks, whatever the engine does.
 
     apart: kinds of actions that need not wait for other machines: they are done in a thread for each machine, in order.
     """
@@ -345,8 +365,7 @@ class Engine(InlineEngine):
         self._executor = KeyedSerialExecutor(f"{name}-acting")
         self._observation_wanted = threading.Event()
         self._answers_again = threading.Event()
-        self._actions: queue.SimpleQueue[tuple[Action, Callable[[Driver], None]] | None] = queue.SimpleQueue()
-        for task in (self._keep_observing, self._keep_acting, self._keep_listening):
+        for task in (self._keep_observing, self._keep_listening):
             title = f"{name}-{task.__name__.rpartition('_')[2]}"
             threading.Thread(target=task, name=title, daemon=True).start()
 
@@ -359,13 +378,10 @@ class Engine(InlineEngine):
         super().close()
         self._observation_wanted.set()
         self._answers_again.set()
-        self._actions.put(None)
 
     def _submit(self, action: Action, call: Callable[[Driver], None]) -> None:
-        if action.kind in self._apart:
-            self._executor.submit(action.name, lambda: self._act_unless_closed(action, call))
-        else:
-            self._actions.put((action, call))
+        key = action.name if action.kind in self._apart else ""
+        self._executor.submit(key, lambda: self._act_unless_closed(action, call))
 
     def _act_unless_closed(self, action: Action, call: Callable[[Driver], None]) -> None:
         if not self._closed.is_set():
@@ -381,10 +397,6 @@ class Engine(InlineEngine):
             self._observe()
             if failure is not None and self._observation_failure is None:
                 self._answers_again.set()
-
-    def _keep_acting(self) -> None:
-        while (asked := self._actions.get()) is not None and not self._closed.is_set():
-            self._act(*asked)
 
     def _keep_listening(self) -> None:
         pause_seconds = FIRST_PAUSE_SECONDS
@@ -436,3 +448,30 @@ class KeyedSerialExecutor:
                     return
                 task = self._waiting[key].popleft()
             task()
+
+
+def engine_name(machine_model: str) -> str:
+    """Return the engine that makes machines of this model.
+
+    An unknown one, as a slot of another version may have, is an engine of its own that can't be reached.
+    """
+    return ENGINES.get(machine_model, machine_model)
+
+
+def driver_for(machine_model: str, settings: Settings, fetch: Fetch | None = None) -> Driver:
+    """Return a new driver for the engine of this machine model; fetch is what it gets images with, None: nothing.
+
+    Raises EngineUnavailable, also if the engine's library is not installed.
+    """
+    engine = engine_name(machine_model)
+    if engine not in MODULES:
+        raise EngineUnavailable(f"machine_model {machine_model} is not known to this version")
+    try:
+        module = importlib.import_module(MODULES[engine])
+    except ImportError as error:
+        if error.name == MODULES[engine]:
+            reason = f"machine_model {machine_model} is not available in this version"
+        else:
+            reason = f"{error}; install {PACKAGES.get(engine, 'it')}"
+        raise EngineUnavailable(reason) from error
+    return cast(Driver, module.open_driver(settings, fetch))

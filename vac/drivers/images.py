@@ -1,7 +1,6 @@
 """Images that machines are made from: got, checked and refreshed in the background, so that nobody waits.
 
-Each image has one thread while something is being done for it. prepare() of the stores answers from memory. For
-incident teams, facts about machines and the digests of their image files are kept until they are told.
+For incident teams, facts about machines and the digests of their image files are kept until they are told.
 """
 
 from __future__ import annotations
@@ -11,29 +10,26 @@ import os
 import stat
 import threading
 import time
-from collections.abc import Hashable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Callable, Generic, NamedTuple, TypeVar
 
+from vac.background import BackgroundWork, Outcome, Rest
 from vac.drivers.base import CreationFailed, EngineUnavailable, Fetch
 from vac.host.filesystems import FileStamp, stamp_from
 from vac.host.probes import problem_of, sha256_of
 from vac.text import without_url_secrets
 
 FIRST_LOOK_SECONDS = 1.0
-"""How long prepare() waits for an image that may be there already."""
-FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 30.0, 1800.0
-"""Between attempts after a failure; doubled with each further one."""
-REFRESH_SECONDS = 600.0
-"""How often a server is asked for a newer version of a file."""
-MOST_DOUBLINGS = 20
+"""How long missing() waits for an image that may be there already."""
+REST = Rest(success_seconds=600.0, first_failure_seconds=30.0, longest_seconds=1800.0)
+"""Of image files: how often a server is asked for a newer version, and pauses after failures."""
 MOST_VERSIONS = 200
 """Versions of image files whose digests are remembered; the oldest are forgotten first."""
 
 _log = logging.getLogger(__name__)
 
-Key = TypeVar("Key", bound=Hashable)
 Held = TypeVar("Held")
 
 
@@ -43,44 +39,53 @@ class ImageUnavailable(OSError):
 
 @dataclass
 class Entry(Generic[Held]):
-    """State of one image. Only its thread, of which there is one at a time, changes it."""
+    """State of one image, which only its background work changes."""
 
     shown: str
     doing: str
     """Present work, in words that follow "is"."""
     image: Held | None = None
-    working: bool = False
     answered: threading.Event = field(default_factory=threading.Event)
     """Set once it is known whether the image is there, or somebody has been told to wait for it."""
     failure: str = ""
-    failures: int = 0
-    next_time: float = 0.0
+    engine_failed: bool = False
+    """True if the last attempt failed for the engine, not for the image: then the image has no pause."""
 
 
-class ImageStore(Generic[Key, Held]):
-    """Images by key, of which a subclass says how to get one.
+class ImageStore(Generic[Held]):
+    """Images by key.
 
     wake is called, from any thread, when an image has come that somebody was told to wait for, or when another reason
-    than before keeps it from coming.
+    than before keeps it from coming. keeps_old: an image that can't be refreshed may still be used.
     """
 
-    keeps_old = False
-    """True if an image that can't be refreshed may still be used."""
-    pause_seconds = (FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS)
-
-    def __init__(self, wake: Callable[[], object], clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self, wake: Callable[[], object], clock: Callable[[], float] = time.monotonic, *, keeps_old: bool
+    ) -> None:
         self._wake = wake
-        self._clock = clock
-        self._lock = threading.Lock()
-        self._entries: dict[Key, Entry[Held]] = {}
+        self._keeps_old = keeps_old
+        self._entries: dict[str, Entry[Held]] = {}
+        self._work: BackgroundWork[Held] = BackgroundWork("image", self._done, at_once=None, clock=clock)
 
-    def get(self, key: Key, entry: Entry[Held]) -> tuple[Held, float]:
-        """Bring the image up to date; return it and for how many seconds it is good.
+    def missing(
+        self, key: str, shown: str, doing: str, get: Callable[[Entry[Held]], Held], rest: Rest
+    ) -> str | None:
+        """Return None if the image is there, else why not yet. Starts what is needed; doing is its first step.
 
-        It may call found() before, if the image can be used meanwhile. Raises OSError or EngineUnavailable with a
-        reason.
+        get brings the image up to date. It may call found() before, if the image can be used meanwhile. It raises
+        OSError or EngineUnavailable with a reason.
         """
-        raise NotImplementedError
+        entry = self._entries.setdefault(key, Entry(shown, doing))
+        self._work.start(key, lambda: self._attempt(entry, get), rest)
+        entry.answered.wait(FIRST_LOOK_SECONDS)
+        entry.answered.set()
+        if entry.image is not None:
+            return None
+        if not entry.failure:
+            return f"image {shown} is {entry.doing}"
+        if self._work.busy(key):
+            return f"image {shown}: {entry.failure}; it is {entry.doing} again"
+        return f"image {shown}: {entry.failure}; next attempt in {self._work.rest_seconds(key):.0f} s"
 
     def found(self, entry: Entry[Held], image: Held) -> None:
         """Note that the image is there, and wake those who don't wait in missing() any more."""
@@ -90,62 +95,49 @@ class ImageStore(Generic[Key, Held]):
         if late:
             self._wake()
 
-    def missing(self, key: Key, shown: str, doing: str) -> str | None:
-        """Return None if the image is there, else why not yet. Starts what is needed; doing is its first step."""
-        with self._lock:
-            entry = self._entries.setdefault(key, Entry(shown, doing))
-            if not entry.working and self._clock() >= entry.next_time:
-                entry.working = True
-                threading.Thread(target=self._work, args=(key, entry), name="image", daemon=True).start()
-        entry.answered.wait(FIRST_LOOK_SECONDS)
-        entry.answered.set()
-        if entry.image is not None:
-            return None
-        if not entry.failure:
-            return f"image {shown} is {entry.doing}"
-        seconds = max(entry.next_time - self._clock(), 0)
-        attempt = f"it is {entry.doing} again" if entry.working else f"next attempt in {seconds:.0f} s"
-        return f"image {shown}: {entry.failure}; {attempt}"
+    def held(self, key: str) -> Held | None:
+        """Return the image as it was when it came; None if it hasn't come."""
+        entry = self._entries.get(key)
+        return None if entry is None else entry.image
 
-    def drop(self, entry: Entry[Held]) -> None:
+    def all_held(self) -> Mapping[str, Held]:
+        """Return all images that have come, by key."""
+        present = {key: entry.image for key, entry in list(self._entries.items())}
+        return {key: image for key, image in present.items() if image is not None}
+
+    def drop(self, key: str) -> None:
         """Forget an image that isn't there any more: the next missing() gets it again."""
-        with self._lock:
-            entry.image, entry.next_time = None, 0.0
+        self._entries.pop(key, None)
+        self._work.forget(key)
 
-    def _work(self, key: Key, entry: Entry[Held]) -> None:
-        first_seconds, longest_seconds = self.pause_seconds
-        image, failure = None, ""
+    def _attempt(self, entry: Entry[Held], get: Callable[[Entry[Held]], Held]) -> Held:
+        entry.engine_failed = False
         try:
-            image, seconds = self.get(key, entry)
-            entry.failures = 0
-        except (OSError, EngineUnavailable) as error:
-            entry.failures += isinstance(error, OSError)
-            doublings = min(max(entry.failures - 1, 0), MOST_DOUBLINGS)
-            seconds = min(first_seconds * 2**doublings, longest_seconds)
-            failure = getattr(error, "strerror", None) or str(error)
-        except Exception as error:  # noqa: BLE001  a bug must not keep the image from being tried again
-            _log.exception("image %s: unexpected error", entry.shown)
-            failure, seconds = f"unexpected {type(error).__name__} (see the log)", longest_seconds
-        with self._lock:
-            entry.next_time = self._clock() + seconds
-            entry.working = False
-        if image is not None:
-            entry.failure = ""
-            self.found(entry, image)
-        else:
-            self._note_failure(entry, failure)
-        entry.answered.set()
+            return get(entry)
+        except EngineUnavailable as error:
+            entry.engine_failed = True
+            raise ImageUnavailable(str(error)) from error
 
-    def _note_failure(self, entry: Entry[Held], reason: str) -> None:
-        if not self.keeps_old:
+    def _done(self, outcome: Outcome[Held]) -> None:
+        entry = self._entries.get(outcome.key)
+        if entry is None:
+            return
+        news, entry.failure = outcome.failure not in ("", entry.failure), outcome.failure
+        if outcome.value is not None:
+            self.found(entry, outcome.value)
+            return
+        if entry.engine_failed:
+            self._work.forget(outcome.key)
+        if not self._keeps_old:
             entry.image = None
-        news, entry.failure = reason != entry.failure, reason
         if news and entry.image is not None:
-            _log.info("image %s: cannot be refreshed, so the present one is used: %s", entry.shown, reason)
+            text = "image %s: cannot be refreshed, so the present one is used: %s"
+            _log.info(text, entry.shown, outcome.failure)
         elif news:
-            _log.warning("image %s: %s", entry.shown, reason)
+            _log.warning("image %s: %s", entry.shown, outcome.failure)
             if entry.answered.is_set():
                 self._wake()
+        entry.answered.set()
 
 
 class ImageVersion(NamedTuple):
@@ -182,12 +174,7 @@ def read_through(version: ImageVersion) -> str | None:
     return digest if stamp == version.stamp else None
 
 
-class _Wanted(NamedTuple):
-    source: str
-    signing_dn: str | None
-
-
-class ImageFiles(ImageStore[_Wanted, ImageVersion]):
+class ImageFiles:
     """Images that machines boot from as files.
 
     fetch None: URLs, and images that have to be signed, are refused.
@@ -199,7 +186,7 @@ class ImageFiles(ImageStore[_Wanted, ImageVersion]):
         wake: Callable[[], object],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        super().__init__(wake, clock)
+        self._store: ImageStore[ImageVersion] = ImageStore(wake, clock, keeps_old=False)
         self._fetch = fetch
 
     def prepare(self, root_image: str | None, signing_dn: str | None, files: Path) -> str | None:
@@ -209,65 +196,47 @@ class ImageFiles(ImageStore[_Wanted, ImageVersion]):
         """
         if not root_image:
             return "no root_image is configured; use a URL or a path"
-        wanted = _wanted(root_image, signing_dn, files)
-        remote = "://" in wanted.source
+        source = _source(root_image, files)
+        remote = "://" in source
         if not remote and signing_dn is None:
             return None
-        shown = without_url_secrets(wanted.source)
-        if self._fetch is None:
+        shown, fetch = without_url_secrets(source), self._fetch
+        if fetch is None:
             return f"{shown}: images can't be downloaded or checked here; use a path without a signature"
-        return self.missing(wanted, shown, "being downloaded" if remote else "being checked")
-
-    def get(self, key: _Wanted, entry: Entry[ImageVersion]) -> tuple[ImageVersion, float]:
-        """Fetch and check the file; return the very version that was checked.
-
-        With another signer, or none, the same URL has another thread, which may replace the copy at any time.
-        """
-        assert self._fetch is not None
-        path = self._fetch(key.source, key.signing_dn)
-        version = version_of(path)
-        if key.signing_dn is not None:
-            self._fetch(str(path), key.signing_dn)  # from memory, unless it is another file than a moment ago
-        if version is None or version_of(path) != version:
-            raise ImageUnavailable("the file was replaced while it was checked")
-        return version, REFRESH_SECONDS
+        doing = "being downloaded" if remote else "being checked"
+        return self._store.missing(
+            _key(source, signing_dn), shown, doing, lambda _: _checked(fetch, source, signing_dn), REST
+        )
 
     def path(self, root_image: str | None, signing_dn: str | None, files: Path) -> Path:
         """Return the image's file. Raises CreationFailed if it isn't ready, or isn't what was checked any more."""
-        return self._find(root_image, signing_dn, files, None)[0]
+        return self.held(root_image, signing_dn, files)[0]
 
     def held(
-        self, root_image: str | None, signing_dn: str | None, files: Path, own_name: Path
+        self, root_image: str | None, signing_dn: str | None, files: Path, own_name: Path | None = None
     ) -> tuple[Path, Path]:
         """As path(), with the name to open it by: own_name if it was fetched or checked and is on the same file system.
 
         That names what was checked even when the other has been replaced. The caller removes it.
         """
-        return self._find(root_image, signing_dn, files, own_name)
-
-    def _find(
-        self, root_image: str | None, signing_dn: str | None, files: Path, own_name: Path | None
-    ) -> tuple[Path, Path]:
         problem = self.prepare(root_image, signing_dn, files)
         if problem is not None:
             raise CreationFailed(problem)
-        wanted = _wanted(root_image or "", signing_dn, files)
-        shown = without_url_secrets(wanted.source)
-        hanging = problem_of(wanted.source)
+        source = _source(root_image or "", files)
+        key, shown = _key(source, signing_dn), without_url_secrets(source)
+        hanging = problem_of(source)
         if hanging is not None:
             raise CreationFailed(f"image {shown} {hanging}")
-        entry = self._entries.get(wanted)
-        checked = entry.image if entry is not None else None
-        path = Path(checked.path if checked is not None else wanted.source)
-        name = path if entry is None or own_name is None else _linked(path, own_name)
+        checked = self._store.held(key)
+        must_be_checked = "://" in source or signing_dn is not None
+        path = Path(checked.path if checked is not None else source)
+        name = path if checked is None or own_name is None else _linked(path, own_name)
         try:
             status = name.stat()
         except OSError as error:
             problem = error.strerror
-        else:
-            problem = None
-        if entry is not None and (checked is None or problem or not checked.is_that_of(status)):
-            self.drop(entry)
+        if must_be_checked and (checked is None or problem or not checked.is_that_of(status)):
+            self._store.drop(key)
             problem = "its file has been replaced and will be checked again"
         if problem is not None:
             if name == own_name:
@@ -276,8 +245,26 @@ class ImageFiles(ImageStore[_Wanted, ImageVersion]):
         return path, name
 
 
-def _wanted(root_image: str, signing_dn: str | None, files: Path) -> _Wanted:
-    return _Wanted(root_image if "://" in root_image else str(files / root_image), signing_dn)
+def _checked(fetch: Fetch, source: str, signing_dn: str | None) -> ImageVersion:
+    """Fetch and check the file; return the very version that was checked.
+
+    With another signer, or none, the same URL has work of its own, which may replace the copy at any time.
+    """
+    path = fetch(source, signing_dn)
+    version = version_of(path)
+    if signing_dn is not None:
+        fetch(str(path), signing_dn)  # from memory, unless it is another file than a moment ago
+    if version is None or version_of(path) != version:
+        raise ImageUnavailable("the file was replaced while it was checked")
+    return version
+
+
+def _source(root_image: str, files: Path) -> str:
+    return root_image if "://" in root_image else str(files / root_image)
+
+
+def _key(source: str, signing_dn: str | None) -> str:
+    return source if signing_dn is None else f"{source} {signing_dn}"
 
 
 def _linked(path: Path, name: Path) -> Path:
@@ -300,6 +287,7 @@ class ImageFacts:
         self._lock = threading.Lock()
         self._facts: dict[str, tuple[dict[str, str], ImageVersion | None]] = {}
         self._digests: dict[ImageVersion, str | None] = {}
+        self._work: BackgroundWork[None] = BackgroundWork("digest", at_once=None)
 
     def note(self, uuid: str, facts: Mapping[str, str], image: ImageVersion | None) -> None:
         """Keep the facts of a new machine, made of this version of an image file if of one."""
@@ -333,10 +321,10 @@ class ImageFacts:
             self._digests[version] = None
             while len(self._digests) > MOST_VERSIONS:
                 del self._digests[next(iter(self._digests))]
-            threading.Thread(target=self._work, args=(version,), name="digest", daemon=True).start()
+            self._work.start(str(version), lambda: self._learn(version))
         return self._digests[version]
 
-    def _work(self, version: ImageVersion) -> None:
+    def _learn(self, version: ImageVersion) -> None:
         try:
             digest = self._compute(version)
         except OSError as error:

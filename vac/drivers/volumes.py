@@ -8,15 +8,14 @@ from __future__ import annotations
 import json
 import logging
 import os
-import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import Future, TimeoutError
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Callable
 
+from vac.background import BackgroundWork, Outcome
 from vac.config.settings import Settings, slot_number
 from vac.drivers.base import CreationFailed, EngineUnavailable, MachineSpec
 from vac.host import child_processes, filesystems
@@ -62,7 +61,7 @@ class Group:
 class Volumes:
     """Makes and removes volumes of machines; from any thread. run runs LVM's programs, mkfs, mount and blkdiscard.
 
-    Volumes are overwritten in threads of their own, as disks may be slow.
+    Volumes are overwritten in the background, as disks may be slow.
     """
 
     def __init__(
@@ -74,8 +73,9 @@ class Volumes:
         self._run = run or run_lvm
         self._patience_seconds = patience_seconds
         self._clock = clock
-        self._lock = threading.Lock()
-        self._wiping: dict[Path, Future[str]] = {}
+        self._wiped: dict[str, Outcome[None]] = {}
+        """By device, until somebody has waited for it."""
+        self._wiping: BackgroundWork[None] = BackgroundWork("wiping", self._note_wiped, at_once=None)
         self._in_use: str | None = None
         self._default: str | None = None
         self._default_until = float("-inf")
@@ -172,30 +172,25 @@ class Volumes:
 
     def _wipe(self, path: Path) -> None:
         """Start overwriting, or go on waiting for it; after a failure the next call starts anew."""
-        with self._lock:
-            work = self._wiping.get(path)
-            if work is None:
-                work = self._wiping[path] = Future()
-                threading.Thread(
-                    target=self._overwrite, args=(path, work), name="wiping", daemon=True
-                ).start()
-        try:
-            work.result(self._patience_seconds)
-        except TimeoutError:
-            raise CreationFailed(
-                f"{path} is being wiped, since another machine will get these blocks"
-            ) from None
-        finally:
-            if work.done():
-                with self._lock:
-                    self._wiping.pop(path, None)
+        key = str(path)
+        if key not in self._wiped:
+            self._wiping.start(key, lambda: self._overwrite(key))
+            self._wiping.wait(key, self._patience_seconds)
+        outcome = self._wiped.pop(key, None)
+        if outcome is None:
+            raise CreationFailed(f"{path} is being wiped, since another machine will get these blocks")
+        if outcome.failure:
+            raise CreationFailed(outcome.failure)
 
-    def _overwrite(self, path: Path, work: Future[str]) -> None:
+    def _note_wiped(self, outcome: Outcome[None]) -> None:
+        self._wiped[outcome.key] = outcome
+
+    def _overwrite(self, path: str) -> None:
         try:
             # fast where the device can do that itself
-            work.set_result(self._run(["blkdiscard", "--force", "--zeroout", str(path)]))
+            self._run(["blkdiscard", "--force", "--zeroout", path])
         except CreationFailed as failure:
-            work.set_exception(failure)
+            raise OSError(str(failure)) from failure
 
 
 def group_in_use(settings: Settings, run: Run) -> str | None:

@@ -18,13 +18,13 @@ log = logging.getLogger(__name__)
 
 
 class AdminRequests:
-    """Carries out requests and lowers shutdown times."""
+    """Requests to be carried out, and shutdown times to be lowered."""
 
     def __init__(self, state: FactoryState, effects: Effects) -> None:
         self.state = state
         self.effects = effects
         self.waiting = False
-        """A machine is to be destroyed whose engine has yet to say that it has made it."""
+        """True while a machine is to be destroyed whose engine hasn't reported its creation yet."""
 
     def look(self) -> None:
         """Read what is asked and do it. Each request is removed after it has been carried out."""
@@ -55,7 +55,7 @@ class AdminRequests:
             self.state.changed = True
 
     def _carry_out(self, request: requests.Request) -> bool:
-        """Do one thing that was asked; True when it is done or can't be: a destruction, when the machine has ended."""
+        """Carry out one request. Return True when it is done or can't be; a destruction, when the machine has ended."""
         slot = self.state.slots.get(request.machine)
         if slot is None or slot.machine is None or slot.machine.uuid != request.uuid or slot.machine.finished:
             return True
@@ -75,6 +75,6 @@ class AdminRequests:
                     self._lower(slot, shutdown_time)
 
     def _lower(self, slot: Slot, wanted: float) -> bool:
-        """Lower a machine's end; False: to be tried again."""
+        """Lower a machine's end; return False if it has to be tried again."""
         self.effects.happen(slot, EndLowered(wanted))
         return slot.machine is None or f"end {slot.machine.uuid}" not in self.state.troubles

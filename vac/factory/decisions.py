@@ -20,7 +20,7 @@ from vac.lifecycle.phases import Preparing
 from vac.machines import files
 from vac.scheduling.backoff import broken_here
 from vac.scheduling.decide import Memory, Situation, decide
-from vac.scheduling.eligibility import NO_ANSWER
+from vac.scheduling.eligibility import NO_ANSWER, total_processors
 from vac.scheduling.model import Decision, Host, Occupied, SpaceView
 from vac.scheduling.shares import Ledger
 from vac.scheduling.space import CYCLE_SECONDS, own_reports
@@ -31,11 +31,11 @@ AT_ONCE = 32
 MOST_HANGING = 256
 """No more repositories are looked at while so many children hang: each keeps a thread and open files."""
 _ORDINARY = ("full",)
-"""Guards that are no news."""
+"""Guards that aren't logged."""
 
 
 class Repositories:
-    """Checks all that are needed; a machinetype whose repository doesn't answer has to wait."""
+    """The repositories that are needed. A machinetype whose repository doesn't answer has to wait."""
 
     def __init__(self, state: FactoryState) -> None:
         self._state = state
@@ -80,7 +80,7 @@ class Repositories:
 
 
 class Decisions:
-    """Asks the scheduler whenever something has changed, or time alone may have changed the answer."""
+    """The last decision. A new one is made when something, or time alone, may have changed the answer."""
 
     def __init__(
         self,
@@ -95,6 +95,8 @@ class Decisions:
         self.repositories = repositories
         self.memory = Memory(ledger=Ledger.decode(files.read_json(state.dir.share_ledger)))
         self.health_problem: str | None = None
+        self._prepared: set[tuple[str, str | None]] = set()
+        """Machinetypes that were prepared with these images."""
         self.decision = Decision()
         self.decision_time: float | None = None
         self.warnings: tuple[str, ...] = ()
@@ -126,8 +128,9 @@ class Decisions:
     def decide(self, now: float) -> None:
         """Make one decision and begin what it says."""
         occupied = self.occupied()
-        machinetypes, unusable = self._usable()
         settings, order = self.state.settings, self.state.drain
+        full = sum(one.processors for one in occupied) >= total_processors(settings)
+        machinetypes, unusable = self._usable(fetch=not (full or settings.draining or order))
         situation = Situation(
             settings=settings,
             machinetypes=machinetypes,
@@ -183,8 +186,11 @@ class Decisions:
             machine.shutdown_time + step,
         )
 
-    def _usable(self) -> tuple[dict[str, Machinetype], dict[str, str]]:
-        """Machinetypes of which machines could be made now, and why not of the others."""
+    def _usable(self, *, fetch: bool) -> tuple[dict[str, Machinetype], dict[str, str]]:
+        """Return machinetypes of which machines could be made, and why not of the others.
+
+        Unless fetch is set, nothing is prepared of which nothing has been before: no machine can be made now anyway.
+        """
         state, usable, reasons = self.state, {}, dict(self.state.configuration.unusable)
         for name, one in state.configuration.machinetypes.items():
             if name in reasons:
@@ -193,8 +199,10 @@ class Decisions:
             if one.target_share > 0:
                 files = state.dir.machinetype_files(one.pipe or name)
                 engine = state.engine_of(one.machine_model)
-                missing = self.repositories.problem(one)
-                unprepared = missing or engine.prepare(one, state.settings, files)
+                unprepared = self.repositories.problem(one)
+                if unprepared is None and (fetch or (name, one.root_image) in self._prepared):
+                    self._prepared.add((name, one.root_image))
+                    unprepared = engine.prepare(one, state.settings, files)
             if unprepared is None:
                 usable[name] = one
             else:
@@ -244,7 +252,7 @@ class Decisions:
             self.state.changes.say(("note", note), note)
 
     def _tell_holds(self, decision: Decision) -> None:
-        """Say which types are held back from now on, and which no longer; how long still is no news."""
+        """Log which types are held back from now on, and which no longer; a changed deadline isn't logged."""
         before, holds = _holds(self.decision), _holds(decision)
         for name, where in holds.items():
             if before.get(name) != where:
@@ -260,7 +268,7 @@ class Decisions:
 
 
 def _holds(decision: Decision) -> dict[str, str]:
-    """By machinetype that is held back, whose aborts did that."""
+    """Return, by machinetype that is held back, whose aborts did that."""
     return {
         **dict.fromkeys(decision.held_in_space, "in the space"),
         **dict.fromkeys(decision.held_here, "here"),

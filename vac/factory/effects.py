@@ -16,8 +16,8 @@ from vac.config.load import Configuration
 from vac.config.machinetype import VM_MODELS, Machinetype
 from vac.context.user_data import ContextRequest, Templates, UserData, make_user_data
 from vac.drivers.base import CreationFailed, MachineSpec
+from vac.drivers.engine import engine_name
 from vac.drivers.processes.launch_plan import account
-from vac.drivers.registry import engine_name
 from vac.factory.state import FactoryState, Slot
 from vac.host.privileges import unprivileged_user
 from vac.lifecycle.phases import PendingCreation, Phase, Preparing, Releasing, Starting, Stopping, Stuck
@@ -64,7 +64,7 @@ def checkpoint(slot: Slot, effect: Effect) -> None:
 
 
 class Effects:
-    """Applies stimuli to slots and carries the effects out."""
+    """Application of stimuli to slots, and what the effects do."""
 
     def __init__(self, state: FactoryState, vacmon: VacMon) -> None:
         self.state = state

@@ -35,11 +35,11 @@ from vac.vacquery.vacmon import VacMon
 CYCLE_SECONDS = 60.0
 """From the end of one cycle to the next."""
 LATEST_SECONDS = 5.0
-"""The loop goes round at least this often, to notice engines that don't answer."""
+"""Longest pause between two turns, so that engines that don't answer are noticed."""
 HEALTH_SECONDS = 300.0
 """health_command is run this often."""
 STUCK_SECONDS = 600.0
-"""An engine's thread that hangs so long past its deadline is beyond help: this process has to be replaced."""
+"""Time past its deadline after which a hanging thread of an engine has this process replaced."""
 CLOCK_STEP_SECONDS = 2.0
 """A greater change of people's clock between two turns is a step, and logged."""
 
@@ -93,7 +93,7 @@ class Factory:
         }
 
     def run(self, alive: Callable[[], None], ready: Callable[[], None]) -> None:
-        """Go round until a Stop comes. alive is called each time, ready once all has been done once. Raises Stuck."""
+        """Take turns until a Stop comes. alive is called each time, ready after the first one. Raises Stuck."""
         self.turn(0.0)
         ready()
         while not self.stopping:
@@ -131,7 +131,7 @@ class Factory:
         self.report.report_if_due()
 
     def _check_clock(self) -> None:
-        """Notice that people's clock was set: what was noted by the wrong one holds nothing back."""
+        """Reset deadlines that were noted by people's clock after it has been set."""
         now = self.state.clock.moment()
         step, self._clock_offset = now.unix - now.boot - self._clock_offset, now.unix - now.boot
         if abs(step) > CLOCK_STEP_SECONDS:
@@ -202,7 +202,7 @@ class Factory:
             self.state.changed = True
 
     def _note_last_sights(self) -> None:
-        """Write when machines were last seen alive: they run on, and nobody sees them end."""
+        """Write when machines were last seen alive, since they go on running unobserved."""
         for slot in self.state.slots:
             machine = slot.machine
             if machine is not None and isinstance(slot.phase, (Running, Stopping)):
@@ -242,7 +242,7 @@ class Factory:
             self.state.changed = True
 
     def _reload(self) -> None:
-        """Take up a changed configuration; a broken one leaves the last good one in force for what runs."""
+        """Put a changed configuration into force; if it is broken, the last good one stays in force for what runs."""
         try:
             configuration = self.loader.load(self.state.clock.unix())
         except ConfigurationError as error:
@@ -294,7 +294,7 @@ class Factory:
         self.rules.look_again()
 
     def _observation_failed(self, message: engines.ObservationFailed) -> None:
-        """Nothing is concluded from it but that an end may have gone unseen."""
+        """Note that an end may have gone unseen; conclude nothing else."""
         self.state.disturbed[message.engine] = message.time
 
     def _acted(self, message: engines.ActionDone) -> None:

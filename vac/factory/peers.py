@@ -54,7 +54,7 @@ It blocks, in a thread of its own."""
 
 
 class Space:
-    """Remembers what peers said, and asks them again in the background."""
+    """Peers' last answers, which are renewed in the background."""
 
     def __init__(self, ask: Ask, post: Callable[[Answers], object], clock: Callable[[], float]) -> None:
         self._ask = ask
@@ -123,7 +123,7 @@ class Space:
             self._unrated = {*self._unrated.difference(answers.capacities), *answers.unrated}
 
     def silent(self, settings: Settings) -> dict[str, float | None]:
-        """Peers that did not answer the last poll in full, with the time of their last full answer."""
+        """Return peers that did not answer the last poll in full, with the time of their last full answer."""
         peers = [name for name in settings.factories if name != settings.factory_name]
         if self._last_poll is None:
             return {}
@@ -131,7 +131,7 @@ class Space:
         return {name: time for name, time in heard.items() if time is None or time < self._last_poll}
 
     def warning(self, settings: Settings) -> str | None:
-        """That some factories have configured their HS06 and others haven't, if so: shares mean nothing then."""
+        """Return a text if some factories have configured their HS06 and others haven't: shares mean nothing then."""
         unrated = [name for name in settings.factories if name in self._unrated]
         if settings.hs06 == 1.0:
             unrated.append(settings.factory_name)
@@ -180,12 +180,12 @@ def _listed(names: Sequence[str]) -> str:
 
 
 def ask_nobody(configuration: Configuration, capacities: bool, doubtful: Collection[str]) -> Answers:
-    """For a factory that is alone."""
+    """Return no answers: for a factory that is alone."""
     return Answers(0.0)
 
 
 class Peers:
-    """Polls all other factories of the space."""
+    """All other factories of the space."""
 
     def __init__(self, names: Names, clock: Callable[[], float]) -> None:
         self._names = names

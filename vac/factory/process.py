@@ -7,6 +7,7 @@ import logging
 import os
 import queue
 import random
+import shutil
 import time
 from collections.abc import Callable
 
@@ -16,10 +17,9 @@ from vac.clock import Clock
 from vac.config.load import Configuration, ConfigurationError, Loader
 from vac.config.machinetype import Machinetype
 from vac.config.settings import Settings
-from vac.context.downloads import GRID_CERTIFICATES, ImageCache, Local
+from vac.context.downloads import GRID_CERTIFICATES, ImageCache
 from vac.context.signatures import SignedImages
-from vac.drivers.engine import Engine, InlineEngine
-from vac.drivers.registry import APART, driver_for, engine_name
+from vac.drivers.engine import APART, Engine, InlineEngine, driver_for, engine_name
 from vac.factory.loop import Factory, Stuck
 from vac.factory.peers import Ask, Peers, ask_nobody
 from vac.factory.state import (
@@ -47,7 +47,7 @@ from vac.vacquery.vacmon import VacMon
 log = logging.getLogger(__name__)
 
 EXIT_STUCK = 70
-"""An engine's thread hangs for good: the supervisor starts the process anew."""
+"""An engine's thread hangs: the supervisor restarts the process."""
 RETRY_SECONDS = 10.0
 """Until the configuration is read again if it doesn't even tell where the state directory is."""
 
@@ -106,6 +106,13 @@ def _take(
                 directory.root.mkdir(mode=0o755, parents=True, exist_ok=True)
                 tried.enter_context(directory.lock())
                 directory.prepare()
+                unshielded = directory.shield()
+                if unshielded is not None:
+                    changes.say(
+                        "shield",
+                        f"{directory.root} can't be mounted nosuid,nodev: {unshielded}",
+                        logging.WARNING,
+                    )
                 locks.push(tried.pop_all())
                 changes.clear("state_dir")
                 return True
@@ -121,8 +128,7 @@ def _take(
 def _first_configuration(
     loader: Loader, inbox: queue.Queue[Message]
 ) -> tuple[Configuration | None, ConfigurationError | None]:
-    """The configuration to begin with; of a broken one, what suffices to watch the machines that
-    there are, and to fetch pipes."""
+    """Return the configuration to begin with; of a broken one, enough to watch the present machines and fetch pipes."""
     try:
         return loader.load(time.time()), None
     except ConfigurationError as error:
@@ -132,7 +138,7 @@ def _first_configuration(
 
 
 def stand_in(error: ConfigurationError) -> Configuration | None:
-    """In place of a broken configuration: no machinetypes; None if not even [settings] could be looked at."""
+    """Return a configuration without machinetypes in place of a broken one; None if [settings] can't be used either."""
     return None if error.settings is None else Configuration(error.settings, {}, {}, {}, (), "")
 
 
@@ -161,12 +167,17 @@ def open_factory(
     need, which is that of RoleOptions."""
     settings, clock = configuration.settings, clock or Clock()
 
-    def local(url: str) -> Local:
-        """Refuse local addresses to URLs that no machinetype of the site's own names."""
-        own = [one.root_image for one in state.configuration.machinetypes.values() if not one.pipe]
-        return Local.ALLOWED if url in own else Local.REFUSED
+    def named() -> dict[str, str]:
+        """Return the pipe of each URL of an image, "" if a machinetype of the site's own names it, too."""
+        kinds = state.configuration.machinetypes.values()
+        return {one.root_image or "": one.pipe or "" for one in sorted(kinds, key=lambda one: not one.pipe)}
 
-    cache = ImageCache(directory.imagecache, directory.tmp, local=local)
+    def most_bytes() -> float:
+        """Return the limit of all pipes' images."""
+        gb = state.settings.pipe_images_gb
+        return shutil.disk_usage(directory.root).total / 2 if gb is None else gb * 1000**3
+
+    cache = ImageCache(directory.imagecache, directory.tmp, named=named, most_bytes=most_bytes)
     images = SignedImages(cache.fetch, GRID_CERTIFICATES, clock.unix)
 
     def engine(machine_model: str, settings: Settings) -> InlineEngine:

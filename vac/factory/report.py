@@ -25,7 +25,7 @@ UNUSED_IMAGE_DAYS = 30
 
 
 class Report:
-    """Writes what the responder, `vac`, Nagios and people's eyes read."""
+    """Files for the responder, `vac`, Nagios and people."""
 
     def __init__(self, state: FactoryState, decisions: Decisions, effects: Effects) -> None:
         self.state = state
@@ -85,7 +85,7 @@ class Report:
         )
 
     def status(self, now: float) -> Status:
-        """Everything that others want to know and that isn't in the machines' directories."""
+        """Return what others may want to know and what isn't in the machines' directories."""
         state, settings, decision = self.state, self.state.settings, self.decisions.decision
         return dataclasses.replace(
             statuses.configured(state.configuration),

@@ -15,8 +15,7 @@ from vac.config.load import Configuration, ConfigurationError
 from vac.config.settings import Settings
 from vac.drivers import engine as engines
 from vac.drivers.base import EngineState, Usage
-from vac.drivers.engine import InlineEngine
-from vac.drivers.registry import engine_name
+from vac.drivers.engine import InlineEngine, engine_name
 from vac.lifecycle.phases import (
     Empty,
     Ended,
@@ -80,6 +79,8 @@ class Sight:
     disk_used_bytes: int | None = None
     measured_time: float | None = None
     """When a measurement of its disk use was last asked for."""
+    unmeasured_time: float | None = None
+    """Since when it has had too many files to be measured in time."""
     measure_seconds: float = 300.0
     """From then to the next one; what takes long is measured less often."""
 
@@ -105,7 +106,7 @@ class Slot:
         return isinstance(self.phase, _RUNNING)
 
     def put(self, machine: Machine | None) -> None:
-        """Have another machine in it, or none."""
+        """Replace its machine."""
         self.machine, self.sight = machine, Sight()
 
 
@@ -134,7 +135,7 @@ class Slots:
         return None
 
     def resize(self, names: Iterable[str], now: float) -> None:
-        """Have slots of these names; those that are no longer wanted go when they are empty."""
+        """Replace the names of slots; a slot that is no longer wanted stays until it is empty."""
         before = self._slots
         self._slots = {name: before.pop(name, Slot(name, Empty(now))) for name in names}
         self._wanted = frozenset(self._slots)
@@ -248,9 +249,9 @@ class FactoryState:
         if name not in self.engines:
             engine = self.engines[name] = self.open_engine(machine_model, self.settings)
             found = [slot.machine for slot in self.slots_of(name) if slot.machine]
-            engine.adopt({machine.uuid: machine.name for machine in found})
             left = {machine.uuid: machines.left_process(machine, self.settings) for machine in found}
-            engine.follow({uuid: process for uuid, process in left.items() if process})
+            names = {machine.uuid: machine.name for machine in found}
+            engine.adopt(names, {uuid: process for uuid, process in left.items() if process})
             engine.request_observation()
         return self.engines[name]
 
@@ -296,7 +297,7 @@ class FactoryState:
         statuses.set_error(self.dir, ErrorKind.CONFIGURATION, first)
 
     def close_engines(self) -> None:
-        """Let go of all engines; they are opened anew when they are needed."""
+        """Close all engines; they are opened again when they are needed."""
         for engine in self.engines.values():
             engine.close()
         self.engines.clear()
@@ -337,9 +338,9 @@ class FactoryState:
         self.changed = True
 
     def written(self, key: str, what: str, write: Callable[[], object]) -> bool:
-        """Write something, if need be with the reserve. False, and said, if the disk doesn't let us.
+        """Write something, if need be with the reserve; return False and report it if that fails.
 
-        key is what it is about; what says in words what couldn't be done.
+        key: the subject. what: what couldn't be done, in words.
         """
         try:
             self.dir.spending_reserve(write)
@@ -350,7 +351,7 @@ class FactoryState:
         return True
 
     def trouble(self, key: str, text: str) -> None:
-        """Show people that something in state_dir can't be written or read."""
+        """Report that something in state_dir can't be written or read."""
         if self.changes.say(("disk", key), text, logging.ERROR):
             self.reported = False
         statuses.set_error(self.dir, ErrorKind.DISK, text)

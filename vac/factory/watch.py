@@ -20,7 +20,7 @@ from vac.lifecycle.phases import Running, SetAside, Starting, StopOrder
 from vac.lifecycle.stimuli import ListedAbsent, ListedAlive, ListedEnded, ListedHalfMade, StopOrdered
 from vac.machines import files, outputs, requests
 from vac.machines.machine import Machine
-from vac.scheduling.kill_rules import Limits, Watched, judge
+from vac.scheduling.kill_rules import UNMEASURED_SECONDS, Limits, Watched, judge
 
 LEAST_SECONDS = 1.0
 """Between two rounds of the rules, whatever the deadlines are."""
@@ -40,7 +40,7 @@ log = logging.getLogger(__name__)
 
 
 class Watcher:
-    """Draws conclusions from listings. Machines that are this factory's by name but in no slot are *foreign*."""
+    """Conclusions from listings. Machines that are this factory's by name but in no slot are *foreign*."""
 
     def __init__(self, state: FactoryState, effects: Effects) -> None:
         self.state = state
@@ -102,7 +102,7 @@ class Watcher:
             )
 
     def released(self, engine: str, uuid: str) -> None:
-        """Note that the engine has let go of this machine, wherever it was."""
+        """Note that the engine has released this machine, wherever it was."""
         if self._foreign.get(engine, {}).pop(uuid, None) is not None:
             self.state.changes.clear(f"foreign {uuid}")
             self._note_foreign()
@@ -144,7 +144,7 @@ class Watcher:
 
 
 class Rules:
-    """Ends machines that are late, stuck, idle or too large."""
+    """Rules that end machines which are late, stuck, idle or too large."""
 
     def __init__(self, state: FactoryState, effects: Effects) -> None:
         self.state = state
@@ -179,17 +179,26 @@ class Rules:
                 )
 
     def measured(self, outcome: Outcome[DiskUse]) -> None:
-        """Take in a measurement. Unknown is not too much."""
+        """Take in a measurement. Unknown is not too much, unless it is the machine that makes du take too long."""
         if outcome.value is None:
             reason = "du can't even be killed" if outcome.late else outcome.failure
             log.info("disk use of machine %s can't be measured: %s", outcome.key, reason)
             return
         for slot in self.state.slots:
             if slot.machine is not None and slot.machine.uuid == outcome.key:
-                slot.sight.disk_used_bytes = outcome.value.used_bytes
+                self._note_disk_use(slot, outcome.value.used_bytes)
                 pause_seconds = outcome.value.seconds / MEASURE_PART
                 slot.sight.measure_seconds = min(max(LEAST_PAUSE_SECONDS, pause_seconds), MOST_PAUSE_SECONDS)
         self.look_again()
+
+    def _note_disk_use(self, slot: Slot, used_bytes: int | None) -> None:
+        sight, now = slot.sight, self.state.clock.boot()
+        if used_bytes is not None:
+            sight.disk_used_bytes, sight.unmeasured_time = used_bytes, None
+        elif sight.unmeasured_time is None:
+            sight.unmeasured_time = now
+            text = "%s: du takes too long to measure its disk use; ended if that goes on for %.0f minutes"
+            log.warning(text, slot.name, UNMEASURED_SECONDS / 60)
 
     def _check(self, slot: Slot, now: Moment) -> float | None:
         """Judge one machine; return when to ask again. All times are in seconds since boot."""
@@ -206,6 +215,7 @@ class Rules:
             paused=sight.engine_state is EngineState.PAUSED,
             heartbeat_file_time=self._heartbeat_file_time(slot, machine, now),
             disk_used_bytes=sight.disk_used_bytes,
+            disk_unmeasured_time=sight.unmeasured_time,
             busy_time=sight.busy_time,
         )
         verdict = judge(watched, _limits(machine), self.state.started.boot, now.boot)

@@ -63,12 +63,18 @@ class Limits:
 
 
 @dataclass(frozen=True)
-class GroupUsage:
-    """Resources that a group's processes, ended ones included, have used. None: the kernel doesn't tell."""
+class Usage:
+    """Resources that a machine has used since its start. None: kernel or engine doesn't tell."""
 
-    cpu_seconds: float | None
-    memory_bytes: int | None
-    peak_memory_bytes: int | None
+    cpu_seconds: float | None = None
+    memory_bytes: int | None = None
+    peak_memory_bytes: int | None = None
+    network_received_bytes: int | None = None
+    network_sent_bytes: int | None = None
+    ended_time: float | None = None
+    """Of an ended machine, Unix seconds by its engine's clock; the next two are its command's, if the engine tells."""
+    exit_code: int | None = None
+    signal: int | None = None
 
 
 @dataclass(frozen=True)
@@ -196,19 +202,8 @@ class Groups(abc.ABC):
                     with contextlib.suppress(OSError):
                         directory.rmdir()
 
-    def _freeze_and_kill(self, name: str, switch: Path, on: str, off: str, frozen: Path, sign: str) -> None:
-        """Freeze the group so that nothing is forked meanwhile, kill its processes, and thaw it."""
-        switch.write_text(on)
-        deadline = time.monotonic() + FREEZE_SECONDS
-        while sign not in frozen.read_text() and time.monotonic() < deadline:
-            time.sleep(0.001)
-        for process in self.processes(name):
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(process, signal.SIGKILL)
-        switch.write_text(off)
-
     @abc.abstractmethod
-    def usage(self, name: str) -> GroupUsage:
+    def usage(self, name: str) -> Usage:
         """Return the group's usage until now, or until its end."""
 
     @abc.abstractmethod
@@ -241,8 +236,7 @@ class GroupsV1(Groups):
         systemd = [each / SERVICE / factory for each in others if (each / SERVICE).is_dir()]
         super().__init__(tuple(dict.fromkeys((*self._home.values(), *systemd))))
 
-    def usage(self, name: str) -> GroupUsage:
-        """See Groups."""
+    def usage(self, name: str) -> Usage:
         return _read_usage_v1(self._home["cpuacct"] / name, self._home["memory"] / name)
 
     def watch(self, name: str) -> Watch | None:
@@ -267,8 +261,16 @@ class GroupsV1(Groups):
         (self._home["pids"] / name / "pids.max").write_text(str(limits.pids))
 
     def _kill(self, name: str) -> None:
+        """Freeze the group so that nothing is forked meanwhile, kill its processes, and thaw it."""
         state = self._home["freezer"] / name / "freezer.state"
-        self._freeze_and_kill(name, state, "FROZEN", "THAWED", state, "FROZEN")
+        state.write_text("FROZEN")
+        deadline = time.monotonic() + FREEZE_SECONDS
+        while "FROZEN" not in state.read_text() and time.monotonic() < deadline:
+            time.sleep(0.001)
+        for process in self.processes(name):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(process, signal.SIGKILL)
+        state.write_text("THAWED")
 
 
 class GroupsV2(Groups):
@@ -283,8 +285,7 @@ class GroupsV2(Groups):
         """Those that limit machines here."""
         super().__init__((self._home,))
 
-    def usage(self, name: str) -> GroupUsage:
-        """See Groups."""
+    def usage(self, name: str) -> Usage:
         return _read_usage_v2(self._home / name)
 
     def watch(self, name: str) -> Watch | None:
@@ -333,12 +334,7 @@ class GroupsV2(Groups):
             (group / "pids.max").write_text(str(limits.pids))
 
     def _kill(self, name: str) -> None:
-        group = self._home / name
-        if (group / "cgroup.kill").exists():
-            (group / "cgroup.kill").write_text("1")
-        else:
-            events = group / "cgroup.events"
-            self._freeze_and_kill(name, group / "cgroup.freeze", "1", "0", events, "frozen 1")
+        (self._home / name / "cgroup.kill").write_text("1")
 
 
 @dataclass(frozen=True)
@@ -349,7 +345,7 @@ class EngineGroup:
     v1: tuple[Path, Path] | None
     """The directories of cpuacct and memory."""
 
-    def usage(self) -> GroupUsage | None:
+    def usage(self) -> Usage | None:
         """Return the group's usage until now; None if it is gone."""
         try:
             if self.v1 is not None:
@@ -416,19 +412,19 @@ def _base_in(hierarchy: Path) -> Path:
     return delegated if delegated.is_dir() else hierarchy / OWN
 
 
-def _read_usage_v1(cpuacct: Path, memory: Path) -> GroupUsage:
+def _read_usage_v1(cpuacct: Path, memory: Path) -> Usage:
     nanoseconds = _read_number(cpuacct / "cpuacct.usage")
-    return GroupUsage(
+    return Usage(
         None if nanoseconds is None else nanoseconds / 1e9,
         _read_number(memory / "memory.usage_in_bytes"),
         _read_number(memory / "memory.max_usage_in_bytes"),
     )
 
 
-def _read_usage_v2(group: Path) -> GroupUsage:
+def _read_usage_v2(group: Path) -> Usage:
     words = _read_text(group / "cpu.stat").split()
     microseconds = int(words[words.index("usage_usec") + 1]) if words else None
-    return GroupUsage(
+    return Usage(
         None if microseconds is None else microseconds / 1e6,
         _read_number(group / "memory.current"),
         _read_number(group / "memory.peak"),

@@ -31,7 +31,6 @@ MOST_CHARACTERS = 200
 class Finished:
     """The end of a child process."""
 
-    command: tuple[str, ...]
     exit_code: int | None
     """Negative for a signal; None: it couldn't be started, or took too long."""
     output: bytes = b""
@@ -54,7 +53,6 @@ def run(
     command: Sequence[str | os.PathLike[str]],
     *,
     time_limit_seconds: float | None,
-    stdin: bytes = b"",
     merge: bool = False,
     environment: Mapping[str, str] | None = None,
     identity: tuple[int, int] | None = None,
@@ -72,21 +70,20 @@ def run(
         identified = {"user": identity[0], "group": identity[1], "extra_groups": ()}
     words = tuple(os.fspath(word) for word in command)
     try:
-        with _input(stdin) as source:
-            child = subprocess.Popen(
-                words,
-                stdin=source,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT if merge else subprocess.PIPE,
-                cwd="/",
-                env=environment,
-                start_new_session=True,
-                **identified,
-            )
+        child = subprocess.Popen(
+            words,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT if merge else subprocess.PIPE,
+            cwd="/",
+            env=environment,
+            start_new_session=True,
+            **identified,
+        )
     except FileNotFoundError:
-        return Finished(words, None, failure=f"{words[0]} is not installed", missing=True)
+        return Finished(None, failure=f"{words[0]} is not installed", missing=True)
     except OSError as error:
-        return Finished(words, None, failure=f"{words[0]} can't be started: {error.strerror}")
+        return Finished(None, failure=f"{words[0]} can't be started: {error.strerror}")
     streams = [stream for stream in (child.stdout, child.stderr) if stream is not None]
     kept = [bytearray() for _ in streams]
     try:
@@ -102,18 +99,9 @@ def run(
     output, errors = bytes(kept[0]), bytes(b"".join(kept[1:]))
     if not in_time:
         failure = f"{words[0]} took longer than {time_limit_seconds:g} s"
-        return Finished(words, None, output, errors, failure, late=True)
+        return Finished(None, output, errors, failure, late=True)
     failure = _failure(words[0], child.returncode, errors or output) if child.returncode else ""
-    return Finished(words, child.returncode, output, errors, failure)
-
-
-def _input(content: bytes) -> IO[bytes]:
-    """Open a file with this content: a pipe could fill before the child reads it."""
-    file = os.fdopen(os.memfd_create("input"), "w+b")
-    file.write(content)
-    file.flush()
-    file.seek(0)
-    return file
+    return Finished(child.returncode, output, errors, failure)
 
 
 def _read_until_end(

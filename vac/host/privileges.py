@@ -1,6 +1,9 @@
-"""Privileges of Vac's own processes. Sources: capabilities(7), capset(2), prctl(2), linux/capability.h, linux/prctl.h.
+"""Privileges of Vac's own processes; uids and limits of machines'.
 
-Those that need no rights run as `vac`, or as `nobody` where there is no such account.
+Sources: capabilities(7), capset(2), prctl(2), linux/capability.h, linux/prctl.h, subuid(5), namespaces(7).
+
+Those that need no rights run as `vac`, or as `nobody` where there is no such account, but never in nobody's group: it
+may enter machines' directories.
 """
 
 from __future__ import annotations
@@ -10,11 +13,31 @@ import encodings.ascii  # noqa: F401  state files need it later, when the interp
 import os
 import pwd
 import re
+import sys
+from collections.abc import Iterable
 from pathlib import Path
 
+from vac.host.child_processes import run
+
 PREFERRED, OTHER = "vac", "nobody"
+OWN_GROUP = 65531
+"""Number without a name, for who is `nobody`: accounts and systemd's dynamic users get none from 65520 to 65533."""
 READ_ANY_FILE = (2, 1)
 """CAP_DAC_READ_SEARCH; where a container's root lacks it, CAP_DAC_OVERRIDE, which allows writing too."""
+SUBORDINATE_IDS = (Path("/etc/subuid"), Path("/etc/subgid"))
+MOST_USER_NAMESPACES = 1000
+"""In a machine: enough for containers of its own. The kernel's own limit is per uid, and some 100,000."""
+_LIMIT_SECONDS = 20.0
+_LIMIT = """
+import ctypes, os, sys
+with open(sys.argv[1]) as namespace:
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.setns(namespace.fileno(), 0x10000000):
+        sys.exit(os.strerror(ctypes.get_errno()))
+with open("/proc/sys/user/max_user_namespaces", "w") as limit:
+    limit.write(sys.argv[2])
+"""
+"""A program, since a process with threads can't enter a user name space."""
 _PR_SET_KEEPCAPS = 8
 _PR_SET_NO_NEW_PRIVS = 38
 _PR_SET_CHILD_SUBREAPER = 36
@@ -28,7 +51,8 @@ def unprivileged_user() -> pwd.struct_passwd | None:
     try:
         return pwd.getpwnam(PREFERRED)
     except KeyError:
-        return pwd.getpwnam(OTHER)
+        name, password, uid, _, *rest = pwd.getpwnam(OTHER)
+        return pwd.struct_passwd((name, password, uid, OWN_GROUP, *rest))
 
 
 def become(user: pwd.struct_passwd | None, keep: tuple[int, ...] = ()) -> None:
@@ -48,6 +72,44 @@ def become(user: pwd.struct_passwd | None, keep: tuple[int, ...] = ()) -> None:
     _prctl(_PR_SET_NO_NEW_PRIVS, 1)
     if keep:
         _capset(0 if kept is None else 1 << kept)
+
+
+def subordinate_ids() -> range:
+    """Return the numbers that account `vac` may give to others, both as uids and as gids; empty if there are none.
+
+    Only those from 1000 on count: others may be accounts.
+    """
+    found = []
+    for path in SUBORDINATE_IDS:
+        try:
+            text = path.read_text(errors="replace")
+        except OSError:
+            return range(0)
+        found.append(re.search(rf"^{PREFERRED}:([0-9]{{4,10}}):([0-9]{{1,10}})$", text, re.MULTILINE))
+    if found[0] is None or found[1] is None or found[0].groups() != found[1].groups():
+        return range(0)
+    first, count = map(int, found[0].groups())
+    return range(first, first + count)
+
+
+def limit_user_namespaces(processes: Iterable[int], most: int = MOST_USER_NAMESPACES) -> str | None:
+    """Let no more user name spaces be made in those that these processes have of their own; return why that failed.
+
+    Where a machine has none of its own, as with Apptainer's setuid starter, nothing can be limited.
+    """
+    spaces = {}
+    for process in processes:
+        try:
+            spaces[os.readlink(f"/proc/{process}/ns/user")] = process  # noqa: PTH115
+        except OSError:
+            continue  # it has ended
+    spaces.pop(os.readlink("/proc/self/ns/user"), None)  # noqa: PTH115
+    command = [sys.executable, "-I", "-S", "-c", _LIMIT]
+    done = [
+        run([*command, f"/proc/{process}/ns/user", str(most)], time_limit_seconds=_LIMIT_SECONDS)
+        for process in spaces.values()
+    ]
+    return next((one.failure for one in done if one.failure), None)
 
 
 def become_subreaper() -> None:

@@ -83,7 +83,7 @@ class Ended(Phase):
 
 @dataclass(frozen=True)
 class Releasing(Phase):
-    """It is accounted for. The engine has been asked to let go of what is left of it."""
+    """It is accounted for. The engine has been asked to release what is left of it."""
 
     begin: float
     """When it was asked first."""
@@ -91,7 +91,7 @@ class Releasing(Phase):
 
 @dataclass(frozen=True)
 class Stuck(Phase):
-    """The engine has not let go of what is left of it for a long time; the slot stays taken."""
+    """The engine has not released what is left of it for a long time; the slot stays taken."""
 
     begin: float
     """When it was asked first."""

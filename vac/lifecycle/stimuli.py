@@ -126,7 +126,7 @@ class Released(Stimulus):
 
 @dataclass(frozen=True)
 class ReleaseFailed(Failure):
-    """The engine couldn't let go of it."""
+    """The engine couldn't release it."""
 
 
 @dataclass(frozen=True)

@@ -70,7 +70,7 @@ class Effect(enum.Enum):
     STOP = "stop it"
     ACCOUNT = "write its end and its record"
     REMEMBER_END = "count and tell its end"
-    RELEASE = "have its engine let go of it"
+    RELEASE = "have its engine release it"
     COUNT_RELEASE = "count the release"
     COUNT_RELEASE_FAILURE = "count the failed release"
     REPORT_STUCK = "log that the slot stays taken"
@@ -85,7 +85,7 @@ STOP_AGAIN_SECONDS = 15.0
 ACCOUNT_AGAIN_SECONDS = 60.0
 """From an attempt to write a machine's end to the next."""
 STUCK_SECONDS = 60.0
-"""Time for an engine to let go of a machine before the slot is reported."""
+"""Time for an engine to release a machine before the slot is reported."""
 
 Guard = Callable[[Phase, float], bool]
 """Tells from the phase and the present time if a transition applies."""
@@ -125,13 +125,13 @@ _PEOPLE: Stimuli = (EndLowered, StopOrdered)
 _E = Effect
 _DISCARD = (_E.RELEASE, _E.COUNT_FAILURE, _E.DISCARD)
 _CUT_SHORT = Transition(Empty, _DISCARD, reason="its creation was cut short")
-_OTHER_MACHINE = Ignored("a late word about a machine that is no more")
+_OTHER_MACHINE = Ignored("a late message about an earlier machine")
 _TAKEN = Ignored("only an empty slot is given a machine")
 _NOTHING_WAITS = Ignored("nothing here waits for time")
 
 
 def _rows(phase: type[Phase], *rows: tuple[Stimuli | type[Stimulus], Row]) -> Mapping[Any, Row]:
-    """Rows of one phase, of single stimuli and of groups."""
+    """Return the rows of one phase, for single stimuli and for groups."""
     table: dict[Any, Row] = {}
     for stimuli, row in rows:
         for stimulus in stimuli if isinstance(stimuli, Sequence) else (stimuli,):

@@ -21,13 +21,13 @@ _MIB = 1024 * 1024
 
 
 def decimal(value: float) -> str:
-    """A number as plain decimal text, at most six digits after the point, at least one."""
+    """Return a number as plain decimal text, with one to six digits after the point."""
     text = f"{value:.6f}".rstrip("0")
     return text + "0" if text.endswith(".") else text
 
 
 def machinefeatures(settings: Settings, processors: int, shutdown_time: int) -> dict[str, str]:
-    """The keys of $MACHINEFEATURES; shutdown_time in Unix seconds."""
+    """Return the keys of $MACHINEFEATURES; shutdown_time is in Unix seconds."""
     keys = dict(settings.machinefeatures_options)
     keys.update(
         total_cpu=str(processors),
@@ -47,7 +47,7 @@ def machinefeatures(settings: Settings, processors: int, shutdown_time: int) -> 
 def jobfeatures(
     settings: Settings, processors: int, *, uuid: str, start_time: int, shutdown_time: int
 ) -> dict[str, str]:
-    """The keys of $JOBFEATURES; times in Unix seconds."""
+    """Return the keys of $JOBFEATURES; times are in Unix seconds."""
     wall_seconds = max(0, shutdown_time - start_time)
     memory_bytes = settings.mb_per_processor * processors * _MIB
     keys = {
@@ -150,7 +150,7 @@ def create(
 
 
 def _fill(building: Path, machine: Machine, settings: Settings, user_data: bytes, access: Access) -> None:
-    """Everything in a machine's directory; nobody but root can enter it yet."""
+    """Fill a machine's directory, which only root can enter yet."""
     files.make_directory(building, mode=0o700)
     writable = 0o1777 if access.any_user else 0o755
     for own in ("joboutputs", "mnt"):
@@ -190,12 +190,12 @@ def _write_features(directory: Path, keys: dict[str, str]) -> None:
 
 
 def _bytes(text: str) -> bytes:
-    """A configured text's own bytes, also of those that weren't UTF-8."""
+    """Return a configured text's own bytes, which may not be UTF-8."""
     return text.encode("utf-8", "surrogateescape")
 
 
 def _open_to_readers(building: Path, access: Access) -> None:
-    """Let in everybody, or where joboutputs is writable for everybody, its readers only."""
+    """Let everybody in; only its readers where joboutputs is writable for everybody."""
     if not access.any_user:
         building.chmod(0o755)
         return

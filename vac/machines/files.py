@@ -36,14 +36,14 @@ Owner = tuple[int, int]
 
 
 def _nothing(step: str, path: Path) -> None:
-    """Production does nothing at a checkpoint."""
+    """Do nothing, outside tests."""
 
 
 checkpoint: Callable[[str, Path], None] = _nothing
 
 
 class Unreadable(Exception):
-    """A machine has put something there that is no regular file of reasonable size."""
+    """What a machine has put there is no regular file of reasonable size."""
 
 
 def sync_directory(path: Path) -> None:
@@ -122,7 +122,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def temporary_path(tmp: Path) -> Path:
-    """A name in tmp that nobody else uses."""
+    """Return a path in tmp that nobody else uses."""
     return tmp / f"{os.getpid()}-{next(_numbers)}-{secrets.token_hex(4)}"
 
 
@@ -189,7 +189,7 @@ def set_mtime(path: Path, mtime: float) -> None:
 
 
 def discard(path: Path, *, tmp: Path) -> None:
-    """Let a file or directory vanish at once from where it is: it is in trash(tmp) then, to be removed."""
+    """Move a file or directory to the trash in tmp, to be removed later."""
     rename(path, tmp / f"{_TRASH}{temporary_path(tmp).name}")
 
 
@@ -219,7 +219,7 @@ def remove_tree(path: Path) -> None:
 
 
 def read_untrusted(directory: Path, name: str, limit_bytes: int) -> bytes:
-    """The content of a file that a machine may have written.
+    """Return the content of a file that a machine may have written.
 
     Raises FileNotFoundError if there is none, and Unreadable if it is anything but a regular file of at most
     limit_bytes, or can't be read.
@@ -237,7 +237,7 @@ def read_untrusted(directory: Path, name: str, limit_bytes: int) -> bytes:
 
 
 def untrusted_mtime(directory: Path, name: str) -> float:
-    """When a regular file that a machine may have written was last modified. Errors as for read_untrusted."""
+    """Return when a regular file that a machine may have written was last modified. Errors as for read_untrusted."""
     with open_untrusted(directory, name) as (_, found):
         return found.st_mtime
 
@@ -274,7 +274,7 @@ log = logging.getLogger(__name__)
 
 
 class TrashCollector:
-    """Removes what is discarded, in the background. What can't be removed is tried again at the next start()."""
+    """Removal of what is discarded, in the background. What can't be removed is tried again at the next start()."""
 
     def __init__(self, tmp: Path, spawn: Callable[[Callable[[], None], str], object] = in_thread) -> None:
         self._tmp = tmp

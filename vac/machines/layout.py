@@ -11,6 +11,7 @@ import errno
 import fcntl
 import logging
 import os
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple, TypeVar
@@ -19,6 +20,8 @@ from vac.config.settings import address_slot as address_slot
 from vac.config.settings import slot_address as slot_address
 from vac.config.settings import slot_name as slot_name
 from vac.config.settings import slot_number as slot_number
+from vac.host.child_processes import run
+from vac.host.filesystems import mount_of, mounts
 from vac.machines import files
 
 log = logging.getLogger(__name__)
@@ -27,6 +30,9 @@ _Result = TypeVar("_Result")
 RESERVE_BYTES = 4 * 1024 * 1024
 RUN_DIRECTORY = Path("/run")
 """For locks that are this host's, whatever the state_dir."""
+SHIELD = frozenset(("nosuid", "nodev"))
+"""Options of the mount that state_dir is on. With noexec as well no container could run its /user_data."""
+_MOUNT_SECONDS = 20.0
 _PUBLIC_DIRECTORIES = (
     "slots",
     "machines",
@@ -57,7 +63,7 @@ class DirectoryName(NamedTuple):
 
 
 def parse_directory_name(text: str) -> DirectoryName | None:
-    """CREATED_MACHINETYPE_HOST taken apart, or None if text isn't such a name."""
+    """Split CREATED_MACHINETYPE_HOST; return None if text isn't such a name."""
     parts = text.split("_", 2)
     if len(parts) != 3 or not parts[0].isascii() or not parts[0].isdigit() or not parts[1] or not parts[2]:
         return None
@@ -144,8 +150,42 @@ class StateDir:
             files.discard(leftover, tmp=self.tmp)
         self.keep_reserve()
 
+    def shielded(self) -> bool:
+        """Return True if setuid files and devices that a machine leaves here are none for this host."""
+        holder = mount_of(self.root.resolve(), mounts())
+        return holder is not None and holder.options >= SHIELD
+
+    def shield(self) -> str | None:
+        """Mount state_dir on itself with the options SHIELD, unless it is; return the reason if that can't be done.
+
+        All of it, since a file can't be renamed, as from tmp/ to machines/, from one mount to another. The mount stays
+        when vacd ends. It is made elsewhere first, so that copies in other name spaces have the options, too, and is in
+        a peer group of its own: volumes mounted below appear there, and not a second time underneath.
+        """
+        real, found = self.root.resolve(), mounts()
+        holder = mount_of(real, found)
+        if holder is None or holder.options >= SHIELD:
+            return None if holder else "this host's mounts can't be told"
+        options = ",".join(sorted(holder.options | SHIELD))
+        if holder.point == str(real):
+            return _failure_of(["mount", "-o", f"remount,bind,{options}", real])
+        below = [mount.point for mount in found if mount.point.startswith(f"{real}/")]
+        if below:
+            return f"{below[0]} is mounted below it; vacd can do it when it starts while nothing is"
+        place = Path(tempfile.mkdtemp(prefix="vac-", dir=RUN_DIRECTORY))
+        try:
+            problem = _failure_of(["mount", "--bind", "--make-private", "-o", options, real, place])
+            if problem is None:
+                problem = _failure_of(["mount", "--make-shared", place]) or _failure_of(
+                    ["mount", "--bind", place, real]
+                )
+                problem = _failure_of(["umount", place]) or problem
+            return problem
+        finally:
+            place.rmdir()
+
     def keep_reserve(self) -> bool:
-        """See to it that the reserve file is there; False if the file system won't give that space."""
+        """Make the reserve file if it is missing; return False if the file system doesn't have that space."""
         if self.reserve.exists():
             return True
         try:
@@ -161,7 +201,7 @@ class StateDir:
         return True
 
     def release_reserve(self) -> bool:
-        """Give the reserved space up, so that accounting can be written; False if there was none left."""
+        """Release the reserved space for accounting; return False if there was none left."""
         if not self.reserve.exists():
             return False
         files.remove(self.reserve)
@@ -187,6 +227,10 @@ class StateDir:
         """
         with _locked(self.pid("factory"), str(self.root), "another state_dir"):
             yield
+
+
+def _failure_of(command: list[str | Path]) -> str | None:
+    return run(command, time_limit_seconds=_MOUNT_SECONDS).failure or None
 
 
 @contextlib.contextmanager

@@ -132,7 +132,7 @@ def load(
     machinetypes: Mapping[str, Machinetype] | None = None,
     settings: Settings | None = None,
 ) -> Machine | None:
-    """The machine of a directory, or None if that isn't one.
+    """Return the machine of a directory; None if that isn't one.
 
     model is what its slot says. The configuration stands in where a classic factory's directory has no
     machinetype.json; without one such a machine's options have an empty vac_space.

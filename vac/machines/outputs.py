@@ -25,7 +25,7 @@ _NAME = "shutdown_message"
 
 
 def shutdown_message(machine: Machine) -> str | None:
-    """The first line of the machine's shutdown message, made printable; None if there is none.
+    """Return the first line of the machine's shutdown message, made printable; None if there is none.
 
     UNREADABLE stands for whatever a machine has planted instead of a small regular file.
     """
@@ -33,7 +33,7 @@ def shutdown_message(machine: Machine) -> str | None:
 
 
 def shutdown_message_time(machine: Machine) -> float | None:
-    """When the message was written; None if there is none."""
+    """Return when the message was written; None if there is none."""
     for directory in (machine.directory, machine.directory / "joboutputs"):
         try:
             return files.untrusted_mtime(directory, _NAME)
@@ -43,14 +43,13 @@ def shutdown_message_time(machine: Machine) -> float | None:
 
 
 def set_shutdown_message(state: StateDir, machine: Machine, text: str) -> None:
-    """Keep why the factory destroys the machine, such as `700 Idle`, unless the machine has said so
-    itself."""
+    """Write why the factory destroys the machine, such as `700 Idle`, unless it has left a message itself."""
     if shutdown_message(machine) in (None, UNREADABLE):
         files.write_atomic(machine.directory / _NAME, text.encode("utf-8", "replace") + b"\n", tmp=state.tmp)
 
 
 def keep_shutdown_message(state: StateDir, machine: Machine, now: float) -> str | None:
-    """Copy the machine's own message beside its joboutputs, with its time; returns the message."""
+    """Copy the machine's own message beside its joboutputs, with its time; return the message."""
     message = shutdown_message(machine)
     if message is not None and not (machine.directory / _NAME).exists():
         written = shutdown_message_time(machine)
@@ -110,11 +109,11 @@ _turn = threading.Lock()
 
 
 class Refused(Exception):
-    """The file isn't taken; the text says why, for the machine and for the log."""
+    """The file isn't accepted; the text is the reason, for the machine and for the log."""
 
 
 def check_name(name: str) -> None:
-    """Raises Refused unless a machine may give a file this name."""
+    """Raise Refused unless a machine may give a file this name."""
     if not name or name.startswith(".") or "/" in name or not name.isprintable():
         raise Refused("a name is printable, without '/', and does not begin with '.'")
     if len(os.fsencode(name)) > LONGEST_NAME_BYTES:

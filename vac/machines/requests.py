@@ -45,13 +45,13 @@ class Drain:
 
 
 def ask(state: StateDir, request: Request) -> None:
-    """Leave a request for the factory. OSError if that isn't allowed."""
+    """Write a request for the factory. Raises OSError."""
     target = state.requests / f"{request.action}-{request.machine}"
     files.write_atomic(target, request.uuid.encode(), tmp=state.tmp, mode=0o600)
 
 
 def pending(state: StateDir) -> list[Request]:
-    """Requests that have not been carried out, by name; what else is there is not looked at."""
+    """Return the requests that have not been carried out, by name; other files are ignored."""
     found: list[Request] = []
     with contextlib.suppress(FileNotFoundError):
         for path in sorted(state.requests.iterdir()):
@@ -64,18 +64,18 @@ def pending(state: StateDir) -> list[Request]:
 
 
 def done(state: StateDir, request: Request) -> None:
-    """Forget a request that has been carried out, or can't be; not one for the slot's next machine made since."""
+    """Remove a request that has been carried out or can't be, unless it is for the slot's next machine by now."""
     if request in pending(state):
         files.remove(state.requests / f"{request.action}-{request.machine}")
 
 
 def drain(state: StateDir, order: Drain) -> None:
-    """Leave the order to drain."""
+    """Write the order to drain."""
     files.write_json(state.requests / "drain", dataclasses.asdict(order), tmp=state.tmp, sync=True)
 
 
 def undrain(state: StateDir) -> bool:
-    """Take the order to drain back; False if there was none."""
+    """Remove the order to drain; return False if there was none."""
     with contextlib.suppress(FileNotFoundError):
         (state.requests / "drain").unlink()
         return True
@@ -83,7 +83,7 @@ def undrain(state: StateDir) -> bool:
 
 
 def draining(state: StateDir, now: float) -> Drain | None:
-    """The order to drain that is in force now, if any. A file that can't be understood is an order, too."""
+    """Return the order to drain that is in force now, if any. A file that can't be understood is an order, too."""
     try:
         order = decode(Drain, (state.requests / "drain").read_bytes(), stand_in=Drain(now))
     except FileNotFoundError:
@@ -104,7 +104,7 @@ def may_remove_unknown(state: StateDir) -> bool:
 
 
 def running(state: StateDir) -> int | None:
-    """The process number of the factory that works on this state directory; None if none does."""
+    """Return the process number of the factory that works on this state directory; None if none does."""
     try:
         with state.pid("factory").open() as lock:
             try:
@@ -117,7 +117,7 @@ def running(state: StateDir) -> int | None:
 
 
 def wake(state: StateDir) -> bool:
-    """Make the factory of this state directory look at its requests now; False if none runs."""
+    """Make the factory of this state directory look at its requests now; return False if none runs."""
     factory = running(state)
     if factory is None:
         return False

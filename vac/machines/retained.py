@@ -68,7 +68,7 @@ def retained_options(machinetype: Machinetype, settings: Settings) -> RetainedOp
 
 
 def to_json(options: RetainedOptions) -> bytes:
-    """The content of machinetype.json."""
+    """Return the content of machinetype.json."""
     return json.dumps(dataclasses.asdict(options), indent=1, sort_keys=True).encode("ascii") + b"\n"
 
 
@@ -90,7 +90,7 @@ def standing_in(
     processors: int,
     features: Mapping[str, str],
 ) -> RetainedOptions:
-    """Options of a machine that has none in its directory.
+    """Return options for a machine that has none in its directory.
 
     model is its slot's, fqan that of its file accounting_fqan, features the machine's own jobfeatures: what
     these say comes before the present configuration, and that before the defaults.

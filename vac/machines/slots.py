@@ -73,7 +73,7 @@ def note_finish(state: StateDir, machine: Machine) -> None:
 def read_slots(
     state: StateDir, machinetypes: Mapping[str, Machinetype] | None = None, settings: Settings | None = None
 ) -> dict[str, Machine]:
-    """The present or last machine of every slot, by name, also of slots above the present number.
+    """Return the present or last machine of every slot, by name, also of slots above the present number.
 
     Changes nothing: for those who look while a factory is at work.
     """
@@ -153,7 +153,7 @@ def _load_other(
     machinetypes: Mapping[str, Machinetype],
     settings: Settings | None,
 ) -> None:
-    """See to a directory that no slot file names."""
+    """Recover a directory that no slot file names."""
     parsed = parse_directory_name(directory.name)
     assert parsed is not None
     if parsed.name in found.unreadable:
@@ -286,7 +286,7 @@ class _Ended:
 
 
 class Expiry:
-    """Remembers what it has read of finished machines, so that each call costs little."""
+    """Removal of old directories. Facts read once are remembered, so that each call costs little."""
 
     def __init__(self, state: StateDir) -> None:
         self._state = state
@@ -295,8 +295,7 @@ class Expiry:
     def run(
         self, machinetypes: Mapping[str, Machinetype], occupied: Collection[Path], now: float, limit: int = 50
     ) -> list[Path]:
-        """Read at most `limit` directories that are new to it and remove at most `limit`; returns the
-        removed.
+        """Read at most `limit` new directories and remove at most `limit`; return the removed ones.
 
         machinetypes are those configured now: don't call it with a configuration that couldn't be read.
         occupied are the directories of machines that are starting or running.

@@ -2,7 +2,7 @@
 
 The responder, `vac why`, metrics and the status page read status.json, so that none of them needs the configuration or
 an engine. Reading is tolerant: what is missing or of a wrong type (in another version's file) has its default.
-Where the disk doesn't take these files they stay as they were: the factory has more important things to do.
+On a full disk these files stay as they were.
 """
 
 from __future__ import annotations
@@ -12,8 +12,12 @@ import dataclasses
 import enum
 import json
 import logging
+import os
+import pwd
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import vac
 from vac.config.load import Configuration
@@ -36,7 +40,7 @@ class ErrorKind(enum.Enum):
 
 
 def _write(state: StateDir, name: str, text: str) -> None:
-    """Write one of them; if that can't be done it is logged once."""
+    """Write one of the small files; a failure is logged once."""
     try:
         files.write_atomic(state.root / name, text.encode("utf-8", "replace"), tmp=state.tmp, sync=False)
     except OSError as error:
@@ -49,6 +53,20 @@ def _write(state: StateDir, name: str, text: str) -> None:
 def touch_heartbeat(state: StateDir, role: str, now: float) -> None:
     """Show that a process (factory, responder, mjf, metadata) is at work."""
     files.set_mtime(state.heartbeat(role), now)
+
+
+def prepare_role(
+    state: StateDir, role: str, user: pwd.struct_passwd | None, directory: Path | None = None
+) -> None:
+    """Make the heartbeat file and the directory of an unprivileged process, and its pid file, while still root."""
+    state.root.mkdir(mode=0o755, parents=True, exist_ok=True)
+    touch_heartbeat(state, role, time.time())
+    if directory is not None:
+        files.make_directory(directory, exist_ok=True)
+    files.write_atomic(state.pid(role), b"%d\n" % os.getpid(), tmp=state.root, sync=False)
+    if user is not None:
+        for path in filter(None, (state.heartbeat(role), directory)):
+            os.chown(path, user.pw_uid, user.pw_gid, follow_symlinks=False)
 
 
 def write_version(state: StateDir, version: str) -> None:
@@ -173,7 +191,7 @@ class Status:
     hs06_per_processor: float = 1.0
     machinetypes: tuple[TypeFacts, ...] = ()
     engines: Mapping[str, str | None] = field(default_factory=dict)
-    """By engine in use: its problem, None if it is well."""
+    """By engine in use: its problem, None if there is none."""
     problems: tuple[str, ...] = ()
     """Problems of the configuration on disk; the last good one is in force then."""
     warnings: tuple[str, ...] = ()
@@ -215,7 +233,7 @@ class Status:
     tallies: tuple[Tally, ...] = ()
 
     def machinetype(self, name: str) -> TypeFacts | None:
-        """The facts of this machinetype; None if it isn't configured (any more)."""
+        """Return the facts of this machinetype; None if it isn't configured (any more)."""
         return next((facts for facts in self.machinetypes if facts.name == name), None)
 
 

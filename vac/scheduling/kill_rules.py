@@ -8,6 +8,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+UNMEASURED_SECONDS = 3600.0
+"""A machine with a disk limit may have more files than can be counted in time for so long."""
+
 
 @dataclass(frozen=True)
 class Limits:
@@ -32,6 +35,8 @@ class Watched:
     """When the machine last wrote its heartbeat_file; None: it isn't there, or isn't a file."""
     disk_used_bytes: int | None = None
     """None: not known."""
+    disk_unmeasured_time: float | None = None
+    """Since when it has had too many files to be measured in time."""
     busy_time: float | None = None
     """When its CPU use was last seen not to be below idle_cpu_percent; None: never since this factory started."""
 
@@ -66,6 +71,8 @@ def _rules(watched: Watched, limits: Limits, factory_started_time: float) -> Ite
     used = watched.disk_used_bytes
     if limits.disk_bytes and used is not None and used > limits.disk_bytes:
         yield watched.started_time, "700 Disk limit"
+    if limits.disk_bytes and watched.disk_unmeasured_time is not None:
+        yield watched.disk_unmeasured_time + UNMEASURED_SECONDS, "700 Disk use takes too long to measure"
     if limits.heartbeat_file and limits.fizzle_seconds > 0:
         yield from _heartbeat(watched, limits, factory_started_time)
     if limits.idle_cpu_percent is not None:

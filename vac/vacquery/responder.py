@@ -13,7 +13,6 @@ import json
 import logging
 import math
 import os
-import pwd
 import selectors
 import socket
 import struct
@@ -32,7 +31,7 @@ from vac.host.connections import Network, connected_networks
 from vac.host.privileges import become, unprivileged_user
 from vac.machines import files
 from vac.machines.layout import StateDir
-from vac.machines.status import Status, configured, touch_heartbeat
+from vac.machines.status import Status, configured, prepare_role
 from vac.roles import RoleOptions
 from vac.vacquery.messages import QUERY_LIMIT, Dropped, Reason, decode_query
 from vac.vacquery.poll import enlarge_buffer
@@ -192,7 +191,7 @@ def canonical_cookie(cookie: object) -> bytes:
 
 
 class Refresher:
-    """Keeps a Responder's answers, access list, heartbeat and counters file up to date."""
+    """Renewal of a Responder's answers, access list, heartbeat and counters file."""
 
     def __init__(
         self,
@@ -348,18 +347,6 @@ def _bound(family: socket.AddressFamily, host: str, port: int) -> socket.socket:
     return bound
 
 
-def prepare_state(state: StateDir, user: pwd.struct_passwd | None) -> None:
-    """Create the heartbeat file and the directory of the unprivileged process, while still root."""
-    state.root.mkdir(mode=0o755, parents=True, exist_ok=True)
-    heartbeat, directory = state.heartbeat("responder"), counters_file(state).parent
-    touch_heartbeat(state, "responder", time.time())
-    files.make_directory(directory, exist_ok=True)
-    files.write_atomic(state.pid("responder"), b"%d\n" % os.getpid(), tmp=state.root, sync=False)
-    if user is not None:
-        for path in (heartbeat, directory):
-            os.chown(path, user.pw_uid, user.pw_gid, follow_symlinks=False)
-
-
 def main(options: RoleOptions) -> int:
     """Run the role `responder`: 0 when told to end, 1 if it can't work as configured."""
     settings, status = _configuration(options)
@@ -403,7 +390,7 @@ def run(
     Root's privileges are dropped first. Return the exit status.
     """
     user = unprivileged_user()
-    prepare_state(state, user)
+    prepare_role(state, "responder", user, counters_file(state).parent)
     become(user)
     responder = Responder(key)
     refresher = Refresher(responder, state, names or Resolver(), key, configured)

@@ -207,7 +207,7 @@ def _blocked(status: Status) -> str | None:
 
 
 class SnapshotBuilder:
-    """Makes snapshots of a state_dir; unchanged files aren't read again."""
+    """Maker of snapshots of a state_dir; unchanged files aren't read again."""
 
     def __init__(
         self,

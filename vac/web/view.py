@@ -42,7 +42,7 @@ class View:
 
 
 class Viewer:
-    """Reads a state_dir; unchanged files aren't read again."""
+    """Reader of a state_dir; unchanged files aren't read again."""
 
     def __init__(self, state: StateDir) -> None:
         self._state = state

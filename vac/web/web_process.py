@@ -15,9 +15,8 @@ from vac.config.load import ConfigurationError, load
 from vac.config.settings import Settings
 from vac.host import facts
 from vac.host.privileges import become, unprivileged_user
-from vac.machines import files
 from vac.machines.layout import StateDir
-from vac.machines.status import touch_heartbeat
+from vac.machines.status import prepare_role
 from vac.roles import RoleOptions, bind
 
 if TYPE_CHECKING:
@@ -74,7 +73,7 @@ def run(
         return 1
     options.uses(settings.state_dir)
     state = StateDir(settings.state_dir)
-    _prepare_state(state, service.role)
+    prepare_role(state, service.role, unprivileged_user())
     respond = service.open(state)
     allow_connections()
     adjusted = adjustments(service.body_limit_bytes)
@@ -105,16 +104,6 @@ def _settings(options: RoleOptions) -> Settings | None:
         return load(options.configs or None, facts.read()).settings
     except ConfigurationError as error:
         return error.settings
-
-
-def _prepare_state(state: StateDir, role: str) -> None:
-    """Create this process's heartbeat and pid files while still root."""
-    state.root.mkdir(mode=0o755, parents=True, exist_ok=True)
-    touch_heartbeat(state, role, time.time())
-    files.write_atomic(state.pid(role), b"%d\n" % os.getpid(), tmp=state.root, sync=False)
-    user = unprivileged_user()
-    if user is not None:
-        os.chown(state.heartbeat(role), user.pw_uid, user.pw_gid, follow_symlinks=False)
 
 
 def _keep_alive(heartbeat: Path) -> None:

@@ -32,7 +32,7 @@ from vac.accounting.records import message_fields
 from vac.drivers.base import Usage
 from vac.machines import files
 from vac.machines.layout import StateDir
-from vac.machines.machine import Machine, lower_shutdown_time, mark_started, renew_heartbeat
+from vac.machines.machine import Machine, end_time, lower_shutdown_time, mark_started, renew_heartbeat
 from vac.machines.slots import load_slots
 
 FINAL = Usage(cpu_seconds=35000.0, peak_memory_bytes=1024**3)
@@ -44,27 +44,33 @@ def written(root: Path) -> dict[str, bytes]:
     return contents(root)
 
 
+def record_of(state: StateDir) -> Path:
+    """The only record in the archive."""
+    (record,) = (path for path in state.apel_archive.glob("*/*"))
+    return record
+
+
 def test_the_end_is_written_in_an_order_from_which_every_crash_recovers(tmp_path: Path) -> None:
     state = new_state(tmp_path)
     machine = running_machine(state)
     (machine.directory / "joboutputs" / "shutdown_message").write_bytes(b"200 Success")
     order = []
     with checkpoints(lambda step, path: order.append(path.name) if step == "renamed" else None):
-        done = finish(state, machine, FINAL, at(ENDED + 30), watched=True)
-    assert done.record is not None
+        finish(state, machine, FINAL, at(ENDED + 30), watched=True)
+    record = record_of(state)
     assert order == [
         "usage.json",
         "heartbeat",
         "shutdown_message",
-        done.record.name,
-        done.record.name,
+        record.name,
+        record.name,
         "finished",
         "lhcb-prod",
     ]
-    assert (done.ended_time, done.message) == (ENDED + 30, "200 Success")
-    assert done.outgoing is not None
-    assert done.outgoing.read_bytes() == done.record.read_bytes()
-    fields = message_fields(done.record.read_text())
+    assert end_time(machine) == ENDED + 30
+    assert (machine.directory / "shutdown_message").read_bytes() == b"200 Success\n"
+    assert [*written(state.apel_outgoing).values()] == [*written(state.apel_archive).values()]
+    fields = message_fields(record.read_text())
     assert (fields["EndTime"], fields["CpuDuration"], fields["MemoryReal"]) == (
         str(ENDED + 30),
         "35000",
@@ -85,9 +91,8 @@ def test_a_record_is_durable_before_the_machine_counts_as_finished(
         fsync(descriptor)
 
     monkeypatch.setattr(os, "fsync", watching)
-    done = finish(state, machine, FINAL, at(ENDED), watched=False)
-    assert done.record is not None
-    archive_day, machine_directory = str(done.record.parent), str(machine.directory)
+    finish(state, machine, FINAL, at(ENDED), watched=False)
+    archive_day, machine_directory = str(record_of(state).parent), str(machine.directory)
     last_of_machine = len(durable) - 1 - durable[::-1].index(machine_directory)
     assert durable.index(archive_day) < last_of_machine
     assert str(state.apel_archive) in durable
@@ -108,9 +113,9 @@ def test_only_sites_with_name_and_benchmark_report_to_apel(
 ) -> None:
     state = new_state(tmp_path)
     machine = running_machine(state, settings=settings_of(state, **settings))
-    done = finish(state, machine, None, at(ENDED), watched=False)
+    finish(state, machine, None, at(ENDED), watched=False)
     assert len(written(state.apel_archive)) == 1
-    assert (done.outgoing is not None, len(written(state.apel_outgoing))) == (sent, int(sent))
+    assert len(written(state.apel_outgoing)) == sent
 
 
 @pytest.mark.parametrize(
@@ -122,8 +127,8 @@ def test_a_machine_that_fizzled_has_no_record(
     state = new_state(tmp_path)
     kind = machinetype_of(fizzle_seconds=fizzle)
     machine = running_machine(state, machinetype=kind, seen=STARTED + lived, cpu_seconds=0.0)
-    done = finish(state, machine, None, at(STARTED + 5000), watched=False)
-    assert (done.record is not None, len(written(state.apel_archive))) == (recorded, int(recorded))
+    finish(state, machine, None, at(STARTED + 5000), watched=False)
+    assert len(written(state.apel_archive)) == recorded
     assert (machine.directory / "finished").exists()
     assert state.finish("lhcb-prod").exists()
 
@@ -138,15 +143,16 @@ def test_a_machine_that_nobody_saw_end_has_ended_when_its_engine_says(
 ) -> None:
     state = new_state(tmp_path)
     machine = running_machine(state)
-    done = finish(state, machine, Usage(cpu_seconds=1.0, ended_time=told), at(ENDED + 900), watched=False)
-    assert done.ended_time == end
+    finish(state, machine, Usage(cpu_seconds=1.0, ended_time=told), at(ENDED + 900), watched=False)
+    assert end_time(machine) == end
+    assert message_fields(record_of(state).read_text())["EndTime"] == str(int(end))
 
 
 def test_a_machine_that_never_started_has_no_record_and_says_nothing_of_its_type(tmp_path: Path) -> None:
     state = new_state(tmp_path)
     machine = new_machine(state)
-    done = finish(state, machine, None, at(CREATED + 5000), watched=False)
-    assert (done.record, done.ended_time) == (None, CREATED)
+    finish(state, machine, None, at(CREATED + 5000), watched=False)
+    assert end_time(machine) == CREATED
     assert machine.finished
     assert (machine.directory / "finished").exists()
     assert not state.finish("lhcb-prod").exists()
@@ -177,7 +183,8 @@ def test_the_reserve_is_given_up_so_that_accounting_can_be_written(
         write_new(path, content, **details)
 
     monkeypatch.setattr(files, "write_new", full_while_reserved)
-    assert finish(state, machine, FINAL, at(ENDED), watched=True).record is not None
+    finish(state, machine, FINAL, at(ENDED), watched=True)
+    assert record_of(state).stat().st_size
     assert machine.finished
     assert not state.reserve.exists()
 
@@ -195,8 +202,8 @@ def test_a_disk_that_stays_full_loses_nothing_and_moves_no_end(
     with checkpoints(full), pytest.raises(FinishFailed, match="No space"):
         finish(state, machine, FINAL, at(ENDED + 30), watched=True)
     assert not (machine.directory / "finished").exists()
-    done = finish(state, machine, FINAL, at(ENDED + 5000), watched=True)
-    assert done.ended_time == ENDED + 30
+    finish(state, machine, FINAL, at(ENDED + 5000), watched=True)
+    assert end_time(machine) == ENDED + 30
     assert len(written(state.apel_archive)) == 1
 
 
@@ -204,7 +211,8 @@ def test_a_machine_whose_directory_somebody_removed_is_accounted_all_the_same(tm
     state = new_state(tmp_path)
     machine = running_machine(state)
     files.remove_tree(machine.directory)
-    assert finish(state, machine, FINAL, at(ENDED), watched=True).record is not None
+    finish(state, machine, FINAL, at(ENDED), watched=True)
+    assert record_of(state).stat().st_size
     assert load_slots(state, {}, None).slots[NAME][0].finished
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import calendar
+import configparser
+import dataclasses
 import re
 import shutil
 from pathlib import Path
@@ -21,9 +23,11 @@ from tests.unit.state_dirs import (
     settings_of,
 )
 from vac.accounting import records
+from vac.accounting import sync as sync_module
 from vac.accounting.records import JobRecord, file_name, job_record, job_text, message_fields
-from vac.accounting.sync import default_month, month_bounds, republish, sync
+from vac.accounting.sync import bundle, default_month, month_bounds, republish, sync
 from vac.accounting.usage import service_levels
+from vac.config.settings import Settings
 from vac.machines.creation import decimal
 from vac.machines.layout import StateDir
 from vac.machines.machine import Machine, load
@@ -380,3 +384,45 @@ def test_what_is_no_month_is_refused(month: str) -> None:
 
 def test_december_ends_with_the_year() -> None:
     assert month_bounds("202612") == (utc(2026, 12, 1), utc(2027, 1, 1))
+
+
+def test_waiting_records_are_bundled_without_losing_any(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sync_module, "MOST_RECORDS", 10)
+    state = new_state(tmp_path)
+    record = job_record(running_machine(state))
+    want = set()
+    for number in range(25):
+        version = "0.4" if number % 5 == 0 else "0.3"
+        one = dataclasses.replace(record, local_job_id=f"job {number}", version=version)
+        want.add((version, one.local_job_id))
+        records.send(state, "20261121", file_name(number, one.local_job_id), job_text(one))
+    sync_text = "APEL-sync-message: v0.1\nSite: x\n%%\n"
+    other = records.send(state, "20261121", file_name(99, "sync"), sync_text)
+    (state.apel_outgoing / "20261121" / "120000ab.lck").touch()
+    made = bundle(state, CREATED)
+    assert len(made) == 3 and other.read_text() == sync_text
+    found: set[tuple[str, str]] = set()
+    for path in state.apel_outgoing.glob("*/*"):
+        header, *rest = path.read_text().splitlines() or [""]
+        if header.startswith("APEL-individual"):
+            jobs = re.findall(r"LocalJobId: (.*)", "\n".join(rest))
+            assert len(jobs) <= 10 and rest.count("%%") == len(jobs) and rest[-1] == "%%"
+            assert not any(line.startswith("APEL") for line in rest)
+            found.update((header.rpartition("v")[2], job) for job in jobs)
+    assert found == want
+    assert len(list(state.apel_outgoing.glob("*/*"))) == 5
+    assert bundle(state, CREATED + 1) == []
+
+
+def test_the_senders_configuration_is_for_our_queue() -> None:
+    parser = configparser.ConfigParser()
+    parser.read(Path(__file__).parents[3] / "packaging" / "accounting" / "vac-ssmsend-prod.cfg")
+    assert parser["sender"]["protocol"] == "AMS"
+    messaging = parser["messaging"]
+    assert (messaging["ams_project"], messaging["destination"]) == ("accounting", "gLite-APEL")
+    assert (messaging["path"], messaging["path_type"]) == (
+        str(Settings().state_dir / "apel-outgoing"),
+        "dirq",
+    )

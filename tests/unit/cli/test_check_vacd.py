@@ -15,7 +15,7 @@ from vac import roles
 from vac.cli.check_vacd import check, main
 from vac.machines import status as statefiles  # FIX
 from vac.machines.layout import StateDir
-from vac.machines.status import ErrorKind, Status
+from vac.machines.status import ErrorKind, Status, TypeFacts
 from vac.roles import Restarts
 
 NOW = 1_000_000.0
@@ -162,3 +162,40 @@ def test_it_imports_nothing_but_the_standard_library(tmp_path: Path) -> None:
         cwd=Path.cwd(),
     )
     assert set(result.stdout.split()) <= {"__main__", "vac", "__mp_main__"}
+
+
+def test_a_heartbeat_in_the_future_is_critical(state: StateDir) -> None:
+    statefiles.touch_heartbeat(state, "responder", NOW + 7200)
+    line = "vacd responder heartbeat is 2.00 hours in the future: was the clock set back?"
+    assert check(state, 600, NOW) == (2, line + COUNTS)
+
+
+def test_draining_is_said_and_no_trouble(state: StateDir) -> None:
+    statefiles.write(state, Status(guard_name="draining", guard="this factory is draining: new disk"))
+    assert check(state, 600, NOW) == (
+        0,
+        "Factory + responder ok, this factory is draining: new disk" + COUNTS,
+    )
+
+
+def test_a_factory_without_a_share_for_anything_is_a_warning(state: StateDir) -> None:
+    statefiles.write(state, Status(machinetypes=(TypeFacts("a"), TypeFacts("b"))))
+    assert check(state, 600, NOW) == (1, "No machinetype has a share" + COUNTS)
+    statefiles.write(state, Status(machinetypes=(TypeFacts("a"), TypeFacts("b", target_share=1.0))))
+    assert check(state, 600, NOW)[0] == 0
+
+
+def test_thresholds_are_options_and_mistakes_are_unknown(
+    state: StateDir, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("time.time", lambda: NOW)
+    place = ["--state-dir", str(state.root)]
+    for words, status in ((["-w", "30"], 1), (["-w", "90"], 0), (["-c", "30"], 2), (["30"], 2), ([], 0)):
+        assert main([*words, *place]) == status, words
+    for words in (["soon"], ["--no-such-option"], ["-w"]):
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as left:
+            main(words)
+        assert left.value.code == 3
+        told = capsys.readouterr()
+        assert told.out.startswith("check-vacd: ") and told.out.count("\n") == 1

@@ -83,7 +83,7 @@ def test_the_exit_code_outlives_a_restart_and_a_repeated_end(state: StateDir, fa
 
 def test_why_names_the_machine_that_failed_last(state: StateDir, failed: Machine) -> None:
     status = Status(time=FAILED, decision_time=FAILED, machinetypes=(TypeFacts(name="lhcb-prod"),))
-    said = list(reasons(status, None, FAILED + 60, ends=history.read(state)))
+    said = list(reasons(status, None, FAILED + 60, last=history.last_of_each_type(state)))
     assert said[-1] == (
         "lhcb-prod: node1-00 failed 60 s ago: exit code 7 after 4 s: 300 No shutdown message: fizzle after 4 seconds "
         f"(`vac machine {UUID}` tells more)"

@@ -13,7 +13,7 @@ import pytest
 from tests.unit.state_dirs import ENDED, new_state, running_machine
 from vac.accounting import records
 from vac.accounting.records import job_record, message_fields
-from vac.cli.main import command_parser, main
+from vac.cli.main import COMMANDS, command_parser, main
 from vac.machines.layout import StateDir
 
 
@@ -221,3 +221,14 @@ def test_output_that_can_not_be_written_is_one_sentence(tmp_path: Path, output: 
             os.close(each)
     assert done.returncode == (130 if output == "interrupted" else 1)
     assert done.stderr == ("vac: standard output: No space left on device\n" if output == "full" else "")
+
+
+def test_completion_knows_every_command_and_option(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["completion"]) == 0
+    cases = dict(
+        re.findall(r"^ +([\w'-]+)\) words=[\"'](.*)[\"'] ;;$", capsys.readouterr().out, re.MULTILINE)
+    )
+    assert set(cases) == {"''", *COMMANDS}
+    assert set(COMMANDS) < set(cases["''"].split())
+    assert {"-f", "--follow", "-n", "--lines", "--config", "--help"} < set(cases["logs"].split())
+    assert {"check", "show", "options", "--json"} < set(cases["config"].split())

@@ -22,6 +22,7 @@ import pytest
 
 import vac
 from tests.https_server import HTML, Page, Web, circle, closed_port
+from vac.context import downloads
 from vac.context.downloads import (
     DownloadFailed,
     ImageCache,
@@ -56,6 +57,7 @@ class ImageServer(ThreadingHTTPServer):
         self.cut_off = False
         self.location = ""
         self.encoding = ""
+        self.length = True
         self.dated_304 = True
         self.heads = True
         self.asked: list[dict[str, str]] = []
@@ -107,7 +109,8 @@ class Handler(BaseHTTPRequestHandler):
             self.send_header("Last-Modified", date)
         if server.encoding:
             self.send_header("Content-Encoding", server.encoding)
-        self.send_header("Content-Length", str(len(server.content) + (1000 if server.cut_off else 0)))
+        if server.length:
+            self.send_header("Content-Length", str(len(server.content) + (1000 if server.cut_off else 0)))
         self.end_headers()
         if not same and self.command == "GET":
             self.wfile.write(server.content[:1])
@@ -140,8 +143,8 @@ class Place:
         self.directory.mkdir()
         self.unfinished.mkdir()
 
-    def cache(self, ca_file: Path | None = None, **limits: int) -> ImageCache:
-        return ImageCache(self.directory, self.unfinished, Limits(**limits), ca_file)
+    def cache(self, **limits: int) -> ImageCache:
+        return ImageCache(self.directory, self.unfinished, Limits(**limits))
 
     def leftovers(self) -> list[Path]:
         return list(self.unfinished.iterdir())
@@ -404,7 +407,7 @@ def test_what_cant_be_removed_holds_up_nothing(place: Place, caplog: pytest.LogC
 
 
 @pytest.mark.allow_subprocess
-def test_a_certificate_counts_if_its_ca_is_trusted(place: Place) -> None:
+def test_a_certificate_counts_if_its_ca_is_trusted(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     openssl = shutil.which("openssl")
     assert openssl, "openssl has to be installed for this test"
     key, certificate = place.root / "key.pem", place.root / "certificate.pem"
@@ -416,30 +419,32 @@ def test_a_certificate_counts_if_its_ca_is_trusted(place: Place) -> None:
     with contextlib.closing(ImageServer(context=context)) as server:
         with pytest.raises(DownloadFailed, match="certificate isn't trusted"):
             place.cache().fetch(server.url)
-        assert place.cache(certificate).fetch(server.url).read_bytes() == CACHED
+        monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
+        assert place.cache().fetch(server.url).read_bytes() == CACHED
         with pytest.raises(DownloadFailed, match="certificate isn't trusted"):
-            place.cache(certificate).fetch(server.url.replace("127.0.0.1", "localhost"))
+            place.cache().fetch(server.url.replace("127.0.0.1", "localhost"))
 
 
 @pytest.fixture
 def web(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Web]:
     monkeypatch.setenv("no_proxy", "*")
     with Web(tmp_path) as web:
+        monkeypatch.setenv("SSL_CERT_FILE", str(web.ca_file))
         yield web
 
 
 def reason(web: Web, url: str, limits: Limits = QUICK) -> str:
     """Return the reason why there is no document."""
     with pytest.raises(DownloadFailed) as failed:
-        document(url, limits, web.ca_file)
+        document(url, limits)
     return str(failed.value)
 
 
 def test_a_document_comes_byte_for_byte_and_anew_each_time(web: Web) -> None:
     site = web.serve({"/a": Page(CONTENT)})
-    assert document(site.url("/a"), QUICK, web.ca_file) == CONTENT
+    assert document(site.url("/a"), QUICK) == CONTENT
     site.pages["/a"] = Page(b"", modified_time=1_600_000_000)
-    assert document(site.url("/a"), QUICK, web.ca_file) == b""
+    assert document(site.url("/a"), QUICK) == b""
     assert "If-Modified-Since" not in site.asked[1].headers
     assert site.asked[0].headers["User-Agent"] == f"Vac {vac.__version__}"
 
@@ -447,7 +452,7 @@ def test_a_document_comes_byte_for_byte_and_anew_each_time(web: Web) -> None:
 def test_a_redirect_to_another_server_is_followed(web: Web) -> None:
     plain = web.serve({"/b": Page(CONTENT)}, certificate=None)
     site = web.serve({"/a": Page(status=301, location=plain.url("/b"))})
-    assert document(site.url("/a"), QUICK, web.ca_file) == CONTENT
+    assert document(site.url("/a"), QUICK) == CONTENT
 
 
 @pytest.mark.parametrize(
@@ -508,6 +513,7 @@ def test_a_server_without_tls_is_told(web: Web) -> None:
 
 def test_the_environment_may_name_the_trusted_cas(web: Web, monkeypatch: pytest.MonkeyPatch) -> None:
     site = web.serve({"/a": Page(CONTENT)})
+    monkeypatch.delenv("SSL_CERT_FILE")
     with pytest.raises(DownloadFailed, match="its CA is unknown here"):
         document(site.url("/a"), QUICK)
     monkeypatch.setenv("SSL_CERT_FILE", str(web.ca_file))
@@ -556,10 +562,96 @@ def test_local_addresses_are_refused_where_they_may_not_be_used(
     url = server.url.replace("127.0.0.1", host)
     with pytest.raises(DownloadFailed, match="is a local address, which a pipe may not use"):
         document(url, QUICK, local=Local.REFUSED)
-    cache = ImageCache(place.directory, place.unfinished, local=lambda asked: Local.REFUSED)
+    cache = ImageCache(place.directory, place.unfinished, named=lambda: {url: "lhcb"})
     with pytest.raises(DownloadFailed, match="is a local address"):
         cache.fetch(url)
     assert server.asked == []
+
+
+@pytest.fixture
+def publisher(server: ImageServer, place: Place, monkeypatch: pytest.MonkeyPatch) -> Publisher:
+    monkeypatch.setattr(downloads, "is_local", lambda host: False)
+    server.content = bytes(1000)
+    return Publisher(server, place)
+
+
+@dataclass
+class Publisher:
+    """Writes pipes' documents, for a cache of at most 10,000 bytes of pipes' images."""
+
+    server: ImageServer
+    place: Place
+    named: dict[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.cache = ImageCache(
+            self.place.directory, self.place.unfinished, named=lambda: self.named, most_bytes=lambda: 10_000
+        )
+
+    def fetch(self, count: int, pipe: str = "lhcb", start: int = 0) -> int:
+        """Name so many images and ask for them; return how many come."""
+        urls = [f"{self.server.url}?{pipe}{number}" for number in range(start, start + count)]
+        self.named.update(dict.fromkeys(urls, pipe))
+        come = 0
+        for url in urls:
+            with contextlib.suppress(DownloadFailed):
+                self.cache.fetch(url)
+                come += 1
+        return come
+
+
+def test_images_of_one_pipe_take_half_of_the_room_for_all(publisher: Publisher) -> None:
+    assert publisher.fetch(8) == 5
+    with pytest.raises(
+        DownloadFailed, match=r"images of pipe lhcb would take more than 0.0 GB; see pipe_images_gb"
+    ):
+        publisher.cache.fetch(f"{publisher.server.url}?lhcb7")
+    assert publisher.fetch(8, "atlas") == 5
+    assert publisher.fetch(1, "cms") == 0
+    assert publisher.fetch(3, "") == 3, "the site's own images are the site's affair"
+    assert publisher.place.leftovers() == []
+
+
+def test_images_that_no_pipe_names_any_more_make_room(publisher: Publisher) -> None:
+    for edition in range(6):
+        publisher.named.clear()
+        assert publisher.fetch(5, start=10 * edition) == 5
+        assert sum(path.stat().st_size for path in publisher.place.directory.iterdir()) <= 10_000
+    kept = {path.name.rpartition("-")[0] for path in publisher.place.directory.iterdir()}
+    assert len(kept) == 1
+
+
+def test_an_image_without_a_length_is_cut_off_when_the_room_is_used_up(
+    publisher: Publisher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(downloads, "ROOM_LOOK_BYTES", 512)
+    publisher.server.content, publisher.server.length = bytes(100_000), False
+    written: list[int] = []
+    make_room = publisher.cache._make_room
+
+    def look(pipe: str, more_bytes: int = 0) -> None:
+        written.append(sum(path.stat().st_size for path in publisher.place.unfinished.iterdir()))
+        make_room(pipe, more_bytes)
+
+    monkeypatch.setattr(publisher.cache, "_make_room", look)
+    assert publisher.fetch(1) == 0
+    assert max(written) < 50_000
+
+
+def test_pipes_images_leave_room_for_machines(publisher: Publisher, monkeypatch: pytest.MonkeyPatch) -> None:
+    usage = shutil.disk_usage(publisher.place.directory)._replace(free=downloads.LEFT_FREE_BYTES + 2500)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
+    assert publisher.fetch(1) == 1
+    usage = usage._replace(free=downloads.LEFT_FREE_BYTES + 500)
+    with pytest.raises(DownloadFailed, match="only 2 GB or less would be left free"):
+        publisher.named["x"] = "lhcb"
+        publisher.cache.fetch(f"{publisher.server.url}?more")
+
+
+def test_a_copy_that_can_not_be_renewed_for_want_of_room_serves(publisher: Publisher) -> None:
+    assert publisher.fetch(5) == 5
+    publisher.server.content, publisher.server.modified_time = bytes(1001), NEW
+    assert publisher.fetch(5) == 5
 
 
 def test_a_pipe_may_not_be_redirected_to_a_local_address(server: ImageServer) -> None:

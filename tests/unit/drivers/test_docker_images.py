@@ -27,6 +27,7 @@ from hypothesis import strategies as st
 from vac.config.machinetype import Machinetype
 from vac.config.settings import Settings
 from vac.context.downloads import DownloadFailed
+from vac.drivers.base import EngineUnavailable
 from vac.drivers.docker import docker_images as images
 from vac.drivers.docker.docker_api import Connection
 from vac.drivers.docker.docker_driver import DockerDriver
@@ -39,8 +40,8 @@ from vac.drivers.docker.docker_images import (
     pull_failure,
     renamed_archive,
 )
+from vac.drivers.engine import driver_for
 from vac.drivers.images import ImageUnavailable
-from vac.drivers.registry import driver_for
 
 
 def workers() -> set[threading.Thread]:
@@ -187,9 +188,12 @@ class RegistryEngine:
         self.names: dict[str, str] = {}
         self.images: set[str] = set()
         self.busy: set[str] = set()
+        self.down = ""
 
     @contextmanager
     def client(self, _: float = 0) -> Iterator[RegistryEngine]:
+        if self.down:
+            raise EngineUnavailable(self.down)
         yield self
 
     stream_client = client
@@ -230,7 +234,7 @@ class PullSite:
     def refresh(self, image: str, **registry: str) -> None:
         """Get the image anew, from a registry that now has these tags of the repository."""
         self.engine.registry.update({f"repo:{tag}": found for tag, found in registry.items()})
-        self.now += 2 * PullLimits().refresh_seconds
+        self.now += 2 * PullLimits().rest.success_seconds
         self.keeper.prepare(image, Path("/"))
         settle()
 
@@ -273,6 +277,19 @@ def test_what_a_tag_has_come_back_to_is_kept(site: PullSite) -> None:
     assert site.engine.images == {OLD}
     site.refresh(LATEST, latest=NEW)
     assert site.engine.images == {NEW}
+
+
+def test_an_outage_of_the_engine_gives_no_image_a_pause(site: PullSite) -> None:
+    site.engine.registry["repo:latest"] = OLD
+    site.engine.down = "refuses connections"
+    site.keeper.prepare(LATEST, Path("/"))
+    settle()
+    assert "refuses connections" in (site.keeper.prepare(LATEST, Path("/")) or "")
+    settle()
+    site.engine.down = ""
+    site.keeper.prepare(LATEST, Path("/"))
+    settle()
+    assert site.keeper.prepare(LATEST, Path("/")) is None
 
 
 VICTIM = "sha256:" + "11" * 32

@@ -12,16 +12,13 @@ from pathlib import Path
 import pytest
 
 from vac.drivers import images
-from vac.drivers.base import CreationFailed, Trace, traces_of
+from vac.drivers.base import CreationFailed
 from vac.drivers.images import (
-    LONGEST_PAUSE_SECONDS,
-    REFRESH_SECONDS,
     ImageFacts,
     ImageFiles,
     ImageVersion,
     version_of,
 )
-from vac.host.connections import REST, SHORTEST_SECONDS, Contact, Sampling
 from vac.host.filesystems import FileStamp
 
 URL = "https://user:secret@example.com/boot.iso"
@@ -147,7 +144,7 @@ def test_a_bug_is_a_failure_and_tried_again(site: Site, caplog: pytest.LogCaptur
     wait_until(lambda: "unexpected RuntimeError (see the log); next attempt" in (site.prepare() or ""))
     assert "a bug" in caplog.text
     site.images._fetch = fetch
-    site.now += LONGEST_PAUSE_SECONDS
+    site.now += images.REST.longest_seconds
     site.source.answers.put(None)
     wait_until(lambda: site.prepare() is None)
 
@@ -163,14 +160,14 @@ def test_another_reason_of_failure_is_news_and_the_same_is_none(site: Site) -> N
         thread.join(60)
         assert site.woken.is_set() is news
         assert reason in (site.prepare() or "")
-        site.now += LONGEST_PAUSE_SECONDS
+        site.now += images.REST.longest_seconds
 
 
 def test_a_copy_serves_while_the_server_is_asked_again(site: Site) -> None:
     site.source.answers.put(None)
     wait_until(lambda: site.prepare() is None)
     site.source.asked.get(timeout=60)
-    site.now += REFRESH_SECONDS
+    site.now += images.REST.success_seconds
     assert site.prepare() is None
     assert site.source.asked.get(timeout=60) == (URL, None)
     assert site.path() == site.source.path
@@ -245,7 +242,6 @@ def test_without_a_way_to_check_what_must_be_signed_is_refused(tmp_path: Path) -
         assert "secret" not in reason
 
 
-SOMEBODY = Contact("tcp", "192.0.2.1", 443, incoming=False)
 IMAGE = ImageVersion("/images/a.sif", FileStamp(1, 2, 3, 1_700_000_000_000_000_000))
 
 
@@ -269,39 +265,6 @@ def settle() -> None:
     for thread in threading.enumerate():
         if thread.name == "digest":
             thread.join(60)
-
-
-def test_sampling_takes_a_small_share_of_the_time() -> None:
-    now, looks = 100.0, 0
-    sampling = Sampling(lambda: now)
-
-    def look() -> dict[str, frozenset[Contact]]:
-        nonlocal now, looks
-        now, looks = now + 2.0, looks + 1
-        return {"u": frozenset([SOMEBODY])}
-
-    assert sampling.sample(look) == {"u": {SOMEBODY}}
-    now += REST * 2.0 - 0.1
-    assert sampling.sample(look) == {}
-    now += 0.1
-    assert sampling.sample(look)
-    assert looks == 2
-
-
-def test_what_cannot_be_seen_is_no_failure(caplog: pytest.LogCaptureFixture) -> None:
-    now = 0.0
-    sampling = Sampling(lambda: now)
-
-    def look() -> dict[str, frozenset[Contact]]:
-        raise PermissionError("not allowed")
-
-    caplog.set_level("INFO")
-    assert sampling.sample(look) == sampling.sample(look) == {}
-    assert [record.message for record in caplog.records] == [
-        "cannot sample the connections of machines: not allowed"
-    ]
-    now += SHORTEST_SECONDS
-    assert sampling.sample(lambda: {"u": frozenset()}) == {"u": frozenset()}
 
 
 def test_facts_are_told_once_and_the_digest_when_it_is_known() -> None:
@@ -344,10 +307,3 @@ def test_another_file_is_another_version(tmp_path: Path) -> None:
     image.write_bytes(b"22")
     assert before is not None
     assert version_of(image) != before
-
-
-def test_only_machines_of_which_there_is_something_to_tell() -> None:
-    facts = {"u1": {"user": "x"}}
-    found = {"u1": frozenset([SOMEBODY]), "u2": frozenset([SOMEBODY]), "u3": frozenset[Contact]()}
-    some = frozenset([SOMEBODY])
-    assert traces_of(facts, found) == {"u1": Trace({"user": "x"}, some), "u2": Trace({}, some)}

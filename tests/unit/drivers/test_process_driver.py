@@ -1,8 +1,9 @@
-"""The driver of process machines, with a shell in place of bubblewrap and directories in place of cgroups."""
+"""The driver of process machines with a shell for bubblewrap and directories for cgroups, its launcher and watch."""
 
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import select
 import signal
@@ -11,6 +12,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -18,9 +20,13 @@ from tests.conftest import require_root
 from vac.config.machinetype import Machinetype
 from vac.config.settings import Settings
 from vac.drivers.base import CreationFailed, EngineState, MachineSpec, Observed
-from vac.drivers.processes import launch_plan
+from vac.drivers.processes import launch_plan, machine_watch
+from vac.drivers.processes.launch_plan import STATUS_FILE, read_status, spawn
+from vac.drivers.processes.machine_watch import KEPT_BYTES, SLACK_BYTES, MachineWatcher, close_up, limit
 from vac.drivers.processes.process_driver import ProcessDriver
-from vac.host.cgroups import Groups, GroupUsage, Limits, Watch
+from vac.host.cgroups import Groups, GroupsV2, Limits, Usage, Watch
+from vac.host.filesystems import stamp_of
+from vac.host.syscall_filter import compiled
 
 pytestmark = pytest.mark.allow_subprocess
 PATIENCE = 60
@@ -60,8 +66,8 @@ class Directories(Groups):
         with contextlib.suppress(FileNotFoundError):
             (self.home / name).rmdir()
 
-    def usage(self, name: str) -> GroupUsage:
-        return GroupUsage(1.0, None, None)
+    def usage(self, name: str) -> Usage:
+        return Usage(1.0)
 
     def watch(self, name: str) -> Watch | None:
         for process in self.processes(name):
@@ -189,3 +195,135 @@ def test_an_end_by_a_signal_is_told(site: Site) -> None:
     (site.path / "go").touch()
     found = site.wait_for(EngineState.ENDED)
     assert (found.exit_code, found.signal) == (None, 9)
+
+
+IMAGE = "/etc/passwd"
+MODEL = '''
+"""A model whose program is a shell."""
+PROGRAMS = ("sh",)
+TELLS = True
+def command_line(plan):
+    if plan["image"].endswith("bad"):
+        raise ValueError("the image is bad")
+    return ["/bin/sh", "-c", plan["script"]]
+'''
+LOOK = """
+echo '{"exit-code": 7}' >&3
+echo $(id -u) $(id -g) $(id -G) $A $HOME
+ls /proc/self/fd | tr '\\n' ' '; echo
+pwd
+od -An -v -tx1 <&4 | tr -d ' \\n'
+"""
+
+
+def start(tmp_path: Path, image: str) -> tuple[str, int]:
+    """What the program has printed, and its exit code."""
+    require_root()
+    (tmp_path / "standin_model.py").write_text(MODEL)
+    plan: dict[str, Any] = {
+        "machine": "m_u", "model": "bubblewrap", "module": "standin_model", "path": str(tmp_path), "image": image,
+        "entrances": [str(tmp_path / "cgroup.procs")], "uid": 65534, "gid": 65534, "script": LOOK,
+        "environment": {"A": "b", "PATH": "/usr/bin:/bin"}, "filter": compiled(False).hex(),
+    }  # fmt: skip
+    (tmp_path / "cgroup.procs").touch()
+    with (tmp_path / "output").open("wb") as output, (tmp_path / STATUS_FILE).open("wb") as status:
+        child = spawn(plan, output.fileno(), status.fileno())
+        exit_code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    return (tmp_path / "output").read_text(), exit_code
+
+
+def test_the_program_gets_what_is_the_machines_and_nothing_else(tmp_path: Path) -> None:
+    said, exit_code = start(tmp_path, IMAGE)
+    assert exit_code == 0, said
+    listing = "0 1 2 3 4 5 "  # the last being that of ls
+    assert said.splitlines() == ["65534 65534 65534 b", listing, "/", compiled(False).hex()]
+    assert (tmp_path / "cgroup.procs").read_text() == "0"
+
+
+def test_the_status_tells_how_the_machine_began_and_ended(tmp_path: Path) -> None:
+    start(tmp_path, IMAGE)
+    status = read_status(tmp_path)
+    lines = [json.loads(line) for line in status.text.splitlines()]
+    assert lines[0].keys() == {"machine", "model", "pid"}
+    assert lines[1:] == [
+        {"image_path": IMAGE, "stamp": list(stamp_of(IMAGE))},
+        {"executing": True},
+        {"exit-code": 7},
+    ]
+    assert status.exit_code == 7
+    assert status.first_process == lines[0]["pid"]
+    assert status.model is not None
+
+
+def test_a_reason_not_to_launch_is_told(tmp_path: Path) -> None:
+    said, exit_code = start(tmp_path, "/bad")
+    assert (said, exit_code) == ("", 1)
+    assert '{"failure": "the image is bad"}' in read_status(tmp_path).text
+
+
+MOST = 2 * KEPT_BYTES + SLACK_BYTES
+
+
+def used(log: Path) -> int:
+    return log.stat().st_blocks * 512
+
+
+def test_the_beginning_and_the_end_of_a_large_log_are_kept(tmp_path: Path) -> None:
+    log = tmp_path / "console.log"
+    writer = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.write(writer, b"begin\n")
+    for number in range(40):
+        os.write(writer, bytes([65 + number % 26]) * 1_000_000)
+        limit(log)
+        assert used(log) <= MOST + 1_000_000
+    os.write(writer, b"end\n")
+    os.close(writer)
+    close_up(log)
+    content = log.read_bytes()
+    assert content.startswith(b"begin\nAAA")
+    assert content.endswith(b"NNN" + b"end\n")
+    left_out = 40_000_010 - 2 * KEPT_BYTES
+    assert f"\n[{left_out} bytes were left out here]\n".encode() in content
+    assert len(content) < 2 * KEPT_BYTES + 100
+    assert not (tmp_path / ".console.log.short").exists()
+
+
+def test_a_log_that_is_not_too_large_stays_as_it_is(tmp_path: Path) -> None:
+    log = tmp_path / "console.log"
+    log.write_bytes(b"x" * MOST)
+    limit(log)
+    close_up(log)
+    assert log.read_bytes() == b"x" * MOST
+
+
+def test_a_log_that_was_blown_up_by_its_machine_is_closed_up(tmp_path: Path) -> None:
+    log = tmp_path / "console.log"
+    log.write_bytes(b"begin")
+    os.truncate(log, 2 * 10**12)
+    limit(log)
+    close_up(log)
+    assert log.stat().st_size < 2 * KEPT_BYTES + 100
+
+
+def test_all_logs_are_limited_and_absent_ones_do_not_matter(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(machine_watch, "LOOK_SECONDS", 0.01)
+    seen = threading.Event()
+
+    def directories() -> list[Path]:
+        if used(large) <= MOST:
+            seen.set()
+        return [tmp_path / "gone", tmp_path / "own"]
+
+    large = tmp_path / "own/console.log"
+    large.parent.mkdir()
+    large.write_bytes(b"x" * (MOST + 10_000_000))
+    (tmp_path / "cgroup.controllers").touch()
+    watcher = MachineWatcher(GroupsV2(tmp_path, "f1"), directories)
+    listener = threading.Thread(target=lambda: list(watcher.ends()))
+    listener.start()
+    assert seen.wait(60)
+    watcher.close()
+    listener.join(60)
+    assert not listener.is_alive()

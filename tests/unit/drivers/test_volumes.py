@@ -192,22 +192,22 @@ def test_slow_wiping_is_waited_for_again_and_done_once() -> None:
             raise failure
         return ""
 
-    hasty, patient = Volumes(run, 0.01), Volumes(run, 60.0)
-    patient._wiping = hasty._wiping
+    volumes = Volumes(run, 0.01)
     path = f"/dev/old/{NAME}"
     for _ in range(2):
         with pytest.raises(EngineUnavailable, match=f"{path} is being wiped"):
-            hasty.remove(NAME, UUID)
+            volumes.remove(NAME, UUID)
     assert lvm.told == [], "it stays until it is wiped"
+    volumes._patience_seconds = 60.0
     answers.put(None)
-    patient.remove(NAME, UUID)
+    volumes.remove(NAME, UUID)
     assert told == [wiping(path)]
     assert lvm.told == [["lvremove", "--yes", f"old/{NAME}"]]
     answers.put(CreationFailed("blkdiscard: Input/output error"))
     with pytest.raises(EngineUnavailable, match="Input/output error"):
-        patient.remove(NAME, UUID)
+        volumes.remove(NAME, UUID)
     answers.put(None)
-    patient.remove(NAME, UUID)
+    volumes.remove(NAME, UUID)
     assert len(told) == 3, "what has failed is tried again"
 
 

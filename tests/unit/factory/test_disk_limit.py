@@ -73,3 +73,17 @@ def test_what_an_engine_tells_that_a_machine_writes_is_measured_with_its_directo
         Path("/engine/layer"),
         Path("/engine/volume"),
     ]
+
+
+def test_a_machine_with_too_many_files_to_count_is_ended_after_an_hour(small: World) -> None:
+    hoarder, slow = small.machine(0), small.machine(1)
+    small.measured(hoarder, None, 240.0)
+    small.measured(slow, None, 240.0)
+    small.run(3000, 60)
+    assert not hoarder.finished, "a busy disk is nobody's fault"
+    small.measured(hoarder, None, 240.0)
+    small.measured(slow, GB - 1, 100.0)
+    small.run(700, 60)
+    assert hoarder.finished
+    assert (hoarder.directory / "shutdown_message").read_text() == "700 Disk use takes too long to measure\n"
+    assert not slow.finished

@@ -8,7 +8,6 @@ from tests.fake_driver import FakeDriver, FakeEngine
 from tests.simulated import HoldingEngine, World
 from vac.cli.machine_commands import known_of
 from vac.config.settings import Settings
-from vac.drivers.base import Trace
 from vac.drivers.engine import InlineEngine
 from vac.host.connections import Contact
 from vac.machines.slots import find_ended
@@ -23,10 +22,13 @@ class Watchful(FakeDriver):
         super().__init__(engine)
         self.looks = 0
 
-    def traces(self) -> Mapping[str, Trace]:
+    def news(self) -> Mapping[str, Mapping[str, str]]:
         self.looks += 1
         facts = {"user": "nobody"} if self.looks < 5 else {"image_digest": "sha256:1"}
-        return {machine.uuid: Trace(facts, frozenset([HOME])) for machine in self.list()}
+        return {machine.uuid: facts for machine in self.list()}
+
+    def contacts(self) -> Mapping[str, frozenset[Contact]]:
+        return {machine.uuid: frozenset([HOME]) for machine in self.list()}
 
 
 def test_traces_are_kept_with_the_machine_and_outlive_it(world: World) -> None:

@@ -12,8 +12,8 @@ from vac.host.cgroups import (
     CgroupError,
     GroupsV1,
     GroupsV2,
-    GroupUsage,
     Limits,
+    Usage,
     find_mounts,
     machine_processes,
     open_groups,
@@ -235,8 +235,8 @@ def test_usage_v1(tmp_path: Path) -> None:
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(text + "\n")
     groups = GroupsV1(mounts, [], "f1")
-    assert groups.usage("m_u") == GroupUsage(1.5, 4096, 8192)
-    assert groups.usage("none") == GroupUsage(None, None, None)
+    assert groups.usage("m_u") == Usage(1.5, 4096, 8192)
+    assert groups.usage("none") == Usage()
 
 
 def test_usage_v2_without_memory_peak_of_older_kernels(tmp_path: Path) -> None:
@@ -246,8 +246,8 @@ def test_usage_v2_without_memory_peak_of_older_kernels(tmp_path: Path) -> None:
     (group / "cpu.stat").write_text("usage_usec 2500000\nuser_usec 1\nsystem_usec 2\n")
     (group / "memory.current").write_text("4096\n")
     groups = GroupsV2(tmp_path, "f1")
-    assert groups.usage("m_u") == GroupUsage(2.5, 4096, None)
-    assert groups.usage("none") == GroupUsage(None, None, None)
+    assert groups.usage("m_u") == Usage(2.5, 4096)
+    assert groups.usage("none") == Usage()
 
 
 @pytest.mark.parametrize("failure", [errno.ENOENT, errno.ENODEV])
@@ -262,7 +262,7 @@ def test_usage_of_a_group_that_goes_while_it_is_read(
         raise OSError(failure, "gone", str(path))
 
     monkeypatch.setattr(Path, "read_text", fail)
-    assert one.usage("m_u") == two.usage("m_u") == GroupUsage(None, None, None)
+    assert one.usage("m_u") == two.usage("m_u") == Usage()
 
 
 def test_factories_on_one_host_see_only_their_own_groups(tmp_path: Path) -> None:

@@ -11,7 +11,10 @@ import pytest
 
 from vac.host import connections
 from vac.host.connections import (
+    REST,
+    SHORTEST_SECONDS,
     Contact,
+    Sampling,
     connected_networks,
     contacts_of,
     contacts_within,
@@ -122,3 +125,39 @@ def test_virtual_machines_are_seen_by_connection_tracking(tmp_path: Path) -> Non
         },
         "u2": frozenset(),
     }
+
+
+SOMEBODY = Contact("tcp", "192.0.2.1", 443, incoming=False)
+
+
+def test_sampling_takes_a_small_share_of_the_time() -> None:
+    now, looks = 100.0, 0
+    sampling = Sampling(lambda: now)
+
+    def look() -> dict[str, frozenset[Contact]]:
+        nonlocal now, looks
+        now, looks = now + 2.0, looks + 1
+        return {"u": frozenset([SOMEBODY])}
+
+    assert sampling.sample(look) == {"u": {SOMEBODY}}
+    now += REST * 2.0 - 0.1
+    assert sampling.sample(look) == {}
+    now += 0.1
+    assert sampling.sample(look)
+    assert looks == 2
+
+
+def test_what_cannot_be_seen_is_no_failure(caplog: pytest.LogCaptureFixture) -> None:
+    now = 0.0
+    sampling = Sampling(lambda: now)
+
+    def look() -> dict[str, frozenset[Contact]]:
+        raise PermissionError("not allowed")
+
+    caplog.set_level("INFO")
+    assert sampling.sample(look) == sampling.sample(look) == {}
+    assert [record.message for record in caplog.records] == [
+        "cannot sample the connections of machines: not allowed"
+    ]
+    now += SHORTEST_SECONDS
+    assert sampling.sample(lambda: {"u": frozenset()}) == {"u": frozenset()}

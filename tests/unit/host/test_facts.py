@@ -46,12 +46,12 @@ def test_accounts_are_known_by_uid() -> None:
 @pytest.mark.parametrize(
     ("answer", "expected"),
     [
-        (Finished((), 0, b"  vg-none  \n  vg-here\n"), True),
-        (Finished((), 0, b"  vg-here-not\n"), False),
-        (Finished((), None, failure="vgs is not installed", missing=True), False),
-        (Finished((), None, failure="vgs can't be started: Permission denied"), True),
-        (Finished((), 5, failure="vgs failed (5)"), True),
-        (Finished((), None, failure="vgs took longer than 20 s", late=True), True),
+        (Finished(0, b"  vg-none  \n  vg-here\n"), True),
+        (Finished(0, b"  vg-here-not\n"), False),
+        (Finished(None, failure="vgs is not installed", missing=True), False),
+        (Finished(None, failure="vgs can't be started: Permission denied"), True),
+        (Finished(5, failure="vgs failed (5)"), True),
+        (Finished(None, failure="vgs took longer than 20 s", late=True), True),
     ],
 )
 def test_a_volume_group_is_denied_only_when_lvm_says_so(

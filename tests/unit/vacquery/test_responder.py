@@ -36,7 +36,7 @@ from vac.config.settings import Settings
 from vac.host.connections import connected_networks
 from vac.machines import status as statuses
 from vac.machines.layout import StateDir
-from vac.machines.status import TypeFacts
+from vac.machines.status import TypeFacts, prepare_role
 from vac.vacquery import messages as messages_module
 from vac.vacquery import responder as module
 from vac.vacquery import snapshot as snapshot_module
@@ -49,7 +49,6 @@ from vac.vacquery.responder import (
     SeenSignatures,
     counters_file,
     listen,
-    prepare_state,
     read_counters,
     serve,
 )
@@ -328,7 +327,7 @@ def test_no_datagram_from_anywhere_makes_it_raise(responder: Responder, data: by
 
 def test_snapshot_and_access_follow_disk_and_status(tmp_path: Path) -> None:
     state = make_state(tmp_path)
-    prepare_state(state, None)
+    prepare_role(state, "responder", None, counters_file(state).parent)
     responder = Responder()
     refresher = Refresher(responder, state, NoNames({"peer.example.org": ("198.51.100.9",)}))
     refresher.refresh(NOW)
@@ -368,7 +367,7 @@ def test_no_refusal_is_logged_while_addresses_are_looked_up(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     state = make_state(tmp_path)
-    prepare_state(state, None)
+    prepare_role(state, "responder", None, counters_file(state).parent)
     state.status.unlink()
     responder, names = Responder(), NoNames()
     refresher = Refresher(responder, state, names)
@@ -391,7 +390,7 @@ def test_no_refusal_is_logged_while_addresses_are_looked_up(
 
 def test_without_a_status_the_configuration_answers(tmp_path: Path) -> None:
     state = make_state(tmp_path)
-    prepare_state(state, None)
+    prepare_role(state, "responder", None, counters_file(state).parent)
     state.status.unlink()
     settings = Settings(
         factory_name=FACTORY, vac_space=SPACE, factories=(FACTORY, "198.51.100.9"), host_processors=8
@@ -437,7 +436,7 @@ def test_port_and_key_file_have_an_identity_without_secrets(tmp_path: Path) -> N
 
 def test_heartbeat_and_counters_are_kept(tmp_path: Path) -> None:
     state = make_state(tmp_path)
-    prepare_state(state, None)
+    prepare_role(state, "responder", None, counters_file(state).parent)
     responder = Responder()
     refresher = Refresher(responder, state, NoNames())
     responder.handle(b"junk", HOME, NOW)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import logging
 import re
 import sys
@@ -29,8 +30,10 @@ from vac.machines.requests import Drain
 from vac.machines.slots import write_slot
 from vac.machines.status import Creation, Status, Tally, TypeFacts
 from vac.roles import ROLES
+from vac.text import utc_time
 from vac.vacquery.responder import counters_file, write_counters
-from vac.web import page
+from vac.web import charts, page
+from vac.web.charts import Span, processors
 from vac.web.http_server import Answer, Request, network_of
 from vac.web.metrics import Metrics
 from vac.web.view import LONGEST_NAME, LONGEST_TEXT, View, name, shown
@@ -38,7 +41,10 @@ from vac.web.web_process import is_person
 
 GUIDE = Path(__file__).parents[3] / "docs" / "admin-guide.md"
 NOW = STARTED + 1000.0
-TAGS = ("h1", "h2", "p", "table", "tr", "th", "td", "a")
+TAGS = (
+    *("h1", "h2", "p", "table", "tr", "th", "td", "a", "header", "main", "footer", "div", "span", "ul", "li"),
+    *("svg", "polygon", "rect", "text"),
+)
 OPEN = "application/openmetrics-text;version=1.0.0,text/plain;version=0.0.4;q=0.5"
 HOSTILE = '"} 1\nvac_forged{a="b\\</td><script src=//evil>&amp;\x1b[31m\x00\ud800'
 NAME = HOSTILE.strip("\x00\ud800")
@@ -286,7 +292,11 @@ def test_the_page_tells_people_what_is_going_on(state: StateDir) -> None:
     assert "not reported" not in text
     assert set(page_.tags) <= {"html", "head", "meta", "title", "style", "body", *TAGS}
     assert not [name for name, _ in page_.attributes if name in ("src", "onclick", "style")]
-    assert [link for name, link in page_.attributes if name == "href"] == ["/metrics"]
+    links = {link for name, link in page_.attributes if name == "href"}
+    assert links == {
+        *("/", "/watch", "/metrics", "#content", "/machinetype/lhcb-prod", "/machinetype/held"),
+        *(f"/machine/node1-0{number}.example.org" for number in range(3)),
+    }
     assert ("Content-Security-Policy", "default-src 'none'") in [
         (key, text.partition(";")[0]) for key, text in ask(state, "").headers
     ]
@@ -333,7 +343,7 @@ def test_whatever_names_and_texts_hold_stays_a_label_or_a_cell(state: StateDir, 
         assert "hunter2" not in answer.body.decode()
     answer = ask(state, "")
     assert set(Page(answer).tags) <= tags
-    assert len(answer.body) < 30_000
+    assert len(answer.body) < 60_000
     assert "hunter2" not in answer.body.decode()
 
 
@@ -437,3 +447,89 @@ def test_a_client_is_its_network_where_it_has_all_of_that(address: str, network:
 @pytest.mark.parametrize("address", ["169.254.169.7", "::ffff:169.254.169.7", "169.254.170.0"])
 def test_machines_are_refused(address: str) -> None:
     assert not is_person(address)
+
+
+DAY = 86400.0
+
+
+def ends(state: StateDir) -> None:
+    """A history: two machines of a type that is configured, one of another, one of long ago."""
+    lives = (
+        ("lhcb-prod", NOW - DAY, NOW - DAY / 2, 2, "200 Success"),
+        ("lhcb-prod", NOW - 3 * DAY, NOW - 2 * DAY, 1, "300 <i>No</i> work"),
+        ("gone", NOW - DAY, NOW - DAY / 2, 1, None),
+        ("old", NOW - 30 * DAY, NOW - 29 * DAY, 1, None),
+    )
+    size = {"uuid": "u", "model": "docker", "processors": 1, "hs06": 10.0}
+    lines = [
+        {**size, "machine": "node1-00.example.org", "machinetype": one, "directory": f"{n}_m"}
+        | {"started": begin, "ended": end, "processors": many, "hs06": 10.0 * many, "message": message}
+        for n, (one, begin, end, many, message) in enumerate(lives)
+    ]
+    state.history.write_text("".join(f"\n{json.dumps(one)}" for one in lines))
+
+
+def test_shares_and_ends_of_a_day_and_a_week_come_from_the_history(state: StateDir) -> None:
+    ends(state)
+    html = ask(state, "").body.decode()
+    text = "\n".join(Page(ask(state, "")).texts)
+    rows = re.findall(r'<tr><td><a href="/machinetype/([\w-]+)">[^<]+</a></td>(.*?)</tr>', html)
+    shares = {name: re.findall(r">([0-9]+%|none)<", row) for name, row in rows if 'class="bar"' in row}
+    assert shares == {
+        "lhcb-prod": ["75%", "100%", "67%", "80%"],
+        "held": ["25%", "0%", "0%", "0%"],
+        "gone": ["none", "0%", "33%", "20%"],
+    }
+    assert "Ends by shutdown code, day / week" in text
+    codes = re.search(r"Ends by shutdown code.*?</table>", html, re.DOTALL)
+    assert codes and re.findall(r">(\d / \d|200|300|none)<", codes[0]) == (
+        ["200", "300", "none", "0 / 0", "0 / 0", "1 / 1", "1 / 1", "0 / 1", "0 / 0"]
+    )
+    assert "Day: on average lhcb-prod 1.0, gone 0.5" in text
+
+
+def test_a_slot_and_a_machinetype_have_pages_of_their_own(state: StateDir) -> None:
+    ends(state)
+    page_ = Page(ask(state, "machine/node1-00.example.org"))
+    text = "\n".join(page_.texts)
+    assert UUID in text and "Running" in text and "300 <i>No</i> work" in text and "token" not in text
+    text = "\n".join(Page(ask(state, "machinetype/held")).texts)
+    assert "held back here after 2 aborts" in text and utc_time(NOW + 300) in text
+    assert "configured any more" in "\n".join(Page(ask(state, "machinetype/gone")).texts)
+    for path in (
+        "machine/x",
+        "machinetype/old",
+        "machine",
+        "machinetype/held/x",
+        "machine/node1-00.example.org/x",
+    ):
+        assert ask(state, path).status == 404, path
+
+
+def test_only_the_page_for_walls_renews_itself(state: StateDir) -> None:
+    assert ("Refresh", "60") in ask(state, "watch").headers
+    assert ask(state, "watch").body == ask(state, "").body
+    assert b"http-equiv" not in ask(state, "").body
+    assert not [key for key, _ in ask(state, "").headers if key == "Refresh"]
+
+
+SPANS = st.lists(
+    st.builds(
+        lambda name, start, length, size: Span(name, start, start + length, size, size * 10.0),
+        st.sampled_from("abc"),
+        st.floats(-500, 1500),
+        st.floats(0, 1500),
+        st.integers(1, 8),
+    ),
+    max_size=20,
+)
+
+
+@given(SPANS, st.integers(1, 50))
+def test_a_chart_has_exactly_the_processor_seconds_of_its_time(spans: list[Span], steps: int) -> None:
+    rows = processors(spans, 0.0, 1000.0, steps)
+    work = sum(max(0.0, min(one.end, 1000.0) - max(one.start, 0.0)) * one.processors for one in spans)
+    assert sum(map(sum, rows.values())) * 1000.0 / steps == pytest.approx(work, abs=0.01)
+    assert all(len(row) == steps and min(row) >= 0 for row in rows.values())
+    total = sum(charts.shares(spans, 0.0, 1000.0).values())
+    assert total == pytest.approx(1.0 if work > 0.01 else total)

@@ -7,12 +7,11 @@ call, and again after a failure, since the engine may have come back as another 
 from __future__ import annotations
 
 import contextlib
-import queue
 import re
 import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any, Callable, Union, cast
+from typing import Any, Callable, cast
 
 import docker
 import docker.errors
@@ -31,8 +30,6 @@ SILENCE_SECONDS = 300.0
 """A stream of events that has been silent for so long is opened again: a connection can be dead without a sign."""
 OVERLAP_SECONDS = 1
 """So much of the past is asked for with a new stream: Docker answers before it starts collecting events."""
-
-_News = Union[str, EngineUnavailable, None]
 
 
 class Client(docker.APIClient):
@@ -127,7 +124,7 @@ class Connection:
 
 
 class EventReader:
-    """Reads the engine's events, and what else is news to the factory, as one stream of machine names.
+    """Reads the engine's events as a stream of machine names.
 
     filters returns those of the containers that matter now; identify returns the machine's name by a container's id
     and labels, or None if it isn't ours.
@@ -143,42 +140,25 @@ class EventReader:
         self._filters = filters
         self._identify = identify
         self._lock = threading.Lock()
-        self._listener: queue.SimpleQueue[_News] | None = None
         self._stream: Any = None
         self._closed = False
-
-    def wake(self) -> None:
-        """Make listen() yield ""."""
-        with self._lock:
-            if self._listener is not None:
-                self._listener.put("")
 
     def listen(self) -> Iterator[str]:
         """Yield names of machines that have changed, and "" for any, as whenever a stream of events begins: what
         happened before it isn't in it. Ends with close()."""
-        news: queue.SimpleQueue[_News] = queue.SimpleQueue()
-        with self._lock:
-            if self._closed:
-                return
-            self._listener = news
-        threading.Thread(target=self._read, args=(news,), name="docker-events", daemon=True).start()
-        try:
-            while (item := news.get()) is not None:
-                if isinstance(item, EngineUnavailable):
-                    raise item
-                yield item
-        finally:
-            with self._lock:
-                self._listener = None
-                self._hang_up()
+        while not self._closed:
+            try:
+                yield from self._read_stream()
+                raise EngineUnavailable(f"{self._connection.url}: the engine closed the stream of events")
+            except EngineUnavailable as error:
+                if not self._closed and (error.__cause__ is None or not timed_out(error.__cause__)):
+                    raise
 
     def close(self) -> None:
         """End listen()."""
         with self._lock:
             self._closed = True
-            if self._listener is not None:
-                self._listener.put(None)
-            self._hang_up()
+        self._hang_up()
 
     def machine(self, event: Mapping[str, Any]) -> str | None:
         """Return the name of the machine that this event is news of; None if there is none."""
@@ -188,43 +168,29 @@ class EventReader:
         identity = self._identify(str(actor.get("ID", "")), actor.get("Attributes") or {})
         return identity[0] if identity is not None else None
 
-    def _read(self, news: queue.SimpleQueue[_News]) -> None:
-        try:
-            while self._is_current(news):
-                try:
-                    self._read_stream(news)
-                    raise EngineUnavailable(f"{self._connection.url}: the engine closed the stream of events")
-                except EngineUnavailable as error:
-                    if error.__cause__ is None or not timed_out(error.__cause__):
-                        raise
-        except EngineUnavailable as error:
-            news.put(error)
-
-    def _read_stream(self, news: queue.SimpleQueue[_News]) -> None:
+    def _read_stream(self) -> Iterator[str]:
         filters = {"type": ["container"], **self._filters()}
         with self._connection.stream_client(SILENCE_SECONDS) as client:
             since = int(time.time()) - OVERLAP_SECONDS
             stream = client.events(since=since, decode=True, filters=filters)
             with self._lock:
-                if self._listener is not news:
-                    return
                 self._stream = stream
-            news.put("")
-            for event in stream:
-                name = self.machine(event)
-                if name is None:
-                    continue
-                if _action(event) in ENDS:
-                    with self._connection.client() as asking:
-                        await_listing(asking, event["Actor"]["ID"])
-                news.put(name)
-
-    def _is_current(self, news: queue.SimpleQueue[_News]) -> bool:
-        with self._lock:
-            return self._listener is news
+            try:
+                yield ""
+                for event in () if self._closed else stream:
+                    name = self.machine(event)
+                    if name is None:
+                        continue
+                    if _action(event) in ENDS:
+                        with self._connection.client() as asking:
+                            await_listing(asking, event["Actor"]["ID"])
+                    yield name
+            finally:
+                self._hang_up()
 
     def _hang_up(self) -> None:
-        stream, self._stream = self._stream, None
+        with self._lock:
+            stream, self._stream = self._stream, None
         if stream is not None:
             with contextlib.suppress(OSError, docker.errors.DockerException):
                 stream.close()

@@ -15,7 +15,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Callable
+from typing import Any, Callable, NamedTuple
 
 import docker.errors
 import requests
@@ -28,11 +28,10 @@ from vac.drivers.base import (
     CreationFailed,
     Driver,
     EngineState,
+    LeftProcess,
     MachineSpec,
     Observed,
-    Trace,
     Usage,
-    traces_of,
 )
 from vac.drivers.docker.docker_api import (
     CALL_SECONDS,
@@ -54,7 +53,7 @@ from vac.drivers.docker.docker_container import (
 from vac.drivers.docker.docker_images import LIMITS, DockerImages, Image, PullLimits
 from vac.drivers.docker.docker_usage import UsageMeter
 from vac.drivers.volumes import Volumes
-from vac.host.connections import Contact, Sampling
+from vac.host.connections import Contact
 from vac.text import without_url_secrets
 
 CONSOLE_BYTES = 64 * 1024
@@ -143,10 +142,9 @@ class DockerDriver(Driver):
         self._ownership = Ownership(settings.factory_name, {})
         self._connection = Connection(settings.docker_host, call_seconds)
         self._events = EventReader(self._connection, lambda: self._ownership.filters, self._identify)
-        self._images = DockerImages(self._connection, self._events.wake, fetch, limits)
+        self._images = DockerImages(self._connection, self.changed, fetch, limits)
         self._volumes = Volumes()
         self._meter = UsageMeter()
-        self._sampling = Sampling()
         self._listed: Sequence[Listed] | None = None
         self._creating: set[str] = set()
         self._ends: Mapping[str, End | None] = {}
@@ -155,7 +153,7 @@ class DockerDriver(Driver):
         """See Driver: the image has to be there."""
         return self._images.prepare(machinetype.root_image, files)
 
-    def adopt(self, machines: Mapping[str, str]) -> None:
+    def adopt(self, machines: Mapping[str, str], processes: Mapping[str, LeftProcess]) -> None:
         self._ownership = Ownership(self._ownership.factory, adoptable(machines))
 
     def list(self) -> Sequence[Observed]:
@@ -178,10 +176,7 @@ class DockerDriver(Driver):
                 if each.state in ALIVE and not self._meter.knows(each.id):
                     self._measure(client, each.id, each.own_network)
         used = self._meter.read(each.id for each in listed)
-        ends = {id_: end.time for id_, end in self._ends.items() if end is not None}
-        return {
-            each.uuid: replace(used.get(each.id, Usage()), ended_time=ends.get(each.id)) for each in listed
-        }
+        return {each.uuid: used.get(each.id, Usage()) for each in listed}
 
     def create(self, spec: MachineSpec) -> None:
         self._creating.add(spec.uuid)
@@ -219,13 +214,9 @@ class DockerDriver(Driver):
                     return container_details(client.inspect_container(each.id))
         return {}
 
-    def traces(self) -> Mapping[str, Trace]:
-
-        def look() -> Mapping[str, frozenset[Contact]]:
-            found = self._meter.contacts()
-            return {each.uuid: found[each.id] for each in self._listed or () if each.id in found}
-
-        return traces_of({}, self._sampling.sample(look))
+    def contacts(self) -> Mapping[str, frozenset[Contact]]:
+        found = self._meter.contacts()
+        return {each.uuid: found[each.id] for each in self._listed or () if each.id in found}
 
     def events(self) -> Iterator[str]:
         return self._events.listen()
@@ -281,9 +272,7 @@ class DockerDriver(Driver):
                 self._meter.add(container_id, pid, own_network)
 
 
-def open_driver(settings: Settings, fetch: Callable[[str], Path] | None = None) -> DockerDriver:
-    """Return the driver of the engine at docker_host, without asking the engine anything yet."""
-    return DockerDriver(settings, fetch)
+open_driver = DockerDriver
 
 
 def adoptable(machines: Mapping[str, str]) -> Mapping[str, str]:
@@ -330,8 +319,7 @@ def written_directories(inspected: Mapping[str, Any]) -> list[str]:
     return [path for path in found if isinstance(path, str) and path.startswith("/") and ":" not in path]
 
 
-@dataclass(frozen=True)
-class End:
+class End(NamedTuple):
     """End of a container; None: unknown, or it hasn't ended."""
 
     time: float | None = None

@@ -20,12 +20,13 @@ import tarfile
 import time
 import zlib
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Any, BinaryIO, Callable, NamedTuple, cast
 
 import docker.errors
 
+from vac.background import Rest
 from vac.decoding import BadJson, parse
 from vac.drivers.base import EngineUnavailable
 from vac.drivers.docker.docker_api import Client, Connection, explanation, timed_out
@@ -37,8 +38,9 @@ from vac.text import without_url_secrets
 SCHEME = "docker://"
 ARCHIVES = "vac-archive/"
 """Prefix of the names of loaded archives."""
+REST = Rest(success_seconds=6 * 3600.0, first_failure_seconds=60.0, longest_seconds=3600.0)
 ARCHIVE_LOOK_SECONDS = 60.0
-"""How often an archive is checked for having been replaced."""
+"""How often an archive on this host is checked for having been replaced."""
 LARGEST_PART_BYTES = 4 * 1024 * 1024
 """Of an archive: manifest.json, or a header."""
 UNREACHABLE = (
@@ -76,11 +78,8 @@ class PullLimits:
     """A pull that brings less than least_bytes within this time is given up."""
     least_bytes: int = 120 * 1024
     total_seconds: float = 4 * 3600.0
-    refresh_seconds: float = 6 * 3600.0
-    """A present image is pulled again after this time, in case its tag has moved."""
-    first_pause_seconds: float = 60.0
-    """After a failure; doubled with each further one."""
-    longest_pause_seconds: float = 3600.0
+    rest: Rest = REST
+    """A present image is pulled again in case its tag has moved."""
 
 
 LIMITS = PullLimits()
@@ -148,13 +147,11 @@ def pull_failure(text: str) -> str:
     return text
 
 
-class DockerImages(ImageStore[str, Image]):
+class DockerImages:
     """Images that the engine has or is to have, by image_key().
 
     fetch returns the local path of the archive with a URL, and raises OSError with a reason; None: URLs are refused.
     """
-
-    keeps_old = True
 
     def __init__(
         self,
@@ -164,8 +161,8 @@ class DockerImages(ImageStore[str, Image]):
         limits: PullLimits = LIMITS,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        super().__init__(wake, clock)
-        self.pause_seconds = (limits.first_pause_seconds, limits.longest_pause_seconds)
+        self._store: ImageStore[Image] = ImageStore(wake, clock, keeps_old=True)
+        self._clock = clock
         self._connection = connection
         self._fetch = fetch
         self._limits = limits
@@ -179,27 +176,29 @@ class DockerImages(ImageStore[str, Image]):
         shown = without_url_secrets(root_image)
         if is_url(root_image) and self._fetch is None:
             return f"{shown}: archives of images can't be downloaded here; use docker://IMAGE or a path"
-        return self.missing(image_key(root_image, files), shown, "being looked for")
+        key = image_key(root_image, files)
+        rest = self._limits.rest
+        if "://" not in key:
+            rest = replace(rest, success_seconds=ARCHIVE_LOOK_SECONDS)
+        return self._store.missing(key, shown, "being looked for", lambda entry: self._get(key, entry), rest)
 
     def find(self, client: Client, root_image: str, files: Path) -> Image | None:
         """Return the image as the engine has it now. None if it hasn't: then the next prepare() gets it again."""
         key = image_key(root_image, files)
-        with self._lock:
-            entry = self._entries.get(key)
-        present = entry.image if entry is not None else None
+        present = self._store.held(key)
         image = inspect_image(client, present.name) if present is not None else None
         if image is None:
-            with self._lock:
-                self._entries.pop(key, None)
+            self._store.drop(key)
         return image
 
-    def get(self, key: str, entry: Entry[Image]) -> tuple[Image, float]:
+    def _get(self, key: str, entry: Entry[Image]) -> Image:
         """Pull the image, or load its archive, unless that has been done."""
         try:
-            image, seconds = self._pull(key, entry) if key.startswith(SCHEME) else self._load(key, entry)
+            image = self._pull(key, entry) if key.startswith(SCHEME) else self._load(key, entry)
             self._superseded -= {image.name, image.id}
-            self._remove_superseded({image.id, *self._used_elsewhere(entry)})
-            return image, seconds
+            others = {each.id for other, each in self._store.all_held().items() if other != key}
+            self._remove_superseded({image.id, *others})
+            return image
         finally:
             self._connection.forget()
 
@@ -207,13 +206,13 @@ class DockerImages(ImageStore[str, Image]):
         with self._connection.client() as client:
             return inspect_image(client, name)
 
-    def _pull(self, key: str, entry: Entry[Image]) -> tuple[Image, float]:
+    def _pull(self, key: str, entry: Entry[Image]) -> Image:
         reference = key[len(SCHEME) :]
         before = self._inspect(reference)
         if before is not None:
-            self.found(entry, before)
+            self._store.found(entry, before)
             if "@" in reference:
-                return before, self._limits.refresh_seconds
+                return before
         entry.doing = "being pulled"
         entry.answered.set()
         self._pull_now(reference, entry)
@@ -224,7 +223,7 @@ class DockerImages(ImageStore[str, Image]):
             self._superseded.add(before.id)
         if before is None or before.id != after.id:
             _log.info("image %s: pulled %s", key, after.digest or after.id)
-        return after, self._limits.refresh_seconds
+        return after
 
     def _pull_now(self, reference: str, entry: Entry[Image]) -> None:
         progress = PullProgress(self._limits, self._clock())
@@ -241,7 +240,7 @@ class DockerImages(ImageStore[str, Image]):
                 raise progress.stalled() from error
             raise
 
-    def _load(self, key: str, entry: Entry[Image]) -> tuple[Image, float]:
+    def _load(self, key: str, entry: Entry[Image]) -> Image:
         """Load the archive with this path or URL, unless that has been done."""
         try:
             path = self._archive(key, entry)
@@ -275,7 +274,7 @@ class DockerImages(ImageStore[str, Image]):
             raise ImageUnavailable("no image archive: loaded, but the engine doesn't have its image")
         if entry.image is not None and entry.image.name != name:
             self._superseded.add(entry.image.name)
-        return image, self._limits.refresh_seconds if is_url(key) else ARCHIVE_LOOK_SECONDS
+        return image
 
     def _archive(self, key: str, entry: Entry[Image]) -> Path:
         """Return the archive's file. Raises OSError, ValueError."""
@@ -292,11 +291,6 @@ class DockerImages(ImageStore[str, Image]):
         with self._connection.client() as client:
             loaded = {_plain(tag) for tag in client.tags()}
         self._superseded |= {each for each in loaded if each.startswith(f"{repository}:") and each != name}
-
-    def _used_elsewhere(self, entry: Entry[Image]) -> set[str]:
-        with self._lock:
-            others = [each for each in self._entries.values() if each is not entry]
-        return {each.image.id for each in others if each.image is not None}
 
     def _remove_superseded(self, used: set[str]) -> None:
         """Remove images that a newer one has replaced, unless a container needs them.

@@ -17,6 +17,7 @@ from typing import Any, Callable, Union
 
 import libvirt
 
+from vac.background import BackgroundWork, Outcome
 from vac.drivers.base import EngineUnavailable
 from vac.drivers.libvirt.libvirt_domain import FILTER, Hypervisor, hypervisor
 
@@ -58,7 +59,9 @@ class Connection:
         self._hypervisor_type = hypervisor_type
         self._lock = threading.Lock()
         self._connections: dict[str, libvirt.virConnect] = {}
-        self._opening: dict[str, queue.Queue[Any]] = {}
+        self._opened: dict[str, Outcome[Any]] = {}
+        """Connections, or errors, that nobody has taken yet."""
+        self._opening: BackgroundWork[Any] = BackgroundWork("libvirt-open", self._note_opened, at_once=None)
         self._hypervisor: Hypervisor | None = None
 
     @contextmanager
@@ -79,19 +82,28 @@ class Connection:
         """
         start_event_loop()
         self._hypervisor = None
-        with self._lock:
-            opening = self._opening.pop(purpose, None) or _open_aside(self.uri)
-        try:
-            opened = opening.get(timeout=OPEN_SECONDS)
-        except queue.Empty:
-            with self._lock:
-                self._opening[purpose] = opening
-            raise EngineUnavailable(f"{self.uri}: libvirtd doesn't answer") from None
-        if isinstance(opened, libvirt.libvirtError):
-            raise opened
+        if purpose not in self._opened:
+            self._opening.start(purpose, self._connect)
+            self._opening.wait(purpose, OPEN_SECONDS)
+        outcome = self._opened.pop(purpose, None)
+        if outcome is None:
+            raise EngineUnavailable(f"{self.uri}: libvirtd doesn't answer")
+        opened = outcome.value
+        if not isinstance(opened, libvirt.virConnect):
+            raise opened or EngineUnavailable(outcome.failure)
         with suppress(libvirt.libvirtError):  # a mock inside this process needs none
             opened.setKeepAlive(KEEPALIVE_SECONDS, KEEPALIVE_COUNT)
         return opened
+
+    def _connect(self) -> Any:
+        """Return a connection or the error: it may take for ever."""
+        try:
+            return libvirt.open(self.uri)
+        except libvirt.libvirtError as error:
+            return error
+
+    def _note_opened(self, outcome: Outcome[Any]) -> None:
+        self._opened[outcome.key] = outcome
 
     @contextmanager
     def explained(self) -> Iterator[None]:
@@ -124,7 +136,7 @@ class Connection:
 
 
 class EventReader:
-    """Reads the hypervisor's lifecycle events, and what else is news to the factory, as one stream of machine names.
+    """Reads the hypervisor's lifecycle events as a stream of machine names.
 
     sample is called, in the listener's thread, after each event and every SAMPLE_SECONDS; it may raise
     EngineUnavailable. ours tells if a domain of that name may be a machine of this factory.
@@ -140,15 +152,12 @@ class EventReader:
         self._listener: queue.Queue[_News] | None = None
         self._closed = False
 
-    def wake(self) -> None:
-        """Make listen() yield ""."""
-        self._put("")
-
     def close(self) -> None:
         """End listen()."""
         with self._lock:
             self._closed = True
-        self._put(None)
+            if self._listener is not None:
+                self._listener.put(None)
 
     def listen(self) -> Iterator[str]:
         """Yield names of machines that have changed, "" for any. Ends with close()."""
@@ -199,16 +208,9 @@ class EventReader:
                 return
             if isinstance(item, EngineUnavailable):
                 raise item
-            if item and not self._ours(item):
-                continue
-            if item:
+            if self._ours(item):
                 self._sample()
-            yield item
-
-    def _put(self, item: _News) -> None:
-        with self._lock:
-            if self._listener is not None:
-                self._listener.put(item)
+                yield item
 
 
 def _hang_up(connection: libvirt.virConnect, callback: int | None) -> None:
@@ -220,20 +222,6 @@ def _hang_up(connection: libvirt.virConnect, callback: int | None) -> None:
             connection.domainEventDeregisterAny(callback)
     with suppress(libvirt.libvirtError):
         connection.close()
-
-
-def _open_aside(uri: str) -> queue.Queue[Any]:
-    """Connect in a thread of its own, as that may never end; the queue gets the connection or the error."""
-    opening: queue.Queue[Any] = queue.Queue()
-
-    def connect() -> None:
-        try:
-            opening.put(libvirt.open(uri))
-        except libvirt.libvirtError as error:
-            opening.put(error)
-
-    threading.Thread(target=connect, name="libvirt-open", daemon=True).start()
-    return opening
 
 
 def lost(error: libvirt.libvirtError) -> bool:

@@ -13,12 +13,14 @@ import os
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, Callable
 
 import libvirt
 
+from vac.background import BackgroundWork, Outcome
 from vac.config.machinetype import Machinetype
 from vac.config.settings import Settings, slot_number
 from vac.drivers.base import (
@@ -27,11 +29,10 @@ from vac.drivers.base import (
     EngineState,
     EngineUnavailable,
     Fetch,
+    LeftProcess,
     MachineSpec,
     Observed,
-    Trace,
     Usage,
-    traces_of,
 )
 from vac.drivers.images import ImageFacts, ImageFiles, version_of
 from vac.drivers.libvirt.libvirt_api import (
@@ -62,8 +63,8 @@ from vac.drivers.libvirt.libvirt_domain import (
     remove_names,
 )
 from vac.drivers.libvirt.libvirt_network import NetworkKeeper
-from vac.drivers.volumes import GB, Run, Volumes
-from vac.host.connections import Sampling, tracked
+from vac.drivers.volumes import GB, Volumes
+from vac.host.connections import Contact, tracked
 from vac.host.nat import NatHost
 from vac.logs import OnChange
 
@@ -106,11 +107,14 @@ class LibvirtDriver(Driver):
         self._grace_seconds = grace_seconds
         self._connection = Connection(settings.libvirt_uri, settings.vm_domain_type)
         self._events = EventReader(self._connection, self._look, self._may_be_ours)
-        self._images = ImageFiles(fetch, self._events.wake)
-        self._network = NetworkKeeper(self._connection, self._events.wake, nat)
+        self._images = ImageFiles(fetch, self.changed)
+        self._network = NetworkKeeper(self._connection, self.changed, nat)
         self._image_facts = ImageFacts()
-        self._sampling = Sampling()
-        self._maker = DomainMaker()
+        self._volumes = Volumes()
+        self._changes = OnChange(_log)
+        self._pressing: BackgroundWork[bool] = BackgroundWork("power-button", self._pressed, at_once=None)
+        self._refused: set[str] = set()
+        """Machines whose power button couldn't be pressed."""
         self._samples = Samples()
         self._looking = threading.Lock()
         self._facts: dict[str, DomainFacts] = {}
@@ -130,7 +134,7 @@ class LibvirtDriver(Driver):
         text = f"{unfiltered} VM(s) without libvirt's filter {FILTER}: such a VM can take another's address"
         return [*self._network.notices(), *([text] if unfiltered else ())]
 
-    def adopt(self, machines: Mapping[str, str]) -> None:
+    def adopt(self, machines: Mapping[str, str], processes: Mapping[str, LeftProcess]) -> None:
         self._adopted = dict(machines)
 
     def list(self) -> Sequence[Observed]:
@@ -149,7 +153,7 @@ class LibvirtDriver(Driver):
             own_name = spec.directory / IMAGE
             image, name = self._images.held(kind.root_image, kind.image_signing_dn, spec.files, own_name)
             version = version_of(image)
-            self._maker.make(connection, spec, hypervisor, name)
+            self._make(connection, spec, hypervisor, name)
         self._image_facts.note(spec.uuid, {"image_path": str(image)}, version)
 
     def stop(self, name: str, uuid: str) -> None:
@@ -158,14 +162,12 @@ class LibvirtDriver(Driver):
             domain = find_domain(connection, uuid)
             if domain is None:
                 return
-            refused = threading.Event()
-            threading.Thread(
-                target=self._press, args=(uuid, refused), name="power-button", daemon=True
-            ).start()
+            self._refused.discard(uuid)
+            self._pressing.start(uuid, lambda: self._press(uuid))
             deadline = time.monotonic() + self._grace_seconds
-            while (
-                is_active(domain) and time.monotonic() < deadline and not (refused.is_set() or self._closed)
-            ):
+            while is_active(domain) and time.monotonic() < deadline and not self._closed:
+                if uuid in self._refused:
+                    break
                 self._samples.wait_for_end(uuid, LOOK_SECONDS)
             self._look()
             end_domain(domain)
@@ -176,12 +178,13 @@ class LibvirtDriver(Driver):
             domain = find_domain(connection, uuid)
             if domain is not None:
                 end_domain(domain)
-        self._maker.volumes.group(self._settings)
-        self._maker.volumes.remove(name, uuid)
+        self._volumes.group(self._settings)
+        self._volumes.remove(name, uuid)
         with self._looking:
             self._samples.forget(uuid)
             self._image_facts.forget(uuid)
             self._facts.pop(uuid, None)
+            self._refused.discard(uuid)
 
     def details(self, uuid: str) -> Mapping[str, str]:
         facts = self._facts.get(uuid)
@@ -196,10 +199,11 @@ class LibvirtDriver(Driver):
         }
         return {name: text for name, text in details.items() if text}
 
-    def traces(self) -> Mapping[str, Trace]:
-        addresses = {uuid: facts.address for uuid, facts in list(self._facts.items()) if facts.address}
-        found = self._sampling.sample(lambda: tracked(addresses))
-        return traces_of(self._image_facts.news(machine.uuid for machine in self._samples.all()), found)
+    def news(self) -> Mapping[str, Mapping[str, str]]:
+        return self._image_facts.news(machine.uuid for machine in self._samples.all())
+
+    def contacts(self) -> Mapping[str, frozenset[Contact]]:
+        return tracked({uuid: facts.address for uuid, facts in list(self._facts.items()) if facts.address})
 
     def events(self) -> Iterator[str]:
         return self._events.listen()
@@ -257,31 +261,18 @@ class LibvirtDriver(Driver):
             return uuid in self._adopted
         return facts.factory == self._settings.factory_name
 
-    def _press(self, uuid: str, refused: threading.Event) -> None:
-        """Press the machine's power button; set refused if that is impossible."""
-        try:
-            with self._connection.use(PRESS) as connection:
-                domain = find_domain(connection, uuid)
-                if domain is not None and press_power_button(domain):
-                    return
-        except EngineUnavailable:
-            pass
-        refused.set()
+    def _press(self, uuid: str) -> bool:
+        """Press the machine's power button; return False if that is impossible."""
+        with suppress(EngineUnavailable), self._connection.use(PRESS) as connection:
+            domain = find_domain(connection, uuid)
+            return domain is not None and press_power_button(domain)
+        return False
 
+    def _pressed(self, outcome: Outcome[bool]) -> None:
+        if not outcome.value:
+            self._refused.add(outcome.key)
 
-def open_driver(settings: Settings, fetch: Fetch | None = None) -> LibvirtDriver:
-    """Return the driver of the hypervisor at libvirt_uri, without asking it anything yet."""
-    return LibvirtDriver(settings, fetch)
-
-
-class DomainMaker:
-    """Makes domains with their disks. run runs LVM's programs."""
-
-    def __init__(self, run: Run | None = None) -> None:
-        self.volumes = Volumes(run)
-        self._changes = OnChange(_log)
-
-    def make(
+    def _make(
         self, connection: libvirt.virConnect, spec: MachineSpec, hypervisor: Hypervisor, image: Path
     ) -> None:
         """Make the machine and start it; if that fails, leave nothing behind.
@@ -297,11 +288,11 @@ class DomainMaker:
             if lost(error):
                 raise
             remove_names(names)
-            self.volumes.discard(spec)
+            self._volumes.discard(spec)
             raise CreationFailed(explanation(error)) from error
         except CreationFailed:
             remove_names(names)
-            self.volumes.discard(spec)
+            self._volumes.discard(spec)
             raise
         remove_names(names)
 
@@ -330,7 +321,7 @@ class DomainMaker:
         if spec.address is not None:
             self._changes.say(FILTER, f"VMs are made without the filter {FILTER}: {reason}", logging.WARNING)
 
-    def _parts(self, spec: MachineSpec, hypervisor: Hypervisor, image: Path) -> tuple[Image, list[Disk]]:
+    def _parts(self, spec: MachineSpec, hypervisor: Hypervisor, image: Path) -> tuple[Image, Sequence[Disk]]:
         """Return the image, and all disks. Raises CreationFailed."""
         try:
             root_image = open_image(image)
@@ -343,22 +334,25 @@ class DomainMaker:
             raise CreationFailed(f"{error.filename or spec.directory}: {error.strerror or error}") from error
         return root_image, disks
 
-    def _disks(self, spec: MachineSpec, image: Image) -> list[Disk]:
+    def _disks(self, spec: MachineSpec, image: Image) -> Sequence[Disk]:
         """Make an empty disk beside the CD, or the image's overlay and, on LVM, scratch. Raises OSError,
         CreationFailed."""
         machinetype = spec.machinetype
-        group = self.volumes.group(spec.settings)
+        group = self._volumes.group(spec.settings)
         if machinetype.machine_model == "vm-raw":
             overlay = make_overlay(image, spec.directory / OVERLAY)
             disks = [Disk(overlay, machinetype.root_device, "qcow2", backing=image)]
             if group is not None:
-                disks.append(Disk(self.volumes.make(group, spec), machinetype.scratch_device, block=True))
+                disks.append(Disk(self._volumes.make(group, spec), machinetype.scratch_device, block=True))
             return disks
         if group is not None:
-            return [Disk(self.volumes.make(group, spec), machinetype.root_device, block=True)]
+            return [Disk(self._volumes.make(group, spec), machinetype.root_device, block=True)]
         gb = machinetype.disk_gb_per_processor or DEFAULT_GB_PER_PROCESSOR
         path = make_sparse(spec.directory / SPARSE, gb * GB * spec.processors)
         return [Disk(path, machinetype.root_device)]
+
+
+open_driver = LibvirtDriver
 
 
 class Samples:

@@ -261,7 +261,7 @@ class _Repair:
                 _log.info("network %s: %d DHCP entries removed, %d added", NETWORK, len(remove), len(add))
 
     def _check_bridge(self, network: Any) -> None:
-        """Compare the kernel's state with libvirt's belief."""
+        """Compare the kernel's state with what libvirt takes for granted."""
         addresses = self._host.addresses()
         if addresses is None or SERVER not in addresses or not self._host.serves_names(SERVER):
             lacking = f"interface {BRIDGE} with {SERVER} and a name server"
@@ -281,7 +281,7 @@ def _same(one: NetworkFacts, other: NetworkFacts, addresses: int | None = None) 
 
 
 def _write_hosts_file(settings: Settings, host: NatHost) -> None:
-    """Names are a convenience: VMs work without them."""
+    """Write the VMs' names; a failure is only logged, since VMs work without."""
     lines = [hosts_line(one.address, one.name) for one in slot_hosts(settings)]
     try:
         update_hosts(lines, host.hosts_file)
@@ -293,7 +293,9 @@ class NetworkKeeper:
     """Keeps the network right in the background, and knows if it is. For any thread. wake is called when it has become
     right."""
 
-    def __init__(self, connection: Connection, wake: Callable[[], None], host: NatHost | None = None) -> None:
+    def __init__(
+        self, connection: Connection, wake: Callable[[], object], host: NatHost | None = None
+    ) -> None:
         self._connection = connection
         self._wake = wake
         self._host = host or NatHost()

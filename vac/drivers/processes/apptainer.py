@@ -75,12 +75,10 @@ def running(status: str, first: bytes, others: list[bytes]) -> bool:
 
 
 def executed(status: str) -> bool:
-    """See Model."""
     return '"executing"' in status
 
 
 def may_pass(failure: str) -> bool:
-    """See Model."""
     return False
 
 

@@ -37,7 +37,6 @@ OWN_MARK = b"\0--json-status-fd\x003\0"
 
 
 def plan(spec: MachineSpec, program: str) -> dict[str, Any]:
-    """See Model."""
     kind, directory = spec.machinetype, spec.directory
     if not kind.root_image:
         raise ValueError("root_image is not set; bubblewrap takes / or the path of a directory tree")
@@ -68,7 +67,6 @@ def plan(spec: MachineSpec, program: str) -> dict[str, Any]:
 
 
 def scratch(spec: MachineSpec) -> list[tuple[str, str]]:
-    """See Model."""
     paths = [os.path.normpath(path) for path in spec.machinetype.tmp_binds]
     binds = [(f"bind{number}", path) for number, path in enumerate(paths)]
     return [("tmp", "/tmp"), ("var_tmp", "/var/tmp"), *binds]
@@ -82,7 +80,6 @@ def running(status: str, first: bytes, others: list[bytes]) -> bool:
 
 
 def executed(status: str) -> bool:
-    """See Model."""
     return '"child-pid"' in status
 
 
@@ -98,7 +95,6 @@ def has_run(status: str, exit_code: int, said: str) -> bool:
 
 
 def command_line(plan: dict[str, Any]) -> list[str]:
-    """See Model."""
     root, command = real_image(plan["image"]), plan["command"]
     if not os.path.isdir(root):
         what = "is a file" if os.path.exists(root) else "can't be found"

@@ -1,4 +1,4 @@
-"""The plan of a process machine (program, user, limits, directories), and the status of its launch.
+"""The launch of a process machine: its plan (program, user, limits, directories), the launcher, and its status.
 
 A Model has what differs between bubblewrap and Singularity.
 """
@@ -11,23 +11,27 @@ import json
 import os
 import pwd
 import shutil
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, cast
 
 import vac
 from vac.config.machinetype import reserved_paths
-from vac.config.settings import Settings, slot_uid
+from vac.config.settings import Settings, slot_number, slot_uid
 from vac.drivers.base import CreationFailed, MachineSpec
 from vac.drivers.images import ImageVersion
+from vac.drivers.processes import launch
 from vac.host.cgroups import Limits
 from vac.host.filesystems import FileStamp
+from vac.host.privileges import subordinate_ids
 from vac.host.syscall_filter import compiled
 
 MODELS = {"bubblewrap": "vac.drivers.processes.bubblewrap", "singularity": "vac.drivers.processes.apptainer"}
 """Module, a Model, by machine model."""
 STATUS_FILE = "launch.status"
 """In the machine's directory, root's own: lines of JSON, as launch.py says."""
+MOST_REASON_CHARACTERS = 300
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 
@@ -88,11 +92,17 @@ def account(settings: Settings) -> pwd.struct_passwd:
 
 
 def identity(spec: MachineSpec) -> tuple[int, int]:
-    """Return uid and gid of the machine: its slot's own, else those of account(). Raises CreationFailed."""
+    """Return uid and gid of the machine: its slot's own, else those of account(). Raises CreationFailed.
+
+    Slots' own are those of slot_uids, else, where no account is needed for them, those of subordinate_ids().
+    """
     try:
         uid = slot_uid(spec.settings, spec.name)
     except ValueError as error:
         raise CreationFailed(str(error)) from None
+    if uid is None and not model_of(spec.machinetype.machine_model).NEEDS_ACCOUNT:
+        number = slot_number(spec.settings.factory_name, spec.name)
+        uid = next(iter(subordinate_ids()[number or 0 :]), None)
     if uid is not None:
         return uid, uid
     user = account(spec.settings)
@@ -111,7 +121,7 @@ def make_plan(spec: MachineSpec) -> tuple[Model, dict[str, Any]]:
         raise CreationFailed(f"tmp_binds: {path} can't be a fresh directory")
     uid, gid = identity(spec)
     model = model_of(kind)
-    if model.NEEDS_ACCOUNT and not _has_account(uid):
+    if model.NEEDS_ACCOUNT and named_user(uid) == str(uid):
         what = f"{model.PROGRAMS[0]} needs an account with uid {uid}, a uid of slot_uids; sysusers.d can declare it"
         raise CreationFailed(what)
     program = find_program(kind, spec.settings)
@@ -132,12 +142,12 @@ def make_plan(spec: MachineSpec) -> tuple[Model, dict[str, Any]]:
     return model, plan
 
 
-def _has_account(uid: int) -> bool:
+def named_user(uid: int) -> str:
+    """Return the account's name with the number in brackets; the number alone if it has no account."""
     try:
-        pwd.getpwuid(uid)
+        return f"{pwd.getpwuid(uid).pw_name} ({uid})"
     except KeyError:
-        return False
-    return True
+        return str(uid)
 
 
 def find_program(machine_model: str, settings: Settings) -> str:
@@ -230,3 +240,36 @@ def told_in(said: str, key: str) -> dict[str, Any]:
             if isinstance(told, dict) and key in told:
                 return told
     return {}
+
+
+def open_for_root(file: Path, flags: int = 0) -> int:
+    """Open a file of root's own for appending."""
+    flags |= os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC
+    return os.open(file, flags, 0o600)
+
+
+def spawn(plan: dict[str, Any], output: int, status: int) -> int:
+    """Start the launcher; return its process number, which will be the program's."""
+    arguments = [sys.executable, "-I", "-S", launch.__file__, json.dumps(plan)]
+    null = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        places = ((null, 0), (output, 1), (output, 2), (status, launch.STATUS))
+        actions = [(os.POSIX_SPAWN_DUP2, source, place) for source, place in places]
+        return os.posix_spawn(sys.executable, arguments, {}, file_actions=actions)
+    finally:
+        os.close(null)
+
+
+def note_pid(directory: Path, child: int) -> None:
+    """Write the number of the machine's first process for site scripts."""
+    new = directory / "pid.new"
+    new.write_text(f"{child}\n")
+    new.rename(directory / "pid")
+
+
+def said_in(console: Path, start: int) -> str:
+    """Return the program's output in one line. Nothing of the machine has run: the words are its own."""
+    with console.open("rb") as file:
+        file.seek(start)
+        words = file.read(16384).decode(errors="replace").split()
+    return " ".join(words)[-MOST_REASON_CHARACTERS:]

@@ -1,19 +1,21 @@
 """Machines that are processes of this host: one cgroup each, which holds all of them and tells their end.
 
 The cgroup is the truth: a machine runs while its cgroup is populated, and outlives the factory in it. How it began and
-how it ended stands in its status file, which launch.py and the program that makes it write.
+how it ended stands in its status file, which launch.py and the program that makes it write. Singularity's process that
+a classic factory left running is moved, with its descendants, into a cgroup like those of our own machines. Fields of
+/proc/PID: proc_pid_stat(5) and proc_pid_status(5).
 """
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
-import json
+import logging
 import os
-import sys
+import pwd
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,41 +30,49 @@ from vac.drivers.base import (
     LeftProcess,
     MachineSpec,
     Observed,
-    Trace,
     Usage,
-    traces_of,
 )
 from vac.drivers.images import ImageFacts, ImageFiles
-from vac.drivers.processes import launch
-from vac.drivers.processes.classic_takeover import take_over
-from vac.drivers.processes.console_log import NAME as CONSOLE_LOG
-from vac.drivers.processes.console_log import ConsoleKeeper, close_up
 from vac.drivers.processes.launch_plan import (
     STATUS_FILE,
     LaunchStatus,
     Model,
-    account,
     identity,
     image_in,
     limits_of,
     make_plan,
     model_of,
+    named_user,
+    note_pid,
+    open_for_root,
     prepare_directory,
     read_status,
+    said_in,
+    spawn,
     told_in,
 )
+from vac.drivers.processes.machine_watch import CONSOLE_LOG, MachineWatcher, close_up
 from vac.drivers.volumes import Volumes
-from vac.host.cgroup_watch import EndWatcher
-from vac.host.cgroups import CgroupError, Groups, open_groups
-from vac.host.connections import Contact, Sampling, contacts_by_group, host_addresses
+from vac.host.cgroups import CgroupError, Groups, Limits, open_groups
+from vac.host.connections import Contact, contacts_by_group, host_addresses
+from vac.host.privileges import limit_user_namespaces
+from vac.logs import OnChange
 from vac.text import without_url_secrets
+
+_log = logging.getLogger(__name__)
 
 KILL_SECONDS = 60.0
 """Longest that processes may take to end after SIGKILL."""
 START_SECONDS = 200.0
 """Longest that a machine may take from its first process to its command; images can be on slow disks."""
 START_ATTEMPTS = 5
-MOST_REASON_CHARACTERS = 300
+PROC = Path("/proc")
+CLASSIC_NAMES = (b"singularity", b"apptainer")
+"""One of these is in the command line, also once the program calls itself `Singularity runtime parent`."""
+CLOCK_SLACK_SECONDS = 5.0
+"""Tolerance between the start of a process and the time its number was noted, as clocks are corrected."""
+MOST_PIDS = 4194304
+"""The kernel's own limit: the classic's isn't known."""
 
 
 def open_driver(settings: Settings, fetch: Fetch | None = None) -> ProcessDriver:
@@ -85,11 +95,11 @@ class ProcessDriver(Driver):
     def __init__(self, groups: Groups, fetch: Fetch | None = None, machines: Path | None = None) -> None:
         self._groups = groups
         self._machines_directory = machines
-        self._watcher = EndWatcher(groups)
-        self._images = ImageFiles(fetch, self._watcher.wake)
+        self._watcher = MachineWatcher(groups, self._own_directories)
+        self._images = ImageFiles(fetch, self.changed)
         self._facts = ImageFacts()
         self._volumes = Volumes()
-        self._sampling = Sampling()
+        self._changes = OnChange(_log)
         self._lock = threading.Lock()
         self._starting: set[str] = set()
         self._runs: set[str] = set()
@@ -102,22 +112,18 @@ class ProcessDriver(Driver):
         self._left: Mapping[str, LeftProcess] = {}
         self._taken_over: dict[str, float] = {}
         """By uuid of a classic machine, CPU seconds that it has used outside its group."""
-        self._consoles = ConsoleKeeper(self._own_directories)
 
     def list(self) -> Sequence[Observed]:
-        """See Driver."""
         self._reap()
         with _unavailable():
             self._take_over()
             return [self._observed(group) for group in self._machines()]
 
     def usage(self) -> Mapping[str, Usage]:
-        """See Driver."""
         with _unavailable():
             return {_identity(group)[1]: self._usage(group) for group in self._machines()}
 
     def create(self, spec: MachineSpec) -> None:
-        """See Driver."""
         with self._volumes.mounted(spec):
             self._create(spec)
 
@@ -132,6 +138,7 @@ class ProcessDriver(Driver):
             plan["entrances"] = [str(entrance) for entrance in self._groups.entrances(group)]
             prepare_directory(spec, model, plan["uid"], plan["gid"])
             told = self._start(spec, model, plan, group)
+            self._limit(spec, group)
             with self._lock:
                 self._runs.add(group)
             self._watcher.add(group)
@@ -151,13 +158,11 @@ class ProcessDriver(Driver):
                 self._starting.discard(group)
 
     def stop(self, name: str, uuid: str) -> None:
-        """See Driver."""
         with _unavailable():
             self._groups.kill_all(f"{name}_{uuid}", KILL_SECONDS)
         self._reap()
 
     def destroy(self, name: str, uuid: str) -> None:
-        """See Driver."""
         self.stop(name, uuid)
         self._status(f"{name}_{uuid}")
         with self._lock:
@@ -172,12 +177,11 @@ class ProcessDriver(Driver):
         self._forget(f"{name}_{uuid}")
         self._taken_over.pop(uuid, None)
 
-    def follow(self, processes: Mapping[str, LeftProcess]) -> None:
-        """See Driver."""
+    def adopt(self, machines: Mapping[str, str], processes: Mapping[str, LeftProcess]) -> None:
         self._left = processes
 
     def _take_over(self) -> None:
-        """Once a classic machine's processes are in a group, it is as if it were ours."""
+        """Move classic machines' processes into groups: from then on they are treated like ours."""
         left = self._left
         for uuid, process in left.items():
             group = f"{process.name}_{uuid}"
@@ -190,7 +194,6 @@ class ProcessDriver(Driver):
             self._left = {}
 
     def events(self) -> Iterator[str]:
-        """See Driver."""
         with _unavailable():
             for group in self._watcher.ends():
                 with self._lock:
@@ -200,23 +203,20 @@ class ProcessDriver(Driver):
 
     def close(self) -> None:
         """See Driver. Where there are no machines, no trace is left."""
-        self._consoles.close()
         self._watcher.close()
         self._groups.tidy()
 
     def prepare(self, machinetype: Machinetype, settings: Settings, files: Path) -> str | None:
-        """See Driver."""
         return self._images.prepare(machinetype.root_image, None, files) if _fetches(machinetype) else None
 
-    def traces(self) -> Mapping[str, Trace]:
-        """See Driver."""
-        uuids = {_identity(group)[1]: group for group in self._machines()}
-
-        def look() -> Mapping[str, frozenset[Contact]]:
-            return contacts_by_group({uuid: self._groups.processes(group) for uuid, group in uuids.items()})
-
+    def news(self) -> Mapping[str, Mapping[str, str]]:
         with _unavailable():
-            return traces_of(self._facts.news(uuids), self._sampling.sample(look))
+            return self._facts.news(_identity(group)[1] for group in self._machines())
+
+    def contacts(self) -> Mapping[str, frozenset[Contact]]:
+        return contacts_by_group(
+            {_identity(group)[1]: self._groups.processes(group) for group in self._machines()}
+        )
 
     def _with_image(self, spec: MachineSpec) -> MachineSpec:
         """Replace a root_image that is a URL by the path of its copy, readable by the machine's user."""
@@ -231,6 +231,15 @@ class ProcessDriver(Driver):
         except OSError as error:
             raise CreationFailed(f"{path}: {error.strerror}") from error
         return dataclasses.replace(spec, machinetype=dataclasses.replace(kind, root_image=str(path)))
+
+    def _limit(self, spec: MachineSpec, group: str) -> None:
+        """Limit what the kernel otherwise counts by uid. A filter of system calls forbids it to others."""
+        if spec.machinetype.container_nested or not model_of(spec.machinetype.machine_model).FILTERED:
+            problem = limit_user_namespaces(self._groups.processes(group))
+            if problem is not None:
+                self._changes.say(
+                    "limit", f"user name spaces in machines can't be limited: {problem}", logging.WARNING
+                )
 
     def _machines(self) -> Sequence[str]:
         with self._lock:
@@ -269,7 +278,7 @@ class ProcessDriver(Driver):
     def _usage(self, group: str) -> Usage:
         used, before = self._groups.usage(group), self._taken_over.get(_identity(group)[1])
         if before is None:
-            return Usage(used.cpu_seconds, used.memory_bytes, used.peak_memory_bytes)
+            return used
         # memory that was allocated before a process is moved stays charged to the group it came from
         return Usage(None if used.cpu_seconds is None else used.cpu_seconds + before)
 
@@ -288,12 +297,12 @@ class ProcessDriver(Driver):
     ) -> tuple[str, str]:
         """Return what launcher and program have told, and the reason why the machine hasn't started, or ""."""
         console = spec.directory / CONSOLE_LOG
-        output = _open_for_root(console)
+        output = open_for_root(console)
         said_before = os.fstat(output).st_size
         try:
-            status = _open_for_root(spec.directory / STATUS_FILE, os.O_TRUNC)
+            status = open_for_root(spec.directory / STATUS_FILE, os.O_TRUNC)
             try:
-                child = _spawn({**plan, "machine": group}, output, status)
+                child = spawn({**plan, "machine": group}, output, status)
             finally:
                 os.close(status)
         finally:
@@ -301,9 +310,9 @@ class ProcessDriver(Driver):
         with self._lock:
             self._children[child] = group
             self._ends.pop(group, None)
-        _note_pid(spec.directory, child)
+        note_pid(spec.directory, child)
         told, exit_code = self._wait_for_start(model, child, group)
-        said = _said(console, said_before) if exit_code is not None else ""
+        said = said_in(console, said_before) if exit_code is not None else ""
         failure = str(told_in(told, "failure").get("failure", ""))
         begun = exit_code is None or (told_in(told, "executing") and model.has_run(told, exit_code, said))
         if begun and not failure:
@@ -391,31 +400,6 @@ def _fetches(machinetype: Machinetype) -> bool:
     return is_url and model_of(machinetype.machine_model).TAKES_URLS
 
 
-def _open_for_root(file: Path, flags: int = 0) -> int:
-    """Open a file of root's own for appending."""
-    flags |= os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC
-    return os.open(file, flags, 0o600)
-
-
-def _spawn(plan: dict[str, Any], output: int, status: int) -> int:
-    """Start the launcher; return its process number, which will be the program's."""
-    arguments = [sys.executable, "-I", "-S", launch.__file__, json.dumps(plan)]
-    null = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        places = ((null, 0), (output, 1), (output, 2), (status, launch.STATUS))
-        actions = [(os.POSIX_SPAWN_DUP2, source, place) for source, place in places]
-        return os.posix_spawn(sys.executable, arguments, {}, file_actions=actions)
-    finally:
-        os.close(null)
-
-
-def _note_pid(directory: Path, child: int) -> None:
-    """Write the number of the machine's first process for site scripts."""
-    new = directory / "pid.new"
-    new.write_text(f"{child}\n")
-    new.rename(directory / "pid")
-
-
 def _exit_code(child: int) -> int | None:
     """Return the exit code of this child, negative for a signal, 0 if nobody can tell it; None: it runs."""
     try:
@@ -433,9 +417,8 @@ def _command_line(process: int) -> bytes:
 
 def _facts(spec: MachineSpec, image_path: str) -> dict[str, str]:
     """Return the facts about a machine that are known as soon as it has been made. All share the host's network."""
-    uid = identity(spec)[0]
     facts = {
-        "user": str(uid) if spec.settings.slot_uids else f"{account(spec.settings).pw_name} ({uid})",
+        "user": named_user(identity(spec)[0]),
         "image": without_url_secrets(spec.machinetype.root_image or ""),
         "image_path": image_path,
         "network": "host",
@@ -444,9 +427,69 @@ def _facts(spec: MachineSpec, image_path: str) -> dict[str, str]:
     return {name: text for name, text in facts.items() if text}
 
 
-def _said(console: Path, start: int) -> str:
-    """Return the program's output in one line. Nothing of the machine has run: the words are its own."""
-    with console.open("rb") as file:
-        file.seek(start)
-        words = file.read(16384).decode(errors="replace").split()
-    return " ".join(words)[-MOST_REASON_CHARACTERS:]
+def take_over(groups: Groups, group: str, left: LeftProcess) -> bool:
+    """Move the machine's processes into this group, which is made if need be; False if it doesn't run any more.
+
+    Raises CgroupError, OSError, and EngineUnavailable if the owner of the process is unknown.
+    """
+    if not still_runs(left):
+        return False
+    if not groups.exists(group):
+        groups.create(group, Limits(left.processors, left.memory_bytes, None, MOST_PIDS))
+    moved: set[int] = set()
+    while fresh := {left.pid, *descendants(left.pid)} - moved:
+        for process in fresh:
+            _enter(groups.entrances(group), process)
+        moved |= fresh
+    return True
+
+
+def still_runs(left: LeftProcess, proc: Path = PROC) -> bool:
+    """Return True if the process with this number is still the one that was noted, by its owner, age and command."""
+    place = proc / str(left.pid)
+    try:
+        state, _, begun_time = _stat(place, proc)
+        owner = next(line for line in (place / "status").read_text().splitlines() if line.startswith("Uid:"))
+        command = (place / "cmdline").read_bytes().lower()
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+    try:
+        user = pwd.getpwnam(left.user)
+    except KeyError:
+        reason = f"process {left.pid} may be machine {left.name}, and there is no account {left.user}"
+        raise EngineUnavailable(f"{reason}: singularity_user must name the one it runs as") from None
+    return (
+        state not in "ZX"
+        and int(owner.split()[1]) == user.pw_uid
+        and begun_time <= left.noted_time + CLOCK_SLACK_SECONDS
+        and any(name in command for name in CLASSIC_NAMES)
+    )
+
+
+def descendants(pid: int, proc: Path = PROC) -> set[int]:
+    """Return the process's children, their children, and so on."""
+    children: dict[int, list[int]] = {}
+    for place in proc.iterdir():
+        if place.name.isdigit():
+            with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+                children.setdefault(_stat(place, proc)[1], []).append(int(place.name))
+    found: set[int] = set()
+    todo = [pid]
+    while todo:
+        own = children.get(todo.pop(), [])
+        found.update(own)
+        todo += own
+    return found
+
+
+def _stat(place: Path, proc: Path) -> tuple[str, int, float]:
+    """Return state, parent and start (Unix seconds) of a process."""
+    fields = (place / "stat").read_text(errors="replace").rpartition(")")[2].split()
+    boot = next(line for line in (proc / "stat").read_text().splitlines() if line.startswith("btime "))
+    return fields[0], int(fields[1]), int(boot.split()[1]) + int(fields[19]) / os.sysconf("SC_CLK_TCK")
+
+
+def _enter(entrances: Iterable[Path], process: int) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        for entrance in entrances:
+            entrance.write_text(str(process))

@@ -1,10 +1,12 @@
-"""An engine's threads: what they post, and that a call that hangs holds up nobody else."""
+"""Engines by machine model; what their threads post, and that a call that hangs holds up nobody else."""
 
 from __future__ import annotations
 
 import dataclasses
 import logging
 import queue
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping
@@ -13,9 +15,8 @@ from pathlib import Path
 import pytest
 
 from tests.fake_driver import FakeDriver, FakeEngine, Script
-from vac.config.machinetype import Machinetype
+from vac.config.machinetype import MODELS, Machinetype
 from vac.config.settings import Settings
-from vac.drivers import registry
 from vac.drivers.base import (
     Driver,
     EngineState,
@@ -25,6 +26,8 @@ from vac.drivers.base import (
     Observed,
 )
 from vac.drivers.engine import (
+    APART,
+    MODULES,
     Action,
     ActionDone,
     ActionKind,
@@ -35,7 +38,10 @@ from vac.drivers.engine import (
     Message,
     Observation,
     ObservationFailed,
+    driver_for,
+    engine_name,
 )
+from vac.host.connections import Contact
 
 CREATE, STOP, DESTROY = ActionKind.CREATE, ActionKind.STOP, ActionKind.DESTROY
 PATIENCE = 60.0
@@ -173,7 +179,7 @@ def test_requests_during_an_observation_make_one_more(factory: Factory, fake: Fa
 def test_stops_that_take_their_time_hold_up_neither_each_other_nor_creations(
     fake: FakeEngine, clock: Clock, engine: str
 ) -> None:
-    factory = Factory(clock, fake.driver(), apart=registry.APART[engine])
+    factory = Factory(clock, fake.driver(), apart=APART[engine])
     names = [f"f1-0{number}.example.com" for number in range(3)]
     for name in names:
         factory.engine.create(spec(name, name))
@@ -437,6 +443,7 @@ def test_inline_engine_answers_before_it_returns(clock: Clock, fake: FakeEngine)
     assert [type(message) for message in messages] == [ActionDone, Observation]
 
 
+SOMEBODY = Contact("tcp", "192.0.2.1", 443, incoming=False)
 TYPE, SETTINGS, FILES = Machinetype("t"), Settings(), Path("files")
 
 
@@ -450,6 +457,7 @@ class Talkative(FakeDriver):
         self.knows = True
         self.adopted: Mapping[str, str] = {}
         self.followed: Mapping[str, LeftProcess] = {}
+        self.ends = {"u1": frozenset([SOMEBODY]), "u2": frozenset[Contact]()}
 
     def list(self) -> list[Observed]:
         return self.machines
@@ -464,11 +472,14 @@ class Talkative(FakeDriver):
         self.asked.append(uuid)
         return {"image_digest": f"sha256:{uuid}"} if self.knows else {}
 
-    def adopt(self, machines: Mapping[str, str]) -> None:
-        self.adopted = machines
+    def news(self) -> Mapping[str, Mapping[str, str]]:
+        return {"u1": {"user": "nobody"}} if self.knows else {}
 
-    def follow(self, processes: Mapping[str, LeftProcess]) -> None:
-        self.followed = processes
+    def contacts(self) -> Mapping[str, frozenset[Contact]]:
+        return self.ends
+
+    def adopt(self, machines: Mapping[str, str], processes: Mapping[str, LeftProcess]) -> None:
+        self.adopted, self.followed = machines, processes
 
 
 @pytest.fixture
@@ -507,9 +518,8 @@ def test_a_driver_that_cannot_be_opened_yet_is_tried_again() -> None:
 
 def test_optional_abilities_reach_the_driver_behind(talkative: Talkative) -> None:
     engine, posted = engine_of(lambda: talkative)
-    engine.adopt({"u1": "f1-00.example.com"})
     left = LeftProcess("f1-00.example.com", 17, 1000.0, "nobody", 1, 2**31, 0.0)
-    engine.follow({"u1": left})
+    engine.adopt({"u1": "f1-00.example.com"}, {"u1": left})
     assert engine.prepare(TYPE, SETTINGS, FILES) is None, "nothing is known before it is open"
     assert engine.notices() == ()
     engine.request_observation()
@@ -518,7 +528,7 @@ def test_optional_abilities_reach_the_driver_behind(talkative: Talkative) -> Non
     assert talkative.followed == {"u1": left}
     assert engine.prepare(TYPE, SETTINGS, FILES) == "pulling the image of t"
     assert engine.notices() == ["no rule masquerades"]
-    engine.adopt({})
+    engine.adopt({}, {})
     assert talkative.adopted == {}
 
 
@@ -530,16 +540,33 @@ def test_details_of_each_machine_that_runs_are_asked_until_they_are_known(talkat
         message = posted()
         assert isinstance(message, Observation)
         seen.append(message.details)
-    assert seen == [{}, {"u1": {"image_digest": "sha256:u1"}}, {}]
+    first = {"image_digest": "sha256:u1", "user": "nobody"}
+    assert seen == [{}, {"u1": first}, {"u1": {"user": "nobody"}}], "news are told whenever there are some"
     talkative.machines = [Observed("f1-00.example.com", "u2", EngineState.ENDED)]
     engine.request_observation()
     posted()
     assert talkative.asked == ["u1", "u1"]
 
 
+def test_contacts_are_those_of_machines_that_have_some(talkative: Talkative) -> None:
+    engine, posted = engine_of(lambda: talkative)
+    engine.request_observation()
+    message = posted()
+    assert isinstance(message, Observation)
+    assert message.contacts == {"u1": frozenset([SOMEBODY])}
+
+
+def test_another_answer_of_prepare_is_a_change(talkative: Talkative) -> None:
+    engine, posted = engine_of(lambda: talkative)
+    engine.request_observation()
+    posted()
+    talkative.changed()
+    assert posted() == Changed("docker", "")
+
+
 def test_a_driver_without_the_abilities_needs_none() -> None:
     engine, posted = engine_of(lambda: FakeEngine(lambda: 0.0).driver())
-    engine.adopt({"u1": "f1-00.example.com"})
+    engine.adopt({"u1": "f1-00.example.com"}, {})
     engine.request_observation()
     message = posted()
     assert isinstance(message, Observation) and message.details == {}
@@ -571,3 +598,45 @@ def test_a_driver_that_is_still_being_opened_is_closed_afterwards(talkative: Tal
     engine.request_observation()
     failed = posted()
     assert isinstance(failed, ObservationFailed) and "closed" in failed.reason
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_every_model_has_an_engine(model: str) -> None:
+    assert engine_name(model) in MODULES
+
+
+def test_singularity_and_bubblewrap_share_an_engine() -> None:
+    assert engine_name("singularity") == engine_name("bubblewrap") == "processes"
+
+
+@pytest.mark.parametrize(
+    ("missing", "reason"),
+    [
+        ("vac.drivers.docker.docker_driver", "machine_model docker is not available in this version"),
+        ("docker", "install python3-docker"),
+    ],
+)
+def test_what_is_missing_is_told(monkeypatch: pytest.MonkeyPatch, missing: str, reason: str) -> None:
+    def import_module(name: str) -> object:
+        raise ModuleNotFoundError(f"No module named {missing!r}", name=missing)
+
+    monkeypatch.setattr("importlib.import_module", import_module)
+    with pytest.raises(EngineUnavailable, match=reason):
+        driver_for("docker", Settings())
+
+
+def test_a_model_that_is_not_known_has_an_engine_that_cannot_be_reached() -> None:
+    assert engine_name("lxc") == "lxc"
+    with pytest.raises(EngineUnavailable, match="machine_model lxc is not known to this version"):
+        driver_for("lxc", Settings())
+
+
+@pytest.mark.allow_subprocess
+def test_nothing_is_loaded_before_it_is_needed() -> None:
+    """In a Python of its own, for other tests here may have loaded any of them."""
+    loaded = "import sys, vac.factory.process, vac.drivers.engine; print(*sys.modules)"
+    modules = subprocess.run(
+        [sys.executable, "-c", loaded], check=True, capture_output=True, text=True
+    ).stdout.split()
+    assert "vac.drivers.engine" in modules
+    assert not {"libvirt", "docker", "waitress"}.intersection(modules)

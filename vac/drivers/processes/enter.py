@@ -1,0 +1,121 @@
+"""The small program of `vac exec`: a command in a running process machine, with no right that the machine lacks.
+
+It is started as `python -I -S enter.py PLAN`, PLAN being JSON: it joins the namespaces and root of the machine's first
+process (setns(2)), forks, has the child join the cgroup, become the machine's user without capabilities, groups and
+keys, take the filter of system calls, and execute the command. The machine's programs may be hostile: the command
+inherits no descriptor but the three, and no controlling terminal but the one that was made for it.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import signal
+import sys
+import warnings as warnings  # os.execvpe imports it, when this host's files are out of reach
+from pathlib import Path
+from typing import NoReturn
+
+NAMESPACES = {
+    "user": 0x10000000,
+    "cgroup": 0x2000000,
+    "uts": 0x4000000,
+    "ipc": 0x8000000,
+    "net": 0x40000000,
+    "pid": 0x20000000,
+    "mnt": 0x20000,
+}
+"""Flags by name in /proc/PID/ns; the user namespace gives the rights to join the others."""
+_SET_SECCOMP, _FILTER, _NO_NEW_PRIVILEGES = 22, 2, 38
+_INSTRUCTION_BYTES = 8
+
+
+class _Program(ctypes.Structure):
+    """struct sock_fprog of linux/filter.h."""
+
+    _fields_ = (("length", ctypes.c_ushort), ("instructions", ctypes.c_char_p))
+
+
+def first_process(processes: list[int]) -> int | None:
+    """Return that one of these processes which is the first of a PID namespace right below ours."""
+    depth = len(_numbers("self")) + 1
+    for process in processes:
+        numbers = _numbers(str(process))
+        if len(numbers) == depth and numbers[-1] == "1":
+            return process
+    return None
+
+
+def _numbers(process: str) -> list[str]:
+    try:
+        lines = Path(f"/proc/{process}/status").read_text().splitlines()
+    except OSError:
+        return []
+    return next((line.split()[1:] for line in lines if line.startswith("NSpid:")), [])
+
+
+def inner(mapping: str, number: int) -> int:
+    """Return how a user namespace with this uid_map or gid_map calls a user or group of ours."""
+    for line in mapping.splitlines():
+        inside, outside, length = map(int, line.split())
+        if outside <= number < outside + length:
+            return inside + number - outside
+    raise OSError(f"{number} is not mapped in the machine")
+
+
+def main() -> NoReturn:
+    """Enter and execute; the exit status is the command's, 126 if it can't be executed."""
+    plan = json.loads(sys.argv[1])
+    process, command = Path(f"/proc/{plan['pid']}"), plan["command"]
+    try:
+        owner = process.stat()
+        uid = inner((process / "uid_map").read_text(), owner.st_uid)
+        gid = inner((process / "gid_map").read_text(), owner.st_gid)
+        root = os.open(process / "root", os.O_RDONLY | os.O_DIRECTORY)
+        spaces = [
+            (os.open(process / "ns" / name, os.O_RDONLY), flag)
+            for name, flag in NAMESPACES.items()
+            if (process / "ns" / name).stat().st_ino != Path(f"/proc/self/ns/{name}").stat().st_ino
+        ]
+        entrances = [os.open(path, os.O_WRONLY) for path in plan["entrances"]]
+        libc = ctypes.CDLL(None, use_errno=True)
+        sys.path.insert(0, plan["path"])
+        from vac.drivers.processes.launch import join_new_session_keyring
+
+        join_new_session_keyring()
+        os.setgroups([])
+        for space, flag in spaces:
+            _check(libc.setns(space, flag))
+        child = os.fork()
+        if child:
+            for number in (signal.SIGINT, signal.SIGQUIT):
+                signal.signal(number, signal.SIG_IGN)
+            code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+            os._exit(code if code >= 0 else 128 - code)
+        for entrance in entrances:
+            os.write(entrance, b"0")
+        os.fchdir(root)
+        os.chroot(".")
+        os.chdir("/")
+        os.setresgid(gid, gid, gid)
+        os.setresuid(uid, uid, uid)
+        os.closerange(3, 1 << 16)
+        program = bytes.fromhex(plan["filter"])
+        _check(libc.prctl(_NO_NEW_PRIVILEGES, 1, 0, 0, 0))
+        filter_ = _Program(len(program) // _INSTRUCTION_BYTES, program)
+        _check(libc.prctl(_SET_SECCOMP, _FILTER, ctypes.byref(filter_)))
+        os.execvpe(command[0], command, plan["environment"])
+    except OSError as error:
+        sys.stderr.write(f"vac exec: {command[0]}: {error.strerror or error}\n")
+        sys.stderr.flush()
+        os._exit(126)
+
+
+def _check(result: int) -> None:
+    if result != 0:
+        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+
+
+if __name__ == "__main__":
+    main()

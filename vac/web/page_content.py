@@ -1,0 +1,419 @@
+"""The status page's HTML: overview, pages of a machine's slot and of a machinetype.
+
+Plain HTML and SVG without scripts or external resources, built and escaped by ElementTree; colours are never the only
+sign of anything.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from urllib.parse import quote
+from xml.etree.ElementTree import Element, SubElement, tostring
+
+from vac.accounting.history import Ended
+from vac.machines.status import Status
+from vac.scheduling.backoff import code_group
+from vac.text import count, duration, utc_time
+from vac.vacquery.messages import MachineStatus
+from vac.vacquery.snapshot import Slot, Snapshot
+from vac.web.charts import Span, area_chart, bar, processors
+from vac.web.charts import shares as shares_of
+from vac.web.view import STALE_SECONDS, View, name, shares, shown
+
+LONGEST_TEXT = 500
+DAY, WEEK = 86400.0, 7 * 86400.0
+_STEPS = 168
+_MOST_ENDS = 25
+_COLOURS = 10
+_BYTES_PER_MB = 1024 * 1024
+_STYLE = """
+:root { color-scheme: light dark; --ink: #1b1b1b; --paper: #fff; --soft: #f0f0f0; --line: #767676; --bad: #a40000;
+  --link: #0b4f9e; }
+@media (prefers-color-scheme: dark) { :root { --ink: #ececec; --paper: #161616; --soft: #262626; --line: #8c8c8c;
+  --bad: #ff9c8f; --link: #8ec5ff; } }
+body { font: 1rem/1.45 system-ui, sans-serif; margin: 0 auto; max-width: 100rem; padding: 1rem; color: var(--ink);
+  background: var(--paper); }
+h1 { margin: 0; overflow-wrap: anywhere; } h2 { margin: 1.6rem 0 .4rem; font-size: 1.2rem; } p { margin: .4rem 0; }
+a { color: var(--link); } a:focus-visible, .wide:focus-visible { outline: 3px solid var(--link); outline-offset: 2px; }
+.skip { position: absolute; left: -99rem; } .skip:focus { position: static; }
+.hidden { position: absolute; width: 1px; height: 1px; overflow: hidden; clip-path: inset(50%); white-space: nowrap; }
+.bad { color: var(--bad); font-weight: 600; } .wide { overflow-x: auto; } .flow { overflow-wrap: anywhere; }
+table { border-collapse: collapse; } caption { text-align: left; padding: .2rem 0; }
+th, td { border: 1px solid var(--line); padding: .2rem .6rem; text-align: left; vertical-align: top; }
+th { background: var(--soft); } td.number { text-align: right; }
+ul { list-style: none; padding: 0; display: flex; flex-wrap: wrap; gap: .25rem .8rem; margin: .4rem 0; }
+ul.slots { display: grid; grid-template-columns: repeat(auto-fill, minmax(3rem, 1fr)); gap: .25rem; }
+ul.slots a { display: block; padding: .5rem .2rem; text-align: center; border: 2px solid var(--line);
+  text-decoration: none; color: var(--ink); }
+ul.slots a.busy { color: #000; } ul.slots a.odd { border: 3px double var(--bad); font-weight: 700; }
+ul.slots a.new { border-style: dashed; }
+.swatch { display: inline-block; width: 1rem; height: 1rem; border: 1px solid var(--line); vertical-align: -.15rem; }
+svg { width: 100%; height: auto; max-width: 60rem; } svg text { font-size: 11px; fill: var(--ink); }
+svg polygon { stroke: var(--ink); stroke-width: .4; } .frame { fill: none; stroke: var(--line); }
+svg.bar { width: 8rem; height: .8rem; display: block; } .mark { fill: var(--bad); }
+.charts { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 30rem), 1fr)); gap: 1rem; }
+@media print { .skip { display: none; } body { padding: 0; max-width: none; } h2 { break-after: avoid; } }
+@media print { ul.slots a, svg, .swatch { print-color-adjust: exact; -webkit-print-color-adjust: exact; } }
+"""
+_PALETTE = (
+    *("#56b4e9", "#e69f00", "#2fb98c", "#f0e442", "#d98cb3", "#9db4ff", "#f28e75", "#b5cf6b"),
+    *("#c7a5e8", "#bdbdbd"),
+)
+_COLOUR_STYLES = "".join(f".c{n} {{ background: {one}; fill: {one}; }}\n" for n, one in enumerate(_PALETTE))
+
+
+class Content:
+    """The pages of one view. ends: machines that ended within a week, the last one last."""
+
+    def __init__(self, view: View, ends: Sequence[Ended]) -> None:
+        self.view, self.snapshot, self.now, self.ends = view, view.snapshot, view.now, ends
+
+    def page(self, parts: Sequence[str]) -> bytes | None:
+        """Return the page of this path, as UTF-8; None if there is none."""
+        main, snapshot = Element("main", {"id": "content"}), self.snapshot
+        title = "Vac factory" if snapshot is None else name(snapshot.status.factory)
+        if not parts and snapshot is None:
+            _text(main, "p", self.view.disk_problem or "No factory has reported yet.", "bad")
+        elif not parts and snapshot is not None:
+            self._overview(main, snapshot)
+        elif snapshot is None or len(parts) != 2:
+            return None
+        else:
+            kind, title = parts
+            pairs = zip(snapshot.slots, snapshot.machines)
+            found = next((pair for pair in pairs if name(pair[0].name) == title), None)
+            if kind == "machine" and found is not None:
+                self._machine(main, snapshot, *found)
+            elif kind == "machinetype" and title in map(name, self._types(snapshot)):
+                self._machinetype(main, snapshot, title)
+            else:
+                return None
+        return _document(title, main)
+
+    def _types(self, snapshot: Snapshot) -> list[str]:
+        """Return all machinetypes: those configured, and others that ran within a week."""
+        known = [facts.name for facts in snapshot.status.machinetypes]
+        present = [slot.machine.machinetype for slot in snapshot.slots if slot.machine]
+        return list(dict.fromkeys([*known, *sorted({*present, *(one.machinetype for one in self.ends)})]))
+
+    def _styles(self, snapshot: Snapshot) -> dict[str, str]:
+        return {one: f"c{number % _COLOURS}" for number, one in enumerate(self._types(snapshot))}
+
+    def _spans(self, snapshot: Snapshot) -> list[Span]:
+        spans = [Span(one.machinetype, one.started, one.ended, one.processors, one.hs06) for one in self.ends]
+        for slot in snapshot.slots:
+            machine = slot.machine
+            if machine is not None and machine.started_time is not None and not machine.finished:
+                size = (machine.processors, machine.hs06)
+                spans.append(Span(machine.machinetype, machine.started_time, self.now, *size))
+        return spans
+
+    def _overview(self, body: Element, snapshot: Snapshot) -> None:
+        status = snapshot.status
+        facts = (
+            f"Space {name(status.space)}, site {name(status.site)}, Vac {shown(status.version)}, "
+            f"{snapshot.factory.running_processors} of {status.total_processors} processors in use, "
+            f"load {snapshot.factory.load_average:.2f}, as of {utc_time(status.time)}."
+        )
+        _text(body, "p", facts)
+        if self.view.disk_problem is not None:
+            _text(body, "p", f"Nothing can be written: {_long(self.view.disk_problem)}.", "bad")
+        for line, bad in _news(status, self.now):
+            _text(body, "p", line, "bad" if bad else "")
+        styles = self._styles(snapshot)
+        self._slot_map(body, snapshot, styles)
+        self._shares(body, snapshot, styles)
+        self._charts(body, snapshot, styles)
+        self._ends_by_code(body)
+        _table(body, "Machinetypes", _TYPE_COLUMNS, _type_rows(snapshot, self.now))
+        _table(body, "Slots", _SLOT_COLUMNS, _slot_rows(snapshot, self.now))
+        _table(body, "Engines", ("Engine", "State"), _troubles(status.engines.items()))
+        _table(body, "Vacuum Pipes", ("Pipe", "State"), _troubles(status.pipes.items()))
+        peers = ((name(one), _silence(one, status)) for one in status.factories if one != status.factory)
+        _table(body, "Other factories of the space", ("Factory", "Last poll"), peers)
+
+    def _slot_map(self, body: Element, snapshot: Snapshot, styles: Mapping[str, str]) -> None:
+        _text(body, "h2", "Slots")
+        legend = SubElement(body, "ul", {"aria-label": "Colours of machinetypes"})
+        for one, style in styles.items():
+            entry = SubElement(legend, "li")
+            SubElement(entry, "span", {"class": f"swatch {style}"})
+            _link(entry, "machinetype", one).tail = ""
+        cells = SubElement(body, "ul", {"class": "slots", "aria-label": "Slots"})
+        for number, (slot, said) in enumerate(zip(snapshot.slots, snapshot.machines)):
+            machine = slot.machine if slot.machine and not slot.machine.finished else None
+            kinds = [styles[machine.machinetype], "busy"] if machine else []
+            kinds += {"Starting": ["new"], "Running": [], "Shut down": []}.get(said.state, ["odd"])
+            words = f" {name(slot.name)}: {shown(said.state)}"
+            if machine:
+                words += f", {name(machine.machinetype)}, {count(machine.processors, 'processor')}"
+            link = SubElement(
+                SubElement(cells, "li"), "a", {"href": _path("machine", slot.name), "title": words.strip()}
+            )
+            link.set("class", " ".join(kinds))
+            more = f"×{machine.processors}" if machine and machine.processors > 1 else ""
+            link.text = f"{number}{more}" + ("!" if "odd" in kinds else "")
+            _text(link, "span", words, "hidden")
+
+    def _shares(self, body: Element, snapshot: Snapshot, styles: Mapping[str, str]) -> None:
+        target, actual = shares(snapshot)
+        spans = self._spans(snapshot)
+        periods = (actual, *(shares_of(spans, self.now - seconds, self.now) for seconds in (DAY, WEEK)))
+        table = _open_table(body, "Shares", ("Machinetype", "Target", "Now", "Day", "Week"))
+        for one, style in styles.items():
+            line = SubElement(table, "tr")
+            _link(SubElement(line, "td"), "machinetype", one)
+            _text(line, "td", f"{target[one]:.0%}" if one in target else "none", "number")
+            for period in periods:
+                value = period.get(one, 0.0)
+                cell = _text(line, "td", f"{value:.0%}", "number")
+                words = f"{value:.0%}" + (f" of a target of {target[one]:.0%}" if one in target else "")
+                bar(cell, value, target.get(one), style, words)
+
+    def _charts(
+        self, body: Element, snapshot: Snapshot, styles: Mapping[str, str], only: str | None = None
+    ) -> None:
+        _text(body, "h2", "Running processors")
+        place = SubElement(body, "div", {"class": "charts"})
+        spans = [span for span in self._spans(snapshot) if only in (None, span.machinetype)]
+        for title, seconds, form in (("Day", DAY, "%H:%M UTC"), ("Week", WEEK, "%d %b")):
+            begin = self.now - seconds
+            rows = processors(spans, begin, self.now, _STEPS)
+            means = ", ".join(f"{name(one)} {sum(row) / _STEPS:.1f}" for one, row in rows.items()) or "none"
+            half = SubElement(place, "div")
+            _text(half, "p", f"{title}: on average {means}", "flow")
+            labels = [utc_time(begin + part * seconds / 4, form) for part in range(5)]
+            ordered = {one: rows[one] for one in styles if one in rows}
+            most = float(snapshot.status.total_processors or 1)
+            area_chart(half, f"Running processors, {title.lower()}: {means}", ordered, styles, most, labels)
+
+    def _ends_by_code(self, body: Element) -> None:
+        found: dict[str, Counter[str]] = {}
+        day: dict[str, Counter[str]] = {}
+        for one in self.ends:
+            group = code_group(one.message)
+            found.setdefault(one.machinetype, Counter())[group] += 1
+            day.setdefault(one.machinetype, Counter())[group] += one.ended > self.now - DAY
+        codes = sorted({code for one in found.values() for code in one})
+        rows = (
+            [name(one), *(f"{day[one][code]} / {total[code]}" for code in codes)]
+            for one, total in sorted(found.items())
+        )
+        _table(body, "Ends by shutdown code, day / week", ("Machinetype", *codes), rows)
+
+    def _machine(self, body: Element, snapshot: Snapshot, slot: Slot, said: MachineStatus) -> None:
+        columns = [*_SLOT_COLUMNS, "UUID", "Created", "Started", "FQAN", "CPU seconds", "Directory"]
+        values = [*_slot_row(slot, said, snapshot.status, self.now)]
+        machine = slot.machine
+        if machine is not None:
+            started = "" if machine.started_time is None else utc_time(machine.started_time)
+            values += [
+                shown(machine.uuid),
+                utc_time(machine.created_time),
+                started,
+                shown(machine.fqan or ""),
+            ]
+            values += [f"{machine.cpu_seconds:.0f}", shown(machine.directory.name)]
+        _facts(body, "Present or last machine", [pair for pair in zip(columns, values) if pair[1]])
+        self._ended_table(body, [one for one in self.ends if one.machine == slot.name])
+
+    def _machinetype(self, body: Element, snapshot: Snapshot, wanted: str) -> None:
+        own = next(one for one in self._types(snapshot) if name(one) == wanted)
+        rows = zip(snapshot.status.machinetypes, _type_rows(snapshot, self.now))
+        row = next((row for facts, row in rows if facts.name == own), None)
+        if row is None:
+            _text(body, "p", "It isn't configured any more.")
+        else:
+            _facts(body, "Now", [pair for pair in zip(_TYPE_COLUMNS, row) if pair[1]])
+        self._charts(body, snapshot, self._styles(snapshot), own)
+        slots = zip(snapshot.slots, snapshot.machines)
+        present = ((slot, said) for slot, said in slots if slot.machine and slot.machine.machinetype == own)
+        lines = (_slot_row(slot, said, snapshot.status, self.now) for slot, said in present)
+        _table(body, "Slots", _SLOT_COLUMNS, lines)
+        self._ended_table(body, [one for one in self.ends if one.machinetype == own])
+
+    def _ended_table(self, body: Element, ends: Sequence[Ended]) -> None:
+        rows = (
+            (
+                *(utc_time(one.ended), name(one.machine), name(one.machinetype), duration(one.lived_seconds)),
+                *(f"{one.efficiency:.0%}", one.exit_words, _long(one.message or "no shutdown message")),
+            )
+            for one in reversed(ends[-_MOST_ENDS:])
+        )
+        columns = ("End", "Machine", "Machinetype", "Lived", "CPU", "Exit", "Shutdown message")
+        _table(body, f"The last {_MOST_ENDS} ends within a week", columns, rows)
+
+
+def _document(title: str, main: Element) -> bytes:
+    html = Element("html", lang="en")
+    head = SubElement(html, "head")
+    SubElement(head, "meta", charset="utf-8")
+    SubElement(head, "meta", {"name": "viewport", "content": "width=device-width, initial-scale=1"})
+    _text(head, "title", title)
+    _text(head, "style", _STYLE + _COLOUR_STYLES)
+    body = SubElement(html, "body")
+    _text(body, "a", "To the content", "skip").set("href", "#content")
+    _text(SubElement(body, "header"), "h1", title)
+    body.append(main)
+    foot = SubElement(SubElement(body, "footer"), "p")
+    for words, path in _PAGES:
+        link = _text(foot, "a", words)
+        link.set("href", path)
+        link.tail = " "
+    return f"<!DOCTYPE html>\n{tostring(html, encoding='unicode', method='html')}".encode()
+
+
+_PAGES = (
+    ("Overview", "/"),
+    ("Overview, renewed every minute", "/watch"),
+    ("Metrics for Prometheus", "/metrics"),
+)
+
+
+def _news(status: Status, now: float) -> Iterator[tuple[str, bool]]:
+    """Yield lines about problems and administrators' actions, and if they tell of trouble."""
+    if now - status.time > STALE_SECONDS:
+        yield f"The factory has not reported for {duration(now - status.time)}: is vacd running?", True
+    if status.drain is not None:
+        until = "" if status.drain.until is None else f" until {utc_time(status.drain.until)}"
+        since = "" if status.drain.since is None else f" since {utc_time(status.drain.since)}"
+        yield f"Draining{since}{until}: {_long(status.drain.reason) or 'no reason given'}.", False
+    if status.guard is not None:
+        yield f"Nothing is created: {_long(status.guard)}.", status.guard_name not in ("full", "draining")
+    if status.shutdown_time is not None:
+        yield f"No machine may run past {utc_time(status.shutdown_time)}.", False
+    for problem in status.problems[:20]:
+        yield f"Configuration: {_long(problem)}", True
+    for warning in status.warnings[:20]:
+        yield f"Warning: {_long(warning)}.", True
+    if status.silent:
+        yield f"No answer from {len(status.silent)} of {len(status.factories)} factories.", True
+
+
+def _silence(factory: str, status: Status) -> str:
+    if factory in status.unusable:
+        return _long(f"its answer can't be used: {status.unusable[factory]}")
+    if factory not in status.silent:
+        return "answered"
+    last = status.silent[factory]
+    return "no answer yet" if last is None else f"no answer since {utc_time(last)}"
+
+
+_TYPE_COLUMNS = (
+    *("Machinetype", "Model", "Machines", "Processors", "HS06", "Share", "Target"),
+    *("Why no more are created", "Held back until", "Last creation that failed", "Last end"),
+)
+
+
+def _type_rows(snapshot: Snapshot, now: float) -> Iterator[Sequence[str]]:
+    status = snapshot.status
+    target, actual = shares(snapshot)
+    for facts, one in zip(status.machinetypes, snapshot.machinetypes):
+        reason = status.passed_over.get(facts.name)
+        held = max(
+            filter(None, (times.get(facts.name) for times in (status.held_here, status.held_in_space))),
+            default=None,
+        )
+        failed = status.failed.get(facts.name)
+        failure = "" if failed is None else f"{duration(now - failed.time)} ago: {_long(failed.reason)}"
+        yield (
+            *(name(facts.name), name(facts.machine_model), str(one.running_machines)),
+            *(f"{one.running_processors:.0f}", f"{one.running_hs06:.1f}"),
+            *(f"{actual[facts.name]:.0%}", f"{target[facts.name]:.0%}"),
+            *("" if reason is None else _long(reason), "" if held is None else utc_time(held), failure),
+            _long(one.shutdown_message or ""),
+        )
+
+
+_SLOT_COLUMNS = (
+    *("Slot", "State", "Machinetype", "Model", "Processors", "Age"),
+    *("CPU", "Memory", "Ends by", "Last end"),
+)
+
+
+def _slot_rows(snapshot: Snapshot, now: float) -> Iterator[Sequence[str]]:
+    return (
+        _slot_row(slot, said, snapshot.status, now) for slot, said in zip(snapshot.slots, snapshot.machines)
+    )
+
+
+def _slot_row(slot: Slot, said: MachineStatus, status: Status, now: float) -> Sequence[str]:
+    machine = slot.machine
+    beginning = (name(slot.name), shown(said.state))
+    if machine is None:
+        return (*beginning, *[""] * (len(_SLOT_COLUMNS) - len(beginning)))
+    made = (*beginning, name(machine.machinetype), name(machine.model))
+    if machine.finished:
+        gone = len(_SLOT_COLUMNS) - len(made) - 1
+        return (*made, *[""] * gone, _long(slot.message or "no shutdown message"))
+    memory = "" if machine.memory_bytes is None else f"{machine.memory_bytes / _BYTES_PER_MB:.0f} MB"
+    return (
+        *made,
+        str(machine.processors),
+        duration(now - (machine.started_time or machine.created_time)),
+        "" if machine.cpu_percent is None else f"{machine.cpu_percent:.0f} %",
+        memory,
+        utc_time(machine.shutdown_time),
+        "",
+    )
+
+
+def _troubles(troubles: Iterable[tuple[str, str | None]]) -> Iterator[Sequence[str]]:
+    return ((name(one), "ok" if trouble is None else _long(trouble)) for one, trouble in troubles)
+
+
+def _long(text: str) -> str:
+    return shown(text, LONGEST_TEXT)
+
+
+def _path(kind: str, one: str) -> str:
+    return f"/{kind}/{quote(name(one), safe='')}"
+
+
+def _link(parent: Element, kind: str, one: str) -> Element:
+    link = _text(parent, "a", name(one))
+    link.set("href", _path(kind, one))
+    return link
+
+
+def _text(parent: Element, tag: str, text: str, style: str = "") -> Element:
+    element = SubElement(parent, tag, {"class": style} if style else {})
+    element.text = text
+    return element
+
+
+def _open_table(body: Element, title: str, columns: Sequence[str]) -> Element:
+    _text(body, "h2", title)
+    region = {"class": "wide", "tabindex": "0", "role": "region", "aria-label": f"{title}, table"}
+    table = SubElement(SubElement(body, "div", region), "table")
+    line = SubElement(table, "tr")
+    for column in columns:
+        _text(line, "th", column).set("scope", "col")
+    return table
+
+
+def _table(body: Element, title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    """Append a table with its heading, unless it has no rows."""
+    found = list(rows)
+    if not found:
+        return
+    table = _open_table(body, title, columns)
+    for row in found:
+        line = SubElement(table, "tr")
+        for column, cell in zip(columns, row):
+            place = SubElement(line, "td")
+            if column in ("Slot", "Machinetype") and cell:
+                _link(place, "machine" if column == "Slot" else "machinetype", cell)
+            else:
+                place.text = cell
+
+
+def _facts(body: Element, title: str, pairs: Iterable[tuple[str, str]]) -> None:
+    _text(body, "h2", title)
+    region = {"class": "wide", "tabindex": "0", "role": "region", "aria-label": f"{title}, table"}
+    table = SubElement(SubElement(body, "div", region), "table")
+    for key, text in pairs:
+        line = SubElement(table, "tr")
+        _text(line, "th", key).set("scope", "row")
+        _text(line, "td", text)
