@@ -180,26 +180,3 @@ def test_the_manual_has_every_command_and_option(tmp_path: Path, monkeypatch: py
     for page in pages.values():
         assert page.startswith(".TH ")
         assert " 1970-01-01 " in page.partition("\n")[0]
-
-
-@pytest.mark.allow_subprocess
-@pytest.mark.parametrize(
-    ("line", "expected"),
-    [
-        ("vac ma", {"machine", "machines", "machinetype", "machinetypes"}),
-        ("vac -J machines --ti", {"--timeout"}),
-        ("vac config ch", {"check"}),
-        ("vac drain --w", {"--wait"}),
-    ],
-)
-def test_bash_completes_commands_and_options(line: str, expected: set[str], tmp_path: Path) -> None:
-    script = subprocess.run(
-        [sys.executable, str(CHECKOUT / "packaging" / "completion.py")], stdout=subprocess.PIPE, check=True
-    )
-    (tmp_path / "vac").write_bytes(script.stdout)
-    words = line.split(" ")
-    ask = f'. {tmp_path}/vac; COMP_WORDS=({line}); COMP_CWORD={len(words) - 1}; _vac vac "{words[-1]}"'
-    done = subprocess.run(
-        ["bash", "-c", f'{ask}; echo "${{COMPREPLY[@]}}"'], stdout=subprocess.PIPE, text=True, check=True
-    )
-    assert set(done.stdout.split()) == expected
