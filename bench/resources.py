@@ -60,9 +60,10 @@ def vacd_processes(site: FactorySite) -> dict[int, str]:
 def machine_processes(site: FactorySite) -> list[int]:
     """Return the processes in the machines' cgroups: bwrap and what it runs."""
     found = set()
-    for path in Path("/sys/fs/cgroup").glob(f"**/{site.name}/**/cgroup.procs"):
-        with contextlib.suppress(OSError):
-            found |= {int(word) for word in path.read_text().split()}
+    for parent, _, _ in os.walk("/sys/fs/cgroup"):
+        if f"/{site.name}" in parent:
+            with contextlib.suppress(OSError):
+                found |= {int(word) for word in Path(parent, "cgroup.procs").read_text().split()}
     return sorted(found)
 
 

@@ -32,7 +32,15 @@ os.environ["no_proxy"] = os.environ["NO_PROXY"] = "127.0.0.1,localhost"
 
 
 LONGEST_FIRST = (
-    *("test_guests", "test_cloud_init", "test_space", "test_vm_factory", "test_fill", "test_libvirt"),
+    *(
+        "test_guests",
+        "test_cloud_init",
+        "test_soak",
+        "test_space",
+        "test_vm_factory",
+        "test_fill",
+        "test_libvirt",
+    ),
     *(
         "test_docker_factory",
         "test_task_queue",

@@ -33,7 +33,7 @@ from tests.unit.simulate.judge import (
 from vac.config.machinetype import Machinetype
 from vac.config.settings import Settings
 from vac.simulate import simulate
-from vac.simulate.results import Result, duration, from_json, percent
+from vac.simulate.results import duration, percent
 from vac.simulate.scenario import POLICIES, Hardware, Scenario, Space, Work, read_scenario
 
 HERE = Path(__file__).resolve().parent.parent
@@ -316,16 +316,15 @@ def scenarios(sizes: list[int], kept_only: bool) -> None:
         print()
 
 
-def run(name: str, size: int, policy: str, kept_only: bool) -> Result | None:
-    """Make one run, or return what was kept of it."""
+def run(name: str, size: int, policy: str, kept_only: bool) -> Any:
+    """Make one run, or return what was kept of it, as plain values."""
 
     def make() -> Any:
         scenario = read_scenario(SCENARIOS / f"{name}.ini", no_site)
         finished = simulate(scenario.changed(factories=size, policy=policy))
         return dataclasses.replace(finished, samples=()).json()
 
-    kept = once(f"{name}-{size}-{policy}", kept_only, make)
-    return None if kept is None else from_json(kept)
+    return once(f"{name}-{size}-{policy}", kept_only, make)
 
 
 def no_site() -> tuple[Settings, dict[str, Machinetype]]:
@@ -333,25 +332,28 @@ def no_site() -> tuple[Settings, dict[str, Machinetype]]:
     return Settings(), {}
 
 
-def row(size: int, policy: str, result: Result) -> str:
+def row(size: int, policy: str, result: Any) -> str:
     """Return one line of a table."""
-    settled = percent(result.full.mean) if result.full else "–"
-    if result.full and not result.recoveries:
-        settled += f" ({percent(result.full.most)})"
-    probes = ", ".join(f"{one.machinetype} {one.median:g} ({one.mean:.1f})" for one in result.probes)
+    full, error = result["full"], result["error"]
+    settled = percent(full["mean"]) if full else "–"
+    if full and not result["recoveries"]:
+        settled += f" ({percent(full['most'])})"
+    probes = ", ".join(
+        f"{one['machinetype']} {one['median']:g} ({one['mean']:.1f})" for one in result["probes"]
+    )
     returns = ", ".join(
-        f"{one.machinetype} {duration(one.arrived_seconds)} ({duration(one.possible_seconds)})"
-        for one in result.recoveries
+        f"{one['machinetype']} {duration(one['arrived_seconds'])} ({duration(one['possible_seconds'])})"
+        for one in result["recoveries"]
     )
     cells = (
         f"{size:,}",
         policy,
-        duration(result.fill_seconds),
-        percent(result.used),
-        percent(result.lost),
-        percent(result.way.most),
+        duration(result["fill_seconds"]),
+        percent(result["used"]),
+        percent(result["lost"]),
+        percent(result["way"]["most"]),
         settled,
-        percent(result.error.mean) if result.error else "–",
+        percent(error["mean"]) if error else "–",
         probes or "–",
         returns or "–",
     )

@@ -50,17 +50,16 @@ target_share = {share}
 machine_model = bubblewrap
 root_image = /
 user_data = {user_data}
-fizzle_seconds = 3
-backoff_seconds = 4
+fizzle_seconds = 1
+backoff_seconds = 10
 max_wallclock_seconds = 120
-min_wallclock_seconds = 5
+min_wallclock_seconds = 1
 accounting_fqan = /{name}/Role=NULL/Capability=NULL
 """
 WORKER = """\
 #!/bin/sh
-# Computes for a few seconds, then says in its shutdown message that all is well.
-random=$(od -An -N1 -tu1 /dev/urandom)
-end=$(( $(date +%s) + 4 + random % 4 ))
+# Computes for two or three seconds, then says in its shutdown message that all is well.
+end=$(( $(date +%s) + 3 ))
 while [ $(date +%s) -lt $end ]; do i=0; while [ $i -lt 30000 ]; do i=$((i+1)); done; sleep 0.05; done
 echo "200 Success" > "$JOBOUTPUTS/shutdown_message"
 """
@@ -172,14 +171,19 @@ class Demo:
         return f"{state:10} {time.time() - machine.created_time:3.0f} s"
 
     def show_shares(self) -> None:
-        """Compare each type's part of the processor time with its target."""
-        whole = sum(share for share, script in TYPES.values() if script != IDLER)
+        """Compare what each type had of the processor time that was used for work with its target."""
+        working = [name for name, (_, script) in TYPES.items() if script != IDLER]
+        used = sum(self.processor_seconds[name] for name in working) or 1
+        whole = sum(TYPES[name][0] for name in working)
+        machines = sum(self.machines[name] for name in working)
         print("\nProcessor time of each machinetype, and its target:\n")
-        for name, (share, script) in TYPES.items():
-            target = f"target {100 * share / whole:3.0f} %"
-            if script == IDLER:
-                target = "no work: its share went to the others"
-            print(f"  {name:12} {self.percent(name):3.0f} %  {target}")
+        for name, (share, _) in TYPES.items():
+            if name in working:
+                had, target = 100 * self.processor_seconds[name] / used, 100 * share / whole
+                print(f"  {name:12} {had:3.0f} %  target {target:3.0f} %")
+            else:
+                print(f"  {name:12}   –   no work: its share went to the others")
+        print(f"\nOf {machines} machines with work one more or less is {100 / (machines or 1):.1f} points.")
 
     def show_records(self) -> int:
         """Print where the accounting records are, and one of them; return their number."""

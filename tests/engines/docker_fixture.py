@@ -272,7 +272,7 @@ class PrivateEngine(ABC):
     def _end(self, how: signal.Signals) -> None:
         assert self._daemon is not None
         self._daemon.send_signal(how)
-        self._daemon.wait(20)
+        self._daemon.wait(START_SECONDS)
 
     def _processes(self) -> list[int]:
         mark = os.fsencode(self.directory)

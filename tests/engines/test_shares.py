@@ -21,8 +21,8 @@ NO_WORK = "sleep 0.5; echo '300 nothing to do' > /tmp/joboutputs/shutdown_messag
 @pytest.mark.parametrize(
     ("duration", "kill_seconds", "third", "points"),
     [
-        pytest.param(150, None, 0, 6, marks=pytest.mark.slow),
-        pytest.param(150, 30, 2, 6, marks=pytest.mark.slow),
+        (150, None, 0, 6),
+        (150, 30, 2, 6),
         pytest.param(600, None, 0, 3, marks=pytest.mark.slow),
         pytest.param(600, None, 2, 3, marks=pytest.mark.slow),
         pytest.param(600, 60, 2, 3, marks=pytest.mark.slow),

@@ -44,6 +44,8 @@ live() {{  # a machine's work, for so many tenths of a second
 Each tick renews the heartbeat file, too, unless the machine is mute.
 """
 
+REPORT_SECONDS = 1.5
+"""So often a machine reports, on a host that isn't slow."""
 TICKS_PER_SECOND = 100
 
 
@@ -64,6 +66,11 @@ class Life:
     def seconds(self) -> float:
         """How long it is known to have lived."""
         return self.last - self.began
+
+    @property
+    def late_seconds(self) -> float:
+        """How much later than it should one of its reports came: how slow the host was to it."""
+        return max(0.0, self.gap_seconds - REPORT_SECONDS)
 
 
 class Ledger:
@@ -135,8 +142,8 @@ class Ledger:
         life.mute |= event.endswith("MUTE")
 
     def lateness(self) -> float:
-        """Return how much later than it should the latest report came: how slow this host is."""
-        return max((life.gap_seconds - 1.0 for life in self.lives.values()), default=0.0)
+        """Return how late the latest report of all came."""
+        return max((life.late_seconds for life in self.lives.values()), default=0.0)
 
 
 @dataclass(frozen=True)
@@ -177,7 +184,7 @@ def judge(
 
     A machine that lived at least fizzle_seconds has one record, of the time that it lived, with at least the CPU time
     that it reported. One that lived less has none; within the tolerance either is right. A mute one that ended while
-    vacd was away may have less, by the time that nobody could know of.
+    vacd was away may have less, by the time that nobody could know of. What was late itself is judged less strictly.
     """
     by_uuid = {record.uuid: record for record in records}
     counts = Counter(record.uuid for record in records)
@@ -187,10 +194,11 @@ def judge(
         if life is None:
             faults.append(f"{uuid}: a record of {record.wall_seconds} s, but it never began")
             continue
-        if life.seconds < fizzle_seconds - tolerance_seconds:
+        tolerance = tolerance_seconds + life.late_seconds
+        if life.seconds < fizzle_seconds - tolerance:
             faults.append(f"{uuid}: a record, though it lived only {life.seconds:.1f} s")
         known = life.seconds - _unknown_seconds(life, away)
-        if not known - tolerance_seconds <= record.wall_seconds <= life.seconds + tolerance_seconds:
+        if not known - tolerance <= record.wall_seconds <= life.seconds + tolerance:
             faults.append(f"{uuid}: lived {life.seconds:.1f} s, its record says {record.wall_seconds} s")
         if record.cpu_seconds < int(life.cpu_seconds) and known >= life.seconds:
             faults.append(
@@ -200,7 +208,7 @@ def judge(
             faults.append(f"{uuid}: its record's times are not its duration apart")
     for uuid, life in lives.items():
         known = life.seconds - _unknown_seconds(life, away)
-        if uuid not in by_uuid and known > fizzle_seconds + tolerance_seconds:
+        if uuid not in by_uuid and known > fizzle_seconds + tolerance_seconds + life.late_seconds:
             faults.append(f"{uuid}: lived {life.seconds:.1f} s, no record")
     return faults
 

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import shutil
 import signal
 import time
 from collections.abc import Iterator
 
 import pytest
 
-from tests.engines.factory_fixture import AT_ONCE, FactorySite, Kind, factory_site
+from tests.engines.factory_fixture import AT_ONCE, FactorySite, Kind, Option, factory_site
 from tests.faults.dying import STEP
 from vac.accounting.records import message_fields
 from vac.config.settings import Settings
 from vac.drivers.base import EngineState
 from vac.drivers.processes.process_driver import open_driver
+from vac.roles import EXIT_OTHER_AT_WORK
 
 pytestmark = pytest.mark.engine
 
@@ -159,4 +161,85 @@ def test_machines_outlive_a_factory_that_is_ended_at_rest(site: FactorySite, num
     site.wait_for(lambda: in_engine(site) == {uuid: EngineState.ENDED}, "it ends unseen")
     site.start()
     site.wait_for(lambda: uuid not in in_engine(site), "its end is noticed")
+    finish_and_check(site, uuid)
+
+
+def restart_with(site: FactorySite, **settings: Option) -> None:
+    """Start it anew with other settings, and let it look around."""
+    assert site.stop() == 0
+    site.configure(KINDS, machines_per_cycle=AT_ONCE, **settings)
+    site.start()
+    look_around(site)
+
+
+def look_around(site: FactorySite) -> None:
+    """Let it have a cycle and report anew."""
+    before = time.time()
+    site.wake()
+    site.wait_for(lambda: site.status().time > before, "it has looked around")
+
+
+@pytest.mark.slow
+def test_an_empty_state_dir_ends_no_real_machine_and_makes_none(site: FactorySite) -> None:
+    site.start()
+    uuid = wait_for_one(site)
+    mounted = site.state.root.rename(site.home / "mounted")
+    shutil.copytree(mounted / "machinetypes", site.state.root / "machinetypes")
+    restart_with(site)
+    site.wait_for(lambda: "knew of none" in site.vac("why").stdout, "it says so")
+    assert in_engine(site) == {uuid: EngineState.RUNNING}
+    assert site.stop() == 0
+    shutil.rmtree(site.state.root)
+    mounted.rename(site.state.root)
+    site.start()
+    assert wait_for_one(site) == uuid
+    finish_and_check(site, uuid)
+
+
+@pytest.mark.slow
+def test_another_factory_name_ends_no_real_machine_and_makes_none(site: FactorySite) -> None:
+    site.start()
+    uuid = wait_for_one(site)
+    restart_with(site, factory_name=f"not-{site.name}")
+    assert f"factory_name was {site.name}" in site.vac("why").stdout
+    assert in_engine(site) == {uuid: EngineState.RUNNING}
+    assert len(site.lives()) == 1
+    restart_with(site, gocdb_sitename="SITE", hs06_per_processor=10.0)
+    assert wait_for_one(site) == uuid
+    finish_and_check(site, uuid)
+
+
+@pytest.mark.slow
+def test_a_second_vacd_of_one_name_refuses_to_start(site: FactorySite) -> None:
+    site.start()
+    uuid = wait_for_one(site)
+    first, site.process = site.process, None
+    site.config = site.home / "config" / "second.conf"
+    site.configure(KINDS, state_dir=site.home / "second")
+    site.start()
+    assert site.process is not None
+    assert site.process.wait(120) == EXIT_OTHER_AT_WORK
+    assert f"factory {site.name}: factory process" in site.log()
+    assert in_engine(site) == {uuid: EngineState.RUNNING}
+    site.config, site.process = site.home / "config" / "vac.conf", first
+    finish_and_check(site, uuid)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("file", ["slots/*", "machines/*/jobfeatures/job_id"])
+def test_a_real_machine_that_cannot_be_read_is_set_aside(site: FactorySite, file: str) -> None:
+    site.start()
+    uuid = wait_for_one(site)
+    assert site.stop() == 0
+    (path,) = site.state.root.glob(file)
+    aside = path.rename(site.home / "aside")
+    path.mkdir()
+    site.start()
+    look_around(site)
+    assert "can't be read" in site.vac("why").stdout
+    assert in_engine(site) == {uuid: EngineState.RUNNING}
+    path.rmdir()
+    aside.rename(path)
+    look_around(site)
+    assert wait_for_one(site) == uuid
     finish_and_check(site, uuid)

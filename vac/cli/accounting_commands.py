@@ -8,13 +8,17 @@ import sys
 import time
 from collections.abc import Mapping
 
-from vac.accounting import history, sync
+from vac.accounting import gocdb, history, sync
 from vac.accounting import usage as usages
 from vac.cli import common
 from vac.machines import status as statuses
 from vac.machines.layout import StateDir
 from vac.machines.status import Status
 from vac.text import printable
+from vac.vacquery.messages import FactoryStatus, Kind
+from vac.vacquery.poll import poll
+from vac.vacquery.resolver import Resolver
+from vac.vacquery.signed_json import read_key
 
 
 def add_arguments(parser: argparse.ArgumentParser, name: str) -> None:
@@ -23,6 +27,10 @@ def add_arguments(parser: argparse.ArgumentParser, name: str) -> None:
         help_text = "default: the month of 24 hours ago"
         parser.add_argument("months", nargs="*", type=_month, metavar="YYYYMM", help=help_text)
         parser.set_defaults(run=run_sync)
+    elif name == "gocdb":
+        help_text = "print what would be sent, and send nothing"
+        parser.add_argument("--dry-run", action="store_true", help=help_text)
+        parser.set_defaults(run=run_gocdb)
     elif name == "apel-bundle":
         parser.set_defaults(run=run_bundle)
     elif name == "apel-republish":
@@ -106,6 +114,44 @@ def run_sync(arguments: argparse.Namespace) -> int:
         print("\n".join(sync.sync(StateDir(settings.state_dir), arguments.months, time.time())))
     except OSError as error:
         print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def run_gocdb(arguments: argparse.Namespace) -> int:
+    """Publish the space's capacity, if that is configured."""
+    configuration, now = common.configuration(arguments), time.time()
+    settings = configuration.settings
+    if not (settings.gocdb_sitename and settings.gocdb_cert_file and settings.gocdb_key_file):
+        print("Nothing is published: that takes gocdb_sitename, gocdb_cert_file and gocdb_key_file")
+        return 0
+    result = poll(
+        settings.factories,
+        Kind.FACTORIES,
+        settings.vac_space,
+        names=Resolver(settings.factory_name),
+        port=settings.vacquery_port,
+        timeout=settings.udp_timeout_seconds,
+        key=read_key(settings.vacquery_key_file),
+        client="vac-gocdb",
+    )
+    answered = {
+        factory: gocdb.Capacity(one.status.max_processors, one.status.max_machines, one.status.max_hs06)
+        for factory, answers in result.answers.items()
+        for one in answers
+        if isinstance(one.status, FactoryStatus)
+    }
+    try:
+        found = gocdb.census(StateDir(settings.state_dir), answered, now)
+        if not found:
+            raise gocdb.Failed("no factory has answered within a day")
+        values = gocdb.properties(found, configuration.machinetypes.values(), now)
+        if arguments.dry_run:
+            print(json.dumps(values, indent=1))
+        else:
+            print(f"{len(found)} factories in {gocdb.publish(settings, values)}")
+    except (gocdb.Failed, OSError) as error:
+        print(f"vac gocdb: {printable(str(error))}", file=sys.stderr)
         return 1
     return 0
 

@@ -109,6 +109,11 @@ COMMANDS = {
         "write sync records: how many jobs each month had, by their ends (UTC)",
         "apel-sync 202611",
     ),
+    "gocdb": Command(
+        "accounting_commands",
+        "publish the space's capacity in GOCDB, as properties of its service",
+        "gocdb --dry-run",
+    ),
     "apel-bundle": Command(
         "accounting_commands",
         "put the records that wait in apel-outgoing together, up to 1,000 to a message; not while ssmsend runs",

@@ -213,18 +213,14 @@ class Settings:
         None,
         "certificate for publishing capacity to GOCDB",
         sample="/etc/grid-security/hostcert.pem",
-        no_effect=True,
     )
-    gocdb_key_file: Path | None = option(
-        Kind.PATH, None, "its key", sample="/etc/grid-security/hostkey.pem", no_effect=True
-    )
+    gocdb_key_file: Path | None = option(Kind.PATH, None, "its key", sample="/etc/grid-security/hostkey.pem")
     gocdb_url: str = option(
         Kind.URL,
         "https://goc.egi.eu",
         "base of the GOCDB API",
         pattern=r"https?://[^\s]+",
         pattern_doc="an http:// or https:// URL",
-        no_effect=True,
     )
     version_logger: int = option(
         Kind.COUNT_OR_BOOLEAN, 0, "factory messages a day to version_logger_hostport", no_effect=True

@@ -18,9 +18,10 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 from itertools import islice
+from typing import Optional
 
 from vac.config.machinetype import Machinetype
-from vac.scheduling.model import NO_REPORT, Outcome, Own, SpaceView, TypeTotals, seconds
+from vac.scheduling.model import NO_REPORT, Outcome, Own, SpaceView, Standing, TypeTotals, seconds
 
 SHORT_SECONDS = 60
 """An end this soon after the start (or within fizzle_seconds, if that is less) counts here, whatever its code."""
@@ -219,23 +220,12 @@ YOUNG_PER_ABORT = 4
 """Machines before fizzle, other than probes, that outweigh one aborting factory."""
 
 
-@dataclass(frozen=True)
-class Hold:
-    """A hold-back of a machinetype by aborts in the space."""
-
-    reason: str
-    until: float | None = None
-    """When time alone may change that."""
-    probing: bool = False
-    """True if one machine of it may be created now."""
-
-
 _NO_TOTALS = TypeTotals()
 
-SpaceHold = Callable[[Machinetype, Own, SpaceView, float], "Hold | None"]
+SpaceHold = Callable[[Machinetype, Own, SpaceView, float], Optional[Standing]]
 
 
-def deficit_hold(machinetype: Machinetype, own: Own, space: SpaceView, now: float) -> Hold | None:
+def deficit_hold(machinetype: Machinetype, own: Own, space: SpaceView, now: float) -> Standing | None:
     """Return the hold-back with ordered probing; None: the type isn't held back."""
     abort_time = last_abort(machinetype, own, space, now)
     if abort_time is None or proven_since(abort_time, machinetype, own, space, now):
@@ -244,28 +234,25 @@ def deficit_hold(machinetype: Machinetype, own: Own, space: SpaceView, now: floa
     rank = probing_rank(machinetype.name, abort_time, own, space)
     mine = opens + rank.bit_length() * window_seconds(len(space.factories), machinetype)
     if now < mine:
-        turn = f"then {rank} other factories may probe it first, " if rank else ""
-        if now < opens:
-            return Hold(
-                f"held back in the space after aborts, backoff for another {seconds(opens - now)}; {turn}"
-                f"this one in {seconds(mine - now)}",
-                mine,
-            )
-        return Hold(
-            f"held back in the space after aborts: {rank} other factories may probe it first, "
-            f"this one in {seconds(mine - now)}",
-            mine,
+        backoff = f", backoff for another {seconds(opens - now)}" if now < opens else ""
+        others = f"{rank} other factories may probe it first, " if rank else ""
+        return _held(
+            f"held back in the space after aborts{backoff}: {others}this one in {seconds(mine - now)}", mine
         )
     if own.report.before_fizzle:
-        return Hold(
+        return _held(
             "being probed after aborts in the space: one at a time here until one has outlived "
             f"fizzle_seconds ({machinetype.fizzle_seconds})",
             own.young_until,
         )
-    return Hold("being probed after aborts in the space: one at a time", None, probing=True)
+    return Standing(one_only="being probed after aborts in the space: one at a time")
 
 
-def classic_hold(machinetype: Machinetype, own: Own, space: SpaceView, now: float) -> Hold | None:
+def _held(reason: str, until: float | None) -> Standing:
+    return Standing(reason, until, held_in_space=until)
+
+
+def classic_hold(machinetype: Machinetype, own: Own, space: SpaceView, now: float) -> Standing | None:
     """Return the classic hold-back: after the newest abort time that any factory reports."""
     totals = space.types.get(machinetype.name, _NO_TOTALS)
     times = [time for time, name in totals.aborts[:2] if name != space.factory]
@@ -275,15 +262,15 @@ def classic_hold(machinetype: Machinetype, own: Own, space: SpaceView, now: floa
         return None
     opens = max(times) + machinetype.backoff_seconds
     if now < opens:
-        return Hold(f"held back in the space after an abort for another {seconds(opens - now)}", opens)
+        return _held(f"held back in the space after an abort for another {seconds(opens - now)}", opens)
     ends = opens + machinetype.fizzle_seconds
     if now < ends and _young(totals, own, space, machinetype.name):
-        return Hold(
+        return _held(
             "held back in the space after an abort while a machine of it is younger than fizzle_seconds, "
             f"for another {seconds(ends - now)} at most",
             ends,
         )
-    return Hold("being tried after an abort in the space", None, probing=True) if now < ends else None
+    return Standing(one_only="being tried after an abort in the space") if now < ends else None
 
 
 def last_abort(machinetype: Machinetype, own: Own, space: SpaceView, now: float) -> float | None:

@@ -13,7 +13,7 @@ from vac.config.machinetype import Machinetype
 from vac.config.settings import Settings
 from vac.scheduling import superslots
 from vac.scheduling.backoff import History
-from vac.scheduling.eligibility import Guard, Standing, engines_guard, find_guard, standing, total_processors
+from vac.scheduling.eligibility import Guard, engines_guard, find_guard, standing, total_processors
 from vac.scheduling.model import (
     NO_REPORT,
     Create,
@@ -22,6 +22,7 @@ from vac.scheduling.model import (
     Occupied,
     Own,
     SpaceView,
+    Standing,
     TypeTotals,
     count,
     seconds,

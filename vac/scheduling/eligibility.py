@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from vac.config.machinetype import Machinetype
 from vac.config.settings import Settings
 from vac.scheduling.backoff import History, SpaceHold, TypeHistory, classic_hold, deficit_hold, proven_since
-from vac.scheduling.model import Host, Own, SpaceView, count, seconds
+from vac.scheduling.model import Host, Own, SpaceView, Standing, count, seconds
 
 SPACE_HOLDS: Mapping[str, SpaceHold] = {"deficit": deficit_hold, "classic": classic_hold}
 """Hold-back by aborts in the space, by share_policy."""
@@ -89,24 +89,6 @@ def _overload(settings: Settings, host: Host, running_processors: int, now: floa
     return Guard("overload", text, now + ASK_AGAIN_SECONDS)
 
 
-@dataclass(frozen=True)
-class Standing:
-    """Eligibility of one machinetype."""
-
-    reason: str | None = None
-    """Reason why none can be created; None: one can."""
-    until: float | None = None
-    """When time alone may change that."""
-    one_only: str | None = None
-    """Reason if only one can be created now (a probe)."""
-    engine_problem: str | None = None
-    """Set if only its engine, and perhaps a hold-back, prevents it."""
-    held_here: float | None = None
-    """Until when this factory's own aborts hold it back."""
-    held_in_space: float | None = None
-    """Until when aborts in the space hold it back."""
-
-
 def standing(
     machinetype: Machinetype,
     settings: Settings,
@@ -128,7 +110,7 @@ def standing(
     return (
         _failed(past, own, now)
         or _held_here(machinetype, past, own, space, now)
-        or _held_in_space(machinetype, settings, own, space, now)
+        or SPACE_HOLDS[settings.share_policy](machinetype, own, space, now)
         or _FREE
     )
 
@@ -172,14 +154,3 @@ def _held_here(
     times = "an abort or early end" if past.aborts == 1 else f"{past.aborts} aborts or early ends in a row"
     reason = f"held back here after {times} for another {seconds(until - now)}"
     return Standing(reason, until, held_here=until)
-
-
-def _held_in_space(
-    machinetype: Machinetype, settings: Settings, own: Own, space: SpaceView, now: float
-) -> Standing | None:
-    hold = SPACE_HOLDS[settings.share_policy](machinetype, own, space, now)
-    if hold is None:
-        return None
-    if hold.probing:
-        return Standing(one_only=hold.reason)
-    return Standing(hold.reason, hold.until, held_in_space=hold.until)

@@ -79,9 +79,7 @@ NO_REPORT = TypeReport()
 class TypeTotals:
     """The sum of all factories' reports of one machinetype, this factory's included."""
 
-    running_processors: int = 0
     running_hs06: float = 0.0
-    running_machines: int = 0
     before_fizzle: int = 0
     """Machines that are starting or younger than fizzle_seconds, at most MOST_YOUNG of each factory."""
     beyond_probes: int = 0
@@ -155,6 +153,24 @@ class Decision:
     """Other facts worth a line in the log, such as processors that no superslot waits for any longer."""
     next_time: float | None = None
     """When time alone may change the decision (a pause or hold-back is over); None: only an event can."""
+
+
+@dataclass(frozen=True)
+class Standing:
+    """Eligibility of one machinetype."""
+
+    reason: str | None = None
+    """Reason why none can be created; None: one can."""
+    until: float | None = None
+    """When time alone may change that."""
+    one_only: str | None = None
+    """Reason if only one can be created now (a probe)."""
+    engine_problem: str | None = None
+    """Set if only its engine, and perhaps a hold-back, prevents it."""
+    held_here: float | None = None
+    """Until when this factory's own aborts hold it back."""
+    held_in_space: float | None = None
+    """Until when aborts in the space hold it back."""
 
 
 @dataclass(frozen=True)

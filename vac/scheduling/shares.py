@@ -25,8 +25,8 @@ MOMENT_SECONDS = 15
 """Draws within this time are spread evenly over the factories."""
 REPAY_SECONDS = 3 * 3600.0
 """Time in which a debt is repaid by whole machines. From 1 to 6 h it makes little difference."""
-TURN_SECONDS = 60.0
-"""The same among types that lack less than a machine."""
+PART = 60.0 / REPAY_SECONDS
+"""How much a part of a machine counts: a debt of a minute of a machine outweighs it."""
 LONGEST_STEP_SECONDS = 3600.0
 """A longer time between two decisions counts as this: the running machines of that time are a guess."""
 MOST_ROUNDS = 24
@@ -136,18 +136,26 @@ def _places(factories: tuple[str, ...]) -> Mapping[str, int]:
 
 
 def lacking(candidates: Sequence[Candidate], reached_hs06: float) -> dict[str, float]:
-    """Return what each candidate lacks, in HS06, of its share of what they will have together; negative: too much.
+    """Return what each candidate lacks, in HS06, of its share of what they will have together; negative: too much."""
+    owed = owed_hs06(candidates)
+    return {name: lack + owed[name] for name, lack in missing_hs06(candidates, reached_hs06).items()}
+
+
+def missing_hs06(candidates: Sequence[Candidate], reached_hs06: float) -> dict[str, float]:
+    """Return the same as far as their debts don't count."""
+    total = sum(one.target_share for one in candidates)
+    return {one.machinetype: one.target_share / total * reached_hs06 - one.running_hs06 for one in candidates}
+
+
+def owed_hs06(candidates: Sequence[Candidate]) -> dict[str, float]:
+    """Return by how much each candidate's debt changes what it lacks.
 
     The debts are weighted as _weights says, and shifted to sum to 0, so that they change nothing but the order.
     """
-    shares = _by_type(candidates, lambda one: one.target_share)
-    weights = _weights(shares)
-    total, width = sum(shares.values()), sum(weights.values())
-    mean = sum(weights[one.machinetype] * one.debt_hs06s for one in candidates) / width
+    weights = _weights(_by_type(candidates, lambda one: one.target_share))
+    mean = sum(weights[one.machinetype] * one.debt_hs06s for one in candidates) / sum(weights.values())
     return {
-        one.machinetype: one.target_share / total * reached_hs06
-        - one.running_hs06
-        + weights[one.machinetype] * (one.debt_hs06s - mean) / REPAY_SECONDS
+        one.machinetype: weights[one.machinetype] * (one.debt_hs06s - mean) / REPAY_SECONDS
         for one in candidates
     }
 
@@ -174,11 +182,12 @@ def deficit_order(
     Lazy, because mostly only the first is wanted.
     """
     lacks = lacking(candidates, reached_hs06)
+    missing, owed = missing_hs06(candidates, reached_hs06), owed_hs06(candidates)
     groups = _by_group(candidates, lambda one: lacks[one.machinetype])
     least = NEGLIGIBLE * reached_hs06
     left = list(candidates)
     while left:
-        parts = [1.0] if len(left) == 1 else apportion(left, lacks, free_hs06, rng)
+        parts = [1.0] if len(left) == 1 else apportion(left, missing, owed, free_hs06, rng)
         drawn = left.pop(_draw(parts, point))
         point = rng.random()
         lack = lacks[drawn.machinetype]
@@ -186,32 +195,36 @@ def deficit_order(
 
 
 def apportion(
-    candidates: Sequence[Candidate], lacks: Mapping[str, float], free_hs06: float, rng: random.Random
+    candidates: Sequence[Candidate],
+    missing: Mapping[str, float],
+    owed: Mapping[str, float],
+    free_hs06: float,
+    rng: random.Random,
 ) -> list[float]:
     """Return how many machines of each candidate are to be made of what is free in the space.
 
-    They are given out one by one to the group, and in it to the type, that lacks most whole machines for its weight.
-    Where none lacks one, as on few processors, types have their turns: what a share has of the next machine is no
-    reason to run before a debt that is older than that machine. A probe comes first there, as it might never have its
-    turn otherwise. Random among equals.
+    They are given out one by one to the group, and in it to the type, that lacks most; random among equals. A part of a
+    machine counts little: where shares aren't whole machines, types have to take turns by their debts. A probe of a
+    type that lacks something comes first, as it might never have its turn otherwise.
     """
-    groups = _by_group(candidates, lambda one: lacks[one.machinetype])
     group_weights = _weights(_by_group(candidates, lambda one: one.target_share))
     weights = _weights(_by_type(candidates, lambda one: one.target_share))
     if free_hs06 > MOST_ROUNDS * min(one.machine_hs06 for one in candidates):
+        lacks = {name: missing[name] + owed[name] for name in weights}
+        groups = _by_group(candidates, lambda one: lacks[one.machinetype])
         return _divide(candidates, lacks, groups, weights, group_weights, free_hs06)
-    debts = _by_type(candidates, lambda one: math.inf if one.probe else one.debt_hs06s)
-    group_debts = _by_group(candidates, lambda one: debts[one.machinetype])
-    left = dict(lacks)
+    left = dict(missing)
+    groups = _by_group(candidates, lambda one: missing[one.machinetype])
+    groups_owed = _by_group(candidates, lambda one: owed[one.machinetype])
     numbers = dict.fromkeys(weights, 0.0)
 
-    def need(one: Candidate) -> tuple[float, float, float, float]:
+    def need(one: Candidate) -> tuple[float, float]:
         name, group, size = one.machinetype, one.machinegroup, one.machine_hs06
+        if one.probe and left[name] > 0:
+            return math.inf, math.inf
         return (
-            math.floor(groups[group] / size + ROUNDING) * size / group_weights[group],
-            groups[group] + group_debts[group] / TURN_SECONDS,
-            math.floor(left[name] / size + ROUNDING) * size / weights[name],
-            left[name] + debts[name] / TURN_SECONDS,
+            _lack(groups[group], groups_owed[group], size, group_weights[group]),
+            _lack(left[name], owed[name], size, weights[name]),
         )
 
     while True:
@@ -224,6 +237,12 @@ def apportion(
         free_hs06 -= drawn.machine_hs06
         if free_hs06 < drawn.machine_hs06 / 2:
             return list(numbers.values())
+
+
+def _lack(missing: float, owed: float, size: float, weight: float) -> float:
+    """Return what something lacks for its weight, with parts of a machine counting little."""
+    whole = math.floor(missing / size + ROUNDING) * size
+    return (whole + owed) / weight + (missing - whole) * PART
 
 
 def _divide(

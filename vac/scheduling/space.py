@@ -136,9 +136,7 @@ def _known(time: float) -> float | None:
 class _Sums:
     """One machinetype in the whole space; the last result is kept until something changes."""
 
-    processors: int = 0
     hs06: float = 0.0
-    machines: int = 0
     young: int = 0
     beyond_probes: int = 0
     outlived: int = 0
@@ -152,9 +150,7 @@ class _Sums:
         for sign, report in ((1, after), (-1, before)):
             if report is not NO_REPORT:
                 young = report.young
-                self.processors += sign * report.running_processors
                 self.hs06 = max(0.0, self.hs06 + sign * report.running_hs06)
-                self.machines += sign * report.running_machines
                 self.young += sign * young
                 self.beyond_probes += sign * max(0, young - 1)
                 self.outlived += sign * (report.running_machines > report.before_fizzle)
@@ -171,9 +167,7 @@ class _Sums:
             self.listed = tuple(reversed(self.aborts)), frozenset(name for _, name in self.aborts)
         if self.totals is None:
             self.totals = TypeTotals(
-                running_processors=self.processors,
                 running_hs06=self.hs06,
-                running_machines=self.machines,
                 before_fizzle=self.young,
                 beyond_probes=self.beyond_probes,
                 outlived_factories=self.outlived,

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
 
 from vac.simulate.nodes import Node
-from vac.simulate.scenario import Scenario
+from vac.simulate.scenario import Queue, Scenario
 
 FULL = 0.99
 """Part of the healthy capacity in use from which on the space is called full."""
@@ -15,15 +14,6 @@ ARRIVED = 0.9
 """Part of its share that a machinetype has when it is back."""
 TOLERANCE = 0.005
 """Part of the space by which a type may miss its share before a machine counts as misplaced."""
-
-
-class Queued(Protocol):
-    """Work for one machinetype."""
-
-    periods: list[tuple[float, float]]
-
-    def has_work(self, now: float) -> bool:
-        """Return True if there is work."""
 
 
 @dataclass
@@ -48,28 +38,32 @@ class Sample:
 
 @dataclass
 class Return:
-    """A machinetype has work again after a time without."""
+    """A machinetype has work again after a time without; times in seconds after that, None: not yet."""
 
     machinetype: str
-    time: float
+    start_seconds: float
+    """When that was, since the beginning."""
     wanted_hs06: float
     freed_hs06: float
     """HS06 that it could have had by now: free at the return or since."""
-    possible_time: float | None = None
-    """When that was enough for 90 % of its share."""
-    arrived_time: float | None = None
-    """When it had them."""
-    found_time: float | None = None
-    """When the first machine found work."""
+    found_seconds: float | None = None
+    """Until the first machine found some."""
+    possible_seconds: float | None = None
+    """Until enough had become free for 90 % of its share."""
+    arrived_seconds: float | None = None
+    """Until it had that."""
 
 
-@dataclass
-class Idle:
-    """Processors that are free on healthy factories of one kind whose daemons run."""
+@dataclass(eq=False)
+class Kind:
+    """Nodes that have the same machinetypes configured."""
 
-    processors: int = 0
-    seconds: float = 0.0
-    """Processor-seconds, of times with work only."""
+    machinetypes: frozenset[str]
+    hs06: float = 0.0
+    idle_processors: int = 0
+    """Those that are free where the daemon runs."""
+    idle_seconds: float = 0.0
+    """Their processor-seconds, of times with work only."""
 
 
 @dataclass
@@ -78,7 +72,7 @@ class Measure:
 
     scenario: Scenario
     nodes: Sequence[Node]
-    queues: Mapping[str, Queued]
+    queues: Mapping[str, Queue]
     beginning: float
     samples: list[Sample] = field(default_factory=list)
     creations: dict[str, list[float]] = field(default_factory=dict)
@@ -107,26 +101,20 @@ class Measure:
         self._had_time = self.beginning
         self._without: dict[str, float] = {}
         """By type that has work and no machine, since when."""
-        self._idle: dict[frozenset[str], Idle] = {}
         self._available: set[str] = set()
         self._time = self.beginning
         self._healthy = [node for node in self.nodes if not node.broken]
         self.capacity = sum(node.capacity_hs06 for node in self._healthy) or 1.0
         self.processors = sum(node.settings.total_processors for node in self._healthy) or 1
-        self._kinds = self._make_kinds()
         self._with_work: frozenset[str] = frozenset()
         self._targets: dict[str, float] = {}
-        self._idle_kinds = {node.name: self._idle_of(node) for node in self._healthy}
-
-    def _make_kinds(self) -> list[Kind]:
-        kinds: dict[frozenset[str], float] = {}
+        kinds: dict[frozenset[str], Kind] = {}
+        self._kind_of: dict[str, Kind] = {}
         for node in self._healthy:
-            key = frozenset(node.machinetypes)
-            kinds[key] = kinds.get(key, 0.0) + node.capacity_hs06
-        return [Kind(key, hs06) for key, hs06 in kinds.items()]
-
-    def _idle_of(self, node: Node) -> Idle:
-        return self._idle.setdefault(frozenset(node.machinetypes), Idle())
+            types = frozenset(node.machinetypes)
+            kind = self._kind_of[node.name] = kinds.setdefault(types, Kind(types))
+            kind.hs06 += node.capacity_hs06
+        self._kinds = list(kinds.values())
 
     # Events
 
@@ -135,7 +123,7 @@ class Measure:
         if not node.broken and up != (node.name in self._available):
             self._advance(now)
             free = node.settings.total_processors - self.used_processors[node.name]
-            self._idle_kinds[node.name].processors += free if up else -free
+            self._kind_of[node.name].idle_processors += free if up else -free
             (self._available.add if up else self._available.discard)(node.name)
 
     def created(self, node: Node, machinetype: str, processors: int, now: float) -> None:
@@ -157,12 +145,17 @@ class Measure:
         if not useful:
             self.useless_seconds += processors * (now - created_time)
         freed = processors * node.settings.hs06
+        passed, created = now - self.beginning, created_time - self.beginning
         for one in self.returns:
-            if created_time < one.time and machinetype != one.machinetype and one.possible_time is None:
+            if (
+                created < one.start_seconds
+                and machinetype != one.machinetype
+                and one.possible_seconds is None
+            ):
                 if one.machinetype in node.machinetypes:
                     one.freed_hs06 += freed
                 if one.freed_hs06 >= ARRIVED * one.wanted_hs06:
-                    one.possible_time = now
+                    one.possible_seconds = passed - one.start_seconds
 
     def _book(self, node: Node, processors: int) -> None:
         self.used_processors[node.name] += processors
@@ -174,7 +167,7 @@ class Measure:
         self._integrate(now)
         self.running[machinetype] += processors * node.settings.hs06
         if node.name in self._available:
-            self._idle_kinds[node.name].processors -= processors
+            self._kind_of[node.name].idle_processors -= processors
 
     def _count_misplaced(self, machinetype: str) -> None:
         least = TOLERANCE * self.capacity
@@ -185,9 +178,9 @@ class Measure:
             self.misplaced += 1
 
     def _advance(self, now: float) -> None:
-        for types, idle in self._idle.items():
-            if idle.processors and types & self._with_work:
-                idle.seconds += idle.processors * (now - self._time)
+        for kind in self._kinds:
+            if kind.idle_processors and kind.machinetypes & self._with_work:
+                kind.idle_seconds += kind.idle_processors * (now - self._time)
         self._time = now
 
     def _integrate(self, now: float) -> None:
@@ -206,8 +199,8 @@ class Measure:
     def found(self, machinetype: str, now: float) -> None:
         """Note that a machine of this type has found work."""
         for one in self.returns:
-            if one.machinetype == machinetype and one.found_time is None:
-                one.found_time = now
+            if one.machinetype == machinetype and one.found_seconds is None:
+                one.found_seconds = now - self.beginning - one.start_seconds
 
     # Samples
 
@@ -257,19 +250,19 @@ class Measure:
     def _came_back(self, name: str, now: float) -> None:
         wanted = targets(self._kinds, self._shares(self._with_work), self.capacity)[name]
         has = self.running[name]
-        free = sum(idle.processors for types, idle in self._idle.items() if name in types) * (
+        free = sum(kind.idle_processors for kind in self._kinds if name in kind.machinetypes) * (
             self.capacity / self.processors
         )
-        back = Return(name, now, wanted, has + free)
+        back = Return(name, now - self.beginning, wanted, has + free)
         if back.freed_hs06 >= ARRIVED * wanted:
-            back.possible_time = now
+            back.possible_seconds = 0.0
         self.returns.append(back)
 
     def _look_at_returns(self, now: float) -> None:
         for one in self.returns:
-            waiting = one.arrived_time is None and one.machinetype in self._with_work
+            waiting = one.arrived_seconds is None and one.machinetype in self._with_work
             if waiting and self.running[one.machinetype] >= ARRIVED * one.wanted_hs06:
-                one.arrived_time = now
+                one.arrived_seconds = now - self.beginning - one.start_seconds
 
     def _look_at_waits(self, now: float) -> None:
         for name, hs06 in self.running.items():
@@ -287,15 +280,7 @@ class Measure:
     @property
     def idle_seconds(self) -> float:
         """Processor-seconds for which processors of healthy factories were free despite work."""
-        return sum(idle.seconds for idle in self._idle.values())
-
-
-@dataclass(frozen=True)
-class Kind:
-    """Nodes that have the same machinetypes configured."""
-
-    machinetypes: frozenset[str]
-    hs06: float
+        return sum(kind.idle_seconds for kind in self._kinds)
 
 
 def targets(kinds: Sequence[Kind], shares: Mapping[str, float], capacity: float) -> dict[str, float]:
@@ -323,7 +308,7 @@ def _tightest(
     best: tuple[float, frozenset[str]] | None = None
     for names in _sets(kinds, left):
         share = sum(left[name] for name in names)
-        usable = {kind for kind in kinds if kind.machinetypes & names}
+        usable = [kind for kind in kinds if kind.machinetypes & names]
         hs06 = scale * sum(kind.hs06 for kind in usable)
         hs06 -= sum(
             hs06_of

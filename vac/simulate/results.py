@@ -44,20 +44,6 @@ class Probes:
 
 
 @dataclass(frozen=True)
-class Recovery:
-    """Return of a machinetype; times in seconds after its work came back, None: not before the end."""
-
-    machinetype: str
-    start_seconds: float
-    found_seconds: float | None
-    """Until the first machine found some."""
-    possible_seconds: float | None
-    """Until enough had become free for 90 % of its share."""
-    arrived_seconds: float | None
-    """Until it had that."""
-
-
-@dataclass(frozen=True)
 class Result:
     """A run in numbers; parts are of the healthy factories' HS06."""
 
@@ -91,31 +77,12 @@ class Result:
     overbooked: int
     """Processors in use beyond those that a factory has: always 0."""
     probes: Sequence[Probes]
-    recoveries: Sequence[Recovery]
+    recoveries: Sequence[Return]
     samples: Sequence[Sample]
 
     def json(self) -> dict[str, Any]:
         """Return plain values for a JSON file."""
         return dataclasses.asdict(self)
-
-
-def from_json(data: Mapping[str, Any]) -> Result:
-    """Return the result that Result.json() has encoded."""
-
-    def errors(of: Mapping[str, float] | None) -> Errors | None:
-        return None if of is None else Errors(**of)
-
-    way = errors(data["way"])
-    assert way is not None
-    lists = {
-        "probes": [Probes(**one) for one in data["probes"]],
-        "recoveries": [Recovery(**one) for one in data["recoveries"]],
-        "samples": [Sample(**one) for one in data["samples"]],
-        "windows": {hours: Errors(**one) for hours, one in data["windows"].items()},
-    }
-    return Result(
-        **{**data, **lists, "way": way, "full": errors(data["full"]), "error": errors(data["error"])}
-    )
 
 
 def summarize(scenario: Scenario, measure: Measure) -> Result:
@@ -149,7 +116,7 @@ def summarize(scenario: Scenario, measure: Measure) -> Result:
         machines=created,
         overbooked=measure.overbooked,
         probes=tuple(_all_probes(scenario, measure)),
-        recoveries=tuple(_recovery(one, measure.beginning) for one in measure.returns),
+        recoveries=tuple(measure.returns),
         samples=samples[:: -(-len(samples) // MOST_POINTS)],
     )
 
@@ -182,19 +149,6 @@ def _settled(sample: Sample) -> bool:
 
 def _errors(errors: Sequence[float]) -> Errors:
     return Errors(statistics.fmean(errors), max(errors))
-
-
-def _recovery(one: Return, beginning: float) -> Recovery:
-    def after(time: float | None) -> float | None:
-        return None if time is None else time - one.time
-
-    return Recovery(
-        one.machinetype,
-        one.time - beginning,
-        after(one.found_time),
-        after(one.possible_time),
-        after(one.arrived_time),
-    )
 
 
 def _all_probes(scenario: Scenario, measure: Measure) -> Iterator[Probes]:
@@ -267,7 +221,7 @@ def _probes_text(probes: Probes) -> str:
     )
 
 
-def _recovery_text(recovery: Recovery) -> str:
+def _recovery_text(recovery: Return) -> str:
     return (
         f"{recovery.machinetype} with work again at {_hours(recovery.start_seconds)}: "
         f"first found after {duration(recovery.found_seconds)}, 90 % of its share after "

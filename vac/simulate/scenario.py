@@ -195,6 +195,32 @@ def _period(text: str) -> tuple[float, float]:
     return seconds(start), seconds(end) if end else float("inf")
 
 
+class Queue:
+    """The work for machines of one type over time."""
+
+    def __init__(self, work: Work, beginning: float) -> None:
+        self.work = work
+        self.periods = periods(work.when)
+        self._beginning = beginning
+        self._left = work.jobs or None
+        self.lifetime = spread(work.lifetime)
+        self.startup = spread(work.startup)
+        self.no_work = spread(work.no_work)
+        self.no_work_message = None if work.no_work_message == "none" else work.no_work_message
+
+    def has_work(self, now: float) -> bool:
+        """Return True if a machine that asks now may find some."""
+        passed = now - self._beginning
+        return self._left != 0 and any(start <= passed < end for start, end in self.periods)
+
+    def ask(self, now: float, rng: random.Random) -> bool:
+        """Let a machine ask for work; return True if it has found some."""
+        found = self.has_work(now) and rng.random() < self.work.probability
+        if found and self._left is not None:
+            self._left -= 1
+        return found
+
+
 SPACE = Schema("space", declared(Space), (), {})
 HARDWARE = Schema("hardware NAME", declared(Hardware), (), {})
 WORK = Schema("work MACHINETYPE", declared(Work), (), {})

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import bisect
 import heapq
 import random
 from collections.abc import Callable
@@ -17,7 +16,7 @@ from vac.scheduling.space import CYCLE_SECONDS, is_due, is_fresh
 from vac.simulate.measure import Measure
 from vac.simulate.nodes import Node, make_nodes
 from vac.simulate.polling import Polling, alone
-from vac.simulate.scenario import Scenario, Work, periods, spread
+from vac.simulate.scenario import Queue, Scenario, spread
 
 BEGINNING = 1.6e9
 """Unix time at which every simulation begins."""
@@ -43,32 +42,6 @@ class Machine:
     """True if it has found work."""
 
 
-class Queue:
-    """The work for machines of one type over time."""
-
-    def __init__(self, work: Work) -> None:
-        self.work = work
-        self.periods = periods(work.when)
-        self._starts = [BEGINNING + start for start, _ in self.periods]
-        self._left = work.jobs or None
-        self.lifetime = spread(work.lifetime)
-        self.startup = spread(work.startup)
-        self.no_work = spread(work.no_work)
-        self.no_work_message = None if work.no_work_message == "none" else work.no_work_message
-
-    def has_work(self, now: float) -> bool:
-        """Return True if a machine that asks now may find some."""
-        place = bisect.bisect_right(self._starts, now) - 1
-        return self._left != 0 and place >= 0 and now < BEGINNING + self.periods[place][1]
-
-    def ask(self, now: float, rng: random.Random) -> bool:
-        """Let a machine ask for work; return True if it has found some."""
-        found = self.has_work(now) and rng.random() < self.work.probability
-        if found and self._left is not None:
-            self._left -= 1
-        return found
-
-
 class World:
     """One run. Randomness comes from the scenario's seed alone."""
 
@@ -79,7 +52,7 @@ class World:
         self.scenario = scenario
         self.rng = random.Random(f"{space.seed} world")
         self.nodes = make_nodes(scenario, BEGINNING)
-        self.queues = {name: Queue(scenario.work(name)) for name in scenario.machinetypes}
+        self.queues = {name: Queue(scenario.work(name), BEGINNING) for name in scenario.machinetypes}
         self.polling = Polling(scenario, self.nodes, random.Random(f"{space.seed} network"))
         self.measure = Measure(scenario, self.nodes, self.queues, BEGINNING)
         self.machines: dict[int, Machine] = {}

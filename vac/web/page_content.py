@@ -41,7 +41,7 @@ a { color: var(--link); } a:focus-visible, .wide:focus-visible { outline: 3px so
 .bad { color: var(--bad); font-weight: 600; } .wide { overflow-x: auto; } .flow { overflow-wrap: anywhere; }
 table { border-collapse: collapse; } caption { text-align: left; padding: .2rem 0; }
 th, td { border: 1px solid var(--line); padding: .2rem .6rem; text-align: left; vertical-align: top; }
-th { background: var(--soft); } td.number { text-align: right; }
+th { background: var(--soft); } td { min-width: 3.5rem; } td.number { text-align: right; }
 ul { list-style: none; padding: 0; display: flex; flex-wrap: wrap; gap: .25rem .8rem; margin: .4rem 0; }
 ul.slots { display: grid; grid-template-columns: repeat(auto-fill, minmax(3rem, 1fr)); gap: .25rem; }
 ul.slots a { display: block; padding: .5rem .2rem; text-align: center; border: 2px solid var(--line);
@@ -52,6 +52,7 @@ ul.slots a.new { border-style: dashed; }
 svg { width: 100%; height: auto; max-width: 60rem; } svg text { font-size: 11px; fill: var(--ink); }
 svg polygon { stroke: var(--ink); stroke-width: .4; } .frame { fill: none; stroke: var(--line); }
 svg.bar { width: 8rem; height: .8rem; display: block; } .mark { fill: var(--bad); }
+@media (max-width: 40rem) { svg text { font-size: 20px; } }
 .charts { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 30rem), 1fr)); gap: 1rem; }
 @media print { .skip { display: none; } body { padding: 0; max-width: none; } h2 { break-after: avoid; } }
 @media print { ul.slots a, svg, .swatch { print-color-adjust: exact; -webkit-print-color-adjust: exact; } }
@@ -134,7 +135,7 @@ class Content:
         _table(body, "Other factories of the space", ("Factory", "Last poll"), peers)
 
     def _slot_map(self, body: Element, snapshot: Snapshot, styles: Mapping[str, str]) -> None:
-        _text(body, "h2", "Slots")
+        _text(body, "h2", "Slot map")
         legend = SubElement(body, "ul", {"aria-label": "Colours of machinetypes"})
         for one, style in styles.items():
             entry = SubElement(legend, "li")
@@ -180,12 +181,14 @@ class Content:
         for title, seconds, form in (("Day", DAY, "%H:%M UTC"), ("Week", WEEK, "%d %b")):
             begin = self.now - seconds
             rows = processors(spans, begin, self.now, _STEPS)
-            means = ", ".join(f"{name(one)} {sum(row) / _STEPS:.1f}" for one, row in rows.items()) or "none"
+            ordered = {one: rows[one] for one in styles if one in rows}
+            means = (
+                ", ".join(f"{name(one)} {sum(row) / _STEPS:.1f}" for one, row in ordered.items()) or "none"
+            )
             half = SubElement(place, "div")
             _text(half, "p", f"{title}: on average {means}", "flow")
             labels = [utc_time(begin + part * seconds / 4, form) for part in range(5)]
-            ordered = {one: rows[one] for one in styles if one in rows}
-            most = float(snapshot.status.total_processors or 1)
+            most = max([float(snapshot.status.total_processors or 1), *map(sum, zip(*rows.values()))])
             area_chart(half, f"Running processors, {title.lower()}: {means}", ordered, styles, most, labels)
 
     def _ends_by_code(self, body: Element) -> None:

@@ -204,7 +204,7 @@ def without_secrets(configuration: Configuration) -> Configuration:
         name: dataclasses.replace(pipe, user_data_options={}) for name, pipe in configuration.pipes.items()
     }
     return dataclasses.replace(
-        configuration, settings=settings_, machinetypes=kinds, pipes=pipes, warnings=(), digest=""
+        configuration, settings=settings_, machinetypes=kinds, pipes=pipes, warnings=()
     )
 
 
@@ -252,7 +252,7 @@ def test_the_reference_has_every_option_once(host: HostFacts, capsys: pytest.Cap
         assert [name for name in names if "XXX" not in name] == list(declared(holder))
         assert all(f"\n{name}\n" in out for name in names)
     assert "Formerly: cpu_total." in out
-    assert "Base of the GOCDB API (has no effect in this version).\n" in out
+    assert "Where these go (has no effect in this version).\n" in out
     assert max(map(len, out.splitlines())) <= 110
     blocks = [" ".join(block.split()) for block in out.split("\n\n")]
     told = {block.split()[0] for block in blocks if "A pipe's document may set it." in block}
@@ -283,7 +283,7 @@ def test_the_sample_with_every_option_in_force_is_right_too(tmp_path: Path, host
     configuration = load([path], host)
     assert {warning.text for warning in configuration.warnings} == {NO_EFFECT}
     unused = {name for name, option in declared(Settings).items() if option.no_effect}
-    defaults = {"gocdb_url", "version_logger"}
+    defaults = {"version_logger"}
     assert {warning.option for warning in configuration.warnings} == unused - defaults
     assert list(configuration.pipes) == ["example"]
 

@@ -57,8 +57,7 @@ def test_what_somebody_should_look_at_is_a_warning(load_text: LoadText, text: st
     ("lines", "options"),
     [
         ("description = basement", ["description"]),
-        ("gocdb_cert_file = /c\ngocdb_key_file = /k", ["gocdb_cert_file", "gocdb_key_file"]),
-        ("gocdb_url = https://gocdb.example.org", ["gocdb_url"]),
+        ("gocdb_cert_file = /c\ngocdb_key_file = /k\ngocdb_url = https://gocdb.example.org", []),
         ("version_logger = 1", ["version_logger"]),
         ("version_logger_hostport = versions.example.org:8884", ["version_logger_hostport"]),
         ("version_logger = no\ngocdb_url = https://goc.egi.eu\ndescription =\ngocdb_sitename = SITE", []),

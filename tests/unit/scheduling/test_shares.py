@@ -21,6 +21,8 @@ from vac.scheduling.shares import (
     classic_order,
     deficit_order,
     lacking,
+    missing_hs06,
+    owed_hs06,
     stratified_point,
 )
 
@@ -66,7 +68,8 @@ def test_debts_change_the_order_only(candidates: list[Candidate], reached: float
 
 
 def parts(candidates: list[Candidate], reached: float, free: float, seed: int = 1) -> list[float]:
-    return apportion(candidates, lacking(candidates, reached), free, random.Random(seed))
+    missing, owed = missing_hs06(candidates, reached), owed_hs06(candidates)
+    return apportion(candidates, missing, owed, free, random.Random(seed))
 
 
 def test_what_is_free_goes_to_those_that_lack_most() -> None:

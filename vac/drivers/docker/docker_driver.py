@@ -319,6 +319,10 @@ def written_directories(inspected: Mapping[str, Any]) -> list[str]:
     return [path for path in found if isinstance(path, str) and path.startswith("/") and ":" not in path]
 
 
+LOST_EXIT_CODE = 255
+"""Of a container whose end the engine has missed."""
+
+
 class End(NamedTuple):
     """End of a container; None: unknown, or it hasn't ended."""
 
@@ -327,7 +331,11 @@ class End(NamedTuple):
 
 
 def end_of(inspected: Mapping[str, Any]) -> End:
-    """Return when and how the container ended last. Engines give the year 1 to one that never did."""
+    """Return when and how the container ended last. Engines give the year 1 to one that never did.
+
+    dockerd gives one whose end it has missed, since it was killed itself, the time of its own next start and
+    LOST_EXIT_CODE: then nobody knows when.
+    """
     state = inspected.get("State") or {}
     exit_code = state.get("ExitCode") if state.get("Status") in ("exited", "dead", "stopped") else None
     text = str(state.get("FinishedAt") or "")
@@ -336,7 +344,7 @@ def end_of(inspected: Mapping[str, Any]) -> End:
     if match is not None:
         with contextlib.suppress(ValueError, OverflowError):
             told = datetime.datetime.fromisoformat(match[1] + match[2].replace("Z", "+00:00")).timestamp()
-            seconds = told if told > 0 else None
+            seconds = told if told > 0 and exit_code != LOST_EXIT_CODE else None
     return End(seconds, exit_code if isinstance(exit_code, int) else None)
 
 
@@ -344,7 +352,7 @@ def _end_of(client: Client, container_id: str) -> End | None:
     """Return the end of a container; None if the engine doesn't know it (yet)."""
     with contextlib.suppress(docker.errors.NotFound):
         end = end_of(client.inspect_container(container_id))
-        return end if end.time is not None else None
+        return end if end.time is not None or end.exit_code == LOST_EXIT_CODE else None
     return None
 
 
