@@ -43,6 +43,7 @@ class Ended:
     processors: int = 1
     hs06: float = 0.0
     cpu_seconds: float = 0.0
+    joules: float | None = None
     exit_code: int | None = None
     signal: int | None = None
     by_people: bool = False
@@ -103,6 +104,7 @@ def ended(machine: Machine) -> Ended:
         started=round(machine.started_time, 3),
         ended=round(end_time(machine), 3),
         cpu_seconds=round(machine.cpu_seconds, 1),
+        joules=None if machine.joules is None else round(machine.joules),
         exit_code=machine.exit_code,
         signal=machine.signal,
         by_people=machine.ended_by_people,

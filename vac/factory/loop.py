@@ -22,7 +22,7 @@ from vac.factory.peers import Answers, Ask, Space
 from vac.factory.pipes import Pipes
 from vac.factory.report import Report
 from vac.factory.state import FactoryState, Message, Stop, Wake
-from vac.factory.watch import Rules, Watcher
+from vac.factory.watch import EnergyShares, Rules, Watcher
 from vac.host.probes import health_problem
 from vac.lifecycle import stimuli
 from vac.lifecycle.phases import Empty, Running, SetAside, Stopping
@@ -67,6 +67,7 @@ class Factory:
         self.effects = Effects(state, vacmon)
         self.watcher = Watcher(state, self.effects)
         self.rules = Rules(state, self.effects)
+        self.energy = EnergyShares(state)
         self.requests = AdminRequests(state, self.effects)
         self.space = Space(ask, lambda answers: state.post(lambda: self._answered(answers)), state.clock.unix)
         self.repositories = Repositories(state)
@@ -173,6 +174,7 @@ class Factory:
         for engine in self.state.engines.values():
             engine.request_observation()
         self.rules.measure()
+        self.energy.divide()
         self._check_health()
         self.repositories.look()
         self.report.cycle()

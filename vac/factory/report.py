@@ -108,6 +108,7 @@ class Report:
             failed=dict(state.failed),
             pipes=dict(state.pipes),
             slot_states=self._slot_states(),
+            joules=state.joules,
             disk_used={
                 slot.machine.uuid: slot.sight.disk_used_bytes
                 for slot in state.slots

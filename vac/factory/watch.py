@@ -15,6 +15,7 @@ from vac.drivers.base import WRITES_TO, EngineState, Observed
 from vac.drivers.engine import Observation
 from vac.factory.effects import Effects
 from vac.factory.state import FactoryState, Slot
+from vac.host.energy import EnergyMeter
 from vac.host.probes import MEASURE_SECONDS, DiskUse, measure_disk
 from vac.lifecycle.phases import Running, SetAside, Starting, StopOrder
 from vac.lifecycle.stimuli import ListedAbsent, ListedAlive, ListedEnded, ListedHalfMade, StopOrdered
@@ -238,6 +239,31 @@ class Rules:
             most = machine.age(now) if looked is None else now.boot - looked
             sight.heartbeat_file = (mtime, now.boot - min(max(0.0, now.unix - mtime), most))
         return sight.heartbeat_file[1]
+
+
+class EnergyShares:
+    """Divides this host's energy among its machines by the CPU time that they use."""
+
+    def __init__(self, state: FactoryState) -> None:
+        self.state = state
+        self.meter = EnergyMeter()
+        self._cpu_seconds: dict[str, float] = {}
+        """By uuid, what had been used at the last call."""
+
+    def divide(self) -> None:
+        """Add to each machine its part of what has been used since the last call; once a cycle."""
+        running = {
+            slot.machine.uuid: slot.machine for slot in self.state.slots if slot.running and slot.machine
+        }
+        used, before = self.meter.read(), self._cpu_seconds
+        self._cpu_seconds = {uuid: machine.cpu_seconds for uuid, machine in running.items()}
+        if used is None:
+            return
+        self.state.joules = (self.state.joules or 0.0) + used[0]
+        spent = {uuid: max(0.0, now - before.get(uuid, 0.0)) for uuid, now in self._cpu_seconds.items()}
+        whole = max(used[1], sum(spent.values()))
+        for uuid, machine in running.items() if whole else ():
+            machine.joules = (machine.joules or 0.0) + used[0] * spent[uuid] / whole
 
 
 def _limits(machine: Machine) -> Limits:

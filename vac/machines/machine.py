@@ -33,6 +33,7 @@ _INTEGERS = ("memory_bytes", "peak_memory_bytes", "network_received_bytes", "net
 """Of what usage.json holds; named as in Usage."""
 _ENDS = ("exit_code", "signal")
 """Likewise, of a machine that has ended."""
+_MAY_MISS = (*_ENDS, "joules")
 _FLAGS = ("final", "unseen", "ended_by_people")
 UNKNOWN = Usage()
 _JOBFEATURES = ("job_id", "allocated_cpu", "shutdowntime_job", "max_rss_bytes", "hs06_job", "hepscore23_job")
@@ -72,6 +73,8 @@ class Machine:
     peak_memory_bytes: int | None = None
     network_received_bytes: int | None = None
     network_sent_bytes: int | None = None
+    joules: float | None = None
+    """Its part of this host's energy, by CPU time; None: the kernel doesn't tell."""
     fqan: str | None = None
     """accounting_fqan as it was when the machine was created."""
     final: bool = False
@@ -192,7 +195,7 @@ def _load_usage(machine: Machine) -> None:
     machine.cpu_seconds = max(machine.cpu_seconds, _float(usage.get("cpu_seconds")) or 0.0)
     for name in (*_INTEGERS, *_ENDS):
         setattr(machine, name, _integer(usage.get(name)))
-    machine.alive_seconds = _float(usage.get("alive_seconds"))
+    machine.alive_seconds, machine.joules = (_float(usage.get(key)) for key in ("alive_seconds", "joules"))
     for name in _FLAGS:
         setattr(machine, name, usage.get(name) is True)
     machine.shutdown_time = _integer(usage.get("shutdown_time")) or machine.shutdown_time
@@ -363,7 +366,7 @@ def _write_usage(state: StateDir, machine: Machine, *, sync: bool) -> None:
     usage = {name: getattr(machine, name) for name in ("cpu_seconds", *_INTEGERS, "alive_seconds")}
     usage["shutdown_time"] = machine.shutdown_time
     usage.update({name: True for name in _FLAGS if getattr(machine, name)})
-    usage.update({name: getattr(machine, name) for name in _ENDS if getattr(machine, name) is not None})
+    usage.update({name: getattr(machine, name) for name in _MAY_MISS if getattr(machine, name) is not None})
     content = json.dumps(usage).encode("ascii") + b"\n"
     files.write_atomic(machine.directory / "usage.json", content, tmp=state.tmp, sync=sync)
 

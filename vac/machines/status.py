@@ -226,6 +226,8 @@ class Status:
     """By Vacuum Pipe: what is the matter with it, None if nothing is."""
     slot_states: Mapping[str, str] = field(default_factory=dict)
     """By machine name, what only the engine knows: Paused, Zombie or Unknown."""
+    joules: float | None = None
+    """Energy that this host has used since the factory's process began; None: the kernel doesn't tell."""
     disk_used: Mapping[str, int] = field(default_factory=dict)
     """By uuid of running machines, bytes; what else they use is in their directories."""
     begin: float | None = None

@@ -127,6 +127,9 @@ def _factory(status: Status, factory: FactoryStatus) -> Iterator[Metric]:
     yield _one("vac_factory_hs06", "HS06 of all processors that may be allocated.", factory.max_hs06)
     yield _one("vac_factory_running_hs06", "HS06 of running machines.", factory.running_hs06)
     yield _one("vac_factory_load15", "Load average of the host over 15 minutes.", factory.load_average)
+    if status.joules is not None:
+        text = "Energy of the host's processors and memory, if the kernel tells."
+        yield _counter("vac_factory_energy_joules", text, (), [((), status.joules)])
     free = {
         "root": (factory.root_disk_avail_kb, factory.root_disk_avail_inodes),
         "state_dir": (factory.daemon_disk_avail_kb, factory.daemon_disk_avail_inodes),
@@ -295,4 +298,5 @@ _MACHINE_METRICS: tuple[tuple[_Kind, str, str, _Value], ...] = (
         lambda m: m.network_received_bytes,
     ),
     (CounterMetricFamily, "network_transmit_bytes", "What it sent.", lambda m: m.network_sent_bytes),
+    (CounterMetricFamily, "energy_joules", "Its part of the host's energy, by CPU time.", lambda m: m.joules),
 )

@@ -77,6 +77,7 @@ STATUS = Status(
     silent={"node2.example.org": None},
     failed={"held": Creation(NOW - 30, "held", reason="user_data: no such file")},
     pipes={"vo": "the server's certificate has expired", "good": None},
+    joules=5000.5,
     disk_used={UUID: 300},
     begin=NOW - 500,
     tallies=(
@@ -94,6 +95,7 @@ def state(tmp_path: Path) -> StateDir:
     """One machine runs, one has ended, one slot is empty."""
     state = new_state(tmp_path)
     machine = running_machine(state, seen=NOW - 20)
+    machine.joules = 70.0
     renew_heartbeat(state, machine, at(NOW - 10), Usage(35000.0, 5 << 20, 6 << 20, 100, 200))
     ended = new_machine(state, name="node1-01.example.org", uuid="other")
     files.write_new(ended.directory / "shutdown_message", b"300 <b>Nothing</b> to do\n")
@@ -184,6 +186,7 @@ def value(found_in: StateDir, metric: str, **labels: str) -> float:
         ("vac_vacquery_answers_total", {}, 6),
         ("vac_vacquery_drops_total", {"reason": "other space"}, 2),
         ("vac_space_silent_factories", {}, 1),
+        ("vac_factory_energy_joules_total", {}, 5000.5),
     ],
 )
 def test_metrics_say_what_the_factory_knows(
@@ -205,6 +208,7 @@ def test_running_machines_have_their_own_metrics(state: StateDir) -> None:
         "disk_bytes": 300,
         "network_receive_bytes_total": 100,
         "network_transmit_bytes_total": 200,
+        "energy_joules_total": 70,
     }
     one = {"machine": "node1-00.example.org", "machinetype": "lhcb-prod"}
     for metric, number in expected.items():
@@ -469,7 +473,7 @@ def ends(state: StateDir) -> None:
     state.history.write_text("".join(f"\n{json.dumps(one)}" for one in lines))
 
 
-def test_shares_and_ends_of_a_day_and_a_week_come_from_the_history(state: StateDir) -> None:
+def test_shares_and_ends_of_a_day_and_a_week_are_counted(state: StateDir) -> None:
     ends(state)
     html = ask(state, "").body.decode()
     text = "\n".join(Page(ask(state, "")).texts)
