@@ -200,7 +200,7 @@ class World:
         types = {one.name: one for one in self.types}
         last = self._configuration
         if last is None or last.settings is not self.settings or last.machinetypes != types:
-            self._configuration = last = Configuration(self.settings, types, {}, {}, (), "")
+            self._configuration = last = Configuration(self.settings, types, {}, {}, ())
         return last
 
     def engine(self, name: str = "docker") -> FakeEngine:

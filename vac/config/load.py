@@ -5,6 +5,7 @@ What is wrong in a machinetype or pipe stops that one alone; only broken files a
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import re
@@ -21,7 +22,7 @@ from vac.config.checks import (
     full_names,
     unusable,
 )
-from vac.config.ini import COMMON, DEFAULT_PATHS, Contents, Problem, Report, Section, Value, find, read
+from vac.config.ini import COMMON, DEFAULT_PATHS, Contents, Problem, Report, Section, find, read
 from vac.config.machinetype import CONTAINER_MODELS, VM_MODELS, Machinetype, VacuumPipe
 from vac.config.options import declared
 from vac.config.pipe_types import DIRECTORY, FromPipe, PipeCopy, document_path, expand, read_copy
@@ -87,14 +88,20 @@ class Configuration:
     unusable: Mapping[str, str]
     """Machinetypes of which no machine can be made as they are configured: the reason in words."""
     warnings: tuple[Problem, ...]
-    digest: str
-    """Differs whenever an option's value, written or worked out, differs."""
     copies: Mapping[str, PipeCopy] = field(default_factory=dict, compare=False)
     """By prefix, the cache's copy of each pipe's document when this was read."""
     files: tuple[str, ...] = ()
     """The files that it was read from, in order."""
     errors: tuple[Problem, ...] = ()
     """Mistakes in machinetypes and pipes, each of which is stopped by them."""
+
+    @property
+    def digest(self) -> str:
+        """Text that differs whenever a value in force differs."""
+        parts: tuple[Settings | Machinetype | VacuumPipe, ...]
+        parts = (self.settings, *self.machinetypes.values(), *self.pipes.values())
+        content = json.dumps([dataclasses.asdict(part) for part in parts], default=str)
+        return hashlib.sha256(content.encode("ascii")).hexdigest()
 
 
 def load(paths: Sequence[Path] | None, host: HostFacts) -> Configuration:
@@ -143,7 +150,6 @@ def load(paths: Sequence[Path] | None, host: HostFacts) -> Configuration:
         pipes,
         {name: reasons[name] for name in machinetypes if name in reasons},
         warnings,
-        _digest(sections, contents.common, host, copies),
         copies,
         contents.files,
         tuple(stopped.errors),
@@ -286,22 +292,6 @@ def _pipe(name: str, parsed: Parsed) -> VacuumPipe:
         user_data_options=parsed.free[USER_DATA_OPTION],
         user_data_files=parsed.free[USER_DATA_FILE],
     )
-
-
-def _digest(
-    sections: Sections, common: Mapping[str, Value], host: HostFacts, copies: Mapping[str, PipeCopy]
-) -> str:
-    def texts(values: Mapping[str, Value]) -> list[tuple[str, str]]:
-        return sorted((option, value.text) for option, value in values.items())
-
-    each = sorted(
-        (kind, name, texts(section.values))
-        for kind, named in sections.items()
-        for name, section in named.items()
-    )
-    fetched = [(name, copy.digest) for name, copy in copies.items()]
-    content = json.dumps([host.name, host.processors, texts(common), each, fetched])
-    return hashlib.sha256(content.encode("ascii")).hexdigest()
 
 
 class Loader:

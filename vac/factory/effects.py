@@ -38,11 +38,12 @@ from vac.lifecycle.table import step as take_step
 from vac.machines import creation
 from vac.machines import machine as machines
 from vac.machines import slots as slot_files
+from vac.machines import status as statuses
 from vac.machines.files import TrashCollector
 from vac.machines.layout import slot_address, slot_number
 from vac.machines.machine import Machine
 from vac.machines.outputs import set_shutdown_message
-from vac.machines.status import Happening
+from vac.machines.status import Creation, ErrorKind, Happening
 from vac.scheduling.backoff import code_group, says_no_work
 from vac.scheduling.model import Create, Outcome
 from vac.text import without_url_secrets
@@ -75,26 +76,7 @@ class Effects:
             "context", self._context_done, at_once=MOST_CONTEXTS
         )
         self._carry_out: dict[Effect, Callable[[Slot, Step], Stimulus | None]] = {
-            Effect.PREPARE_CONTEXT: self._prepare_context,
-            Effect.MAKE_DIRECTORY: self._make_directory,
-            Effect.START: self._start,
-            Effect.WRITE_STARTED: self._write_started,
-            Effect.COUNT_CREATION: self._count_creation,
-            Effect.COUNT_FAILURE: self._count_failure,
-            Effect.REPORT_UNWANTED: self._report_unwanted,
-            Effect.LOOK: self._look,
-            Effect.RENEW_HEARTBEAT: self._renew_heartbeat,
-            Effect.LOWER_END: self._lower_end,
-            Effect.WRITE_MESSAGE: self._write_message,
-            Effect.STOP: self._stop,
-            Effect.ACCOUNT: self._account,
-            Effect.REMEMBER_END: self._remember_end,
-            Effect.RELEASE: self._release,
-            Effect.COUNT_RELEASE: self._count_release,
-            Effect.COUNT_RELEASE_FAILURE: self._count_release_failure,
-            Effect.REPORT_STUCK: self._report_stuck,
-            Effect.DISCARD: self._discard,
-            Effect.GIVE_BACK_SCRATCH: self._give_back_scratch,
+            effect: getattr(self, f"_{effect.name.lower()}") for effect in Effect
         }
 
     def happen(self, slot: Slot, stimulus: Stimulus) -> None:
@@ -258,20 +240,32 @@ class Effects:
         )
 
     def _count_creation(self, slot: Slot, taken: Step) -> None:
-        self.state.creation_succeeded(
-            _machine(slot), self.state.clock.boot() - self._begin(slot, taken.before)
-        )
+        state, machine = self.state, _machine(slot)
+        seconds = state.clock.boot() - self._begin(slot, taken.before)
+        state.counters.add(Happening.CREATION, machine.model, "created", seconds)
+        state.failed.pop(machine.machinetype, None)
+        state.changes.clear(f"create {machine.machinetype}")
+        statuses.clear_error(state.dir, ErrorKind.CREATION)
+        made = Creation(machine.created_time, machine.machinetype, machine.name, machine.processors)
+        state.created.appendleft(made)
 
     def _count_failure(self, slot: Slot, taken: Step) -> None:
-        begin = self._begin(slot, taken.before)
+        """Count a failed creation. One that an earlier process left undone is cleaned up: no error for people."""
+        state, now, begin = self.state, self.state.clock.moment(), self._begin(slot, taken.before)
         if isinstance(taken.before, (Preparing, Starting)):
             machinetype = taken.before.pending.order.machinetype
         else:
             machinetype = _machine(slot).machinetype
         made = not isinstance(taken.before, Preparing) and not isinstance(taken.stimulus, DirectoryFailed)
-        self.state.creation_failed(
-            machinetype, f"{slot.name}: {taken.reason}" if made else taken.reason, begin
-        )
+        reason = f"{slot.name}: {taken.reason}" if made else taken.reason
+        state.remember(Outcome(machinetype, now.at(begin).unix, None, now.unix, None), 0.0)
+        kind = state.configuration.machinetypes.get(machinetype)
+        model = kind.machine_model if kind else "unknown"
+        state.counters.add(Happening.CREATION, model, "failed", now.boot - begin)
+        state.failed[machinetype] = Creation(now.unix, machinetype, reason=reason)
+        state.changes.say(f"create {machinetype}", f"{machinetype}: not created: {reason}", logging.WARNING)
+        if begin >= state.started.boot:
+            statuses.set_error(state.dir, ErrorKind.CREATION, f"{machinetype}: {reason}")
 
     def _begin(self, slot: Slot, before: Phase) -> float:
         """Return when the creation was begun, in seconds since boot."""

@@ -139,7 +139,7 @@ def _first_configuration(
 
 def stand_in(error: ConfigurationError) -> Configuration | None:
     """Return a configuration without machinetypes in place of a broken one; None if [settings] can't be used either."""
-    return None if error.settings is None else Configuration(error.settings, {}, {}, {}, (), "")
+    return None if error.settings is None else Configuration(error.settings, {}, {}, {}, ())
 
 
 def broken_at_start(state: FactoryState, error: ConfigurationError) -> None:

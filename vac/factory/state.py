@@ -310,35 +310,6 @@ class FactoryState:
         self.history = self.history.add(outcome, fizzle_seconds)
         self.changed = True
 
-    def creation_failed(self, machinetype: str, reason: str, begin: float) -> None:
-        """Note that a machine could not be made, whose creation was begun at that time since boot.
-
-        A creation that an earlier process left undone, perhaps the classic's, is cleaned up: no error for people.
-        """
-        now = self.clock.moment()
-        self.history = self.history.add(
-            MachineOutcome(machinetype, now.at(begin).unix, None, now.unix, None), 0.0
-        )
-        kind = self.configuration.machinetypes.get(machinetype)
-        model = kind.machine_model if kind else "unknown"
-        self.counters.add(Happening.CREATION, model, "failed", now.boot - begin)
-        self.failed[machinetype] = Creation(now.unix, machinetype, reason=reason)
-        self.changes.say(f"create {machinetype}", f"{machinetype}: not created: {reason}", logging.WARNING)
-        if begin >= self.started.boot:
-            statuses.set_error(self.dir, ErrorKind.CREATION, f"{machinetype}: {reason}")
-        self.changed = True
-
-    def creation_succeeded(self, machine: Machine, seconds: float) -> None:
-        """Note that a machine has been made, which took so long."""
-        self.counters.add(Happening.CREATION, machine.model, "created", seconds)
-        self.failed.pop(machine.machinetype, None)
-        self.changes.clear(f"create {machine.machinetype}")
-        statuses.clear_error(self.dir, ErrorKind.CREATION)
-        self.created.appendleft(
-            Creation(machine.created_time, machine.machinetype, machine.name, machine.processors)
-        )
-        self.changed = True
-
     def written(self, key: str, what: str, write: Callable[[], object]) -> bool:
         """Write something, if need be with the reserve; return False and report it if that fails.
 

@@ -305,14 +305,17 @@ class Server(TcpWSGIServer):
         adjustments: Adjustments,
         admits: Callable[[str], bool] = is_slot,
         client_of: Callable[[str], str] = str,
+        alive: Callable[[], None] = lambda: None,
     ) -> None:
-        """admits: tells whether an address is served. client_of: the client whose share an address uses."""
+        """admits: tells if an address is served. client_of: the client whose share an address uses. alive: called every
+        few seconds while it serves."""
         self._sockets: dict[int, Any] = {}
         sockinfo = (bound.family, bound.type, bound.proto, bound.getsockname())
         super().__init__(app, self._sockets, True, bound, None, adjustments, sockinfo, bind_socket=False)
         self._channels: Any = self.active_channels
         self._admits = admits
         self._client_of = client_of
+        self._alive = alive
         self._crowded: set[str] = set()
 
     def handle_accept(self) -> None:
@@ -349,6 +352,7 @@ class Server(TcpWSGIServer):
     def maintenance(self, now: Any) -> None:
         """Close idle connections, and those whose request takes too long; called every few seconds."""
         super().maintenance(now)
+        self._alive()
         for channel in self._channels.values():
             if channel.is_late():
                 channel.will_close = True

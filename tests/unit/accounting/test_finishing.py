@@ -50,7 +50,7 @@ def record_of(state: StateDir) -> Path:
     return record
 
 
-def test_the_end_is_written_in_an_order_from_which_every_crash_recovers(tmp_path: Path) -> None:
+def test_the_end_is_written_in_a_recoverable_order(tmp_path: Path) -> None:
     state = new_state(tmp_path)
     machine = running_machine(state)
     (machine.directory / "joboutputs" / "shutdown_message").write_bytes(b"200 Success")
@@ -78,7 +78,7 @@ def test_the_end_is_written_in_an_order_from_which_every_crash_recovers(tmp_path
     )
 
 
-def test_a_record_is_durable_before_the_machine_counts_as_finished(
+def test_a_record_is_durable_before_the_machine_is_finished(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     state = new_state(tmp_path)
@@ -138,9 +138,7 @@ def test_a_machine_that_fizzled_has_no_record(
     [(None, ENDED), (ENDED + 50.0, ENDED + 50), (ENDED - 50.0, ENDED), (ENDED + 5000.0, ENDED)],
     ids=["not told", "told", "seen later", "in the future"],
 )
-def test_a_machine_that_nobody_saw_end_has_ended_when_its_engine_says(
-    tmp_path: Path, told: float | None, end: float
-) -> None:
+def test_an_unseen_end_is_when_the_engine_says(tmp_path: Path, told: float | None, end: float) -> None:
     state = new_state(tmp_path)
     machine = running_machine(state)
     finish(state, machine, Usage(cpu_seconds=1.0, ended_time=told), at(ENDED + 900), watched=False)
@@ -148,7 +146,7 @@ def test_a_machine_that_nobody_saw_end_has_ended_when_its_engine_says(
     assert message_fields(record_of(state).read_text())["EndTime"] == str(int(end))
 
 
-def test_a_machine_that_never_started_has_no_record_and_says_nothing_of_its_type(tmp_path: Path) -> None:
+def test_a_machine_that_never_started_has_no_record(tmp_path: Path) -> None:
     state = new_state(tmp_path)
     machine = new_machine(state)
     finish(state, machine, None, at(CREATED + 5000), watched=False)
@@ -159,7 +157,7 @@ def test_a_machine_that_never_started_has_no_record_and_says_nothing_of_its_type
     assert not written(state.apel_archive)
 
 
-def test_finishing_twice_changes_nothing_even_if_the_clock_and_the_usage_went_on(tmp_path: Path) -> None:
+def test_finishing_twice_changes_nothing(tmp_path: Path) -> None:
     state = new_state(tmp_path)
     machine = running_machine(state)
     finish(state, machine, FINAL, at(ENDED + 30), watched=True)
@@ -170,9 +168,7 @@ def test_finishing_twice_changes_nothing_even_if_the_clock_and_the_usage_went_on
     assert contents(state.root) == before
 
 
-def test_the_reserve_is_given_up_so_that_accounting_can_be_written(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_reserve_is_released_for_accounting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     state = new_state(tmp_path)
     machine = running_machine(state)
     write_new = files.write_new
@@ -207,7 +203,7 @@ def test_a_disk_that_stays_full_loses_nothing_and_moves_no_end(
     assert len(written(state.apel_archive)) == 1
 
 
-def test_a_machine_whose_directory_somebody_removed_is_accounted_all_the_same(tmp_path: Path) -> None:
+def test_a_machine_without_directory_is_accounted(tmp_path: Path) -> None:
     state = new_state(tmp_path)
     machine = running_machine(state)
     files.remove_tree(machine.directory)
@@ -216,7 +212,7 @@ def test_a_machine_whose_directory_somebody_removed_is_accounted_all_the_same(tm
     assert load_slots(state, {}, None).slots[NAME][0].finished
 
 
-def test_without_any_configuration_a_classic_machine_waits_for_one(tmp_path: Path) -> None:
+def test_a_classic_machine_waits_for_a_configuration(tmp_path: Path) -> None:
     state = classic_state(tmp_path)
     machine = load_slots(state, {}, None).slots["vac-85-00.example.org"][0]
     with pytest.raises(FinishFailed, match="configuration"):
@@ -338,7 +334,7 @@ def check_invariants(life: Life, machine: Machine | None) -> None:
         assert int(fields["CpuDuration"]) >= 34100
 
 
-def test_killed_at_any_write_of_its_life_a_machine_has_exactly_one_record_or_never_ran(
+def test_a_machine_killed_at_any_write_has_at_most_one_record(
     tmp_path: Path,
 ) -> None:
     steps = steps_of_a_life(tmp_path / "whole")
@@ -356,7 +352,7 @@ def test_killed_at_any_write_of_its_life_a_machine_has_exactly_one_record_or_nev
         assert contents(life.state.root) == settled
 
 
-def test_killed_a_second_time_while_recovering_it_still_has_exactly_one_record(tmp_path: Path) -> None:
+def test_killed_again_while_recovering_it_has_one_record(tmp_path: Path) -> None:
     steps = steps_of_a_life(tmp_path / "whole")
     for first in range(steps - 30, steps, 3):
         for second in range(0, 30, 4):

@@ -116,7 +116,7 @@ def test_fractions_of_seconds_are_cut_so_that_the_numbers_add_up(tmp_path: Path)
     [(0, 2097152, 2097152), (2**50, 2**31 - 1, 2**31 - 1), (None, 2097152, 2097152)],
     ids=["nothing measured", "more than the receiver takes", "not told"],
 )
-def test_memory_is_what_was_allocated_if_unknown_and_at_most_what_fits(
+def test_unknown_memory_is_what_was_allocated(
     tmp_path: Path, peak_bytes: int | None, real: int, virtual: int
 ) -> None:
     machine = running_machine(new_state(tmp_path))
@@ -139,7 +139,7 @@ def test_a_long_machinetype_name_fits_the_receivers_column(tmp_path: Path) -> No
     assert fields_of(tmp_path, machinetype=machinetype_of(name="a" * 120))["Queue"] == "a" * 100
 
 
-def test_a_machine_whose_job_id_was_lost_has_an_identity_all_the_same(tmp_path: Path) -> None:
+def test_a_machine_without_job_id_has_an_identity(tmp_path: Path) -> None:
     machine = running_machine(new_state(tmp_path))
     machine.uuid = ""
     assert job_record(machine).local_job_id == machine.directory.name

@@ -204,7 +204,7 @@ def without_secrets(configuration: Configuration) -> Configuration:
         name: dataclasses.replace(pipe, user_data_options={}) for name, pipe in configuration.pipes.items()
     }
     return dataclasses.replace(
-        configuration, settings=settings_, machinetypes=kinds, pipes=pipes, warnings=(), digest=""
+        configuration, settings=settings_, machinetypes=kinds, pipes=pipes, warnings=()
     )
 
 

@@ -40,7 +40,7 @@ def test_a_broken_configuration_stops_creation_and_nothing_else(world: World) ->
     assert world.status().problems == ()
 
 
-def test_a_factory_that_starts_with_a_broken_configuration_minds_its_machines(world: World) -> None:
+def test_machines_are_watched_from_a_broken_configuration_on(world: World) -> None:
     world.scripts = lambda spec: Script(400.0, "200 Success")
     world.fill()
     machine = world.machine()
@@ -57,7 +57,7 @@ def test_a_factory_that_starts_with_a_broken_configuration_minds_its_machines(wo
     assert len(world.running()) == 2
 
 
-def test_a_broken_configuration_at_start_does_not_forget_what_types_are_held_back(world: World) -> None:
+def test_a_broken_configuration_at_start_keeps_hold_backs(world: World) -> None:
     world.types = (one_type(backoff_seconds=1000),)
     world.scripts = lambda spec: Script(50.0, "300 Nothing to do")
     world.start()
@@ -91,7 +91,7 @@ def test_a_factory_that_is_not_sure_of_its_name_ends_no_machine(world: World) ->
     assert len(world.made) == 2
 
 
-def test_a_factory_that_is_not_sure_of_its_state_dir_removes_nothing(world: World, tmp_path: Path) -> None:
+def test_a_factory_that_doubts_its_state_dir_removes_nothing(world: World, tmp_path: Path) -> None:
     world.fill()
     settings = dataclasses.replace(world.settings, state_dir=tmp_path / "default")
     world.configuration_error = broken(settings=settings)
@@ -122,7 +122,7 @@ def test_a_type_that_is_removed_loses_no_machine_and_no_record(world: World) -> 
     assert world.engine().machines == {}
 
 
-def test_a_type_that_changes_leaves_its_machines_with_what_they_were_made_by(world: World) -> None:
+def test_a_changed_type_leaves_its_machines_their_options(world: World) -> None:
     world.scripts = lambda spec: Script(400.0, "200 Success")
     world.fill()
     changed = one_type(target_share=0.0, machine_model="vm-raw", fizzle_seconds=5000, accounting_fqan="/new")
@@ -153,7 +153,7 @@ def test_machines_in_slots_that_are_no_more_live_to_their_end(make_world: MakeWo
     ]
 
 
-def test_machines_in_slots_that_are_no_more_are_found_after_a_restart(make_world: MakeWorld) -> None:
+def test_machines_in_removed_slots_are_found_after_a_restart(make_world: MakeWorld) -> None:
     world = make_world(slots=4)
     world.scripts = lambda spec: Script(600.0, "200 Success")
     world.fill()

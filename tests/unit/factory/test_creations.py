@@ -125,7 +125,7 @@ def test_a_half_made_machine_is_no_machine(
     assert ("cut short" in (world.error() or "")) is not restart, "what a restart cleans up is no error"
 
 
-def test_a_machine_that_ends_is_accounted_for_and_replaced_at_once(world: World) -> None:
+def test_an_ended_machine_is_accounted_and_replaced_at_once(world: World) -> None:
     world.scripts = lambda spec: Script(300.0 if spec.name.startswith("f1-00") else None, "200 Success")
     world.fill()
     first = world.machine()
@@ -142,7 +142,7 @@ def test_a_machine_that_ends_is_accounted_for_and_replaced_at_once(world: World)
 
 
 @pytest.mark.parametrize("dead", [False, True])
-def test_a_machine_that_vanishes_ended_when_it_was_last_seen_alive(world: World, dead: bool) -> None:
+def test_a_vanished_machine_ended_when_last_seen_alive(world: World, dead: bool) -> None:
     world.scripts = lambda spec: Script(300.0, "200 Success", vanishes=True)
     world.fill()
     world.run(100)
@@ -158,7 +158,7 @@ def test_a_machine_that_vanishes_ended_when_it_was_last_seen_alive(world: World,
     assert world.running() == []
 
 
-def test_a_machine_that_dies_at_once_makes_no_record_and_is_held_back(world: World) -> None:
+def test_a_machine_that_dies_at_once_has_no_record(world: World) -> None:
     world.scripts = lambda spec: Script(2.0)
     world.start()
     world.run(30, step=1.0)
@@ -168,7 +168,7 @@ def test_a_machine_that_dies_at_once_makes_no_record_and_is_held_back(world: Wor
     assert (world.state.finishes / "t").read_text().endswith("f1-00.example.com\n")
 
 
-def test_an_end_that_was_listed_before_the_creation_was_told_is_seen_at_once(world: World) -> None:
+def test_an_end_listed_before_the_creation_is_told_is_seen(world: World) -> None:
     world.scripts = lambda spec: Script(1.0, "200 Success")
 
     def end(call: str, moment: str) -> None:
@@ -309,7 +309,7 @@ def nothing_left(world: World) -> bool:
     return [*world.directories(), *world.state.slots.iterdir(), *world.state.tmp.iterdir(), *world.made] == []
 
 
-def test_a_slot_is_taken_while_the_context_is_made_and_nothing_is_on_disk(make_world: MakeWorld) -> None:
+def test_a_slot_is_taken_before_anything_is_on_disk(make_world: MakeWorld) -> None:
     world, waiting = slow_world(make_world)
     world.run(200)
     assert len(waiting) == 2, "no more than there are slots"
@@ -337,9 +337,7 @@ def test_a_machine_has_the_uuid_that_its_context_was_made_with(web: Web, make_wo
 
 
 @pytest.mark.parametrize("change", ["drain", "draining", "other type", "no type", "broken"])
-def test_a_machine_that_is_no_longer_wanted_when_its_context_comes_is_not_made(
-    make_world: MakeWorld, change: str
-) -> None:
+def test_a_machine_unwanted_when_its_context_comes_is_not_made(make_world: MakeWorld, change: str) -> None:
     world, waiting = slow_world(make_world)
     world.run(200)
     if change == "drain":
@@ -450,7 +448,7 @@ FAILURES = {
 
 
 @pytest.mark.parametrize("failure", FAILURES)
-def test_a_template_that_cannot_be_had_fails_the_creation_with_its_own_reason(
+def test_an_unavailable_template_fails_with_its_own_reason(
     web: Web,
     make_world: MakeWorld,
     monkeypatch: pytest.MonkeyPatch,
@@ -506,7 +504,7 @@ def test_a_server_that_answers_again_is_made_use_of(web: Web, make_world: MakeWo
     assert world.error() is None
 
 
-def test_machines_are_kept_from_the_configuration_and_from_the_tokens_of_all_types(
+def test_machines_see_neither_configuration_nor_tokens(
     make_world: MakeWorld,
 ) -> None:
     others = one_type("b", token_dir=Path("/srv/tokens/b"), target_share=0.0)

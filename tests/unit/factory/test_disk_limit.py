@@ -29,7 +29,7 @@ def meter() -> Meter:
     return measure
 
 
-def test_a_measurement_that_comes_between_cycles_ends_the_machine_at_once(small: World) -> None:
+def test_a_measurement_between_cycles_ends_the_machine_at_once(small: World) -> None:
     fat, lean = small.machine(0), small.machine(1)
     assert set(meter().asked) == {fat.uuid, lean.uuid}
     next_cycle_time = small.factory.next_cycle_time
@@ -63,7 +63,7 @@ def test_what_takes_long_to_measure_is_measured_less_often(
     assert meter().asked.count(uuid) == before + 1
 
 
-def test_what_an_engine_tells_that_a_machine_writes_is_measured_with_its_directory(small: World) -> None:
+def test_directories_outside_a_machines_own_are_measured_too(small: World) -> None:
     machine = small.machine()
     note_details(small.factory.state.dir, machine, {WRITES_TO: "/engine/layer:/engine/volume"})
     small.clock.now += 400
@@ -75,7 +75,7 @@ def test_what_an_engine_tells_that_a_machine_writes_is_measured_with_its_directo
     ]
 
 
-def test_a_machine_with_too_many_files_to_count_is_ended_after_an_hour(small: World) -> None:
+def test_uncountable_files_end_a_machine_after_an_hour(small: World) -> None:
     hoarder, slow = small.machine(0), small.machine(1)
     small.measured(hoarder, None, 240.0)
     small.measured(slow, None, 240.0)

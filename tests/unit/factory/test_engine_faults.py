@@ -55,7 +55,7 @@ def test_other_engines_work_on_while_one_is_down(make_world: MakeWorld) -> None:
     assert len([spec for spec in world.made if spec.machinetype.name == "c"]) == 1
 
 
-def test_an_engines_fall_and_return_are_told_and_acted_upon_at_once(world: World) -> None:
+def test_an_engines_outage_and_return_are_acted_upon_at_once(world: World) -> None:
     def news() -> None:
         world.inbox.put(Changed("docker", "f1-00.example.com"))
         world.run(1, step=1.0)
@@ -88,7 +88,7 @@ def test_an_engine_that_does_not_answer_is_said_once(
     ]
 
 
-def test_a_machine_that_ended_unseen_is_accounted_for_once_its_engine_answers(world: World) -> None:
+def test_an_unseen_end_is_accounted_once_the_engine_answers(world: World) -> None:
     world.scripts = lambda spec: Script(600.0, "200 Success", vanishes=True, processors_used=0.5)
     world.fill()
     machine = world.machine(0)
@@ -121,7 +121,7 @@ def test_an_engine_that_is_late_is_said_to_be_once(
     assert caplog.text.count("docker: no answer") == 1
 
 
-def test_a_factory_that_starts_does_not_complain_that_engines_have_yet_to_answer(
+def test_a_starting_factory_does_not_report_missing_answers(
     world: World, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level("INFO")
@@ -156,7 +156,7 @@ def test_an_engine_that_is_down_at_start_leaves_what_it_had(world: World) -> Non
     assert world.records() == []
 
 
-def test_a_listing_asked_before_a_creation_says_nothing_of_the_machine(world: World) -> None:
+def test_a_listing_from_before_a_creation_does_not_count(world: World) -> None:
     world.start()
     world.turn()
     machine, now = world.machine(), world.clock.boot()
@@ -263,7 +263,7 @@ def test_the_two_observations_follow_each_other(world: World) -> None:
     assert "lost" in world.engine().machines
 
 
-def test_a_stray_of_the_same_name_goes_and_the_slots_own_machine_stays(world: World) -> None:
+def test_an_orphan_of_the_same_name_goes_the_slots_own_stays(world: World) -> None:
     world.fill()
     own = world.running()
     world.stranger(world.machine().name, "lost")
@@ -272,7 +272,7 @@ def test_a_stray_of_the_same_name_goes_and_the_slots_own_machine_stays(world: Wo
     assert not world.machine().finished
 
 
-def test_no_machine_is_created_under_the_name_of_one_that_is_still_to_be_removed(world: World) -> None:
+def test_no_machine_gets_the_name_of_one_still_to_be_removed(world: World) -> None:
     world.stranger("f1-00.example.com", "lost")
     world.hook = fail_to_destroy
     world.start()
@@ -286,7 +286,7 @@ def test_no_machine_is_created_under_the_name_of_one_that_is_still_to_be_removed
     assert world.status().slot_states == {}
 
 
-def test_remains_that_cannot_be_removed_keep_their_slot_and_the_cycle_goes_on(world: World) -> None:
+def test_remains_that_cannot_be_removed_keep_their_slot(world: World) -> None:
     world.scripts = lambda spec: Script(300.0 if spec.name.startswith("f1-00") else None, "200 Success")
     world.fill()
     machine = world.machine()
@@ -324,7 +324,7 @@ def test_remains_are_still_known_after_a_restart(world: World) -> None:
     assert len(world.records()) == 1
 
 
-def test_a_listing_asked_before_the_removal_does_not_take_the_slot_again(world: World) -> None:
+def test_a_listing_from_before_a_removal_does_not_count(world: World) -> None:
     world.scripts = lambda spec: Script(300.0, "200 Success")
     world.fill()
     machine = world.machine()
@@ -341,7 +341,7 @@ def test_a_listing_asked_before_the_removal_does_not_take_the_slot_again(world: 
     assert world.held == []
 
 
-def test_a_machine_that_cannot_be_stopped_is_not_asked_to_all_the_time(world: World) -> None:
+def test_a_failing_stop_is_repeated_only_now_and_then(world: World) -> None:
     world.fill()
     attempts: list[float] = []
 
@@ -371,7 +371,7 @@ def test_a_clock_that_is_set_back_does_not_blind_the_factory(world: World) -> No
     assert machine.finished
 
 
-def test_a_machine_whose_directory_was_removed_by_hand_is_watched_and_accounted_for(world: World) -> None:
+def test_a_machine_without_directory_is_watched_and_accounted(world: World) -> None:
     world.fill()
     machine = world.machine()
     shutil.rmtree(machine.directory)
@@ -386,9 +386,7 @@ def test_a_machine_whose_directory_was_removed_by_hand_is_watched_and_accounted_
 
 
 @pytest.mark.parametrize("failure", [None, "no such image"])
-def test_a_directory_that_is_removed_during_the_creation_does_no_harm(
-    world: World, failure: str | None
-) -> None:
+def test_a_directory_removed_during_the_creation_does_no_harm(world: World, failure: str | None) -> None:
     world.scripts = lambda spec: Script(failure=failure)
     world.start()
     world.hold = True
@@ -460,7 +458,7 @@ def ends(world: World) -> Machine:
     return machine
 
 
-def test_scratch_goes_when_the_machine_has_ended_and_all_else_stays(world: World) -> None:
+def test_scratch_goes_at_the_end_and_all_else_stays(world: World) -> None:
     world.fill()
     machine = ends(world)
     before = {path.name for path in machine.directory.iterdir()}
@@ -490,7 +488,7 @@ def test_scratch_stays_as_long_as_the_engine_has_not_let_go(world: World) -> Non
     assert not (machine.directory / "mnt").exists()
 
 
-def test_scratch_that_something_is_mounted_on_is_told_of_once_and_goes_later(
+def test_mounted_scratch_is_logged_once_and_goes_later(
     world: World, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     world.fill()

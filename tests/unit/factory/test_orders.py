@@ -44,7 +44,7 @@ def test_a_machines_own_message_stands_against_the_factorys(world: World) -> Non
 
 
 @pytest.mark.parametrize("action", ["destroy", "finish"])
-def test_a_request_for_a_machine_that_was_there_before_is_dropped(world: World, action: str) -> None:
+def test_a_request_for_an_earlier_machine_is_dropped(world: World, action: str) -> None:
     world.fill()
     machine = world.machine()
     end = machine.shutdown_time
@@ -94,7 +94,7 @@ def test_a_stop_that_fails_is_tried_again(world: World) -> None:
     assert world.asked() == []
 
 
-def test_a_stop_after_which_the_machine_still_runs_is_tried_again(world: World) -> None:
+def test_a_stop_without_effect_is_tried_again(world: World) -> None:
     world.fill()
     machine = world.machine()
     engine = world.factory.state.engine_of("docker")
@@ -173,7 +173,7 @@ def test_a_lowered_end_survives_a_restart(make_world: MakeWorld) -> None:
     assert world.machine().shutdown_time == end
 
 
-def test_a_draining_factory_creates_nothing_until_it_is_undrained(world: World) -> None:
+def test_a_draining_factory_creates_nothing_until_undrained(world: World) -> None:
     world.start()
     requests.drain(world.state, requests.Drain(START, START + 1000, "new kernel"))
     world.run(600)

@@ -28,7 +28,7 @@ PEERS = ("f2.example.com", "f3.example.com")
 SETTINGS = Settings(
     factory_name=FACTORY, factories=(FACTORY, *PEERS), total_processors=8, hs06_per_processor=10.0
 )
-CONFIGURATION = Configuration(SETTINGS, {}, {}, {}, (), "")
+CONFIGURATION = Configuration(SETTINGS, {}, {}, {}, ())
 SAID = {"t": TypeReport(running_machines=2, running_processors=2, running_hs06=20.0)}
 
 
@@ -89,7 +89,7 @@ def test_a_silent_peers_last_answer_counts_for_five_minutes() -> None:
     assert (view.types, view.silent) == ({}, PEERS)
 
 
-def test_what_a_peer_says_in_part_stands_only_for_one_whose_last_full_answer_is_too_old() -> None:
+def test_a_partial_answer_counts_once_the_full_one_is_too_old() -> None:
     asked = Asked()
     asked.poll()
     part = {"u": TypeReport(running_machines=7, running_processors=7, running_hs06=70.0)}
@@ -105,7 +105,7 @@ def test_what_a_peer_says_in_part_stands_only_for_one_whose_last_full_answer_is_
     assert asked.space.silent(SETTINGS) == {PEERS[1]: START}
 
 
-def test_a_small_space_is_asked_again_while_the_view_still_counts() -> None:
+def test_a_small_space_is_asked_while_the_view_still_counts() -> None:
     asked = Asked()
     asked.poll()
     asked.clock.now += LEAST_RENEW_SECONDS / 2
@@ -120,7 +120,7 @@ def test_a_small_space_is_asked_again_while_the_view_still_counts() -> None:
 def test_a_large_space_is_asked_every_half_a_minute() -> None:
     asked = Asked()
     factories = (FACTORY, *(f"f{number}.example.com" for number in range(2, 1001)))
-    configuration = Configuration(dataclasses.replace(SETTINGS, factories=factories), {}, {}, {}, (), "")
+    configuration = Configuration(dataclasses.replace(SETTINGS, factories=factories), {}, {}, {}, ())
     assert not asked.space.fresh(configuration)
     asked.space.answered(asked.posted.get(timeout=60))
     asked.clock.now += FRESH_SECONDS - 0.1
@@ -173,7 +173,7 @@ def failing_world(make_world: MakeWorld, peers: TypeReport) -> World:
     return world
 
 
-def test_a_type_that_fails_here_while_peers_run_it_is_warned_about_everywhere(make_world: MakeWorld) -> None:
+def test_a_type_failing_only_here_is_warned_about_everywhere(make_world: MakeWorld) -> None:
     world = failing_world(make_world, TypeReport(8, 8, 80.0, 0))
     text = "t keeps failing on this factory while others run it: this node is probably broken"
     assert world.status().warnings == (text,)
@@ -187,7 +187,7 @@ def test_a_type_that_fails_everywhere_is_no_warning(make_world: MakeWorld) -> No
     assert failing_world(make_world, TypeReport(1, 1, 10.0, 1)).status().warnings == ()
 
 
-def test_what_polls_drop_is_kept_by_peer_and_reason_and_logged_on_change(
+def test_dropped_answers_are_kept_and_logged_on_change(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     (whole,) = recorded(Kind.MACHINETYPES).values()
@@ -219,7 +219,7 @@ def test_what_polls_drop_is_in_the_status(make_world: MakeWorld) -> None:
     assert (status.unusable, status.dropped) == (unusable, dropped)
 
 
-def test_a_peer_that_answers_only_in_part_does_not_count_as_heard(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_peer_that_answers_in_part_does_not_count_as_heard(monkeypatch: pytest.MonkeyPatch) -> None:
     (whole,) = recorded(Kind.MACHINETYPES).values()
     came = {PEERS[0]: whole, PEERS[1]: whole[:1]}
     found = PollResult(came, frozenset(PEERS[:1]), PEERS[1:], frozenset(), {}, 0.1)

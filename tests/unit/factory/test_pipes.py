@@ -97,7 +97,7 @@ def test_types_appear_and_machines_run(site: Site) -> None:
     assert {spec.files for spec in site.world.made} == {site.world.state.machinetype_files("vo")}
 
 
-def test_a_mistake_in_a_machinetype_keeps_no_pipe_from_being_used(site: Site) -> None:
+def test_a_mistake_in_a_machinetype_stops_no_pipe(site: Site) -> None:
     right = site.file.read_text()
     site.file.write_text(right + "[machinetype own]\nmachine_model = odd\n")
     site.answer = document("a")
@@ -115,7 +115,7 @@ def test_a_mistake_in_a_machinetype_keeps_no_pipe_from_being_used(site: Site) ->
     assert not site.world.state.factory_error.exists()
 
 
-def test_an_override_hurts_no_other_type_before_or_after_its_entry(site: Site) -> None:
+def test_an_override_affects_no_other_type(site: Site) -> None:
     override = "[machinetype vo-multi]\nmin_processors = 2\n[settings]\nprocessors_per_superslot = 2\n"
     site.file.write_text(site.file.read_text() + override)
     site.answer = document("multi", max_processors=2)
@@ -129,7 +129,7 @@ def test_an_override_hurts_no_other_type_before_or_after_its_entry(site: Site) -
     assert site.world.status().problems == ()
 
 
-def test_a_changed_document_is_followed_when_the_copy_expires_and_not_before(site: Site) -> None:
+def test_a_changed_document_is_followed_when_its_copy_expires(site: Site) -> None:
     site.answer = document("a")
     site.start()
     site.world.run(60)
@@ -273,7 +273,7 @@ def test_another_url_is_another_pipe(site: Site) -> None:
     assert site.asked[-1][1] == f"{URL}/v2"
 
 
-def test_an_answer_that_comes_after_its_url_has_gone_is_not_taken(site: Site) -> None:
+def test_an_answer_from_an_earlier_url_is_not_used(site: Site) -> None:
     work: list[Callable[[], None]] = []
     site.spawn = work.append
     site.configure(vo=URL, nobody=URL)

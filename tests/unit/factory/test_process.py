@@ -109,7 +109,7 @@ def finish(one: Process, thread: threading.Thread) -> None:
     assert not thread.is_alive()
 
 
-def test_it_fills_its_slot_and_leaves_its_machine_when_told_to_stop(started: Process) -> None:
+def test_it_fills_its_slot_and_leaves_its_machine_at_its_stop(started: Process) -> None:
     started.configure()
     thread = started.start()
     started.wait_for_machine()

@@ -89,7 +89,7 @@ def test_a_heartbeat_and_counts_show_that_the_factory_works(world: World) -> Non
     assert world.state.counts.read_text() == "2 2 2 2 20.00\n"
 
 
-def test_old_directories_are_removed_but_not_those_of_running_machines(make_world: MakeWorld) -> None:
+def test_old_directories_go_but_not_those_of_running_machines(make_world: MakeWorld) -> None:
     world = make_world(one_type(machines_dir_days=0.01), slots=2)
     world.scripts = lambda spec: Script(None if spec.name.startswith("f1-00") else 600.0, "200 Success")
     world.fill()
@@ -101,7 +101,7 @@ def test_old_directories_are_removed_but_not_those_of_running_machines(make_worl
     assert len(world.records()) == len(world.made) - 2
 
 
-def test_images_that_no_machinetype_names_any_more_leave_the_cache(make_world: MakeWorld) -> None:
+def test_images_that_no_machinetype_names_leave_the_cache(make_world: MakeWorld) -> None:
     url = "https://example.com/{}.iso".format
     world = make_world(one_type(root_image=url("named")))
     world.state.prepare()
@@ -128,7 +128,7 @@ def seconds(world: World, what: str, kind: str, outcome: str) -> float:
     )
 
 
-def test_creations_ends_and_destructions_are_counted_with_their_durations(make_world: MakeWorld) -> None:
+def test_creations_ends_and_destructions_are_counted(make_world: MakeWorld) -> None:
     world = make_world(
         one_type("a", fizzle_seconds=10, backoff_seconds=0), one_type("b", target_share=9.0), slots=1
     )
@@ -199,7 +199,7 @@ def test_codes_between_hundreds_belong_to_the_hundred_below(message: str | None,
     assert code_group(message) == group
 
 
-def test_a_note_is_told_once_and_forgotten_when_it_holds_no_longer(
+def test_a_note_is_logged_once_until_it_ends(
     world: World, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level("INFO")
@@ -229,7 +229,7 @@ def test_a_hold_back_is_told_when_it_begins_and_when_it_is_over(
     assert told[2].startswith("t: being probed after aborts in the space")
 
 
-def test_another_reason_for_a_hold_back_is_told_another_number_of_seconds_is_not(
+def test_a_hold_backs_reason_is_logged_but_not_its_seconds(
     world: World, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level("INFO")

@@ -25,7 +25,7 @@ YEAR = 365 * 86400
 
 @pytest.mark.parametrize("step", [3600, 200 * 86400, 10 * YEAR, -40, -3600, -10 * YEAR])
 @pytest.mark.parametrize("restart", [False, True])
-def test_a_step_of_the_wall_clock_neither_ends_a_machine_nor_changes_a_record(
+def test_a_clock_step_ends_no_machine_and_changes_no_record(
     world: World, caplog: pytest.LogCaptureFixture, step: int, restart: bool
 ) -> None:
     world.scripts = lambda spec: Script(400.0, "200 Success")
@@ -72,7 +72,7 @@ def test_a_step_of_the_wall_clock_holds_no_type_back(world: World, step: int) ->
     assert len(world.running()) == 2
 
 
-def test_a_machine_ends_at_its_time_by_the_clock_that_nobody_sets(make_world: MakeWorld) -> None:
+def test_a_machine_ends_by_the_clock_that_nobody_sets(make_world: MakeWorld) -> None:
     world = make_world(one_type(max_wallclock_seconds=500), slots=1)
     world.start()
     world.run(200)
@@ -102,9 +102,7 @@ def test_a_machine_asked_to_finish_after_a_step_has_its_grace(make_world: MakeWo
 
 
 @pytest.mark.parametrize("step", [0, 7200, -7200])
-def test_a_heartbeat_file_is_judged_by_its_age_whatever_the_clock_says(
-    make_world: MakeWorld, step: int
-) -> None:
+def test_a_heartbeat_file_is_judged_by_age_whatever_the_clock(make_world: MakeWorld, step: int) -> None:
     world = make_world(one_type(heartbeat_file="beat", heartbeat_seconds=600), slots=1)
     world.fill()
     machine = world.machine()
@@ -123,7 +121,7 @@ def test_a_heartbeat_file_is_judged_by_its_age_whatever_the_clock_says(
     assert (machine.directory / "shutdown_message").read_text() == "700 Heartbeat file not updated\n"
 
 
-def test_machines_that_end_while_the_factory_is_away_hold_nothing_back(world: World) -> None:
+def test_ends_while_the_factory_is_away_hold_nothing_back(world: World) -> None:
     world.scripts = lambda spec: Script(20.0, "200 Success", vanishes=True)
     world.start()
     world.turn()
@@ -137,7 +135,7 @@ def test_machines_that_end_while_the_factory_is_away_hold_nothing_back(world: Wo
     assert len(world.running()) == 2
 
 
-def test_a_factory_that_is_told_to_stop_writes_when_it_saw_its_machines_last(world: World) -> None:
+def test_a_stopping_factory_writes_when_it_last_saw_machines(world: World) -> None:
     world.fill()
     world.run(60)
     world.clock.now += 25
@@ -148,7 +146,7 @@ def test_a_factory_that_is_told_to_stop_writes_when_it_saw_its_machines_last(wor
     assert world.machine().heartbeat_time == world.clock.now > before
 
 
-def test_a_restart_sees_the_message_that_a_machine_left_meanwhile(make_world: MakeWorld) -> None:
+def test_a_restart_sees_a_message_left_meanwhile(make_world: MakeWorld) -> None:
     world = make_world(one_type(fizzle_seconds=10), slots=1)
     world.scripts = lambda spec: Script(60.0, "200 Success", vanishes=True, processors_used=0.0)
     world.start()

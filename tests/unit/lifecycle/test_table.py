@@ -265,5 +265,5 @@ class Life(RuleBasedStateMachine):
         assert not isinstance(self.phase, SetAside)
 
 
-def test_whatever_happens_a_machine_that_ran_is_accounted_for_once() -> None:
+def test_a_machine_that_ran_is_accounted_for_exactly_once() -> None:
     run_state_machine_as_test(Life, settings=hypothesis_settings(stateful_step_count=60, deadline=None))

@@ -54,7 +54,7 @@ def test_a_file_appears_whole_or_not_at_all(tmp_path: Path) -> None:
     assert not list(tmp.iterdir())
 
 
-def test_a_file_has_the_mode_and_time_asked_for_whatever_the_umask(tmp_path: Path) -> None:
+def test_a_file_has_the_wanted_mode_and_time_whatever_the_umask(tmp_path: Path) -> None:
     tmp, target = temporary(tmp_path), tmp_path / "target"
     umask = os.umask(0o077)
     try:
@@ -181,7 +181,7 @@ def test_removal_follows_no_links(tmp_path: Path) -> None:
 
 
 @pytest.mark.allow_subprocess
-def test_removal_of_a_link_in_place_of_the_directory_removes_the_link(tmp_path: Path) -> None:
+def test_a_link_in_place_of_the_directory_is_removed_itself(tmp_path: Path) -> None:
     (tmp_path / "precious").mkdir()
     (tmp_path / "doomed").symlink_to("precious")
     files.remove_tree(tmp_path / "doomed")
@@ -245,7 +245,7 @@ def test_nothing_is_removed_while_anything_is_mounted_below(
     assert not (tmp_path / "doomed").exists()
 
 
-def test_a_discarded_directory_is_gone_from_its_place_before_it_is_emptied(tmp_path: Path) -> None:
+def test_a_discarded_directory_is_gone_before_it_is_emptied(tmp_path: Path) -> None:
     tmp, doomed = temporary(tmp_path), tmp_path / "doomed"
     (doomed / "sub").mkdir(parents=True)
     files.discard(doomed, tmp=tmp)
@@ -273,7 +273,7 @@ def test_all_that_was_discarded_goes_and_nothing_else(tmp_path: Path) -> None:
     assert [path.name for path in state.tmp.iterdir()] == ["being-written"]
 
 
-def test_what_cannot_be_removed_holds_up_nothing_and_is_tried_again(
+def test_a_failing_removal_holds_up_nothing_and_is_repeated(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     state = new_state(tmp_path)
@@ -299,7 +299,7 @@ def test_what_cannot_be_removed_holds_up_nothing_and_is_tried_again(
     assert not list(state.tmp.iterdir())
 
 
-def test_who_discards_never_waits_and_what_comes_meanwhile_goes_too(
+def test_discarding_never_waits_and_all_goes_in_the_end(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     state = new_state(tmp_path)
@@ -339,9 +339,7 @@ FACTORY = "factory1.example.com"
         (509, "factory1-509.example.com", "169.254.171.0"),
     ],
 )
-def test_slots_have_classic_names_and_addresses_that_never_are_the_factorys(
-    number: int, name: str, address: str
-) -> None:
+def test_slots_have_classic_names_and_never_its_own_addresses(number: int, name: str, address: str) -> None:
     assert slot_name(FACTORY, number) == name
     assert slot_number(FACTORY, name) == number
     assert slot_address(number) == address
@@ -363,7 +361,7 @@ def test_strangers_have_no_slot_number(name: str) -> None:
     assert slot_number(FACTORY, name) is None
 
 
-def test_a_factory_name_with_dashes_and_digits_keeps_its_slots_apart() -> None:
+def test_slots_of_a_name_with_dashes_and_digits_are_apart() -> None:
     assert slot_number("vac-85.example.org", "vac-85-03.example.org") == 3
     assert slot_number("vac.example.org", "vac-85-03.example.org") is None
 
@@ -388,7 +386,7 @@ def test_a_machines_directory_is_known_by_its_name(text: str, parsed: DirectoryN
         assert str(parsed) == text
 
 
-def test_prepare_makes_everything_with_the_right_modes_whatever_the_umask(tmp_path: Path) -> None:
+def test_prepare_sets_the_right_modes_whatever_the_umask(tmp_path: Path) -> None:
     umask = os.umask(0)
     try:
         state = new_state(tmp_path)
@@ -408,7 +406,7 @@ def test_prepare_makes_everything_with_the_right_modes_whatever_the_umask(tmp_pa
     }
 
 
-def test_prepare_discards_what_is_in_tmp_and_touches_nothing_else(tmp_path: Path) -> None:
+def test_prepare_discards_what_is_in_tmp_and_nothing_else(tmp_path: Path) -> None:
     state = new_state(tmp_path)
     (state.tmp / "half" / "machine").mkdir(parents=True)
     (state.machines / "1_a_b").mkdir()

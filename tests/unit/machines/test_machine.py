@@ -103,7 +103,7 @@ def test_a_new_machine_has_its_features_as_plain_decimal_text(tmp_path: Path) ->
     }
 
 
-def test_a_configuration_that_is_not_utf8_makes_machines_all_the_same(tmp_path: Path) -> None:
+def test_a_configuration_that_is_not_utf8_makes_machines(tmp_path: Path) -> None:
     state = new_state(tmp_path)
     text = b"caf\xe9".decode("utf-8", "surrogateescape")
     machine = new_machine(
@@ -171,7 +171,7 @@ def test_modes_let_in_the_machines_user_and_nobody_to_secrets(
     }
 
 
-def test_the_containers_user_owns_what_it_may_use_and_nothing_else(
+def test_the_containers_user_owns_only_what_it_may_use(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     given = []
@@ -186,7 +186,7 @@ def test_the_containers_user_owns_what_it_may_use_and_nothing_else(
     assert sorted(given) == [(name, 12345, 23456) for name in ("joboutputs", "mnt", "user_data")]
 
 
-def test_the_slot_names_the_machine_only_once_its_directory_is_complete(tmp_path: Path) -> None:
+def test_the_slot_names_a_machine_once_its_directory_is_whole(tmp_path: Path) -> None:
     state = new_state(tmp_path)
     order = []
 
@@ -204,7 +204,7 @@ def test_the_slot_names_the_machine_only_once_its_directory_is_complete(tmp_path
     assert (machine.directory / "accounting_fqan").read_text() == FQAN
 
 
-def test_a_second_machine_within_a_second_gets_a_directory_of_its_own(tmp_path: Path) -> None:
+def test_two_machines_within_a_second_have_two_directories(tmp_path: Path) -> None:
     state = new_state(tmp_path)
     first, second = new_machine(state), new_machine(state)
     assert second.created_time == first.created_time + 1
@@ -251,7 +251,7 @@ def test_what_matters_to_the_end_is_kept_and_nothing_secret(tmp_path: Path) -> N
     assert kept >= {name for name, option in declared(Machinetype).items() if option.retained}
 
 
-def test_a_changed_configuration_does_not_touch_a_running_machine(tmp_path: Path) -> None:
+def test_a_changed_configuration_leaves_a_running_machine_alone(tmp_path: Path) -> None:
     state = new_state(tmp_path)
     machine = running_machine(state)
     changed = machinetype_of(fizzle_seconds=1, accounting_fqan="/other")
@@ -267,7 +267,7 @@ def test_a_changed_configuration_does_not_touch_a_running_machine(tmp_path: Path
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b"\xff"])
-def test_a_torn_machinetype_json_is_replaced_by_the_configuration(tmp_path: Path, content: bytes) -> None:
+def test_the_configuration_replaces_a_torn_machinetype_json(tmp_path: Path, content: bytes) -> None:
     state = new_state(tmp_path)
     machine = new_machine(state)
     (machine.directory / "machinetype.json").write_bytes(content)
@@ -281,7 +281,7 @@ def test_a_torn_machinetype_json_is_replaced_by_the_configuration(tmp_path: Path
     assert found.options == machine.options
 
 
-def test_options_that_another_version_did_not_keep_come_from_the_configuration() -> None:
+def test_options_not_kept_come_from_the_configuration() -> None:
     stand_in = retained.retained_options(machinetype_of(fizzle_seconds=5), Settings(vac_space="a.b"))
     options = retained.from_json(b'{"heartbeat_file": "hb", "of_the_future": 1}', stand_in)
     assert isinstance(options, RetainedOptions)
@@ -347,7 +347,7 @@ def test_an_engine_that_does_not_tell_renews_the_time_alone(tmp_path: Path) -> N
     assert (again.heartbeat_time, again.cpu_seconds) == (STARTED + 800, 500.0)
 
 
-def test_peak_memory_and_cpu_time_survive_a_heartbeat_lost_in_a_power_failure(tmp_path: Path) -> None:
+def test_usage_survives_a_heartbeat_lost_in_a_power_failure(tmp_path: Path) -> None:
     state = new_state(tmp_path)
     machine = new_machine(state)
     mark_started(state, machine, at(STARTED))
@@ -412,7 +412,7 @@ def test_a_shutdown_time_is_only_ever_lowered_and_in_place(tmp_path: Path) -> No
     assert reloaded(machine).shutdown_time == CREATED + 500
 
 
-def test_a_half_lowered_shutdown_time_is_lowered_again_after_a_crash(tmp_path: Path) -> None:
+def test_a_half_lowered_end_is_lowered_again_after_a_crash(tmp_path: Path) -> None:
     state = new_state(tmp_path)
     machine = new_machine(state)
 
@@ -479,7 +479,7 @@ def test_a_step_of_the_wall_clock_changes_neither_age_nor_end(tmp_path: Path, st
     assert (machine.directory / "heartbeat").stat().st_mtime == STARTED + 600
 
 
-def test_the_age_of_an_older_vacs_machine_is_measured_from_when_it_was_found(tmp_path: Path) -> None:
+def test_an_older_vacs_machine_is_measured_from_its_discovery(tmp_path: Path) -> None:
     _, machine = aged(tmp_path)
     (machine.directory / "started_boot").unlink()
     machine = reloaded(machine)

@@ -57,7 +57,7 @@ def plant_gigabyte(path: Path) -> None:
 
 
 @pytest.mark.parametrize("plant", [plant_link, os.mkfifo, Path.mkdir, plant_gigabyte])
-def test_a_planted_message_is_unreadable_and_the_factorys_own_word_counts(
+def test_a_planted_message_is_unreadable_the_factorys_counts(
     tmp_path: Path, plant: Callable[[Path], None]
 ) -> None:
     state = new_state(tmp_path)

@@ -91,7 +91,7 @@ def test_a_running_machine_whose_slot_file_was_lost_gets_it_back(tmp_path: Path)
         assert state.slot(NAME).read_bytes() == before
 
 
-def test_a_machine_that_lost_its_slot_to_a_later_one_is_still_to_be_accounted(tmp_path: Path) -> None:
+def test_a_machine_that_lost_its_slot_is_still_to_be_accounted(tmp_path: Path) -> None:
     state = new_state(tmp_path)
     first = running_machine(state)
     second = running_machine(state)
@@ -107,7 +107,7 @@ def test_the_last_machine_of_a_slot_is_still_known(tmp_path: Path) -> None:
     assert state.finish("lhcb-prod").read_text().split() == [str(machine.created_time), "lhcb-prod", NAME]
 
 
-def test_finishes_names_the_most_recently_created_machine_that_started(tmp_path: Path) -> None:
+def test_finishes_names_the_newest_machine_that_started(tmp_path: Path) -> None:
     state = new_state(tmp_path)
     older, newer, never = new_machine(state), new_machine(state), new_machine(state)
     for machine in (older, newer):
@@ -200,7 +200,7 @@ def test_outcomes_of_a_classic_factorys_machines_are_known(tmp_path: Path) -> No
     assert {outcome.message for outcome in outcomes} == {"300 No work available"}
 
 
-def test_the_processes_of_classic_machines_that_run_are_known_and_no_others(tmp_path: Path) -> None:
+def test_processes_of_running_classic_machines_are_known(tmp_path: Path) -> None:
     state = classic_state(tmp_path)
     settings = settings_of(state, singularity_user="vacuser", mb_per_processor=2048)
     machines = {machine.machinetype: machine for machine in loaded(state).values()}
@@ -237,7 +237,7 @@ def ended(machine: Machine, message: bytes = b"200 Success") -> Path:
         (None, 3.1, True),
     ],
 )
-def test_directories_are_kept_as_long_as_their_type_says_and_three_days_without_type(
+def test_directories_are_kept_as_long_as_their_type_says(
     tmp_path: Path, days: float | None, age_days: float, goes: bool
 ) -> None:
     state = new_state(tmp_path)
@@ -248,7 +248,7 @@ def test_directories_are_kept_as_long_as_their_type_says_and_three_days_without_
     assert path.exists() is not goes
 
 
-def test_the_disk_of_an_ended_machine_that_is_in_no_slot_goes_at_once_and_its_joboutputs_stay(
+def test_an_ended_machine_in_no_slot_keeps_only_its_joboutputs(
     tmp_path: Path,
 ) -> None:
     state = new_state(tmp_path)
@@ -289,7 +289,7 @@ def test_only_the_newest_of_many_aborted_or_failed_ones_are_kept(
     assert all(path.exists() for path in good + bad[2:])
 
 
-def test_each_call_does_a_bounded_amount_of_work_and_all_goes_in_the_end(tmp_path: Path) -> None:
+def test_each_call_does_bounded_work_until_all_is_gone(tmp_path: Path) -> None:
     state = new_state(tmp_path)
     paths = [ended(running_machine(state)) for _ in range(7)]
     cleaner = Expiry(state)
@@ -328,7 +328,7 @@ def slot_files(state: StateDir) -> list[str]:
     return sorted(path.name for path in state.slots.iterdir())
 
 
-def test_slots_that_a_smaller_factory_has_no_more_go_once_they_are_empty(tmp_path: Path) -> None:
+def test_surplus_slots_go_once_they_are_empty(tmp_path: Path) -> None:
     state = new_state(tmp_path)
     names = [
         NAME,

@@ -88,7 +88,7 @@ def test_what_is_no_status_is_none(tmp_path: Path, content: str) -> None:
     assert statuses.read(state) is None
 
 
-def test_unknown_fields_are_ignored_and_missing_ones_have_defaults() -> None:
+def test_unknown_fields_are_ignored_missing_have_defaults() -> None:
     assert build(Status, {"slots": 3, "new": {"a": 1}}, lenient=True) == Status(slots=3)
 
 
@@ -99,7 +99,7 @@ def test_wrong_types_never_raise(changes: dict[str, Any]) -> None:
     assert build(Status, json.loads(json.dumps(dataclasses.asdict(found))), lenient=True) == found
 
 
-def test_their_content_is_the_classics_and_everybody_can_read_them(tmp_path: Path) -> None:
+def test_small_files_have_the_classics_content_for_everybody(tmp_path: Path) -> None:
     state = new_state(tmp_path)
     umask = os.umask(0o077)
     try:

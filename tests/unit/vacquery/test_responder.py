@@ -396,7 +396,7 @@ def test_without_a_status_the_configuration_answers(tmp_path: Path) -> None:
         factory_name=FACTORY, vac_space=SPACE, factories=(FACTORY, "198.51.100.9"), host_processors=8
     )
     types = {one.name: Machinetype(one.name, fizzle_seconds=600) for one in factory_status().machinetypes}
-    configured = statuses.configured(Configuration(settings, types, {}, {}, (), ""))
+    configured = statuses.configured(Configuration(settings, types, {}, {}, ()))
     responder = Responder()
     refresher = Refresher(responder, state, Resolver(), configured=configured)
     refresher.refresh(NOW)

@@ -129,7 +129,7 @@ def test_a_fizzle_is_an_abort_when_last_seen_alive(state: StateDir) -> None:
     assert found.shutdown_time == 1795227158
 
 
-def test_a_classic_machine_is_judged_by_the_factorys_fizzle_seconds(state: StateDir) -> None:
+def test_classic_machines_are_judged_by_our_fizzle_seconds(state: StateDir) -> None:
     finished = next(state.machines.glob("1795219951_type-04_*"))
     (finished / "joboutputs/shutdown_message").unlink()
     status = factory_status()

@@ -473,7 +473,7 @@ def ends(state: StateDir) -> None:
     state.history.write_text("".join(f"\n{json.dumps(one)}" for one in lines))
 
 
-def test_shares_and_ends_of_a_day_and_a_week_come_from_the_history(state: StateDir) -> None:
+def test_shares_and_ends_of_a_day_and_a_week_are_counted(state: StateDir) -> None:
     ends(state)
     html = ask(state, "").body.decode()
     text = "\n".join(Page(ask(state, "")).texts)
