@@ -87,6 +87,7 @@ def examine(arguments: argparse.Namespace) -> Iterator[Finding]:
         yield from doctor_engines.vm_findings(settings)
     if settings.volume_group and not set(VM_MODELS) & set(models):
         yield from doctor_engines.lvm_findings(settings)
+    yield from weakening_findings(wanted)
     for model in models:
         yield from _model(model, settings, [one for one in wanted if one.machine_model == model])
     broken = set()
@@ -135,6 +136,32 @@ def _peers(settings: Settings) -> Iterator[Finding]:
                 yield Finding(
                     f"factory {name}", f"{error.strerror}: put it into the DNS or /etc/hosts", serious=False
                 )
+
+
+def weakening_findings(machinetypes: Sequence[Machinetype]) -> Iterator[Finding]:
+    """Yield options in force that give machines more than their model needs to."""
+    docker = [one for one in machinetypes if one.machine_model == "docker"]
+    for option, types, more in (
+        (
+            "container_nested",
+            [one for one in machinetypes if one.container_nested],
+            "may use more of the kernel",
+        ),
+        (
+            "container_network",
+            [one for one in docker if one.container_network == "host"],
+            "reach services on 127.0.0.1",
+        ),
+        (
+            "container_capabilities",
+            [one for one in docker if one.container_capabilities],
+            "can be root inside; none is safer for images that allow it",
+        ),
+    ):
+        if types:
+            yield Finding(
+                f"{option} of {', '.join(one.name for one in types)}", f"machines {more}", serious=False
+            )
 
 
 def _model(model: str, settings: Settings, machinetypes: Sequence[Machinetype]) -> Iterator[Finding]:

@@ -146,12 +146,6 @@ class Deadlines:
 
 
 @dataclass(frozen=True)
-class _Failure:
-    reason: str
-    unavailable: bool
-
-
-@dataclass(frozen=True)
 class _Call:
     purpose: str
     """For people; "" for an observation."""
@@ -287,18 +281,24 @@ class InlineEngine:
 
     def _act(self, action: Action, call: Callable[[Driver], None]) -> None:
         purpose = f" to {action.kind.value} {action.name}"
-        failure = self._attempt(purpose, self._deadlines.action_seconds, call)
-        problem, unavailable = (failure.reason, failure.unavailable) if failure else (None, False)
-        self._post(ActionDone(self.name, action, self._clock(), problem, unavailable))
+        problem: Exception | None = None
+        try:
+            self._attempt(purpose, self._deadlines.action_seconds, call)
+        except (CreationFailed, EngineUnavailable) as failure:
+            problem = failure
+        unavailable = isinstance(problem, EngineUnavailable)
+        reason = None if problem is None else str(problem)
+        self._post(ActionDone(self.name, action, self._clock(), reason, unavailable))
 
     def _observe(self) -> None:
         asked_time = self._clock()
-        seen = self._attempt(
-            "", self._deadlines.observation_seconds, lambda driver: self._look(driver, asked_time)
-        )
-        if isinstance(seen, _Failure):
-            self._observation_failure = seen.reason
-            self._post(ObservationFailed(self.name, seen.reason, asked_time, self._clock()))
+        try:
+            seen = self._attempt(
+                "", self._deadlines.observation_seconds, lambda driver: self._look(driver, asked_time)
+            )
+        except (CreationFailed, EngineUnavailable) as failure:
+            self._observation_failure = str(failure)
+            self._post(ObservationFailed(self.name, str(failure), asked_time, self._clock()))
         else:
             self._observation_failure = None
             self._post(seen)
@@ -324,22 +324,19 @@ class InlineEngine:
         with self._lock:
             return list(self._calls.values())
 
-    def _attempt(
-        self, purpose: str, deadline_seconds: float, call: Callable[[Driver], _Result]
-    ) -> _Result | _Failure:
+    def _attempt(self, purpose: str, deadline_seconds: float, call: Callable[[Driver], _Result]) -> _Result:
+        """Return the call's result. Raises EngineUnavailable, also for a bug in a driver, and CreationFailed."""
         thread = threading.get_ident()
         begin_time = self._clock()
         with self._lock:
             self._calls[thread] = _Call(purpose, begin_time, begin_time + deadline_seconds)
         try:
             return call(self._opened())
-        except EngineUnavailable as error:
-            return _Failure(str(error), unavailable=True)
-        except CreationFailed as error:
-            return _Failure(str(error), unavailable=False)
-        except Exception as error:  # noqa: BLE001  a bug in a driver must not end the thread
+        except (CreationFailed, EngineUnavailable):
+            raise
+        except Exception as error:
             _log.exception("engine %s: unexpected error%s", self.name, purpose)
-            return _Failure(f"unexpected {type(error).__name__}: {error}", unavailable=True)
+            raise EngineUnavailable(f"unexpected {type(error).__name__}: {error}") from error
         finally:
             with self._lock:
                 del self._calls[thread]

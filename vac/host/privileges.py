@@ -8,6 +8,7 @@ may enter machines' directories.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import encodings.ascii  # noqa: F401  state files need it later, when the interpreter's own files may be out of reach
 import os
@@ -97,18 +98,17 @@ def limit_user_namespaces(processes: Iterable[int], most: int = MOST_USER_NAMESP
 
     Where a machine has none of its own, as with Apptainer's setuid starter, nothing can be limited.
     """
-    spaces = {}
-    for process in processes:
-        try:
-            spaces[os.readlink(f"/proc/{process}/ns/user")] = process  # noqa: PTH115
-        except OSError:
-            continue  # it has ended
-    spaces.pop(os.readlink("/proc/self/ns/user"), None)  # noqa: PTH115
-    command = [sys.executable, "-I", "-S", "-c", _LIMIT]
-    done = [
-        run([*command, f"/proc/{process}/ns/user", str(most)], time_limit_seconds=_LIMIT_SECONDS)
-        for process in spaces.values()
-    ]
+    spaces: dict[int, int] = {}
+    with contextlib.ExitStack() as stack:
+        for process in processes:
+            with contextlib.suppress(OSError):  # it has ended
+                space = os.open(f"/proc/{process}/ns/user", os.O_RDONLY | os.O_CLOEXEC)
+                stack.callback(os.close, space)
+                spaces[os.fstat(space).st_ino] = space
+        spaces.pop(Path("/proc/self/ns/user").stat().st_ino, None)
+        command = [sys.executable, "-I", "-S", "-c", _LIMIT]
+        paths = [f"/proc/{os.getpid()}/fd/{space}" for space in spaces.values()]
+        done = [run([*command, path, str(most)], time_limit_seconds=_LIMIT_SECONDS) for path in paths]
     return next((one.failure for one in done if one.failure), None)
 
 

@@ -13,7 +13,7 @@ import pytest
 
 from tests.unit.state_dirs import machinetype_of
 from vac.cli import doctor, doctor_engines
-from vac.cli.doctor import file_findings, tree_problem
+from vac.cli.doctor import file_findings, tree_problem, weakening_findings
 from vac.cli.doctor_engines import cvmfs_findings, cvmfs_paths, disk_finding, engine_findings, nested_findings
 from vac.config.machinetype import Machinetype
 from vac.config.settings import Settings
@@ -391,3 +391,19 @@ def test_cvmfs_that_is_private_is_noted_where_containers_need_it(
     one = Machinetype("t", machine_model=model, cvmfs_repositories=("a.b",))
     assert [problem is not None for what, problem, _ in cvmfs_findings([one]) if what == SHARED] == [noted]
     assert not [what for what, _, _ in cvmfs_findings([IMAGE, TREE]) if what == SHARED]
+
+
+def test_options_that_weaken_isolation_are_named() -> None:
+    kinds = [
+        Machinetype("safe", machine_model="docker", container_capabilities=()),
+        Machinetype("nested", machine_model="bubblewrap", container_nested=True),
+        Machinetype("open", machine_model="docker", container_network="host"),
+        Machinetype("vm", machine_model="vm-raw"),
+    ]
+    rows = {what: serious for what, problem, serious in weakening_findings(kinds) if problem}
+    assert rows == {
+        "container_nested of nested": False,
+        "container_network of open": False,
+        "container_capabilities of open": False,
+    }
+    assert not [*weakening_findings(kinds[:1])]

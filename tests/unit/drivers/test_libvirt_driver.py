@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import os
+import queue
+import threading
 from pathlib import Path
 
+import libvirt
 import pytest
 
 from vac.config.settings import Settings, slot_number
-from vac.drivers.base import EngineState, Observed, Usage
+from vac.drivers.base import EngineState, EngineUnavailable, Observed, Usage
+from vac.drivers.libvirt import libvirt_api
+from vac.drivers.libvirt.libvirt_api import Connection
 from vac.drivers.libvirt.libvirt_domain import SERVER
 from vac.drivers.libvirt.libvirt_driver import Samples, machine_state, starting_up, usage_of
 from vac.drivers.libvirt.libvirt_network import (
@@ -209,3 +214,36 @@ def test_figures_of_a_dying_process_do_not_go_back() -> None:
     samples.take([seen("a", 7.0, 500)])
     samples.take([seen("a", 0.0)])
     assert samples.all()[0].usage == Usage(7.0, None, 500)
+
+
+def test_calls_at_once_share_one_connection_that_is_being_opened(monkeypatch: pytest.MonkeyPatch) -> None:
+    opener, asked, go = libvirt.open, queue.SimpleQueue[str](), threading.Event()
+
+    def slow(uri: str) -> libvirt.virConnect:
+        asked.put(uri)
+        assert go.wait(60)
+        return opener(uri)
+
+    monkeypatch.setattr(libvirt, "open", slow)
+    monkeypatch.setattr(libvirt_api, "OPEN_SECONDS", 0.01)
+    connection = Connection("test:///default", "test")
+    for _ in range(2):
+        with pytest.raises(EngineUnavailable, match="libvirtd doesn't answer"), connection.use("act"):
+            pass
+    monkeypatch.setattr(libvirt_api, "OPEN_SECONDS", 60.0)
+    found: list[libvirt.virConnect] = []
+
+    def call() -> None:
+        with connection.use("act") as opened:
+            found.append(opened)
+
+    callers = [threading.Thread(target=call) for _ in range(3)]
+    for caller in callers:
+        caller.start()
+    go.set()
+    for caller in callers:
+        caller.join(60)
+    assert len(found) == 3
+    assert len(set(map(id, found))) == 1
+    assert asked.qsize() == 1
+    connection.close()

@@ -216,13 +216,21 @@ od -An -v -tx1 <&4 | tr -d ' \\n'
 """
 
 
-def start(tmp_path: Path, image: str) -> tuple[str, int]:
+CONFINED = """
+grep -E '^(Seccomp|NoNewPrivs|CapEff):' /proc/self/status | tr -s '[:space:]' ' '; echo
+cat /proc/sys/user/max_user_namespaces; tr -s ' ' </proc/self/uid_map
+unshare -Ur unshare -Ur unshare -Ur true && echo three
+unshare -Ur unshare -Ur unshare -Ur unshare -Ur true 2>/dev/null || echo not four
+"""
+
+
+def start(tmp_path: Path, image: str, script: str = LOOK, **more: Any) -> tuple[str, int]:
     """What the program has printed, and its exit code."""
     require_root()
     (tmp_path / "standin_model.py").write_text(MODEL)
     plan: dict[str, Any] = {
         "machine": "m_u", "model": "bubblewrap", "module": "standin_model", "path": str(tmp_path), "image": image,
-        "entrances": [str(tmp_path / "cgroup.procs")], "uid": 65534, "gid": 65534, "script": LOOK,
+        "entrances": [str(tmp_path / "cgroup.procs")], "uid": 65534, "gid": 65534, "script": script, **more,
         "environment": {"A": "b", "PATH": "/usr/bin:/bin"}, "filter": compiled(False).hex(),
     }  # fmt: skip
     (tmp_path / "cgroup.procs").touch()
@@ -238,6 +246,16 @@ def test_the_program_gets_what_is_the_machines_and_nothing_else(tmp_path: Path) 
     listing = "0 1 2 3 4 5 "  # the last being that of ls
     assert said.splitlines() == ["65534 65534 65534 b", listing, "/", compiled(False).hex()]
     assert (tmp_path / "cgroup.procs").read_text() == "0"
+
+
+def test_a_program_that_takes_no_filter_is_put_under_one(tmp_path: Path) -> None:
+    said, exit_code = start(
+        tmp_path, IMAGE, CONFINED, inherited_filter=compiled(True).hex(), most_user_namespaces=3
+    )
+    status, most, users, *rest = said.splitlines()
+    assert exit_code == 0, said
+    assert status.strip() == "CapEff: 0000000000000000 NoNewPrivs: 0 Seccomp: 2"
+    assert (most, users.strip(), *rest) == ("3", "65534 65534 1", "three", "not four")
 
 
 def test_the_status_tells_how_the_machine_began_and_ended(tmp_path: Path) -> None:

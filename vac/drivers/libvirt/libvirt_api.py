@@ -57,10 +57,9 @@ class Connection:
     def __init__(self, uri: str, hypervisor_type: str) -> None:
         self.uri = uri
         self._hypervisor_type = hypervisor_type
-        self._lock = threading.Lock()
         self._connections: dict[str, libvirt.virConnect] = {}
-        self._opened: dict[str, Outcome[Any]] = {}
-        """Connections, or errors, that nobody has taken yet."""
+        self._errors: dict[str, Exception] = {}
+        """By purpose, why the last attempt to connect has failed."""
         self._opening: BackgroundWork[Any] = BackgroundWork("libvirt-open", self._note_opened, at_once=None)
         self._hypervisor: Hypervisor | None = None
 
@@ -68,42 +67,48 @@ class Connection:
     def use(self, purpose: str) -> Iterator[libvirt.virConnect]:
         """Yield the connection for this purpose. Failures that leave the block become EngineUnavailable."""
         with self.explained():
-            connection = self._connections.get(purpose)
-            if connection is None or not connection.isAlive():
-                connection = self.open(purpose)
-                with self._lock:
-                    self._connections[purpose] = connection
-            yield connection
+            yield self._open(purpose)
 
-    def open(self, purpose: str) -> libvirt.virConnect:
-        """Return a new connection. Raises libvirtError, and EngineUnavailable if that takes too long.
+    def take(self, purpose: str) -> libvirt.virConnect:
+        """Return the connection for this purpose, which is the caller's from now on. Raises EngineUnavailable."""
+        with self.explained():
+            self._open(purpose)
+            return self._connections.pop(purpose)
 
-        Keepalive works on open connections only; one that opens too late is there for the next call.
+    def _open(self, purpose: str) -> libvirt.virConnect:
+        """Return the connection for this purpose, a new one if it has none that lives. Raises libvirtError.
+
+        Raises EngineUnavailable if that takes too long: keepalive works on open connections only. One that opens too
+        late is there for the next call.
         """
-        start_event_loop()
-        self._hypervisor = None
-        if purpose not in self._opened:
+        connection = self._connections.get(purpose)
+        if connection is None or not connection.isAlive():
+            start_event_loop()
             self._opening.start(purpose, self._connect)
-            self._opening.wait(purpose, OPEN_SECONDS)
-        outcome = self._opened.pop(purpose, None)
-        if outcome is None:
-            raise EngineUnavailable(f"{self.uri}: libvirtd doesn't answer")
-        opened = outcome.value
-        if not isinstance(opened, libvirt.virConnect):
-            raise opened or EngineUnavailable(outcome.failure)
-        with suppress(libvirt.libvirtError):  # a mock inside this process needs none
-            opened.setKeepAlive(KEEPALIVE_SECONDS, KEEPALIVE_COUNT)
-        return opened
+            if not self._opening.wait(purpose, OPEN_SECONDS):
+                raise EngineUnavailable(f"{self.uri}: libvirtd doesn't answer")
+            connection = self._connections.get(purpose)
+            if connection is None:
+                raise self._errors[purpose]
+        return connection
 
     def _connect(self) -> Any:
         """Return a connection or the error: it may take for ever."""
         try:
-            return libvirt.open(self.uri)
+            connection = libvirt.open(self.uri)
         except libvirt.libvirtError as error:
             return error
+        with suppress(libvirt.libvirtError):  # a mock inside this process needs none
+            connection.setKeepAlive(KEEPALIVE_SECONDS, KEEPALIVE_COUNT)
+        return connection
 
     def _note_opened(self, outcome: Outcome[Any]) -> None:
-        self._opened[outcome.key] = outcome
+        self._hypervisor = None
+        if isinstance(outcome.value, libvirt.virConnect):
+            self._connections[outcome.key] = outcome.value
+        else:
+            self._connections.pop(outcome.key, None)
+            self._errors[outcome.key] = outcome.value or EngineUnavailable(outcome.failure)
 
     @contextmanager
     def explained(self) -> Iterator[None]:
@@ -128,8 +133,7 @@ class Connection:
 
     def close(self) -> None:
         """Close all connections."""
-        with self._lock:
-            connections, self._connections = self._connections, {}
+        connections, self._connections = self._connections, {}
         for connection in connections.values():
             with suppress(libvirt.libvirtError):
                 connection.close()
@@ -166,8 +170,7 @@ class EventReader:
             if self._closed:
                 return
             self._listener = news
-        with self._connection.explained():
-            connection = self._connection.open("events")
+        connection = self._connection.take("events")
         callback = None
         try:
             with self._connection.explained():

@@ -19,6 +19,7 @@ import json
 import os
 import signal
 import stat
+import struct
 import sys
 from typing import Any, NoReturn
 
@@ -28,6 +29,9 @@ FILTER = 4
 """The descriptor of the filter of system calls, for a program that takes one."""
 _KEYCTL = {"x86_64": 250, "aarch64": 219, "ppc64le": 271}
 _KEYCTL_JOIN_SESSION_KEYRING = 1
+_PR_SET_SECCOMP, _FILTER_MODE = 22, 2
+_INSTRUCTION_BYTES = 8
+_CLONE_NEWUSER = 0x10000000
 _NO_KEYS = (errno.ENOSYS, errno.EPERM)
 """Errors of a kernel without keys, or of a container in which nobody reaches them."""
 
@@ -62,6 +66,10 @@ def become(plan: dict[str, Any]) -> None:
         os.close(descriptor)
     os.umask(0o022)
     os.chdir("/")
+    if plan.get("inherited_filter"):
+        install_filter(bytes.fromhex(plan["inherited_filter"]))
+    if plan.get("most_user_namespaces"):
+        enter_user_namespace(plan["uid"], plan["gid"], plan["most_user_namespaces"])
     os.setgroups([])
     os.setresgid(plan["gid"], plan["gid"], plan["gid"])
     os.setresuid(plan["uid"], plan["uid"], plan["uid"])
@@ -78,6 +86,41 @@ def join_new_session_keyring() -> None:
     libc = ctypes.CDLL(None, use_errno=True)
     if libc.syscall(number, _KEYCTL_JOIN_SESSION_KEYRING, None) < 0 and ctypes.get_errno() not in _NO_KEYS:
         raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()), "session keyring")
+
+
+def install_filter(program: bytes) -> None:
+    """Put this process and all that it starts under a filter of system calls: seccomp(2). Raises OSError.
+
+    Root may do so without no_new_privs, which Apptainer's setuid starter wouldn't survive.
+    """
+    instructions = ctypes.create_string_buffer(program, len(program))
+    header = struct.pack("HP", len(program) // _INSTRUCTION_BYTES, ctypes.addressof(instructions))
+    _check(ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_SECCOMP, _FILTER_MODE, header, 0, 0), "seccomp")
+
+
+def enter_user_namespace(uid: int, gid: int, most: int) -> None:
+    """Enter a user name space that has this user and no other, and in which few more can be made: user_namespaces(7).
+
+    A child that stays outside gives it the user. Raises OSError.
+    """
+    entered, tell_entered = os.pipe()
+    parent, child = os.getpid(), os.fork()
+    if child == 0:
+        os.read(entered, 1)
+        for kind, number in (("uid", uid), ("gid", gid)):
+            with open(f"/proc/{parent}/{kind}_map", "w") as numbers:  # noqa: PTH123
+                numbers.write(f"{number} {number} 1")
+        os._exit(0)
+    _check(ctypes.CDLL(None, use_errno=True).unshare(_CLONE_NEWUSER), "user name space")
+    os.write(tell_entered, b".")
+    os.waitpid(child, 0)
+    with open("/proc/sys/user/max_user_namespaces", "w") as limit:  # noqa: PTH123
+        limit.write(str(most))
+
+
+def _check(result: int, what: str) -> None:
+    if result != 0:
+        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()), what)
 
 
 def open_filter(program: str) -> None:

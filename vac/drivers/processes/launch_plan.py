@@ -24,7 +24,7 @@ from vac.drivers.images import ImageVersion
 from vac.drivers.processes import launch
 from vac.host.cgroups import Limits
 from vac.host.filesystems import FileStamp
-from vac.host.privileges import subordinate_ids
+from vac.host.privileges import MOST_USER_NAMESPACES, subordinate_ids
 from vac.host.syscall_filter import compiled
 
 MODELS = {"bubblewrap": "vac.drivers.processes.bubblewrap", "singularity": "vac.drivers.processes.apptainer"}
@@ -51,7 +51,7 @@ class Model(Protocol):
     NEEDS_ACCOUNT: bool
     """True: the program doesn't run with a uid of slot_uids without an account."""
     FILTERED: bool
-    """True: the program takes a filter of system calls as descriptor FILTER."""
+    """True: the program takes a filter of system calls as descriptor FILTER; else it is put under one itself."""
 
     def plan(self, spec: MachineSpec, program: str) -> dict[str, Any]:
         """Return what the launcher needs, for JSON. Raises ValueError with a reason."""
@@ -129,6 +129,9 @@ def make_plan(spec: MachineSpec) -> tuple[Model, dict[str, Any]]:
         plan = model.plan(spec, program)
         if model.FILTERED:
             plan["filter"] = compiled(spec.machinetype.container_nested).hex()
+            plan["most_user_namespaces"] = MOST_USER_NAMESPACES * spec.machinetype.container_nested
+        else:  # what makes the container needs to make name spaces
+            plan["inherited_filter"] = compiled(nested=True).hex()
     except OSError as error:
         raise CreationFailed(f"{error.filename} {error.strerror}") from error
     except ValueError as error:

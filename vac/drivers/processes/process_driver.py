@@ -86,6 +86,18 @@ def open_driver(settings: Settings, fetch: Fetch | None = None) -> ProcessDriver
         raise EngineUnavailable(str(error)) from error
 
 
+@dataclasses.dataclass
+class _Known:
+    """What this process knows of a machine."""
+
+    directory: Path | None = None
+    starting: bool = False
+    runs: bool = False
+    """True once its command has been seen running."""
+    ended_time: float | None = None
+    exit_code: int | None = None
+
+
 class ProcessDriver(Driver):
     """Driver of the machines in these groups; fetch as in ImageFiles.
 
@@ -101,14 +113,10 @@ class ProcessDriver(Driver):
         self._volumes = Volumes()
         self._changes = OnChange(_log)
         self._lock = threading.Lock()
-        self._starting: set[str] = set()
-        self._runs: set[str] = set()
-        """Groups whose machine's command has been seen running."""
-        self._directories: dict[str, Path] = {}
+        self._known: dict[str, _Known] = {}
+        """By group."""
         self._children: dict[int, str] = {}
         """Groups by their first process, which is ours to wait for."""
-        self._ends: dict[str, tuple[float | None, int | None]] = {}
-        """Time and exit code by group, as seen by this process."""
         self._left: Mapping[str, LeftProcess] = {}
         self._taken_over: dict[str, float] = {}
         """By uuid of a classic machine, CPU seconds that it has used outside its group."""
@@ -130,32 +138,23 @@ class ProcessDriver(Driver):
     def _create(self, spec: MachineSpec) -> None:
         model, plan = make_plan(self._with_image(spec))
         group = f"{spec.name}_{spec.uuid}"
-        with self._lock:
-            self._starting.add(group)
-            self._directories[group] = spec.directory
+        known = self._known[group] = _Known(spec.directory, starting=True)
         try:
             self._groups.create(group, limits_of(spec))
             plan["entrances"] = [str(entrance) for entrance in self._groups.entrances(group)]
             prepare_directory(spec, model, plan["uid"], plan["gid"])
             told = self._start(spec, model, plan, group)
             self._limit(spec, group)
-            with self._lock:
-                self._runs.add(group)
+            known.runs = True
             self._watcher.add(group)
             path, image = image_in(told)
             self._facts.note(spec.uuid, _facts(spec, path), image)
-        except OSError as error:
+        except (OSError, CgroupError, CreationFailed) as error:
             self._clear(group)
-            raise CreationFailed(f"{error.filename}: {error.strerror}") from error
-        except CgroupError as error:
-            self._clear(group)
-            raise CreationFailed(str(error)) from error
-        except CreationFailed:
-            self._clear(group)
-            raise
+            reason = f"{error.filename}: {error.strerror}" if isinstance(error, OSError) else str(error)
+            raise CreationFailed(reason) from error
         finally:
-            with self._lock:
-                self._starting.discard(group)
+            known.starting = False
 
     def stop(self, name: str, uuid: str) -> None:
         with _unavailable():
@@ -163,18 +162,18 @@ class ProcessDriver(Driver):
         self._reap()
 
     def destroy(self, name: str, uuid: str) -> None:
+        group = f"{name}_{uuid}"
         self.stop(name, uuid)
-        self._status(f"{name}_{uuid}")
-        with self._lock:
-            directory = self._directories.get(f"{name}_{uuid}")
+        self._status(group)
+        directory = self._of(group).directory
         if directory is not None:
             with contextlib.suppress(OSError):
                 close_up(directory / CONSOLE_LOG)
         with _unavailable():
-            self._groups.remove(f"{name}_{uuid}")
+            self._groups.remove(group)
         self._volumes.remove(name, uuid)
         self._facts.forget(uuid)
-        self._forget(f"{name}_{uuid}")
+        self._known.pop(group, None)
         self._taken_over.pop(uuid, None)
 
     def adopt(self, machines: Mapping[str, str], processes: Mapping[str, LeftProcess]) -> None:
@@ -196,9 +195,9 @@ class ProcessDriver(Driver):
     def events(self) -> Iterator[str]:
         with _unavailable():
             for group in self._watcher.ends():
-                with self._lock:
-                    if group in self._runs:
-                        self._ends.setdefault(group, (time.time(), None))
+                known = self._of(group)
+                if known.runs and known.ended_time is None:
+                    known.ended_time = time.time()
                 yield _identity(group)[0]
 
     def close(self) -> None:
@@ -233,8 +232,8 @@ class ProcessDriver(Driver):
         return dataclasses.replace(spec, machinetype=dataclasses.replace(kind, root_image=str(path)))
 
     def _limit(self, spec: MachineSpec, group: str) -> None:
-        """Limit what the kernel otherwise counts by uid. A filter of system calls forbids it to others."""
-        if spec.machinetype.container_nested or not model_of(spec.machinetype.machine_model).FILTERED:
+        """Limit what the kernel otherwise counts by uid, where that couldn't be done before the program began."""
+        if not model_of(spec.machinetype.machine_model).FILTERED:
             problem = limit_user_namespaces(self._groups.processes(group))
             if problem is not None:
                 self._changes.say(
@@ -242,21 +241,23 @@ class ProcessDriver(Driver):
                 )
 
     def _machines(self) -> Sequence[str]:
-        with self._lock:
-            starting = set(self._starting)
-        return [group for group in self._groups.names() if group not in starting]
+        return [group for group in self._groups.names() if not self._of(group).starting]
+
+    def _of(self, group: str) -> _Known:
+        """Return what is known of the group's machine, to be read."""
+        return self._known.get(group) or _Known()
 
     def _observed(self, group: str) -> Observed:
         identity = _identity(group)
         if self._groups.populated(group):
-            runs = group in self._runs or self._has_begun(group)
+            runs = self._of(group).runs or self._has_begun(group)
             return Observed(*identity, EngineState.RUNNING if runs else EngineState.HALF_MADE)
         status = self._status(group)
         model = status.model
         if not self._groups.usage(group).cpu_seconds or (model and not model.executed(status.text)):
             return Observed(*identity, EngineState.HALF_MADE)
-        with self._lock:
-            ended_time, exit_code = self._ends.get(group, (None, None))
+        known = self._of(group)
+        ended_time, exit_code = known.ended_time, known.exit_code
         if status.exit_code is not None:  # written by the program itself, perhaps while there was no factory
             ended_time, exit_code = status.time, status.exit_code
         if exit_code is not None and exit_code < 0:
@@ -271,8 +272,7 @@ class ProcessDriver(Driver):
             others = [_command_line(each) for each in self._groups.processes(group) if each != first]
             if not status.model.running(status.text, _command_line(first), others):
                 return False
-        with self._lock:
-            self._runs.add(group)
+        self._known.setdefault(group, _Known()).runs = True
         return True
 
     def _usage(self, group: str) -> Usage:
@@ -309,7 +309,8 @@ class ProcessDriver(Driver):
             os.close(output)
         with self._lock:
             self._children[child] = group
-            self._ends.pop(group, None)
+            known = self._known[group]
+            known.ended_time = known.exit_code = None
         note_pid(spec.directory, child)
         told, exit_code = self._wait_for_start(model, child, group)
         said = said_in(console, said_before) if exit_code is not None else ""
@@ -326,7 +327,7 @@ class ProcessDriver(Driver):
         while time.monotonic() < deadline:
             self._reap()
             with self._lock:
-                ended, exit_code = child not in self._children, self._ends.get(group, (None, None))[1]
+                ended, exit_code = child not in self._children, self._known[group].exit_code
             told = self._status(group).text
             if ended:
                 return told, exit_code or 0
@@ -342,18 +343,11 @@ class ProcessDriver(Driver):
         with contextlib.suppress(CgroupError):
             self._groups.kill_all(group, KILL_SECONDS)
             self._groups.remove(group)
-            self._forget(group)
+            self._known.pop(group, None)
         self._reap()
 
     def _own_directories(self) -> Sequence[Path]:
-        with self._lock:
-            return list(self._directories.values())
-
-    def _forget(self, group: str) -> None:
-        with self._lock:
-            self._runs.discard(group)
-            self._ends.pop(group, None)
-            self._directories.pop(group, None)
+        return [known.directory for known in tuple(self._known.values()) if known.directory is not None]
 
     def _reap(self) -> None:
         """Wait for the children that have ended."""
@@ -362,20 +356,19 @@ class ProcessDriver(Driver):
                 exit_code = _exit_code(child)
                 if exit_code is not None:
                     del self._children[child]
-                    if group in self._starting or group in self._runs:
-                        self._ends[group] = (self._ends.get(group, (None,))[0] or time.time(), exit_code)
+                    known = self._of(group)
+                    if known.starting or known.runs:
+                        known.ended_time, known.exit_code = known.ended_time or time.time(), exit_code
 
     def _status(self, group: str) -> LaunchStatus:
-        with self._lock:
-            directory = self._directories.get(group)
+        directory = self._of(group).directory
         places = [directory] if directory is not None else []
         if directory is None and self._machines_directory is not None:
             places = sorted(self._machines_directory.glob(f"*_{_identity(group)[0]}"), reverse=True)
         for place in places:
             status = read_status(place)
             if told_in(status.text, "machine").get("machine") == group:
-                with self._lock:
-                    self._directories[group] = place
+                self._known.setdefault(group, _Known()).directory = place
                 return status
         return LaunchStatus()
 
