@@ -41,6 +41,10 @@ setup(
     ],
     packages=find_packages(include=["vac", "vac.*"]),
     package_data={"vac": ["py.typed"]},
+    data_files=[  # for `pip install`; packages have these in their own places
+        ("share/vac-factory/systemd", sorted(map(str, Path("systemd").iterdir()))),
+        ("share/vac-factory/vac.d", ["etc/vac.d/site.conf.sample"]),
+    ],
     python_requires=">=3.9",
     install_requires=[
         "cryptography>=36",

@@ -29,6 +29,7 @@ UNITS = sorted((CHECKOUT / "systemd").glob("*.service"))
 def setup_arguments(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """What setup.py hands to setuptools, which need not be installed for this."""
     arguments: dict[str, Any] = {}
+    monkeypatch.chdir(CHECKOUT)
     setuptools: Any = types.ModuleType("setuptools")
     setuptools.setup = arguments.update
     setuptools.find_packages = lambda include: include
@@ -39,6 +40,11 @@ def setup_arguments(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
 
 def test_the_distribution_has_the_version_of_the_package(setup_arguments: dict[str, Any]) -> None:
     assert (setup_arguments["name"], setup_arguments["version"]) == ("vac-factory", vac.__version__)
+
+
+def test_pip_brings_units_and_the_sample(setup_arguments: dict[str, Any]) -> None:
+    brought = {Path(path).name for _, paths in setup_arguments["data_files"] for path in paths}
+    assert brought == {*(path.name for path in (CHECKOUT / "systemd").iterdir()), reference.SAMPLE_NAME}
 
 
 def test_the_version_is_written_in_one_place_and_has_a_change_note() -> None:
@@ -174,26 +180,3 @@ def test_the_manual_has_every_command_and_option(tmp_path: Path, monkeypatch: py
     for page in pages.values():
         assert page.startswith(".TH ")
         assert " 1970-01-01 " in page.partition("\n")[0]
-
-
-@pytest.mark.allow_subprocess
-@pytest.mark.parametrize(
-    ("line", "expected"),
-    [
-        ("vac ma", {"machine", "machines", "machinetype", "machinetypes"}),
-        ("vac -J machines --ti", {"--timeout"}),
-        ("vac config ch", {"check"}),
-        ("vac drain --w", {"--wait"}),
-    ],
-)
-def test_bash_completes_commands_and_options(line: str, expected: set[str], tmp_path: Path) -> None:
-    script = subprocess.run(
-        [sys.executable, str(CHECKOUT / "packaging" / "completion.py")], stdout=subprocess.PIPE, check=True
-    )
-    (tmp_path / "vac").write_bytes(script.stdout)
-    words = line.split(" ")
-    ask = f'. {tmp_path}/vac; COMP_WORDS=({line}); COMP_CWORD={len(words) - 1}; _vac vac "{words[-1]}"'
-    done = subprocess.run(
-        ["bash", "-c", f'{ask}; echo "${{COMPREPLY[@]}}"'], stdout=subprocess.PIPE, text=True, check=True
-    )
-    assert set(done.stdout.split()) == expected

@@ -229,7 +229,7 @@ class Parser(HTTPRequestParser):
         return consumed
 
     def _grows(self) -> bool:
-        """Return whether a body has just been announced, or more of an unannounced one has arrived."""
+        """Return True if a body has just been announced, or more of an unannounced one has arrived."""
         return self.chunked or (self.content_length > 0 and not self.body_bytes_received)
 
     def _refuse(self, reason: str) -> None:
@@ -260,7 +260,7 @@ class Channel(HTTPChannel):
         return bool(in_transit > MOST_BODIES * (self.adj.max_request_body_size - 1))
 
     def is_late(self) -> bool:
-        """Return whether a request has taken too long to arrive."""
+        """Return True if a request has taken too long to arrive."""
         request = self.request
         return bool(request and time.monotonic() > request.begun_time + LONGEST_REQUEST_SECONDS)
 
@@ -280,7 +280,7 @@ class Channel(HTTPChannel):
 
 
 def is_slot(address: str) -> bool:
-    """Return whether a VM can have this address."""
+    """Return True if a VM can have this address."""
     return address_slot(address) is not None
 
 
@@ -305,14 +305,17 @@ class Server(TcpWSGIServer):
         adjustments: Adjustments,
         admits: Callable[[str], bool] = is_slot,
         client_of: Callable[[str], str] = str,
+        alive: Callable[[], None] = lambda: None,
     ) -> None:
-        """admits: tells whether an address is served. client_of: the client whose share an address uses."""
+        """admits: tells if an address is served. client_of: the client whose share an address uses. alive: called every
+        few seconds while it serves."""
         self._sockets: dict[int, Any] = {}
         sockinfo = (bound.family, bound.type, bound.proto, bound.getsockname())
         super().__init__(app, self._sockets, True, bound, None, adjustments, sockinfo, bind_socket=False)
         self._channels: Any = self.active_channels
         self._admits = admits
         self._client_of = client_of
+        self._alive = alive
         self._crowded: set[str] = set()
 
     def handle_accept(self) -> None:
@@ -349,6 +352,7 @@ class Server(TcpWSGIServer):
     def maintenance(self, now: Any) -> None:
         """Close idle connections, and those whose request takes too long; called every few seconds."""
         super().maintenance(now)
+        self._alive()
         for channel in self._channels.values():
             if channel.is_late():
                 channel.will_close = True

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
-import threading
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vac.config.load import ConfigurationError, load
@@ -23,8 +21,6 @@ if TYPE_CHECKING:
     from vac.web.http_server import Answer, Request
 
 log = logging.getLogger(__name__)
-
-HEARTBEAT_SECONDS = 5.0
 
 
 @dataclass(frozen=True)
@@ -78,13 +74,18 @@ def run(
     allow_connections()
     adjusted = adjustments(service.body_limit_bytes)
     become(unprivileged_user(), keep)
-    if service.for_people:
-        server = Server(application(respond, None), bound, adjusted, is_person, network_of)
-    else:
-        server = Server(application(respond, Guests(state, settings.factory_name)), bound, adjusted)
-    options.listen(server.stop, lambda: None)
     heartbeat = state.heartbeat(service.role)
-    threading.Thread(target=_keep_alive, args=(heartbeat,), name="keeper", daemon=True).start()
+
+    def alive() -> None:
+        with contextlib.suppress(OSError):
+            os.utime(heartbeat)
+
+    if service.for_people:
+        server = Server(application(respond, None), bound, adjusted, is_person, network_of, alive)
+    else:
+        app = application(respond, Guests(state, settings.factory_name))
+        server = Server(app, bound, adjusted, alive=alive)
+    options.listen(server.stop, lambda: None)
     log.info("serving at %s", service.name or service.address)
     options.ready()
     server.serve()
@@ -92,7 +93,7 @@ def run(
 
 
 def is_person(address: str) -> bool:
-    """Return whether the client isn't a VM: pages for people show other machines."""
+    """Return True if the client isn't a VM: pages for people show other machines."""
     from vac.web.http_server import is_slot, network_of
 
     return not is_slot(network_of(address))
@@ -104,12 +105,3 @@ def _settings(options: RoleOptions) -> Settings | None:
         return load(options.configs or None, facts.read()).settings
     except ConfigurationError as error:
         return error.settings
-
-
-def _keep_alive(heartbeat: Path) -> None:
-    while True:
-        try:
-            os.utime(heartbeat)
-        except OSError as error:
-            log.debug("%s", error)
-        time.sleep(HEARTBEAT_SECONDS)

@@ -24,7 +24,9 @@ QUICK = "127.0.0.1"
 
 
 @contextlib.contextmanager
-def serving(admits: Callable[[str], bool] = lambda _: True) -> Iterator[int]:
+def serving(
+    admits: Callable[[str], bool] = lambda _: True, alive: Callable[[], None] = lambda: None
+) -> Iterator[int]:
     """A server of these clients that answers /large with much and a PUT with the number of bytes; its port."""
 
     def app(environ, start_response):  # type: ignore[no-untyped-def]
@@ -34,7 +36,7 @@ def serving(admits: Callable[[str], bool] = lambda _: True) -> Iterator[int]:
         return [answer]
 
     bound = bind(QUICK, 0)
-    one = Server(app, bound, adjustments(BODY_LIMIT), admits)
+    one = Server(app, bound, adjustments(BODY_LIMIT), admits, alive=alive)
     thread = threading.Thread(target=one.serve)
     thread.start()
     try:
@@ -191,6 +193,14 @@ def test_clients_that_read_nothing_keep_nobody_waiting(port: int) -> None:
     finally:
         for each in greedy:
             each.close()
+
+
+def test_a_server_shows_again_and_again_that_it_serves(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server, "IDLE_SECONDS", 3)
+    shown = threading.Semaphore(0)
+    with serving(alive=shown.release):
+        for _ in range(3):
+            assert shown.acquire(timeout=PATIENCE)
 
 
 def test_idle_connections_are_closed(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,6 +9,7 @@ inherits no descriptor but the three, and no controlling terminal but the one th
 from __future__ import annotations
 
 import ctypes
+import fcntl
 import json
 import os
 import signal
@@ -17,8 +18,8 @@ import warnings as warnings  # os.execvpe imports it, when this host's files are
 from pathlib import Path
 from typing import NoReturn
 
+_USER = 0x10000000
 NAMESPACES = {
-    "user": 0x10000000,
     "cgroup": 0x2000000,
     "uts": 0x4000000,
     "ipc": 0x8000000,
@@ -26,9 +27,11 @@ NAMESPACES = {
     "pid": 0x20000000,
     "mnt": 0x20000,
 }
-"""Flags by name in /proc/PID/ns; the user namespace gives the rights to join the others."""
+"""Flags by name in /proc/PID/ns. The user namespace to which they belong gives the rights to join them."""
 _SET_SECCOMP, _FILTER, _NO_NEW_PRIVILEGES = 22, 2, 38
 _INSTRUCTION_BYTES = 8
+_GET_OWNER = 0xB701
+"""NS_GET_USERNS of linux/nsfs.h: opens the user namespace to which a namespace belongs."""
 
 
 class _Program(ctypes.Structure):
@@ -45,6 +48,12 @@ def first_process(processes: list[int]) -> int | None:
         if len(numbers) == depth and numbers[-1] == "1":
             return process
     return None
+
+
+def _identity(process: Path, key: str) -> int:
+    """Return the real user or group of a process, by the key of its status."""
+    lines = (process / "status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(key))
 
 
 def _numbers(process: str) -> list[str]:
@@ -69,15 +78,15 @@ def main() -> NoReturn:
     plan = json.loads(sys.argv[1])
     process, command = Path(f"/proc/{plan['pid']}"), plan["command"]
     try:
-        owner = process.stat()
-        uid = inner((process / "uid_map").read_text(), owner.st_uid)
-        gid = inner((process / "gid_map").read_text(), owner.st_gid)
+        uid = inner((process / "uid_map").read_text(), _identity(process, "Uid:"))
+        gid = inner((process / "gid_map").read_text(), _identity(process, "Gid:"))
         root = os.open(process / "root", os.O_RDONLY | os.O_DIRECTORY)
-        spaces = [
-            (os.open(process / "ns" / name, os.O_RDONLY), flag)
-            for name, flag in NAMESPACES.items()
-            if (process / "ns" / name).stat().st_ino != Path(f"/proc/self/ns/{name}").stat().st_ino
-        ]
+        spaces = [(os.open(process / "ns" / name, os.O_RDONLY), flag) for name, flag in NAMESPACES.items()]
+        # bubblewrap's others belong to its first user namespace, and the machine is in a second one
+        first = fcntl.ioctl(os.open(process / "ns/mnt", os.O_RDONLY), _GET_OWNER)
+        spaces = [(first, _USER), *spaces, (os.open(process / "ns/user", os.O_RDONLY), _USER)]
+        seen = {Path(f"/proc/self/ns/{name}").stat().st_ino for name in ("user", *NAMESPACES)}
+        spaces = [each for each in spaces if not _seen(each[0], seen)]
         entrances = [os.open(path, os.O_WRONLY) for path in plan["entrances"]]
         libc = ctypes.CDLL(None, use_errno=True)
         sys.path.insert(0, plan["path"])
@@ -85,6 +94,7 @@ def main() -> NoReturn:
 
         join_new_session_keyring()
         os.setgroups([])
+        sys.meta_path.clear()  # from here on the machine's files are seen: nothing may be imported of them
         for space, flag in spaces:
             _check(libc.setns(space, flag))
         child = os.fork()
@@ -110,6 +120,14 @@ def main() -> NoReturn:
         sys.stderr.write(f"vac exec: {command[0]}: {error.strerror or error}\n")
         sys.stderr.flush()
         os._exit(126)
+
+
+def _seen(space: int, seen: set[int]) -> bool:
+    """Return True if this process is, or will be, in the namespace; note it."""
+    number = os.fstat(space).st_ino
+    known = number in seen
+    seen.add(number)
+    return known
 
 
 def _check(result: int) -> None:
