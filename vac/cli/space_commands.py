@@ -31,6 +31,7 @@ from vac.vacquery.resolver import Names, Resolver
 from vac.vacquery.signed_json import read_key
 
 WATCH_SECONDS = 5.0
+REFUSED_SECONDS = 0.2
 SILENT_SECONDS = 600.0
 """Without a heartbeat of the factory's process; peers' clocks differ, too."""
 UNTRUSTING = "with a vacquery_key_file answers nobody who has another key, or whose clock is 300 s off"
@@ -178,13 +179,28 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _vacd_runs(settings: Settings) -> bool:
-    """Return False if a vacd has worked here and doesn't now, True if that can't be seen."""
+    """Return False if a vacd has worked here and doesn't now, or if this factory's port refuses; True otherwise."""
     state = StateDir(settings.state_dir)
     try:
         numbers = [int(state.pid(role).read_text(encoding="ascii")) for role in ("factory", "responder")]
     except (OSError, ValueError):
-        return True
+        return settings.factory_name not in settings.factories or not _is_refused(settings.vacquery_port)
     return any(Path(f"/proc/{number}").exists() for number in numbers)
+
+
+def _is_refused(port: int) -> bool:
+    """Return True if the kernel says that nobody listens at this UDP port of this host."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as asking:
+        try:
+            asking.settimeout(REFUSED_SECONDS)
+            asking.connect(("127.0.0.1", port))
+            asking.send(b"")
+            asking.recv(1)
+        except ConnectionRefusedError:
+            return True
+        except OSError:
+            return False
+    return False
 
 
 def _ask_and_show(arguments: argparse.Namespace, query: Query) -> int:
