@@ -170,7 +170,7 @@ def _holder(kind: str, port: int) -> str:
                 inodes.add(f"socket:[{words[9]}]")
     for descriptor in Path("/proc").glob("[0-9]*/fd/*"):
         with contextlib.suppress(OSError):
-            if os.readlink(descriptor) in inodes:
+            if str(descriptor.readlink()) in inodes:
                 process = descriptor.parents[1]
                 return f"{(process / 'comm').read_text().strip()} ({process.name})"
     return ""

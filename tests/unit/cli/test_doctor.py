@@ -334,7 +334,9 @@ def test_a_taken_port_is_told_unless_the_page_has_it(tmp_path: Path, monkeypatch
         settings = Settings(state_dir=tmp_path, metrics_listen=f"127.0.0.1:{taken.getsockname()[1]}")
         ((what, problem, serious),) = doctor.page_findings(settings)
         assert (what, serious) == (f"metrics_listen {settings.metrics_listen}", False)
-        assert "Address already in use: choose" in (problem or "")
+        assert "Address already in use by " in (problem or "") and f"({os.getpid()}): choose" in (
+            problem or ""
+        )
         StateDir(tmp_path).pid("page").write_text(f"{os.getpid()}\n")
         assert len([*doctor.page_findings(settings)]) == 1, "the process of that number is another one"
         monkeypatch.setattr(doctor, "serves", lambda state, role: role == "page")
