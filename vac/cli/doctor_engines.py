@@ -167,10 +167,13 @@ def apptainer_problem(settings: Settings) -> str | None:
             (tree / link).symlink_to(f"usr/{link}")
         options = ["--silent", "exec", "--contain", "--pid", "--uts", "--hostname", "test", "--bind", "/usr"]
         try:
+            compiled(nested=True)
             program = find_program("singularity", settings)
             return _try([program, *options, str(tree), "/usr/bin/true"], settings)
         except CreationFailed as error:
             return str(error)
+        except OSError as error:
+            return f"{error.filename} {error.strerror}"
 
 
 def image_file_problem(settings: Settings) -> str | None:

@@ -106,7 +106,7 @@ def parse_uses(message: bytes) -> Path | None:
 
 
 def is_renamed(log_file: Path, opened: os.stat_result) -> bool:
-    """Return whether the file of this name isn't the opened one any more, as after logrotate without a signal."""
+    """Return True if the file of this name isn't the opened one any more, as after logrotate without a signal."""
     try:
         found = log_file.stat()
     except OSError:
@@ -158,7 +158,7 @@ class Listener:
                         (stop if end else wake)()
 
     def _read_signals(self) -> bool:
-        """Return whether the process is to end."""
+        """Return True if the process is to end."""
         numbers = os.read(self._signals, 4096)
         stopping = next((number for number in STOPPING if number in numbers), None)
         if stopping is not None:
@@ -166,7 +166,7 @@ class Listener:
         return stopping is not None
 
     def _read_message(self, selector: selectors.BaseSelector) -> bool:
-        """Return whether the process is to end, since the supervisor has."""
+        """Return True if the process is to end, since the supervisor has."""
         assert self._link is not None
         message, log_descriptor = receive(self._link)
         if log_descriptor is not None:

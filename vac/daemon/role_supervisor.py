@@ -289,7 +289,7 @@ class RoleSupervisor:
         logger.warning("%s %s", self.role.name, self.end)
 
     def yields_to_other(self, now: float) -> bool:
-        """Return whether another process has done this role's work for so long that it is another vacd's."""
+        """Return True if another process has done this role's work for so long that it is another vacd's."""
         return self.other_since is not None and now - self.other_since >= self.timing.other
 
     def describe(self) -> str:

@@ -79,7 +79,7 @@ class Watcher:
         self.effects.happen(slot, _STIMULI[found.state](seen.asked_time))
 
     def _may_be_elsewhere(self, machine: Machine) -> bool:
-        """Tell if this listing may be another factory's than the machine's, so that it isn't in it."""
+        """Return True if this listing may be another factory's than the machine's, so that it isn't in it."""
         doubts = set(self.state.doubts)
         if doubts == {"configuration"}:
             return machine.options.factory_name != self.state.settings.factory_name

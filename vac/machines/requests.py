@@ -99,7 +99,7 @@ def remove_unknown_path(state: StateDir) -> Path:
 
 
 def may_remove_unknown(state: StateDir) -> bool:
-    """Tell if somebody has made that file."""
+    """Return True if somebody has made that file."""
     return remove_unknown_path(state).exists()
 
 

@@ -216,15 +216,18 @@ def apportion(
     left = dict(missing)
     groups = _by_group(candidates, lambda one: missing[one.machinetype])
     groups_owed = _by_group(candidates, lambda one: owed[one.machinetype])
+    sizes: dict[str, float] = {}
+    for one in candidates:
+        sizes[one.machinegroup] = max(sizes.get(one.machinegroup, 0.0), one.machine_hs06)
     numbers = dict.fromkeys(weights, 0.0)
 
     def need(one: Candidate) -> tuple[float, float]:
-        name, group, size = one.machinetype, one.machinegroup, one.machine_hs06
+        name, group = one.machinetype, one.machinegroup
         if one.probe and left[name] > 0:
             return math.inf, math.inf
         return (
-            _lack(groups[group], groups_owed[group], size, group_weights[group]),
-            _lack(left[name], owed[name], size, weights[name]),
+            _lack(groups[group], groups_owed[group], sizes[group], group_weights[group]),
+            _lack(left[name], owed[name], one.machine_hs06, weights[name]),
         )
 
     while True:

@@ -33,7 +33,7 @@ class Names(Protocol):
         """Return the known addresses of this host, IPv4 before IPv6."""
 
     def looking(self, host: str) -> bool:
-        """Return whether this name is being looked up."""
+        """Return True if this name is being looked up."""
 
 
 def plain_address(host: str) -> Address | None:

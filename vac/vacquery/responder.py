@@ -80,7 +80,7 @@ class AccessList:
         self._known: dict[str, bool] = {}
 
     def allows(self, host: str) -> bool:
-        """Return whether this source address, as recvfrom returns it, may query."""
+        """Return True if this source address, as recvfrom returns it, may query."""
         allowed = self._known.get(host)
         if allowed is None:
             address = plain_address(host)
@@ -93,7 +93,7 @@ class AccessList:
         return allowed
 
     def same(self, other: AccessList) -> bool:
-        """Return whether both allow the same sources."""
+        """Return True if both allow the same sources."""
         return (self._addresses, self._networks) == (other._addresses, other._networks)
 
 

@@ -80,7 +80,7 @@ def signature(text: bytes, key: bytes) -> str:
 
 
 def is_signed(message: Mapping[str, Any], key: bytes) -> bool:
-    """Return whether the message carries the right signature."""
+    """Return True if the message carries the right signature."""
     found = message.get("hmac")
     unsigned = {name: value for name, value in message.items() if name != "hmac"}
     expected = signature(canonical(unsigned), key)
@@ -88,6 +88,6 @@ def is_signed(message: Mapping[str, Any], key: bytes) -> bool:
 
 
 def is_fresh(message: Mapping[str, Any], now: float) -> bool:
-    """Return whether the message was sent within SIGNATURE_SECONDS of now."""
+    """Return True if the message was sent within SIGNATURE_SECONDS of now."""
     sent = message.get("time_sent")
     return isinstance(sent, (int, float)) and abs(int(sent) - int(now)) <= SIGNATURE_SECONDS

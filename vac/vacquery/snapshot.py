@@ -78,20 +78,20 @@ class Snapshot:
 
 
 def is_starting(machine: Machine, now: float) -> bool:
-    """Return whether it was created under an hour ago and hasn't started."""
+    """Return True if it was created under an hour ago and hasn't started."""
     young = now - machine.created_time < LONGEST_SILENCE_SECONDS
     return machine.started_time is None and not machine.finished and young
 
 
 def is_running(machine: Machine, now: float) -> bool:
-    """Return whether it has started, hasn't finished, and was seen alive in the last hour."""
+    """Return True if it has started, hasn't finished, and was seen alive in the last hour."""
     if machine.started_time is None or machine.finished:
         return False
     return now - (machine.heartbeat_time or machine.started_time) < LONGEST_SILENCE_SECONDS
 
 
 def is_before_fizzle(machine: Machine, now: float, fizzle_seconds: int) -> bool:
-    """Return whether it is starting, or running and younger than fizzle_seconds."""
+    """Return True if it is starting, or running and younger than fizzle_seconds."""
     if machine.started_time is None:
         return is_starting(machine, now)
     return is_running(machine, now) and now - machine.started_time < fizzle_seconds

@@ -229,7 +229,7 @@ class Parser(HTTPRequestParser):
         return consumed
 
     def _grows(self) -> bool:
-        """Return whether a body has just been announced, or more of an unannounced one has arrived."""
+        """Return True if a body has just been announced, or more of an unannounced one has arrived."""
         return self.chunked or (self.content_length > 0 and not self.body_bytes_received)
 
     def _refuse(self, reason: str) -> None:
@@ -260,7 +260,7 @@ class Channel(HTTPChannel):
         return bool(in_transit > MOST_BODIES * (self.adj.max_request_body_size - 1))
 
     def is_late(self) -> bool:
-        """Return whether a request has taken too long to arrive."""
+        """Return True if a request has taken too long to arrive."""
         request = self.request
         return bool(request and time.monotonic() > request.begun_time + LONGEST_REQUEST_SECONDS)
 
@@ -280,7 +280,7 @@ class Channel(HTTPChannel):
 
 
 def is_slot(address: str) -> bool:
-    """Return whether a VM can have this address."""
+    """Return True if a VM can have this address."""
     return address_slot(address) is not None
 
 

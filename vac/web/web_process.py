@@ -93,7 +93,7 @@ def run(
 
 
 def is_person(address: str) -> bool:
-    """Return whether the client isn't a VM: pages for people show other machines."""
+    """Return True if the client isn't a VM: pages for people show other machines."""
     from vac.web.http_server import is_slot, network_of
 
     return not is_slot(network_of(address))

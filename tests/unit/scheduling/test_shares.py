@@ -89,6 +89,28 @@ def test_what_is_lacking_counts_relative_to_the_share() -> None:
     assert parts(candidates, 170.0, 1.0) == [0, 1]
 
 
+def test_a_groups_types_are_compared_by_what_they_lack_whatever_their_sizes() -> None:
+    candidates = [Candidate("eight", "group", 1, 0.0, 8.0), Candidate("one", "group", 1, 6.0, 1.0)]
+    assert parts(candidates, 13.0, 1.0) == [1, 0]
+
+
+def test_a_probe_comes_first_if_its_type_lacks_anything() -> None:
+    probed = Candidate("probed", "probed", 1, 0.0, probe=True)
+    candidates = [Candidate("large", "large", 50, 40.0), probed]
+    assert parts(candidates, 50.0, 1.0) == [0, 1]
+    assert parts([candidates[0], replace(probed, running_hs06=2.0)], 50.0, 1.0) == [1, 0]
+
+
+def test_parts_of_a_machine_are_taken_by_turns() -> None:
+    minute = [Candidate("a", "a", 3, 1.0, 1.0, -60.0), Candidate("b", "b", 1, 0.0, 1.0, 60.0)]
+    assert parts(minute, 2.0, 1.0) == [0, 1]
+    assert parts([replace(one, debt_hs06s=-one.debt_hs06s) for one in minute], 2.0, 1.0) == [1, 0]
+    assert parts([replace(minute[0], running_hs06=0.0), replace(minute[1], running_hs06=1.0)], 2.0, 1.0) == [
+        1,
+        0,
+    ]
+
+
 def test_one_free_processor_goes_by_the_debt_without_chance() -> None:
     candidates = [
         Candidate("a", "a", 3, 0.0, 10.0, -9 * 10 * HOUR),
