@@ -12,7 +12,7 @@ import pytest
 
 from tests.unit.state_dirs import classic_state
 from vac.cli import check_vacd
-from vac.cli.main import COMMANDS, command_parser, main, split
+from vac.cli.main import COMMANDS, command_parser, main, parse, split
 
 ADDRESSES = {"f1.example.org": "192.0.2.1", "f2.example.org": "192.0.2.2", "f3.example.org": "192.0.2.3"}
 CONF = "[settings]\nvac_space = vac01.example.org\nfactory_name = f2.example.org\nfactories = f1 f2 f3\n"
@@ -80,7 +80,7 @@ def test_every_command_says_what_it_does_with_an_example(
     out = " ".join(capsys.readouterr().out.split())
     assert f"Example: vac {name}" in out
     assert COMMANDS[name].does[1:] in out
-    command_parser(name).parse_intermixed_args(COMMANDS[name].example.split()[1:])
+    parse(name, COMMANDS[name].example.split()[1:])
 
 
 @pytest.fixture

@@ -157,7 +157,7 @@ def test_shares_are_met_within_two_machines_nearly_all_the_time(run: Run) -> Non
     means = {machinetype: run.mean_machines(machinetype) for machinetype in TARGETS}
     print(f"machines on average: {means}")
     whole = sum(means.values())
-    assert whole > SLOTS - 2, "the rest is tries of the types without work"
+    assert whole > 0.9 * SLOTS, "the rest is replacements on a busy host, and tries of the types without work"
     for machinetype, target in TARGETS.items():
         assert means[machinetype] == pytest.approx(whole * target / SLOTS, abs=0.5)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import subprocess
+import time
 import urllib.parse
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from typing import Any
 import pytest
 
 from tests.conftest import require_tool
-from tests.engines.factory_fixture import AT_ONCE, Kind, factory_site
+from tests.engines.factory_fixture import AT_ONCE, LOOK_SECONDS, PATIENCE_SECONDS, Kind, factory_site
 from tests.engines.test_page_process import free_port, get
 
 pytestmark = pytest.mark.engine
@@ -75,7 +76,10 @@ def test_alerts_and_dashboard_work_on_a_real_factory(tmp_path: Path) -> None:
                 site.wait_for(lambda: _health(prometheus) == {"ok"}, "all rules have been evaluated")
                 assert query(prometheus, 'ALERTS{alertstate="firing"}') == []
                 assert site.stop() == 0
-                site.wait_for(lambda: "VacPageUnreachable" in _alerts(prometheus), "it is missed")
+                deadline = time.monotonic() + PATIENCE_SECONDS
+                while "VacPageUnreachable" not in _alerts(prometheus):
+                    assert time.monotonic() < deadline, "the factory is missed"
+                    time.sleep(LOOK_SECONDS)
             finally:
                 server.terminate()
 

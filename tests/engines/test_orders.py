@@ -208,7 +208,7 @@ def test_a_command_in_a_machine_has_no_more_rights_than_the_machine(model: str) 
         image = site.home / "image"
         make_tree(image)
         options = {"machine_model": model, "root_image": "/" if model == "bubblewrap" else image}
-        site.configure({"lasting": Kind(script, options)})
+        site.configure({"lasting": Kind(script, options)}, singularity_user="nobody")
         site.start()
         site.wait_for(lambda: site.running() and site.lives()[0].output("group"), "one runs")
         machine = site.running()[0]

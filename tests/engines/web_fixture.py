@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from tests.conftest import unmount_below
 from tests.unit.state_dirs import machinetype_of, new_machine, new_state
 from vac.machines.layout import StateDir, slot_address, slot_name
 from vac.machines.machine import Machine
@@ -130,3 +131,4 @@ class WebSite:
                 if pipe is not None:
                     with contextlib.suppress(OSError):
                         pipe.close()
+        unmount_below(self.state.root)

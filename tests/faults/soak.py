@@ -212,9 +212,9 @@ def soak(seed: int) -> Iterator[Soak]:
         site = stack.enter_context(factory_site({}, processors=PROCESSORS, start=False))
         site.words = ()
         state = str(site.state.root)
-        options = f"size={STATE_MB}m,nr_inodes=40000,mode=755"
+        options = f"size={STATE_MB}m,nr_inodes=40000,mode=755,nosuid,nodev"
         subprocess.run(["mount", "-t", "tmpfs", "-o", options, "soak", state], check=True)
-        stack.callback(subprocess.run, ["umount", "--lazy", state], check=True)
+        stack.callback(subprocess.run, ["umount", "--lazy", state], check=False)  # unless that has been done
         docker = PrivateDocker(
             live_restore=seed % 2 == 1
         )  # what is mounted later isn't seen in its namespace

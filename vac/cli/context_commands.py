@@ -1,4 +1,4 @@
-"""`vac user-data`, `cernvm-signature` and `proxy-init`: what machines are given, made or checked by hand.
+"""`vac user-data`, `cernvm-signature`, `proxy-init` and `squid-conf`: what machines are given, made or checked by hand.
 
 The libraries for certificates and downloads are imported when one of these runs.
 """
@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import re
 import secrets
+import socket
 import stat
 import sys
 import time
@@ -16,6 +17,9 @@ from pathlib import Path
 
 from vac.cli import common
 from vac.config.checks import template_mistakes
+from vac.config.load import ConfigurationError
+from vac.config.settings import Settings
+from vac.machines.files import write_atomic
 from vac.machines.layout import StateDir, slot_name
 from vac.text import utc_time
 
@@ -36,6 +40,12 @@ def add_arguments(parser: argparse.ArgumentParser, name: str) -> None:
         help_text = "trusted CAs; default: /etc/grid-security/certificates"
         parser.add_argument("--ca-directory", type=Path, metavar="DIR", help=help_text)
         parser.set_defaults(run=run_signature)
+    elif name == "squid-conf":
+        parser.add_argument(
+            "source", type=Path, metavar="IN", help="Squid's configuration without the factories"
+        )
+        parser.add_argument("target", type=Path, metavar="OUT", help="the file to write")
+        parser.set_defaults(run=run_squid_conf)
     else:
         help_text = "certificate, perhaps a proxy with its chain, in PEM"
         parser.add_argument("-c", "--cert", type=Path, required=True, metavar="CERT", help=help_text)
@@ -138,3 +148,50 @@ def run_proxy(arguments: argparse.Namespace) -> int:
         return 1
     sys.stdout.write(proxy.decode("ascii"))
     return 0
+
+
+def run_squid_conf(arguments: argparse.Namespace) -> int:
+    """Write OUT if it changes; return 0 if it did, 1 if not, 2 on an error."""
+    try:
+        settings = common.configuration(arguments).settings
+        content = squid_conf(arguments.source.read_bytes(), settings)
+        target = arguments.target.resolve()
+        if target == arguments.source.resolve():
+            raise OSError("IN and OUT are the same file")
+        if not target.exists():
+            write_atomic(target, content, tmp=target.parent)
+        elif content == target.read_bytes():
+            return 1
+        else:
+            found = target.stat()
+            owner, mode = (found.st_uid, found.st_gid), stat.S_IMODE(found.st_mode)
+            write_atomic(target, content, tmp=target.parent, mode=mode, owner=owner)
+    except ConfigurationError as error:
+        for problem in error.problems:
+            print(f"vac: {problem}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        print(f"vac squid-conf: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def squid_conf(source: bytes, settings: Settings) -> bytes:
+    """Return Squid's configuration with this space's factories as clients and, but for this one, as sibling caches.
+
+    Raises OSError if not even one factory's address can be found.
+    """
+    lines: list[str] = []
+    for name in settings.factories:
+        try:
+            address = socket.getaddrinfo(name, None, socket.AF_INET, socket.SOCK_STREAM)[0][4][0]
+        except OSError as error:
+            print(f"vac squid-conf: {name} is left out: {error.strerror}", file=sys.stderr)
+            continue
+        lines.append(f"acl localnet src {address}/32\n")
+        if name != settings.factory_name:
+            lines.append(f"cache_peer {address} sibling 3128 3130 default\n")
+    if not lines:
+        raise OSError("no factory's address can be found")
+    end = b"" if not source or source.endswith(b"\n") else b"\n"
+    return source + end + "".join(lines).encode("ascii")

@@ -111,12 +111,14 @@ def _host(settings: Settings) -> Iterator[Finding]:
     problem = (
         f"{free / 1000**3:.1f} GB free; nothing is created below 1 GB" if free < LEAST_FREE_BYTES else None
     )
-    yield Finding(what, problem)
+    yield Finding(what, problem or _place_problem(place))
     running = requests.running(state)
     if running:
         problem = "vacd could not (see its log), so setuid files of machines work on this host; restart it, or do it"
         yield Finding(f"{what} is mounted nosuid,nodev", None if state.shielded() else problem)
     yield Finding("vacd is running", None if running else "start it: systemctl start vacd", serious=False)
+    if not serves(state, "responder"):
+        yield port_finding(settings.vacquery_port)
     try:
         pwd.getpwnam(PREFERRED)
         yield Finding(f"account {PREFERRED}")
@@ -124,6 +126,54 @@ def _host(settings: Settings) -> Iterator[Finding]:
         yield Finding(
             f"account {PREFERRED}", "the responder runs as nobody; better: useradd -r vac", serious=False
         )
+
+
+def _place_problem(place: Path) -> str | None:
+    """Return why this is no place for state_dir's content: its owner, its mode, or how its file system is mounted."""
+    found, flags = place.stat(), os.statvfs(place).f_flag
+    if found.st_uid != 0 and os.geteuid() == 0:
+        return (
+            f"{place} belongs to user {found.st_uid}, who could exchange what root reads: chown root {place}"
+        )
+    if found.st_mode & 0o022 and not found.st_mode & stat.S_ISVTX:
+        return f"others may write into {place}: chmod go-w {place}"
+    if flags & os.ST_RDONLY:
+        return f"the file system of {place} is read-only: mount -o remount,rw"
+    if flags & os.ST_NOEXEC:
+        return f"the file system of {place} is mounted noexec, and machines run programs there: mount -o remount,exec"
+    return None
+
+
+def port_finding(port: int) -> Finding:
+    """Tell if vacd's responder can have this UDP port, and else which process has it."""
+    what = f"UDP port {port}"
+    try:
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as trying:
+            trying.bind(("", port))
+    except PermissionError:
+        return Finding(what, "only root can try it", serious=False)
+    except OSError as error:
+        holder = _holder("udp", port)
+        return Finding(
+            what, f"{error.strerror}{holder and f' by {holder}'}: stop that, or choose another vacquery_port"
+        )
+    return Finding(what)
+
+
+def _holder(kind: str, port: int) -> str:
+    """Return the process of this host that has the port, as far as that can be seen: `dnsmasq (812)`; or ""."""
+    inodes = set()
+    for table in (Path(f"/proc/net/{kind}"), Path(f"/proc/net/{kind}6")):
+        for line in table.read_text().splitlines()[1:] if table.exists() else ():
+            words = line.split()
+            if int(words[1].rpartition(":")[2], 16) == port:
+                inodes.add(f"socket:[{words[9]}]")
+    for descriptor in Path("/proc").glob("[0-9]*/fd/*"):
+        with contextlib.suppress(OSError):
+            if str(descriptor.readlink()) in inodes:
+                process = descriptor.parents[1]
+                return f"{(process / 'comm').read_text().strip()} ({process.name})"
+    return ""
 
 
 def _peers(settings: Settings) -> Iterator[Finding]:
@@ -332,6 +382,8 @@ def page_findings(settings: Settings) -> Iterator[Finding]:
     try:
         bind(host, port).close()
     except OSError as error:
-        yield Finding(what, f"{error.strerror}: choose an address of this host and a free port", False)
+        holder = _holder("tcp", port)
+        taken = f"{error.strerror}{holder and f' by {holder}'}"
+        yield Finding(what, f"{taken}: choose an address of this host and a free port", False)
     else:
         yield Finding(what, None, False)

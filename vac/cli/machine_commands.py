@@ -287,6 +287,11 @@ def run_history(arguments: argparse.Namespace) -> int:
     if arguments.json:
         print(json.dumps([dataclasses.asdict(one) for one in wanted], indent=1))
         return 0
+    if not wanted:
+        print(
+            f"vac history: no such machine is known to have ended since {local_time(since, TIME_FORM)}",
+            file=sys.stderr,
+        )
     width = max((len(one.machinetype) for one in wanted), default=0)
     if sys.stdout.isatty():
         zone = time.strftime("%Z")

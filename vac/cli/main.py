@@ -43,7 +43,7 @@ COMMANDS = {
         "factories --json",
     ),
     "squid-conf": Command(
-        "space_commands",
+        "context_commands",
         "copy Squid's configuration IN to OUT with the space's factories as clients and sibling caches; "
         "exit status 0 if OUT changed, 1 if not, 2 on an error",
         "squid-conf /etc/squid/squid.conf.in /etc/squid/squid.conf",
@@ -159,9 +159,7 @@ def main(words: Sequence[str] | None = None) -> int:
             _no_command(name)
         top.print_help()
         return 0 if name else 2
-    parser = command_parser(name)
-    parse = parser.parse_args if name == "exec" else parser.parse_intermixed_args
-    arguments = parse([*options, *rest])
+    arguments = parse(name, [*options, *rest])
     try:
         code: int = arguments.run(arguments)
         sys.stdout.flush()
@@ -174,6 +172,12 @@ def main(words: Sequence[str] | None = None) -> int:
     except OSError as error:
         return _failed(error)
     return code
+
+
+def parse(name: str, words: Sequence[str]) -> argparse.Namespace:
+    """Return the arguments of this command. All that follows the name of exec's machine is another command's."""
+    parser = command_parser(name)
+    return parser.parse_args(words) if name == "exec" else parser.parse_intermixed_args(words)
 
 
 def split(words: Sequence[str]) -> tuple[list[str], str, list[str]]:

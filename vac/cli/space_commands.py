@@ -11,7 +11,6 @@ import json
 import math
 import os
 import socket
-import stat
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -20,9 +19,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from vac.cli import common
-from vac.config.load import ConfigurationError
 from vac.config.settings import Settings
-from vac.machines.files import write_atomic
 from vac.machines.layout import StateDir
 from vac.text import duration, printable
 from vac.vacquery.messages import AnyStatus, FactoryStatus, Kind, MachineStatus, MachinetypeStatus
@@ -31,6 +28,7 @@ from vac.vacquery.resolver import Names, Resolver
 from vac.vacquery.signed_json import read_key
 
 WATCH_SECONDS = 5.0
+REFUSED_SECONDS = 0.2
 SILENT_SECONDS = 600.0
 """Without a heartbeat of the factory's process; peers' clocks differ, too."""
 UNTRUSTING = "with a vacquery_key_file answers nobody who has another key, or whose clock is 300 s off"
@@ -98,13 +96,6 @@ class Query:
 
 def add_arguments(parser: argparse.ArgumentParser, name: str) -> None:
     """Add the arguments of one of these commands."""
-    if name == "squid-conf":
-        parser.add_argument(
-            "source", type=Path, metavar="IN", help="Squid's configuration without the factories"
-        )
-        parser.add_argument("target", type=Path, metavar="OUT", help="the file to write")
-        parser.set_defaults(run=run_squid_conf)
-        return
     if name not in _KINDS:
         parser.add_argument(
             "name", nargs="?" if name == "machinetypes" else None, metavar="NAME", help="a machinetype"
@@ -178,13 +169,26 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _vacd_runs(settings: Settings) -> bool:
-    """Return False if a vacd has worked here and doesn't now, True if that can't be seen."""
+    """Return False if a vacd has worked here and doesn't now, or if this factory's port refuses; True otherwise."""
     state = StateDir(settings.state_dir)
     try:
         numbers = [int(state.pid(role).read_text(encoding="ascii")) for role in ("factory", "responder")]
     except (OSError, ValueError):
-        return True
+        return settings.factory_name not in settings.factories or not _is_refused(settings.vacquery_port)
     return any(Path(f"/proc/{number}").exists() for number in numbers)
+
+
+def _is_refused(port: int) -> bool:
+    """Return True if the kernel says that nobody listens at this UDP port of this host."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as asking:
+        asking.settimeout(REFUSED_SECONDS)
+        try:
+            asking.connect(("127.0.0.1", port))
+            asking.send(b"")
+            asking.recv(1)
+        except OSError as error:
+            return isinstance(error, ConnectionRefusedError)
+    return False
 
 
 def _ask_and_show(arguments: argparse.Namespace, query: Query) -> int:
@@ -330,53 +334,6 @@ def rows(query: Query, answers: Sequence[AnyStatus], now: float, colour: bool = 
         return factory_rows([each for each in answers if isinstance(each, FactoryStatus)])
     types = [each for each in answers if isinstance(each, MachinetypeStatus)]
     return type_rows(types, colour) if query.machinetype is None else machinetype_rows(types, colour)
-
-
-def run_squid_conf(arguments: argparse.Namespace) -> int:
-    """Write OUT if it changes; return 0 if it did, 1 if not, 2 on an error."""
-    try:
-        settings = common.configuration(arguments).settings
-        content = squid_conf(arguments.source.read_bytes(), settings)
-        target = arguments.target.resolve()
-        if target == arguments.source.resolve():
-            raise OSError("IN and OUT are the same file")
-        if not target.exists():
-            write_atomic(target, content, tmp=target.parent)
-        elif content == target.read_bytes():
-            return 1
-        else:
-            found = target.stat()
-            owner, mode = (found.st_uid, found.st_gid), stat.S_IMODE(found.st_mode)
-            write_atomic(target, content, tmp=target.parent, mode=mode, owner=owner)
-    except ConfigurationError as error:
-        for problem in error.problems:
-            print(f"vac: {problem}", file=sys.stderr)
-        return 2
-    except OSError as error:
-        print(f"vac squid-conf: {error}", file=sys.stderr)
-        return 2
-    return 0
-
-
-def squid_conf(source: bytes, settings: Settings) -> bytes:
-    """Return Squid's configuration with this space's factories as clients and, but for this one, as sibling caches.
-
-    Raises OSError if not even one factory's address can be found.
-    """
-    lines: list[str] = []
-    for name in settings.factories:
-        try:
-            address = socket.getaddrinfo(name, None, socket.AF_INET, socket.SOCK_STREAM)[0][4][0]
-        except OSError as error:
-            print(f"vac squid-conf: {name} is left out: {error.strerror}", file=sys.stderr)
-            continue
-        lines.append(f"acl localnet src {address}/32\n")
-        if name != settings.factory_name:
-            lines.append(f"cache_peer {address} sibling 3128 3130 default\n")
-    if not lines:
-        raise OSError("no factory's address can be found")
-    end = b"" if not source or source.endswith(b"\n") else b"\n"
-    return source + end + "".join(lines).encode("ascii")
 
 
 _HEADERS = {

@@ -17,6 +17,7 @@ from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.x509.oid import NameOID
 
 from vac.context.certificates import (
+    LARGEST_FILE,
     CertificateError,
     check_dates,
     read_certificates,
@@ -31,7 +32,6 @@ CERTIFICATE_FILE, KEY_FILE = "x509cert.pem", "x509key.pem"
 KEY_BITS = 2048
 BEFORE_SECONDS = 300
 """Age of a new proxy, for hosts whose clocks are slow."""
-LARGEST_FILE = 1024 * 1024
 LONGEST_NAME = 64
 """X.520's upper bound of a common name."""
 PROXY_CERT_INFO = x509.ObjectIdentifier("1.3.6.1.5.5.7.1.14")
@@ -51,8 +51,9 @@ def proxy_from_files(
 ) -> bytes:
     """Return make_proxy() of a PEM certificate, perhaps with its chain, and its key. Raises ProxyRefused."""
     try:
-        return make_proxy(_read(certificate_file), _read(key_file), name, now=now, end=end, legacy=legacy)
-    except ProxyRefused as error:
+        certificate, key = (read_limited(file, LARGEST_FILE) for file in (certificate_file, key_file))
+        return make_proxy(certificate, key, name, now=now, end=end, legacy=legacy)
+    except ValueError as error:
         raise ProxyRefused(f"no X.509 proxy from {certificate_file}: {error}") from error
 
 
@@ -148,13 +149,6 @@ def _public(key: object) -> bytes:
     if not isinstance(key, (rsa.RSAPublicKey, ec.EllipticCurvePublicKey)):
         return b""
     return key.public_bytes(serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo)
-
-
-def _read(path: Path) -> bytes:
-    try:
-        return read_limited(path, LARGEST_FILE)
-    except ValueError as error:
-        raise ProxyRefused(str(error)) from error
 
 
 def _time(unix_seconds: float) -> datetime.datetime:

@@ -120,7 +120,8 @@ class ImageStore(Generic[Held]):
 
     def _done(self, outcome: Outcome[Held]) -> None:
         entry = self._entries.get(outcome.key)
-        if entry is None:
+        if entry is None:  # dropped meanwhile: the next missing() gets it again
+            self._work.forget(outcome.key)
             return
         news, entry.failure = outcome.failure not in ("", entry.failure), outcome.failure
         if outcome.value is not None:

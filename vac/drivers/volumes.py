@@ -97,6 +97,7 @@ class Volumes:
         size_bytes = volume_bytes(found, gb, spec.processors, spec.settings)
         if size_bytes <= 0:
             raise CreationFailed(f"volume group {group} has no room for a volume of {spec.name}")
+        self._wiped.pop(str(device(group, spec.name)), None)  # of one that somebody else has removed
         # signatures that others have left in these blocks go unasked
         options = ["--yes", "--wipesignatures", "y", "--addtag", TAG + spec.uuid, "--size", f"{size_bytes}b"]
         self._run(["lvcreate", *options, "--name", spec.name, group])

@@ -189,7 +189,8 @@ class Decisions:
     def _usable(self, *, fetch: bool) -> tuple[dict[str, Machinetype], dict[str, str]]:
         """Return machinetypes of which machines could be made, and why not of the others.
 
-        Unless fetch is set, nothing is prepared of which nothing has been before: no machine can be made now anyway.
+        Unless fetch is set, nothing new is prepared of what a pipe names: no machine can be made now anyway, and its
+        publisher could fill the disk.
         """
         state, usable, reasons = self.state, {}, dict(self.state.configuration.unusable)
         for name, one in state.configuration.machinetypes.items():
@@ -200,7 +201,7 @@ class Decisions:
                 files = state.dir.machinetype_files(one.pipe or name)
                 engine = state.engine_of(one.machine_model)
                 unprepared = self.repositories.problem(one)
-                if unprepared is None and (fetch or (name, one.root_image) in self._prepared):
+                if unprepared is None and (fetch or not one.pipe or (name, one.root_image) in self._prepared):
                     self._prepared.add((name, one.root_image))
                     unprepared = engine.prepare(one, state.settings, files)
             if unprepared is None:

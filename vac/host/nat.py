@@ -43,8 +43,8 @@ _CONDITION = re.compile(
 )
 
 
-class NatProblem(Exception):
-    """A program that is needed isn't there or fails; the text is for people."""
+class NatProblem(ValueError):
+    """Reason why the VMs' network can't be used, and what a site can do, for people."""
 
 
 @dataclass(frozen=True)

@@ -127,3 +127,17 @@ def test_records_that_are_not_whole_count_for_nothing() -> None:
         usage(["Queue: a\nWallDuration: 1\n", "WallDuration: x\n", ""], lambda fields: fields["Queue"]) == {}
     )
     assert Usage().as_dict()["efficiency"] is None
+
+
+@pytest.mark.parametrize("days", ["inf", "nan", "-1", "0", "many"])
+def test_days_are_a_number_of_days(state: StateDir, days: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as left:
+        told(state, capsys, "--days", days)
+    assert left.value.code == 2
+    assert "number of days" in capsys.readouterr().err
+
+
+def test_nothing_found_is_said(state: StateDir, capsys: pytest.CaptureFixture[str]) -> None:
+    for words in (("usage", "--month", "202001"), ("history", "--since", "1h")):
+        assert main(["--config", str(state.root.parent / "vac.conf"), *words]) == 0
+        assert "no " in capsys.readouterr().err

@@ -7,6 +7,7 @@ import socket
 from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -333,7 +334,9 @@ def test_a_taken_port_is_told_unless_the_page_has_it(tmp_path: Path, monkeypatch
         settings = Settings(state_dir=tmp_path, metrics_listen=f"127.0.0.1:{taken.getsockname()[1]}")
         ((what, problem, serious),) = doctor.page_findings(settings)
         assert (what, serious) == (f"metrics_listen {settings.metrics_listen}", False)
-        assert "Address already in use: choose" in (problem or "")
+        assert "Address already in use by " in (problem or "") and f"({os.getpid()}): choose" in (
+            problem or ""
+        )
         StateDir(tmp_path).pid("page").write_text(f"{os.getpid()}\n")
         assert len([*doctor.page_findings(settings)]) == 1, "the process of that number is another one"
         monkeypatch.setattr(doctor, "serves", lambda state, role: role == "page")
@@ -407,3 +410,37 @@ def test_options_that_weaken_isolation_are_named() -> None:
         "container_capabilities of open": False,
     }
     assert not [*weakening_findings(kinds[:1])]
+
+
+def test_a_taken_port_is_told_with_its_holder() -> None:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as bound:
+        bound.bind(("127.0.0.1", 0))
+        port = bound.getsockname()[1]
+        finding = doctor.port_finding(port)
+        assert finding.problem is not None and f"({os.getpid()}): stop that" in finding.problem
+    assert doctor.port_finding(port).problem is None
+
+
+@pytest.mark.parametrize(
+    ("mode", "flags", "words"),
+    [
+        (0o777, 0, "chmod go-w"),
+        (0o755, os.ST_RDONLY, "read-only"),
+        (0o755, os.ST_NOEXEC, "noexec"),
+        (0o755, 0, ""),
+    ],
+)
+def test_a_place_that_state_dir_should_not_have_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: int, flags: int, words: str
+) -> None:
+    tmp_path.chmod(mode)
+    monkeypatch.setattr(os, "statvfs", lambda path: SimpleNamespace(f_flag=flags))
+    problem = doctor._place_problem(tmp_path)
+    assert words in (problem or "") and bool(problem) is bool(words)
+
+
+def test_a_state_dir_of_somebody_else_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    monkeypatch.setattr(Path, "stat", lambda path: SimpleNamespace(st_uid=1000, st_mode=0o40755))
+    monkeypatch.setattr(os, "statvfs", lambda path: SimpleNamespace(f_flag=0))
+    assert "chown root" in (doctor._place_problem(tmp_path) or "")

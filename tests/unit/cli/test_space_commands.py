@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import io
 import json
+import socket
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -34,6 +35,7 @@ from vac.vacquery.messages import (
 )
 from vac.vacquery.poll import PollResult
 
+is_refused = space_commands._is_refused
 TEXT = WIRE / "text"
 SETTINGS = Settings(vac_space=SPACE, factory_name=FACTORY, factories=(FACTORY,))
 
@@ -46,6 +48,7 @@ class Terminal(io.StringIO):
 @pytest.fixture(autouse=True)
 def utc(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setenv("TZ", "UTC")
+    monkeypatch.setattr(space_commands, "_is_refused", lambda port: False)
     time.tzset()
     yield
     monkeypatch.undo()
@@ -431,3 +434,22 @@ def test_why_creations_failed_on_this_factory_is_told_where_no_program_reads_a_t
     lines, nothing = (text.splitlines() for text in capsys.readouterr()[:: 1 if terminal else -1])
     assert [row for row in lines if row.startswith("On ")] == [f"On f1.example.org, {line}" for line in told]
     assert not any(row.startswith("On ") for row in nothing)
+
+
+@pytest.mark.parametrize("listening", [False, True])
+def test_a_refused_port_is_known_at_once(listening: bool) -> None:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as bound:
+        bound.bind(("127.0.0.1", 0))
+        port = bound.getsockname()[1]
+        if not listening:
+            bound.close()
+        assert is_refused(port) is not listening
+
+
+def test_a_host_on_which_vacd_never_ran_is_told_and_not_asked(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "vac.conf").write_text(CONFIGURATION.format(state=tmp_path / "state"))
+    monkeypatch.setattr(space_commands, "_is_refused", lambda port: True)
+    assert main(["--config", str(tmp_path / "vac.conf"), "machines"]) == 1
+    assert "vac: vacd doesn't run on f1.example.org: systemctl start vacd" in capsys.readouterr().err

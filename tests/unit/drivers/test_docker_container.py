@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import gc
 import io
 import json
 import tarfile
+import threading
 from collections.abc import Generator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, cast
 
@@ -301,3 +304,46 @@ def test_no_more_is_read_than_a_passwd_may_have() -> None:
 def test_an_archive_that_is_none_counts_as_no_passwd() -> None:
     assert read(ArchiveEngine(b"no archive at all")) == ""
     assert read(ArchiveEngine(b"")) == ""
+
+
+class Api(BaseHTTPRequestHandler):
+    """An engine in which there is one path."""
+
+    protocol_version = "HTTP/1.1"
+
+    def do_GET(self) -> None:
+        self.answer(b'{"ApiVersion": "1.41"}')
+
+    def do_HEAD(self) -> None:
+        there = self.path.endswith("/containers/c1/archive?path=%2Fbin%2Fthere")
+        self.answer(b"", 200 if there else 404)
+
+    def answer(self, content: bytes, status: int = 200) -> None:
+        self.send_response(status)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        self.wfile.write(content)
+
+    def log_message(self, *arguments: object) -> None:
+        """Say nothing."""
+
+
+def test_asking_for_a_path_leaves_no_connection_open() -> None:
+    with ThreadingHTTPServer(("127.0.0.1", 0), Api) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        gc.disable()
+        try:
+            client = Client(f"tcp://127.0.0.1:{server.server_port}", 60, 60)
+            assert client.has_path("c1", "/bin/there")
+            open_files = len(list(Path("/proc/self/fd").iterdir()))
+            for _ in range(5):
+                assert client.has_path("c1", "/bin/there")
+                assert not client.has_path("c1", "/bin/other")
+            assert len(list(Path("/proc/self/fd").iterdir())) == open_files
+            client.close()
+        finally:
+            gc.enable()
+            server.shutdown()
+            thread.join()

@@ -32,7 +32,6 @@ from vac.drivers.docker import docker_images as images
 from vac.drivers.docker.docker_api import Connection
 from vac.drivers.docker.docker_driver import DockerDriver
 from vac.drivers.docker.docker_images import (
-    BadArchive,
     DockerImages,
     PullLimits,
     PullProgress,
@@ -396,21 +395,21 @@ C, M = ("c.json", config("a")), ("manifest.json", manifest("x:1"))
     ids=lambda value: value if isinstance(value, str) else "archive",
 )
 def test_no_archive_of_one_image_is_refused(content: bytes, reason: str) -> None:
-    with pytest.raises(BadArchive, match=reason):
+    with pytest.raises(ImageUnavailable, match=reason):
         renamed(content)
 
 
 def test_a_header_cannot_fill_the_memory() -> None:
     entry = tarfile.TarInfo("x")
     entry.type, entry.size = tarfile.XHDTYPE, 2**32
-    with pytest.raises(BadArchive, match="a part of 4294967296 bytes"):
+    with pytest.raises(ImageUnavailable, match="a part of 4294967296 bytes"):
         renamed(entry.tobuf(tarfile.USTAR_FORMAT)[:512] + bytes(1024))
 
 
 @given(st.binary(max_size=2000), st.integers(0, 3000))
 def test_any_damage_is_a_bad_archive_or_none(junk: bytes, place: int) -> None:
     content = image("a", "x:1")
-    with contextlib.suppress(BadArchive):
+    with contextlib.suppress(ImageUnavailable):
         renamed(content[:place] + junk + content[place + len(junk) :])
 
 

@@ -184,6 +184,25 @@ def test_a_file_replaced_since_its_check_is_not_booted(site: Site) -> None:
     wait_until(lambda: "signature isn't" in (site.prepare(dn="/CN=signer") or ""))
 
 
+def test_a_copy_that_goes_during_its_refresh_is_fetched_again(site: Site) -> None:
+    site.source.answers.put(None)
+    wait_until(lambda: site.prepare() is None)
+    site.now += images.REST.success_seconds
+    assert site.prepare() is None
+    for _ in range(2):
+        site.source.asked.get(timeout=60)
+    site.source.path.write_bytes(b"another")
+    with pytest.raises(CreationFailed, match="has been replaced"):
+        site.path()
+    site.source.answers.put(None)
+    for thread in threading.enumerate():
+        if thread.name == "image":
+            thread.join(60)
+    site.source.answers.put(None)
+    wait_until(lambda: site.prepare() is None)
+    assert site.path() == site.source.path
+
+
 def test_a_copy_replaced_during_its_check_is_not_taken(site: Site) -> None:
     site.source.judged_again = lambda: site.source.path.write_bytes(b"another")
     site.source.answers.put(None)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import queue
+import threading
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -375,3 +376,23 @@ def test_a_volume_is_found_wherever_it_is_mounted(tmp_path: Path) -> None:
     mounts.write_text(line.format("/var/lib/vac/tmp/a\\040b/mnt") + other + line.format("/twice"))
     assert mount_points(Path("/dev/null"), mounts) == ["/var/lib/vac/tmp/a b/mnt", "/twice"]
     assert mount_points(Path("/dev/no-such-volume"), mounts) == []
+
+
+def test_a_volume_removed_by_hand_does_not_count_as_its_successor_wiped(tmp_path: Path) -> None:
+    lvm, go, by_hand = Recorded(), threading.Event(), False
+
+    def run(command: Sequence[str]) -> str:
+        if command[0] == "blkdiscard":
+            assert go.wait(60)
+        return '{"report": [{"lv": []}]}' if command[0] == "lvs" and by_hand else lvm(command)
+
+    volumes = Volumes(run, 0.0)
+    with pytest.raises(EngineUnavailable, match="is being wiped"):
+        volumes.remove(NAME, "0815")
+    go.set()
+    assert volumes._wiping.wait(f"/dev/vg/{NAME}", 60)
+    by_hand = True
+    volumes.make("vg", spec_of(tmp_path, "0815"))
+    by_hand, volumes._patience_seconds = False, 60.0
+    volumes.remove(NAME, "0815")
+    assert lvm.told.count(wiping(f"/dev/vg/{NAME}")) == 2

@@ -50,6 +50,18 @@ class Client(docker.APIClient):
         made = self.create_container_from_config(config, name)  # type: ignore[no-untyped-call]
         return str(made["Id"])
 
+    def has_path(self, container_id: str, path: str) -> bool:
+        """Tell if there is such a file in a container.
+
+        The SDK's get_archive() would begin to send the file, on a connection that stays open until it is collected.
+        """
+        url = self._url("/containers/{0}/archive", container_id)  # type: ignore[attr-defined]
+        with self.head(url, params={"path": path}) as response:
+            if response.status_code == requests.codes.not_found:
+                return False
+            self._raise_for_status(response)  # type: ignore[attr-defined]
+        return True
+
     def image(self, reference: str) -> Mapping[str, Any] | None:
         """Return the description of an image; None if the engine doesn't have it."""
         try:

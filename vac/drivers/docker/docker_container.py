@@ -134,13 +134,8 @@ def _check_command(client: Client, container_id: str, spec: MachineSpec, image: 
     """Refuse an image without the command: the init would only tell once the container runs."""
     command = spec.machinetype.container_command
     bound = any(f"{command}/".startswith(f"{mount['Target']}/") for mount in _mounts(spec))
-    if image.entrypoint or bound:
-        return
-    try:
-        stream, _ = client.get_archive(container_id, command)
-        stream.close()
-    except docker.errors.NotFound as error:
-        raise CreationFailed(f"the image has no {command}, which is the container_command") from error
+    if not (image.entrypoint or bound or client.has_path(container_id, command)):
+        raise CreationFailed(f"the image has no {command}, which is the container_command")
 
 
 def container_config(spec: MachineSpec, image: Image, engine: EngineKind = EngineKind()) -> dict[str, object]:

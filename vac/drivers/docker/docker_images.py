@@ -337,12 +337,8 @@ def is_url(root_image: str) -> bool:
     return root_image.startswith(("http://", "https://"))
 
 
-class BadArchive(ValueError):
-    """It is no archive of one image; the text is the reason."""
-
-
 def renamed_archive(file: BinaryIO, name: str) -> Iterator[bytes]:
-    """Yield the archive, uncompressed, with this name for its image in place of all names in it. Raises BadArchive.
+    """Yield the archive, uncompressed, with this name for its image in place of all in it. Raises ImageUnavailable.
 
     Without the file that names the image, which comes last, engines load nothing.
     """
@@ -364,7 +360,7 @@ def renamed_archive(file: BinaryIO, name: str) -> Iterator[bytes]:
                     manifests.append(reader.read(entry.size))
     except (tarfile.TarError, EOFError, zlib.error, lzma.LZMAError, OSError) as error:
         reason = f"neither a tar archive nor one compressed by gzip, bzip2 or xz: {error}"
-        raise BadArchive(f"no image archive: {reason}") from error
+        raise ImageUnavailable(f"no image archive: {reason}") from error
     content = _manifest(manifests, name)
     last = tarfile.TarInfo("manifest.json")
     last.size = len(content)
@@ -414,19 +410,21 @@ def _copy(entry: tarfile.TarInfo, reader: _Reader) -> Iterator[bytes]:
 
 def _manifest(found: list[bytes], name: str) -> bytes:
     if len(found) != 1:
-        raise BadArchive(
+        raise ImageUnavailable(
             f"no image archive: {len(found)} manifest.json; `docker save IMAGE` makes one with one"
         )
     try:
         images = parse(found[0], LARGEST_PART_BYTES)
     except BadJson as error:
-        raise BadArchive(f"no image archive: its manifest.json: {error}") from error
+        raise ImageUnavailable(f"no image archive: its manifest.json: {error}") from error
     count = len(images) if isinstance(images, list) else 0
     if count != 1:
-        raise BadArchive(f"the archive holds {count} images; `docker save IMAGE` makes one of one image")
+        raise ImageUnavailable(
+            f"the archive holds {count} images; `docker save IMAGE` makes one of one image"
+        )
     image: Any = images[0]
     if not isinstance(image, dict) or not {"Config", "Layers"} <= image.keys():
-        raise BadArchive("no image archive: its manifest.json names no configuration or layers")
+        raise ImageUnavailable("no image archive: its manifest.json names no configuration or layers")
     return json.dumps([{"Config": image["Config"], "RepoTags": [name], "Layers": image["Layers"]}]).encode()
 
 

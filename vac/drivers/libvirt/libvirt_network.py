@@ -138,10 +138,6 @@ def taps(xml: str) -> list[str]:
     return [tap for each in interfaces for target in each.iterfind("target") if (tap := target.get("dev"))]
 
 
-class NetworkProblem(ValueError):
-    """The network can't be used; the text says why, and what a site can do."""
-
-
 def ensure_network(connection: Any, settings: Settings, host: NatHost) -> str | None:
     """Make the network right, and return what is still wrong; None: VMs can be made.
 
@@ -151,7 +147,7 @@ def ensure_network(connection: Any, settings: Settings, host: NatHost) -> str | 
     try:
         _write_hosts_file(settings, host)
         _Repair(connection, settings, host).run()
-    except (NetworkProblem, NatProblem) as problem:
+    except NatProblem as problem:
         return str(problem)
     except libvirt.libvirtError as error:
         if lost(error):
@@ -174,7 +170,7 @@ class _Repair:
         self._host = host
 
     def run(self) -> None:
-        """Make the network, or repair it. Raises NetworkProblem, NatProblem, libvirtError."""
+        """Make the network, or repair it. Raises NatProblem, libvirtError."""
         network, wanted = self._find(), wanted_facts(self._settings)
         if network is None:
             self._refuse_taken_bridge()
@@ -206,13 +202,13 @@ class _Repair:
 
     def _refuse_taken_bridge(self) -> None:
         if self._host.addresses() is not None:
-            raise NetworkProblem(
+            raise NatProblem(
                 f"interface {BRIDGE} exists, but isn't that of network {NETWORK}: give its owner's another name"
             )
 
     def _may_fix(self, problem: str) -> None:
         if not self._settings.fix_networking:
-            raise NetworkProblem(f"{problem}, or allow it with fix_networking")
+            raise NatProblem(f"{problem}, or allow it with fix_networking")
 
     def _redefine(self, network: Any, wanted: NetworkFacts) -> Any:
         """Define it as it should be, with the DHCP entries of VMs that may still run."""
@@ -331,11 +327,11 @@ class NetworkKeeper:
             with self._connection.use(NETWORK_PURPOSE) as connection:
                 problem = ensure_network(connection, settings, self._host)
         except EngineUnavailable as error:
-            raise NetworkProblem(str(error)) from error
+            raise NatProblem(str(error)) from error
         self._notices = [f"VMs' network: {one}" for one in self._host.missing()]
         self._changes.only({one: one for one in self._notices}, logging.WARNING)
         if problem is not None:
-            raise NetworkProblem(problem)
+            raise NatProblem(problem)
 
     def _done(self, outcome: Outcome[None]) -> None:
         before, self._problem = self._problem, outcome.failure or None

@@ -50,6 +50,12 @@ def first_process(processes: list[int]) -> int | None:
     return None
 
 
+def _identity(process: Path, key: str) -> int:
+    """Return the real user or group of a process, by the key of its status."""
+    lines = (process / "status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(key))
+
+
 def _numbers(process: str) -> list[str]:
     try:
         lines = Path(f"/proc/{process}/status").read_text().splitlines()
@@ -72,9 +78,8 @@ def main() -> NoReturn:
     plan = json.loads(sys.argv[1])
     process, command = Path(f"/proc/{plan['pid']}"), plan["command"]
     try:
-        owner = process.stat()
-        uid = inner((process / "uid_map").read_text(), owner.st_uid)
-        gid = inner((process / "gid_map").read_text(), owner.st_gid)
+        uid = inner((process / "uid_map").read_text(), _identity(process, "Uid:"))
+        gid = inner((process / "gid_map").read_text(), _identity(process, "Gid:"))
         root = os.open(process / "root", os.O_RDONLY | os.O_DIRECTORY)
         spaces = [(os.open(process / "ns" / name, os.O_RDONLY), flag) for name, flag in NAMESPACES.items()]
         # bubblewrap's others belong to its first user namespace, and the machine is in a second one
@@ -89,6 +94,7 @@ def main() -> NoReturn:
 
         join_new_session_keyring()
         os.setgroups([])
+        sys.meta_path.clear()  # from here on the machine's files are seen: nothing may be imported of them
         for space, flag in spaces:
             _check(libc.setns(space, flag))
         child = os.fork()
