@@ -250,8 +250,8 @@ def test_an_interactive_shell_has_a_terminal_of_its_own(site: FactorySite) -> No
                 "what is typed before its prompt is dropped"
             )
             os.write(ours, b"echo terminal:$(readlink /proc/self/fd/0):; exit 3\n")
-            assert shell.wait() == 3
-        told = os.read(ours, 65536).decode()
+            code, told = shell.wait(), os.read(ours, 65536).decode()
+        assert code == 3, told
         found = re.search(r"terminal:(/\S+):\s", told)
         assert found and found[1] != os.ttyname(theirs), told
     finally:
