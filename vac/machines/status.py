@@ -58,15 +58,21 @@ def touch_heartbeat(state: StateDir, role: str, now: float) -> None:
 def prepare_role(
     state: StateDir, role: str, user: pwd.struct_passwd | None, directory: Path | None = None
 ) -> None:
-    """Make the heartbeat file and the directory of an unprivileged process, and its pid file, while still root."""
-    state.root.mkdir(mode=0o755, parents=True, exist_ok=True)
-    touch_heartbeat(state, role, time.time())
-    if directory is not None:
-        files.make_directory(directory, exist_ok=True)
-    files.write_atomic(state.pid(role), b"%d\n" % os.getpid(), tmp=state.root, sync=False)
-    if user is not None:
-        for path in filter(None, (state.heartbeat(role), directory)):
-            os.chown(path, user.pw_uid, user.pw_gid, follow_symlinks=False)
+    """Make the heartbeat file and the directory of an unprivileged process, and its pid file, while still root.
+
+    What the disk doesn't take is missing: the process does its work all the same.
+    """
+    try:
+        state.root.mkdir(mode=0o755, parents=True, exist_ok=True)
+        touch_heartbeat(state, role, time.time())
+        if directory is not None:
+            files.make_directory(directory, exist_ok=True)
+        if user is not None:
+            for path in filter(None, (state.heartbeat(role), directory)):
+                os.chown(path, user.pw_uid, user.pw_gid, follow_symlinks=False)
+        files.write_atomic(state.pid(role), b"%d\n" % os.getpid(), tmp=state.root, sync=False)
+    except OSError as error:
+        _changes.say(role, f"files of vacd-{role} can't be made: {error}", logging.WARNING)
 
 
 def write_version(state: StateDir, version: str) -> None:

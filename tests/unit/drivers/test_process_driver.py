@@ -195,6 +195,7 @@ def test_an_end_by_a_signal_is_told(site: Site) -> None:
     (site.path / "go").touch()
     found = site.wait_for(EngineState.ENDED)
     assert (found.exit_code, found.signal) == (None, 9)
+    assert found.ended_time is None, "what ran in it may have outlived it"
 
 
 IMAGE = "/etc/passwd"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import json
 import os
 import stat
@@ -15,6 +16,7 @@ from hypothesis import strategies as st
 
 from tests.unit.state_dirs import new_state
 from vac.decoding import build
+from vac.machines import files
 from vac.machines import status as statefiles
 from vac.machines import status as statuses
 from vac.machines.layout import StateDir
@@ -144,3 +146,15 @@ def test_an_error_that_a_classic_factory_left_goes_too(tmp_path: Path) -> None:
     state.factory_error.write_text("old trouble")
     statefiles.clear_error(state, ErrorKind.CREATION)
     assert not state.factory_error.exists()
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS])
+def test_a_disk_that_takes_nothing_keeps_no_process_from_its_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, number: int
+) -> None:
+    def fail(step: str, path: Path) -> None:
+        raise OSError(number, os.strerror(number), str(path))
+
+    monkeypatch.setattr(files, "checkpoint", fail)
+    statuses.prepare_role(StateDir(tmp_path), "page", None)
+    assert "files of vacd-page can't be made" in caplog.text
