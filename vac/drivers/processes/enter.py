@@ -103,6 +103,11 @@ def main() -> NoReturn:
                 signal.signal(number, signal.SIG_IGN)
             code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
             os._exit(code if code >= 0 else 128 - code)
+        if os.isatty(0):  # shells look for the terminal's process group, and see none of outside
+            signal.signal(signal.SIGTTOU, signal.SIG_IGN)
+            os.setpgid(0, 0)
+            os.tcsetpgrp(0, os.getpgrp())
+            signal.signal(signal.SIGTTOU, signal.SIG_DFL)
         for entrance in entrances:
             os.write(entrance, b"0")
         os.fchdir(root)
