@@ -142,7 +142,7 @@ class Site:
 @pytest.fixture
 def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Site]:
     site = Site(tmp_path)
-    monkeypatch.setattr(Connection, "open", lambda self, purpose: site.hypervisor)
+    monkeypatch.setattr(Connection, "_open", lambda self, purpose: site.hypervisor)
     with contextlib.closing(site.driver):
         yield site
 

@@ -192,10 +192,27 @@ def test_a_failed_start_has_a_reason_and_leaves_nothing(site: Site, command: str
 
 def test_an_end_by_a_signal_is_told(site: Site) -> None:
     site.driver.create(site.spec(f"{BEGIN}; while [ ! -e {site.path}/go ]; do sleep 0.02; done; kill -9 $$"))
+    before = time.time()
+    (site.path / "go").touch()
+    site.wait_for(EngineState.ENDED)
+    while (found := site.listed()).signal is None:  # it can be waited for a moment later
+        time.sleep(0.01)
+    assert (found.exit_code, found.signal) == (None, 9)
+    assert before <= (found.ended_time or 0.0) <= time.time()
+    assert site.listed().ended_time == found.ended_time
+
+
+def test_what_outlives_its_killed_program_ends_the_machine(site: Site) -> None:
+    wait = f"while [ ! -e {site.path}/go ]; do sleep 0.02; done"
+    spec = site.spec(f"{BEGIN}; ({wait}) & sleep 0.1; kill -9 $$")
+    site.driver.create(spec)
+    while site.driver._children:
+        assert site.listed().state is EngineState.RUNNING
+    before = time.time()
     (site.path / "go").touch()
     found = site.wait_for(EngineState.ENDED)
-    assert (found.exit_code, found.signal) == (None, 9)
-    assert found.ended_time is None, "what ran in it may have outlived it"
+    assert found.signal == 9
+    assert (found.ended_time or 0.0) >= before
 
 
 IMAGE = "/etc/passwd"

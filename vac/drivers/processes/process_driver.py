@@ -260,8 +260,9 @@ class ProcessDriver(Driver):
         ended_time, exit_code = known.ended_time, known.exit_code
         if status.exit_code is not None:  # written by the program itself, perhaps while there was no factory
             ended_time, exit_code = status.time, status.exit_code
-        if exit_code is not None and exit_code < 0:  # what ran in it may have outlived the program
-            return Observed(*identity, EngineState.ENDED, signal=-exit_code)
+        if exit_code is not None and exit_code < 0:
+            known.ended_time = known.ended_time or time.time()
+            return Observed(*identity, EngineState.ENDED, ended_time=known.ended_time, signal=-exit_code)
         return Observed(*identity, EngineState.ENDED, ended_time=ended_time, exit_code=exit_code)
 
     def _has_begun(self, group: str) -> bool:
@@ -358,7 +359,9 @@ class ProcessDriver(Driver):
                     del self._children[child]
                     known = self._of(group)
                     if known.starting or known.runs:
-                        known.ended_time, known.exit_code = known.ended_time or time.time(), exit_code
+                        known.exit_code = exit_code
+                        if exit_code >= 0:  # what runs in a machine may outlive a program that is killed
+                            known.ended_time = known.ended_time or time.time()
 
     def _status(self, group: str) -> LaunchStatus:
         directory = self._of(group).directory
