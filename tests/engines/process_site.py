@@ -82,6 +82,8 @@ class Site:
             make_tree(Path(self.image))
         self.settings = Settings(factory_name=factory, state_dir=state_dir, memory_limit_factor=2.0)
         self._ends: queue.SimpleQueue[tuple[str, float]] = queue.SimpleQueue()
+        self._changed = threading.Event()
+        self.driver.wake = self._changed.set
         self._listener = threading.Thread(target=self._listen, daemon=True)
         self._listener.start()
 
@@ -125,9 +127,8 @@ class Site:
                 return now
 
     def wait_for_word(self) -> None:
-        """Wait for the event that tells of no machine."""
-        while self._ends.get(timeout=PATIENCE)[0]:
-            pass
+        """Wait until the driver says that an answer of its own has changed."""
+        assert self._changed.wait(PATIENCE)
 
     def close(self) -> None:
         """Destroy all machines and see that nothing is left."""

@@ -12,6 +12,7 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import pytest
+from cryptography import x509
 
 import vac
 from tests.certificates import certify, key
@@ -65,7 +66,10 @@ def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[HT
     (tmp_path / "ca.pem").write_bytes(ca.certificate_pem)
     monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "ca.pem"))
     monkeypatch.setenv("no_proxy", "*")
-    certificate = certify("/O=Vac tests/CN=server", ca, own_key=key(13), hosts=["127.0.0.1"])
+    issuer = x509.AuthorityKeyIdentifier.from_issuer_public_key(ca.key.public_key())
+    certificate = certify(
+        "/O=Vac tests/CN=server", ca, own_key=key(13), hosts=["127.0.0.1"], extensions=[(issuer, False)]
+    )
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(*certificate.write(tmp_path, "server"))
     context.load_verify_locations(tmp_path / "ca.pem")
