@@ -62,7 +62,8 @@ class GocDb(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[HTTPServer, Settings]]:
-    ca = certify("/O=Vac tests/CN=Vac test CA", ca=True, own_key=key(11))
+    identifier = x509.SubjectKeyIdentifier.from_public_key(key(11).public_key())
+    ca = certify("/O=Vac tests/CN=Vac test CA", ca=True, own_key=key(11), extensions=[(identifier, False)])
     (tmp_path / "ca.pem").write_bytes(ca.certificate_pem)
     monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "ca.pem"))
     monkeypatch.setenv("no_proxy", "*")

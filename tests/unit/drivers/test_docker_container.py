@@ -329,7 +329,7 @@ class Api(BaseHTTPRequestHandler):
         """Say nothing."""
 
 
-@pytest.mark.filterwarnings("ignore:urllib.parse.splitnport:DeprecationWarning")  # docker 5.0
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # docker 5.0's
 def test_asking_for_a_path_leaves_no_connection_open() -> None:
     with ThreadingHTTPServer(("127.0.0.1", 0), Api) as server:
         thread = threading.Thread(target=server.serve_forever)
