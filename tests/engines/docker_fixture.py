@@ -19,17 +19,17 @@ import subprocess
 import tarfile
 import tempfile
 import threading
-import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Callable, ClassVar
+from typing import ClassVar
 
 import docker
 import pytest
 import requests
 
 from tests.conftest import cgroups_named
+from tests.waiting import wait_for
 
 IMAGE = "vactest:1"
 COMMANDS = (
@@ -87,15 +87,6 @@ def root_tar(extra: dict[str, str] | None = None) -> bytes:
             entry.mode, entry.size = 0o755, len(text)
             archive.addfile(entry, io.BytesIO(text.encode()))
     return buffer.getvalue()
-
-
-def wait_for(condition: Callable[[], bool], what: str, seconds: float = 300.0) -> None:
-    """Poll what can't be waited for otherwise; fails the test when it doesn't come true in time."""
-    deadline = time.monotonic() + seconds
-    while not condition():
-        if time.monotonic() > deadline:
-            pytest.fail(f"after {seconds} s still not: {what}")
-        time.sleep(0.02)
 
 
 class PrivateEngine(ABC):

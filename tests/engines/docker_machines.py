@@ -9,8 +9,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from tests.engines.docker_fixture import IMAGE, wait_for
+from tests.engines.docker_fixture import IMAGE
 from tests.engines.listening import listening
+from tests.waiting import wait_for
 from vac.background import Rest
 from vac.config.machinetype import Machinetype
 from vac.config.settings import Settings

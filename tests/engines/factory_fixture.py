@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Callable, Union
 
 from tests.conftest import cgroups_named, require_root, require_tool
+from tests.waiting import PATIENCE_SECONDS, wait_for
 from vac.config.settings import Settings
 from vac.drivers.processes.process_driver import open_driver
 from vac.host.filesystems import mounts
@@ -26,7 +27,6 @@ from vac.machines.status import Status
 from vac.machines.status import read as read_status
 
 ROOT = Path(__file__).parents[2]
-PATIENCE_SECONDS = 300.0
 LOOK_SECONDS = 0.05
 AT_ONCE = 1000
 Option = Union[str, int, float, Path]
@@ -159,15 +159,15 @@ class FactorySite:
         self, condition: Callable[[], object], what: str, seconds: float = PATIENCE_SECONDS
     ) -> float:
         """Wait until the condition holds; how long that took, seconds. The factory has to run meanwhile."""
-        begun = time.monotonic()
-        while not condition():
-            waited = time.monotonic() - begun
-            assert waited < seconds, f"not so after {seconds:.0f} s: {what}\n{self._last_words()}"
-            assert self.process is None or self.process.poll() is None, (
+
+        def holds() -> object:
+            found = condition()
+            assert found or self.process is None or self.process.poll() is None, (
                 f"the factory ended\n{self._last_words()}"
             )
-            time.sleep(LOOK_SECONDS)
-        return time.monotonic() - begun
+            return found
+
+        return wait_for(holds, lambda: f"{what}\n{self._last_words()}", seconds)
 
     def _last_words(self) -> str:
         return "\n".join(self.log().splitlines()[-30:])

@@ -10,7 +10,8 @@ import time
 from pathlib import Path
 
 from tests.conftest import require_tool
-from tests.engines.process_site import PATIENCE, open_site, wait_for
+from tests.engines.process_site import open_site
+from tests.waiting import PATIENCE_SECONDS, wait_for
 from vac.drivers.engine import APART, Action, ActionDone, ActionKind, Engine, Message
 from vac.drivers.processes.process_driver import ProcessDriver
 
@@ -36,13 +37,13 @@ def main(version: str) -> None:
                 engine.create(hanging)
                 wait_for(lambda: site.processes(hanging), "its creation has begun")
                 engine.create(other)
-                created = messages.get(timeout=PATIENCE)
+                created = messages.get(timeout=PATIENCE_SECONDS)
                 assert isinstance(created, ActionDone), created
                 assert (created.action.name, created.problem) == (other.name, None)
                 assert Action(ActionKind.CREATE, hanging.name, hanging.uuid) in engine.pending
             finally:
                 server.send_signal(signal.SIGCONT)
-            refused = messages.get(timeout=PATIENCE)
+            refused = messages.get(timeout=PATIENCE_SECONDS)
             assert isinstance(refused, ActionDone), refused
             assert "user_data" in (refused.problem or ""), "it is looked at, and lacks an interpreter"
             site.driver.destroy(other.name, other.uuid)

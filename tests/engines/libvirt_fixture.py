@@ -14,22 +14,20 @@ import signal
 import subprocess
 import tempfile
 import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Callable, TypeVar
 
 import libvirt
-import pytest
 
 from tests.conftest import require_root, require_tool
 from tests.engines.guest_images import CACHE
+from tests.waiting import PATIENCE_SECONDS, wait_for
 from vac.drivers.libvirt.libvirt_api import start_event_loop
 from vac.drivers.libvirt.libvirt_domain import NETWORK
 
 _Result = TypeVar("_Result")
 TOOLS = ("libvirtd", "virtlogd", "virsh", "qemu-system-x86_64", "qemu-img", "dnsmasq", "ip", "nsenter")
-PATIENCE_SECONDS = 300.0
 PRIVATE = {
     "run": "/run/libvirt",
     "lib": "/var/lib/libvirt",
@@ -52,17 +50,6 @@ fi
 ISOLATED = f"""<network><name>{NETWORK}</name><bridge name="virbr1" stp="off"/>
 <ip address="169.254.169.253" netmask="255.255.0.0"/></network>"""
 """A network of the usual name that leads nowhere."""
-
-
-def wait_for(
-    condition: Callable[[], object], what: str | Callable[[], str], seconds: float = PATIENCE_SECONDS
-) -> None:
-    """Poll what can't be waited for otherwise; fails the test when it doesn't come true in time."""
-    deadline = time.monotonic() + seconds
-    while not condition():
-        if time.monotonic() > deadline:
-            pytest.fail(f"after {seconds} s still not: {what if isinstance(what, str) else what()}")
-        time.sleep(0.05)
 
 
 class PrivateLibvirt:

@@ -10,8 +10,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from tests.engines.libvirt_fixture import PATIENCE_SECONDS, PrivateLibvirt, wait_for
+from tests.engines.libvirt_fixture import PrivateLibvirt
 from tests.engines.listening import listening
+from tests.waiting import PATIENCE_SECONDS, wait_for
 from vac.config.machinetype import Machinetype
 from vac.config.settings import Settings
 from vac.drivers.base import EngineState, Fetch, MachineSpec, Observed

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Callable
 
 from tests.conftest import cgroups_named, require_tool
+from tests.waiting import PATIENCE_SECONDS
 from vac.config.machinetype import Machinetype
 from vac.config.settings import Settings
 from vac.context.downloads import ImageCache
@@ -23,7 +24,6 @@ from vac.drivers.processes.process_driver import ProcessDriver
 from vac.host.cgroups import Groups, GroupsV1, GroupsV2, find_mounts
 
 MIB = 2**20
-PATIENCE = 300.0
 
 
 def group_makers() -> dict[str, Callable[[str], Groups]]:
@@ -36,14 +36,6 @@ def group_makers() -> dict[str, Callable[[str], Groups]]:
     if "memory" in mounts.v1:
         makers["v1"] = lambda factory: GroupsV1(mounts.v1, [], factory)
     return makers
-
-
-def wait_for(condition: Callable[[], object], what: str) -> None:
-    """Wait until the condition holds."""
-    deadline = time.monotonic() + PATIENCE
-    while not condition():
-        assert time.monotonic() < deadline, f"not so after {PATIENCE} s: {what}"
-        time.sleep(0.005)
 
 
 def shell_seconds(text: str) -> float:
@@ -122,20 +114,20 @@ class Site:
     def wait_for_end(self, spec: MachineSpec) -> float:
         """Wait for the event of the machine's end; when it came, Unix seconds."""
         while True:
-            name, now = self._ends.get(timeout=PATIENCE)
+            name, now = self._ends.get(timeout=PATIENCE_SECONDS)
             if name == spec.name and self.state(spec) is EngineState.ENDED:
                 return now
 
     def wait_for_word(self) -> None:
         """Wait until the driver says that an answer of its own has changed."""
-        assert self._changed.wait(PATIENCE)
+        assert self._changed.wait(PATIENCE_SECONDS)
 
     def close(self) -> None:
         """Destroy all machines and see that nothing is left."""
         for machine in self.driver.list():
             self.driver.destroy(machine.name, machine.uuid)
         self.driver.close()
-        self._listener.join(PATIENCE)
+        self._listener.join(PATIENCE_SECONDS)
         assert not self._listener.is_alive()
         state_dir, factory = str(self.settings.state_dir), self.settings.factory_name
         assert state_dir not in Path("/proc/self/mountinfo").read_text()

@@ -16,8 +16,9 @@ from typing import Any
 import pytest
 
 from tests.conftest import require_root, require_tool
-from tests.engines.process_site import Site, group_makers, make_tree, open_site, wait_for
+from tests.engines.process_site import Site, group_makers, make_tree, open_site
 from tests.engines.shared_places import FUSE, fuse_for_all
+from tests.waiting import wait_for
 from vac.cli.main import main
 from vac.drivers.base import MachineSpec
 

@@ -14,7 +14,8 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import cgroups_named, require_root
-from tests.engines.process_site import group_makers, wait_for
+from tests.engines.process_site import group_makers
+from tests.waiting import wait_for
 from vac.drivers.processes.machine_watch import MachineWatcher
 from vac.host.cgroups import CgroupError, Groups, Limits
 

@@ -7,10 +7,11 @@ from contextlib import closing
 import pytest
 
 from tests.engines.cloud_image import cloud_image
-from tests.engines.libvirt_fixture import PrivateLibvirt, wait_for
+from tests.engines.libvirt_fixture import PrivateLibvirt
 from tests.engines.libvirt_machines import MIB, console
 from tests.engines.web_fixture import FACTORY, WebSite
 from tests.unit.state_dirs import machinetype_of
+from tests.waiting import wait_for
 from vac.config.settings import Settings
 from vac.drivers.base import EngineState, MachineSpec
 from vac.drivers.libvirt.libvirt_driver import LibvirtDriver

@@ -18,11 +18,12 @@ from typing import Callable
 import docker
 import pytest
 
-from tests.engines.docker_fixture import IMAGE, PrivateDocker, PrivateEngine, root_tar, wait_for
+from tests.engines.docker_fixture import IMAGE, PrivateDocker, PrivateEngine, root_tar
 from tests.engines.docker_machines import FACTORY, LOOK, Machines
 from tests.engines.podman_fixture import PrivatePodman
 from tests.engines.process_site import shell_seconds
 from tests.engines.shared_places import cvmfs_mount_point
+from tests.waiting import wait_for
 from vac.cli.doctor_engines import docker_findings
 from vac.config.machinetype import Machinetype
 from vac.config.settings import Settings

@@ -320,7 +320,7 @@ def test_a_type_that_cannot_be_made_has_a_reason_and_harms_none(
         "stalled": in_docker(root_image=f"docker://{stalling.image}"),
     }
     reasons = {
-        "stalled": f"/slow:1: the registry stalls: no progress for {STALL_SECONDS:g} s at ",
+        "stalled": f"/slow:1: the registry stalls: no progress for {STALL_SECONDS:g} s",
         "absent": "/no/such:1: the registry has no such image, or not for us",
         "unreachable": "127.0.0.1:9/site/pilot:1: the registry can't be reached",
         "command": "the image has no /no/such/program, which is the container_command",

@@ -14,9 +14,10 @@ from pathlib import Path
 import docker
 import pytest
 
-from tests.engines.docker_fixture import IMAGE, PrivateDocker, root_tar, wait_for
+from tests.engines.docker_fixture import IMAGE, PrivateDocker, root_tar
 from tests.engines.docker_machines import Machines, with_image
 from tests.engines.registry_fixture import Registry, incompressible
+from tests.waiting import wait_for
 from vac.context.downloads import ImageCache
 from vac.context.signatures import SignedImages
 from vac.drivers.base import CreationFailed, EngineState

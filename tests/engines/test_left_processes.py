@@ -16,7 +16,8 @@ import pytest
 
 from tests.conftest import require_root, require_tool
 from tests.engines.factory_fixture import FactorySite, Kind, factory_site, records
-from tests.engines.process_site import Site, group_makers, open_site, wait_for
+from tests.engines.process_site import Site, group_makers, open_site
+from tests.waiting import wait_for
 from vac.drivers.base import EngineState, EngineUnavailable, LeftProcess
 from vac.drivers.processes.process_driver import ProcessDriver
 

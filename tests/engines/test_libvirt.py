@@ -19,9 +19,10 @@ import pytest
 
 from tests.certificates import certify
 from tests.engines.guest_images import ACPI, IDLE, PREAMBLE, Guest, boot_iso, disk_qcow2, initramfs, kernel
-from tests.engines.libvirt_fixture import PATIENCE_SECONDS, PrivateLibvirt, wait_for
+from tests.engines.libvirt_fixture import PrivateLibvirt
 from tests.engines.libvirt_machines import MIB, SHORT, Machines, console
 from tests.signed_images import signed_image
+from tests.waiting import PATIENCE_SECONDS, wait_for
 from vac.config.settings import Settings
 from vac.context.signatures import SignedImages
 from vac.drivers.base import CreationFailed, EngineState, EngineUnavailable, MachineSpec

@@ -12,8 +12,9 @@ from typing import Any
 import pytest
 
 from tests.conftest import require_tool
-from tests.engines.factory_fixture import AT_ONCE, LOOK_SECONDS, PATIENCE_SECONDS, Kind, factory_site
+from tests.engines.factory_fixture import AT_ONCE, LOOK_SECONDS, Kind, factory_site
 from tests.engines.test_page_process import free_port, get
+from tests.waiting import PATIENCE_SECONDS
 
 pytestmark = pytest.mark.engine
 SHIPPED = Path(__file__).resolve().parents[2] / "packaging" / "monitoring"

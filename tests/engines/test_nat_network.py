@@ -15,8 +15,9 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import require_tool
-from tests.engines.libvirt_fixture import PrivateLibvirt, wait_for
+from tests.engines.libvirt_fixture import PrivateLibvirt
 from tests.engines.web_fixture import FACTORY, SHORT, WebSite
+from tests.waiting import wait_for
 from vac.config.settings import Settings
 from vac.drivers.libvirt.libvirt_api import Connection
 from vac.drivers.libvirt.libvirt_network import (

@@ -14,8 +14,9 @@ from collections.abc import Iterator
 import pytest
 
 from tests.conftest import require_tool
-from tests.engines.factory_fixture import AT_ONCE, PATIENCE_SECONDS, ROOT, FactorySite, Kind, factory_site
+from tests.engines.factory_fixture import AT_ONCE, ROOT, FactorySite, Kind, factory_site
 from tests.engines.process_site import make_tree
+from tests.waiting import PATIENCE_SECONDS
 from vac.machines.machine import Machine
 
 pytestmark = pytest.mark.engine

@@ -68,7 +68,7 @@ def test_a_pipe_over_its_life(tmp_path: Path) -> None:
         site.configure(
             {"vo": site.server.url("/pipe")}, own, docker_host=engine.url, singularity_user="nobody"
         )
-        site.start_drained("vo-boxed", "vo-docked", "vo-vm")
+        site.start_ready("vo-boxed", "vo-docked", "vo-vm")
         assert site.types() == ["vo-boxed", "vo-docked", "vo-vm"]
         site.wait_for_machines(boxed=2, docked=2, vm=2)
         facts = site.factory.status().machinetype("vo-docked")

@@ -9,10 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.engines.docker_fixture import IMAGE, root_tar, wait_for
+from tests.engines.docker_fixture import IMAGE, root_tar
 from tests.engines.docker_machines import Machines
 from tests.engines.podman_fixture import PrivatePodman
 from tests.engines.registry_fixture import Registry
+from tests.waiting import wait_for
 from vac.drivers.base import EngineState
 
 pytestmark = pytest.mark.engine

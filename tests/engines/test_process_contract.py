@@ -15,7 +15,8 @@ import pytest
 
 from tests.conftest import require_root, require_tool
 from tests.driver_contract import ContractSite, DriverContract
-from tests.engines.process_site import group_makers, wait_for
+from tests.engines.process_site import group_makers
+from tests.waiting import wait_for
 from vac.config.machinetype import Machinetype
 from vac.drivers.base import Driver, MachineSpec
 from vac.drivers.processes.process_driver import ProcessDriver

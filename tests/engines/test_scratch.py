@@ -16,7 +16,8 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import require_root, require_tool
-from tests.engines.process_site import group_makers, open_site, wait_for
+from tests.engines.process_site import group_makers, open_site
+from tests.waiting import wait_for
 from vac.config.machinetype import Machinetype
 from vac.config.settings import Settings
 from vac.drivers.base import MachineSpec

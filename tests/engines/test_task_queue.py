@@ -138,7 +138,7 @@ def test_work_is_shared_ends_and_resumes(tmp_path: Path) -> None:
             {"vo": site.server.url("/pipe")}, own, docker_host=engine.url, singularity_user="nobody"
         )
         queue.add(f"sleep 0.2; echo {number}" for number in range(1, TASKS + 1))
-        site.start_drained(*TYPES)
+        site.start_ready(*TYPES)
 
         site.factory.wait_for(lambda: queue.counts()["done"] == TASKS, "all tasks are done", 2 * PATIENCE)
         assert queue.counts() == {"waiting": 0, "claimed": 0, "done": TASKS, "failed": 0}

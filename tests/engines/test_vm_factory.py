@@ -31,8 +31,9 @@ from tests.engines.factory_fixture import (
     uuids,
 )
 from tests.engines.guest_images import CONTEXTUALIZED, Guest, boot_iso, disk_qcow2
-from tests.engines.libvirt_fixture import PATIENCE_SECONDS, PrivateLibvirt
+from tests.engines.libvirt_fixture import PrivateLibvirt
 from tests.https_server import Page, Web
+from tests.waiting import PATIENCE_SECONDS
 from vac.machines.machine import Machine
 
 pytestmark = pytest.mark.engine

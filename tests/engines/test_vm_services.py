@@ -13,10 +13,11 @@ from typing import Callable
 import pytest
 
 from tests.engines.guest_images import CONTEXTUALIZED, Guest, boot_iso
-from tests.engines.libvirt_fixture import PrivateLibvirt, wait_for
+from tests.engines.libvirt_fixture import PrivateLibvirt
 from tests.engines.libvirt_machines import console
 from tests.engines.web_fixture import FACTORY, SHORT, WebSite
 from tests.unit.state_dirs import machinetype_of
+from tests.waiting import wait_for
 from vac.config.settings import Settings
 from vac.drivers.base import MachineSpec
 from vac.drivers.libvirt import libvirt_network

@@ -8,13 +8,12 @@ import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Callable
 
 from tests.conftest import require_tool
+from tests.waiting import PATIENCE_SECONDS, wait_for
 from vac.context.user_data import substitute
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
-PATIENCE_SECONDS = 300.0
 POWER_OFF = b"{ poweroff || poweroff -f || shutdown -h now; }"
 """The last command of a virtual machine, which no test may run: busybox's shell prefers its own to any stand-in."""
 
@@ -85,17 +84,9 @@ class Place:
         return (self.joboutputs / "shutdown_message").read_text().strip()
 
 
-def wait_for(path: Path) -> None:
+def wait_for_file(path: Path) -> None:
     """Wait until this file is there."""
-    wait_until(path.exists, f"{path} is there")
-
-
-def wait_until(true: Callable[[], bool], what: str) -> None:
-    """Wait until this is so; what is it, in words?"""
-    deadline = time.monotonic() + PATIENCE_SECONDS
-    while not true():
-        assert time.monotonic() < deadline, f"not so for a minute: {what}"
-        time.sleep(0.02)
+    wait_for(path.exists, f"{path} is there")
 
 
 class FeaturesServer(ThreadingHTTPServer):

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import require_tool
-from tests.examples.scripts import EXAMPLES, PATIENCE_SECONDS, FeaturesServer, Place, wait_for
+from tests.examples.scripts import EXAMPLES, FeaturesServer, Place, wait_for_file
+from tests.waiting import PATIENCE_SECONDS
 
 NODE = EXAMPLES / "htcondor" / "node.sh"
 LEAVES = """cp "$CONDOR_CONFIG" {home}/condor_config
@@ -100,7 +101,7 @@ def test_what_is_missing_is_told(place: Place) -> None:
 def test_the_node_leaves_when_its_end_is_moved_closer(place: Place) -> None:
     master(place, f"touch {place.home}/up\nexec sleep 600")
     with place.start(script(place)) as process:
-        wait_for(place.home / "up")
+        wait_for_file(place.home / "up")
         place.set_shutdown_time(time.time())
         assert process.wait(PATIENCE_SECONDS) == 0
     assert place.message() == "100 Time is up"
@@ -109,7 +110,7 @@ def test_the_node_leaves_when_its_end_is_moved_closer(place: Place) -> None:
 def test_the_node_leaves_when_it_is_told_to(place: Place) -> None:
     master(place, f"touch {place.home}/up\nexec sleep 600")
     with place.start(script(place)) as process:
-        wait_for(place.home / "up")
+        wait_for_file(place.home / "up")
         process.send_signal(signal.SIGTERM)
         assert process.wait(PATIENCE_SECONDS) == 0
     assert place.message() == "100 Told to end"

@@ -14,7 +14,8 @@ import pytest
 
 from examples.taskqueue.taskqueue import Queue, Server
 from tests.conftest import require_tool
-from tests.examples.scripts import EXAMPLES, PATIENCE_SECONDS, FeaturesServer, Place, wait_for, wait_until
+from tests.examples.scripts import EXAMPLES, FeaturesServer, Place, wait_for_file
+from tests.waiting import PATIENCE_SECONDS, wait_for
 
 PILOT = EXAMPLES / "taskqueue" / "pilot.sh"
 
@@ -93,7 +94,7 @@ def test_nothing_of_it_is_left_even_if_a_signal_is_lost(place: Place, url: str) 
     assert b'kill "$keeper"' in content
     script.write_bytes(content.replace(b'kill "$keeper"', b'true "$keeper"'))
     assert place.run(script) == "300 No work available"
-    wait_until(lambda: not list(processes_of(script)), "none of its processes is left")
+    wait_for(lambda: not list(processes_of(script)), "none of its processes is left")
 
 
 def processes_of(script: Path) -> Iterator[Path]:
@@ -108,7 +109,7 @@ def test_a_task_that_time_does_not_suffice_for_is_given_back(place: Place, queue
     """`vac finish` may lower the shutdown time at any moment."""
     queue.add([f"touch {place.home}/begun; sleep 600"])
     with place.start(place.script(PILOT, queue_url=url)) as process:
-        wait_for(place.home / "begun")
+        wait_for_file(place.home / "begun")
         place.set_shutdown_time(time.time() + 10)
         process.wait(PATIENCE_SECONDS)
     assert place.message() == "100 Time is up, after 0 tasks"
@@ -119,7 +120,7 @@ def test_a_task_that_time_does_not_suffice_for_is_given_back(place: Place, queue
 def test_told_to_end_it_gives_its_task_back(place: Place, queue: Queue, url: str) -> None:
     queue.add([f"touch {place.home}/begun; sleep 600"])
     with place.start(place.script(PILOT, queue_url=url)) as process:
-        wait_for(place.home / "begun")
+        wait_for_file(place.home / "begun")
         process.send_signal(signal.SIGTERM)
         process.wait(PATIENCE_SECONDS)
     assert place.message() == "100 Told to end"

@@ -19,7 +19,8 @@ from tests.conftest import require_root, require_tool
 from tests.engines.docker_fixture import PrivateDocker, PrivateEngine
 from tests.engines.docker_machines import Machines
 from tests.engines.podman_fixture import PrivatePodman
-from tests.engines.process_site import MIB, group_makers, open_site, wait_for
+from tests.engines.process_site import MIB, group_makers, open_site
+from tests.waiting import wait_for
 from vac.drivers.base import MachineSpec
 
 pytestmark = pytest.mark.engine

@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import require_root, require_tool
-from tests.engines.process_site import MIB, group_makers, open_site, wait_for
+from tests.engines.process_site import MIB, group_makers, open_site
+from tests.waiting import wait_for
 from vac.drivers.base import EngineState
 
 pytestmark = [pytest.mark.engine, pytest.mark.slow]

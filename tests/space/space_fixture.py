@@ -10,22 +10,13 @@ import shutil
 import signal
 import subprocess
 import tempfile
-import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from tests.conftest import require_root, require_tool
-from tests.engines.factory_fixture import (
-    LOOK_SECONDS,
-    PATIENCE_SECONDS,
-    ROOT,
-    FactorySite,
-    Kind,
-    Life,
-    Option,
-    command_lines,
-)
+from tests.engines.factory_fixture import ROOT, FactorySite, Kind, Life, Option, command_lines
 from tests.space.hosts import Namespaces, Network
+from tests.waiting import PATIENCE_SECONDS, wait_for
 
 
 class SpaceFactory(FactorySite):
@@ -108,12 +99,7 @@ class Space:
         self, condition: Callable[[], object], what: str, seconds: float = 2 * PATIENCE_SECONDS
     ) -> float:
         """Wait until the condition holds; how long that took, seconds."""
-        begun = time.monotonic()
-        while not condition():
-            waited = time.monotonic() - begun
-            assert waited < seconds, f"not so after {seconds:.0f} s: {what}\n{self.told()}"
-            time.sleep(LOOK_SECONDS * 2)
-        return time.monotonic() - begun
+        return wait_for(condition, lambda: f"{what}\n{self.told()}", seconds)
 
     def told(self) -> str:
         """The last words of all factories, for who has to find out what went wrong."""

@@ -15,12 +15,13 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import require_tool
-from tests.engines.factory_fixture import PATIENCE_SECONDS, ROOT, Kind, Option, records
+from tests.engines.factory_fixture import ROOT, Kind, Option, records
 from tests.engines.process_site import make_tree
 from tests.space import classic_factory
 from tests.space.classic_factory import KINDS, Message, plant, recorded
 from tests.space.space_fixture import Space, SpaceFactory, space_of
 from tests.unit.state_dirs import contents
+from tests.waiting import PATIENCE_SECONDS
 
 pytestmark = pytest.mark.engine
 UPGRADE = (ROOT / "docs" / "upgrade.md").read_text().partition("## What differs")[0]
