@@ -35,6 +35,18 @@ if os.fork() == 0:
 print("entered", flush=True)
 time.sleep(600)
 """
+SPIN = """
+for number in range(2):
+    os.fork()
+os.nice(19)
+def spin():
+    descriptor = os.open("/dev/zero", os.O_RDONLY)
+    while True:
+        os.read(descriptor, 1 << 20)
+for number in range(2):
+    threading.Thread(target=spin).start()
+spin()
+"""
 
 
 @pytest.fixture(params=sorted(group_makers()))
@@ -76,6 +88,18 @@ def test_everything_in_a_group_is_killed_and_its_usage_stays(groups: Groups) -> 
     assert used > 0
     groups.remove("m_u")
     assert groups.names() == []
+
+
+def test_tasks_beside_processors_are_counted(groups: Groups, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "getloadavg", lambda: (1e6, 0.0, 0.0))
+    groups.create("m_u", LIMITS)
+    with entered(groups, "m_u"):
+        wait_for(lambda: groups.usage("m_u").busy_tasks is None, "those that sleep don't count")
+        script = "import os, threading\n" + ESCAPE.split("if os.fork")[0] + SPIN
+        arguments = [sys.executable, "-c", script, *map(str, groups.entrances("m_u"))]
+        with subprocess.Popen(arguments):
+            wait_for(lambda: groups.usage("m_u").busy_tasks == 12, "all are counted, threads too")
+            groups.kill_all("m_u", 60)
 
 
 def test_without_cgroup_kill_everything_is_frozen_and_killed(

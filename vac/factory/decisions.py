@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import functools
 import logging
+import math
 import os
 from collections.abc import Mapping
 
@@ -30,6 +31,8 @@ log = logging.getLogger(__name__)
 AT_ONCE = 32
 MOST_HANGING = 256
 """No more repositories are looked at while so many children hang: each keeps a thread and open files."""
+LOAD_SECONDS = 60.0
+"""In so long a 1-minute load falls to 1/e of what it was."""
 _ORDINARY = ("full",)
 """Guards that aren't logged."""
 
@@ -97,6 +100,8 @@ class Decisions:
         self.health_problem: str | None = None
         self._prepared: set[tuple[str, str | None]] = set()
         """Machinetypes that were prepared with these images."""
+        self._excess, self._excess_time = 0.0, 0.0
+        """The last peak of _excess_load(), and when it was measured, by the clock that nobody sets."""
         self.decision = Decision()
         self.decision_time: float | None = None
         self.warnings: tuple[str, ...] = ()
@@ -230,7 +235,25 @@ class Decisions:
             state_dir_free_bytes=free_bytes,
             processors=self.state.settings.host_processors,
             health_problem=self.health_problem,
+            excess_load=self._excess_load(),
         )
+
+    def _excess_load(self) -> float:
+        """Return the most that machines' tasks beyond their processors have added to the 1-minute load.
+
+        One machine's tasks must not stop the creation of all others: cgroups keep them to their share of the
+        processors. Those that have ended, perhaps a cycle after they were counted, go out of the load slowly.
+        """
+        now = self.state.clock.boot()
+        rest = self._excess * math.exp(min(0.0, self._excess_time + CYCLE_SECONDS - now) / LOAD_SECONDS)
+        excess = sum(
+            max(0, (slot.sight.usage.busy_tasks or 0) - slot.machine.processors)
+            for slot in self.state.slots
+            if slot.machine is not None and slot.running
+        )
+        if excess >= rest:
+            self._excess, self._excess_time = float(excess), now
+        return max(float(excess), rest)
 
     def _warn(self, decision: Decision, space: SpaceView) -> None:
         mixed = self.space.warning(self.state.settings)
