@@ -7,19 +7,18 @@ import json
 import os
 import sys
 import time
-from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.unit.cli.conftest import vac
 from tests.unit.state_dirs import ENDED, NAME, STARTED, UUID, at, new_state, running_machine
 from vac.accounting import history
 from vac.accounting.finishing import finish
 from vac.accounting.history import Ended
 from vac.cli.factory_commands import reasons
-from vac.cli.main import main
 from vac.drivers.base import Usage
 from vac.machines.layout import StateDir
 from vac.machines.machine import Machine, load
@@ -27,16 +26,6 @@ from vac.machines.slots import read_slots
 from vac.machines.status import Status, TypeFacts
 
 FAILED = STARTED + 4
-
-
-@pytest.fixture
-def state(tmp_path: Path) -> StateDir:
-    state = new_state(tmp_path)
-    (tmp_path / "vac.conf").write_text(
-        "[settings]\nvac_space = vac01.example.org\nfactory_name = node1.example.org\n"
-        f"state_dir = {state.root}\n[machinetype lhcb-prod]\nmachine_model = bubblewrap\n"
-    )
-    return state
 
 
 @pytest.fixture
@@ -48,10 +37,6 @@ def failed(state: StateDir) -> Machine:
     )
     finish(state, machine, Usage(2.0, exit_code=7, ended_time=FAILED), at(FAILED), watched=True)
     return machine
-
-
-def vac(state: StateDir, *words: str) -> int:
-    return main(["--config", str(state.root.parent / "vac.conf"), *words])
 
 
 class Terminal(io.TextIOWrapper):
