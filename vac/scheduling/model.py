@@ -27,7 +27,7 @@ class Occupied:
 
 
 @dataclass(frozen=True)
-class Outcome:
+class MachineEnd:
     """The end of one of this factory's machines."""
 
     machinetype: str

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.unit.cli.conftest import vac
 from tests.unit.state_dirs import NAME, STARTED, UUID, at, new_machine, new_state, running_machine
 from vac import roles
 from vac.cli import common, doctor
@@ -28,22 +29,8 @@ NOW = 1_800_000_000.0
 
 
 @pytest.fixture
-def state(tmp_path: Path) -> StateDir:
-    state = new_state(tmp_path)
-    (tmp_path / "vac.conf").write_text(
-        "[settings]\nvac_space = vac01.example.org\nfactory_name = node1.example.org\n"
-        f"state_dir = {state.root}\n[machinetype lhcb-prod]\nmachine_model = bubblewrap\n"
-    )
-    return state
-
-
-@pytest.fixture
 def machine(state: StateDir) -> Machine:
     return running_machine(state)
-
-
-def vac(state: StateDir, *words: str) -> int:
-    return main(["--config", str(state.root.parent / "vac.conf"), *words])
 
 
 @pytest.mark.parametrize(
