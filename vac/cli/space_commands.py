@@ -411,7 +411,9 @@ def type_rows(answers: Iterable[MachinetypeStatus], colour: bool = False) -> lis
     for status in answers:
         by_type.setdefault(printable(status.machinetype), []).append(status)
     width = max(map(len, (*by_type, "MACHINETYPE")))
-    table = [f"{'MACHINETYPE':<{width}} FACTORIES MACHINES PROCESSORS      HS06 YOUNG LAST END"]
+    table = [
+        f"{'MACHINETYPE':<{width}} FACTORIES MACHINES PROCESSORS      HS06 YOUNG LAST END ({time.strftime('%Z')})"
+    ]
     for name, mine in sorted(by_type.items()):
         last = max(mine, key=lambda status: status.shutdown_time or 0)
         table.append(

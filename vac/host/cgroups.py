@@ -74,6 +74,8 @@ class Usage:
     """Of an ended machine, Unix seconds by its engine's clock; the next two are its command's, if the engine tells."""
     exit_code: int | None = None
     signal: int | None = None
+    shutoff_reason: str | None = None
+    """Of a VM that has ended, as `virsh domstate --reason` has it: shutdown, destroyed, crashed or saved."""
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ import io
 import json
 import os
 import sys
+import time
 from typing import Any
 
 import pytest
@@ -21,6 +22,7 @@ from vac.cli.factory_commands import reasons
 from vac.drivers.base import Usage
 from vac.machines.layout import StateDir
 from vac.machines.machine import Machine, load
+from vac.machines.slots import read_slots
 from vac.machines.status import Status, TypeFacts
 
 FAILED = STARTED + 4
@@ -66,6 +68,17 @@ def test_the_exit_code_outlives_a_restart_and_a_repeated_end(state: StateDir, fa
     assert [one.exit_code for one in history.read(state)] == [7]
 
 
+def test_how_a_vm_ended_is_kept_and_shown(state: StateDir, capsys: pytest.CaptureFixture[str]) -> None:
+    machine = running_machine(state, seen=STARTED + 2)
+    finish(state, machine, Usage(2.0, shutoff_reason="destroyed"), at(FAILED), watched=True)
+    (again,) = read_slots(state).values()
+    assert again.shutoff_reason == "destroyed"
+    assert vac(state, "machine", NAME) == 0
+    assert "destroyed after 4 s" in capsys.readouterr().out
+    assert vac(state, "history", "--since", str(STARTED)) == 0
+    assert " destroyed " in capsys.readouterr().out
+
+
 def test_why_names_the_machine_that_failed_last(state: StateDir, failed: Machine) -> None:
     status = Status(time=FAILED, decision_time=FAILED, machinetypes=(TypeFacts(name="lhcb-prod"),))
     said = list(reasons(status, None, FAILED + 60, last=history.last_of_each_type(state)))
@@ -84,6 +97,9 @@ def test_why_names_the_machine_that_failed_last(state: StateDir, failed: Machine
         ({"exit_code": 139}, True, "exit code 139 (SIGSEGV) after 10 s: no shutdown message"),
         ({"signal": 9}, True, "SIGKILL after 10 s: no shutdown message"),
         ({"signal": 63}, True, "signal 63 after 10 s: no shutdown message"),
+        ({"shutoff_reason": "crashed"}, True, "crashed after 10 s: no shutdown message"),
+        ({"shutoff_reason": "shutdown"}, False, "shutdown after 10 s: no shutdown message"),
+        ({"shutoff_reason": "crashed", "message": "200 Success"}, False, "crashed after 10 s: 200 Success"),
         (
             {"signal": 9, "by_people": True},
             False,
@@ -106,6 +122,7 @@ def test_history_shows_and_selects(
     shown = capsys.readouterr().out.splitlines()
     assert ["node1-00" in line for line in shown] == [True, False]
     assert UUID in shown[0] and "   7 " in shown[0]
+    assert shown[0].count(f" {time.tzname[0]} ") == 2, "times in a pipe say their zone"
     assert shown[1].endswith("200 ?[2JSuccess")
     for words, uuids in (
         (["--failed"], [UUID]),
