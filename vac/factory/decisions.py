@@ -31,6 +31,8 @@ log = logging.getLogger(__name__)
 AT_ONCE = 32
 MOST_HANGING = 256
 """No more repositories are looked at while so many children hang: each keeps a thread and open files."""
+FETCH_SECONDS = 86400.0
+"""So often an image of a pipe may be got though no machine can be made, so that it is there when one can."""
 LOAD_SECONDS = 60.0
 """In so long a 1-minute load falls to 1/e of what it was."""
 _ORDINARY = ("full",)
@@ -100,6 +102,8 @@ class Decisions:
         self.health_problem: str | None = None
         self._prepared: set[tuple[str, str | None]] = set()
         """Machinetypes that were prepared with these images."""
+        self._fetch_times: dict[str, float] = {}
+        """By pipe, FETCH_SECONDS before the next image may be got in any case, by the clock that nobody sets."""
         self._excess, self._excess_time = 0.0, 0.0
         """The last peak of _excess_load(), and when it was measured, by the clock that nobody sets."""
         self.decision = Decision()
@@ -194,8 +198,8 @@ class Decisions:
     def _usable(self, *, fetch: bool) -> tuple[dict[str, Machinetype], dict[str, str]]:
         """Return machinetypes of which machines could be made, and why not of the others.
 
-        Unless fetch is set, nothing new is prepared of what a pipe names: no machine can be made now anyway, and its
-        publisher could fill the disk.
+        Unless fetch is set, one image a day is prepared of what a pipe names: no machine can be made now anyway, and
+        its publisher could fill the disk.
         """
         state, usable, reasons = self.state, {}, dict(self.state.configuration.unusable)
         for name, one in state.configuration.machinetypes.items():
@@ -206,7 +210,8 @@ class Decisions:
                 files = state.dir.machinetype_files(one.pipe or name)
                 engine = state.engine_of(one.machine_model)
                 unprepared = self.repositories.problem(one)
-                if unprepared is None and (fetch or not one.pipe or (name, one.root_image) in self._prepared):
+                known = (name, one.root_image) in self._prepared or not one.pipe
+                if unprepared is None and (known or fetch or self._fetches_anyway(one.pipe)):
                     self._prepared.add((name, one.root_image))
                     unprepared = engine.prepare(one, state.settings, files)
             if unprepared is None:
@@ -214,6 +219,14 @@ class Decisions:
             else:
                 reasons[name] = unprepared
         return usable, reasons
+
+    def _fetches_anyway(self, pipe: str | None) -> bool:
+        """Return True once in FETCH_SECONDS for each pipe, the first time after so long."""
+        now = self.state.clock.boot()
+        if now - self._fetch_times.setdefault(pipe or "", now) < FETCH_SECONDS:
+            return False
+        self._fetch_times[pipe or ""] = now
+        return True
 
     def _engines(self, machinetypes: Mapping[str, Machinetype]) -> dict[str, str | None]:
         """By machine model, why its engine can't be used now; None if it can."""

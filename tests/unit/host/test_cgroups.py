@@ -32,9 +32,9 @@ def line(point: Path, kind: str, options: str) -> str:
 
 
 def v1_mounts(top: Path) -> str:
-    for name in ("cpu,cpuacct", "memory", "pids", "freezer", "systemd"):
+    for name in ("cpu,cpuacct", "memory", "pids", "systemd"):
         (top / name).mkdir(parents=True, exist_ok=True)
-    names = {name: top / name for name in ("cpu,cpuacct", "memory", "pids", "freezer")}
+    names = {name: top / name for name in ("cpu,cpuacct", "memory", "pids")}
     lines = [line(path, "cgroup", options) for options, path in names.items()]
     return "".join([*lines, line(top / "systemd", "cgroup", "xattr,name=systemd")])
 
@@ -71,7 +71,7 @@ def test_host_without_cgroups_is_told_what_is_missing(tmp_path: Path) -> None:
 
 
 def test_missing_v1_hierarchies_are_named(tmp_path: Path) -> None:
-    with pytest.raises(CgroupError, match="with freezer, pids is mounted"):
+    with pytest.raises(CgroupError, match="with pids is mounted"):
         GroupsV1(dict.fromkeys(("cpu", "cpuacct", "memory"), tmp_path), [], "f1.example.com")
 
 
@@ -152,9 +152,7 @@ def test_v1_limits(tmp_path: Path, limits: Limits, files: dict[str, str]) -> Non
     unlimited = limits.memory_limit_bytes is None
     assert (tmp_path / "memory/vac/f1/m_u/memory.limit_in_bytes").exists() is not unlimited
     entered = {str(each.relative_to(tmp_path)) for each in groups.entrances("m_u")}
-    assert entered == {
-        f"{each}/vac/f1/m_u/cgroup.procs" for each in ("freezer", "memory", "cpu,cpuacct", "pids")
-    }
+    assert entered == {f"{each}/vac/f1/m_u/cgroup.procs" for each in ("pids", "memory", "cpu,cpuacct")}
 
 
 @pytest.mark.parametrize(
@@ -198,10 +196,9 @@ def test_v1_leaves_vacd_service_in_systemds_hierarchies_too(tmp_path: Path) -> N
     groups.create("m_u", LIMITED)
     entered = [str(each.relative_to(tmp_path)) for each in groups.entrances("m_u")]
     assert entered == [
-        "freezer/vac/f1/m_u/cgroup.procs",
+        "pids/vac/f1/m_u/cgroup.procs",
         "memory/vac.slice/vac-machines.service/f1/m_u/cgroup.procs",
         "cpu,cpuacct/vac/f1/m_u/cgroup.procs",
-        "pids/vac/f1/m_u/cgroup.procs",
         "systemd/vac.slice/vac-machines.service/f1/m_u/cgroup.procs",
         "unified/vac.slice/vac-machines.service/f1/m_u/cgroup.procs",
     ]
@@ -210,8 +207,8 @@ def test_v1_leaves_vacd_service_in_systemds_hierarchies_too(tmp_path: Path) -> N
 def test_a_machines_processes_are_found_by_its_uuid(tmp_path: Path) -> None:
     (tmp_path / "mountinfo").write_text(v1_mounts(tmp_path) + v2_mount(tmp_path / "unified", ""))
     for group, processes in {"f1/a_u1": "7 8", "f2/b_u2": "9"}.items():
-        (tmp_path / "freezer/vac" / group).mkdir(parents=True)
-        (tmp_path / "freezer/vac" / group / "cgroup.procs").write_text(processes)
+        (tmp_path / "pids/vac" / group).mkdir(parents=True)
+        (tmp_path / "pids/vac" / group / "cgroup.procs").write_text(processes)
     assert machine_processes("u1", tmp_path / "mountinfo") == [7, 8]
     assert machine_processes("u2", tmp_path / "mountinfo") == [9]
     assert machine_processes("u3", tmp_path / "mountinfo") == []
@@ -220,12 +217,12 @@ def test_a_machines_processes_are_found_by_its_uuid(tmp_path: Path) -> None:
 def test_group_that_was_left_half_made_is_found_and_removed(tmp_path: Path) -> None:
     mounts = {controller: tmp_path / controller for controller in CONTROLLERS}
     groups = GroupsV1(mounts, [], "f1")
-    (tmp_path / "freezer/vac/f1/m_u").mkdir(parents=True)
+    (tmp_path / "pids/vac/f1/m_u").mkdir(parents=True)
     assert groups.names() == ["m_u"]
     groups.remove("m_u")
     assert groups.names() == []
     groups.tidy()
-    assert not (tmp_path / "freezer/vac").exists()
+    assert not (tmp_path / "pids/vac").exists()
 
 
 def test_usage_v1(tmp_path: Path) -> None:
