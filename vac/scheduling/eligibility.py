@@ -141,7 +141,8 @@ def _failed(past: TypeHistory, own: Own, now: float) -> Standing | None:
     if now >= until or (own.newest_started is not None and own.newest_started > past.last_failure):
         return None
     failed = "its last creation" if past.failures == 1 else f"its last {past.failures} creations"
-    return Standing(f"{failed} failed here: tried again in {seconds(until - now)}", until)
+    reason = f"{failed} failed here: tried again in {seconds(until - now)}"
+    return Standing(reason, until, owed=past.failures == 1)
 
 
 def _held_here(

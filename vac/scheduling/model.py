@@ -165,6 +165,8 @@ class Standing:
     """When time alone may change that."""
     one_only: str | None = None
     """Reason if only one can be created now (a probe)."""
+    owed: bool = False
+    """True if its debt counts though none can be created."""
     engine_problem: str | None = None
     """Set if only its engine, and perhaps a hold-back, prevents it."""
     held_here: float | None = None

@@ -40,7 +40,7 @@ from vac.web.metrics import Metrics
 from vac.web.view import LONGEST_NAME, LONGEST_TEXT, View, name, shown
 from vac.web.web_process import is_person
 
-GUIDE = Path(__file__).parents[3] / "docs" / "admin-guide.md"
+GUIDE = Path(__file__).parents[3] / "docs" / "monitoring.md"
 NOW = STARTED + 1000.0
 TAGS = (
     *("h1", "h2", "p", "table", "tr", "th", "td", "a", "header", "main", "footer", "div", "span", "ul", "li"),
