@@ -34,7 +34,7 @@ Held = TypeVar("Held")
 
 
 class ImageUnavailable(ValueError):
-    """The image can't be had now; the text is the reason. No OSError: HTTP libraries take that for a connection's."""
+    """The image can't be had now; the text is the reason. No OSError: HTTP libraries take that for the connection's."""
 
 
 @dataclass
