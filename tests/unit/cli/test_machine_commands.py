@@ -7,6 +7,7 @@ import json
 import os
 import sys
 import time
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -232,7 +233,7 @@ def test_following_ends_with_the_machine_and_survives_a_rotated_log(
             finish(state, machine, None, at(ENDED), watched=True)
 
     out = io.TextIOWrapper(io.BytesIO())
-    monkeypatch.setattr("time.sleep", sleep)
+    monkeypatch.setattr("vac.cli.machine_commands.time", SimpleNamespace(sleep=sleep, time=time.time))
     monkeypatch.setattr(sys, "stdout", out)
     assert vac(state, "logs", "-f", NAME) == 0
     assert out.buffer.getvalue() == b"one\ntwo\nthree\n"
