@@ -27,6 +27,7 @@ from vac.drivers.base import CreationFailed, EngineUnavailable
 from vac.drivers.engine import driver_for
 from vac.drivers.processes.bubblewrap import check_command
 from vac.drivers.processes.launch_plan import account
+from vac.host import facts
 from vac.host.cgroups import CgroupError, open_groups
 from vac.host.filesystems import real_image
 from vac.host.privileges import PREFERRED, subordinate_ids, unprivileged_user
@@ -116,6 +117,8 @@ def _host(settings: Settings) -> Iterator[Finding]:
     if running:
         problem = "vacd could not (see its log), so setuid files of machines work on this host; restart it, or do it"
         yield Finding(f"{what} is mounted nosuid,nodev", None if state.shielded() else problem)
+    if facts.REBOOT_REQUIRED.exists():
+        yield Finding("this host", "packages want a reboot: vac drain --reboot", serious=False)
     yield Finding("vacd is running", None if running else "start it: systemctl start vacd", serious=False)
     if not serves(state, "responder"):
         yield port_finding(settings.vacquery_port)
