@@ -12,7 +12,7 @@ TYPED := $(wildcard vac tests bench examples packaging tools/each_python.py setu
 export PYTHON
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: help demo unit test test-all fresh lint format soak bench venv lock clean packages-run packages-fresh packages-test packages-package deb rpm try-deb
+.PHONY: help demo unit test test-all fresh lint format soak bench venv lock clean packages-run packages-fresh packages-test packages-browser packages-package deb rpm try-deb
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -28,7 +28,7 @@ unit: lint  ## lint, unit tests, also with the oldest packages on Python 3.9 and
 test: lint  ## lint, unit tests, and tests with real engines
 	$(BIN)/python -m pytest $(WORKERS)
 
-test-all: lint  ## the same, the tests that take many minutes, and unit tests on 3.9 and 3.13
+test-all: lint packages-browser  ## the same, the tests that take many minutes, and unit tests on 3.9 and 3.13
 	$(BIN)/python tools/each_python.py 3.9 3.13
 	$(BIN)/python -m pytest $(WORKERS) -m ""
 
@@ -77,6 +77,9 @@ packages-fresh:
 
 packages-package:
 	@tools/bootstrap package
+
+packages-browser:
+	@tools/bootstrap browser
 
 packages-test:
 	@tools/bootstrap test

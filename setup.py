@@ -16,6 +16,7 @@ METRICS = ["prometheus-client>=0.9", *WEB]
 VMS = ["libvirt-python>=9", *WEB]
 TEST = ["hypothesis>=6.100", "pytest>=8.2", "pytest-timeout>=2.3", "pytest-xdist>=3.5"]
 LINT = [
+    'axe-core-python>=0.1; python_version >= "3.10"',  # judges the status page in a browser
     "import-linter>=2.1",
     "mypy>=1.15,<2",  # 2 can't check for Python 3.9
     "ruff>=0.17",

@@ -66,8 +66,8 @@ def duration(seconds: float) -> str:
     return f"{minutes} min" if minutes < 120 else f"{minutes // 60} h {minutes % 60:02} min"
 
 
-def local_time(seconds: float, form: str = "%Y-%m-%d %H:%M:%S") -> str:
-    """Return Unix seconds as this host's local time."""
+def local_time(seconds: float, form: str = "%Y-%m-%d %H:%M:%S %Z") -> str:
+    """Return Unix seconds as this host's local time, with the zone's name."""
     return _moment(time.localtime, seconds, form)
 
 

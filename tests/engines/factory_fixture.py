@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import os
+import pty
+import select
 import shutil
 import signal
 import subprocess
@@ -143,17 +145,51 @@ class FactorySite:
         assert self.process is not None
         self.process.send_signal(signal.SIGUSR1)
 
+    def command(self, *words: str) -> list[str]:
+        """Return the command line of bin/vac for this factory."""
+        return [*self.enter, str(ROOT / "bin" / "vac"), "--config", str(self.config), *words]
+
     def vac(self, *words: str) -> subprocess.CompletedProcess[str]:
         """Run bin/vac for this factory."""
-        command = [*self.enter, str(ROOT / "bin" / "vac"), "--config", str(self.config), *words]
         return subprocess.run(
-            command,
+            self.command(*words),
             env=self.environment,
             text=True,
             capture_output=True,
             check=False,
             timeout=PATIENCE_SECONDS,
         )
+
+    def type_into_shell(self, machine: Machine, typed: bytes) -> tuple[int, str, str]:
+        """Type at the first prompt of `vac exec`; return its exit status, what it showed, and our terminal's name."""
+        ours, theirs = pty.openpty()
+        try:
+            with subprocess.Popen(
+                self.command("exec", machine.name),
+                env=self.environment,
+                stdin=theirs,
+                stdout=theirs,
+                stderr=theirs,
+            ) as shell:
+                prompted = select.select([ours], [], [], PATIENCE_SECONDS)[0]
+                assert prompted, "what is typed before its prompt is dropped"
+                os.write(ours, typed)
+                code, told = shell.wait(), os.read(ours, 65536).decode()
+            return code, told, os.ttyname(theirs)
+        finally:
+            os.close(theirs)
+            os.close(ours)
+
+    def follow_console(self, machine: Machine, end: Callable[[], object]) -> list[str]:
+        """Return the lines of `vac logs -f`: the first that comes, and after end() all others until it ends."""
+        words = self.command("logs", "-f", machine.name)
+        with subprocess.Popen(words, env=self.environment, stdout=subprocess.PIPE, text=True) as following:
+            assert following.stdout is not None
+            first = following.stdout.readline()
+            end()
+            lines = [first, *following.stdout]
+        assert following.returncode == 0
+        return lines
 
     def wait_for(
         self, condition: Callable[[], object], what: str, seconds: float = PATIENCE_SECONDS

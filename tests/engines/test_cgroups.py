@@ -9,7 +9,6 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
@@ -34,6 +33,32 @@ if os.fork() == 0:
     os._exit(0)
 print("entered", flush=True)
 time.sleep(600)
+"""
+SPIN = """
+for number in range(2):
+    os.fork()
+os.nice(19)
+def spin():
+    descriptor = os.open("/dev/zero", os.O_RDONLY)
+    while True:
+        os.read(descriptor, 1 << 20)
+for number in range(2):
+    threading.Thread(target=spin).start()
+spin()
+"""
+RUN_AWAY = """
+import os, sys
+for entrance in sys.argv[1:]:
+    with open(entrance, "w") as file:
+        file.write("0")
+for _ in range(5):
+    os.fork()
+while True:
+    try:
+        if os.fork():
+            os._exit(0)
+    except OSError:
+        pass
 """
 
 
@@ -78,15 +103,40 @@ def test_everything_in_a_group_is_killed_and_its_usage_stays(groups: Groups) -> 
     assert groups.names() == []
 
 
-def test_without_cgroup_kill_everything_is_frozen_and_killed(
-    groups: Groups, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    exists = Path.exists
-    monkeypatch.setattr(Path, "exists", lambda path: path.name != "cgroup.kill" and exists(path))
+def test_tasks_beside_processors_are_counted(groups: Groups, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "getloadavg", lambda: (1e6, 0.0, 0.0))
     groups.create("m_u", LIMITS)
     with entered(groups, "m_u"):
+        wait_for(lambda: groups.usage("m_u").busy_tasks is None, "those that sleep don't count")
+        script = "import os, threading\n" + ESCAPE.split("if os.fork")[0] + SPIN
+        arguments = [sys.executable, "-c", script, *map(str, groups.entrances("m_u"))]
+        with subprocess.Popen(arguments):
+            wait_for(lambda: groups.usage("m_u").busy_tasks == 12, "all are counted, threads too")
+            groups.kill_all("m_u", 60)
+
+
+def test_processes_that_run_away_by_forking_are_killed(groups: Groups) -> None:
+    groups.create("m_u", LIMITS)
+    with subprocess.Popen([sys.executable, "-c", RUN_AWAY, *map(str, groups.entrances("m_u"))]):
+        wait_for(lambda: len(groups.processes("m_u")) >= 10, "many are in the group")
         groups.kill_all("m_u", 60)
-    assert not groups.populated("m_u")
+        assert not groups.populated("m_u")
+
+
+def test_a_killer_that_dies_leaves_no_process_frozen(groups: Groups, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Died(BaseException):
+        pass
+
+    def die(process: int, number: int) -> None:
+        raise Died
+
+    groups.create("m_u", LIMITS)
+    with entered(groups, "m_u") as child:
+        with monkeypatch.context() as patched, contextlib.suppress(Died):
+            patched.setattr(os, "kill", die)
+            groups.kill_all("m_u", 60)
+        child.terminate()
+        assert child.wait(60) < 0
 
 
 def test_groups_made_inside_are_emptied_and_removed(groups: Groups) -> None:

@@ -6,7 +6,9 @@ One table of behaviour for both engines; where one differs, the test says so.
 from __future__ import annotations
 
 import contextlib
+import json
 import os
+import re
 import signal
 import time
 import uuid
@@ -20,6 +22,7 @@ import pytest
 
 from tests.engines.docker_fixture import IMAGE, PrivateDocker, PrivateEngine, root_tar
 from tests.engines.docker_machines import FACTORY, LOOK, Machines
+from tests.engines.factory_fixture import Kind, factory_site
 from tests.engines.podman_fixture import PrivatePodman
 from tests.engines.process_site import shell_seconds
 from tests.engines.shared_places import cvmfs_mount_point
@@ -339,6 +342,33 @@ def test_what_a_container_said_last_stays_with_its_machine(machines: Machines) -
     console = spec.directory / "console.log"
     assert set(console.read_text().splitlines()) == {"for standard output", "for standard error"}
     assert console.stat().st_mode & 0o777 == 0o600
+
+
+def test_its_console_and_commands_in_it_are_the_administrators(engine: PrivateEngine) -> None:
+    script = "echo begun; cd /var/spool/joboutputs; until [ -e end ]; do sleep 0.2; done; echo over; exit 3"
+    options = {"machine_model": "docker", "root_image": f"docker://{IMAGE}", "container_user": "pilot"}
+    with factory_site({}, processors=1, start=False) as site:
+        site.configure({"docked": Kind(script, options)}, docker_host=engine.url)
+        site.start()
+        site.wait_for(site.running, "one runs")
+        machine = site.running()[0]
+        site.vac("drain")
+        inside = "id -u; cat /proc/1/cmdline; echo $0 $1; exit 5"
+        done = site.vac("exec", machine.name.partition(".")[0], "--", "sh", "-c", inside, "two", "words; $0")
+        assert done.returncode == 5, done.stderr
+        assert done.stdout.startswith("1234\n") and done.stdout.endswith("two words; $0\n")
+        assert "root: sh -c" in (machine.directory / "exec.log").read_text()
+        assert site.vac("exec", machine.uuid, "no-such-program").returncode in (126, 127)
+        code, told, _ = site.type_into_shell(machine, b"echo terminal:$(readlink /proc/self/fd/0):; exit 4\n")
+        assert code == 4 and re.search(r"terminal:/dev/pts/\d+:", told), told
+        assert site.vac("logs", machine.name).stdout == "begun\n"
+        end = machine.directory / "joboutputs" / "end"
+        assert site.follow_console(machine, end.touch) == ["begun\n", "over\n"]
+        site.wait_for(lambda: not site.running(), "it has ended")
+        assert site.vac("logs", machine.uuid).stdout == "begun\nover\n"
+        (ended,) = json.loads(site.vac("history", "--json").stdout)
+        assert ended["exit_code"] == 3
+        assert "doesn't run" in site.vac("exec", machine.uuid).stderr
 
 
 def test_details_tell_what_an_incident_team_asks_for(

@@ -246,6 +246,9 @@ def test_ends_by_others_are_seen_while_one_qemu_hangs(engine: PrivateLibvirt, ma
         told: set[str | None] = set()
         while not {destroyed.name, killed.name, crashed.name} <= told:
             told.add(news.get(timeout=PATIENCE_SECONDS))
+    reasons = {one.name: one.usage.shutoff_reason for one in machines.driver.list()}
+    assert [reasons[spec.name] for spec in (destroyed, killed)] == ["destroyed", "crashed"]
+    assert reasons[crashed.name] == "shutdown", "a kernel that panics starts anew, which ends a machine"
 
 
 def test_machines_outlive_a_libvirtd_that_is_down_or_hangs(

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
-import pty
 import re
-import select
 import subprocess
 import time
 from collections.abc import Iterator
@@ -16,7 +13,6 @@ import pytest
 from tests.conftest import require_tool
 from tests.engines.factory_fixture import AT_ONCE, ROOT, FactorySite, Kind, factory_site
 from tests.engines.process_site import make_tree
-from tests.waiting import PATIENCE_SECONDS
 from vac.machines.machine import Machine
 
 pytestmark = pytest.mark.engine
@@ -184,20 +180,8 @@ def test_the_console_is_followed_until_the_machine_ends() -> None:
     with factory_site({"talker": Kind(script)}) as site:
         site.wait_for(site.running, "one runs")
         site.vac("drain")
-        words = [
-            str(ROOT / "bin" / "vac"),
-            "--config",
-            str(site.config),
-            "logs",
-            "-f",
-            site.running()[0].name,
-        ]
-        with subprocess.Popen(words, env=site.environment, stdout=subprocess.PIPE, text=True) as following:
-            assert following.stdout is not None
-            assert following.stdout.readline() == "begun\n"
-            (site.lives()[0].directory / "joboutputs" / "end").touch()
-            assert following.stdout.read() == "over\n"
-        assert following.returncode == 0
+        end = site.lives()[0].directory / "joboutputs" / "end"
+        assert site.follow_console(site.running()[0], end.touch) == ["begun\n", "over\n"]
 
 
 @pytest.mark.parametrize("model", ["bubblewrap", "singularity"])
@@ -240,24 +224,11 @@ def test_a_command_in_a_machine_has_no_more_rights_than_the_machine(model: str) 
 
 
 def test_an_interactive_shell_has_a_terminal_of_its_own(site: FactorySite) -> None:
-    machine = site.running()[0]
-    words = [str(ROOT / "bin" / "vac"), "--config", str(site.config), "exec", machine.name]
-    ours, theirs = pty.openpty()
-    try:
-        with subprocess.Popen(
-            words, env=site.environment, stdin=theirs, stdout=theirs, stderr=theirs
-        ) as shell:
-            assert select.select([ours], [], [], PATIENCE_SECONDS)[0], (
-                "what is typed before its prompt is dropped"
-            )
-            os.write(ours, b"echo terminal:$(readlink /proc/self/fd/0):; exit 3\n")
-            code, told = shell.wait(), os.read(ours, 65536).decode()
-        assert code == 3, told
-        found = re.search(r"terminal:(/\S+):\s", told)
-        assert found and found[1] != os.ttyname(theirs), told
-    finally:
-        os.close(theirs)
-        os.close(ours)
+    typed = b"echo terminal:$(readlink /proc/self/fd/0):; exit 3\n"
+    code, told, terminal = site.type_into_shell(site.running()[0], typed)
+    assert code == 3, told
+    found = re.search(r"terminal:(/\S+):\s", told)
+    assert found and found[1] != terminal, told
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh"])

@@ -31,7 +31,7 @@ from tests.waiting import wait_for
 from vac.drivers.base import CreationFailed, EngineState, Observed
 from vac.drivers.processes.process_driver import ProcessDriver
 from vac.host import privileges
-from vac.host.cgroups import Limits
+from vac.host.cgroups import Limits, find_mounts
 
 pytestmark = pytest.mark.engine
 
@@ -416,16 +416,18 @@ DIE_EARLY = """
 import sys
 from tests.engines.process_site import Site, group_makers
 from pathlib import Path
-state_dir, factory, version, model = sys.argv[1:]
+state_dir, factory, version, model = sys.argv[1:5]
 site = Site(group_makers()[version](factory), Path(state_dir), factory, model)
-create = site.groups.create
-def freeze(name, limits):
-    create(name, limits)
-    group = site.groups.entrances(name)[0].parent
-    v1 = (group / "freezer.state").exists()
-    (group / ("freezer.state" if v1 else "cgroup.freeze")).write_text("FROZEN" if v1 else "1")
-    print(group, flush=True)
-site.groups.create = freeze
+entrances = site.groups.entrances
+def freezing(name):
+    found = entrances(name)
+    if version == "v1":
+        found = (*found, Path(sys.argv[5], "cgroup.procs"))
+    else:
+        (found[0].parent / "cgroup.freeze").write_text("1")
+    print(name, flush=True)
+    return found
+site.groups.entrances = freezing
 wait = "while [ ! -e /tmp/joboutputs/go ]; do sleep 0.02; done"
 site.create(site.spec(0, f"{wait}; date +%s >/tmp/joboutputs/end; exit 3"))
 """
@@ -435,17 +437,23 @@ site.create(site.spec(0, f"{wait}; date +%s >/tmp/joboutputs/end; exit 3"))
 def test_machine_is_half_made_until_its_command_runs(site: Site) -> None:
     version = "v2" if "V2" in type(site.groups).__name__ else "v1"
     arguments = [str(site.settings.state_dir), site.settings.factory_name, version, site.model]
+    if version == "v1":
+        freezer = find_mounts().v1["freezer"] / site.settings.factory_name
+        freezer.mkdir()
+        (freezer / "freezer.state").write_text("FROZEN")
+        arguments.append(str(freezer))
     with subprocess.Popen([sys.executable, "-c", DIE_EARLY, *arguments], stdout=subprocess.PIPE) as maker:
         assert maker.stdout is not None
-        group = Path(maker.stdout.readline().decode().strip())
-        name = group.name
+        name = maker.stdout.readline().decode().strip()
         wait_for(lambda: site.groups.populated(name), "the launcher has entered")
         maker.kill()
     machines = site.settings.state_dir / "machines"
     successor = ProcessDriver(site.groups, None, machines)
     assert [each.state for each in successor.list()] == [EngineState.HALF_MADE]
-    v1 = (group / "freezer.state").exists()
-    (group / ("freezer.state" if v1 else "cgroup.freeze")).write_text("THAWED" if v1 else "0")
+    if version == "v1":
+        (freezer / "freezer.state").write_text("THAWED")
+    else:
+        (site.groups.entrances(name)[0].parent / "cgroup.freeze").write_text("0")
     wait_for(
         lambda: [each.state for each in successor.list()] == [EngineState.RUNNING], "it waits for nobody"
     )
@@ -461,6 +469,8 @@ def test_machine_is_half_made_until_its_command_runs(site: Site) -> None:
         assert abs((found.ended_time or 0.0) - float((outputs / "end").read_text())) < 5
     late.close()
     site.driver.destroy(found.name, found.uuid)
+    if version == "v1":
+        freezer.rmdir()
 
 
 @each_model

@@ -7,6 +7,7 @@ beside them. The tests share one factory and take what they need of its machines
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import re
 import shutil
@@ -220,6 +221,10 @@ def test_what_people_do_to_domains_ends_them_as_specified(engine: PrivateLibvirt
     os.kill(engine.processes(crashed.name)[0], signal.SIGKILL)
     wait_for_ends(full, destroyed, suspended, crashed)
     assert [message(machine) for machine in (destroyed, suspended, crashed)] == ["", "700 Paused", ""]
+    assert "destroyed after" in full.vac("machine", destroyed.uuid).stdout
+    ended = {one["uuid"]: one for one in json.loads(full.vac("history", "--json").stdout)}
+    reasons = [ended[machine.uuid]["shutoff_reason"] for machine in (destroyed, suspended, crashed)]
+    assert reasons == ["destroyed", "destroyed", "crashed"]
     assert kept <= uuids(full)
 
 

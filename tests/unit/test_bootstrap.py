@@ -104,6 +104,7 @@ def test_names_are_those_of_the_release(
     [
         ("run", {"bubblewrap", "openssl"}),
         ("fresh", {"debian-archive-keyring", "debootstrap", "git", "mount"}),
+        ("browser", {"chromium"}),
     ],
 )
 def test_other_purposes_need_less_than_tests(purpose: str, wanted: set[str], tmp_path: Path) -> None:

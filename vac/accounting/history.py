@@ -46,6 +46,8 @@ class Ended:
     joules: float | None = None
     exit_code: int | None = None
     signal: int | None = None
+    shutoff_reason: str | None = None
+    """Of a VM, see Usage."""
     by_people: bool = False
     message: str | None = None
     """Its shutdown message, or the one by which it is judged without."""
@@ -65,16 +67,17 @@ class Ended:
         """True for an abort, and if its command failed though nobody had ended it."""
         told = self.message is not None and self.message[:3].isdigit()
         return not self.by_people and (
-            is_abort(self.message) or (not told and bool(self.signal or self.exit_code))
+            is_abort(self.message)
+            or (not told and bool(self.signal or self.exit_code or self.shutoff_reason == "crashed"))
         )
 
     @property
     def exit_words(self) -> str:
-        """Exit code or signal, such as `exit code 7` or `SIGKILL`; empty if nobody knows."""
+        """Exit code, signal or a VM's reason, such as `exit code 7`, `SIGKILL` or `crashed`; empty if unknown."""
         if self.signal is not None:
             return _signal_name(self.signal)
         if self.exit_code is None:
-            return ""
+            return self.shutoff_reason or ""
         name = _signal_name(self.exit_code - 128) if 128 < self.exit_code < 160 else ""
         return f"exit code {self.exit_code}" + (f" ({name})" if name else "")
 
@@ -107,6 +110,7 @@ def ended(machine: Machine) -> Ended:
         joules=None if machine.joules is None else round(machine.joules),
         exit_code=machine.exit_code,
         signal=machine.signal,
+        shutoff_reason=machine.shutoff_reason,
         by_people=machine.ended_by_people,
         message=reported(machine),
     )

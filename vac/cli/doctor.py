@@ -29,10 +29,10 @@ from vac.drivers.processes.bubblewrap import check_command
 from vac.drivers.processes.launch_plan import account
 from vac.host import facts
 from vac.host.cgroups import CgroupError, open_groups
-from vac.host.filesystems import real_image
+from vac.host.filesystems import Mount, mount_of, mounts, other_paths, real_image
 from vac.host.privileges import PREFERRED, subordinate_ids, unprivileged_user
 from vac.machines import requests
-from vac.machines.layout import StateDir
+from vac.machines.layout import SHIELD, StateDir
 from vac.roles import bind
 from vac.scheduling.eligibility import LEAST_FREE_BYTES
 from vac.text import escaped, without_url_secrets
@@ -102,9 +102,7 @@ def examine(arguments: argparse.Namespace) -> Iterator[Finding]:
 
 def _host(settings: Settings) -> Iterator[Finding]:
     root = os.geteuid() == 0
-    yield Finding(
-        "running as root", None if root else "vacd needs it, and so does `vac doctor` to check everything"
-    )
+    yield Finding("running as root", None if root else "use sudo: `vac doctor` can't see everything else")
     state = StateDir(settings.state_dir)
     what = f"state_dir {settings.state_dir}"
     place = next(path for path in (settings.state_dir, *settings.state_dir.parents) if path.exists())
@@ -119,7 +117,11 @@ def _host(settings: Settings) -> Iterator[Finding]:
         yield Finding(f"{what} is mounted nosuid,nodev", None if state.shielded() else problem)
     if facts.REBOOT_REQUIRED.exists():
         yield Finding("this host", "packages want a reboot: vac drain --reboot", serious=False)
-    yield Finding("vacd is running", None if running else "start it: systemctl start vacd", serious=False)
+    for path in _second_paths(settings.state_dir, mounts()):
+        problem = "setuid files of machines work there: umount it, or mount -o remount,nosuid,nodev"
+        yield Finding(f"{what} is also at {path}", problem, serious=False)
+    hint = "doesn't run: systemctl start vacd"
+    yield Finding("vacd is running") if running else Finding("vacd", hint, serious=False)
     if not serves(state, "responder"):
         yield port_finding(settings.vacquery_port)
     try:
@@ -129,6 +131,13 @@ def _host(settings: Settings) -> Iterator[Finding]:
         yield Finding(
             f"account {PREFERRED}", "the responder runs as nobody; better: useradd -r vac", serious=False
         )
+
+
+def _second_paths(state_dir: Path, found: list[Mount]) -> list[str]:
+    """Return other paths of state_dir at which setuid files or devices work."""
+    paths = other_paths(os.path.realpath(state_dir), found)
+    holders = {path: mount_of(path, found) for path in paths}
+    return [path for path, holder in holders.items() if holder and not holder.options >= SHIELD]
 
 
 def _place_problem(place: Path) -> str | None:

@@ -22,7 +22,7 @@ from pathlib import Path
 
 import vac
 from vac.cli import common
-from vac.cli.machine_commands import NAME_HELP, TIME_FORM, find
+from vac.cli.machine_commands import NAME_HELP, find
 from vac.config.machinetype import VM_MODELS
 from vac.config.settings import Settings
 from vac.drivers.base import EngineUnavailable
@@ -111,7 +111,7 @@ def _address(machine: Machine, settings: Settings) -> str:
 def _note_command(machine: Machine, command: list[str]) -> None:
     """Log who runs what, in the machine's exec.log and by syslog."""
     who = os.environ.get("SUDO_USER") or getpass.getuser()
-    line = f"{local_time(time.time(), TIME_FORM)} {who}: {shlex.join(command)}"
+    line = f"{local_time(time.time())} {who}: {shlex.join(command)}"
     files.append_line(
         machine.directory / "exec.log", escaped(line).encode(errors="replace"), _MOST_LOGGED_BYTES
     )

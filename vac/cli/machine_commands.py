@@ -37,7 +37,6 @@ _LINES = 100
 _LAST_LINES = 10
 """Of the console of a machine that failed, shown with it."""
 _MOST_OUTPUTS = 50
-TIME_FORM = "%Y-%m-%d %H:%M:%S %Z"
 _TIMES = ("created", "started", "ended", "last seen alive", "must end by")
 NAME_HELP = (
     "host name of the machine, short or in full; for earlier ones the uuid or the name of the directory"
@@ -117,6 +116,7 @@ def known_of(machine: Machine, status: Status | None, factory: str) -> dict[str,
         "end": end and end.words,
         "exit code": machine.exit_code,
         "signal": machine.signal,
+        "shutoff reason": machine.shutoff_reason,
         "last seen alive": None if machine.finished else machine.heartbeat_time,
         "must end by": None if machine.finished else machine.shutdown_time,
         "shutdown message": shutdown_message(machine),
@@ -170,13 +170,13 @@ def _last_lines(machine: Machine) -> list[str]:
 
 def _contact_line(entry: Mapping[str, object]) -> str:
     direction = "from {address} to own port {port}" if entry["incoming"] else "to {address} port {port}"
-    seen = local_time(float(str(entry["last_seen"])), TIME_FORM)
+    seen = local_time(float(str(entry["last_seen"])))
     return "\n" + escaped(f"  {entry['protocol']} {direction.format(**entry)}, last seen {seen}")
 
 
 def _words(name: str, value: object) -> str:
     if name in _TIMES and isinstance(value, (int, float)):
-        return local_time(value, TIME_FORM)
+        return local_time(value)
     if isinstance(value, Mapping):
         return " ".join(escaped(f"{key}={content}") for key, content in value.items())
     if isinstance(value, list) and name == "contacts":
@@ -289,25 +289,27 @@ def run_history(arguments: argparse.Namespace) -> int:
         return 0
     if not wanted:
         print(
-            f"vac history: no such machine is known to have ended since {local_time(since, TIME_FORM)}",
+            f"vac history: no such machine is known to have ended since {local_time(since)}",
             file=sys.stderr,
         )
-    width = max((len(one.machinetype) for one in wanted), default=0)
+    width = max(len(name) for name in ("TYPE", *(one.machinetype for one in wanted)))
     if sys.stdout.isatty():
-        zone = time.strftime("%Z")
-        title = f"{'END (' + zone + ')':<20}{'START (' + zone + ')':<20}{'MACHINE':<15} {'TYPE':<{width}}"
-        print(f"{title}    LIVED   CPU EXIT {'UUID':<36} MESSAGE")
+        times = len(local_time(since))
+        title = (
+            f"{'END':<{times}} {'START':<{times}} {'MACHINE':<15} {'TYPE':<{width}}    LIVED   CPU      EXIT"
+        )
+        print(f"{title} {'UUID':<36} MESSAGE")
     for one in wanted:
         print(_history_row(one, width))
     return 0
 
 
 def _history_row(one: Ended, width: int) -> str:
-    """Return a line of the table; the end of the command is its exit code or the name of the signal."""
-    code = one.exit_words if one.signal is not None else one.exit_code if one.exit_code is not None else "-"
+    """Return a line of the table; the end is an exit code, a signal's name or a VM's reason."""
+    code = one.exit_code if one.exit_code is not None and one.signal is None else one.exit_words or "-"
     name = printable(one.machine.partition(".")[0])
     return (
         f"{local_time(one.ended)} {local_time(one.started)} {name:<15} {printable(one.machinetype):<{width}} "
-        f"{duration(one.lived_seconds):>8} {one.efficiency:5.0%} {code!s:>4} {one.uuid:<36} "
+        f"{duration(one.lived_seconds):>8} {one.efficiency:5.0%} {code!s:>9} {one.uuid:<36} "
         f"{printable(one.message or '-')}"
     )

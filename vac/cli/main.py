@@ -149,10 +149,14 @@ _WITH_VALUE = {"-s": "--space", "-t": "--timeout", "-c": "--cert", "-k": "--key"
 
 def main(words: Sequence[str] | None = None) -> int:
     """Run one command; return its exit code: 0 done, 1 not done or bad news, 2 used wrongly."""
+    if sys.stdout is None:  # closed by the caller
+        sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")
     options, name, rest = split(sys.argv[1:] if words is None else words)
+    if name == "help" and rest:
+        name, rest = rest[0], ["--help"]
     if name in ("", "help") and not rest:
         top = top_parser()
         if top.parse_known_args(options)[1]:

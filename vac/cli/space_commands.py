@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from vac.cli import common
+from vac.config.machinetype import MODELS
 from vac.config.settings import Settings
 from vac.machines.layout import StateDir
 from vac.text import duration, printable
@@ -32,14 +33,6 @@ REFUSED_SECONDS = 0.2
 SILENT_SECONDS = 600.0
 """Without a heartbeat of the factory's process; peers' clocks differ, too."""
 UNTRUSTING = "with a vacquery_key_file answers nobody who has another key, or whose clock is 300 s off"
-MODELS = {
-    "docker": "DC",
-    "singularity": "SC",
-    "bubblewrap": "SC",
-    "cernvm3": "VM",
-    "cernvm4": "VM",
-    "vm-raw": "VM",
-}
 COLOURS = {"Running": "32", "Starting": "33", "Paused": "35", "Zombie": "35", "Unknown": "35"}
 ABORT_COLOUR = "31"
 _CLEAR = "\033[H\033[2J"
@@ -359,13 +352,13 @@ def _machine_row(status: MachineStatus, now: float, colour: bool) -> str:
     name = short_host(status.machine)
     machinetype = printable(status.machinetype or "----------")
     state = f"  {printable(status.state):<9}"
-    model = MODELS.get(status.machine_model or "", "??")
+    model = MODELS.get(status.machine_model or "")
     recent = f"{status.cpu_percentage:5.1f}%" if status.state == "Running" else " " * 6
     aborted = colour and status.state == "Shut down" and _is_abort(status.shutdown_message)
     code = ABORT_COLOUR if aborted else COLOURS.get(status.state, "")
     return (
         f"{name:<15} {machinetype:<14.14} {_coloured(state, code if colour else '')}  "
-        f"{status.num_processors:2d} {model} {_machine_details(status, now):<21}{recent}"
+        f"{status.num_processors:2d} {model.code if model else '??'} {_machine_details(status, now):<21}{recent}"
     )
 
 
@@ -418,7 +411,9 @@ def type_rows(answers: Iterable[MachinetypeStatus], colour: bool = False) -> lis
     for status in answers:
         by_type.setdefault(printable(status.machinetype), []).append(status)
     width = max(map(len, (*by_type, "MACHINETYPE")))
-    table = [f"{'MACHINETYPE':<{width}} FACTORIES MACHINES PROCESSORS      HS06 YOUNG LAST END"]
+    table = [
+        f"{'MACHINETYPE':<{width}} FACTORIES MACHINES PROCESSORS      HS06 YOUNG LAST END ({time.strftime('%Z')})"
+    ]
     for name, mine in sorted(by_type.items()):
         last = max(mine, key=lambda status: status.shutdown_time or 0)
         table.append(

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from vac.config.ini import Report
-from vac.config.machinetype import CONTAINER_MODELS, Machinetype, reserved_paths
+from vac.config.machinetype import CONTAINER_MODELS, DOCKER, MODELS, Machinetype, reserved_paths
 from vac.config.options import NO_EFFECT, declared
 from vac.config.sections import Parsed, nearest
 from vac.config.settings import Settings
@@ -18,10 +18,6 @@ from vac.text import quoted
 METRICS_MODULES = {"prometheus_client": "python3-prometheus-client", "waitress": "python3-waitress"}
 """Packages that metrics_listen needs, by Python module."""
 CVMFS = "/cvmfs/"
-DOCKER = "docker://"
-_WEB = ("http://", "https://")
-_URLS = {"docker": (DOCKER, *_WEB), "bubblewrap": ()}
-"""Beginnings of URLs of images, by machine model; as in _WEB for all others."""
 _HOST = r"(?:localhost|\[[0-9a-fA-F:]+\]|(?=[^/]*[.:])[A-Za-z0-9][A-Za-z0-9.-]*)(?::[0-9]+)?"
 _PART = r"[a-z0-9]+(?:(?:\.|__?|-+)[a-z0-9]+)*"
 _REFERENCE = re.compile(
@@ -187,7 +183,7 @@ def unusable(machinetype: Machinetype, settings: Settings) -> Unusable | None:
 def image_problem(machinetype: Machinetype) -> str | None:
     """Return why root_image can't be one of this machine model, by the option alone; None if it can or is unset."""
     image, model = machinetype.root_image or "", machinetype.machine_model
-    urls = _URLS.get(model, _WEB)
+    urls = MODELS[model].image_urls
     if "://" in image and not image.startswith(urls):
         right = f"{' and '.join(urls)} URLs and paths only" if urls else "paths only"
         return f"{model} takes {right} as root_image, not {quoted(image)}"

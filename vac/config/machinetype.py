@@ -10,9 +10,41 @@ from typing import Any
 
 from vac.config.options import Kind, option
 
-VM_MODELS = ("cernvm3", "cernvm4", "vm-raw")
-CONTAINER_MODELS = ("docker", "singularity", "bubblewrap")
-MODELS = (*VM_MODELS, *CONTAINER_MODELS)
+WEB = ("http://", "https://")
+DOCKER = "docker://"
+
+
+@dataclass(frozen=True)
+class Model:
+    """Facts that follow from the machine model alone."""
+
+    engine: str
+    """The engine that makes its machines; see drivers/engine.py."""
+    code: str
+    """Its code in the table of `vac machines`."""
+    places: tuple[str, ...]
+    """Where machinefeatures, jobfeatures and joboutputs are inside a machine: URLs or paths."""
+    image_urls: tuple[str, ...] = WEB
+    """Beginnings of URLs that root_image may have besides paths."""
+    reserved: tuple[str, ...] = ()
+    """Paths in a container that its program or engine refuses, and those of the machine's own files."""
+
+
+_NAMES = ("machinefeatures", "jobfeatures", "joboutputs")
+_URL, _TMP = (tuple(f"{place}/{name}" for name in _NAMES) for place in ("http://169.254.169.253", "/tmp"))
+_DOCKER = ("/etc/machinefeatures", "/etc/jobfeatures", "/var/spool/joboutputs")
+_ROOT = ("/", "/proc", "/user_data")
+_VM = Model("libvirt", "VM", _URL)
+MODELS = {
+    "cernvm3": _VM,
+    "cernvm4": _VM,
+    "vm-raw": _VM,
+    "docker": Model("docker", "DC", _DOCKER, (DOCKER, *WEB), (*_ROOT, *_DOCKER)),
+    "singularity": Model("processes", "SC", _TMP, reserved=(*_ROOT, "/dev", "/sys", "/tmp", "/var/tmp")),
+    "bubblewrap": Model("processes", "SC", _TMP, (), (*_ROOT, "/dev")),
+}
+VM_MODELS = tuple(name for name, model in MODELS.items() if model is _VM)
+CONTAINER_MODELS = tuple(name for name, model in MODELS.items() if model is not _VM)
 CAPABILITIES = (
     "CHOWN",
     "DAC_OVERRIDE",
@@ -38,7 +70,7 @@ class Machinetype:
         Kind.CHOICE,
         "cernvm3",
         "how a machine is made",
-        choices=MODELS,
+        choices=tuple(MODELS),
         old=("vm_model",),
         pipe=True,
         retained=True,
@@ -242,18 +274,7 @@ class VacuumPipe:
     """user_data_file_XXX by XXX, without those of [settings]."""
 
 
-_RESERVED = {
-    "bubblewrap": ("/", "/dev", "/proc", "/user_data"),
-    "singularity": ("/", "/dev", "/proc", "/sys", "/tmp", "/var/tmp", "/user_data"),
-    "docker": (
-        *("/", "/proc", "/user_data"),
-        *("/etc/machinefeatures", "/etc/jobfeatures", "/var/spool/joboutputs"),
-    ),
-}
-"""Paths that the program or engine of a machine model refuses, and those of the machine's own files."""
-
-
 def reserved_paths(machine_model: str, paths: tuple[str, ...]) -> list[str]:
     """Return those of the absolute paths of tmp_binds that can't be fresh directories, in their plain form."""
     plain = [os.path.normpath(f"/{path.lstrip('/')}") for path in paths]
-    return [path for path in plain if path in _RESERVED.get(machine_model, ())]
+    return [path for path in plain if path in MODELS[machine_model].reserved]

@@ -13,7 +13,7 @@ from typing import Callable, NamedTuple
 
 import vac
 from vac.config.checks import template_mistakes
-from vac.config.machinetype import VM_MODELS, Machinetype
+from vac.config.machinetype import MODELS, Machinetype
 from vac.config.settings import Settings
 from vac.context.certificates import read_limited
 from vac.context.downloads import DownloadFailed, Limits, Local, document, is_html
@@ -28,7 +28,6 @@ MOST_MISTAKES = 5
 FILES = "files"
 """Sub-directory of a machinetype's directory to which relative paths refer."""
 _PATTERN = re.compile(rb"##(user_data_[a-z0-9_,]*)##")
-_VM_URL = "http://169.254.169.253"
 _OTHER_SPELLINGS = {
     "user_data_machinetype": ("user_data_vmtype",),
     "user_data_machine_hostname": ("user_data_vm_hostname",),
@@ -153,7 +152,7 @@ def substitute(template: bytes, found: Mapping[str, bytes]) -> bytes:
 def values(request: ContextRequest, user_data_url: str = "") -> dict[str, bytes]:
     """Return one machine's values for substitute(), with a new X.509 proxy if configured. Raises ContextError."""
     machinetype, settings = request.machinetype, request.settings
-    machinefeatures, jobfeatures, joboutputs = feature_locations(machinetype.machine_model)
+    machinefeatures, jobfeatures, joboutputs = MODELS[machinetype.machine_model].places
     root_image = machinetype.root_image or ""
     built_in = {
         "user_data_uuid": request.uuid,
@@ -191,15 +190,6 @@ def masked(found: Mapping[str, bytes]) -> dict[str, bytes]:
     for name in ("user_data_url", "user_data_root_image_url"):
         shown[name] = _bytes(without_url_secrets(found.get(name, b"").decode("utf-8", "surrogateescape")))
     return shown
-
-
-def feature_locations(model: str) -> tuple[str, str, str]:
-    """Return URLs or paths of machinefeatures, jobfeatures and joboutputs inside machines of this model."""
-    if model in VM_MODELS:
-        return f"{_VM_URL}/machinefeatures", f"{_VM_URL}/jobfeatures", f"{_VM_URL}/joboutputs"
-    if model == "docker":
-        return "/etc/machinefeatures", "/etc/jobfeatures", "/var/spool/joboutputs"
-    return "/tmp/machinefeatures", "/tmp/jobfeatures", "/tmp/joboutputs"
 
 
 def _proxy(request: ContextRequest) -> bytes:

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Callable, NamedTuple, TypeVar, Union, cast
 
-from vac.config.machinetype import Machinetype
+from vac.config.machinetype import MODELS, Machinetype
 from vac.config.settings import Settings
 from vac.drivers.base import (
     CreationFailed,
@@ -35,21 +35,14 @@ from vac.host.connections import Contact, Sampling
 FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 1.0, 60.0
 """Between attempts to listen for events again, after they broke off, unless observing shows that they can work."""
 
-ENGINES = {
-    "cernvm3": "libvirt",
-    "cernvm4": "libvirt",
-    "vm-raw": "libvirt",
-    "docker": "docker",
-    "singularity": "processes",
-    "bubblewrap": "processes",
-}
-"""By machine model. Singularity and bubblewrap share one, as their machines share one tree of cgroups."""
 MODULES = {
     "libvirt": "vac.drivers.libvirt.libvirt_driver",
     "docker": "vac.drivers.docker.docker_driver",
     "processes": "vac.drivers.processes.process_driver",
 }
-"""By engine; each has a function open_driver(settings, fetch)."""
+"""By engine, as MODELS of config/machinetype.py names them; each has a function open_driver(settings, fetch).
+
+Singularity and bubblewrap share one, as their machines share one tree of cgroups."""
 PACKAGES = {"libvirt": "python3-libvirt", "docker": "python3-docker"}
 """Packages of engines' Python libraries, by the names that Debian and EL9 share."""
 
@@ -452,7 +445,7 @@ def engine_name(machine_model: str) -> str:
 
     An unknown one, as a slot of another version may have, is an engine of its own that can't be reached.
     """
-    return ENGINES.get(machine_model, machine_model)
+    return MODELS[machine_model].engine if machine_model in MODELS else machine_model
 
 
 def driver_for(machine_model: str, settings: Settings, fetch: Fetch | None = None) -> Driver:

@@ -45,7 +45,7 @@ from vac.machines.machine import Machine
 from vac.machines.outputs import set_shutdown_message
 from vac.machines.status import Creation, ErrorKind, Happening
 from vac.scheduling.backoff import code_group, says_no_work
-from vac.scheduling.model import Create, Outcome
+from vac.scheduling.model import Create, MachineEnd
 from vac.text import without_url_secrets
 from vac.vacquery.vacmon import VacMon
 
@@ -258,7 +258,7 @@ class Effects:
             machinetype = _machine(slot).machinetype
         made = not isinstance(taken.before, Preparing) and not isinstance(taken.stimulus, DirectoryFailed)
         reason = f"{slot.name}: {taken.reason}" if made else taken.reason
-        state.remember(Outcome(machinetype, now.at(begin).unix, None, now.unix, None), 0.0)
+        state.remember(MachineEnd(machinetype, now.at(begin).unix, None, now.unix, None), 0.0)
         kind = state.configuration.machinetypes.get(machinetype)
         model = kind.machine_model if kind else "unknown"
         state.counters.add(Happening.CREATION, model, "failed", now.boot - begin)
@@ -430,7 +430,7 @@ def _hidden(configuration: Configuration) -> tuple[Path, ...]:
     return (*(Path(file).absolute() for file in configuration.files), *filter(None, tokens))
 
 
-def _epitaph(outcome: Outcome) -> str:
+def _epitaph(outcome: MachineEnd) -> str:
     lived = outcome.ended_time - (outcome.started_time or outcome.ended_time)
     words = f"{outcome.message or 'no shutdown message'}, after {lived:.0f} s"
     if says_no_work(outcome.message):

@@ -35,7 +35,7 @@ from vac.machines.layout import StateDir, slot_name
 from vac.machines.machine import Machine
 from vac.machines.status import Creation, ErrorKind, Happening, Tally
 from vac.scheduling.backoff import History
-from vac.scheduling.model import Outcome as MachineOutcome
+from vac.scheduling.model import MachineEnd
 
 REMEMBERED_CREATIONS = 10
 _OCCUPIED = (Starting, Uncertain, Running, Stopping, Ended, Releasing, Stuck)
@@ -305,7 +305,7 @@ class FactoryState:
         self.engines.clear()
         self.observed.clear()
 
-    def remember(self, outcome: MachineOutcome, fizzle_seconds: float) -> None:
+    def remember(self, outcome: MachineEnd, fizzle_seconds: float) -> None:
         """Add the end of a machine to the history."""
         self.history = self.history.add(outcome, fizzle_seconds)
         self.changed = True

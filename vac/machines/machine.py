@@ -33,7 +33,7 @@ _INTEGERS = ("memory_bytes", "peak_memory_bytes", "network_received_bytes", "net
 """Of what usage.json holds; named as in Usage."""
 _ENDS = ("exit_code", "signal")
 """Likewise, of a machine that has ended."""
-_MAY_MISS = (*_ENDS, "joules")
+_MAY_MISS = (*_ENDS, "joules", "shutoff_reason")
 _FLAGS = ("final", "unseen", "ended_by_people")
 UNKNOWN = Usage()
 _JOBFEATURES = ("job_id", "allocated_cpu", "shutdowntime_job", "max_rss_bytes", "hs06_job", "hepscore23_job")
@@ -87,6 +87,8 @@ class Machine:
     """Exit code of its command; None: it runs, ended by a signal, or nobody knows. VMs have none."""
     signal: int | None = None
     """Number of the signal that ended its command."""
+    shutoff_reason: str | None = None
+    """How its domain ended, if it was a VM and libvirt has told."""
     sample: tuple[float, float] | None = None
     """Its age and CPU seconds from which recent CPU use is measured."""
     checkpoint_age: float | None = None
@@ -198,6 +200,8 @@ def _load_usage(machine: Machine) -> None:
     machine.alive_seconds, machine.joules = (_float(usage.get(key)) for key in ("alive_seconds", "joules"))
     for name in _FLAGS:
         setattr(machine, name, usage.get(name) is True)
+    reason = usage.get("shutoff_reason")
+    machine.shutoff_reason = reason if isinstance(reason, str) else None
     machine.shutdown_time = _integer(usage.get("shutdown_time")) or machine.shutdown_time
     if machine.alive_seconds is not None:
         machine.sample = (machine.alive_seconds, machine.cpu_seconds)
@@ -353,7 +357,8 @@ def _take_usage(machine: Machine, usage: Usage) -> None:
         told = getattr(usage, name)
         if told is not None:
             setattr(machine, name, max(getattr(machine, name) or 0, told))
-    machine.exit_code, machine.signal = usage.exit_code, usage.signal
+    for name in (*_ENDS, "shutoff_reason"):
+        setattr(machine, name, getattr(usage, name))
 
 
 def _write_heartbeat(state: StateDir, machine: Machine, seen_time: float, *, sync: bool) -> None:

@@ -19,7 +19,7 @@ from vac.machines.layout import DirectoryName, StateDir, parse_directory_name, s
 from vac.machines.machine import Machine, end_time, load
 from vac.machines.outputs import shutdown_message
 from vac.scheduling.backoff import is_abort, reported_message
-from vac.scheduling.model import Outcome
+from vac.scheduling.model import MachineEnd
 
 log = logging.getLogger(__name__)
 
@@ -229,12 +229,12 @@ def reported(machine: Machine) -> str | None:
     return reported_message(message, machine.started_time, end_time(machine), machine.options.fizzle_seconds)
 
 
-def outcome(machine: Machine, clock_step: float = 0.0) -> Outcome:
+def outcome(machine: Machine, clock_step: float = 0.0) -> MachineEnd:
     """Return how a machine ended, as scheduling sees it.
 
     Its times are by people's clock as it is set now, which was set forward by clock_step seconds since its start.
     """
-    return Outcome(
+    return MachineEnd(
         machinetype=machine.machinetype,
         created_time=machine.created_time + clock_step,
         started_time=None if machine.started_time is None else machine.started_time + clock_step,
@@ -246,7 +246,7 @@ def outcome(machine: Machine, clock_step: float = 0.0) -> Outcome:
 
 def finished_machines(
     state: StateDir, machinetypes: Mapping[str, Machinetype], settings: Settings | None
-) -> list[Outcome]:
+) -> list[MachineEnd]:
     """Return the outcomes of all finished machines whose directories are there, oldest creation first."""
     outcomes = []
     for directory in _directories(state):

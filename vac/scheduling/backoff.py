@@ -21,7 +21,7 @@ from itertools import islice
 from typing import Optional
 
 from vac.config.machinetype import Machinetype
-from vac.scheduling.model import NO_REPORT, Outcome, Own, SpaceView, Standing, TypeTotals, seconds
+from vac.scheduling.model import NO_REPORT, MachineEnd, Own, SpaceView, Standing, TypeTotals, seconds
 
 SHORT_SECONDS = 60
 """An end this soon after the start (or within fizzle_seconds, if that is less) counts here, whatever its code."""
@@ -73,7 +73,7 @@ def reported_message(
 
 @dataclass(frozen=True)
 class TypeHistory:
-    """Outcomes of this factory's own machines of one type."""
+    """Ends of this factory's own machines of one type."""
 
     aborts: int = 0
     """Consecutive tries that ended in an abort or within SHORT_SECONDS."""
@@ -114,7 +114,7 @@ class TypeHistory:
         pause: float = FIRST_FAILURE_PAUSE_SECONDS * 2 ** min(self.failures - 1, 16)
         return min(pause, LONGEST_FAILURE_PAUSE_SECONDS)
 
-    def add(self, outcome: Outcome, fizzle_seconds: float) -> TypeHistory:
+    def add(self, outcome: MachineEnd, fizzle_seconds: float) -> TypeHistory:
         """Return this history with one more outcome.
 
         Of machines that were created together only the first that fails counts: the others were made before
@@ -130,7 +130,7 @@ class TypeHistory:
             )
         return self._ended(outcome, outcome.ended_time - outcome.started_time, fizzle_seconds)
 
-    def _ended(self, outcome: Outcome, lived: float, fizzle_seconds: float) -> TypeHistory:
+    def _ended(self, outcome: MachineEnd, lived: float, fizzle_seconds: float) -> TypeHistory:
         abort = is_abort(outcome.message)
         changed = self
         if outcome.created_time >= self.last_failure:
@@ -178,7 +178,7 @@ class History:
     types: Mapping[str, TypeHistory] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, outcomes: Iterable[Outcome], fizzle_seconds: Mapping[str, float]) -> History:
+    def of(cls, outcomes: Iterable[MachineEnd], fizzle_seconds: Mapping[str, float]) -> History:
         """Return the history of these outcomes, given in any order.
 
         fizzle_seconds is by machinetype; types that it doesn't name are left out.
@@ -194,7 +194,7 @@ class History:
         """Return the history of one type, an empty one if there is none."""
         return self.types.get(machinetype, _NOTHING)
 
-    def add(self, outcome: Outcome, fizzle_seconds: float) -> History:
+    def add(self, outcome: MachineEnd, fizzle_seconds: float) -> History:
         """Return this history with one more outcome."""
         name = outcome.machinetype
         return History({**self.types, name: self.get(name).add(outcome, fizzle_seconds)})

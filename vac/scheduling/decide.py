@@ -169,11 +169,14 @@ def _running(space: SpaceView, own: Mapping[str, Own]) -> dict[str, float]:
 def _recount(
     ledger: Ledger, situation: Situation, standings: Mapping[str, Standing], running: Mapping[str, float]
 ) -> Ledger:
-    """Return the ledger with the types that count from now on: those that are neither held back nor probing."""
+    """Return the ledger with the types that count from now on: those that are neither held back nor probing.
+
+    The short pause after one failed creation counts, too, or each failure would cost its type some of its share.
+    """
     counted = {
         name: situation.machinetypes[name].target_share
         for name, one in standings.items()
-        if one.reason is None and one.one_only is None
+        if one.owed or (one.reason is None and one.one_only is None)
     }
     return ledger.counting(counted, running)
 

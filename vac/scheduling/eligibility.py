@@ -81,7 +81,9 @@ def _overload(settings: Settings, host: Host, running_processors: int, now: floa
         load, what = max(host.load), "largest load average"
     else:
         processors = host.processors
-        load, what = host.load[0], "1-minute load"
+        load, what = host.load[0] - host.excess_load, "1-minute load"
+        if host.excess_load:
+            what += " without what machines have beyond their processors"
     most = factor * processors
     if load <= most:
         return None
@@ -141,7 +143,8 @@ def _failed(past: TypeHistory, own: Own, now: float) -> Standing | None:
     if now >= until or (own.newest_started is not None and own.newest_started > past.last_failure):
         return None
     failed = "its last creation" if past.failures == 1 else f"its last {past.failures} creations"
-    return Standing(f"{failed} failed here: tried again in {seconds(until - now)}", until)
+    reason = f"{failed} failed here: tried again in {seconds(until - now)}"
+    return Standing(reason, until, owed=past.failures == 1)
 
 
 def _held_here(

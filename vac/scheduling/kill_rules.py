@@ -1,6 +1,6 @@
 """The rules for machines that run: when one is ended, and with what message.
 
-A machine that can't be seen is not judged. Times are Unix seconds.
+A machine that can't be seen is not judged. Times are seconds since boot.
 """
 
 from __future__ import annotations

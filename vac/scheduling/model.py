@@ -27,7 +27,7 @@ class Occupied:
 
 
 @dataclass(frozen=True)
-class Outcome:
+class MachineEnd:
     """The end of one of this factory's machines."""
 
     machinetype: str
@@ -121,6 +121,8 @@ class Host:
     processors: int
     health_problem: str | None = None
     """First line of health_command's output when it failed."""
+    excess_load: float = 0.0
+    """Part of the 1-minute load that is machines' tasks beyond their processors."""
 
 
 @dataclass(frozen=True)
@@ -165,6 +167,8 @@ class Standing:
     """When time alone may change that."""
     one_only: str | None = None
     """Reason if only one can be created now (a probe)."""
+    owed: bool = False
+    """True if its debt counts though none can be created."""
     engine_problem: str | None = None
     """Set if only its engine, and perhaps a hold-back, prevents it."""
     held_here: float | None = None

@@ -12,7 +12,7 @@ from vac.config.machinetype import Machinetype
 from vac.config.settings import Settings
 from vac.scheduling.backoff import History, TypeHistory
 from vac.scheduling.decide import Memory, Situation, decide
-from vac.scheduling.model import Decision, Host, Occupied, Outcome, SpaceView, TypeReport
+from vac.scheduling.model import Decision, Host, MachineEnd, Occupied, SpaceView, TypeReport
 from vac.scheduling.space import own_reports
 from vac.simulate.scenario import Hardware, Scenario
 
@@ -132,7 +132,7 @@ class Node:
         time, message = self.ended.pop(number)
         machine = self.machines.pop(number)
         self.used -= machine.processors
-        outcome = Outcome(machine.machinetype, machine.created_time, machine.started_time, time, message)
+        outcome = MachineEnd(machine.machinetype, machine.created_time, machine.started_time, time, message)
         history = self.history.add(outcome, self.machinetypes[machine.machinetype].fizzle_seconds)
         self.history = _without_own_holds(history) if self.classic else history
 

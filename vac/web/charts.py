@@ -5,11 +5,12 @@ Machines' starts and ends tell how many processors each machinetype had at any t
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 from xml.etree.ElementTree import Element, SubElement
 
-WIDTH, HEIGHT, LEFT, BOTTOM = 720, 180, 40, 20
+WIDTH, HEIGHT, LEFT, BOTTOM = 720, 180, 54, 22
 """Of a chart, in its own units; room for the axes' labels."""
 
 
@@ -61,7 +62,8 @@ def area_chart(
     wide, high = WIDTH - LEFT, HEIGHT - BOTTOM
     steps = max((len(row) for row in rows.values()), default=0)
     below = [0.0] * steps
-    scale = high / max(most, 1e-9)
+    most = 2 * math.ceil(most / 2) or 2
+    scale = high / most
     for name, row in rows.items():
         above = [low + value for low, value in zip(below, row)]
         edge = [*_steps(above, wide, high, scale), *reversed(_steps(below, wide, high, scale))]
@@ -70,8 +72,8 @@ def area_chart(
         SubElement(area, "title").text = name
         below = above
     for part in (0.0, 0.5, 1.0):
-        y = high - part * high + (10 if part == 1 else 0)
-        _label(svg, LEFT - 4, y, f"{most * part:g}", "end")
+        label = _label(svg, LEFT - 4, high - part * high, f"{most * part:.0f}", "end")
+        label.set("dy", f"{0.8 * part:g}em")
     for number, text in enumerate(times):
         x = LEFT + wide * number / max(1, len(times) - 1)
         anchor = "start" if number == 0 else "end" if number == len(times) - 1 else "middle"
@@ -90,8 +92,10 @@ def _steps(values: Sequence[float], wide: int, high: int, scale: float) -> list[
     ]
 
 
-def _label(svg: Element, x: float, y: float, text: str, anchor: str) -> None:
-    SubElement(svg, "text", {"x": f"{x:.0f}", "y": f"{y:.0f}", "text-anchor": anchor}).text = text
+def _label(svg: Element, x: float, y: float, text: str, anchor: str) -> Element:
+    label = SubElement(svg, "text", {"x": f"{x:.0f}", "y": f"{y:.0f}", "text-anchor": anchor})
+    label.text = text
+    return label
 
 
 def bar(parent: Element, value: float, target: float | None, style: str, words: str) -> None:

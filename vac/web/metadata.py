@@ -11,7 +11,7 @@ import secrets
 from collections.abc import Callable
 from http import HTTPStatus
 
-from vac.context.user_data import feature_locations
+from vac.config.machinetype import MODELS
 from vac.host.privileges import READ_ANY_FILE
 from vac.roles import RoleOptions
 from vac.web import web_process
@@ -70,7 +70,7 @@ def _find(guest: Guest, parts: tuple[str, ...]) -> Answer | None:
 
 def _openstack(guest: Guest) -> dict[str, object]:
     key = _public_key(guest)
-    locations = zip(("machinefeatures", "jobfeatures", "joboutputs"), feature_locations(guest.model))
+    locations = zip(("machinefeatures", "jobfeatures", "joboutputs"), MODELS[guest.model].places)
     return {
         "uuid": _uuid(guest),
         "hostname": guest.name,

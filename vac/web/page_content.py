@@ -26,6 +26,7 @@ DAY, WEEK = 86400.0, 7 * 86400.0
 _STEPS = 168
 _MOST_ENDS = 25
 _COLOURS = 10
+_LONG_CELL = 40
 _BYTES_PER_MB = 1024 * 1024
 _STYLE = """
 :root { color-scheme: light dark; --ink: #1b1b1b; --paper: #fff; --soft: #f0f0f0; --line: #767676; --bad: #a40000;
@@ -33,28 +34,34 @@ _STYLE = """
 @media (prefers-color-scheme: dark) { :root { --ink: #ececec; --paper: #161616; --soft: #262626; --line: #8c8c8c;
   --bad: #ff9c8f; --link: #8ec5ff; } }
 body { font: 1rem/1.45 system-ui, sans-serif; margin: 0 auto; max-width: 100rem; padding: 1rem; color: var(--ink);
-  background: var(--paper); }
-h1 { margin: 0; overflow-wrap: anywhere; } h2 { margin: 1.6rem 0 .4rem; font-size: 1.2rem; } p { margin: .4rem 0; }
+  background: var(--paper); overflow-wrap: break-word; }
+h1 { margin: 0; } h2 { margin: 1.6rem 0 .4rem; font-size: 1.2rem; } p { margin: .4rem 0; }
 a { color: var(--link); } a:focus-visible, .wide:focus-visible { outline: 3px solid var(--link); outline-offset: 2px; }
 .skip { position: absolute; left: -99rem; } .skip:focus { position: static; }
 .hidden { position: absolute; width: 1px; height: 1px; overflow: hidden; clip-path: inset(50%); white-space: nowrap; }
-.bad { color: var(--bad); font-weight: 600; } .wide { overflow-x: auto; } .flow { overflow-wrap: anywhere; }
+.bad { color: var(--bad); font-weight: 600; } .wide { overflow-x: auto; }
 table { border-collapse: collapse; } caption { text-align: left; padding: .2rem 0; }
-th, td { border: 1px solid var(--line); padding: .2rem .6rem; text-align: left; vertical-align: top; }
+th, td { border: 1px solid var(--line); padding: .2rem .6rem; text-align: left; vertical-align: top;
+  white-space: nowrap; } td.long, th[scope=row] { white-space: normal; }
+td.long { min-width: min(22rem, 55vw); overflow-wrap: anywhere; }
 th { background: var(--soft); } td { min-width: 3.5rem; } td.number { text-align: right; }
 ul { list-style: none; padding: 0; display: flex; flex-wrap: wrap; gap: .25rem .8rem; margin: .4rem 0; }
-ul.slots { display: grid; grid-template-columns: repeat(auto-fill, minmax(3rem, 1fr)); gap: .25rem; }
-ul.slots a { display: block; padding: .5rem .2rem; text-align: center; border: 2px solid var(--line);
+li { min-width: 0; }
+ul.slots { display: grid; grid-template-columns: repeat(auto-fill, minmax(3.75rem, 1fr)); gap: .25rem; }
+ul.slots a { display: block; padding: .5rem 0; text-align: center; border: 2px solid var(--line);
   text-decoration: none; color: var(--ink); }
 ul.slots a.busy { color: #000; } ul.slots a.odd { border: 3px double var(--bad); font-weight: 700; }
 ul.slots a.new { border-style: dashed; }
-.swatch { display: inline-block; width: 1rem; height: 1rem; border: 1px solid var(--line); vertical-align: -.15rem; }
+.swatch { display: inline-block; width: 1rem; height: 1rem; border: 1px solid var(--line); vertical-align: -.15rem;
+  margin-right: .3rem; }
 svg { width: 100%; height: auto; max-width: 60rem; } svg text { font-size: 11px; fill: var(--ink); }
 svg polygon { stroke: var(--ink); stroke-width: .4; } .frame { fill: none; stroke: var(--line); }
 svg.bar { width: 8rem; height: .8rem; display: block; } .mark { fill: var(--bad); }
-@media (max-width: 40rem) { svg text { font-size: 20px; } }
+@media (max-width: 40rem) { svg text { font-size: 20px; } svg.bar { width: 3.5rem; } th, td { padding: .2rem .3rem; } }
 .charts { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 30rem), 1fr)); gap: 1rem; }
-@media print { .skip { display: none; } body { padding: 0; max-width: none; } h2 { break-after: avoid; } }
+@media print { .skip { display: none; } body { padding: 0; max-width: none; } h2 { break-after: avoid; }
+  .wide { overflow: visible; } body { font-size: .7rem; }
+  th, td, td.long { white-space: normal; min-width: 0; padding: .1rem .2rem; } }
 @media print { ul.slots a, svg, .swatch { print-color-adjust: exact; -webkit-print-color-adjust: exact; } }
 """
 _PALETTE = (
@@ -164,7 +171,7 @@ class Content:
         table = _open_table(body, "Shares", ("Machinetype", "Target", "Now", "Day", "Week"))
         for one, style in styles.items():
             line = SubElement(table, "tr")
-            _link(SubElement(line, "td"), "machinetype", one)
+            _link(SubElement(line, "td", _style_of(one)), "machinetype", one)
             _text(line, "td", f"{target[one]:.0%}" if one in target else "none", "number")
             for period in periods:
                 value = period.get(one, 0.0)
@@ -178,7 +185,7 @@ class Content:
         _text(body, "h2", "Running processors")
         place = SubElement(body, "div", {"class": "charts"})
         spans = [span for span in self._spans(snapshot) if only in (None, span.machinetype)]
-        for title, seconds, form in (("Day", DAY, "%H:%M UTC"), ("Week", WEEK, "%d %b")):
+        for title, seconds, form, parts in (("Day", DAY, "%H:%M", 4), ("Week", WEEK, "%a", 7)):
             begin = self.now - seconds
             rows = processors(spans, begin, self.now, _STEPS)
             ordered = {one: rows[one] for one in styles if one in rows}
@@ -186,8 +193,8 @@ class Content:
                 ", ".join(f"{name(one)} {sum(row) / _STEPS:.1f}" for one, row in ordered.items()) or "none"
             )
             half = SubElement(place, "div")
-            _text(half, "p", f"{title}: on average {means}", "flow")
-            labels = [utc_time(begin + part * seconds / 4, form) for part in range(5)]
+            _text(half, "p", f"{title} (times in UTC): on average {means}")
+            labels = [utc_time(begin + part * seconds / parts, form) for part in range(parts + 1)]
             most = max([float(snapshot.status.total_processors or 1), *map(sum, zip(*rows.values()))])
             area_chart(half, f"Running processors, {title.lower()}: {means}", ordered, styles, most, labels)
 
@@ -200,7 +207,7 @@ class Content:
             day.setdefault(one.machinetype, Counter())[group] += one.ended > self.now - DAY
         codes = sorted({code for one in found.values() for code in one})
         rows = (
-            [name(one), *(f"{day[one][code]} / {total[code]}" for code in codes)]
+            [name(one), *(f"{day[one][code]} / {total[code]}" if total[code] else "" for code in codes)]
             for one, total in sorted(found.items())
         )
         _table(body, "Ends by shutdown code, day / week", ("Machinetype", *codes), rows)
@@ -405,7 +412,7 @@ def _table(body: Element, title: str, columns: Sequence[str], rows: Iterable[Seq
     for row in found:
         line = SubElement(table, "tr")
         for column, cell in zip(columns, row):
-            place = SubElement(line, "td")
+            place = SubElement(line, "td", _style_of(cell))
             if column in ("Slot", "Machinetype") and cell:
                 _link(place, "machine" if column == "Slot" else "machinetype", cell)
             else:
@@ -419,4 +426,9 @@ def _facts(body: Element, title: str, pairs: Iterable[tuple[str, str]]) -> None:
     for key, text in pairs:
         line = SubElement(table, "tr")
         _text(line, "th", key).set("scope", "row")
-        _text(line, "td", text)
+        SubElement(line, "td", _style_of(text)).text = text
+
+
+def _style_of(cell: str) -> dict[str, str]:
+    """Return the attributes of a cell with this text: only long ones are broken into lines."""
+    return {"class": "long"} if len(cell) > _LONG_CELL else {}

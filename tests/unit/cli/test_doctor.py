@@ -439,6 +439,16 @@ def test_a_place_that_state_dir_should_not_have_is_told(
     assert words in (problem or "") and bool(problem) is bool(words)
 
 
+@pytest.mark.parametrize(("options", "told"), [("rw", ["/srv/vac"]), ("rw,nosuid,nodev", [])])
+def test_second_paths_of_state_dir_are_told(options: str, told: list[str]) -> None:
+    table = filesystems.parse_mounts(
+        "20 1 8:1 / / rw - ext4 /dev/sda1 rw\n"
+        "21 20 8:1 /no/vac /no/vac rw,nosuid,nodev - ext4 /dev/sda1 rw\n"
+        f"22 20 8:1 /no/vac /srv/vac {options} - ext4 /dev/sda1 rw\n"
+    )
+    assert doctor._second_paths(Path("/no/vac"), [*table]) == told
+
+
 def test_a_state_dir_of_somebody_else_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "geteuid", lambda: 0)
     monkeypatch.setattr(Path, "stat", lambda path: SimpleNamespace(st_uid=1000, st_mode=0o40755))

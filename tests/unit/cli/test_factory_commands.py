@@ -6,9 +6,11 @@ import json
 import os
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
+from tests.unit.cli.conftest import vac
 from tests.unit.state_dirs import NAME, STARTED, UUID, at, new_machine, new_state, running_machine
 from vac import roles
 from vac.cli import common, doctor
@@ -28,22 +30,8 @@ NOW = 1_800_000_000.0
 
 
 @pytest.fixture
-def state(tmp_path: Path) -> StateDir:
-    state = new_state(tmp_path)
-    (tmp_path / "vac.conf").write_text(
-        "[settings]\nvac_space = vac01.example.org\nfactory_name = node1.example.org\n"
-        f"state_dir = {state.root}\n[machinetype lhcb-prod]\nmachine_model = bubblewrap\n"
-    )
-    return state
-
-
-@pytest.fixture
 def machine(state: StateDir) -> Machine:
     return running_machine(state)
-
-
-def vac(state: StateDir, *words: str) -> int:
-    return main(["--config", str(state.root.parent / "vac.conf"), *words])
 
 
 @pytest.mark.parametrize(
@@ -169,7 +157,8 @@ def test_an_order_to_drain_that_cannot_be_read_still_drains(state: StateDir) -> 
 def test_drain_waits_until_no_machine_is_left(
     state: StateDir, machine: Machine, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("time.sleep", lambda seconds: (machine.directory / "finished").touch())
+    clock = SimpleNamespace(sleep=lambda seconds: (machine.directory / "finished").touch(), time=time.time)
+    monkeypatch.setattr("vac.cli.factory_commands.time", clock)
     assert vac(state, "drain", "--wait") == 0
     assert "1 left: node1-00" in capsys.readouterr().out
 
@@ -350,7 +339,7 @@ def test_an_interrupted_wait_says_that_draining_goes_on(
     def interrupt(_: float) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("time.sleep", interrupt)
+    monkeypatch.setattr("vac.cli.factory_commands.time", SimpleNamespace(sleep=interrupt, time=time.time))
     assert vac(state, "drain", "--wait") == 130
     assert "node1.example.org goes on draining; `vac undrain` ends that" in capsys.readouterr().err
     assert requests.draining(state, NOW) is not None

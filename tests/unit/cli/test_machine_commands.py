@@ -6,35 +6,27 @@ import io
 import json
 import os
 import sys
-from pathlib import Path
+import time
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.unit.cli.conftest import vac
 from tests.unit.state_dirs import ENDED, NAME, STARTED, UUID, at, new_state, running_machine
 from vac.accounting import history
 from vac.accounting.finishing import finish
 from vac.accounting.history import Ended
 from vac.cli.factory_commands import reasons
-from vac.cli.main import main
 from vac.drivers.base import Usage
 from vac.machines.layout import StateDir
 from vac.machines.machine import Machine, load
+from vac.machines.slots import read_slots
 from vac.machines.status import Status, TypeFacts
 
 FAILED = STARTED + 4
-
-
-@pytest.fixture
-def state(tmp_path: Path) -> StateDir:
-    state = new_state(tmp_path)
-    (tmp_path / "vac.conf").write_text(
-        "[settings]\nvac_space = vac01.example.org\nfactory_name = node1.example.org\n"
-        f"state_dir = {state.root}\n[machinetype lhcb-prod]\nmachine_model = bubblewrap\n"
-    )
-    return state
 
 
 @pytest.fixture
@@ -46,10 +38,6 @@ def failed(state: StateDir) -> Machine:
     )
     finish(state, machine, Usage(2.0, exit_code=7, ended_time=FAILED), at(FAILED), watched=True)
     return machine
-
-
-def vac(state: StateDir, *words: str) -> int:
-    return main(["--config", str(state.root.parent / "vac.conf"), *words])
 
 
 class Terminal(io.TextIOWrapper):
@@ -81,6 +69,17 @@ def test_the_exit_code_outlives_a_restart_and_a_repeated_end(state: StateDir, fa
     assert [one.exit_code for one in history.read(state)] == [7]
 
 
+def test_how_a_vm_ended_is_kept_and_shown(state: StateDir, capsys: pytest.CaptureFixture[str]) -> None:
+    machine = running_machine(state, seen=STARTED + 2)
+    finish(state, machine, Usage(2.0, shutoff_reason="destroyed"), at(FAILED), watched=True)
+    (again,) = read_slots(state).values()
+    assert again.shutoff_reason == "destroyed"
+    assert vac(state, "machine", NAME) == 0
+    assert "destroyed after 4 s" in capsys.readouterr().out
+    assert vac(state, "history", "--since", str(STARTED)) == 0
+    assert " destroyed " in capsys.readouterr().out
+
+
 def test_why_names_the_machine_that_failed_last(state: StateDir, failed: Machine) -> None:
     status = Status(time=FAILED, decision_time=FAILED, machinetypes=(TypeFacts(name="lhcb-prod"),))
     said = list(reasons(status, None, FAILED + 60, last=history.last_of_each_type(state)))
@@ -99,6 +98,9 @@ def test_why_names_the_machine_that_failed_last(state: StateDir, failed: Machine
         ({"exit_code": 139}, True, "exit code 139 (SIGSEGV) after 10 s: no shutdown message"),
         ({"signal": 9}, True, "SIGKILL after 10 s: no shutdown message"),
         ({"signal": 63}, True, "signal 63 after 10 s: no shutdown message"),
+        ({"shutoff_reason": "crashed"}, True, "crashed after 10 s: no shutdown message"),
+        ({"shutoff_reason": "shutdown"}, False, "shutdown after 10 s: no shutdown message"),
+        ({"shutoff_reason": "crashed", "message": "200 Success"}, False, "crashed after 10 s: 200 Success"),
         (
             {"signal": 9, "by_people": True},
             False,
@@ -121,6 +123,7 @@ def test_history_shows_and_selects(
     shown = capsys.readouterr().out.splitlines()
     assert ["node1-00" in line for line in shown] == [True, False]
     assert UUID in shown[0] and "   7 " in shown[0]
+    assert shown[0].count(f" {time.tzname[0]} ") == 2, "times in a pipe say their zone"
     assert shown[1].endswith("200 ?[2JSuccess")
     for words, uuids in (
         (["--failed"], [UUID]),
@@ -230,7 +233,7 @@ def test_following_ends_with_the_machine_and_survives_a_rotated_log(
             finish(state, machine, None, at(ENDED), watched=True)
 
     out = io.TextIOWrapper(io.BytesIO())
-    monkeypatch.setattr("time.sleep", sleep)
+    monkeypatch.setattr("vac.cli.machine_commands.time", SimpleNamespace(sleep=sleep, time=time.time))
     monkeypatch.setattr(sys, "stdout", out)
     assert vac(state, "logs", "-f", NAME) == 0
     assert out.buffer.getvalue() == b"one\ntwo\nthree\n"

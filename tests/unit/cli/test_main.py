@@ -223,6 +223,22 @@ def test_output_that_can_not_be_written_is_one_sentence(tmp_path: Path, output: 
     assert done.stderr == ("vac: standard output: No space left on device\n" if output == "full" else "")
 
 
+@pytest.mark.allow_subprocess
+def test_without_standard_output_nothing_breaks() -> None:
+    script = "import os, sys, vac.cli.main as m; sys.exit(m.main(['config', 'options']))"
+    words = ["sh", "-c", 'exec "$@" >&-', "sh", sys.executable, "-c", script]
+    done = subprocess.run(words, stderr=subprocess.PIPE, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_help_of_a_command_may_be_asked_for_in_both_orders(capsys: pytest.CaptureFixture[str]) -> None:
+    for words in (["help", "logs"], ["logs", "--help"]):
+        with pytest.raises(SystemExit) as left:
+            main(words)
+        assert left.value.code == 0
+        assert capsys.readouterr().out.startswith("usage: vac logs ")
+
+
 def test_completion_knows_every_command_and_option(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["completion"]) == 0
     cases = dict(

@@ -13,7 +13,7 @@ import pytest
 from vac.config.settings import Settings, slot_number
 from vac.drivers.base import EngineState, EngineUnavailable, Observed, Usage
 from vac.drivers.libvirt import libvirt_api
-from vac.drivers.libvirt.libvirt_api import Connection
+from vac.drivers.libvirt.libvirt_api import Connection, EventReader
 from vac.drivers.libvirt.libvirt_domain import SERVER
 from vac.drivers.libvirt.libvirt_driver import Samples, machine_state, starting_up, usage_of
 from vac.drivers.libvirt.libvirt_network import (
@@ -28,6 +28,8 @@ from vac.drivers.libvirt.libvirt_network import (
 )
 
 GOLDEN = Path(__file__).parents[2] / "data" / "network" / "vac_169.254.0.0.xml"
+TEST_UUID = "6695eb01-f6a4-8304-79aa-97f2502e193f"
+"""Of the domain that libvirt's mock begins with."""
 FACTORY = "node1.example.org"
 UUID = "553d8237-f5f8-48b5-8adf-ca94838d3d43"
 AS_LIBVIRT_TELLS = """
@@ -214,6 +216,24 @@ def test_figures_of_a_dying_process_do_not_go_back() -> None:
     samples.take([seen("a", 7.0, 500)])
     samples.take([seen("a", 0.0)])
     assert samples.all()[0].usage == Usage(7.0, None, 500)
+
+
+@pytest.mark.parametrize(("way", "reason"), [("destroy", "destroyed"), ("shutdown", "shutdown")])
+def test_libvirts_reason_stays_with_the_machine(way: str, reason: str) -> None:
+    connection, samples = Connection("test:///default", "test"), Samples()
+    samples.take([seen(TEST_UUID, 1.0)])
+    reader = EventReader(connection, lambda: samples.take([]), lambda name: True, samples.note_reason)
+    events = reader.listen()
+    assert next(events) == ""
+    with connection.use("act") as opened:
+        domain = opened.lookupByName("test")
+        getattr(domain, way)()
+        assert next(events) == "test"
+        domain.create()
+    events.close()  # type: ignore[attr-defined]
+    (machine,) = samples.all()
+    assert (machine.state, machine.usage.shutoff_reason) == (EngineState.ENDED, reason)
+    connection.close()
 
 
 def test_calls_at_once_share_one_connection_that_is_being_opened(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import errno
+import os
+import threading
 from pathlib import Path
 
 import pytest
 
+from tests.waiting import wait_for
 from vac.host.cgroups import V1_CONTROLLERS as CONTROLLERS
 from vac.host.cgroups import (
     CgroupError,
@@ -29,9 +32,9 @@ def line(point: Path, kind: str, options: str) -> str:
 
 
 def v1_mounts(top: Path) -> str:
-    for name in ("cpu,cpuacct", "memory", "pids", "freezer", "systemd"):
+    for name in ("cpu,cpuacct", "memory", "pids", "systemd"):
         (top / name).mkdir(parents=True, exist_ok=True)
-    names = {name: top / name for name in ("cpu,cpuacct", "memory", "pids", "freezer")}
+    names = {name: top / name for name in ("cpu,cpuacct", "memory", "pids")}
     lines = [line(path, "cgroup", options) for options, path in names.items()]
     return "".join([*lines, line(top / "systemd", "cgroup", "xattr,name=systemd")])
 
@@ -68,7 +71,7 @@ def test_host_without_cgroups_is_told_what_is_missing(tmp_path: Path) -> None:
 
 
 def test_missing_v1_hierarchies_are_named(tmp_path: Path) -> None:
-    with pytest.raises(CgroupError, match="with freezer, pids is mounted"):
+    with pytest.raises(CgroupError, match="with pids is mounted"):
         GroupsV1(dict.fromkeys(("cpu", "cpuacct", "memory"), tmp_path), [], "f1.example.com")
 
 
@@ -149,9 +152,7 @@ def test_v1_limits(tmp_path: Path, limits: Limits, files: dict[str, str]) -> Non
     unlimited = limits.memory_limit_bytes is None
     assert (tmp_path / "memory/vac/f1/m_u/memory.limit_in_bytes").exists() is not unlimited
     entered = {str(each.relative_to(tmp_path)) for each in groups.entrances("m_u")}
-    assert entered == {
-        f"{each}/vac/f1/m_u/cgroup.procs" for each in ("freezer", "memory", "cpu,cpuacct", "pids")
-    }
+    assert entered == {f"{each}/vac/f1/m_u/cgroup.procs" for each in ("pids", "memory", "cpu,cpuacct")}
 
 
 @pytest.mark.parametrize(
@@ -195,10 +196,9 @@ def test_v1_leaves_vacd_service_in_systemds_hierarchies_too(tmp_path: Path) -> N
     groups.create("m_u", LIMITED)
     entered = [str(each.relative_to(tmp_path)) for each in groups.entrances("m_u")]
     assert entered == [
-        "freezer/vac/f1/m_u/cgroup.procs",
+        "pids/vac/f1/m_u/cgroup.procs",
         "memory/vac.slice/vac-machines.service/f1/m_u/cgroup.procs",
         "cpu,cpuacct/vac/f1/m_u/cgroup.procs",
-        "pids/vac/f1/m_u/cgroup.procs",
         "systemd/vac.slice/vac-machines.service/f1/m_u/cgroup.procs",
         "unified/vac.slice/vac-machines.service/f1/m_u/cgroup.procs",
     ]
@@ -207,8 +207,8 @@ def test_v1_leaves_vacd_service_in_systemds_hierarchies_too(tmp_path: Path) -> N
 def test_a_machines_processes_are_found_by_its_uuid(tmp_path: Path) -> None:
     (tmp_path / "mountinfo").write_text(v1_mounts(tmp_path) + v2_mount(tmp_path / "unified", ""))
     for group, processes in {"f1/a_u1": "7 8", "f2/b_u2": "9"}.items():
-        (tmp_path / "freezer/vac" / group).mkdir(parents=True)
-        (tmp_path / "freezer/vac" / group / "cgroup.procs").write_text(processes)
+        (tmp_path / "pids/vac" / group).mkdir(parents=True)
+        (tmp_path / "pids/vac" / group / "cgroup.procs").write_text(processes)
     assert machine_processes("u1", tmp_path / "mountinfo") == [7, 8]
     assert machine_processes("u2", tmp_path / "mountinfo") == [9]
     assert machine_processes("u3", tmp_path / "mountinfo") == []
@@ -217,12 +217,12 @@ def test_a_machines_processes_are_found_by_its_uuid(tmp_path: Path) -> None:
 def test_group_that_was_left_half_made_is_found_and_removed(tmp_path: Path) -> None:
     mounts = {controller: tmp_path / controller for controller in CONTROLLERS}
     groups = GroupsV1(mounts, [], "f1")
-    (tmp_path / "freezer/vac/f1/m_u").mkdir(parents=True)
+    (tmp_path / "pids/vac/f1/m_u").mkdir(parents=True)
     assert groups.names() == ["m_u"]
     groups.remove("m_u")
     assert groups.names() == []
     groups.tidy()
-    assert not (tmp_path / "freezer/vac").exists()
+    assert not (tmp_path / "pids/vac").exists()
 
 
 def test_usage_v1(tmp_path: Path) -> None:
@@ -248,6 +248,27 @@ def test_usage_v2_without_memory_peak_of_older_kernels(tmp_path: Path) -> None:
     groups = GroupsV2(tmp_path, "f1")
     assert groups.usage("m_u") == Usage(2.5, 4096)
     assert groups.usage("none") == Usage()
+
+
+@pytest.mark.parametrize(("load", "busy"), [(1e6, 2), (0.0, None)], ids=["loaded", "idle"])
+def test_tasks_that_the_load_counts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, load: float, busy: int | None
+) -> None:
+    monkeypatch.setattr(os, "getloadavg", lambda: (load, 0.0, 0.0))
+    v2_mount(tmp_path, "cpu memory pids")
+    groups = (GroupsV2(tmp_path, "f1"), GroupsV1(dict.fromkeys(CONTROLLERS, tmp_path), [], "f1"))
+    over = threading.Event()
+    sleeps = threading.Thread(target=over.wait)
+    sleeps.start()
+    stat = Path(f"/proc/{sleeps.native_id}/stat")
+    wait_for(lambda: stat.read_text().split(") ")[1].startswith("S"), "it sleeps")
+    for place in (tmp_path / "vac/f1/m_u", tmp_path / "vac/f1/m_u/inside"):
+        place.mkdir(parents=True)
+        for listing in ("cgroup.threads", "tasks"):
+            (place / listing).write_text(f"{threading.get_native_id()}\n{sleeps.native_id}\n{2**22 + 1}\n")
+    assert [each.usage("m_u").busy_tasks for each in groups] == [busy, busy]
+    over.set()
+    sleeps.join()
 
 
 @pytest.mark.parametrize("failure", [errno.ENOENT, errno.ENODEV])

@@ -34,7 +34,7 @@ from vac.machines.slots import (
     read_slot,
     remove_orphaned_slots,
 )
-from vac.scheduling.model import Outcome
+from vac.scheduling.model import MachineEnd
 
 
 def loaded(state: StateDir) -> dict[str, Machine]:
@@ -125,8 +125,8 @@ def test_outcomes_of_finished_machines_are_known_after_a_restart(tmp_path: Path)
     new_machine(state)
 
     assert finished_machines(state, {}, None) == [
-        Outcome("lhcb-prod", CREATED, STARTED, STARTED + 36000, "300 Nothing"),
-        Outcome("lhcb-prod", failed.created_time, None, failed.created_time, None),
+        MachineEnd("lhcb-prod", CREATED, STARTED, STARTED + 36000, "300 Nothing"),
+        MachineEnd("lhcb-prod", failed.created_time, None, failed.created_time, None),
     ]
 
 

@@ -12,7 +12,7 @@ from vac.config.machinetype import Machinetype
 from vac.config.settings import Settings
 from vac.scheduling.backoff import History, reported_message
 from vac.scheduling.decide import Memory, Situation, decide
-from vac.scheduling.model import Create, Decision, Host, Occupied, Outcome
+from vac.scheduling.model import Create, Decision, Host, MachineEnd, Occupied
 from vac.scheduling.space import own_reports, view
 
 START = 1_000_000_000.0
@@ -66,7 +66,7 @@ class OneFactory:
         self.cycle_seconds = cycle_seconds
         self.now = START
         self.occupied: list[Occupied] = []
-        self.outcomes: list[Outcome] = []
+        self.outcomes: list[MachineEnd] = []
         self.history = History()
         self.memory = Memory()
         self.created: list[tuple[float, Create]] = []
@@ -129,6 +129,6 @@ class OneFactory:
             message = None
             if one.started_time is not None:
                 message = reported_message(end.message, one.started_time, time, fizzle_seconds)
-            outcome = Outcome(one.machinetype, one.created_time, one.started_time, time, message)
+            outcome = MachineEnd(one.machinetype, one.created_time, one.started_time, time, message)
             self.outcomes.append(outcome)
             self.history = self.history.add(outcome, fizzle_seconds)

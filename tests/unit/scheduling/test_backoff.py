@@ -7,19 +7,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vac.scheduling.backoff import History, TypeHistory, is_abort, message_code, reported_message
-from vac.scheduling.model import Outcome
+from vac.scheduling.model import MachineEnd
 
 FIZZLE = 600.0
 
 
 def ended(
     end: float, message: str | None, lifetime: float = 100.0, created: float | None = None, name: str = "a"
-) -> Outcome:
+) -> MachineEnd:
     start = end - lifetime
-    return Outcome(name, start if created is None else created, start, end, message)
+    return MachineEnd(name, start if created is None else created, start, end, message)
 
 
-def history(*outcomes: Outcome) -> TypeHistory:
+def history(*outcomes: MachineEnd) -> TypeHistory:
     return History.of(outcomes, {"a": FIZZLE}).get("a")
 
 
@@ -80,11 +80,11 @@ def test_what_is_reported_is_one_line(message: str | None, lived: float, fizzle_
         ([ended(1000, "300 x"), ended(2000, "200 x", lifetime=600)], 0),
         ([ended(1000, "300 x"), ended(2000, "300 x", lifetime=600)], 2),
         ([ended(1000, "300 x"), ended(1001, "300 x"), ended(1002, "300 x")], 1),
-        ([ended(1000, "300 x"), Outcome("a", 1500, None, 1501, None)], 1),
-        ([Outcome("a", 1500, None, 1501, None)], 0),
+        ([ended(1000, "300 x"), MachineEnd("a", 1500, None, 1501, None)], 1),
+        ([MachineEnd("a", 1500, None, 1501, None)], 0),
     ],
 )
-def test_tries_that_fail_in_a_row_are_counted(outcomes: list[Outcome], in_a_row: int) -> None:
+def test_tries_that_fail_in_a_row_are_counted(outcomes: list[MachineEnd], in_a_row: int) -> None:
     assert history(*outcomes).aborts == in_a_row
     assert history(*reversed(outcomes)).aborts == in_a_row
 
@@ -115,9 +115,9 @@ def test_creation_failures_pause_ten_seconds_doubling_to_ten_minutes(failures: i
 
 
 def test_creations_that_fail_together_count_once() -> None:
-    together = [Outcome("a", 1000, None, 1001 + number, None) for number in range(8)]
+    together = [MachineEnd("a", 1000, None, 1001 + number, None) for number in range(8)]
     assert history(*together).failures == 1
-    assert history(*together, Outcome("a", 1500, None, 1501, None)).failures == 2
+    assert history(*together, MachineEnd("a", 1500, None, 1501, None)).failures == 2
     assert history(*together, ended(3000, "200 Success", 700)).failures == 0
 
 
@@ -127,12 +127,12 @@ def test_creations_that_fail_together_count_once() -> None:
         ([ended(1000, "300 x")], 1000),
         ([ended(1000, "300 x", created=900), ended(2000, "200 x", created=800)], 1000),
         ([ended(1000, "300 x", created=900), ended(2000, "200 x", created=950)], None),
-        ([ended(1000, "300 x"), Outcome("a", 1500, None, 1501, None)], 1000),
+        ([ended(1000, "300 x"), MachineEnd("a", 1500, None, 1501, None)], 1000),
         ([ended(1000, "200 x", lifetime=10)], None),
     ],
 )
 def test_the_abort_time_is_that_of_the_most_recently_created_one(
-    outcomes: list[Outcome], abort_time: float | None
+    outcomes: list[MachineEnd], abort_time: float | None
 ) -> None:
     assert history(*outcomes).abort_time == abort_time
 

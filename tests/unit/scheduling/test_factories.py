@@ -6,6 +6,8 @@ import random
 import statistics
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from tests.unit.scheduling.one_factory import (
     IDLE_HOST,
@@ -147,6 +149,32 @@ def test_machines_that_never_start_pause_the_type_and_nothing_else() -> None:
     assert factory.count("a") >= 63
     assert 3 < failures < 15
     assert factory.history.get("broken").abort_time is None
+
+
+@given(
+    st.integers(1, 4),
+    st.lists(st.integers(1, 10), min_size=2, max_size=4),
+    st.floats(0, 0.3),
+    st.integers(0, 1000),
+)
+def test_what_types_had_and_their_debts_are_their_shares(
+    processors: int, shares: list[int], failing: float, seed: int
+) -> None:
+    """Creating and releasing count for a machine's type, and a creation that fails now and then costs it nothing."""
+
+    def work(create: Create, rng: random.Random) -> End:
+        fails = not factory.history.get(create.machinetype).failures and rng.random() < failing
+        return End(1, None, starts=False) if fails else End(rng.randint(5, 20))
+
+    types = [machinetype(name, share, fizzle_seconds=2) for name, share in zip("abcd", shares)]
+    factory = OneFactory(settings(processors), types, work, seed)
+    factory.run(300)
+    factory.decide()
+    total, hs06 = sum(factory.processor_seconds.values()), factory.settings.hs06
+    for one in types:
+        due = one.target_share / sum(shares) * total
+        owed = factory.memory.ledger.debts[one.name] / hs06
+        assert due - factory.processor_seconds[one.name] == pytest.approx(owed, abs=1e-6)
 
 
 def test_a_creation_failure_is_forgotten_when_one_starts() -> None:

@@ -41,6 +41,14 @@ _CONNECTION_CODES = frozenset(
     }
 )
 _FIREWALL_DOMAINS = frozenset({libvirt.VIR_FROM_FIREWALL, libvirt.VIR_FROM_NWFILTER})
+_SHUTOFF_REASONS = {
+    libvirt.VIR_DOMAIN_EVENT_STOPPED_SHUTDOWN: "shutdown",
+    libvirt.VIR_DOMAIN_EVENT_STOPPED_DESTROYED: "destroyed",
+    libvirt.VIR_DOMAIN_EVENT_STOPPED_CRASHED: "crashed",
+    libvirt.VIR_DOMAIN_EVENT_STOPPED_FAILED: "crashed",
+    libvirt.VIR_DOMAIN_EVENT_STOPPED_SAVED: "saved",
+}
+"""By the detail of a STOPPED event. FAILED: the hypervisor's process has died."""
 _News = Union[str, EngineUnavailable, None]
 
 _loop_lock = threading.Lock()
@@ -143,15 +151,21 @@ class EventReader:
     """Reads the hypervisor's lifecycle events as a stream of machine names.
 
     sample is called, in the listener's thread, after each event and every SAMPLE_SECONDS; it may raise
-    EngineUnavailable. ours tells if a domain of that name may be a machine of this factory.
+    EngineUnavailable. ours tells if a domain of that name may be a machine of this factory. ended is called at once
+    with the uuid of a domain that has stopped and libvirt's reason.
     """
 
     def __init__(
-        self, connection: Connection, sample: Callable[[], object], ours: Callable[[str], bool]
+        self,
+        connection: Connection,
+        sample: Callable[[], object],
+        ours: Callable[[str], bool],
+        ended: Callable[[str, str], object],
     ) -> None:
         self._connection = connection
         self._sample = sample
         self._ours = ours
+        self._ended = ended
         self._lock = threading.Lock()
         self._listener: queue.Queue[_News] | None = None
         self._closed = False
@@ -185,7 +199,9 @@ class EventReader:
     def _register(self, connection: libvirt.virConnect, news: queue.Queue[_News]) -> int:
         """Have the event loop's thread, which must not be kept waiting, note what happens."""
 
-        def happened(_connection: object, domain: Any, *_details: object) -> None:
+        def happened(_connection: object, domain: Any, event: int, detail: int, _context: object) -> None:
+            if event == libvirt.VIR_DOMAIN_EVENT_STOPPED and detail in _SHUTOFF_REASONS:
+                self._ended(domain.UUIDString(), _SHUTOFF_REASONS[detail])
             news.put(domain.name())
 
         def closed(_connection: object, reason: int, _context: object) -> None:

@@ -106,7 +106,6 @@ class LibvirtDriver(Driver):
         self._settings = settings
         self._grace_seconds = grace_seconds
         self._connection = Connection(settings.libvirt_uri, settings.vm_domain_type)
-        self._events = EventReader(self._connection, self._look, self._may_be_ours)
         self._images = ImageFiles(fetch, self.changed)
         self._network = NetworkKeeper(self._connection, self.changed, nat)
         self._image_facts = ImageFacts()
@@ -116,6 +115,7 @@ class LibvirtDriver(Driver):
         self._refused: set[str] = set()
         """Machines whose power button couldn't be pressed."""
         self._samples = Samples()
+        self._events = EventReader(self._connection, self._look, self._may_be_ours, self._samples.note_reason)
         self._looking = threading.Lock()
         self._facts: dict[str, DomainFacts] = {}
         self._adopted: Mapping[str, str] = {}
@@ -378,6 +378,13 @@ class Samples:
             self._seen = now
             self._condition.notify_all()
 
+    def note_reason(self, uuid: str, reason: str) -> None:
+        """Note libvirt's reason for the end of a domain, which may be listed still."""
+        with self._condition:
+            known = self._seen.get(uuid)
+            if known is not None:
+                self._seen[uuid] = replace(known, usage=replace(known.usage, shutoff_reason=reason))
+
     def all(self) -> Sequence[Observed]:
         """Return machines that run, and those that have ended and not been forgotten."""
         with self._condition:
@@ -431,7 +438,7 @@ def usage_of(statistics: Mapping[str, object], cpu_nanoseconds: int) -> Usage:
 def _grown(new: Usage, old: Usage) -> Usage:
     """Return new usage whose counters never go back: a dying process may tell less. The peak is the largest sample."""
     both = {field.name: (getattr(new, field.name), getattr(old, field.name)) for field in fields(Usage)}
-    largest = {
+    largest: dict[str, Any] = {
         name: max((each for each in pair if each is not None), default=None) for name, pair in both.items()
     }
     return Usage(**{**largest, "memory_bytes": new.memory_bytes})
