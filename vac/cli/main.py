@@ -75,7 +75,7 @@ COMMANDS = {
     ),
     "drain": Command(
         "factory_commands",
-        "create no more machines; those that run finish by themselves",
+        "create no more machines; those that run finish by themselves; then reboot, if asked to",
         "drain --until +2h --wait",
     ),
     "undrain": Command("factory_commands", "create machines again", "undrain"),
