@@ -23,8 +23,9 @@ def gather() -> None:
     shutil.rmtree(SOURCE, ignore_errors=True)
     shutil.copytree(ROOT / "docs", SOURCE / "docs")
     shutil.copytree(ROOT / "examples", SOURCE / "examples", ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("README.md", "CHANGELOG.md", "LICENSE"):
-        shutil.copy(ROOT / name, SOURCE)
+    for name in ("README.md", "CHANGELOG.md", "LICENSE", "puppet/vac/README.md", "ansible/vac/README.md"):
+        (SOURCE / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / name, SOURCE / name)
     reference = SOURCE / "reference"
     reference.mkdir()
     (reference / "options.md").write_text(f"# Options\n\n```text\n{options()}\n```\n")
