@@ -422,6 +422,7 @@ def test_lines_for_a_host_work_in_order(page: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.engine
+@pytest.mark.slow
 def test_packages_that_are_named_can_be_installed() -> None:
     lines = [one.text for one in found() if one.text.startswith("apt install") and "/" not in one.text]
     names = {name for line in lines for name in line.split()[2:]}
