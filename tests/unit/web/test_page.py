@@ -196,6 +196,16 @@ def test_metrics_say_what_the_factory_knows(
     assert value(state, metric, **labels) == expected
 
 
+def test_a_metric_tells_of_a_reboot_that_is_required(
+    state: StateDir, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    file = tmp_path / "reboot-required"
+    monkeypatch.setattr("vac.web.metrics.REBOOT_REQUIRED", file)
+    assert value(state, "vac_factory_reboot_required") == 0
+    file.touch()
+    assert value(state, "vac_factory_reboot_required") == 1
+
+
 def test_running_machines_have_their_own_metrics(state: StateDir) -> None:
     expected = {
         "created_timestamp_seconds": STARTED - 60,
