@@ -139,6 +139,8 @@ ELSEWHERE = {
     "umount /var/lib/vac": ("tests/engines/factory_fixture.py", '["umount", point]'),
     "touch /var/lib/vac/requests/remove-unknown": ("tests/unit/factory/test_truth.py", "remove_unknown"),
     'vac drain --reason "new kernel" --wait': (ORDERS, '"drain", "--wait"'),
+    'vac drain --reboot --reason "new kernel"': ("tests/space/test_space.py", '"drain", "--reboot"'),
+    "vac drain --reboot --at-most 2": ("tests/unit/cli/test_reboot.py", '"--reboot", "--at-most"'),
     "vac drain --wait": (ORDERS, '"drain", "--wait"'),
     "vac logs node1-00 -f": (ORDERS, "follow_console"),
     "vac exec node1-00": (ORDERS, '"exec"'),
