@@ -448,18 +448,20 @@ def test_the_tutorial_is_true(tmp_path: Path) -> None:
         assert "can be used" in site.vac("config", "check").stdout
         site.start()
         site.wait_for(lambda: len(site.running()) == 2, "machines run")
-        assert site.vac("machines").stdout.count(" hello ") == 2
+        site.wait_for(lambda: site.vac("machines").stdout.count(" hello ") == 2, "both machines are shown")
         full = "no free processors: 2 of 2 are in use"
         site.wait_for(lambda: full in site.vac("why").stdout, "it is said that the node is full")
         name = site.running()[0].name
         site.wait_for(lambda: f"Hello from {name}" in site.vac("logs", name).stdout, "the script has begun")
         hello.write_text(script().replace("sleep 20", "exit 7"))
-        for machine in site.running():
-            assert site.vac("destroy", machine.name).returncode == 0
+        other = site.running()[1].name
+        assert site.vac("destroy", name).returncode == 0
         words = ("exit code 7", "held back here")
         site.wait_for(
             lambda: all(each in site.vac("why", "hello").stdout for each in words), "it is explained"
         )
         assert " 7 " in site.vac("history", "--failed").stdout
+        site.vac("drain")
+        assert site.vac("destroy", other).returncode == 0
         assert site.vac("drain", "--wait").returncode == 0
         assert site.running() == []
