@@ -12,7 +12,7 @@ TYPED := $(wildcard vac tests bench examples packaging tools/each_python.py setu
 export PYTHON
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: help demo unit test test-all fresh lint format soak bench venv lock clean packages-run packages-fresh packages-test packages-browser packages-package deb rpm try-deb
+.PHONY: help demo unit test test-all fresh lint format soak bench site venv lock clean packages-run packages-fresh packages-test packages-browser packages-package deb rpm try-deb
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -50,6 +50,9 @@ soak: .venv/dev-stamp  ## a real factory under random faults, judged by its mach
 
 bench: .venv/dev-stamp  ## time and memory of the factory
 	$(BIN)/python -m bench
+
+site: .venv/dev-stamp  ## the documentation as web pages, in build/site
+	$(BIN)/python -m tools.site
 
 venv: .venv/dev-stamp  ## only make .venv
 

@@ -18,6 +18,7 @@ TEST = ["hypothesis>=6.100", "pytest>=8.2", "pytest-timeout>=2.3", "pytest-xdist
 LINT = [
     'axe-core-python>=0.1; python_version >= "3.10"',  # judges the status page in a browser
     "import-linter>=2.1",
+    "mkdocs>=1.6",  # for anchors in links
     "mypy>=1.15,<2",  # 2 can't check for Python 3.9
     "ruff>=0.17",
     "types-docker>=7",

@@ -40,6 +40,7 @@ class Script:
     processors_used: float = 1.0
     """CPU seconds per second."""
     memory_bytes: int | None = None
+    busy_tasks: int | None = None
 
 
 @dataclass(frozen=True)
@@ -67,6 +68,7 @@ class FakeMachine:
         used = 0.0 if self.script.paused else seconds * self.script.processors_used
         memory = self.script.memory_bytes
         usage = Usage(used, 0 if ended and memory is not None else memory, memory)
+        usage = dataclasses.replace(usage, busy_tasks=self.script.busy_tasks)
         state = EngineState.ENDED if ended else running
         return Observed(self.spec.name, self.spec.uuid, state, usage, end_time if ended else None)
 

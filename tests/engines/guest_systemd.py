@@ -66,10 +66,10 @@ def site() -> Iterator[FactorySite]:
         DROP_INS.mkdir(parents=True)
         (DROP_INS / "slow.conf").write_text("[Service]\nTimeoutStartSec=infinity\n")
         systemctl("daemon-reload")
-        systemctl("start", "vacd")
+        systemctl("enable", "--now", "vac-machines", "vacd")
         all_run(site)
         yield site
-        systemctl("stop", "vacd")
+        systemctl("disable", "--now", "vacd", "vac-machines")
 
 
 def systemctl(*words: str) -> None:
@@ -138,6 +138,8 @@ def machine(site: FactorySite, kind: str) -> Machine:
 def test_vacd_is_started_when_it_says_so_and_reloads(site: FactorySite) -> None:
     assert shown("vacd", "ActiveState") == "active"
     systemctl("reload", "vacd")
+    log = subprocess.run(["journalctl", "-u", "vacd"], capture_output=True, text=True, check=True).stdout
+    assert "vacd-factory: configuration: machinetypes" in log
     assert shown("vacd", "ActiveState") == "active"
     assert "factory" in shown("vacd", "StatusText")
     assert shown("vac-machines", "ActiveState") == "active"

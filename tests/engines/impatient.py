@@ -13,6 +13,7 @@ import sys
 from vac.background import Rest
 from vac.daemon import command, main
 from vac.drivers.docker import docker_driver as docker_engine
+from vac.drivers.docker.docker_driver import DockerDriver
 from vac.drivers.docker.docker_images import PullLimits
 from vac.drivers.engine import Deadlines, Engine
 from vac.drivers.libvirt import libvirt_api as api
@@ -37,6 +38,6 @@ if __name__ == "__main__":
     watch.LEAST_PAUSE_SECONDS = watch.MOST_PAUSE_SECONDS = RENEW_SECONDS
     deadlines = Deadlines(observation_seconds=OBSERVATION_SECONDS)
     limits = PullLimits(stall_seconds=STALL_SECONDS, rest=Rest(6 * 3600.0, first_failure_seconds=1.0))
-    setattr(process, "Engine", functools.partial(Engine, deadlines=deadlines))  # noqa: B010  mypy knows a class
-    setattr(docker_engine, "DockerDriver", functools.partial(docker_engine.DockerDriver, limits=limits))  # noqa: B010
+    process.Engine = functools.partial(Engine, deadlines=deadlines)  # type: ignore[attr-defined, assignment]
+    docker_engine.open_driver = functools.partial(DockerDriver, limits=limits)  # type: ignore[assignment]
     sys.exit(main(command=impatient))

@@ -12,15 +12,16 @@ from tests.engines.docker_fixture import PrivateEngine
 
 RUNTIME = """#!/bin/sh
 case " $* " in
-*" create "*) {python} {directory}/unlimited.py "$@" || exit ;;
+*" create "* | *" exec "*) {python} {directory}/unlimited.py "$@" || exit ;;
 esac
 exec {runtime} "$@"
 """
 UNLIMITED = """
 import json, pathlib, sys
-path = pathlib.Path(sys.argv[sys.argv.index("--bundle") + 1], "config.json")
+given = dict(zip(sys.argv, sys.argv[1:]))
+path = pathlib.Path(given["--bundle"], "config.json") if "--bundle" in given else pathlib.Path(given["--process"])
 config = json.loads(path.read_text())
-config["process"].pop("rlimits", None)
+config.get("process", config).pop("rlimits", None)
 path.write_text(json.dumps(config))
 """
 """The runtime without limits on a process's resources: Podman raises them, which a host without CAP_SYS_RESOURCE

@@ -34,6 +34,18 @@ if os.fork() == 0:
 print("entered", flush=True)
 time.sleep(600)
 """
+SPIN = """
+for number in range(2):
+    os.fork()
+os.nice(19)
+def spin():
+    descriptor = os.open("/dev/zero", os.O_RDONLY)
+    while True:
+        os.read(descriptor, 1 << 20)
+for number in range(2):
+    threading.Thread(target=spin).start()
+spin()
+"""
 RUN_AWAY = """
 import os, sys
 for entrance in sys.argv[1:]:
@@ -89,6 +101,18 @@ def test_everything_in_a_group_is_killed_and_its_usage_stays(groups: Groups) -> 
     assert used > 0
     groups.remove("m_u")
     assert groups.names() == []
+
+
+def test_tasks_beside_processors_are_counted(groups: Groups, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "getloadavg", lambda: (1e6, 0.0, 0.0))
+    groups.create("m_u", LIMITS)
+    with entered(groups, "m_u"):
+        wait_for(lambda: groups.usage("m_u").busy_tasks is None, "those that sleep don't count")
+        script = "import os, threading\n" + ESCAPE.split("if os.fork")[0] + SPIN
+        arguments = [sys.executable, "-c", script, *map(str, groups.entrances("m_u"))]
+        with subprocess.Popen(arguments):
+            wait_for(lambda: groups.usage("m_u").busy_tasks == 12, "all are counted, threads too")
+            groups.kill_all("m_u", 60)
 
 
 def test_processes_that_run_away_by_forking_are_killed(groups: Groups) -> None:

@@ -37,7 +37,7 @@ class Gate(Queue):
     """The queue as some of the pilots see it: nothing is given to containers before a VM has come, which takes long."""
 
     def __init__(self, database: Path, vm_has_come: threading.Event, for_vms: bool) -> None:
-        super().__init__(database, lease_seconds=120)
+        super().__init__(database, lease_seconds=1200)
         self._vm_has_come = vm_has_come
         self._for_vms = for_vms
 

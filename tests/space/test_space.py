@@ -5,14 +5,17 @@ The space is started once for all tests of this file; each waits for it to be fu
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import statistics
+import subprocess
 import time
 from collections.abc import Iterator, Mapping
 
 import pytest
 
-from tests.engines.factory_fixture import AT_ONCE, Kind, Life, Option
+from tests.engines.factory_fixture import AT_ONCE, ROOT, Kind, Life, Option
 from tests.space.space_fixture import Space, SpaceFactory, mean_machines, space_of
 
 pytestmark = pytest.mark.engine
@@ -216,3 +219,29 @@ def test_a_changed_port_and_a_key_are_taken_up_by_all(space: Space) -> None:
 
     space.wait_for(lambda: answers() == FACTORIES, "all answer at the new port and by the key")
     space.wait_for(lambda: not any(map(silent_for, space.factories)), "all hear each other again")
+
+
+def test_factories_reboot_one_after_the_other(space: Space) -> None:
+    space.wait_for(space.is_full, "all slots are taken")
+    pair = {factory.name: factory for factory in space.factories[:2]}
+    stand_in = space.factories[0].home / "bin" / "shutdown"
+    stand_in.parent.mkdir()
+    stand_in.write_text('#!/bin/sh\necho "$*" >"$REBOOTED"\n')
+    stand_in.chmod(0o755)
+    rebooted = {name: factory.home / "rebooted" for name, factory in pair.items()}
+    with contextlib.ExitStack() as stack:
+        for name, factory in pair.items():
+            vac = (str(ROOT / "bin" / "vac"), "--config", str(factory.config), "drain", "--reboot")
+            path = f"{stand_in.parent}:{factory.environment.get('PATH', os.defpath)}"
+            environment = {**factory.environment, "PATH": path, "REBOOTED": str(rebooted[name])}
+            stack.callback(factory.vac, "undrain")
+            process = stack.enter_context(subprocess.Popen(factory.host.inside(*vac), env=environment))
+            stack.callback(process.kill)
+        for _ in pair:
+            space.wait_for(lambda: any(path.exists() for path in rebooted.values()), "one reboots")
+            (name,) = [name for name, path in rebooted.items() if path.exists()]
+            assert rebooted.pop(name).read_text() == "-r now\n"
+            assert pair[name].occupied() == 0, "its machines had ended"
+            assert all("to be rebooted" not in pair[other].vac("why").stdout for other in rebooted)
+            pair[name].vac("undrain")  # as its next boot does
+    space.wait_for(space.is_full, "all slots are taken again")

@@ -225,3 +225,14 @@ def test_wrong_options_are_refused_with_a_reason(
         main(argv)
     assert caught.value.code == 2
     assert error in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("words", [[], ["--role", "factory"], ["--detach", "--log-dir", "/tmp"]])
+def test_only_root_can_run_it(
+    words: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("os.geteuid", lambda: 1000)
+    with pytest.raises(SystemExit) as left:
+        main([word.replace("/tmp", str(tmp_path)) for word in words])
+    assert left.value.code == 1
+    assert capsys.readouterr().err == "vacd: only root can run it: sudo systemctl start vacd\n"

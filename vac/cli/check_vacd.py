@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import io
 import json
+import os
 import sys
 import time
 from collections.abc import Sequence
@@ -42,7 +43,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     limits = (arguments.critical, arguments.seconds, DEFAULT_SECONDS)
     seconds = next(each for each in limits if each is not None)
     status, line = check(StateDir(arguments.state_dir), seconds, time.time(), arguments.warning)
-    print(line)
+    try:
+        print(line, flush=True)
+    except OSError:  # nobody reads it, or the disk is full
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
     return status
 
 

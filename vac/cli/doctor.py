@@ -27,6 +27,7 @@ from vac.drivers.base import CreationFailed, EngineUnavailable
 from vac.drivers.engine import driver_for
 from vac.drivers.processes.bubblewrap import check_command
 from vac.drivers.processes.launch_plan import account
+from vac.host import facts
 from vac.host.cgroups import CgroupError, open_groups
 from vac.host.filesystems import Mount, mount_of, mounts, other_paths, real_image
 from vac.host.privileges import PREFERRED, subordinate_ids, unprivileged_user
@@ -114,6 +115,8 @@ def _host(settings: Settings) -> Iterator[Finding]:
     if running:
         problem = "vacd could not (see its log), so setuid files of machines work on this host; restart it, or do it"
         yield Finding(f"{what} is mounted nosuid,nodev", None if state.shielded() else problem)
+    if facts.REBOOT_REQUIRED.exists():
+        yield Finding("this host", "packages want a reboot: vac drain --reboot", serious=False)
     for path in _second_paths(settings.state_dir, mounts()):
         problem = "setuid files of machines work there: umount it, or mount -o remount,nosuid,nodev"
         yield Finding(f"{what} is also at {path}", problem, serious=False)
@@ -204,7 +207,7 @@ def weakening_findings(machinetypes: Sequence[Machinetype]) -> Iterator[Finding]
         (
             "container_nested",
             [one for one in machinetypes if one.container_nested],
-            "may use more of the kernel",
+            "may use more of the kernel; in Docker and Podman they can use up the user namespaces of their uid",
         ),
         (
             "container_network",
@@ -254,7 +257,7 @@ def _process_containers(settings: Settings) -> Iterator[Finding]:
         problem = "so does the process that answers the network: make an account vac, or set singularity_user"
         yield Finding(what, problem if shared else None, serious=False)
         few = len(subordinate_ids()) < settings.host_processors
-        first = 2_000_000_000
+        first = 2_100_000_000
         numbers = f"{first}-{first + max(256, settings.host_processors) - 1}"
         hint = f"usermod --add-subuids {numbers} --add-subgids {numbers} {PREFERRED}"
         alike = f"all slots' machines share it; to keep bubblewrap's apart: {hint}; for all see slot_uids"

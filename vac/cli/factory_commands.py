@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import sys
 import time
 from collections.abc import Iterator, Mapping
@@ -48,11 +49,35 @@ def add_arguments(parser: argparse.ArgumentParser, name: str) -> None:
             "return when no machine is left; alone, it leaves an order to drain that is in force as it is"
         )
         parser.add_argument("--wait", action="store_true", help=help_text)
+        help_text = (
+            "when no machine is left, reboot this host, which then creates machines again; see also --at-most"
+        )
+        parser.add_argument("--reboot", action="store_true", help=help_text)
+        parser.add_argument(
+            "--at-most",
+            type=_positive,
+            default=1,
+            metavar="N",
+            help="with --reboot: begin when fewer than N others of the space reboot or don't answer; default 1",
+        )
     parser.set_defaults(run=_RUN[name])
+
+
+def _positive(text: str) -> int:
+    if not re.fullmatch("[1-9][0-9]{0,5}", text):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of factories, 1 or more")
+    return int(text)
 
 
 def run_drain(arguments: argparse.Namespace) -> int:
     """Leave the order to drain and, with --wait, return when no machine is left."""
+    if arguments.reboot:
+        from vac.cli import reboot
+
+        if not arguments.until:
+            return reboot.run(arguments)
+        print("vac drain: --reboot has no --until", file=sys.stderr)
+        return 2
     now = time.time()
     try:
         until = common.point_in_time(arguments.until, now) if arguments.until else None
@@ -69,10 +94,10 @@ def run_drain(arguments: argparse.Namespace) -> int:
         order = requests.draining(state, now) or order
     requests.drain(state, order)
     end = f" until {local_time(order.until)}" if order.until else ""
-    print(f"{settings.factory_name} drains{end}{_wake(state)}")
+    print(f"{settings.factory_name} drains{end}{wake(state)}")
     try:
         if arguments.wait:
-            _wait(state)
+            wait_until_empty(state)
     except KeyboardInterrupt:
         print(f"\n{settings.factory_name} goes on draining; `vac undrain` ends that", file=sys.stderr)
         return 130
@@ -86,13 +111,14 @@ def run_undrain(arguments: argparse.Namespace) -> int:
     if not requests.undrain(state):
         print(f"{settings.factory_name} was not draining by command")
     else:
-        print(f"{settings.factory_name} no longer drains{_wake(state)}")
+        print(f"{settings.factory_name} no longer drains{wake(state)}")
     if settings.draining:
         print("but [settings] draining = yes is in its configuration")
     return 0
 
 
-def _wait(state: StateDir) -> None:
+def wait_until_empty(state: StateDir, order: requests.Drain | None = None) -> bool:
+    """Return when no machine is left; False as soon as another order to drain, or none, is in force."""
     before = -1
     while left := [name for name, machine in read_slots(state).items() if not machine.finished]:
         if len(left) != before:
@@ -100,6 +126,9 @@ def _wait(state: StateDir) -> None:
             names = " ".join(name.partition(".")[0] for name in left[:_MOST_NAMES])
             print(f"{before} left: {names}", flush=True)
         time.sleep(_LOOK_SECONDS)
+        if order is not None and requests.draining(state, time.time()) != order:
+            return False
+    return True
 
 
 def run_end(arguments: argparse.Namespace) -> int:
@@ -113,11 +142,11 @@ def run_end(arguments: argparse.Namespace) -> int:
         return 1
     requests.ask(state, requests.Request(action, machine.name, machine.uuid))
     now = " now, since grace_secs is 0" if action == "finish" and not settings.grace_secs else ""
-    print(f"{machine.name}: asked to {action} machine {machine.uuid}{now}{_wake(state)}")
+    print(f"{machine.name}: asked to {action} machine {machine.uuid}{now}{wake(state)}")
     return 0
 
 
-def _wake(state: StateDir) -> str:
+def wake(state: StateDir) -> str:
     """Wake the factory so that it carries out a request now; return what to add if it can't."""
     return "" if requests.wake(state) else " (no factory runs on this state_dir: it will when it starts)"
 
@@ -129,6 +158,8 @@ def run_why(arguments: argparse.Namespace) -> int:
     troubles = [text for text in (disk_problem(state.root), crash_loop(state.root, time.time())) if text]
     if status is None:
         text = f"no factory has run with {state.root} (no {state.status.name} there)"
+        if state.status.exists():
+            text = f"{state.status} can't be read"
         print("\n".join(f"vac why: {each}" for each in (text, *troubles)), file=sys.stderr)
         return 1
     name = arguments.machinetype

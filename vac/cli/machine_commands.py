@@ -204,7 +204,7 @@ def run_logs(arguments: argparse.Namespace) -> int:
     try:
         if arguments.file:
             directory = directory / "joboutputs"
-        elif machine.model == "docker" and not machine.finished:
+        elif machine.model == "docker" and not (directory / name).exists():
             _print(_from_engine(arguments, machine, settings))
             return 0
         _print(_from_file(arguments, machine, directory, name))
@@ -219,7 +219,7 @@ def run_logs(arguments: argparse.Namespace) -> int:
 
 
 def _from_engine(arguments: argparse.Namespace, machine: Machine, settings: Settings) -> Iterator[bytes]:
-    """Yield what a running container has printed. Raises EngineUnavailable."""
+    """Yield what a container has printed that its engine still has. Raises EngineUnavailable."""
     from vac.drivers.docker.docker_api import Connection
 
     container = read_details(machine).get("container", machine.name)

@@ -90,6 +90,8 @@ def main(
     except OSError as error:
         parser.error(f"--pid-file: can't write {arguments.pid_file}: {error.strerror}")
 
+    if roles is ROLES and arguments.role in (None, "factory") and os.geteuid() != 0:
+        parser.exit(1, "vacd: only root can run it: sudo systemctl start vacd\n")
     if arguments.detach:
         _detach([descriptor for descriptor in (log_descriptor, pid_descriptor) if descriptor is not None])
     os.umask(UMASK)

@@ -33,8 +33,8 @@ _log = logging.getLogger(__name__)
 Held = TypeVar("Held")
 
 
-class ImageUnavailable(OSError):
-    """The image can't be had now; the text is the reason."""
+class ImageUnavailable(ValueError):
+    """The image can't be had now; the text is the reason. No OSError: HTTP libraries take that for the connection's."""
 
 
 @dataclass
@@ -73,7 +73,7 @@ class ImageStore(Generic[Held]):
         """Return None if the image is there, else why not yet. Starts what is needed; doing is its first step.
 
         get brings the image up to date. It may call found() before, if the image can be used meanwhile. It raises
-        OSError or EngineUnavailable with a reason.
+        OSError, ValueError or EngineUnavailable with a reason.
         """
         entry = self._entries.setdefault(key, Entry(shown, doing))
         self._work.start(key, lambda: self._attempt(entry, get), rest)

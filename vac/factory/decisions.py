@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import functools
 import logging
+import math
 import os
 from collections.abc import Mapping
 
@@ -30,6 +31,10 @@ log = logging.getLogger(__name__)
 AT_ONCE = 32
 MOST_HANGING = 256
 """No more repositories are looked at while so many children hang: each keeps a thread and open files."""
+FETCH_SECONDS = 86400.0
+"""So often an image of a pipe may be got though no machine can be made, so that it is there when one can."""
+LOAD_SECONDS = 60.0
+"""In so long a 1-minute load falls to 1/e of what it was."""
 _ORDINARY = ("full",)
 """Guards that aren't logged."""
 
@@ -97,6 +102,10 @@ class Decisions:
         self.health_problem: str | None = None
         self._prepared: set[tuple[str, str | None]] = set()
         """Machinetypes that were prepared with these images."""
+        self._fetch_times: dict[str, float] = {}
+        """By pipe, FETCH_SECONDS before the next image may be got in any case, by the clock that nobody sets."""
+        self._excess, self._excess_time = 0.0, 0.0
+        """The last peak of _excess_load(), and when it was measured, by the clock that nobody sets."""
         self.decision = Decision()
         self.decision_time: float | None = None
         self.warnings: tuple[str, ...] = ()
@@ -189,8 +198,8 @@ class Decisions:
     def _usable(self, *, fetch: bool) -> tuple[dict[str, Machinetype], dict[str, str]]:
         """Return machinetypes of which machines could be made, and why not of the others.
 
-        Unless fetch is set, nothing new is prepared of what a pipe names: no machine can be made now anyway, and its
-        publisher could fill the disk.
+        Unless fetch is set, one image a day is prepared of what a pipe names: no machine can be made now anyway, and
+        its publisher could fill the disk.
         """
         state, usable, reasons = self.state, {}, dict(self.state.configuration.unusable)
         for name, one in state.configuration.machinetypes.items():
@@ -201,7 +210,8 @@ class Decisions:
                 files = state.dir.machinetype_files(one.pipe or name)
                 engine = state.engine_of(one.machine_model)
                 unprepared = self.repositories.problem(one)
-                if unprepared is None and (fetch or not one.pipe or (name, one.root_image) in self._prepared):
+                known = (name, one.root_image) in self._prepared or not one.pipe
+                if unprepared is None and (known or fetch or self._fetches_anyway(one.pipe)):
                     self._prepared.add((name, one.root_image))
                     unprepared = engine.prepare(one, state.settings, files)
             if unprepared is None:
@@ -209,6 +219,14 @@ class Decisions:
             else:
                 reasons[name] = unprepared
         return usable, reasons
+
+    def _fetches_anyway(self, pipe: str | None) -> bool:
+        """Return True once in FETCH_SECONDS for each pipe, the first time after so long."""
+        now = self.state.clock.boot()
+        if now - self._fetch_times.setdefault(pipe or "", now) < FETCH_SECONDS:
+            return False
+        self._fetch_times[pipe or ""] = now
+        return True
 
     def _engines(self, machinetypes: Mapping[str, Machinetype]) -> dict[str, str | None]:
         """By machine model, why its engine can't be used now; None if it can."""
@@ -230,7 +248,25 @@ class Decisions:
             state_dir_free_bytes=free_bytes,
             processors=self.state.settings.host_processors,
             health_problem=self.health_problem,
+            excess_load=self._excess_load(),
         )
+
+    def _excess_load(self) -> float:
+        """Return the most that machines' tasks beyond their processors have added to the 1-minute load.
+
+        One machine's tasks must not stop the creation of all others: cgroups keep them to their share of the
+        processors. Those that have ended, perhaps a cycle after they were counted, go out of the load slowly.
+        """
+        now = self.state.clock.boot()
+        rest = self._excess * math.exp(min(0.0, self._excess_time + CYCLE_SECONDS - now) / LOAD_SECONDS)
+        excess = sum(
+            max(0, (slot.sight.usage.busy_tasks or 0) - slot.machine.processors)
+            for slot in self.state.slots
+            if slot.machine is not None and slot.running
+        )
+        if excess >= rest:
+            self._excess, self._excess_time = float(excess), now
+        return max(float(excess), rest)
 
     def _warn(self, decision: Decision, space: SpaceView) -> None:
         mixed = self.space.warning(self.state.settings)

@@ -26,8 +26,8 @@ SERVICE = Path("vac.slice/vac-machines.service")
 """The cgroup that systemd has delegated to Vac; systemd/vac-machines.service in our tree."""
 OWN = Path("vac")
 """Our own base where there is none."""
-GONE = (errno.ENOENT, errno.ENODEV)
-"""Errors of a file whose group isn't there, or was removed since the file was opened."""
+GONE = (errno.ENOENT, errno.ENODEV, errno.ESRCH)
+"""Errors of a file whose group or process isn't there, or has gone since the file was opened."""
 REMOVE_SECONDS = 2.0
 
 V1_CONTROLLERS = ("pids", "memory", "cpu", "cpuacct")
@@ -76,6 +76,8 @@ class Usage:
     signal: int | None = None
     shutoff_reason: str | None = None
     """Of a VM that has ended, as `virsh domstate --reason` has it: shutdown, destroyed, crashed or saved."""
+    busy_tasks: int | None = None
+    """Tasks that the load counts now; not counted while the host's load is below its processors."""
 
 
 @dataclass(frozen=True)
@@ -414,6 +416,7 @@ def _read_usage_v1(cpuacct: Path, memory: Path) -> Usage:
         None if nanoseconds is None else nanoseconds / 1e9,
         _read_number(memory / "memory.usage_in_bytes"),
         _read_number(memory / "memory.max_usage_in_bytes"),
+        busy_tasks=_busy_tasks(cpuacct, "tasks"),
     )
 
 
@@ -424,7 +427,17 @@ def _read_usage_v2(group: Path) -> Usage:
         None if microseconds is None else microseconds / 1e6,
         _read_number(group / "memory.current"),
         _read_number(group / "memory.peak"),
+        busy_tasks=_busy_tasks(group, "cgroup.threads"),
     )
+
+
+def _busy_tasks(group: Path, listing: str) -> int | None:
+    """Return how many tasks of the group and those below run, want to, or wait for a disk; None if there are none."""
+    if os.getloadavg()[0] < (os.cpu_count() or 1):
+        return None
+    tasks = (task for place, _, _ in os.walk(group) for task in _read_text(Path(place, listing)).split())
+    states = (_read_text(Path("/proc", task, "stat")).rpartition(") ")[2][:1] for task in tasks)
+    return sum(state in ("R", "D") for state in states) or None
 
 
 def _read_number(file: Path) -> int | None:

@@ -21,6 +21,8 @@ from vac.host.filesystems import mount_of, mounts
 ASSUME_PROCESSORS = "VAC_ASSUME_PROCESSORS"
 MOST_ASSUMED = 10000
 VGS_SECONDS = 20
+REBOOT_REQUIRED = Path("/run/reboot-required")
+"""Made by Debian's packages, such as a new kernel; .pkgs beside it names them."""
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,8 @@
 """Administrators' requests to a factory: small files under requests/, which only root can write.
 
 A command writes a file and wakes the factory; it never calls an engine itself. Draining stays in force, also over
-a reboot, until its file is removed or its time is over; the other requests are removed once they are carried out.
+a reboot, until its file is removed or its time is over (or the boot, of a drain for a reboot); the other requests are
+removed once they are carried out.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import signal
 from dataclasses import dataclass
 from pathlib import Path
 
+from vac.clock import Clock
 from vac.decoding import decode
 from vac.machines import files
 from vac.machines.layout import StateDir
@@ -42,6 +44,8 @@ class Drain:
     until: float | None = None
     """Unix seconds; None: until it is undone by hand."""
     reason: str = ""
+    boot_id: str | None = None
+    """The boot of this host whose end is the order's end as well; None: also over a reboot."""
 
 
 def ask(state: StateDir, request: Request) -> None:
@@ -90,7 +94,8 @@ def draining(state: StateDir, now: float) -> Drain | None:
         return None
     except (OSError, ValueError) as problem:
         return Drain(now, None, f"the file requests/drain can't be read: {problem}")
-    return order if order.until is None or now < order.until else None
+    over = (order.until is not None and now >= order.until) or order.boot_id not in (None, Clock().boot_id)
+    return None if over else order
 
 
 def remove_unknown_path(state: StateDir) -> Path:

@@ -81,7 +81,9 @@ def _overload(settings: Settings, host: Host, running_processors: int, now: floa
         load, what = max(host.load), "largest load average"
     else:
         processors = host.processors
-        load, what = host.load[0], "1-minute load"
+        load, what = host.load[0] - host.excess_load, "1-minute load"
+        if host.excess_load:
+            what += " without what machines have beyond their processors"
     most = factor * processors
     if load <= most:
         return None

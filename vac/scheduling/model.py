@@ -121,6 +121,8 @@ class Host:
     processors: int
     health_problem: str | None = None
     """First line of health_command's output when it failed."""
+    excess_load: float = 0.0
+    """Part of the 1-minute load that is machines' tasks beyond their processors."""
 
 
 @dataclass(frozen=True)

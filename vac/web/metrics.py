@@ -16,6 +16,7 @@ from prometheus_client.core import (
     SummaryMetricFamily,
 )
 
+from vac.host.facts import REBOOT_REQUIRED
 from vac.machines.machine import Machine
 from vac.machines.status import Happening, Status
 from vac.scheduling.eligibility import GUARD_NAMES
@@ -127,6 +128,8 @@ def _factory(status: Status, factory: FactoryStatus) -> Iterator[Metric]:
     yield _one("vac_factory_hs06", "HS06 of all processors that may be allocated.", factory.max_hs06)
     yield _one("vac_factory_running_hs06", "HS06 of running machines.", factory.running_hs06)
     yield _one("vac_factory_load15", "Load average of the host over 15 minutes.", factory.load_average)
+    text = "1 if packages want this host to be rebooted (/run/reboot-required)."
+    yield _one("vac_factory_reboot_required", text, int(REBOOT_REQUIRED.exists()))
     if status.joules is not None:
         text = "Energy of the host's processors and memory, if the kernel tells."
         yield _counter("vac_factory_energy_joules", text, (), [((), status.joules)])

@@ -60,7 +60,8 @@ svg.bar { width: 8rem; height: .8rem; display: block; } .mark { fill: var(--bad)
 @media (max-width: 40rem) { svg text { font-size: 20px; } svg.bar { width: 3.5rem; } th, td { padding: .2rem .3rem; } }
 .charts { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 30rem), 1fr)); gap: 1rem; }
 @media print { .skip { display: none; } body { padding: 0; max-width: none; } h2 { break-after: avoid; }
-  .wide { overflow: visible; } th, td { white-space: normal; } }
+  .wide { overflow: visible; } body { font-size: .7rem; }
+  th, td, td.long { white-space: normal; min-width: 0; padding: .1rem .2rem; } }
 @media print { ul.slots a, svg, .swatch { print-color-adjust: exact; -webkit-print-color-adjust: exact; } }
 """
 _PALETTE = (

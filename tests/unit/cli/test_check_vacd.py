@@ -12,8 +12,8 @@ import pytest
 
 from tests.unit.state_dirs import new_state
 from vac import roles
-from vac.cli.check_vacd import check, main
-from vac.machines import status as statefiles  # FIX
+from vac.cli.check_vacd import CRITICAL, check, main
+from vac.machines import status as statefiles
 from vac.machines.layout import StateDir
 from vac.machines.status import ErrorKind, Status, TypeFacts
 from vac.roles import Restarts
@@ -199,3 +199,22 @@ def test_thresholds_are_options_and_mistakes_are_unknown(
         assert left.value.code == 3
         told = capsys.readouterr()
         assert told.out.startswith("check-vacd: ") and told.out.count("\n") == 1
+
+
+@pytest.mark.allow_subprocess
+@pytest.mark.parametrize("output", ["/dev/full", "&-"])
+def test_a_line_that_can_not_be_written_changes_no_status(tmp_path: Path, output: str) -> None:
+    script = "import sys; from vac.cli.check_vacd import main; sys.exit(main())"
+    words = [
+        "sh",
+        "-c",
+        f'exec "$@" >{output}',
+        "sh",
+        sys.executable,
+        "-c",
+        script,
+        "--state-dir",
+        str(tmp_path),
+    ]
+    done = subprocess.run(words, stderr=subprocess.PIPE, text=True, check=False)
+    assert (done.returncode, done.stderr) == (CRITICAL, "")

@@ -6,6 +6,7 @@ import json
 import os
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -156,7 +157,8 @@ def test_an_order_to_drain_that_cannot_be_read_still_drains(state: StateDir) -> 
 def test_drain_waits_until_no_machine_is_left(
     state: StateDir, machine: Machine, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("time.sleep", lambda seconds: (machine.directory / "finished").touch())
+    clock = SimpleNamespace(sleep=lambda seconds: (machine.directory / "finished").touch(), time=time.time)
+    monkeypatch.setattr("vac.cli.factory_commands.time", clock)
     assert vac(state, "drain", "--wait") == 0
     assert "1 left: node1-00" in capsys.readouterr().out
 
@@ -188,7 +190,8 @@ def test_draining_where_no_factory_has_ever_run_is_an_error_without_a_traceback(
         "[machinetype t]\nmachine_model = bubblewrap\n"
     )
     assert main(["--config", str(conf), "drain"]) == 1
-    assert "has vacd never run here?" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert said.startswith(f"vac: {tmp_path}/none: ") and "has vacd never run here?" in said
 
 
 def test_what_an_engine_once_told_takes_nothing_from_what_the_factory_knows(tmp_path: Path) -> None:
@@ -337,7 +340,7 @@ def test_an_interrupted_wait_says_that_draining_goes_on(
     def interrupt(_: float) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("time.sleep", interrupt)
+    monkeypatch.setattr("vac.cli.factory_commands.time", SimpleNamespace(sleep=interrupt, time=time.time))
     assert vac(state, "drain", "--wait") == 130
     assert "node1.example.org goes on draining; `vac undrain` ends that" in capsys.readouterr().err
     assert requests.draining(state, NOW) is not None

@@ -17,11 +17,12 @@ from tests.unit.factory.conftest import MakeWorld
 from vac.background import in_thread
 from vac.cli import common
 from vac.cli.factory_commands import reasons
+from vac.config.machinetype import Machinetype
 from vac.context import downloads, user_data
 from vac.context.downloads import Limits
 from vac.drivers.base import EngineState, MachineSpec, Observed
 from vac.drivers.engine import Action, ActionDone, ActionKind, Observation
-from vac.factory import effects
+from vac.factory import decisions, effects
 from vac.machines.requests import Drain, drain
 
 FAILURE = "t: f1-00.example.com: image not found"
@@ -283,6 +284,57 @@ def test_nothing_new_is_fetched_while_no_machine_can_be_made(
     )
     world.run(120)
     assert len({*asked}) == 37
+
+
+@pytest.fixture
+def fetched(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
+    """By pipe image, how often it was asked for; it is there at the third time."""
+    asked: dict[str, int] = {}
+
+    def prepare(driver: FakeDriver, kind: Machinetype, settings: object, files: object) -> str | None:
+        if kind.pipe is None:
+            return None
+        image = kind.root_image or ""
+        asked[image] = asked.get(image, 0) + 1
+        return None if asked[image] > 2 else "its image is being fetched"
+
+    monkeypatch.setattr(FakeDriver, "prepare", prepare)
+    return asked
+
+
+def of_pipe(number: int = 0, share: float = 1000.0) -> Machinetype:
+    return one_type("p-t", pipe="p", root_image=f"https://p/{number}.img", target_share=share)
+
+
+def test_a_pipes_new_type_has_the_next_slot_but_one_of_a_full_node(
+    make_world: MakeWorld, fetched: dict[str, int]
+) -> None:
+    world = make_world(one_type(), slots=1)
+    world.scripts = lambda spec: Script(2000.0, "200 Success")
+    world.fill()
+    world.types = (*world.types, of_pipe())
+    world.run(1000)
+    assert fetched == {}, "while the node is full"
+    world.run(2000)
+    assert fetched["https://p/0.img"] > 2, "once a slot was free, which others took"
+    assert [spec.machinetype.name for spec in world.made] == ["t"] * 2
+    world.run(2000)
+    assert [spec.machinetype.name for spec in world.made[2:]] == ["p-t"]
+
+
+def test_a_pipes_image_that_changes_all_the_time_has_its_turn(
+    make_world: MakeWorld, fetched: dict[str, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It changes more often than a slot becomes free."""
+    monkeypatch.setattr(decisions, "FETCH_SECONDS", 3600.0)
+    world = make_world(one_type(), slots=1)
+    world.scripts = lambda spec: Script(5 * 3600.0, "200 Success")
+    world.fill()
+    for number in range(10):
+        world.types = (world.types[0], of_pipe(number))
+        world.run(3900, step=300)
+    assert 5 < len(fetched) <= 10, "one an hour"
+    assert "p-t" in [spec.machinetype.name for spec in world.made]
 
 
 TEMPLATE = b"#!/bin/sh\n# ##user_data_uuid## ##user_data_url##\r\n\xff"

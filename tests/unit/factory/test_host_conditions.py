@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import errno
+import math
 import os
 import queue
 import threading
@@ -19,6 +20,7 @@ from tests.unit.factory.conftest import MakeWorld
 from vac.background import Outcome, in_thread
 from vac.config.checks import needed_repositories
 from vac.config.machinetype import Machinetype
+from vac.drivers.base import MachineSpec
 from vac.factory import decisions, loop
 from vac.factory.decisions import AT_ONCE, Repositories
 from vac.factory.state import Stop
@@ -332,3 +334,37 @@ def test_a_thread_that_can_not_be_started_is_told(make_world: MakeWorld) -> None
         assert repositories.problem(world.types[0]) == (
             "repository /cvmfs/a.b can't be looked at: can't start new thread"
         )
+
+
+def test_a_machine_with_many_tasks_stops_no_others(
+    make_world: MakeWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    load = [0.0]
+    monkeypatch.setattr(os, "getloadavg", lambda: (load[0], load[0], load[0]))
+    world = make_world(slots=4, overload_per_processor=1.25)
+
+    def script(spec: MachineSpec) -> Script:
+        greedy = len(world.made) == 0
+        return Script(900.0 if greedy else 150.0, "200 Success", busy_tasks=301 if greedy else 1)
+
+    def made_in_ten_minutes() -> int:
+        before = len(world.made)
+        world.run(600)
+        return len(world.made) - before
+
+    world.scripts = script
+    world.fill()
+    assert len(world.running()) == 4
+    load[0] = 304.0
+    assert made_in_ten_minutes() >= 6
+    while world.made[0].uuid in world.running():
+        world.run(5)
+    for number in range(20):  # it has ended, and the load goes down
+        load[0] = 4 + 300 * math.exp(-number * 15 / 60)
+        world.run(15)
+        assert world.status().guard_name != "overload"
+    load[0] = 4.0
+    assert made_in_ten_minutes() >= 6
+    load[0] = 304.0
+    assert made_in_ten_minutes() <= 4, "it is something else now"
+    assert world.status().guard_name == "overload"

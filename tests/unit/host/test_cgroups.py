@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import errno
+import os
+import threading
 from pathlib import Path
 
 import pytest
 
+from tests.waiting import wait_for
 from vac.host.cgroups import V1_CONTROLLERS as CONTROLLERS
 from vac.host.cgroups import (
     CgroupError,
@@ -245,6 +248,27 @@ def test_usage_v2_without_memory_peak_of_older_kernels(tmp_path: Path) -> None:
     groups = GroupsV2(tmp_path, "f1")
     assert groups.usage("m_u") == Usage(2.5, 4096)
     assert groups.usage("none") == Usage()
+
+
+@pytest.mark.parametrize(("load", "busy"), [(1e6, 2), (0.0, None)], ids=["loaded", "idle"])
+def test_tasks_that_the_load_counts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, load: float, busy: int | None
+) -> None:
+    monkeypatch.setattr(os, "getloadavg", lambda: (load, 0.0, 0.0))
+    v2_mount(tmp_path, "cpu memory pids")
+    groups = (GroupsV2(tmp_path, "f1"), GroupsV1(dict.fromkeys(CONTROLLERS, tmp_path), [], "f1"))
+    over = threading.Event()
+    sleeps = threading.Thread(target=over.wait)
+    sleeps.start()
+    stat = Path(f"/proc/{sleeps.native_id}/stat")
+    wait_for(lambda: stat.read_text().split(") ")[1].startswith("S"), "it sleeps")
+    for place in (tmp_path / "vac/f1/m_u", tmp_path / "vac/f1/m_u/inside"):
+        place.mkdir(parents=True)
+        for listing in ("cgroup.threads", "tasks"):
+            (place / listing).write_text(f"{threading.get_native_id()}\n{sleeps.native_id}\n{2**22 + 1}\n")
+    assert [each.usage("m_u").busy_tasks for each in groups] == [busy, busy]
+    over.set()
+    sleeps.join()
 
 
 @pytest.mark.parametrize("failure", [errno.ENOENT, errno.ENODEV])

@@ -250,6 +250,24 @@ def test_a_guard_stops_everything_and_says_why(changes: dict[str, object], name:
 
 
 @pytest.mark.parametrize(
+    ("excess", "policy", "name"),
+    [
+        (0.0, "deficit", "overload"),
+        (220.0, "deficit", None),
+        (219.0, "deficit", "overload"),
+        (300.0, "classic", "overload"),
+    ],
+)
+def test_tasks_beyond_machines_processors_are_no_overload(
+    excess: float, policy: str, name: str | None
+) -> None:
+    host = replace(IDLE_HOST, load=(300.0, 0.0, 0.0), excess_load=excess)
+    decision = decided(situation(settings=settings(share_policy=policy), host=host))
+    assert decision.guard_name == name
+    assert ("without what machines have beyond" in (decision.guard or "")) == (excess == 219.0)
+
+
+@pytest.mark.parametrize(
     ("load", "running", "policy", "overloaded"),
     [
         ((80.0, 99.0, 99.0), 10, "deficit", False),

@@ -40,7 +40,7 @@ from vac.web.metrics import Metrics
 from vac.web.view import LONGEST_NAME, LONGEST_TEXT, View, name, shown
 from vac.web.web_process import is_person
 
-GUIDE = Path(__file__).parents[3] / "docs" / "admin-guide.md"
+GUIDE = Path(__file__).parents[3] / "docs" / "monitoring.md"
 NOW = STARTED + 1000.0
 TAGS = (
     *("h1", "h2", "p", "table", "tr", "th", "td", "a", "header", "main", "footer", "div", "span", "ul", "li"),
@@ -194,6 +194,16 @@ def test_metrics_say_what_the_factory_knows(
     state: StateDir, metric: str, labels: dict[str, str], expected: float
 ) -> None:
     assert value(state, metric, **labels) == expected
+
+
+def test_a_metric_tells_of_a_reboot_that_is_required(
+    state: StateDir, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    file = tmp_path / "reboot-required"
+    monkeypatch.setattr("vac.web.metrics.REBOOT_REQUIRED", file)
+    assert value(state, "vac_factory_reboot_required") == 0
+    file.touch()
+    assert value(state, "vac_factory_reboot_required") == 1
 
 
 def test_running_machines_have_their_own_metrics(state: StateDir) -> None:

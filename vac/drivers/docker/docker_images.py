@@ -264,8 +264,6 @@ class DockerImages:
                         if refusal:
                             raise ImageUnavailable(f"no image archive: {refusal}")
                 image = self._inspect(name)
-        except ValueError as error:
-            raise ImageUnavailable(str(error)) from error
         except EngineUnavailable as error:
             if isinstance(error.__cause__, docker.errors.APIError):
                 raise ImageUnavailable(f"no image archive: {explanation(error.__cause__)}") from error

@@ -47,6 +47,7 @@ class _Container:
             self.usage,
             cpu_seconds=_largest(self.usage.cpu_seconds, used.cpu_seconds),
             memory_bytes=used.memory_bytes,
+            busy_tasks=used.busy_tasks,
             peak_memory_bytes=max((peak for peak in peaks if peak is not None), default=None),
         )
         with contextlib.suppress(OSError):
