@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -25,6 +26,8 @@ def gather() -> None:
     shutil.copytree(ROOT / "examples", SOURCE / "examples", ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("README.md", "CHANGELOG.md", "LICENSE"):
         shutil.copy(ROOT / name, SOURCE)
+    for page in SOURCE.rglob("*.md"):  # Markdown by the book: items of numbered lists are indented by four
+        page.write_text(re.sub(r"(?m)^ {3}(?=\S)", "    ", page.read_text()))
     reference = SOURCE / "reference"
     reference.mkdir()
     (reference / "options.md").write_text(f"# Options\n\n```text\n{options()}\n```\n")

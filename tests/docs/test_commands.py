@@ -139,6 +139,8 @@ ELSEWHERE = {
     "umount /var/lib/vac": ("tests/engines/factory_fixture.py", '["umount", point]'),
     "touch /var/lib/vac/requests/remove-unknown": ("tests/unit/factory/test_truth.py", "remove_unknown"),
     'vac drain --reason "new kernel" --wait': (ORDERS, '"drain", "--wait"'),
+    'vac drain --reboot --reason "new kernel"': ("tests/space/test_space.py", '"drain", "--reboot"'),
+    "vac drain --reboot --at-most 2": ("tests/unit/cli/test_reboot.py", '"--reboot", "--at-most"'),
     "vac drain --wait": (ORDERS, '"drain", "--wait"'),
     "vac logs node1-00 -f": (ORDERS, "follow_console"),
     "vac exec node1-00": (ORDERS, '"exec"'),
@@ -422,6 +424,7 @@ def test_lines_for_a_host_work_in_order(page: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.engine
+@pytest.mark.slow
 def test_packages_that_are_named_can_be_installed() -> None:
     lines = [one.text for one in found() if one.text.startswith("apt install") and "/" not in one.text]
     names = {name for line in lines for name in line.split()[2:]}
