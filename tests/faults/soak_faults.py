@@ -133,9 +133,9 @@ class Faults:
                 self.soak.note(f"killed a machine's {name}")
 
     def kill_launcher(self) -> None:
-        """Kill what makes a machine, before or after it has become the engine's program."""
+        """Kill what makes a machine of this factory, before or after it has become the engine's program."""
         deadline = time.monotonic() + LAUNCHER_SECONDS
-        home = str(self.site.home).encode()  # other factories run on this host, whose launchers are none of ours
+        home = str(self.site.home).encode()
         while time.monotonic() < deadline:
             for pid, words in command_lines().items():
                 if home in words and (b"launch.py" in words or home + b"/bin" in words):
