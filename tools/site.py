@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -26,6 +27,9 @@ def gather() -> None:
     for name in ("README.md", "CHANGELOG.md", "LICENSE", "puppet/vac/README.md", "ansible/vac/README.md"):
         (SOURCE / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(ROOT / name, SOURCE / name)
+    for page in SOURCE.rglob("*.md"):  # Markdown by the book: items of numbered lists are indented by four
+        page.write_text(re.sub(r"(?m)^ {3}(?=\S)", "    ", page.read_text()))
+    (SOURCE / "site.css").write_text("td, td code { overflow-wrap: anywhere; white-space: normal }\n")
     reference = SOURCE / "reference"
     reference.mkdir()
     (reference / "options.md").write_text(f"# Options\n\n```text\n{options()}\n```\n")

@@ -308,6 +308,21 @@ def test_machines_that_end_with_their_engine_are_replaced() -> None:
             assert "Zombie" not in site.status().slot_states.values()
 
 
+def test_an_end_with_the_engine_is_nobodys_abort() -> None:
+    with contextlib.ExitStack() as stack:
+        engine = stack.enter_context(contextlib.closing(PrivateDocker()))
+        kinds = {"docked": in_docker(fizzle_seconds=600, backoff_seconds=600), "beside": BESIDE}
+        site = stack.enter_context(half_and_half(engine, kinds, 2))
+        for stop in (engine.stop, engine.kill):
+            site.wait_for(lambda: len(site.running()) == 2, "two machines run")
+            (docked,) = site.running("docked")
+            stop()
+            engine.start()
+            site.wait_for((docked.directory / "finished").exists, "it has ended with its engine")
+            site.wait_for(lambda: site.running("docked"), "another one is in its place")
+            assert site.status().held_here == {}
+
+
 def test_a_type_that_cannot_be_made_has_a_reason_and_harms_none(
     engine: PrivateDocker, registry: Registry, stalling: Registry
 ) -> None:

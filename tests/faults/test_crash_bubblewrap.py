@@ -1,16 +1,23 @@
-"""The real factory with bubblewrap machines, killed at steps of a machine's life and at rest, started again."""
+"""The real factory with bubblewrap machines: killed and started again, on failing disks, with other directories."""
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
+import os
 import shutil
 import signal
+import struct
 import subprocess
 import time
 from collections.abc import Iterator
+from pathlib import Path
+from typing import Callable
 
 import pytest
 
-from tests.engines.factory_fixture import AT_ONCE, FactorySite, Kind, Option, factory_site
+from tests.conftest import require_tool
+from tests.engines.factory_fixture import AT_ONCE, ROOT, FactorySite, Kind, Option, factory_site
 from tests.faults.dying import STEP
 from vac.accounting.records import message_fields
 from vac.config.settings import Settings
@@ -25,6 +32,8 @@ echo what nobody needs afterwards > /var/tmp/scratch
 until [ -e /tmp/joboutputs/end ]; do sleep 0.1; done
 echo '200 done' > /tmp/joboutputs/shutdown_message
 """
+SHUT_DOWN = 0x8004587D
+"""EXT4_IOC_SHUTDOWN of linux/ext4.h."""
 KINDS = {"t": Kind(WORK, {"fizzle_seconds": 0, "backoff_seconds": 1})}
 AT_ITS_BEGINNING = (
     "rename */machines/*",
@@ -230,19 +239,148 @@ def test_a_second_vacd_of_one_name_refuses_to_start(site: FactorySite) -> None:
     finish_and_check(site, uuid)
 
 
+def test_another_state_dir_ends_no_real_machine_and_makes_none(site: FactorySite) -> None:
+    site.start()
+    uuid = wait_for_one(site)
+    other = site.home / "other"
+    shutil.copytree(site.state.machinetypes, other / "machinetypes")
+    site.configure(KINDS, machines_per_cycle=AT_ONCE, state_dir=other)
+    site.wake()
+    assert site.process is not None
+    assert site.process.wait(120) == 0, "to be started anew with it"
+    site.start()
+    site.wait_for(lambda: "knew of none" in site.vac("why").stdout, "it says so")
+    assert in_engine(site) == {uuid: EngineState.RUNNING}
+    assert not list((other / "machines").iterdir())
+    assert site.stop() == 0
+    subprocess.run(["umount", str(other)], check=True)
+    site.configure(KINDS, machines_per_cycle=AT_ONCE, gocdb_sitename="SITE", hs06_per_processor=10.0)
+    site.start()
+    assert wait_for_one(site) == uuid
+    finish_and_check(site, uuid)
+
+
+@contextlib.contextmanager
+def failing_copy(source: Path, home: Path) -> Iterator[Path]:
+    """A copy of a directory on a disk that fails: whatever is opened or changed there meets EIO."""
+    place, image = home / "failing", home / "disk"
+    place.mkdir()
+    with image.open("wb") as file:
+        file.truncate(2 * 1024**3)
+    subprocess.run([require_tool("mkfs.ext4"), "-q", str(image)], check=True)
+    subprocess.run(["mount", "-o", "loop", str(image), str(place)], check=True)
+    try:
+        subprocess.run(["cp", "-a", f"{source}/.", str(place)], check=True)
+        descriptor = os.open(place, os.O_RDONLY)
+        fcntl.ioctl(descriptor, SHUT_DOWN, struct.pack("I", 0))
+        os.close(descriptor)
+        yield place
+    finally:
+        subprocess.run(["umount", "--lazy", str(place)], check=True)
+        place.rmdir()
+        image.unlink()
+
+
+@contextlib.contextmanager
+def mounted(source: Path, place: Path) -> Iterator[None]:
+    """Within it source is in the place of something else."""
+    subprocess.run(["mount", "--bind", str(source), str(place)], check=True)
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", "--lazy", str(place)], check=True)
+
+
+@pytest.mark.parametrize("restarted", [False, True])
+def test_a_disk_with_io_errors_is_told_and_costs_no_record(site: FactorySite, restarted: bool) -> None:
+    site.start()
+    uuid = wait_for_one(site)
+    outputs = os.open(site.lives()[0].directory / "joboutputs", os.O_RDONLY)
+    with failing_copy(site.state.root, site.home) as failing, mounted(failing, site.state.root):
+        os.close(os.open("end", os.O_WRONLY | os.O_CREAT, dir_fd=outputs))
+        os.close(outputs)
+        site.wait_for(lambda: "its end can't be written" in site.log(), "it says so")
+        if restarted:
+            assert site.stop() == 0
+            site.start()
+            site.wait_for(lambda: "can't be used, waiting" in site.log(), "it waits")
+        problem = f"{site.state.root}: Input/output error"
+        assert problem in site.vac("why").stderr
+        command = [str(ROOT / "bin/check-vacd"), "--state-dir", str(site.state.root)]
+        check = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
+        assert (check.returncode, check.stdout.partition(" (")[0].strip()) == (2, problem)
+    finish_and_check(site, uuid)
+
+
+@pytest.mark.parametrize("place", ["apel-archive", "apel-outgoing"])
+@pytest.mark.parametrize("gone", [True, False])
+def test_an_end_waits_for_the_real_directories_of_accounting(
+    site: FactorySite, place: str, gone: bool
+) -> None:
+    site.start()
+    uuid = wait_for_one(site)
+    shutil.rmtree(site.state.root / place)
+    if not gone:
+        (site.state.root / place).write_text("in its place")
+        end(site)
+        site.wait_for(lambda: place in site.vac("why").stdout, "it says so")
+        assert [life.finished for life in site.lives()] == [None]
+        (site.state.root / place).unlink()
+    finish_and_check(site, uuid)
+
+
+@pytest.mark.parametrize("how", ["destroy", "finish", "by itself"])
+def test_what_people_end_holds_no_real_machine_back(site: FactorySite, how: str) -> None:
+    message = "echo '700 ended early' > /tmp/joboutputs/shutdown_message"
+    script = f"{message}\nuntil [ -e /tmp/joboutputs/end ]; do sleep 0.1; done"
+    kinds = {"t": Kind(script, {"fizzle_seconds": 600, "backoff_seconds": 600})}
+    site.configure(kinds, machines_per_cycle=AT_ONCE, grace_secs=1)
+    site.start()
+    wait_for_one(site)
+    (first,) = site.lives()
+    site.wait_for(lambda: first.message, "it has left a message")
+    if how == "by itself":
+        end(site)
+        site.wait_for(lambda: site.status().held_here, "the type is held back")
+        assert len(site.lives()) == 1
+    else:
+        assert site.vac(how, first.name).returncode == 0
+        site.wait_for(lambda: len(site.lives()) == 2 and site.running(), "the next machine runs")
+        assert site.status().held_here == {}
+
+
+@contextlib.contextmanager
+def directory_instead(path: Path, site: FactorySite) -> Iterator[None]:
+    """Within it there is a directory in the place of a file."""
+    aside = path.rename(site.state.root / "aside")
+    path.mkdir()
+    yield
+    path.rmdir()
+    aside.rename(path)
+
+
+@contextlib.contextmanager
+def io_errors_instead(path: Path, site: FactorySite) -> Iterator[None]:
+    """Within it a file can't be opened: EIO."""
+    with failing_copy(path.parent, site.home) as failing, mounted(failing / path.name, path):
+        yield
+
+
 @pytest.mark.parametrize("file", ["slots/*", "machines/*/jobfeatures/job_id"])
-def test_a_real_machine_that_cannot_be_read_is_set_aside(site: FactorySite, file: str) -> None:
+@pytest.mark.parametrize("instead", [directory_instead, io_errors_instead])
+def test_a_real_machine_that_cannot_be_read_is_set_aside(
+    site: FactorySite,
+    file: str,
+    instead: Callable[[Path, FactorySite], contextlib.AbstractContextManager[None]],
+) -> None:
     site.start()
     uuid = wait_for_one(site)
     assert site.stop() == 0
     (path,) = site.state.root.glob(file)
-    aside = path.rename(site.state.root / "aside")
-    path.mkdir()
-    start_and_look(site)
-    site.wait_for(lambda: "can't be read" in site.vac("why").stdout, "it says so")
-    assert in_engine(site) == {uuid: EngineState.RUNNING}
-    path.rmdir()
-    aside.rename(path)
+    with instead(path, site):
+        start_and_look(site)
+        site.wait_for(lambda: "can't be read" in site.vac("why").stdout, "it says so")
+        assert in_engine(site) == {uuid: EngineState.RUNNING}
     site.wake()
     site.wait_for(lambda: "can't be read" not in site.vac("why").stdout, "it can be read again")
     assert wait_for_one(site) == uuid

@@ -158,6 +158,8 @@ def run_why(arguments: argparse.Namespace) -> int:
     troubles = [text for text in (disk_problem(state.root), crash_loop(state.root, time.time())) if text]
     if status is None:
         text = f"no factory has run with {state.root} (no {state.status.name} there)"
+        if state.status.exists():
+            text = f"{state.status} can't be read"
         print("\n".join(f"vac why: {each}" for each in (text, *troubles)), file=sys.stderr)
         return 1
     name = arguments.machinetype

@@ -1,9 +1,9 @@
 """Every change to the disk that a machine's life makes, and reading of what machines write.
 
-Files appear whole: written under another name in tmp/, renamed. Each function that changes something calls
-`checkpoint` before each of its steps and once after the last: it does nothing, but a test that puts its own
-function there can end the process at any of them. What machines write is read without following links,
-without blocking, and only up to a limit.
+Files appear whole: written under another name in tmp/, renamed; or renewed in place by one short write. Each function
+that changes something calls `checkpoint` before each of its steps and once after the last: it does nothing, but a test
+that puts its own function there can end the process at any of them. What machines write is read without following
+links, without blocking, and only up to a limit.
 """
 
 from __future__ import annotations
@@ -176,11 +176,17 @@ def remove(path: Path) -> None:
     checkpoint("removed", path)
 
 
-def set_mtime(path: Path, mtime: float) -> None:
-    """Set a file's time of modification, making an empty world-readable file if there is none."""
+def set_mtime(path: Path, mtime: float, content: bytes = b"") -> None:
+    """Set a file's time of modification, making a world-readable file if there is none; and its content, if any.
+
+    The content is a short line. It is written in place, with blanks if it has become shorter: a file that replaces
+    another is written to disk by the kernel at once, which costs ten times as much.
+    """
     checkpoint("set mtime", path)
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o644)
     try:
+        if content:
+            os.pwrite(descriptor, content[:-1].ljust(os.fstat(descriptor).st_size - 1) + content[-1:], 0)
         os.fchmod(descriptor, 0o644)
         os.utime(descriptor, (mtime, mtime))
     finally:

@@ -71,9 +71,11 @@ def parse_directory_name(text: str) -> DirectoryName | None:
 
 
 def disk_problem(root: Path) -> str | None:
-    """Return why nothing can be written in this directory, None if something can."""
+    """Return why nothing can be read or written in this directory, None if something can."""
     try:
         found = os.statvfs(root)
+        with contextlib.suppress(FileNotFoundError, PermissionError, IsADirectoryError):
+            (root / "VERSION").read_bytes()
     except OSError as error:
         return f"{root}: {error.strerror}"
     if found.f_flag & os.ST_RDONLY:

@@ -250,23 +250,24 @@ def renew_heartbeat(state: StateDir, machine: Machine, now: Moment, usage: Usage
         machine.cpu_percent = 100.0 * (machine.cpu_seconds - sample_cpu) / (age - sample_age)
         machine.sample = (age, machine.cpu_seconds)
     try:
-        durable = machine.checkpoint_age is None or age - machine.checkpoint_age >= CHECKPOINT_SECONDS
-        _write_usage(state, machine, sync=durable)
-        if durable:
+        if machine.checkpoint_age is None or age - machine.checkpoint_age >= CHECKPOINT_SECONDS:
+            _write_usage(state, machine)
             machine.checkpoint_age = age
-        _write_heartbeat(state, machine, now.unix, sync=False)
+        else:
+            files.set_mtime(machine.directory / "usage.json", now.unix, _usage(machine))
+        files.set_mtime(machine.directory / "heartbeat", now.unix, _heartbeat(machine))
     except OSError as error:
         if error.errno not in files.NO_SPACE:
             raise
         files.set_mtime(machine.directory / "heartbeat", now.unix)
-        machine.heartbeat_time = now.unix
+    machine.heartbeat_time = now.unix
 
 
 def note_people(state: StateDir, machine: Machine) -> None:
     """Write that people have asked for the machine's end."""
     if not machine.ended_by_people:
         machine.ended_by_people = True
-        _write_usage(state, machine, sync=False)
+        _write_usage(state, machine)
 
 
 def write_final_heartbeat(
@@ -284,7 +285,7 @@ def write_final_heartbeat(
         machine.alive_seconds, machine.unseen = _lived(machine, now, usage, watched), not watched
         machine.final = True
         try:
-            _write_usage(state, machine, sync=True)
+            _write_usage(state, machine)
         except OSError:
             machine.final = False
             raise
@@ -361,19 +362,26 @@ def _take_usage(machine: Machine, usage: Usage) -> None:
         setattr(machine, name, getattr(usage, name))
 
 
+def _heartbeat(machine: Machine) -> bytes:
+    return f"{machine.cpu_seconds:.1f} {machine.cpu_percent or 0.0:.1f}\n".encode("ascii")
+
+
 def _write_heartbeat(state: StateDir, machine: Machine, seen_time: float, *, sync: bool) -> None:
-    content = f"{machine.cpu_seconds:.1f} {machine.cpu_percent or 0.0:.1f}\n".encode("ascii")
-    files.write_atomic(machine.directory / "heartbeat", content, tmp=state.tmp, sync=sync, mtime=seen_time)
+    path, content = machine.directory / "heartbeat", _heartbeat(machine)
+    files.write_atomic(path, content, tmp=state.tmp, sync=sync, mtime=seen_time)
     machine.heartbeat_time = seen_time
 
 
-def _write_usage(state: StateDir, machine: Machine, *, sync: bool) -> None:
+def _usage(machine: Machine) -> bytes:
     usage = {name: getattr(machine, name) for name in ("cpu_seconds", *_INTEGERS, "alive_seconds")}
     usage["shutdown_time"] = machine.shutdown_time
     usage.update({name: True for name in _FLAGS if getattr(machine, name)})
     usage.update({name: getattr(machine, name) for name in _MAY_MISS if getattr(machine, name) is not None})
-    content = json.dumps(usage).encode("ascii") + b"\n"
-    files.write_atomic(machine.directory / "usage.json", content, tmp=state.tmp, sync=sync)
+    return json.dumps(usage).encode("ascii") + b"\n"
+
+
+def _write_usage(state: StateDir, machine: Machine) -> None:
+    files.write_atomic(machine.directory / "usage.json", _usage(machine), tmp=state.tmp)
 
 
 def left_process(machine: Machine, settings: Settings) -> LeftProcess | None:
@@ -414,7 +422,7 @@ def lower_shutdown_time(
         files.write_atomic(machine.directory / key, content, tmp=state.tmp)
     before, machine.shutdown_time = machine.shutdown_time, own_time
     try:
-        _write_usage(state, machine, sync=True)
+        _write_usage(state, machine)
     except OSError:
         machine.shutdown_time = before
         raise

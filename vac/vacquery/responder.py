@@ -1,8 +1,9 @@
 """vacd-responder: answers VacQuery queries as an unprivileged process, whatever the factory is doing.
 
-One thread answers from prepared datagrams; another one renews them each second from state_dir, so that no query waits
-for a disk. The factories, this host and vacquery_allow (by default the directly connected networks) may query. A small
-query has answers of many kilobytes: anybody else gets none, or spoofed queries could flood others.
+One thread answers from prepared datagrams, so that no query waits for a disk; another one renews them from state_dir
+within a second when the factory has reported, else each five seconds. The factories, this host and vacquery_allow (by
+default the directly connected networks) may query. A small query has answers of many kilobytes: anybody else gets none,
+or spoofed queries could flood others.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ from vac.vacquery.messages import QUERY_LIMIT, Dropped, Reason, decode_query
 from vac.vacquery.poll import enlarge_buffer
 from vac.vacquery.resolver import Names, Resolver, plain_address
 from vac.vacquery.signed_json import SIGNATURE_SECONDS, canonical, read_key
-from vac.vacquery.snapshot import Answers, Snapshot, SnapshotBuilder
+from vac.vacquery.snapshot import Answers, Snapshot, SnapshotBuilder, stamp
 
 log = logging.getLogger(__name__)
 
@@ -208,18 +209,21 @@ class Refresher:
         self._names = names
         self._key = key
         self._heartbeat_time = 0.0
+        self._reported: object = None
         self._written: dict[str, int] = {}
         self._silent = False
         self._blind = False
         self._allowed: tuple[tuple[str, ...], tuple[str, ...]] = ((), ())
 
     def refresh(self, now: float) -> None:
-        """Renew the answers, and do what else is due."""
+        """Renew the answers, and do what else is due, if the factory has reported or it is time to."""
+        due = not 0 <= now - self._heartbeat_time < HEARTBEAT_SECONDS
+        before, self._reported = self._reported, stamp(self._state.status)
+        if not due and self._reported == before and self._responder.access_is_complete:
+            return
         snapshot = self._build(now)
         if snapshot is not None:
             self._responder.answers = Answers(snapshot, self._key, self._responder.answers)
-        due = not 0 <= now - self._heartbeat_time < HEARTBEAT_SECONDS
-        if snapshot is not None:
             allowed = (snapshot.status.factories, snapshot.status.vacquery_allow)
             if due or allowed != self._allowed or not self._responder.access_is_complete:
                 self._allowed = allowed

@@ -255,9 +255,9 @@ class SnapshotBuilder:
         return None if slot is None else machine_status(slot, replace(status, slot_states={}), self._program)
 
     def _read_status(self) -> Status | None:
-        stamp = _stamp(self._state.status)
-        if stamp != self._status[0] or stamp is None:
-            self._status = (stamp, statuses.read(self._state))
+        present = stamp(self._state.status)
+        if present != self._status[0] or present is None:
+            self._status = (present, statuses.read(self._state))
         return self._status[1] or self._configured
 
     def _slot(self, name: str, read: Mapping[Path, tuple[object, Slot]]) -> Slot:
@@ -281,13 +281,13 @@ class SnapshotBuilder:
         if known:
             return known[1]
         inside = ("", "started", "finished", "heartbeat", "shutdown_message", "joboutputs/shutdown_message")
-        stamp = (model, *(_stamp(path / part) for part in inside))
+        present = (model, *(stamp(path / part) for part in inside))
         known = read.get(path)
-        if known is None or known[0] != stamp:
+        if known is None or known[0] != present:
             slot = self._load(path, name, model)
             if slot is None:
                 return None
-            known = (stamp, slot)
+            known = (present, slot)
         self._slots[path] = known
         return known[1]
 
@@ -325,7 +325,7 @@ def _whole(value: float | None) -> int | None:
     return None if value is None else int(value)
 
 
-def _stamp(path: Path) -> tuple[int, int, int] | None:
+def stamp(path: Path) -> tuple[int, int, int] | None:
     """Return what changes with a file."""
     try:
         found = path.lstat()

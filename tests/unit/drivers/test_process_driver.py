@@ -203,9 +203,10 @@ def test_an_end_by_a_signal_is_told(site: Site) -> None:
 
 
 def test_what_outlives_its_killed_program_ends_the_machine(site: Site) -> None:
-    wait = f"while [ ! -e {site.path}/go ]; do sleep 0.02; done"
-    spec = site.spec(f"{BEGIN}; ({wait}) & sleep 0.1; kill -9 $$")
+    wait = f"while [ ! -e {site.path}/%s ]; do sleep 0.02; done"
+    spec = site.spec(f"{BEGIN}; ({wait % 'go'}) & {wait % 'made'}; kill -9 $$")
     site.driver.create(spec)
+    (site.path / "made").touch()
     while site.driver._children:
         assert site.listed().state is EngineState.RUNNING
     before = time.time()

@@ -347,6 +347,18 @@ def test_an_engine_that_does_not_tell_renews_the_time_alone(tmp_path: Path) -> N
     assert (again.heartbeat_time, again.cpu_seconds) == (STARTED + 800, 500.0)
 
 
+def test_a_heartbeat_is_renewed_in_place_also_by_a_shorter_one(tmp_path: Path) -> None:
+    state = new_state(tmp_path)
+    machine = new_machine(state)
+    mark_started(state, machine, at(STARTED))
+    path, seen = machine.directory / "heartbeat", []
+    for seconds, cpu in ((10, 9.0), (60, 6000.0), (100, 6001.0)):
+        renew_heartbeat(state, machine, at(STARTED + seconds), Usage(cpu_seconds=cpu))
+        seen.append((path.read_text(), path.stat().st_ino))
+    assert [text for text, _ in seen] == ["9.0 0.0\n", "6000.0 10000.0\n", "6001.0 2.5    \n"]
+    assert len({inode for _, inode in seen}) == 1
+
+
 def test_usage_survives_a_heartbeat_lost_in_a_power_failure(tmp_path: Path) -> None:
     state = new_state(tmp_path)
     machine = new_machine(state)

@@ -343,6 +343,23 @@ def test_snapshot_and_access_follow_disk_and_status(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("seconds", "reported", "machinetype"), [(1, False, "type-00"), (1, True, None), (6, False, None)]
+)
+def test_answers_follow_reports_at_once_and_disk_in_seconds(
+    tmp_path: Path, seconds: int, reported: bool, machinetype: str | None
+) -> None:
+    state, responder = make_state(tmp_path), Responder()
+    refresher = Refresher(responder, state, NoNames())
+    refresher.refresh(NOW)
+    state.slot("vac-85-00.example.org").unlink()
+    if reported:
+        statuses.write(state, factory_status())
+    refresher.refresh(NOW + seconds)
+    answer = responder.handle(datagrams(Kind.MACHINES, "query")[0], HOME, NOW)[0]
+    assert json.loads(answer)["machinetype"] == machinetype
+
+
+@pytest.mark.parametrize(
     ("allow", "source", "allowed"),
     [
         ((), "169.254.169.1", False),
