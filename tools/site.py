@@ -29,7 +29,7 @@ def gather() -> None:
         shutil.copy(ROOT / name, SOURCE / name)
     for page in SOURCE.rglob("*.md"):  # Markdown by the book: items of numbered lists are indented by four
         page.write_text(re.sub(r"(?m)^ {3}(?=\S)", "    ", page.read_text()))
-    (SOURCE / "site.css").write_text("td, td code { overflow-wrap: anywhere; white-space: normal }\n")
+    (SOURCE / "site.css").write_text("table { display: block; overflow-x: auto }\n")
     reference = SOURCE / "reference"
     reference.mkdir()
     (reference / "options.md").write_text(f"# Options\n\n```text\n{options()}\n```\n")
