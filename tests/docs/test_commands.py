@@ -101,6 +101,8 @@ ELSEWHERE = {
     "make rpm": (BUILDS, '"rpm"'),
     "make site": ("tests/docs/test_site.py", '"make", "site"'),
     "make try-deb": ("Makefile", "tools/fresh $(RELEASE) packaging/try_deb"),
+    "make puppet": ("Makefile", "tools/fresh $(RELEASE) packaging/try_managed puppet"),
+    "make ansible": ("Makefile", "tools/fresh $(RELEASE) packaging/try_managed ansible"),
     "make test-all": ("Makefile", 'pytest $(WORKERS) -m ""'),
     "make soak MINUTES=60 SEED=1": ("tests/faults/test_soak.py", "tests.faults.soak"),
     "make lock unit": ("Makefile", "tools/lock"),
