@@ -92,8 +92,8 @@ class Ledger:
         return REPORT.format(address=address, port=port or self.port)
 
     def listen(self, server: socket.socket) -> None:
-        """Take reports from connections, too."""
-        self._receive_from(server, self._accept)
+        """Take reports from another socket, too."""
+        self._receive_from(server, self._receive if server.type == socket.SOCK_DGRAM else self._accept)
 
     def close(self) -> None:
         """Receive no more."""
@@ -132,7 +132,7 @@ class Ledger:
                 return
             if len(words) == 3:
                 self.note(words[0], words[1], int(words[2]) / TICKS_PER_SECOND)
-            elif opened is self._socket:
+            elif opened.type == socket.SOCK_DGRAM:
                 return
 
     def _receive(self, opened: socket.socket) -> str:

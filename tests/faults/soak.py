@@ -236,6 +236,13 @@ def _free_port() -> int:
         return port
 
 
+def _servers(port: int) -> list[socket.socket]:
+    """Return sockets for a ledger at this port of another loopback interface."""
+    datagrams = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    datagrams.bind(("127.0.0.1", port))
+    return [datagrams, socket.create_server(("127.0.0.1", port))]
+
+
 @contextlib.contextmanager
 def soak(seed: int, models: Collection[str] = MODELS) -> Iterator[Soak]:
     """A factory whose state_dir is a file system of its own, not yet started.
@@ -271,6 +278,8 @@ def soak(seed: int, models: Collection[str] = MODELS) -> Iterator[Soak]:
         if "vm" in models:
             run.vms = stack.enter_context(contextlib.closing(PrivateLibvirt()))
             site.enter = run.vms.enter
+            for each in run.vms.inside(lambda: _servers(ledger.port)):
+                ledger.listen(each)
             stack.callback(setattr, run, "vms", None)
             threading.Thread(target=run.watch_vms, args=(run.vms,), name="vms", daemon=True).start()
         run.configure()
