@@ -141,12 +141,12 @@ class Faults:
                 self.soak.note(f"killed a machine's {name}")
 
     def kill_launcher(self) -> None:
-        """Kill what makes a machine, before or after it has become the engine's program."""
+        """Kill what makes a machine of this factory, before or after it has become the engine's program."""
         deadline = time.monotonic() + LAUNCHER_SECONDS
-        marks = (b"launch.py", str(self.site.home / "bin").encode())
+        home = str(self.site.home).encode()
         while time.monotonic() < deadline:
             for pid, words in command_lines().items():
-                if any(mark in words for mark in marks):
+                if home in words and (b"launch.py" in words or home + b"/bin" in words):
                     with contextlib.suppress(ProcessLookupError):
                         os.kill(pid, signal.SIGKILL)
                         self.soak.note("killed a launcher")

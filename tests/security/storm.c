@@ -19,7 +19,6 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
-#define CHILDREN 16
 #define MEGABYTE (1 << 20)
 
 static char piece[MEGABYTE];

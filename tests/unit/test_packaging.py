@@ -55,6 +55,13 @@ def test_the_version_is_written_in_one_place_and_has_a_change_note() -> None:
     assert re.search(rf"^## {re.escape(vac.__version__)} ", (CHECKOUT / "CHANGELOG.md").read_text(), re.M)
 
 
+def test_packages_give_vac_numbers_for_machines_once() -> None:
+    debian = (CHECKOUT / "packaging/debian/vac-factory.postinst").read_text()
+    commands = [line for line in debian.splitlines() if "21000" in line]
+    assert len(commands) == 2
+    assert set(commands) <= set((CHECKOUT / "packaging/vac-factory.spec").read_text().splitlines())
+
+
 def pinned(lock: str) -> dict[str, set[str]]:
     """Versions in a file of requirements/ for each distribution; some differ between Pythons."""
     versions: dict[str, set[str]] = {}

@@ -207,7 +207,7 @@ def weakening_findings(machinetypes: Sequence[Machinetype]) -> Iterator[Finding]
         (
             "container_nested",
             [one for one in machinetypes if one.container_nested],
-            "may use more of the kernel",
+            "may use more of the kernel; in Docker and Podman they can use up the user namespaces of their uid",
         ),
         (
             "container_network",
@@ -257,7 +257,7 @@ def _process_containers(settings: Settings) -> Iterator[Finding]:
         problem = "so does the process that answers the network: make an account vac, or set singularity_user"
         yield Finding(what, problem if shared else None, serious=False)
         few = len(subordinate_ids()) < settings.host_processors
-        first = 2_000_000_000
+        first = 2_100_000_000
         numbers = f"{first}-{first + max(256, settings.host_processors) - 1}"
         hint = f"usermod --add-subuids {numbers} --add-subgids {numbers} {PREFERRED}"
         alike = f"all slots' machines share it; to keep bubblewrap's apart: {hint}; for all see slot_uids"

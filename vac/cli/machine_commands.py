@@ -204,9 +204,13 @@ def run_logs(arguments: argparse.Namespace) -> int:
     try:
         if arguments.file:
             directory = directory / "joboutputs"
-        elif machine.model == "docker" and not machine.finished:
-            _print(_from_engine(arguments, machine, settings))
-            return 0
+        elif machine.model == "docker" and not (directory / name).exists():
+            try:
+                _print(_from_engine(arguments, machine, settings))
+                return 0
+            except EngineUnavailable:  # it may have just ended: then its console is kept before it is removed
+                if not (directory / name).exists():
+                    raise
         _print(_from_file(arguments, machine, directory, name))
     except FileNotFoundError:
         problem = f"{machine.name} has no {name}" + ("" if arguments.file else " (yet)")
@@ -219,7 +223,7 @@ def run_logs(arguments: argparse.Namespace) -> int:
 
 
 def _from_engine(arguments: argparse.Namespace, machine: Machine, settings: Settings) -> Iterator[bytes]:
-    """Yield what a running container has printed. Raises EngineUnavailable."""
+    """Yield what a container has printed that its engine still has. Raises EngineUnavailable."""
     from vac.drivers.docker.docker_api import Connection
 
     container = read_details(machine).get("container", machine.name)

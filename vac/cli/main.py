@@ -262,5 +262,8 @@ def _failed(error: OSError) -> int:
         words = "permission denied (try as root)"
     elif isinstance(error, FileNotFoundError):
         words = "there is no such file or directory (has vacd never run here?)"
+        place = next(
+            (path for path in (*reversed(Path(place).parents), place) if not Path(path).exists()), place
+        )
     print(f"vac: {place}: {words}" if place else f"vac: {words}", file=sys.stderr)
     return 1

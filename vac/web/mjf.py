@@ -15,7 +15,7 @@ from xml.etree import ElementTree
 
 from vac.config.machinetype import VM_MODELS
 from vac.host.privileges import unprivileged_user
-from vac.machines import files, outputs  # FIX
+from vac.machines import files, outputs
 from vac.machines.layout import StateDir
 from vac.machines.slots import read_slots
 from vac.roles import RoleOptions

@@ -190,7 +190,8 @@ def test_draining_where_no_factory_has_ever_run_is_an_error_without_a_traceback(
         "[machinetype t]\nmachine_model = bubblewrap\n"
     )
     assert main(["--config", str(conf), "drain"]) == 1
-    assert "has vacd never run here?" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert said.startswith(f"vac: {tmp_path}/none: ") and "has vacd never run here?" in said
 
 
 def test_what_an_engine_once_told_takes_nothing_from_what_the_factory_knows(tmp_path: Path) -> None:

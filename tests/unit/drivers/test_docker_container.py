@@ -26,8 +26,9 @@ from vac.drivers.docker.docker_container import (
     creation_failure,
     hand_over,
     make_tmp_binds,
-    nested_profile,
+    opens_namespaces,
     read_passwd,
+    seccomp_profile,
     tmp_bind_directory,
 )
 from vac.drivers.docker.docker_images import Image
@@ -131,10 +132,25 @@ def test_nested_machines_get_only_the_system_calls_they_need() -> None:
     ],
 )
 def test_nested_machines_have_dockers_personalities(argument: int, refused: bool) -> None:
-    rules = [one for one in json.loads(nested_profile())["syscalls"] if one["names"] == ["personality"]]
+    rules = [
+        one for one in json.loads(seccomp_profile(nested=True))["syscalls"] if one["names"] == ["personality"]
+    ]
     found = [one["args"][0] for one in rules]
     assert {(one["index"], one["op"]) for one in found} == {(0, "SCMP_CMP_MASKED_EQ")}
     assert any(argument & one["value"] == one["valueTwo"] for one in found) == refused
+
+
+@pytest.mark.parametrize(
+    ("options", "refused"),
+    [({}, True), ({"container_nested": True}, False), ({"container_capabilities": ("SYS_ADMIN",)}, False)],
+)
+def test_podmans_machines_make_no_namespaces_unless_allowed(options: dict[str, Any], refused: bool) -> None:
+    spec = make_spec(**options)
+    assert (
+        f"seccomp={spec.directory}/seccomp.json" in host_config(spec, EngineKind(podman=True))["SecurityOpt"]
+    )
+    calls = json.loads(seccomp_profile(opens_namespaces(spec)))["syscalls"]
+    assert (["clone3"] in [each["names"] for each in calls]) == refused
 
 
 def test_podman_has_the_profile_in_a_file() -> None:

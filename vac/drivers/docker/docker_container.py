@@ -105,8 +105,8 @@ def _create(client: Client, spec: MachineSpec, image: Image) -> str:
         podman=any("podman" in str(part.get("Name", "")).lower() for part in parts),
         systemd=client.info().get("CgroupDriver") == "systemd",
     )
-    if engine.podman and spec.machinetype.container_nested:
-        _profile_path(spec).write_text(nested_profile())
+    if engine.podman:
+        _profile_path(spec).write_text(seccomp_profile(opens_namespaces(spec)))
     config = container_config(spec, image, engine)
     try:
         return client.make_container(config, spec.name)
@@ -205,10 +205,16 @@ def creation_failure(text: str, spec: MachineSpec) -> str:
     return text
 
 
-def nested_profile() -> str:
-    """Return the seccomp profile for container_nested as JSON; 32-bit programs are filtered alike.
+def opens_namespaces(spec: MachineSpec) -> bool:
+    """Tell if the filter of system calls lets the machine make namespaces and mounts."""
+    return spec.machinetype.container_nested or "SYS_ADMIN" in spec.machinetype.container_capabilities
 
-    It lists refusals, since a profile can't be laid over the engine's own.
+
+def seccomp_profile(nested: bool) -> str:
+    """Return the seccomp profile for container_nested, or without, as JSON; 32-bit programs are filtered alike.
+
+    It lists refusals, since a profile can't be laid over the engine's own. Podman's own would let every machine make
+    user namespaces, which the kernel counts by uid: one machine could use up those of all.
     """
     return json.dumps(
         {
@@ -217,7 +223,7 @@ def nested_profile() -> str:
                 {"architecture": "SCMP_ARCH_X86_64", "subArchitectures": ["SCMP_ARCH_X86", "SCMP_ARCH_X32"]},
                 {"architecture": "SCMP_ARCH_AARCH64", "subArchitectures": ["SCMP_ARCH_ARM"]},
             ],
-            "syscalls": [_refusal(rule) for rule in rules(nested=True)],
+            "syscalls": [_refusal(rule) for rule in rules(nested)],
         }
     )
 
@@ -329,10 +335,14 @@ def _privileges(spec: MachineSpec, engine: EngineKind) -> Mapping[str, object]:
     capabilities = spec.machinetype.container_capabilities
     options = [] if capabilities else ["no-new-privileges:true"]
     privileges: dict[str, object] = {"CapDrop": ["ALL"], "CapAdd": list(capabilities), "SecurityOpt": options}
+    if engine.podman:
+        options.append(f"seccomp={_profile_path(spec)}")
     if not spec.machinetype.container_nested:
         return privileges
-    profile = str(_profile_path(spec)) if engine.podman else nested_profile()
-    options += [f"seccomp={profile}", "apparmor=unconfined"]
+    options += [
+        *([] if engine.podman else [f"seccomp={seccomp_profile(nested=True)}"]),
+        "apparmor=unconfined",
+    ]
     if FUSE.exists():
         privileges["Devices"] = [
             {"PathOnHost": str(FUSE), "PathInContainer": str(FUSE), "CgroupPermissions": "rw"}
