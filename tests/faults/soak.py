@@ -30,7 +30,7 @@ from tests.engines.guest_images import CONTEXTUALIZED, Guest, boot_iso
 from tests.engines.libvirt_fixture import PrivateLibvirt
 from tests.engines.podman_fixture import PrivatePodman
 from tests.engines.process_site import make_tree
-from tests.faults.ledger import Ledger, judge, read_records
+from tests.faults.ledger import TICKS_PER_SECOND, Ledger, judge, read_records
 from tests.faults.soak_faults import Faults
 from vac.drivers.docker.docker_container import LABEL_FACTORY
 from vac.factory.loop import CYCLE_SECONDS
@@ -115,8 +115,11 @@ class Soak:
                     words = Path(f"/proc/{pid}/cmdline").read_text().split("\0")
                     if "-uuid" in words:
                         uuid = words[words.index("-uuid") + 1]
+                        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+                        age = time.clock_gettime(time.CLOCK_BOOTTIME) - int(fields[19]) / TICKS_PER_SECOND
                         self.ledger.note("SEEN-MUTE", uuid)
                         self.ledger.lives[uuid].unlooked_seconds = CYCLE_SECONDS
+                        self.ledger.lives[uuid].began = time.monotonic() - age
             time.sleep(LOOK_SECONDS)
 
     def run(self, seconds: float) -> None:
