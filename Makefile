@@ -45,8 +45,8 @@ format: .venv/dev-stamp  ## what ruff can put right by itself
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
 
-soak: .venv/dev-stamp  ## a real factory under random faults, judged by its machines: MINUTES=60 SEED=1
-	$(BIN)/python -m tests.faults.soak $(if $(MINUTES),--minutes $(MINUTES)) $(if $(SEED),--seed $(SEED))
+soak: .venv/dev-stamp  ## a real factory under random faults, judged by its machines: MINUTES=60 SEED=1 MODELS=bubblewrap,podman
+	$(BIN)/python -m tests.faults.soak $(if $(MINUTES),--minutes $(MINUTES)) $(if $(SEED),--seed $(SEED)) $(if $(MODELS),--models $(MODELS))
 
 bench: .venv/dev-stamp  ## time and memory of the factory
 	$(BIN)/python -m bench
