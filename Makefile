@@ -12,7 +12,7 @@ TYPED := $(wildcard vac tests bench examples packaging tools/each_python.py setu
 export PYTHON
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: help demo unit test test-all fresh lint format soak bench site venv lock clean packages-run packages-fresh packages-test packages-browser packages-package deb rpm try-deb
+.PHONY: help demo unit test test-all fresh lint format soak bench site venv lock clean packages-run packages-fresh packages-test packages-browser packages-package deb rpm try-deb puppet ansible
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -45,8 +45,8 @@ format: .venv/dev-stamp  ## what ruff can put right by itself
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
 
-soak: .venv/dev-stamp  ## a real factory under random faults, judged by its machines: MINUTES=60 SEED=1
-	$(BIN)/python -m tests.faults.soak $(if $(MINUTES),--minutes $(MINUTES)) $(if $(SEED),--seed $(SEED))
+soak: .venv/dev-stamp  ## a real factory under random faults, judged by its machines: MINUTES=60 SEED=1 MODELS=bubblewrap,podman
+	$(BIN)/python -m tests.faults.soak $(if $(MINUTES),--minutes $(MINUTES)) $(if $(SEED),--seed $(SEED)) $(if $(MODELS),--models $(MODELS))
 
 bench: .venv/dev-stamp  ## time and memory of the factory
 	$(BIN)/python -m bench
@@ -64,6 +64,12 @@ rpm: packages-package  ## RPM of HEAD for EL9, in build/rpm; on Debian with stan
 
 try-deb: packages-fresh  ## build, install, use and remove it in a bare Debian root: RELEASE=trixie or bookworm
 	tools/fresh $(RELEASE) packaging/try_deb
+
+puppet: packages-fresh  ## check puppet/vac and apply it in a bare Debian root: RELEASE=trixie (Puppet 8) or bookworm (7)
+	tools/fresh $(RELEASE) packaging/try_managed puppet
+
+ansible: packages-fresh  ## check ansible/vac and apply it in a bare Debian root: RELEASE=trixie or bookworm
+	tools/fresh $(RELEASE) packaging/try_managed ansible
 
 lock: packages-test  ## renew requirements/*.lock with the newest versions
 	tools/lock

@@ -70,13 +70,15 @@ def machine_processes(site: FactorySite) -> list[int]:
 def run() -> None:
     """Print the figures."""
     minutes = float(os.environ.get("VAC_BENCH_MINUTES", "10"))
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{probe.getsockname()[1]}"
+    with socket.socket() as page, socket.socket(type=socket.SOCK_DGRAM) as responder:
+        page.bind(("127.0.0.1", 0))
+        responder.bind(("127.0.0.1", 0))
+        ports = {
+            "metrics_listen": f"127.0.0.1:{page.getsockname()[1]}",
+            "vacquery_port": responder.getsockname()[1],
+        }
     kinds = {"idle": Kind("exec sleep 100000")}
-    with factory_site(
-        kinds, processors=MACHINES, start=False, machines_per_cycle=AT_ONCE, metrics_listen=address
-    ) as site:
+    with factory_site(kinds, processors=MACHINES, start=False, machines_per_cycle=AT_ONCE, **ports) as site:
         site.words = ()
         site.start()
         seconds = site.wait_for(lambda: site.occupied() == MACHINES, f"{MACHINES} machines run", FILL_SECONDS)

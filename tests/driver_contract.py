@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import queue
 import threading
+import time
 import uuid
 from abc import ABC, abstractmethod
 from pathlib import Path
@@ -30,6 +31,8 @@ class ContractSite(ABC):
     keeps_remains = True
     """An ended machine is listed until it is destroyed, also by another driver."""
     can_be_unavailable = True
+    tells_start = False
+    """The engine knows when a machine has started."""
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
@@ -94,11 +97,16 @@ class DriverContract:
         assert site.driver.usage().keys() == seen.keys()
 
     def test_a_successor_finds_the_machine(self, site: ContractSite) -> None:
+        begun = time.time()
         spec = site.create()
+        made = time.time()
         site.driver.close()
         site.driver = site.successor()
         seen = site.seen(spec)
         assert seen is not None and seen.state in ALIVE
+        started = site.driver.usage()[spec.uuid].started_time
+        assert (started is not None) == site.tells_start
+        assert started is None or int(begun) <= started <= made
         site.driver.destroy(spec.name, spec.uuid)
         assert site.seen(spec) is None
 

@@ -210,7 +210,7 @@ def superslots(kept_only: bool) -> Iterator[str]:
     )
     for factories, processors, types in spaces:
         for hours in (0, 2, 12, 24):
-            seeds = 2 if factories == 10 else 5
+            seeds = {8: 20, 640: 2}.get(factories * processors, 5)
             found = once(
                 f"superslots-{factories}-{processors}-{len(types)}-{hours}",
                 kept_only,

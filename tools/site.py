@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -23,8 +24,12 @@ def gather() -> None:
     shutil.rmtree(SOURCE, ignore_errors=True)
     shutil.copytree(ROOT / "docs", SOURCE / "docs")
     shutil.copytree(ROOT / "examples", SOURCE / "examples", ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("README.md", "CHANGELOG.md", "LICENSE"):
-        shutil.copy(ROOT / name, SOURCE)
+    for name in ("README.md", "CHANGELOG.md", "LICENSE", "puppet/vac/README.md", "ansible/vac/README.md"):
+        (SOURCE / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / name, SOURCE / name)
+    for page in SOURCE.rglob("*.md"):  # Markdown by the book: items of numbered lists are indented by four
+        page.write_text(re.sub(r"(?m)^ {3}(?=\S)", "    ", page.read_text()))
+    (SOURCE / "site.css").write_text("table { display: block; overflow-x: auto }\n")
     reference = SOURCE / "reference"
     reference.mkdir()
     (reference / "options.md").write_text(f"# Options\n\n```text\n{options()}\n```\n")

@@ -42,3 +42,15 @@ def test_every_page_can_be_reached_from_the_readme() -> None:
             if not re.match("https?:", target):
                 waiting.append((page.parent / target).resolve())
     assert set(LINKING) - reached == set()
+
+
+def test_files_that_the_developers_pages_name_exist() -> None:
+    missing = []
+    for name in ("architecture.md", "testing.md", "security.md", "reliability.md"):
+        named = re.findall(r"`?\b((?:[\w-]+/)*\w+\.py)\b", "\n".join(prose(ROOT / "docs" / name)))
+        below = [ROOT, ROOT / "vac", ROOT / "tests", ROOT / "tests" / "unit", *(ROOT / "vac").glob("*")]
+        known = {path.name for path in ROOT.glob("tests/**/*.py")} | {"setup.py"}
+        for each in named:
+            if each not in known and not any((place / each).exists() for place in below):
+                missing.append(f"{name}: {each}")
+    assert missing == []

@@ -33,6 +33,9 @@ def test_make_site_makes_pages_whose_links_are_right() -> None:
             if not path.exists() or (anchor and path in pages and f'id="{anchor}"' not in pages[path]):
                 broken.append(f"{page.relative_to(SITE)}: {target}")
     assert broken == []
+    decisions = (SITE / "docs" / "scheduling.html").read_text().partition('id="how-a-decision-is-made"')[2]
+    assert decisions.partition("<h2")[0].count("<ol") == 1, "lists in a numbered list are shown in it"
+    assert not re.search(r"\d\. <strong>", decisions), "each number is an item"
     options = (SITE / "reference" / "options.html").read_text()
     assert [entry.name for entry in entries() if entry.name not in options] == []
     commands = (SITE / "reference" / "commands.html").read_text()

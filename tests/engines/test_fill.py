@@ -147,12 +147,13 @@ def test_64_slots_fill_by_the_ramp_until_a_type_is_known(run: Run) -> None:
 
 
 def test_shares_are_met_within_two_machines_nearly_all_the_time(run: Run) -> None:
+    """Or within those that are being replaced, which are many on a busy host."""
     for machinetype, target in TARGETS.items():
         seen = [
             (run.machines_at(moment, machinetype), sum(run.machines_at(moment, each) for each in TARGETS))
             for moment in (run.full + second for second in range(2, int(run.end - run.full)))
         ]
-        far = sum(abs(machines - target * whole / SLOTS) > 2 for machines, whole in seen)
+        far = sum(abs(machines - target * whole / SLOTS) > max(2, SLOTS - whole) for machines, whole in seen)
         assert far <= 0.2 * len(seen), f"{machinetype}: {seen}"
     means = {machinetype: run.mean_machines(machinetype) for machinetype in TARGETS}
     print(f"machines on average: {means}")

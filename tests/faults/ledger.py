@@ -59,6 +59,8 @@ class Life:
     cpu_seconds: float = 0.0
     mute: bool = False
     """It leaves no sign of life in its directory."""
+    unlooked_seconds: float = 0.0
+    """So long before it went away vacd may have looked at it last."""
     gap_seconds: float = 0.0
     """The longest between two reports."""
 
@@ -90,8 +92,8 @@ class Ledger:
         return REPORT.format(address=address, port=port or self.port)
 
     def listen(self, server: socket.socket) -> None:
-        """Take reports from connections, too."""
-        self._receive_from(server, self._accept)
+        """Take reports from another socket, too."""
+        self._receive_from(server, self._receive if server.type == socket.SOCK_DGRAM else self._accept)
 
     def close(self) -> None:
         """Receive no more."""
@@ -100,6 +102,16 @@ class Ledger:
                 each.shutdown(socket.SHUT_RDWR)
             thread.join()
             each.close()
+
+    def note(self, event: str, uuid: str, cpu_seconds: float = 0.0) -> None:
+        """Note a machine's report, or that it has been seen."""
+        now = time.monotonic()
+        life = self.lives.setdefault(uuid, Life(began=now, last=now))
+        life.gap_seconds = max(life.gap_seconds, now - life.last)
+        life.last = now
+        life.cpu_seconds = max(life.cpu_seconds, cpu_seconds)
+        life.ended |= event.startswith("END")
+        life.mute |= event.endswith("MUTE")
 
     def _receive_from(self, opened: socket.socket, receive: Callable[[socket.socket], str]) -> None:
         thread = threading.Thread(target=self._keep, args=(opened, receive), name="ledger", daemon=True)
@@ -119,8 +131,8 @@ class Ledger:
             except OSError:
                 return
             if len(words) == 3:
-                self._note(words[0], words[1], int(words[2]) / TICKS_PER_SECOND, time.monotonic())
-            elif opened is self._socket:
+                self.note(words[0], words[1], int(words[2]) / TICKS_PER_SECOND)
+            elif opened.type == socket.SOCK_DGRAM:
                 return
 
     def _receive(self, opened: socket.socket) -> str:
@@ -132,14 +144,6 @@ class Ledger:
             connection.settimeout(5.0)
             return self._receive(connection)
         return ""
-
-    def _note(self, event: str, uuid: str, cpu_seconds: float, now: float) -> None:
-        life = self.lives.setdefault(uuid, Life(began=now, last=now))
-        life.gap_seconds = max(life.gap_seconds, now - life.last)
-        life.last = now
-        life.cpu_seconds = max(life.cpu_seconds, cpu_seconds)
-        life.ended |= event.startswith("END")
-        life.mute |= event.endswith("MUTE")
 
     def lateness(self) -> float:
         """Return how late the latest report of all came."""
@@ -218,5 +222,10 @@ def _unknown_seconds(life: Life, away: Sequence[tuple[float, float]]) -> float:
     if not life.mute:
         return 0.0
     return max(
-        (life.last - max(begin, life.began) for begin, end in away if begin < life.last < end), default=0.0
+        (
+            life.last - max(begin - life.unlooked_seconds, life.began)
+            for begin, end in away
+            if begin < life.last < end
+        ),
+        default=0.0,
     )

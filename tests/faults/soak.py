@@ -1,7 +1,9 @@
 """A real factory under random faults, judged by a ledger that its machines report to.
 
 `python -m tests.faults.soak --minutes 6 --seed 1`, as root. The seed decides which faults come when. Exits with 1 if
-the ledger and the accounting records disagree, or anything is left.
+the ledger and the accounting records disagree, or anything is left. `--models bubblewrap,podman` and `--models
+bubblewrap,vm` have machines of Podman and of QEMU in the place of those of Apptainer and Docker. VMs report nothing:
+the ledger sees their processes.
 """
 
 from __future__ import annotations
@@ -15,18 +17,23 @@ import socket
 import struct
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from tests.conftest import cgroups_named
-from tests.engines.docker_fixture import IMAGE, PrivateDocker
+from tests.engines.docker_fixture import IMAGE, PrivateDocker, PrivateEngine
 from tests.engines.factory_fixture import AT_ONCE, FactorySite, Kind, Option, command_lines, factory_site
+from tests.engines.guest_images import CONTEXTUALIZED, Guest, boot_iso
+from tests.engines.libvirt_fixture import PrivateLibvirt
+from tests.engines.podman_fixture import PrivatePodman
 from tests.engines.process_site import make_tree
-from tests.faults.ledger import Ledger, judge, read_records
+from tests.faults.ledger import TICKS_PER_SECOND, Ledger, judge, read_records
 from tests.faults.soak_faults import Faults
 from vac.drivers.docker.docker_container import LABEL_FACTORY
+from vac.factory.loop import CYCLE_SECONDS
 
 SKEWED_CLOCK = Path(__file__).with_name("skewed_clock")
 FIZZLE_SECONDS = 3
@@ -34,9 +41,13 @@ TOLERANCE_SECONDS = 3.0
 PROCESSORS = 8
 STATE_MB = 1300  # nothing is created with less than 1 GB free
 PATIENCE_SECONDS = 300.0
+VM_SETTINGS: Mapping[str, Option] = {"vm_domain_type": "qemu", "mb_per_processor": 96}
 MOST_DESCRIPTORS = MOST_THREADS = 60
-BRIDGE = "172.17.0.1"
-"""Of dockerd, where its containers see the host."""
+LOOK_SECONDS = 0.5
+"""From one look at the processes of VMs to the next."""
+MODELS = ("bubblewrap", "singularity", "docker")
+BRIDGES = {"docker": "172.17.0.1", "podman": "10.88.0.1"}
+"""Where containers see the host."""
 STAND_IN = """\
 #!/bin/bash
 sleep 0.$(( RANDOM % 4 ))
@@ -57,13 +68,17 @@ SCRIPTS: Mapping[str, str] = {
     "endless": "live 1000000",
     "docked": f"live $(( 40 + RANDOM % 200 ))\nreport END\n{SAY_DONE}",
     "contained": f"live $(( 40 + RANDOM % 200 ))\nreport END\n{SAY_DONE}",
+    "guest": "sleep $(( 4 + RANDOM % 20 ))\nput shutdown_message '200 done'",
 }
 """How long the machines of each type live, and how they end."""
 OPTIONS: Mapping[str, Mapping[str, Option]] = {
     "endless": {"max_wallclock_seconds": 25},
     "docked": {"machine_model": "docker", "root_image": f"docker://{IMAGE}"},
     "contained": {"machine_model": "singularity"},
+    "guest": {"machine_model": "cernvm3", "root_image": "boot.iso", "disk_gb_per_processor": 1},
 }
+NEEDS = {"docked": {"docker", "podman"}, "contained": {"singularity"}, "guest": {"vm"}}
+"""Models of which one has to be there for a type; the others are bubblewrap's."""
 
 
 @dataclass
@@ -74,10 +89,13 @@ class Soak:
     ledger: Ledger
     rng: random.Random
     clock: Path
-    docker: PrivateDocker
-    docker_port: int
     ports: tuple[int, int]
     """Of responder and page."""
+    models: Collection[str] = MODELS
+    containers: PrivateEngine | None = None
+    place: tuple[str, int] = ("", 0)
+    """Where its containers reach the ledger."""
+    vms: PrivateLibvirt | None = None
     done: list[str] = field(default_factory=list)
     """The faults so far, in words."""
     away: list[tuple[float, float]] = field(default_factory=list)
@@ -88,6 +106,21 @@ class Soak:
         search = os.pathsep.join([str(SKEWED_CLOCK), self.site.environment["PYTHONPATH"]])
         path = os.pathsep.join([str(self.site.home / "bin"), os.environ["PATH"]])
         self.site.start(PYTHONPATH=search, PATH=path, VAC_TEST_CLOCK=str(self.clock))
+
+    def watch_vms(self, vms: PrivateLibvirt) -> None:
+        """Enter VMs into the ledger as long as their processes live; nobody else knows when one ended."""
+        while vms is self.vms:
+            for pid in vms.processes("qemu-system"):
+                with contextlib.suppress(OSError):
+                    words = Path(f"/proc/{pid}/cmdline").read_text().split("\0")
+                    if "-uuid" in words:
+                        uuid = words[words.index("-uuid") + 1]
+                        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+                        age = time.clock_gettime(time.CLOCK_BOOTTIME) - int(fields[19]) / TICKS_PER_SECOND
+                        self.ledger.note("SEEN-MUTE", uuid)
+                        self.ledger.lives[uuid].unlooked_seconds = CYCLE_SECONDS
+                        self.ledger.lives[uuid].began = time.monotonic() - age
+            time.sleep(LOOK_SECONDS)
 
     def run(self, seconds: float) -> None:
         """Let machines come and go and faults happen, for so long; then mend all and drain."""
@@ -124,18 +157,19 @@ class Soak:
         """Write a configuration with shares drawn anew."""
         kinds = {}
         for name, script in SCRIPTS.items():
-            docked = name == "docked"
-            head = self.ledger.script(BRIDGE, self.docker_port) if docked else self.ledger.script()
+            if name in NEEDS and NEEDS[name].isdisjoint(self.models):
+                continue
+            head = self.ledger.script(*self.place) if name == "docked" else self.ledger.script()
             options: dict[str, Option] = {
                 "fizzle_seconds": FIZZLE_SECONDS,
                 "backoff_seconds": 2,
                 "min_wallclock_seconds": 1,
-                "target_share": self.rng.randint(1, 4),
+                "target_share": self.rng.randint(1, 4) * (4 if name == "guest" else 1),
                 **OPTIONS.get(name, {}),
             }
             if name == "contained":
                 options["root_image"] = self.site.home / "tree"
-            kinds[name] = Kind(head + script, options)
+            kinds[name] = Kind(script if name == "guest" else head + script, options)
         kinds.pop(without or "", None)
         self.site.configure(
             kinds,
@@ -144,7 +178,8 @@ class Soak:
             hs06_per_processor=10,
             vacquery_port=self.ports[0],
             metrics_listen=f"127.0.0.1:{self.ports[1]}",
-            docker_host=self.docker.url,
+            **({"docker_host": self.containers.url} if self.containers else {}),
+            **({**VM_SETTINGS, "libvirt_uri": self.vms.uri} if self.vms else {}),
         )
 
     def finish(self) -> None:
@@ -164,9 +199,13 @@ class Soak:
         """Return what engines still have of machines."""
         groups = [each for group in cgroups_named(self.site.name) for each in group.glob("*/")]
         found = [f"cgroup {each} is left" for each in groups if each.is_dir()]
-        with contextlib.closing(self.docker.client()) as client:
-            left = client.containers(all=True, filters={"label": f"{LABEL_FACTORY}={self.site.name}"})
-        return found + [f"container {each['Names']} is left" for each in left]
+        if self.containers:
+            with contextlib.closing(self.containers.client()) as client:
+                left = client.containers(all=True, filters={"label": f"{LABEL_FACTORY}={self.site.name}"})
+            found += [f"container {each['Names']} is left" for each in left]
+        if self.vms:
+            found += [f"domain {name} is left" for name in self.vms.virsh("list", "--all", "--name").split()]
+        return found
 
     def differences(self, tolerance_seconds: float = TOLERANCE_SECONDS) -> list[str]:
         """Return what is wrong now that all is over."""
@@ -200,8 +239,15 @@ def _free_port() -> int:
         return port
 
 
+def _servers(port: int) -> list[socket.socket]:
+    """Return sockets for a ledger at this port of another loopback interface."""
+    datagrams = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    datagrams.bind(("127.0.0.1", port))
+    return [datagrams, socket.create_server(("127.0.0.1", port))]
+
+
 @contextlib.contextmanager
-def soak(seed: int) -> Iterator[Soak]:
+def soak(seed: int, models: Collection[str] = MODELS) -> Iterator[Soak]:
     """A factory whose state_dir is a file system of its own, not yet started.
 
     With odd seeds dockerd keeps its containers while it is stopped.
@@ -216,12 +262,6 @@ def soak(seed: int) -> Iterator[Soak]:
         subprocess.run(["mount", "-t", "tmpfs", "-o", options, "soak", state], check=True)
         quiet = subprocess.DEVNULL
         stack.callback(subprocess.run, ["umount", "--lazy", state], check=False, stderr=quiet)
-        docker = PrivateDocker(
-            live_restore=seed % 2 == 1
-        )  # what is mounted later isn't seen in its namespace
-        stack.enter_context(contextlib.closing(docker))
-        server = docker.listening_socket(BRIDGE)
-        ledger.listen(server)
         clock = site.home / "clock"
         clock.write_bytes(struct.pack("d", 0.0))
         (site.home / "bin").mkdir()
@@ -230,9 +270,26 @@ def soak(seed: int) -> Iterator[Soak]:
             program.write_text(STAND_IN.format(program=shutil.which(name), home=site.home))
             program.chmod(0o755)
         make_tree(site.home / "tree")
-        ports = (_free_port(), _free_port())
-        run = Soak(site, ledger, random.Random(seed), clock, docker, server.getsockname()[1], ports)
+        run = Soak(site, ledger, random.Random(seed), clock, (_free_port(), _free_port()), models)
+        # engines see what has been mounted before they start
+        for model in BRIDGES.keys() & set(models):
+            engine = PrivatePodman() if model == "podman" else PrivateDocker(live_restore=seed % 2 == 1)
+            run.containers = stack.enter_context(contextlib.closing(engine))
+            server = engine.listening_socket("0.0.0.0")
+            ledger.listen(server)
+            run.place = BRIDGES[model], server.getsockname()[1]
+        if "vm" in models:
+            run.vms = stack.enter_context(contextlib.closing(PrivateLibvirt()))
+            site.enter = run.vms.enter
+            for each in run.vms.inside(lambda: _servers(ledger.port)):
+                ledger.listen(each)
+            stack.callback(setattr, run, "vms", None)
+            threading.Thread(target=run.watch_vms, args=(run.vms,), name="vms", daemon=True).start()
         run.configure()
+        if "vm" in models:
+            shutil.copyfile(
+                boot_iso(Guest(CONTEXTUALIZED)), site.state.machinetype_files("guest") / "boot.iso"
+            )
         try:
             yield run
         finally:
@@ -247,12 +304,13 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--minutes", type=float, default=6.0)
     parser.add_argument("--seed", type=int, default=random.SystemRandom().randrange(10**6))
+    parser.add_argument("--models", type=lambda text: text.split(","), default=MODELS)
     parser.add_argument(
         "--keep", type=Path, help="copy vacd's log and state_dir to this new directory at the end"
     )
     arguments = parser.parse_args()
     print(f"seed {arguments.seed}, {arguments.minutes:g} minutes", flush=True)
-    with soak(arguments.seed) as run:
+    with soak(arguments.seed, arguments.models) as run:
         try:
             run.run(60 * arguments.minutes)
             found = run.differences()

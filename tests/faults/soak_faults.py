@@ -9,6 +9,7 @@ import signal
 import subprocess
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Callable
 
@@ -22,6 +23,8 @@ STEPS = (-40.0, 40.0, -3600.0, 3600.0, 200 * 86400.0, -10 * 365 * 86400.0, 10 * 
 ROLES = ("vacd-factory", "vacd-responder", "vacd-page")
 SETTLED_SECONDS = 5.0
 """After its start, until a factory has looked at all machines."""
+RECONNECT_SECONDS = 40.0
+"""After libvirtd's start, until a factory has surely seen its machines again."""
 LAUNCHER_SECONDS = 5.0
 """A launcher lives for a moment: so long one is waited for."""
 
@@ -36,10 +39,15 @@ class Faults:
         self._faults: list[Callable[[], None]] = [
             *(self.kill_role, self.kill_role, self.kill_supervisor, self.kill_all, self.kill_all),
             *(self.restart, self.restart, self.kill_process, self.kill_process, self.kill_launcher),
-            *(self.set_clock, self.set_clock, self.read_only, self.full, self.no_inodes),
-            *(self.edit, self.break_configuration, self.lose_outgoing, self.order),
-            *(self.engine_hangs, self.engine_fails, self.docker_hangs, self.docker_stops),
+            *(self.set_clock, self.set_clock, self.edit, self.break_configuration, self.order),
+            *(self.engine_hangs, self.engine_fails),
         ]
+        if soak.containers:
+            self._faults += [self.containers_hang, self.containers_stop]
+        if soak.vms:
+            self._faults += [self.vms_hang, self.vms_stop, self.vms_stop, self.kill_vm]
+        else:  # QEMU itself would pause
+            self._faults += [self.read_only, self.full, self.no_inodes, self.lose_outgoing]
         self._looking_since: float | None = None
         self._away_since = time.monotonic()
         threading.Thread(target=self._watch, name="watch", daemon=True).start()
@@ -133,12 +141,12 @@ class Faults:
                 self.soak.note(f"killed a machine's {name}")
 
     def kill_launcher(self) -> None:
-        """Kill what makes a machine, before or after it has become the engine's program."""
+        """Kill what makes a machine of this factory, before or after it has become the engine's program."""
         deadline = time.monotonic() + LAUNCHER_SECONDS
-        marks = (b"launch.py", str(self.site.home / "bin").encode())
+        home = str(self.site.home).encode()
         while time.monotonic() < deadline:
             for pid, words in command_lines().items():
-                if any(mark in words for mark in marks):
+                if home in words and (b"launch.py" in words or home + b"/bin" in words):
                     with contextlib.suppress(ProcessLookupError):
                         os.kill(pid, signal.SIGKILL)
                         self.soak.note("killed a launcher")
@@ -228,18 +236,54 @@ class Faults:
         time.sleep(self.rng.uniform(1.0, most_seconds))
         path.unlink()
 
-    def docker_hangs(self) -> None:
-        """Let dockerd answer nothing for a while."""
+    def containers_hang(self) -> None:
+        """Let the engine of containers answer nothing for a while."""
+        assert self.soak.containers
         self._set_clock_right()
-        with self.soak.docker.hanging():
-            self.soak.note("dockerd hangs")
+        with self.soak.containers.hanging():
+            self.soak.note(f"{self.soak.containers.daemon} hangs")
             time.sleep(self.rng.uniform(1.0, 12.0))
 
-    def docker_stops(self) -> None:
-        """Kill or stop dockerd, and start it after a while."""
-        stop = self.rng.choice([self.soak.docker.kill, self.soak.docker.stop])
+    def containers_stop(self) -> None:
+        """Kill or stop the engine of containers, and start it after a while."""
+        engine = self.soak.containers
+        assert engine
+        stop = self.rng.choice([engine.kill, engine.stop])
         self._set_clock_right()
         stop()
-        self.soak.note(f"dockerd: {stop.__name__}")
+        self.soak.note(f"{engine.daemon}: {stop.__name__}")
         time.sleep(self.rng.uniform(0.0, 12.0))
-        self.soak.docker.start()
+        engine.start()
+
+    def vms_hang(self) -> None:
+        """Let libvirtd answer nothing for a while."""
+        assert self.soak.vms
+        with self._libvirtd_away(), self.soak.vms.hanging():
+            self.soak.note("libvirtd hangs")
+            time.sleep(self.rng.uniform(1.0, 12.0))
+
+    def vms_stop(self) -> None:
+        """Kill or stop libvirtd, and start it after a while; VMs go on."""
+        assert self.soak.vms
+        how = self.rng.choice([signal.SIGTERM, signal.SIGKILL])
+        with self._libvirtd_away():
+            self.soak.vms.stop(how)
+            self.soak.note(f"libvirtd: {how.name}")
+            time.sleep(self.rng.uniform(0.0, 12.0))
+            self.soak.vms.start()
+
+    @contextlib.contextmanager
+    def _libvirtd_away(self) -> Iterator[None]:
+        self._set_clock_right()
+        begun = time.monotonic()
+        yield
+        self.soak.away.append((begun - 1.0, time.monotonic() + RECONNECT_SECONDS))
+
+    def kill_vm(self) -> None:
+        """Kill the process of a VM."""
+        assert self.soak.vms
+        processes = self.soak.vms.processes("qemu-system")
+        if processes:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self.rng.choice(processes), signal.SIGKILL)
+                self.soak.note("killed a VM")

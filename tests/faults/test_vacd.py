@@ -107,10 +107,14 @@ def test_a_role_with_a_bug_is_restarted_and_forges_no_log_line(vacd: Vacd) -> No
 
 
 def test_vacd_leaves_to_another_what_that_keeps_doing(vacd: Vacd) -> None:
-    vacd.start(factory="superfluous", timing={"first_pause": 0.05, "longest_pause": 0.05, "other": 1.0})
+    state_dir = vacd.directory / "state"
+    state_dir.mkdir()
+    timing = {"first_pause": 0.05, "longest_pause": 0.05, "other": 1.0}
+    vacd.start(factory="superfluous", timing=timing, state_dir=str(state_dir))
     vacd.wait_for("factory", "superfluous")
     vacd.wait_for("factory", "superfluous")
     assert vacd.wait() == 1
+    assert read_restarts(state_dir) == {}, "the other's restarts are told there"
     assert "ending: another vacd works on the same state_dir" in vacd.log()
 
 

@@ -205,8 +205,12 @@ def run_logs(arguments: argparse.Namespace) -> int:
         if arguments.file:
             directory = directory / "joboutputs"
         elif machine.model == "docker" and not (directory / name).exists():
-            _print(_from_engine(arguments, machine, settings))
-            return 0
+            try:
+                _print(_from_engine(arguments, machine, settings))
+                return 0
+            except EngineUnavailable:  # it may have just ended: then its console is kept before it is removed
+                if not (directory / name).exists():
+                    raise
         _print(_from_file(arguments, machine, directory, name))
     except FileNotFoundError:
         problem = f"{machine.name} has no {name}" + ("" if arguments.file else " (yet)")

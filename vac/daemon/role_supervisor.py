@@ -194,6 +194,7 @@ class RoleSupervisor:
                 if log_descriptor is not None:
                     os.close(log_descriptor)
         except OSError as error:
+            self.failures.append(time.time())
             self._pause(0.0, f"can't be started: {error}", now)
             return None
         self.child = Child(pid, link, now, now)
@@ -270,19 +271,18 @@ class RoleSupervisor:
         child, self.child = self.child, None
         child.link.close()
         end = describe_end(wait_status)
-        if os.waitstatus_to_exitcode(wait_status) != EXIT_OTHER_AT_WORK:
-            self.other_since = None
-        elif self.other_since is None:
-            self.other_since = child.start_time
+        other = os.waitstatus_to_exitcode(wait_status) == EXIT_OTHER_AT_WORK
+        self.other_since = (self.other_since or child.start_time) if other else None
         if expected or child.dismissed:
             self.end = end
             logger.info("%s (process %d) %s", self.role.name, child.pid, end)
         else:
             ran_seconds = now - child.start_time
+            if not other:
+                self.failures.append(time.time())
             self._pause(ran_seconds, f"(process {child.pid}) {end} after {ran_seconds:.1f} s", now)
 
     def _pause(self, ran_seconds: float, end: str, now: float) -> None:
-        self.failures.append(time.time())
         self.pause = next_pause(self.pause, ran_seconds, self.timing)
         self.start_time = now + self.pause
         self.end = f"{end}; starts again in {self.pause:g} s"

@@ -181,19 +181,23 @@ class Supervisor:
                 one.tell(WAKE, log_file)
 
     def _note_restarts(self) -> None:
-        """Write changed counts of restarts to state_dir, for check-vacd and metrics."""
+        """Write changed counts of restarts to state_dir, for check-vacd and metrics; not to that of another vacd."""
         state_dir = next((one.state_dir for one in self._roles if one.state_dir is not None), None)
         restarts = {
             one.role.name: Restarts(len(one.failures), tuple(one.failures[-MOST_TIMES:]), one.end)
             for one in self._roles
             if one.failures
         }
-        if state_dir is None or self._noted == (state_dir, restarts):
+        others = any(one.other_since is not None for one in self._roles)
+        if state_dir is None or others or self._noted == (state_dir, restarts):
             return
-        self._noted = (state_dir, restarts)
         try:
             write_restarts(state_dir, restarts)
+            self._noted = (state_dir, restarts)
+        except FileNotFoundError:  # the factory makes it
+            return
         except OSError as error:
+            self._noted = (state_dir, restarts)
             logger.warning("restarts can't be noted in %s: %s", state_dir, error)
 
     def _hear(self, one: RoleSupervisor) -> None:

@@ -230,8 +230,10 @@ class Effects:
             started = now.at(taken.stimulus.time)
             log.info("%s (%s): started", machine.name, machine.machinetype)
         else:
-            age = machine.age_of_creation(now)
+            age, told = machine.age_of_creation(now), slot.sight.usage.started_time
             started = Moment(machine.created_time, now.boot - age, now.boot_id)
+            if told is not None and 0.0 <= now.unix - told <= age:
+                started = now.at(now.boot - (now.unix - told))
             log.info("%s (%s): found started", machine.name, machine.machinetype)
         slot.sight.alive_time = now.boot if isinstance(taken.stimulus, Started) else None
         text = f"{machine.name}: its start can't be written"

@@ -213,7 +213,7 @@ class Peers:
         dropped = Counter({Reason.MACHINETYPE.value: unknown} if unknown else {})
         for each in results:
             dropped.update({reason.value: count for reason, count in each.dropped.items()})
-        return Answers(now, reports, capacity, unrated, partial, unusable, dropped)
+        return Answers(now, reports, capacity, unrated, partial, unusable, dict(dropped))
 
     def _poll(self, configuration: Configuration, kind: Kind, doubtful: Collection[str]) -> PollResult:
         settings = configuration.settings

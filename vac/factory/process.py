@@ -64,7 +64,6 @@ def main(options: RoleOptions) -> int:
         log.warning("VAC_ASSUME_PROCESSORS: assuming %d processors", loader.host.processors)
     settings = configuration.settings
     directory = StateDir(settings.state_dir)
-    options.uses(directory.root)
     try:
         with contextlib.ExitStack() as locks:
             if not _take(directory, settings.factory_name, locks, inbox, options):
@@ -105,6 +104,7 @@ def _take(
             with contextlib.ExitStack() as tried:
                 directory.root.mkdir(mode=0o755, parents=True, exist_ok=True)
                 tried.enter_context(directory.lock())
+                options.uses(directory.root)
                 directory.prepare()
                 unshielded = directory.shield()
                 if unshielded is not None:

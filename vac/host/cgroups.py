@@ -70,6 +70,8 @@ class Usage:
     peak_memory_bytes: int | None = None
     network_received_bytes: int | None = None
     network_sent_bytes: int | None = None
+    started_time: float | None = None
+    """Unix seconds by its engine's clock."""
     ended_time: float | None = None
     """Of an ended machine, Unix seconds by its engine's clock; the next two are its command's, if the engine tells."""
     exit_code: int | None = None

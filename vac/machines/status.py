@@ -180,7 +180,7 @@ class Tally:
 
 @dataclass(frozen=True)
 class Status:
-    """The factory at the end of its last cycle. Times are Unix seconds."""
+    """The factory when it last reported. Times are Unix seconds."""
 
     time: float = 0.0
     space: str = ""

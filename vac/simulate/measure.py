@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from vac.simulate.nodes import Node
 from vac.simulate.scenario import Queue, Scenario
@@ -12,8 +12,6 @@ FULL = 0.99
 """Part of the healthy capacity in use from which on the space is called full."""
 ARRIVED = 0.9
 """Part of its share that a machinetype has when it is back."""
-TOLERANCE = 0.005
-"""Part of the space by which a type may miss its share before a machine counts as misplaced."""
 
 
 @dataclass
@@ -66,51 +64,46 @@ class Kind:
     """Their processor-seconds, of times with work only."""
 
 
-@dataclass
 class Measure:
     """Counters while the simulation runs."""
 
-    scenario: Scenario
-    nodes: Sequence[Node]
-    queues: Mapping[str, Queue]
-    beginning: float
-    samples: list[Sample] = field(default_factory=list)
-    creations: dict[str, list[float]] = field(default_factory=dict)
-    """By type, when machines were created."""
-    returns: list[Return] = field(default_factory=list)
-    filled_time: float | None = None
-    idle_at_fill: float = 0.0
-    """Idle processor-seconds by then."""
-    useless_seconds: float = 0.0
-    """Processor-seconds of machines on healthy factories that found no work."""
-    misplaced: int = 0
-    """Machines created of a type above its share while another lacked some of its."""
-    waits: dict[str, float] = field(default_factory=dict)
-    """By type, the longest time with work and without a machine on a healthy factory, seconds."""
-
-    def __post_init__(self) -> None:
-        names = self.scenario.machinetypes
-        self.creations = {name: [] for name in names}
+    def __init__(
+        self, scenario: Scenario, nodes: Sequence[Node], queues: Mapping[str, Queue], beginning: float
+    ) -> None:
+        self.scenario = scenario
+        self.queues = queues
+        self.beginning = beginning
+        self.samples: list[Sample] = []
+        names = scenario.machinetypes
+        self.creations: dict[str, list[float]] = {name: [] for name in names}
+        """By type, when machines were created."""
+        self.returns: list[Return] = []
+        self.filled_time: float | None = None
+        self.idle_at_fill = 0.0
+        """Idle processor-seconds by then."""
+        self.useless_seconds = 0.0
+        """Processor-seconds of machines on healthy factories that found no work."""
+        self.waits: dict[str, float] = {}
+        """By type, the longest time with work and without a machine on a healthy factory, seconds."""
         self.running = dict.fromkeys(names, 0.0)
         """HS06 in use on healthy factories."""
         self.overbooked = 0
         """Processors in use beyond those that a factory has, at most."""
-        self.used_processors = {node.name: 0 for node in self.nodes}
+        self.used_processors = {node.name: 0 for node in nodes}
         self.had = dict.fromkeys(names, 0.0)
         self.due = dict.fromkeys(names, 0.0)
-        self._had_time = self.beginning
         self._without: dict[str, float] = {}
         """By type that has work and no machine, since when."""
         self._available: set[str] = set()
-        self._time = self.beginning
-        self._healthy = [node for node in self.nodes if not node.broken]
-        self.capacity = sum(node.capacity_hs06 for node in self._healthy) or 1.0
-        self.processors = sum(node.settings.total_processors for node in self._healthy) or 1
+        self._time = beginning
+        healthy = [node for node in nodes if not node.broken]
+        self.capacity = sum(node.capacity_hs06 for node in healthy) or 1.0
+        self.processors = sum(node.settings.total_processors for node in healthy) or 1
         self._with_work: frozenset[str] = frozenset()
         self._targets: dict[str, float] = {}
         kinds: dict[frozenset[str], Kind] = {}
         self._kind_of: dict[str, Kind] = {}
-        for node in self._healthy:
+        for node in healthy:
             types = frozenset(node.machinetypes)
             kind = self._kind_of[node.name] = kinds.setdefault(types, Kind(types))
             kind.hs06 += node.capacity_hs06
@@ -131,7 +124,6 @@ class Measure:
         self.creations[machinetype].append(now)
         self._book(node, processors)
         if not node.broken:
-            self._count_misplaced(machinetype)
             self._use(node, machinetype, processors, now)
 
     def ended(
@@ -164,29 +156,17 @@ class Measure:
 
     def _use(self, node: Node, machinetype: str, processors: int, now: float) -> None:
         self._advance(now)
-        self._integrate(now)
         self.running[machinetype] += processors * node.settings.hs06
         if node.name in self._available:
             self._kind_of[node.name].idle_processors -= processors
 
-    def _count_misplaced(self, machinetype: str) -> None:
-        least = TOLERANCE * self.capacity
-        over = self.running[machinetype] - self._targets.get(machinetype, 0.0)
-        if over > least and any(
-            wanted - self.running[name] > least for name, wanted in self._targets.items()
-        ):
-            self.misplaced += 1
-
     def _advance(self, now: float) -> None:
-        for kind in self._kinds:
-            if kind.idle_processors and kind.machinetypes & self._with_work:
-                kind.idle_seconds += kind.idle_processors * (now - self._time)
+        """Add the time since the last change: idle processors, and the HS06·s that types have and should have had."""
+        passed = now - self._time
         self._time = now
-
-    def _integrate(self, now: float) -> None:
-        """Add the HS06·s since the last change to what each type has had and should have had."""
-        passed = now - self._had_time
-        self._had_time = now
+        for kind in self._kinds:
+            if kind.machinetypes & self._with_work:
+                kind.idle_seconds += kind.idle_processors * passed
         wanted = sum(self._targets.values())
         running = sum(self.running[name] for name in self._targets)
         for name, hs06 in self.running.items():
@@ -207,7 +187,6 @@ class Measure:
     def sample(self, now: float) -> None:
         """Take a sample of everything."""
         self._advance(now)
-        self._integrate(now)
         with_work = frozenset(
             name
             for name, queue in self.queues.items()
@@ -275,7 +254,6 @@ class Measure:
     def finish(self, now: float) -> None:
         """End the measurement."""
         self._advance(now)
-        self._integrate(now)
 
     @property
     def idle_seconds(self) -> float:

@@ -70,8 +70,6 @@ class Result:
     time counts as one."""
     waits: Mapping[str, float]
     """By type, the longest time in seconds with work and without a machine."""
-    misplaced: float
-    """Part of the machines whose type was above its share while another lacked some of its."""
     machines: int
     """Created in all."""
     overbooked: int
@@ -99,7 +97,6 @@ def summarize(scenario: Scenario, measure: Measure) -> Result:
         if filled is None
         else (measure.idle_seconds - measure.idle_at_fill, filled)
     )
-    created = sum(map(len, measure.creations.values()))
     return Result(
         name=scenario.name,
         space=dataclasses.asdict(scenario.space),
@@ -112,8 +109,7 @@ def summarize(scenario: Scenario, measure: Measure) -> Result:
         error=_errors([one.error for one in since_full]) if since_full else None,
         windows=_windows(since_full or samples),
         waits=measure.waits,
-        misplaced=measure.misplaced / created if created else 0.0,
-        machines=created,
+        machines=sum(map(len, measure.creations.values())),
         overbooked=measure.overbooked,
         probes=tuple(_all_probes(scenario, measure)),
         recoveries=tuple(measure.returns),
@@ -198,11 +194,18 @@ def lines(result: Result) -> Iterator[str]:
         yield f"  processor time, {_long(hours):<6} {_errors_text(errors)}"
     longest = ", ".join(f"{name} {duration(wait)}" for name, wait in result.waits.items() if wait)
     yield f"  longest wait           {longest or 'none'}"
-    yield f"  misplaced machines     {percent(result.misplaced)}"
     for probes in result.probes:
-        yield "  " + _probes_text(probes)
-    for recovery in result.recoveries:
-        yield "  " + _recovery_text(recovery)
+        yield (
+            f"  {probes.machinetype} without work, {_hours(probes.start_seconds)} to {_hours(probes.end_seconds)}: "
+            f"per backoff period {probes.median:g} created (median), {probes.mean:.2f} (mean), "
+            f"{probes.most} (most)"
+        )
+    for back in result.recoveries:
+        yield (
+            f"  {back.machinetype} with work again at {_hours(back.start_seconds)}: "
+            f"first found after {duration(back.found_seconds)}, 90 % of its share after "
+            f"{duration(back.arrived_seconds)}, possible after {duration(back.possible_seconds)}"
+        )
 
 
 def _long(hours: str) -> str:
@@ -211,22 +214,6 @@ def _long(hours: str) -> str:
 
 def _errors_text(errors: Errors) -> str:
     return f"{percent(errors.mean)} mean, {percent(errors.most)} at most"
-
-
-def _probes_text(probes: Probes) -> str:
-    return (
-        f"{probes.machinetype} without work, {_hours(probes.start_seconds)} to {_hours(probes.end_seconds)}: "
-        f"per backoff period {probes.median:g} created (median), {probes.mean:.2f} (mean), "
-        f"{probes.most} (most)"
-    )
-
-
-def _recovery_text(recovery: Return) -> str:
-    return (
-        f"{recovery.machinetype} with work again at {_hours(recovery.start_seconds)}: "
-        f"first found after {duration(recovery.found_seconds)}, 90 % of its share after "
-        f"{duration(recovery.arrived_seconds)}, possible after {duration(recovery.possible_seconds)}"
-    )
 
 
 def percent(part: float) -> str:

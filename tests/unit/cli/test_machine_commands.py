@@ -8,7 +8,7 @@ import os
 import sys
 import time
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 from hypothesis import given
@@ -21,7 +21,7 @@ from vac.accounting.finishing import finish
 from vac.accounting.history import Ended
 from vac.cli import machine_commands
 from vac.cli.factory_commands import reasons
-from vac.drivers.base import Usage
+from vac.drivers.base import EngineUnavailable, Usage
 from vac.machines.layout import StateDir
 from vac.machines.machine import Machine, load
 from vac.machines.slots import read_slots
@@ -252,6 +252,22 @@ def test_until_a_containers_console_is_kept_its_engine_has_it(
         assert vac(state, "logs", NAME) == 0
         assert out.buffer.getvalue() == kept
         (machine.directory / "console.log").write_bytes(b"as it was kept\n")
+
+
+def test_a_container_that_is_just_being_removed_has_its_console_kept(
+    state: StateDir, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    machine = running_machine(state, machinetype=machinetype_of(machine_model="docker"))
+
+    def removed(*_: object) -> NoReturn:
+        (machine.directory / "console.log").write_bytes(b"over\n")
+        raise EngineUnavailable("no such container")
+
+    monkeypatch.setattr(machine_commands, "_from_engine", removed)
+    out = io.TextIOWrapper(io.BytesIO())
+    monkeypatch.setattr("sys.stdout", out)
+    assert vac(state, "logs", NAME) == 0
+    assert out.buffer.getvalue() == b"over\n"
 
 
 def test_a_machine_without_console_says_so(state: StateDir, capsys: pytest.CaptureFixture[str]) -> None:

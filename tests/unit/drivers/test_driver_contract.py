@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import datetime
 import os
 import queue
 import threading
@@ -108,7 +109,8 @@ class DockerEngine:
         return id_
 
     def start(self, id_: str) -> None:
-        self.made[id_]["State"] = "running"
+        started = datetime.datetime.now(datetime.timezone.utc).isoformat().replace("+00:00", "Z")
+        self.made[id_].update(State="running", Ended={"StartedAt": started})
 
     def containers(self, **asked: Any) -> list[dict[str, Any]]:
         wanted = dict(label.split("=", 1) for label in asked["filters"].get("label", ()))
@@ -123,7 +125,7 @@ class DockerEngine:
 
     def end(self, id_: str, exit_code: int) -> None:
         self.made[id_]["State"] = "exited"
-        self.made[id_]["Ended"] = {"ExitCode": exit_code, "FinishedAt": "2026-11-21T07:23:36.123456789Z"}
+        self.made[id_]["Ended"].update(ExitCode=exit_code, FinishedAt="2026-11-21T07:23:36.123456789Z")
         actor = {"ID": id_, "Attributes": self.made[id_]["Labels"]}
         for stream in self.streams:
             stream.put({"Action": "die", "Actor": actor})
@@ -163,6 +165,7 @@ class DockerSite(ContractSite):
     """The stand-in for Docker."""
 
     machinetype = Machinetype("t", machine_model="docker", root_image="docker://pilot@sha256:1")
+    tells_start = True
 
     def __init__(self, directory: Path) -> None:
         self.engine = DockerEngine()

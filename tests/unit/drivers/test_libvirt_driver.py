@@ -12,10 +12,10 @@ import pytest
 
 from vac.config.settings import Settings, slot_number
 from vac.drivers.base import EngineState, EngineUnavailable, Observed, Usage
-from vac.drivers.libvirt import libvirt_api
+from vac.drivers.libvirt import libvirt_api, libvirt_driver
 from vac.drivers.libvirt.libvirt_api import Connection, EventReader
 from vac.drivers.libvirt.libvirt_domain import SERVER
-from vac.drivers.libvirt.libvirt_driver import Samples, machine_state, starting_up, usage_of
+from vac.drivers.libvirt.libvirt_driver import Samples, machine_state, started_time, starting_up, usage_of
 from vac.drivers.libvirt.libvirt_network import (
     Host,
     NetworkFacts,
@@ -143,6 +143,14 @@ RECORDED = {
 
 def test_usage_is_in_seconds_and_bytes() -> None:
     assert usage_of(RECORDED, 5_124_730_000) == Usage(5.12473, 198120 * 1024, 198120 * 1024, 200, 7)
+
+
+def test_a_start_is_when_libvirt_noted_the_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(libvirt_driver, "PID_FILES", tmp_path)
+    (tmp_path / "node1-00.example.org.pid").write_text("7")
+    os.utime(tmp_path / "node1-00.example.org.pid", (1795189401.5, 1795189401.5))
+    assert started_time("node1-00.example.org") == 1795189401.5
+    assert started_time("node1-01.example.org") is None
 
 
 def test_what_the_hypervisor_does_not_tell_stays_unknown() -> None:

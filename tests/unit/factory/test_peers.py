@@ -188,7 +188,7 @@ def test_a_type_that_fails_everywhere_is_no_warning(make_world: MakeWorld) -> No
 
 
 def test_dropped_answers_are_kept_and_logged_on_change(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    make_world: MakeWorld, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     (whole,) = recorded(Kind.MACHINETYPES).values()
     why = {PEERS[1]: Dropped(Reason.SIGNATURE)}
@@ -206,6 +206,12 @@ def test_dropped_answers_are_kept_and_logged_on_change(
         space.answered(given)
         assert len(caplog.records) == lines
     assert f"{PEERS[1]}: wrong or no signature" in caplog.messages[0]
+    world = make_world(one_type(), factories=SETTINGS.factories)
+    world.ask_peers = lambda *_: answers
+    world.start()
+    world.factory.space.answered(answers)
+    world.run(20)
+    assert world.status().dropped == answers.dropped
 
 
 def test_what_polls_drop_is_in_the_status(make_world: MakeWorld) -> None:

@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.fake_driver import Script
+from tests.fake_driver import FakeDriver, Script
 from tests.simulated import START, World, one_type
 from tests.unit.factory.conftest import MakeWorld
-from vac.drivers.base import EngineState, Observed
+from vac.drivers.base import EngineState, Observed, Usage
 from vac.factory.state import Stop
 from vac.lifecycle.phases import Releasing, SetAside
 from vac.machines import files
@@ -182,6 +182,33 @@ def test_the_engines_own_end_time_is_the_machines_end(world: World, monkeypatch:
     world.run(70)
     ends = {int(record["EndTime"]) for record in world.records()}
     assert ends == {int(told)}
+
+
+def test_a_start_that_nobody_saw_is_when_the_engine_tells(
+    make_world: MakeWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world = make_world(slots=1)
+    world.scripts = lambda spec: Script(300.0, "200 Success")
+    world.start()
+    world.hold = True
+    world.turn()
+    (begin,) = world.held
+    world.hold, world.held = False, []
+    world.clock.now += 40
+    begin()  # … and the factory dies before it hears of that
+    usage = type(world.engine().driver()).usage
+
+    def with_start(self: FakeDriver) -> dict[str, Usage]:
+        starts = {uuid: one.created_time for uuid, one in world.engine().machines.items()}
+        return {
+            uuid: dataclasses.replace(used, started_time=starts[uuid]) for uuid, used in usage(self).items()
+        }
+
+    monkeypatch.setattr(type(world.engine().driver()), "usage", with_start)
+    world.types = (one_type(target_share=0.0),)
+    world.start()
+    world.run(400)
+    assert [record["WallDuration"] for record in world.records()] == ["300"]
 
 
 @pytest.mark.parametrize("action", ["destroy", "finish"])

@@ -148,6 +148,8 @@ class DockerDriver(Driver):
         self._listed: Sequence[Listed] | None = None
         self._creating: set[str] = set()
         self._ends: Mapping[str, End | None] = {}
+        self._starts: dict[str, float | None] = {}
+        """By id of containers that have been inspected."""
 
     def prepare(self, machinetype: Machinetype, settings: Settings, files: Path) -> str | None:
         """See Driver: the image has to be there."""
@@ -161,7 +163,7 @@ class DockerDriver(Driver):
         with self._connection.client() as client:
             listed = self._listed = self._find(client)
             ended = [each.id for each in listed if each.state is EngineState.ENDED]
-            self._ends = {each: self._ends.get(each) or _end_of(client, each) for each in ended}
+            self._ends = {each: self._ends.get(each) or self._end_of(client, each) for each in ended}
         ends = ((each, self._ends.get(each.id) or End()) for each in listed)
         return [
             Observed(each.name, each.uuid, each.state, ended_time=end.time, exit_code=end.exit_code)
@@ -176,7 +178,11 @@ class DockerDriver(Driver):
                 if each.state in ALIVE and not self._meter.knows(each.id):
                     self._measure(client, each.id, each.own_network)
         used = self._meter.read(each.id for each in listed)
-        return {each.uuid: used.get(each.id, Usage()) for each in listed}
+        self._starts = {each.id: self._starts.get(each.id) for each in listed}
+        return {
+            each.uuid: replace(used.get(each.id, Usage()), started_time=self._starts[each.id])
+            for each in listed
+        }
 
     def create(self, spec: MachineSpec) -> None:
         self._creating.add(spec.uuid)
@@ -267,9 +273,22 @@ class DockerDriver(Driver):
 
     def _measure(self, client: Client, container_id: str, own_network: bool) -> None:
         with contextlib.suppress(docker.errors.NotFound):
-            pid = client.inspect_container(container_id)["State"].get("Pid", 0)
+            pid = self._state(client, container_id).get("Pid", 0)
             if pid:
                 self._meter.add(container_id, pid, own_network)
+
+    def _end_of(self, client: Client, container_id: str) -> End | None:
+        """Return the end of a container; None if the engine doesn't know it (yet)."""
+        with contextlib.suppress(docker.errors.NotFound):
+            end = end_of({"State": self._state(client, container_id)})
+            return end if end.time is not None or end.exit_code == LOST_EXIT_CODE else None
+        return None
+
+    def _state(self, client: Client, container_id: str) -> Mapping[str, Any]:
+        """Return the state of a container, and remember when it started."""
+        state: Mapping[str, Any] = client.inspect_container(container_id).get("State") or {}
+        self._starts[container_id] = unix_time(state.get("StartedAt"))
+        return state
 
 
 open_driver = DockerDriver
@@ -338,21 +357,17 @@ def end_of(inspected: Mapping[str, Any]) -> End:
     """
     state = inspected.get("State") or {}
     exit_code = state.get("ExitCode") if state.get("Status") in ("exited", "dead", "stopped") else None
-    text = str(state.get("FinishedAt") or "")
-    match = re.fullmatch(r"(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d)(?:\.\d+)?(Z|[+-]\d\d:\d\d)", text)
-    seconds = None
-    if match is not None:
-        with contextlib.suppress(ValueError, OverflowError):
-            told = datetime.datetime.fromisoformat(match[1] + match[2].replace("Z", "+00:00")).timestamp()
-            seconds = told if told > 0 and exit_code != LOST_EXIT_CODE else None
+    seconds = unix_time(state.get("FinishedAt")) if exit_code != LOST_EXIT_CODE else None
     return End(seconds, exit_code if isinstance(exit_code, int) else None)
 
 
-def _end_of(client: Client, container_id: str) -> End | None:
-    """Return the end of a container; None if the engine doesn't know it (yet)."""
-    with contextlib.suppress(docker.errors.NotFound):
-        end = end_of(client.inspect_container(container_id))
-        return end if end.time is not None or end.exit_code == LOST_EXIT_CODE else None
+def unix_time(text: object) -> float | None:
+    """Return an engine's time in Unix seconds, to the second; None for the year 1, which stands for never."""
+    match = re.fullmatch(r"(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d)(?:\.\d+)?(Z|[+-]\d\d:\d\d)", str(text))
+    if match is not None:
+        with contextlib.suppress(ValueError, OverflowError):
+            told = datetime.datetime.fromisoformat(match[1] + match[2].replace("Z", "+00:00")).timestamp()
+            return told if told > 0 else None
     return None
 
 

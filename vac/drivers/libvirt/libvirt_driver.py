@@ -86,6 +86,8 @@ STARTING_UP = (libvirt.VIR_DOMAIN_PAUSED, libvirt.VIR_DOMAIN_PAUSED_STARTING_UP)
 SHUTTING_DOWN = (libvirt.VIR_DOMAIN_PAUSED, libvirt.VIR_DOMAIN_PAUSED_SHUTTING_DOWN)
 """States with their reasons in which a domain is paused for a moment at its beginning and end."""
 NANO = 1_000_000_000
+PID_FILES = Path("/run/libvirt/qemu")
+"""Where libvirt's driver of QEMU keeps the numbers of domains' processes."""
 
 _log = logging.getLogger(__name__)
 
@@ -231,7 +233,7 @@ class LibvirtDriver(Driver):
         try:
             if not self._is_ours(domain, statistics):
                 return None
-            usage = usage_of(statistics, domain.info()[4])
+            usage = replace(usage_of(statistics, domain.info()[4]), started_time=started_time(domain.name()))
         except libvirt.libvirtError as error:
             if error.get_error_code() in GONE:
                 return None
@@ -415,6 +417,13 @@ def machine_state(statistics: Mapping[str, object]) -> EngineState:
     # PMSUSPENDED: the guest has put itself to sleep, and nobody here will wake it
     paused = state in (libvirt.VIR_DOMAIN_PAUSED, libvirt.VIR_DOMAIN_PMSUSPENDED) and not passing
     return EngineState.PAUSED if paused else EngineState.RUNNING
+
+
+def started_time(name: str) -> float | None:
+    """Return when libvirt noted the number of the domain's process, Unix seconds; None where it doesn't."""
+    with suppress(OSError):
+        return (PID_FILES / f"{name}.pid").stat().st_mtime
+    return None
 
 
 def starting_up(statistics: Mapping[str, object]) -> bool:
