@@ -81,7 +81,7 @@ tell method "$(raw 'DELETE /joboutputs/heartbeat' 0 | sent)"
 tell endless "$( { raw 'PUT /joboutputs/endless' 0 | sed 's/^Content-Length: 0/Content-Length: 99999999999/'
     cat /dev/zero; } | sent 30)"
 for number in 1 2 3 4 5; do raw "PUT /joboutputs/large$number" 33554432 | sent 120 >/dev/null; done
-put large2 "room for the results" >/dev/null
+put large2 "room for the results" >/dev/null; put large5 "over" >/dev/null
 put heartbeat "$(printf '\033[2J\000\377')" >/dev/null
 
 for port in 5900 5901 5902 5903; do for host in SERVER METADATA 169.254.169.1
@@ -104,7 +104,7 @@ tell address "$(get $M/latest/user-data; get $F/jobfeatures/job_id; sleep 3; cat
 tell lease "$(timeout 20 udhcpc -i eth0 -n -q -t 4 -T 1 -s /bin/true 2>&1 | grep -o 'lease of .* obtained')"
 own 00 0
 
-[ -b /dev/vda ] && dd if=/dev/zero of=/dev/vda bs=1M count=1500 2>/tmp/dd
+[ -b /dev/vda ] && dd if=/dev/zero of=/dev/vda bs=1M seek=900 count=600 2>/tmp/dd
 tell disk "$(grep -c 'No space' /tmp/dd)"
 until put told "$told" | grep -q 201; do sleep 1; done
 yes "$(head -c 1000 /dev/zero | tr '\0' y)" | head -c FLOOD
@@ -156,7 +156,7 @@ class Place:
         return {each.name for each in self.driver.list() if each.state is EngineState.RUNNING}
 
     def disk_bytes(self, spec: MachineSpec) -> int:
-        """Space that the VM's disk takes on the host, which is a file without a name."""
+        """Size of the VM's disk on the host, which is a file without a name."""
         (process,) = self.engine.processes(f"guest={spec.name}")
         files = {}
         for opened in Path(f"/proc/{process}/fd").iterdir():
@@ -167,7 +167,7 @@ class Place:
                     and not status.st_nlink
                     and "memfd" not in str(opened.readlink())
                 ):
-                    files[status.st_ino] = 512 * status.st_blocks
+                    files[status.st_ino] = max(status.st_size, 512 * status.st_blocks)
         return sum(files.values())
 
 
@@ -218,6 +218,7 @@ def serve(listener: socket.socket) -> None:
 def test_a_hostile_vm(place: Place) -> None:
     honest, hostile = place.boot(1), place.boot(0)
     outputs, kept = (place.web.machines[number].directory / "joboutputs" for number in (0, 1))
+    wait_for((outputs / "large5").exists, lambda: f"it sends files: {console(hostile)[-1000:]}")
     wait_for((outputs / "told").exists, lambda: f"all has been tried: {console(hostile)[-1000:]}")
     lines = [line.partition("=")[::2] for line in (outputs / "told").read_text().splitlines()]
     told: dict[str, list[str]] = {}
