@@ -55,7 +55,8 @@ ISOLATED = f"""<network><name>{NETWORK}</name><bridge name="virbr1" stp="off"/>
 class PrivateLibvirt:
     """One libvirtd, which runs from the start."""
 
-    def __init__(self) -> None:
+    def __init__(self, virtlogd: str = "") -> None:
+        """virtlogd: lines of its configuration."""
         require_root()
         for tool in TOOLS:
             require_tool(tool)
@@ -65,6 +66,7 @@ class PrivateLibvirt:
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
         for name in PRIVATE:
             (self.directory / name).mkdir()
+        (self.directory / "etc/virtlogd.conf").write_text(virtlogd)
         self._share_cache()
         self._holder = subprocess.Popen(
             ["unshare", "--net", "--mount", "--propagation", "private", "sleep", "infinity"]

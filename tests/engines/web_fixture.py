@@ -9,6 +9,7 @@ import secrets
 import subprocess
 import sys
 import time
+import uuid
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -55,6 +56,7 @@ class WebSite:
             self.state,
             machinetype_of(machine_model="vm-raw"),
             name=slot_name(FACTORY, number),
+            uuid=str(uuid.uuid4()),
             ip=slot_address(number),
             user_data=user_data,
         )

@@ -15,7 +15,6 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any, TextIO
 
 from vac.cli import common
@@ -142,10 +141,9 @@ def run(arguments: argparse.Namespace) -> int:
     except OSError as error:
         print(f"vac: {error}", file=sys.stderr)
         return 1
-    if not _vacd_runs(query.settings):
-        print(
-            f"vac: vacd doesn't run on {query.settings.factory_name}: systemctl start vacd", file=sys.stderr
-        )
+    problem = _silence_here(query.settings)
+    if problem is not None:
+        print(f"vac: {problem}", file=sys.stderr)
         others = tuple(name for name in query.factories if name != query.settings.factory_name)
         query = replace(query, factories=others)
     if not arguments.watch:
@@ -161,14 +159,20 @@ def run(arguments: argparse.Namespace) -> int:
         return 0
 
 
-def _vacd_runs(settings: Settings) -> bool:
-    """Return False if a vacd has worked here and doesn't now, or if this factory's port refuses; True otherwise."""
-    state = StateDir(settings.state_dir)
-    try:
-        numbers = [int(state.pid(role).read_text(encoding="ascii")) for role in ("factory", "responder")]
-    except (OSError, ValueError):
-        return settings.factory_name not in settings.factories or not _is_refused(settings.vacquery_port)
-    return any(Path(f"/proc/{number}").exists() for number in numbers)
+def _silence_here(settings: Settings) -> str | None:
+    """Return the reason why this factory can't answer, as far as this host tells; None if it can, or none is known."""
+    state, name = StateDir(settings.state_dir), settings.factory_name
+    factory, responder = (state.runs(role) for role in ("factory", "responder"))
+    if factory and not responder:
+        return f"vacd-responder doesn't run on {name}: its log says why (journalctl -u vacd, or --log-dir's)"
+    unknown = factory is None and responder is None
+    if (
+        factory
+        or responder
+        or (unknown and (name not in settings.factories or not _is_refused(settings.vacquery_port)))
+    ):
+        return None
+    return f"vacd doesn't run on {name}: systemctl start vacd"
 
 
 def _is_refused(port: int) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import io
 import json
+import os
 import socket
 import time
 from collections.abc import Iterator, Sequence
@@ -270,6 +271,9 @@ def test_a_vacd_that_does_not_run_here_is_told_and_not_asked(
     assert main(["--config", str(tmp_path / "vac.conf"), "machines"]) == 1
     assert "vac: vacd doesn't run on f1.example.org: systemctl start vacd" in capsys.readouterr().err
     assert asked == []
+    state.pid("factory").write_text(f"{os.getpid()}\n")
+    assert main(["--config", str(tmp_path / "vac.conf"), "machines"]) == 1
+    assert "vac: vacd-responder doesn't run on f1.example.org: its log says why" in capsys.readouterr().err
 
 
 def test_without_a_name_machinetypes_shows_the_spaces_totals(monkeypatch: pytest.MonkeyPatch) -> None:
