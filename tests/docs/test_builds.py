@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 from pathlib import Path
 
@@ -33,7 +34,7 @@ def test_pip_installs_commands_and_units(clone: Path, tmp_path: Path) -> None:
     text = (ROOT / "README.md").read_text()
     line = text[: text.index("### Install with pip")].count("\n") + 1
     block = next(block for block in blocks(ROOT / "README.md") if block.line > line)
-    lines = [one for one in block.text.splitlines() if "/opt/vac" in one]
+    lines = [re.sub(r"\s+# .*", "", one) for one in block.text.splitlines() if "/opt/vac" in one]
     for place in ("usr/bin", "etc/systemd/system"):
         (tmp_path / place).mkdir(parents=True)
     done = "\n".join(lines).replace("/opt/vac", f"{tmp_path}/opt").replace("/path/to/this/clone", str(clone))

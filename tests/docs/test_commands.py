@@ -108,7 +108,7 @@ ELSEWHERE = {
     "make lock unit": ("Makefile", "tools/lock"),
     "make help": ("tests/docs/test_commands.py", '"make", "help"'),
     "uname -n": ("tests/docs/test_commands.py", '"uname", "-n"'),
-    "/usr/bin/python3 -m venv /opt/vac && /opt/vac/bin/pip install '/path/to/this/clone[docker]'": (
+    "/usr/bin/python3 -m venv /opt/vac && /opt/vac/bin/pip install '/path/to/this/clone[docker,metrics]'": (
         BUILDS,
         "Install with pip",
     ),

@@ -167,6 +167,8 @@ def run_why(arguments: argparse.Namespace) -> int:
         known = " ".join(facts.name for facts in status.machinetypes) or "none"
         print(f"vac why: no machinetype {name} is configured; there are: {known}", file=sys.stderr)
         return 1
+    if state.runs("factory") is False:
+        troubles.insert(0, "vacd doesn't run now; all this is as it was then")
     lines = [f"Warning: {text}." for text in troubles]
     lines += reasons(status, name, time.time(), read_counters(state), history.last_of_each_type(state))
     if arguments.json:

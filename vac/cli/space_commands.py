@@ -15,7 +15,6 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any, TextIO
 
 from vac.cli import common
@@ -163,7 +162,7 @@ def run(arguments: argparse.Namespace) -> int:
 def _silence_here(settings: Settings) -> str | None:
     """Return the reason why this factory can't answer, as far as this host tells; None if it can, or none is known."""
     state, name = StateDir(settings.state_dir), settings.factory_name
-    factory, responder = (_runs(state.pid(role)) for role in ("factory", "responder"))
+    factory, responder = (state.runs(role) for role in ("factory", "responder"))
     if factory and not responder:
         return f"vacd-responder doesn't run on {name}: its log says why (journalctl -u vacd, or --log-dir's)"
     unknown = factory is None and responder is None
@@ -174,14 +173,6 @@ def _silence_here(settings: Settings) -> str | None:
     ):
         return None
     return f"vacd doesn't run on {name}: systemctl start vacd"
-
-
-def _runs(path: Path) -> bool | None:
-    """Tell if the process of a pid file runs; None without a file."""
-    try:
-        return Path(f"/proc/{int(path.read_text(encoding='ascii'))}").exists()
-    except (OSError, ValueError):
-        return None
 
 
 def _is_refused(port: int) -> bool:

@@ -142,6 +142,13 @@ class StateDir:
         """ROLE.pid of factory, responder, mjf, metadata or page. factory.pid is written by lock() alone."""
         return self.root / f"{role}.pid"
 
+    def runs(self, role: str) -> bool | None:
+        """Tell if the process of a role's pid file is alive; None without one."""
+        try:
+            return Path(f"/proc/{int(self.pid(role).read_text(encoding='ascii'))}").exists()
+        except (OSError, ValueError):
+            return None
+
     def prepare(self) -> None:
         """Make what directories are missing, discard what was left in tmp/, and set the reserve aside."""
         self.root.mkdir(mode=0o755, parents=True, exist_ok=True)

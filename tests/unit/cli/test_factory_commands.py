@@ -346,6 +346,16 @@ def test_an_interrupted_wait_says_that_draining_goes_on(
     assert requests.draining(state, NOW) is not None
 
 
+def test_why_says_that_vacd_has_gone(state: StateDir, capsys: pytest.CaptureFixture[str]) -> None:
+    statuses.write(state, Status(factory="node1.example.org", time=NOW))
+    state.pid("factory").write_text(f"{os.getpid()}\n")
+    assert vac(state, "why") == 0
+    assert "vacd doesn't run" not in capsys.readouterr().out
+    state.pid("factory").write_text("4194305\n")
+    assert vac(state, "why") == 0
+    assert capsys.readouterr().out.startswith("Warning: vacd doesn't run now; all this is as it was then.\n")
+
+
 def test_why_and_doctor_speak_json(
     state: StateDir, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
