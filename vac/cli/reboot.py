@@ -22,6 +22,7 @@ from vac.machines.layout import StateDir
 from vac.vacquery.messages import FactoryStatus, Kind
 
 REASON = "to be rebooted"
+AWAY = "is to be rebooted"
 REBOOT = ("shutdown", "-r", "now")
 _PAUSE_SECONDS = (20.0, 60.0)
 """Random, so that factories which have stood back for each other don't meet again."""
@@ -37,12 +38,14 @@ def run(arguments: argparse.Namespace) -> int:
     if requests.running(state) is None:
         print(f"vac drain: no factory runs on {state.root}, which could tell the others", file=sys.stderr)
         return 1
-    others = [factory for factory in settings.factories if factory != name]
-    asked = argparse.Namespace(config=arguments.config, factories=others, space=None, timeout=None)
-    query = prepare(asked, Kind.FACTORIES) if others else None
+    alone = all(factory == name for factory in settings.factories)
+    asked = argparse.Namespace(
+        config=arguments.config, factories=[*settings.factories, name], space=None, timeout=None
+    )
+    query = None if alone else prepare(asked, Kind.FACTORIES)
     reason = f"{REASON}: {arguments.reason}" if arguments.reason else REASON
     order = requests.Drain(time.time(), None, reason, Clock().boot_id)
-    if not _take_turn(state, order, query, arguments.at_most):
+    if not _take_turn(state, name, order, query, arguments.at_most):
         print("vac drain: the factory doesn't report that it drains; see `vac why`", file=sys.stderr)
         return 1
     print(f"{name} drains, to be rebooted", flush=True)
@@ -58,17 +61,17 @@ def run(arguments: argparse.Namespace) -> int:
     return subprocess.run(REBOOT, check=False).returncode
 
 
-def _take_turn(state: StateDir, order: requests.Drain, query: Query | None, at_most: int) -> bool:
+def _take_turn(state: StateDir, name: str, order: requests.Drain, query: Query | None, at_most: int) -> bool:
     """Return once this factory drains and fewer than at_most others are away; False if its factory doesn't react."""
     before = requests.draining(state, time.time())
     said = ""
     while True:
-        away = _away(query)
+        away = _away(query, name)
         if len(away) < at_most:
             requests.drain(state, order)
             wake(state)
-            told = _is_told(state, order)
-            away = _away(query)
+            told = _is_told(state, name, order, query)
+            away = _away(query, name)
             if told and len(away) < at_most:
                 return True
             if before is None or before.boot_id:
@@ -85,8 +88,13 @@ def _take_turn(state: StateDir, order: requests.Drain, query: Query | None, at_m
         time.sleep(random.uniform(*_PAUSE_SECONDS))
 
 
-def _away(query: Query | None) -> dict[str, str]:
-    """Return the other factories that are being rebooted or don't answer, as they do meanwhile."""
+def _away(query: Query | None, name: str) -> dict[str, str]:
+    """Return the factories but this one that are being rebooted or don't answer, as they do meanwhile."""
+    return {factory: why for factory, why in _ask(query).items() if factory != name}
+
+
+def _ask(query: Query | None) -> dict[str, str]:
+    """Return what is told by and of factories that are away, this one among them."""
     if query is None:
         return {}
     result = query.ask()
@@ -94,16 +102,20 @@ def _away(query: Query | None) -> dict[str, str]:
     for factory, answers in result.answers.items():
         for status in (answer.status for answer in answers):
             if isinstance(status, FactoryStatus) and f": {REASON}" in (status.creation_blocked or ""):
-                away[factory] = "is to be rebooted"
+                away[factory] = AWAY
     return away
 
 
-def _is_told(state: StateDir, order: requests.Drain) -> bool:
-    """Wait until the factory has reported that it drains by this order, and so do its answers; False if it doesn't."""
+def _is_told(state: StateDir, name: str, order: requests.Drain, query: Query | None) -> bool:
+    """Wait until the factory drains by this order and its answers say so; False if they don't.
+
+    Only then are others asked: of two factories at once, the later one to ask sees the other.
+    """
     end = time.monotonic() + _TOLD_SECONDS
     while time.monotonic() < end:
         status = statuses.read(state)
-        if status is not None and status.drain == order and order.reason in (status.guard or ""):
+        drains = status is not None and status.drain == order and order.reason in (status.guard or "")
+        if drains and (query is None or _ask(query).get(name) == AWAY):
             return True
         time.sleep(0.2)
     return False

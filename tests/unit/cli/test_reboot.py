@@ -34,9 +34,10 @@ class Space:
         self.others: dict[str, str | None] = others
         self.asked = 0
 
-    def ask(self) -> PollResult:
-        """Stand in for Query.ask()."""
+    def ask(self, own: Status | None = None) -> PollResult:
+        """Stand in for Query.ask(); own: what this factory has reported."""
         self.asked += 1
+        said = {**self.others, **({} if own is None else {THIS: own.guard or ""})}
         answers: dict[str, Any] = {
             name: [
                 SimpleNamespace(
@@ -45,7 +46,7 @@ class Space:
                     )
                 )
             ]
-            for name, text in self.others.items()
+            for name, text in said.items()
             if text is not None
         }
         missing = tuple(name for name in self.others if name not in answers)
@@ -64,7 +65,7 @@ def host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     host.woken = lambda: report(state)
     monkeypatch.setattr(requests, "running", lambda state: 1)
     monkeypatch.setattr(requests, "wake", lambda state: host.woken())
-    monkeypatch.setattr(Query, "ask", lambda query: host.space.ask())
+    monkeypatch.setattr(Query, "ask", lambda query: host.space.ask(statuses.read(state)))
     monkeypatch.setattr(
         "subprocess.run",
         lambda command, check: host.reboots.append(command) or SimpleNamespace(returncode=0),
@@ -193,14 +194,14 @@ def test_of_factories_that_ask_at_once_no_more_are_away(
         nonlocal away, most, passed
 
         class Others(Space):
-            def ask(self) -> PollResult:
-                said = {other: statuses.read(state) for other, state in states.items() if other != name}
+            def ask(self, own: Status | None = None) -> PollResult:
+                said = {other: statuses.read(state) for other, state in states.items()}
                 self.others = {other: (status and status.guard) or "" for other, status in said.items()}
                 return super().ask()
 
         order = requests.Drain(time.time(), None, reboot.REASON, Clock().boot_id)
         query: Any = Others()
-        assert reboot._take_turn(states[name], order, query, at_most)
+        assert reboot._take_turn(states[name], name, order, query, at_most)
         with lock:
             away += 1
             most = max(most, away)
