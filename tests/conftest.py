@@ -32,24 +32,10 @@ os.environ["no_proxy"] = os.environ["NO_PROXY"] = "127.0.0.1,localhost"
 
 
 LONGEST_FIRST = (
-    *(
-        "test_guests",
-        "test_cloud_init",
-        "test_soak",
-        "test_space",
-        "test_vm_factory",
-        "test_fill",
-        "test_libvirt",
-    ),
-    *(
-        "test_docker_factory",
-        "test_task_queue",
-        "test_docker_fill",
-        "test_containers",
-        "test_pipes",
-        "test_orders",
-    ),
-    *("test_cvmfs", "test_hostile", "test_demo", "test_crash_bubblewrap", "test_traces", "test_vm_services"),
+    *("test_guests", "test_cloud_init", "test_soak", "test_docker_factory", "test_vm_factory", "test_space"),
+    *("test_hostile_vm", "test_pipes", "test_shares", "test_mixed_space", "test_fill", "test_libvirt"),
+    *("test_task_queue", "test_docker_fill", "test_containers", "test_orders", "test_crash_bubblewrap"),
+    *("test_commands", "test_vm_services", "test_cvmfs", "test_hostile", "test_demo", "test_traces"),
 )
 """Files that take half a minute or more. Much of that is waiting, which is why files are run side by side."""
 

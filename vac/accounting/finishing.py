@@ -11,8 +11,11 @@ from vac.drivers.base import Usage
 from vac.machines import files
 from vac.machines.layout import StateDir
 from vac.machines.machine import Machine, end_time, mark_started, write_final_heartbeat
-from vac.machines.outputs import keep_shutdown_message
+from vac.machines.outputs import keep_shutdown_message, shutdown_message
 from vac.machines.slots import note_finish
+
+TERMINATED = 143
+"""Exit code of a container that ended by SIGTERM: its engine was stopped, or people stopped it."""
 
 
 class FinishFailed(Exception):
@@ -42,6 +45,8 @@ def _finish(state: StateDir, machine: Machine, usage: Usage, now: Moment, watche
     if machine.started_time is not None:
         if not machine.start_written:
             mark_started(state, machine, now)
+        if machine.model == "docker" and usage.exit_code == TERMINATED and not shutdown_message(machine):
+            machine.ended_by_people = True
         write_final_heartbeat(state, machine, now, usage, watched=watched)
         keep_shutdown_message(state, machine, now.unix)
         if end_time(machine) - machine.started_time >= machine.options.fizzle_seconds:

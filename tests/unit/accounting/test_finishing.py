@@ -33,7 +33,7 @@ from vac.drivers.base import Usage
 from vac.machines import files
 from vac.machines.layout import StateDir
 from vac.machines.machine import Machine, end_time, lower_shutdown_time, mark_started, renew_heartbeat
-from vac.machines.slots import load_slots
+from vac.machines.slots import load_slots, outcome
 
 FINAL = Usage(cpu_seconds=35000.0, peak_memory_bytes=1024**3)
 RESTARTED = ENDED + 7200
@@ -116,6 +116,22 @@ def test_only_sites_with_name_and_benchmark_report_to_apel(
     finish(state, machine, None, at(ENDED), watched=False)
     assert len(written(state.apel_archive)) == 1
     assert len(written(state.apel_outgoing)) == sent
+
+
+@pytest.mark.parametrize(
+    ("exit_code", "message", "counts"),
+    [(143, None, False), (143, "700 Idle", True), (137, None, True), (1, None, True)],
+)
+def test_a_container_ended_with_its_engine_is_not_early(
+    tmp_path: Path, exit_code: int, message: str | None, counts: bool
+) -> None:
+    state = new_state(tmp_path)
+    machine = running_machine(state, machinetype=machinetype_of(machine_model="docker", fizzle_seconds=600))
+    if message is not None:
+        (machine.directory / "joboutputs" / "shutdown_message").write_text(message)
+    usage = Usage(exit_code=exit_code, ended_time=STARTED + 5)
+    finish(state, machine, usage, at(STARTED + 5), watched=True)
+    assert outcome(machine).early_counts is counts
 
 
 @pytest.mark.parametrize(
