@@ -219,6 +219,9 @@ def mark_started(state: StateDir, machine: Machine, now: Moment) -> None:
     """
     if machine.started_time is None:
         whole = now.at(now.boot - now.unix % 1)
+        step = now.unix - machine.created_time - machine.age_of_creation(now)
+        if abs(step) > CLOCK_TOLERANCE_SECONDS:  # its end is by the clock as it was set then
+            whole = whole._replace(unix=whole.unix - round(step))
         machine.started_time, machine.started_boot = whole.unix, (whole.boot_id, whole.boot)
         machine.start_written = False
         machine.sample = (machine.age(now), machine.cpu_seconds)

@@ -479,6 +479,18 @@ def set_clock(moment: Moment, seconds: float) -> Moment:
     return moment._replace(unix=moment.unix + seconds)
 
 
+@pytest.mark.parametrize("step", [-17_280_000, -3600, 3600, 17_280_000])
+def test_a_clock_set_while_it_is_made_moves_no_end(tmp_path: Path, step: int) -> None:
+    state = new_state(tmp_path)
+    machine = new_machine(state)
+    created = at(CREATED)
+    machine.created_boot = (created.boot_id, created.boot)
+    now = Moment(CREATED + 1.0 + step, created.boot + 1.0, created.boot_id)
+    mark_started(state, machine, now)
+    assert machine.started_time == pytest.approx(CREATED + 1, abs=1)
+    assert machine.clock_step(now) == pytest.approx(step, abs=2)
+
+
 @pytest.mark.parametrize("step", [0.0, 3600.0, -3600.0, -40.0, 200 * 86400.0, -10 * 365 * 86400.0])
 def test_a_step_of_the_wall_clock_changes_neither_age_nor_end(tmp_path: Path, step: float) -> None:
     state, machine = aged(tmp_path)
