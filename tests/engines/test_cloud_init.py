@@ -9,10 +9,9 @@ import pytest
 from tests.engines.cloud_image import cloud_image
 from tests.engines.libvirt_fixture import PrivateLibvirt
 from tests.engines.libvirt_machines import MIB, console
-from tests.engines.web_fixture import FACTORY, WebSite
+from tests.engines.web_fixture import WebSite, settings_for
 from tests.unit.state_dirs import machinetype_of
 from tests.waiting import wait_for
-from vac.config.settings import Settings
 from vac.drivers.base import EngineState, MachineSpec
 from vac.drivers.libvirt.libvirt_driver import LibvirtDriver
 from vac.host.nat import NatHost
@@ -46,13 +45,7 @@ def test_cloud_init_finds_vac_and_runs_its_user_data(aws: bool, source: str) -> 
     with closing(PrivateLibvirt()) as engine:
         home = engine.directory / "site"
         home.mkdir(mode=0o755)
-        settings = Settings(
-            vac_space="vac01.example.org",
-            factory_name=FACTORY,
-            host_processors=1,
-            libvirt_uri=engine.uri,
-            vm_domain_type="qemu",
-        )
+        settings = settings_for(engine, 1)
         nat = NatHost(tuple(engine.enter), home / "hosts")
         web = WebSite(home, engine.enter, [SCRIPT])
         with closing(web), closing(LibvirtDriver(settings, nat=nat)) as driver:

@@ -15,7 +15,7 @@ import pytest
 from tests.engines.guest_images import CONTEXTUALIZED, Guest, boot_iso
 from tests.engines.libvirt_fixture import PrivateLibvirt
 from tests.engines.libvirt_machines import console
-from tests.engines.web_fixture import FACTORY, SHORT, WebSite
+from tests.engines.web_fixture import SHORT, WebSite, settings_for
 from tests.unit.state_dirs import machinetype_of
 from tests.waiting import wait_for
 from vac.config.settings import Settings
@@ -86,13 +86,7 @@ def test_a_guest_is_served_its_own_across_a_network_repair(
     home = engine.directory / "site"
     home.mkdir(mode=0o755)
     web = WebSite(home, engine.enter, [SCRIPT, SECRET])
-    settings = Settings(
-        vac_space="vac01.example.org",
-        factory_name=FACTORY,
-        host_processors=2,
-        libvirt_uri=engine.uri,
-        vm_domain_type="qemu",
-    )
+    settings = settings_for(engine, 2)
     driver = LibvirtDriver(settings, nat=NatHost(tuple(engine.enter), home / "hosts"))
     spec = spec_of(web, settings, boot_iso(Guest(CONTEXTUALIZED)))
 

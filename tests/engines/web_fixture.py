@@ -15,7 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from tests.conftest import unmount_below
+from tests.engines.libvirt_fixture import PrivateLibvirt
 from tests.unit.state_dirs import machinetype_of, new_machine, new_state
+from vac.config.settings import Settings
 from vac.machines.layout import StateDir, slot_address, slot_name
 from vac.machines.machine import Machine
 
@@ -37,6 +39,17 @@ for line in sys.stdin:
     except OSError as error:
         print(json.dumps([0, str(error)]), flush=True)
 """
+
+
+def settings_for(engine: PrivateLibvirt, host_processors: int) -> Settings:
+    """Return the settings of a factory that has VMs on this hypervisor."""
+    return Settings(
+        vac_space="vac01.example.org",
+        factory_name=FACTORY,
+        host_processors=host_processors,
+        libvirt_uri=engine.uri,
+        vm_domain_type="qemu",
+    )
 
 
 class WebSite:

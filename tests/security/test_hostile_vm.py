@@ -18,7 +18,7 @@ import pytest
 from tests.engines.guest_images import CONTEXTUALIZED, MODULES, Guest, boot_iso
 from tests.engines.libvirt_fixture import PrivateLibvirt
 from tests.engines.libvirt_machines import console
-from tests.engines.web_fixture import FACTORY, WebSite
+from tests.engines.web_fixture import WebSite, settings_for
 from tests.unit.state_dirs import machinetype_of
 from tests.waiting import wait_for
 from vac.config.settings import Settings
@@ -178,13 +178,7 @@ def place() -> Iterator[Place]:
     with closing(PrivateLibvirt(f"max_size = {CONSOLE_FILE_BYTES}\n")) as engine:
         home = engine.directory / "site"
         home.mkdir(mode=0o755)
-        settings = Settings(
-            vac_space="vac01.example.org",
-            factory_name=FACTORY,
-            host_processors=2,
-            libvirt_uri=engine.uri,
-            vm_domain_type="qemu",
-        )
+        settings = settings_for(engine, 2)
         nat = NatHost(tuple(engine.enter), home / "hosts")
         web = WebSite(home, engine.enter, [script.encode(), HONEST])
         with closing(web), closing(LibvirtDriver(settings, nat=nat)) as driver:
