@@ -306,7 +306,7 @@ def network_of(address: str) -> str:
 
 
 class Server(TcpWSGIServer):
-    """Server at one bound socket. Strangers get 404; connections beyond a client's share are closed at once."""
+    """Server at one bound socket. Other clients get 404; connections beyond a client's share are closed at once."""
 
     channel_class = Channel
 
@@ -331,7 +331,7 @@ class Server(TcpWSGIServer):
         self._crowded: set[str] = set()
 
     def handle_accept(self) -> None:
-        """Accept a connection unless its client is a stranger or has too many."""
+        """Accept a connection unless its client isn't served or has too many."""
         try:
             accepted = self.accept()
             if accepted is None:

@@ -29,7 +29,7 @@ KEPT_SECONDS = 1.0
 MOST_KEPT = 32
 """Pages and formats kept; clients may request more."""
 REFRESH_SECONDS = 60
-"""Of /watch, for a display on the wall; a page that is read isn't renewed under its reader."""
+"""Of /watch, for displays; other pages aren't reloaded while somebody reads them."""
 _BODY_LIMIT_BYTES = 4096
 """No request needs a body."""
 _HARDENED = (
