@@ -180,9 +180,10 @@ def slot(**fields: Any) -> MachineStatus:
         ),
     ],
 )
-def test_rows_of_other_machines(status: MachineStatus, row: str) -> None:
+def test_rows_of_other_machines(status: MachineStatus, row: str, monkeypatch: pytest.MonkeyPatch) -> None:
     status = dataclasses.replace(status, started_time=1000 if status.state == "Running" else None)
-    assert space_commands.machine_rows([status], 1000.0) == [row]
+    result = PollResult({FACTORY: (Received(status, {}),)}, frozenset(), (), frozenset(), {}, 0.0)
+    assert run(["machines"], result, monkeypatch, now=1000.0) == (0, f"{row}\n", "")
 
 
 def test_colours_are_for_terminals_only(monkeypatch: pytest.MonkeyPatch) -> None:
