@@ -1,7 +1,7 @@
-"""One way from JSON to dataclasses: strict about the text, and errors name the field by its JSON path. Pure.
+"""Conversion of JSON to dataclasses: strict about the text; errors name the field by its JSON path. Pure.
 
-parse() reads JSON without what parsers let through, each in its own way: duplicate keys, NaN, numbers of thousands of
-digits, halves of surrogate pairs, bottomless nesting. decode() makes a dataclass of it by the annotations of its
+parse() refuses what other parsers accept in different ways: duplicate keys, NaN, numbers of thousands of digits,
+halves of surrogate pairs, unlimited nesting. decode() makes a dataclass of it by the annotations of its
 fields: str, int, float, bool, Any, enums, other dataclasses, `X | None`, tuple[X, ...], list[X] and Mapping[str, X], of
 names at the top level of the module. An unknown key is ignored. Null, where it is no value of the field, means as
 much as no key: the field's default.

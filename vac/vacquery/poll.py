@@ -49,7 +49,7 @@ BURST_SECONDS = 0.01
 TYPICAL_ANSWERS = {Kind.MACHINETYPES: 8, Kind.MACHINES: 32, Kind.FACTORIES: 1}
 LEAST_BURST, MOST_BURST = 4, 128
 RESOLVE_SECONDS = 0.01
-"""Interval of looks at names that aren't resolved yet."""
+"""Interval between checks of names that aren't resolved yet."""
 DECODED_AT_ONCE = 64
 """Datagrams decoded before the socket is emptied again."""
 MOST_BACKLOG_BYTES = 4 * 1024 * 1024

@@ -34,7 +34,7 @@ class Service:
     body_limit_bytes: int
     port: int = 80
     for_people: bool = False
-    """Serve everybody but VMs, at an address of this host; else VMs only."""
+    """True: serve all clients except VMs, at an address of this host; False: VMs only."""
     name: str = ""
     """Its configured address, for messages."""
 
