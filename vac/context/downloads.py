@@ -437,7 +437,7 @@ class ImageCache:
         return modified_time
 
     def _make_room(self, pipe: str, more_bytes: int = 0) -> None:
-        """Remove copies that no machinetype names, as far as space is needed; raise DownloadFailed if that isn't enough.
+        """Remove copies of no machinetype, as far as space is needed; raise DownloadFailed if that isn't enough.
 
         more_bytes: still to come. The site's own images, of pipe "", get the space that they need.
         """
