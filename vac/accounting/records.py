@@ -87,12 +87,6 @@ def message_fields(text: str) -> dict[str, str]:
     return {key.strip(): value.strip() for key, colon, value in pairs if colon}
 
 
-def with_site(text: str, site: str) -> str:
-    """Return the message with another Site."""
-    lines = [f"Site: {site}" if line.startswith("Site:") else line for line in text.splitlines()]
-    return message_text(lines)
-
-
 def day_name(moment: float) -> str:
     """Return YYYYMMDD of a time in Unix seconds, in UTC."""
     return time.strftime("%Y%m%d", time.gmtime(moment))

@@ -22,11 +22,9 @@ from tests.unit.state_dirs import (
     running_machine,
     settings_of,
 )
-from vac.accounting import records
-from vac.accounting import sync as sync_module
+from vac.accounting import archive, records
+from vac.accounting.archive import bundle, default_month, month_bounds, republish, service_levels, sync
 from vac.accounting.records import file_name, job_record, message_fields
-from vac.accounting.sync import bundle, default_month, month_bounds, republish, sync
-from vac.accounting.usage import service_levels
 from vac.config.settings import Settings
 from vac.machines.creation import decimal
 from vac.machines.layout import StateDir
@@ -416,7 +414,7 @@ def test_december_ends_with_the_year() -> None:
 def test_waiting_records_are_bundled_without_losing_any(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sync_module, "MOST_RECORDS", 10)
+    monkeypatch.setattr(archive, "MOST_RECORDS", 10)
     state = new_state(tmp_path)
     machine = running_machine(state)
     want = set()

@@ -12,7 +12,7 @@ import pytest
 
 from tests.unit.state_dirs import ENDED, new_state, running_machine
 from vac.accounting import records
-from vac.accounting.usage import Usage, usage
+from vac.accounting.archive import Archived, Usage, usage
 from vac.cli.main import main
 from vac.machines import status as statuses
 from vac.machines.layout import StateDir
@@ -119,10 +119,10 @@ def test_usage_of_a_month_and_as_a_table(state: StateDir, capsys: pytest.Capture
 
 
 def test_records_that_are_not_whole_count_for_nothing() -> None:
-    assert (
-        usage(["Queue: a\nWallDuration: 1\n", "WallDuration: x\n", ""], lambda fields: fields["Queue"]) == {}
-    )
-    assert Usage().as_dict()["efficiency"] is None
+    torn: list[dict[str, str]] = [{"Queue": "a", "WallDuration": "1"}, {"WallDuration": "x"}, {}]
+    found = (Archived(Path("x"), "", fields, ENDED) for fields in torn)
+    assert usage(found, lambda fields: fields["Queue"]) == {}
+    assert Usage().as_dict(0)["efficiency"] is None
 
 
 @pytest.mark.parametrize("days", ["inf", "nan", "-1", "0", "many"])
