@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import logging
 import os
 import queue
@@ -190,7 +191,7 @@ def open_factory(
             apart=APART.get(name, frozenset()),
         )
 
-    statuses.write_version(directory, vac.__version__)
+    statuses.write_text(directory, directory.version, f"VERSION={vac.__version__}\n")
     now = clock.moment()
     found = load_slots(directory, configuration.machinetypes, settings)
     slots = [Slot(name, phase(now.boot), machine) for name, (machine, phase) in found.slots.items()]
@@ -242,5 +243,5 @@ def _check_identity(state: FactoryState, occupied: list[str]) -> None:
             f"{', '.join(occupied[:5])} were made when {was}: put it back; or, if {' and '.join(differing)} "
             f"is right now, remove {directory.identity} and start vacd again",
         )
-    else:
-        statuses.write_identity(directory, present)
+    elif known != present:
+        statuses.write_text(directory, directory.identity, json.dumps(present) + "\n")

@@ -19,7 +19,7 @@ from vac.host.energy import EnergyMeter
 from vac.host.probes import MEASURE_SECONDS, DiskUse, measure_disk
 from vac.lifecycle.phases import Running, SetAside, Starting, StopOrder
 from vac.lifecycle.stimuli import ListedAbsent, ListedAlive, ListedEnded, ListedHalfMade, StopOrdered
-from vac.machines import files, outputs, requests
+from vac.machines import files, outputs
 from vac.machines.machine import Machine
 from vac.scheduling.kill_rules import UNMEASURED_SECONDS, Limits, Watched, judge
 
@@ -113,12 +113,12 @@ class Watcher:
         state = self.state
         unknown = [one.name for uuid, one in listed.items() if uuid not in state.own_uuids]
         text = None
-        if state.knew_nothing and unknown and not requests.may_remove_unknown(state.dir):
+        if state.knew_nothing and unknown and not state.dir.remove_unknown.exists():
             text = (
                 f"{engine} has machines of {state.settings.factory_name} ({', '.join(sorted(unknown)[:5])}), but "
                 f"{state.dir.root} knew of none: if it is the wrong directory (not mounted?), put it right and start "
                 f"vacd again; if those machines are to be removed, make the file "
-                f"{requests.remove_unknown_path(state.dir)}"
+                f"{state.dir.remove_unknown}"
             )
         state.doubts_about(f"unknown {engine}", text)
 

@@ -100,6 +100,8 @@ class StateDir:
         self.apel_outgoing = root / "apel-outgoing"
         self.space_census = root / "space-census"
         self.requests = root / "requests"
+        self.remove_unknown = self.requests / "remove-unknown"
+        """Made by people: machines of this factory's name that this directory never knew may be removed."""
         self.tmp = root / "tmp"
         self.counts = root / "counts"
         self.factory_error = root / "factory-error"
