@@ -43,6 +43,7 @@ LIMITING = ["v1"] if "v1" in VERSIONS else VERSIONS
 LIMITED = {
     "v1": {
         "cpu.shares": "1024",
+        "cpu.cfs_quota_us": "100000",
         "memory.soft_limit_in_bytes": str(64 * MIB),
         "memory.limit_in_bytes": str(128 * MIB),
         "memory.memsw.limit_in_bytes": str(128 * MIB),
@@ -50,6 +51,7 @@ LIMITED = {
     },
     "v2": {
         "cpu.weight": "100",
+        "cpu.max": "100000 100000",
         "memory.low": str(64 * MIB),
         "memory.max": str(128 * MIB),
         "memory.swap.max": "0",

@@ -15,7 +15,7 @@ from vac.drivers.base import WRITES_TO, EngineState, Observed
 from vac.drivers.engine import Observation
 from vac.factory.effects import Effects
 from vac.factory.state import FactoryState, Slot
-from vac.host.energy import EnergyMeter
+from vac.host.facts import EnergyMeter
 from vac.host.probes import MEASURE_SECONDS, DiskUse, measure_disk
 from vac.lifecycle.phases import Running, SetAside, Starting, StopOrder
 from vac.lifecycle.stimuli import ListedAbsent, ListedAlive, ListedEnded, ListedHalfMade, StopOrdered
