@@ -24,7 +24,7 @@ from vac.drivers.engine import Action, Changed, InlineEngine, engine_name
 from vac.factory import watch
 from vac.factory.loop import Factory
 from vac.factory.peers import Ask, ask_nobody
-from vac.factory.process import broken_at_start, open_factory, stand_in
+from vac.factory.process import open_factory, stand_in
 from vac.factory.state import Message, Slot, Wake
 from vac.host.probes import DiskUse
 from vac.machines import layout, requests
@@ -240,6 +240,7 @@ class World:
             configuration,
             Configured(self.configuration),
             self.inbox,
+            error,
             clock=self.clock,
             rng=random.Random(self._starts),
             open_engine=self.open_engine,
@@ -248,8 +249,6 @@ class World:
         )
         if not self.wrong_directory:
             self.factory.state.knew_nothing = False
-        if error is not None:
-            broken_at_start(self.factory.state, error)
         return self.factory
 
     def turn(self) -> None:

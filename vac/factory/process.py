@@ -72,10 +72,8 @@ def main(options: RoleOptions) -> int:
             names = Resolver(settings.factory_name)
             peers = Peers(names, time.time)
             factory = open_factory(
-                directory, configuration, loader, inbox, names=names, ask=peers.ask, need=options.need
+                directory, configuration, loader, inbox, error, names=names, ask=peers.ask, need=options.need
             )
-            if error is not None:
-                broken_at_start(factory.state, error)
             factory.run(alive=options.alive, ready=options.ready)
     except StateDirBusy as busy:
         log.error("%s", busy)
@@ -143,18 +141,12 @@ def stand_in(error: ConfigurationError) -> Configuration | None:
     return None if error.settings is None else Configuration(error.settings, {}, {}, {}, ())
 
 
-def broken_at_start(state: FactoryState, error: ConfigurationError) -> None:
-    """Note that the configuration hasn't been read as a whole: factory_name or state_dir may be defaults that stand in
-    for what could not be read, and engines and directories those of another factory."""
-    state.doubts_about("configuration", "the configuration could not be read since the start")
-    state.configuration_broken(error)
-
-
 def open_factory(
     directory: StateDir,
     configuration: Configuration,
     loader: Loader,
     inbox: queue.Queue[Message],
+    error: ConfigurationError | None = None,
     *,
     clock: Clock | None = None,
     rng: random.Random | None = None,
@@ -164,8 +156,11 @@ def open_factory(
     need: Callable[[str, str], None] = lambda role, purpose: None,
     spawn: Callable[[Callable[[], None], str], object] = in_thread,
 ) -> Factory:
-    """Return a factory with its slots as they are on disk. The keyword arguments are for tests, but for names, ask and
-    need, which is that of RoleOptions."""
+    """Return a factory with its slots as they are on disk.
+
+    error: of the configuration, if this one stands in for it. The keyword arguments are for tests, but for names, ask
+    and need, which is that of RoleOptions.
+    """
     settings, clock = configuration.settings, clock or Clock()
 
     def named() -> dict[str, str]:
@@ -219,6 +214,11 @@ def open_factory(
     occupied = [slot for slot in state.slots if slot.occupied]
     _check_identity(state, [slot.name for slot in occupied])
     log.info("%s: %d machines found in %d slots", settings.factory_name, len(occupied), len(state.slots))
+    if (
+        error is not None
+    ):  # factory_name or state_dir may be defaults, and engines and directories another factory's
+        state.doubts_about("configuration", "the configuration could not be read since the start")
+        state.configuration_broken(error)
     vacmon = VacMon(directory, names or Resolver(settings.factory_name), clock.unix)
     return Factory(state, vacmon, loader, inbox, ask, need)
 

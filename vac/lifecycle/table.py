@@ -71,8 +71,7 @@ class Effect(enum.Enum):
     ACCOUNT = "write its end and its record"
     REMEMBER_END = "count and tell its end"
     RELEASE = "have its engine release it"
-    COUNT_RELEASE = "count the release"
-    COUNT_RELEASE_FAILURE = "count the failed release"
+    COUNT_RELEASE = "count the release or its failure"
     REPORT_STUCK = "log that the slot stays taken"
     DISCARD = "discard its directory and slot file"
     GIVE_BACK_SCRATCH = "give back its scratch space"
@@ -135,7 +134,7 @@ _ELSEWHERE: Sequence[tuple[Stimuli, Row]] = (
 """Rows of a phase that has none of its own for these stimuli."""
 _AFTER_THE_END: Sequence[tuple[Stimuli, Row]] = (
     ((Released, ListedAbsent), Transition(Empty, (_E.COUNT_RELEASE, _E.GIVE_BACK_SCRATCH))),
-    ((ReleaseFailed,), Transition(None, (_E.COUNT_RELEASE_FAILURE,))),
+    ((ReleaseFailed,), Transition(None, (_E.COUNT_RELEASE,))),
     (_PRESENT, Transition(None, (_E.RELEASE,))),
     ((Stopped, *_PEOPLE, *_ANSWERS), Ignored("it has ended")),
     ((EndWritten,), Ignored("its end is on disk")),
