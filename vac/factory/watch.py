@@ -87,19 +87,14 @@ class Watcher:
 
     def _note(self, machine: Machine, seen: Observation) -> None:
         """Keep what the engine has told of a machine for people and incident teams."""
-        details, ends = seen.details.get(machine.uuid), seen.contacts.get(machine.uuid)
-        directory, now = self.state.dir, self.state.clock.unix()
-        if details:
-            self.state.written(
-                f"details {machine.uuid}",
-                f"{machine.name}: details from its engine can't be written",
-                lambda: outputs.note_details(directory, machine, details),
-            )
-        if ends:
-            self.state.written(
-                f"contacts {machine.uuid}",
-                f"{machine.name}: its connections can't be written",
-                lambda: outputs.note_contacts(directory, machine, ends, now),
+        state, now, uuid = self.state, self.state.clock.unix(), machine.uuid
+        if details := seen.details.get(uuid):
+            text = f"{machine.name}: details from its engine can't be written"
+            state.written(f"details {uuid}", text, lambda: outputs.note_details(state.dir, machine, details))
+        if ends := seen.contacts.get(uuid):
+            text = f"{machine.name}: its connections can't be written"
+            state.written(
+                f"contacts {uuid}", text, lambda: outputs.note_contacts(state.dir, machine, ends, now)
             )
 
     def released(self, engine: str, uuid: str) -> None:
