@@ -20,8 +20,7 @@ from vac.scheduling.space import (
     view,
 )
 from vac.vacquery.messages import Kind, Reason
-from vac.vacquery.poll import PollResult, capacities, poll, to_reports, without_hs06
-from vac.vacquery.resolver import Names
+from vac.vacquery.poll import PollResult, Resolver, capacities, poll, to_reports
 from vac.vacquery.signed_json import read_key
 
 log = logging.getLogger(__name__)
@@ -180,7 +179,7 @@ def _listed(names: Sequence[str]) -> str:
 
 
 def ask_peers(
-    names: Names,
+    names: Resolver,
     clock: Callable[[], float],
     configuration: Configuration,
     with_capacities: bool,
@@ -207,7 +206,7 @@ def ask_peers(
     capacity, unrated, results = None, frozenset[str](), []
     if with_capacities:
         first = ask(Kind.FACTORIES, doubtful)
-        capacity, unrated = capacities(first.answers), without_hs06(first.answers)
+        capacity, unrated = capacities(first.answers)
         doubtful = {*doubtful, *first.missing}
         results.append(first)
     result = ask(Kind.MACHINETYPES, doubtful)

@@ -74,7 +74,7 @@ class ListedAlive(Listed):
 
 
 class ListedEnded(Listed):
-    """It is listed as ended."""
+    """It is listed as ended; or as one that never ran, though it has left something in its joboutputs."""
 
 
 class ListedHalfMade(Listed):

@@ -10,13 +10,14 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import fcntl
+import json
 import os
 import re
 import signal
 from dataclasses import dataclass
 
 from vac.clock import Clock
-from vac.decoding import decode
+from vac.decoding import filled
 from vac.machines import files
 from vac.machines.layout import StateDir
 
@@ -88,7 +89,7 @@ def undrain(state: StateDir) -> bool:
 def draining(state: StateDir, now: float) -> Drain | None:
     """Return the order to drain that is in force now, if any. A file that can't be understood is an order, too."""
     try:
-        order = decode(Drain, (state.requests / "drain").read_bytes(), stand_in=Drain(now))
+        order = filled(Drain(now), json.loads((state.requests / "drain").read_bytes()))
     except FileNotFoundError:
         return None
     except (OSError, ValueError) as problem:
