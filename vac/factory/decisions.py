@@ -21,8 +21,8 @@ from vac.lifecycle.phases import Preparing
 from vac.logs import OnChange
 from vac.machines import files
 from vac.scheduling.backoff import broken_here
-from vac.scheduling.decide import Memory, Situation, decide
-from vac.scheduling.eligibility import NO_ANSWER, total_processors
+from vac.scheduling.decide import Memory, decide
+from vac.scheduling.eligibility import NO_ANSWER, Situation, total_processors
 from vac.scheduling.model import Decision, Host, Occupied, SpaceView
 from vac.scheduling.shares import Ledger
 from vac.scheduling.space import CYCLE_SECONDS, own_reports
