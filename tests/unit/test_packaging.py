@@ -69,7 +69,9 @@ def test_doctor_proposes_the_numbers_that_packages_give(monkeypatch: pytest.Monk
     monkeypatch.setattr(doctor, "subordinate_ids", lambda: range(0))
     settings: Any = types.SimpleNamespace(host_processors=64, slot_uids=None, factory_name="none")
     told = {what: problem for what, problem, _ in doctor._process_containers(settings)}
-    assert re.findall("usermod .* vac", spec) == re.findall("usermod .* vac", str(told["a uid for each slot"]))
+    assert re.findall("usermod .* vac", spec) == re.findall(
+        "usermod .* vac", str(told["a uid for each slot"])
+    )
 
 
 def pinned(lock: str) -> dict[str, set[str]]:
