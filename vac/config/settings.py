@@ -129,6 +129,12 @@ class Settings:
         "hard memory limit of containers as a multiple of their memory; 0 is no limit",
         least=0,
     )
+    cpu_limit_factor: float = option(
+        Kind.NUMBER,
+        1.0,
+        "hard limit of a container's processor time as a multiple of its processors; 0 is no limit, only its share",
+        least=0,
+    )
     pids_per_processor: int = option(
         Kind.INTEGER, 4096, "limit of tasks of a container per processor", least=16
     )
