@@ -16,8 +16,8 @@ from prometheus_client.exposition import choose_encoder
 
 from vac.accounting import history
 from vac.accounting.history import Ended
+from vac.config.options import split_host_port
 from vac.config.settings import Settings
-from vac.config.values import split_host_port
 from vac.machines.layout import StateDir
 from vac.roles import RoleOptions
 from vac.web.http_server import HTML, NOT_FOUND, READ_ONLY, READING, Answer, Request, Service, run
