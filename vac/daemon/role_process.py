@@ -114,7 +114,7 @@ class Listener:
         self._signals = signal_pipe(*STOPPING, signal.SIGHUP, signal.SIGUSR1)
 
     def listen(self, stop: Callable[[], None], wake: Callable[[], None]) -> None:
-        """See roles.Listen."""
+        """See RoleOptions.listen."""
         threading.Thread(target=self._run, args=(stop, wake), name="listener", daemon=True).start()
 
     def _run(self, stop: Callable[[], None], wake: Callable[[], None]) -> None:

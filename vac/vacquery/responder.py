@@ -27,6 +27,7 @@ from vac.config.load import ConfigurationError, load
 from vac.config.settings import Settings
 from vac.host import facts
 from vac.host.connections import Network, connected_networks
+from vac.host.filesystems import stamp_if_there
 from vac.host.privileges import become, unprivileged_user
 from vac.machines import files
 from vac.machines.layout import StateDir
@@ -35,7 +36,7 @@ from vac.roles import RoleOptions
 from vac.vacquery.messages import QUERY_LIMIT, Dropped, Reason, decode_query
 from vac.vacquery.poll import Resolver, enlarge_buffer, plain_address
 from vac.vacquery.signed_json import SIGNATURE_SECONDS, canonical, read_key
-from vac.vacquery.snapshot import Answers, Snapshot, SnapshotBuilder, stamp
+from vac.vacquery.snapshot import Answers, Snapshot, SnapshotBuilder
 
 log = logging.getLogger(__name__)
 
@@ -199,7 +200,7 @@ class Refresher:
     def refresh(self, now: float) -> None:
         """Renew the answers, and do what else is due, if the factory has reported or it is time to."""
         due = not 0 <= now - self._heartbeat_time < HEARTBEAT_SECONDS
-        before, self._reported = self._reported, stamp(self._state.status)
+        before, self._reported = self._reported, stamp_if_there(self._state.status)
         if not due and self._reported == before and self._responder.access_is_complete:
             return
         snapshot = self._build(now)
