@@ -231,6 +231,7 @@ def test_an_engine_that_hangs_for_good_ends_the_process(make_world: MakeWorld) -
         clock=world.clock,
         rng=random.Random(1),
         open_engine=open_engine,
+        ask=world.ask_peers,
     )
     world.factory = factory
     factory.turn(0.0)
