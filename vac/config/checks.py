@@ -8,10 +8,9 @@ from dataclasses import dataclass
 
 from vac.config.ini import Report
 from vac.config.machinetype import CONTAINER_MODELS, DOCKER, MODELS, Machinetype, reserved_paths
-from vac.config.options import NO_EFFECT, declared
+from vac.config.options import NO_EFFECT, declared, host_name
 from vac.config.sections import Parsed, nearest
 from vac.config.settings import Settings
-from vac.config.values import host_name
 from vac.host.facts import HostFacts
 from vac.text import quoted
 

@@ -15,9 +15,9 @@ import vac
 from vac.config.checks import template_mistakes
 from vac.config.machinetype import MODELS, Machinetype
 from vac.config.settings import Settings
-from vac.context.certificates import read_limited
+from vac.context.certificates import CertificateError, read_limited
 from vac.context.downloads import DownloadFailed, Limits, Local, document, is_html
-from vac.context.proxies import CERTIFICATE_FILE, KEY_FILE, ProxyRefused, proxy_from_files
+from vac.context.proxies import CERTIFICATE_FILE, KEY_FILE, proxy_from_files
 from vac.text import without_url_secrets
 
 LIMIT_BYTES = 10 * 1024 * 1024
@@ -202,7 +202,7 @@ def _proxy(request: ContextRequest) -> bytes:
             end=request.shutdown_time,
             legacy=request.machinetype.legacy_proxy,
         )
-    except ProxyRefused as error:
+    except CertificateError as error:
         raise ContextError(str(error)) from error
 
 

@@ -208,21 +208,23 @@ class RoleSupervisor:
         if message == role_process.GONE:
             return False
         self.child.alive_time = now
-        needed = role_process.parse_need(message)
-        if needed is not None:
-            self.needs.update([needed])
-        self.state_dir = role_process.parse_uses(message) or self.state_dir
-        if message == role_process.READY and not self.child.ready:
+        kind, _, rest = os.fsdecode(message).partition(" ")
+        if kind == role_process.NEED:
+            role, _, purpose = rest.partition(" ")
+            self.needs[role] = purpose
+        elif kind == role_process.USES:
+            self.state_dir = Path(rest)
+        elif kind == role_process.READY and not self.child.ready:
             self.child.ready = self.was_ready = True
             logger.info("%s is ready", self.role.name)
         return True
 
-    def tell(self, message: bytes, log_file: Path | None) -> None:
-        """Send a message to the process, if any, with its log file opened anew if it has one."""
+    def wake(self, log_file: Path | None = None) -> None:
+        """Tell the process, if any, that there may be news, with its log file opened anew if it is given."""
         if self.child is None:
             return
         descriptor = None if log_file is None else logs.try_open(log_file)
-        role_process.send(self.child.link, message, descriptor)
+        role_process.send(self.child.link, b"wake", descriptor)
         if descriptor is not None:
             self.log_opened = os.fstat(descriptor)
             os.close(descriptor)
