@@ -20,9 +20,9 @@ from vac.cli.doctor_engines import Finding, serves
 from vac.config.ini import Value, read
 from vac.config.load import Configuration, ConfigurationError
 from vac.config.machinetype import CONTAINER_MODELS, VM_MODELS, Machinetype
+from vac.config.options import split_host_port
 from vac.config.sections import USER_DATA_OPTION
 from vac.config.settings import Settings
-from vac.config.values import split_host_port
 from vac.drivers.base import CreationFailed, EngineUnavailable
 from vac.drivers.engine import driver_for
 from vac.drivers.processes.bubblewrap import check_command
