@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import json
 import random
-import re
 import subprocess
 import sys
 import time
@@ -68,18 +67,12 @@ def add_arguments(parser: argparse.ArgumentParser, name: str) -> None:
         parser.add_argument("--reboot", action="store_true", help=help_text)
         parser.add_argument(
             "--at-most",
-            type=_positive,
+            type=common.number(int, 1, 999_999, "a number of factories, 1 or more"),
             default=1,
             metavar="N",
             help="with --reboot: begin when fewer than N others of the space reboot or don't answer; default 1",
         )
     parser.set_defaults(run=_RUN[name])
-
-
-def _positive(text: str) -> int:
-    if not re.fullmatch("[1-9][0-9]{0,5}", text):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number of factories, 1 or more")
-    return int(text)
 
 
 def run_drain(arguments: argparse.Namespace) -> int:
@@ -129,10 +122,7 @@ def run_reboot(arguments: argparse.Namespace) -> int:
         print(f"vac drain: no factory runs on {state.root}, which could tell the others", file=sys.stderr)
         return 1
     alone = all(factory == name for factory in settings.factories)
-    asked = argparse.Namespace(
-        config=arguments.config, factories=[*settings.factories, name], space=None, timeout=None
-    )
-    query = None if alone else prepare(asked, Kind.FACTORIES)
+    query = None if alone else prepare(settings, Kind.FACTORIES, [*settings.factories, name])
     reason = f"{REASON}: {arguments.reason}" if arguments.reason else REASON
     order = requests.Drain(time.time(), None, reason, Clock().boot_id)
     if not _take_turn(state, name, order, query, arguments.at_most):

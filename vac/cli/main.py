@@ -214,11 +214,8 @@ def _takes_next(word: str) -> bool:
     """Return True if the value of this option, or of the last one of `-Jt`, is the next word."""
     if word.startswith("--"):
         return "=" not in word and any(name.startswith(word) for name in ("--config", *_WITH_VALUE.values()))
-    return next((rest == "" for letter, rest in _letters(word) if f"-{letter}" in _WITH_VALUE), False)
-
-
-def _letters(word: str) -> list[tuple[str, str]]:
-    return [(letter, word[number + 1 :]) for number, letter in enumerate(word) if number]
+    places = (place for place, letter in enumerate(word) if place and f"-{letter}" in _WITH_VALUE)
+    return next(places, -1) == len(word) - 1
 
 
 def top_parser() -> argparse.ArgumentParser:

@@ -89,11 +89,12 @@ def add_arguments(parser: argparse.ArgumentParser, name: str) -> None:
     parser.add_argument(
         "factories", nargs="*", metavar="FACTORY", help="ask these only; default: all of them"
     )
+    seconds = common.number(float, 0.1, 86400, "a number of seconds from 0.1 to 86400")
     parser.add_argument("-s", "--space", help="name of the space, instead of the configured one")
     parser.add_argument(
         "-t",
         "--timeout",
-        type=_seconds,
+        type=seconds,
         metavar="SECONDS",
         help="longest that it may take; default: udp_timeout_seconds",
     )
@@ -109,7 +110,7 @@ def add_arguments(parser: argparse.ArgumentParser, name: str) -> None:
     parser.add_argument(
         "--watch",
         nargs="?",
-        type=_seconds,
+        type=seconds,
         const=WATCH_SECONDS,
         metavar="SECONDS",
         help=f"ask again and again, so often; default {WATCH_SECONDS:g}",
@@ -117,20 +118,16 @@ def add_arguments(parser: argparse.ArgumentParser, name: str) -> None:
     parser.set_defaults(run=run, kind=_KINDS.get(name, Kind.MACHINETYPES))
 
 
-def _seconds(text: str) -> float:
-    try:
-        seconds = float(text)
-    except ValueError:
-        seconds = 0.0
-    if not 0.1 <= seconds <= 86400:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds from 0.1 to 86400")
-    return seconds
-
-
 def run(arguments: argparse.Namespace) -> int:
     """Ask and print, once or again and again. Return 1 if no factory answered or could be asked."""
     try:
-        query = prepare(arguments, arguments.kind)
+        query = prepare(
+            common.settings(arguments),
+            arguments.kind,
+            arguments.factories,
+            arguments.space,
+            arguments.timeout,
+        )
     except PermissionError:
         raise
     except OSError as error:
@@ -194,15 +191,21 @@ def _ask_and_show(arguments: argparse.Namespace, query: Query) -> int:
     return code
 
 
-def prepare(arguments: argparse.Namespace, kind: Kind, names: Resolver | None = None) -> Query:
-    """Return the query of these arguments. Raises ConfigurationError, or OSError for its key file."""
-    settings = common.settings(arguments)
+def prepare(
+    settings: Settings,
+    kind: Kind,
+    factories: Iterable[str] = (),
+    space: str | None = None,
+    timeout: float | None = None,
+    names: Resolver | None = None,
+) -> Query:
+    """Return a query to these factories (or all) of this space (or the configured one). Raises OSError for the key."""
     return Query(
         kind,
         settings,
-        full_names(arguments.factories, settings) or settings.factories,
-        arguments.space or settings.vac_space,
-        arguments.timeout or settings.udp_timeout_seconds,
+        full_names(factories, settings) or settings.factories,
+        space or settings.vac_space,
+        timeout or settings.udp_timeout_seconds,
         read_key(settings.vacquery_key_file),
         names or Resolver(settings.factory_name),
     )
