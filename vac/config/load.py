@@ -1,6 +1,6 @@
-"""From files, the table of options and facts about the host to one Configuration; the Loader keeps it each cycle.
+"""Make a Configuration of files, the table of options and facts about the host; Loader does it each cycle.
 
-What is wrong in a machinetype or pipe stops that one alone; only broken files and [settings] stop the factory.
+A mistake in a machinetype or pipe stops that one alone; only broken files and [settings] stop the factory.
 """
 
 from __future__ import annotations

@@ -44,7 +44,7 @@ GONE = b""
 
 
 def link_pair() -> tuple[socket.socket, socket.socket]:
-    """Return the supervisor's end, which never blocks, and the role's. Message boundaries are kept."""
+    """Return the supervisor's end, which never blocks, and the role's end. Message boundaries are kept."""
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     ours.setblocking(False)
     return ours, theirs

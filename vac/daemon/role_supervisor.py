@@ -42,9 +42,9 @@ class Timing:
     dump: float = 2.0
     """From the request for a stuck process's stack to SIGKILL."""
     log_check: float = role_process.LOG_CHECK_SECONDS
-    """Interval of looks for renamed log files."""
+    """Interval between checks for renamed log files."""
     other: float = 45.0
-    """Longest time with another process at a role's work: it may be left over from a killed vacd and end by itself."""
+    """Longest time with another process at a role's work: it may remain from a killed vacd and end by itself."""
 
 
 TIMING = Timing()
@@ -132,7 +132,7 @@ class RoleSupervisor:
     was_ready: bool = field(default=False, init=False)
     end: str = field(default="not started", init=False)
     purpose: str = field(default="", init=False)
-    """What its process works for; empty: one that is started on demand isn't needed, for any other it isn't known."""
+    """Purpose of its process; empty: a role on demand isn't needed, that of any other role isn't known."""
     address: str = field(default="", init=False)
     listening: socket.socket | None = field(default=None, init=False)
     """At this address, for a role that listens."""

@@ -339,7 +339,7 @@ def main(options: RoleOptions) -> int:
 
 
 def _configuration(options: RoleOptions) -> tuple[Settings | None, Status | None]:
-    """Return [settings], of a broken configuration as far as they can be understood, and a status made of all of it."""
+    """Return [settings] and a status made of the configuration; of a broken one, what can be used."""
     try:
         found = load(options.configs or None, facts.read())
     except ConfigurationError as error:

@@ -198,7 +198,7 @@ def factory_status(
 
 
 def _blocked(status: Status) -> str | None:
-    """Return why nothing can be created. That all processors are in use is as it should be."""
+    """Return why nothing can be created. All processors in use is no reason."""
     return untrusted(status.guard, LONGEST_GUARD) if status.guard and status.guard_name != "full" else None
 
 
