@@ -19,7 +19,6 @@ from vac.drivers.engine import Changed, InlineEngine, _Call
 from vac.factory.state import Stop
 from vac.lifecycle.phases import Releasing, SetAside
 from vac.machines import files
-from vac.machines.requests import remove_unknown_path
 
 YEAR = 365 * 86400
 
@@ -316,7 +315,7 @@ def test_people_can_say_that_unknown_machines_are_to_be_removed(world: World, tm
     empty(world, tmp_path)
     world.start()
     world.run(120)
-    remove_unknown_path(world.state).touch()
+    world.state.remove_unknown.touch()
     world.run(300)
     assert not set(own) & set(world.running())
     assert len(world.running()) == 2
