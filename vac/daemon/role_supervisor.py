@@ -47,6 +47,9 @@ class Timing:
     """Longest time with another process at a role's work: it may remain from a killed vacd and end by itself."""
 
 
+TIMING = Timing()
+
+
 def next_pause(last: float | None, ran_seconds: float, timing: Timing) -> float:
     """Return the pause before the restart of a process that ended after ran_seconds."""
     if last is None or ran_seconds >= timing.ran_well:
@@ -138,7 +141,7 @@ class RoleSupervisor:
     needs: dict[str, str] = field(default_factory=dict, init=False)
     """Purposes of other roles, as its processes last reported them."""
     state_dir: Path | None = field(default=None, init=False)
-    """As its processes last reported it."""
+    """The state_dir that its processes last reported."""
     log_opened: os.stat_result | None = field(default=None, init=False)
     """The log file of the present process."""
     failures: list[float] = field(default_factory=list, init=False)
