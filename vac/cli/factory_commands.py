@@ -21,7 +21,7 @@ from vac.machines import requests
 from vac.machines import status as statuses
 from vac.machines.layout import StateDir, disk_problem
 from vac.machines.slots import read_slots
-from vac.machines.status import Status, TypeFacts
+from vac.machines.status import Status
 from vac.roles import crash_loop
 from vac.text import duration, escaped, local_time
 from vac.vacquery.messages import FactoryStatus, Kind, Reason
@@ -318,9 +318,7 @@ def reasons(
         yield f"Datagrams that the last poll has dropped: {counts}."
     for facts in status.machinetypes:
         if machinetype in (None, facts.name):
-            yield from _of_type(status, facts, now)
-            if facts.name in failures:
-                yield _failure(failures[facts.name], now)
+            yield from _of_type(status, facts.name, failures.get(facts.name), now)
 
 
 def _distrust(status: Status, counters: Mapping[str, int]) -> Iterator[str]:
@@ -333,21 +331,14 @@ def _distrust(status: Status, counters: Mapping[str, int]) -> Iterator[str]:
             yield f"The responder here has dropped {count} queries since it began: {reason.value}."
 
 
-def _of_type(status: Status, facts: TypeFacts, now: float) -> Iterator[str]:
-    reason = status.passed_over.get(facts.name)
-    if reason is None and status.guard is None:
-        reason = "can be created"
+def _of_type(status: Status, name: str, failure: Ended | None, now: float) -> Iterator[str]:
+    reason = status.passed_over.get(name, None if status.guard else "can be created")
     if reason is not None:
-        yield f"{facts.name}: {reason}"
-    yield from common.creation_failures(status, facts.name, now)
-
-
-def _failure(last: Ended, now: float) -> str:
-    machine = last.machine.partition(".")[0]
-    ago = duration(max(0.0, now - last.ended))
-    return (
-        f"{last.machinetype}: {machine} failed {ago} ago: {last.words} (`vac machine {last.uuid}` tells more)"
-    )
+        yield f"{name}: {reason}"
+    yield from common.creation_failures(status, name, now)
+    if failure is not None:
+        machine, ago = failure.machine.partition(".")[0], duration(max(0.0, now - failure.ended))
+        yield f"{name}: {machine} failed {ago} ago: {failure.words} (`vac machine {failure.uuid}` tells more)"
 
 
 _RUN = {

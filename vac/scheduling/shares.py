@@ -14,7 +14,6 @@ import math
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import lru_cache
 
 NEGLIGIBLE = 1e-6
 """Part of the capacity below which a deficit is rounding."""
@@ -102,12 +101,7 @@ def stratified_point(
     """
     digest = hashlib.sha256(f"{now // MOMENT_SECONDS:.0f} {number}".encode()).digest()
     common = int.from_bytes(digest[:8], "big") / 2**64
-    return (_places(tuple(factories))[factory] * GOLDEN + common + rng.random() / len(factories)) % 1.0
-
-
-@lru_cache(maxsize=16)
-def _places(factories: tuple[str, ...]) -> Mapping[str, int]:
-    return {name: place for place, name in enumerate(factories)}
+    return (factories.index(factory) * GOLDEN + common + rng.random() / len(factories)) % 1.0
 
 
 def lacking(candidates: Sequence[Candidate], reached_hs06: float) -> dict[str, float]:
