@@ -40,6 +40,8 @@ HEALTH_SECONDS = 300.0
 """health_command is run this often."""
 STUCK_SECONDS = 600.0
 """Time past its deadline after which a hanging thread of an engine has this process replaced."""
+FIXED_SETTINGS = ("state_dir", "factory_name", "docker_host", "libvirt_uri", "vm_domain_type")
+"""Another process begins with these if they change; machines run on."""
 CLOCK_STEP_SECONDS = 2.0
 """A greater change of people's clock between two turns is a step, and logged."""
 
@@ -249,18 +251,13 @@ class Factory:
         except ConfigurationError as error:
             self.state.configuration_broken(error)
             return
-        settings = configuration.settings
-        if (
-            settings.state_dir != self.state.dir.root
-            or settings.factory_name != self.state.settings.factory_name
-        ):
-            log.warning("state_dir or factory_name has changed: starting anew with them")
+        before, after = self.state.settings, configuration.settings
+        changed = [name for name in FIXED_SETTINGS if getattr(after, name) != getattr(before, name)]
+        if changed:
+            log.warning("%s: changed; starting anew", " and ".join(changed))
             self.stopping = True
-            return
-        if self.state.configure(configuration):
-            self.state.close_engines()
-            for slot in self.state.slots:
-                self.effects.happen(slot, stimuli.EngineReplaced())
+        else:
+            self.state.configure(configuration)
 
     def _check_engines(self) -> None:
         """Note which engines have become unavailable or available again: a reason to decide and report anew."""

@@ -116,10 +116,6 @@ class ReleaseFailed(Failure):
     """The engine couldn't release it."""
 
 
-class EngineReplaced(Stimulus):
-    """The connection to its engine was closed and another one opened: answers to what was asked may be lost."""
-
-
 class Time(Stimulus):
     """Time has passed."""
 
@@ -129,5 +125,5 @@ STIMULI: tuple[type[Stimulus], ...] = (
     *(Started, StartFailed, StartUnknown),
     *(ListedAlive, ListedEnded, ListedHalfMade, ListedAbsent),
     *(EndLowered, StopOrdered, Stopped, EndWritten, Released, ReleaseFailed),
-    *(EngineReplaced, Time),
+    Time,
 )
