@@ -146,19 +146,15 @@ class Effects:
     def _make_directory(self, slot: Slot, taken: Step) -> Stimulus | None:
         assert isinstance(taken.after, Starting)
         assert isinstance(taken.stimulus, ContextReady)
-        pending, settings = taken.after.pending, self.state.settings
-        machinetype, now = pending.machinetype, self.state.clock.moment()
+        pending = taken.after.pending
+        machinetype = pending.machinetype
         try:
             machine = creation.create(
                 self.state.dir,
-                machinetype,
-                settings,
+                pending,
+                self.state.settings,
                 name=slot.name,
-                uuid=pending.uuid,
-                processors=pending.order.processors,
-                shutdown_time=int(pending.order.shutdown_time),
-                now=now.unix,
-                boot=(now.boot_id, now.boot),
+                now=self.state.clock.moment(),
                 user_data=taken.stimulus.user_data,
                 access=self._access(machinetype),
                 ip=self._address(slot, machinetype),
