@@ -26,7 +26,7 @@ _OPTION = re.compile(r"([^:=\s][^:=]*)[:=](.*)")
 
 @dataclass(frozen=True)
 class Problem:
-    """One thing that is wrong, or (as a warning) that somebody should look at."""
+    """An error or a warning."""
 
     file: str
     section: str
@@ -47,11 +47,11 @@ class Report:
     warnings: list[Problem] = field(default_factory=list)
 
     def error(self, file: str, section: str, option: str, text: str) -> None:
-        """Add what makes the configuration, or the section, unusable."""
+        """Add an error: it makes the configuration, or the section, unusable."""
         self.errors.append(Problem(file, section, option, text))
 
     def warn(self, file: str, section: str, option: str, text: str) -> None:
-        """Add what somebody should look at."""
+        """Add a warning."""
         self.warnings.append(Problem(file, section, option, text))
 
 

@@ -14,9 +14,8 @@ from dataclasses import dataclass, field
 from typing import Any, Callable
 
 from vac.config.machinetype import Machinetype
-from vac.config.options import Kind, Option, declared
+from vac.config.options import LISTS, NUMBERS, BadValue, Kind, Option, allowed, declared, parse
 from vac.config.sections import USER_DATA_FILE, USER_DATA_OPTION, nearest
-from vac.config.values import LISTS, NUMBERS, BadValue, allowed, parse
 from vac.decoding import MOST_FLAWS, BadJson, Flaw, Number, first, kind_of, shown, step
 from vac.decoding import parse as parse_json
 from vac.text import quoted

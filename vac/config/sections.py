@@ -9,9 +9,8 @@ from typing import Any
 
 from vac.config.ini import Contents, Report, Section, Value
 from vac.config.machinetype import Machinetype, VacuumPipe
-from vac.config.options import Option, declared
+from vac.config.options import LISTS, BadValue, Option, allowed, declared, parse, parse_entries, render
 from vac.config.settings import Settings
-from vac.config.values import LISTS, BadValue, allowed, parse, parse_entries, render
 from vac.text import quoted
 
 USER_DATA_OPTION = "user_data_option_"

@@ -137,6 +137,13 @@ class StateDir:
         """ROLE-heartbeat of factory, responder, mjf, metadata or page."""
         return self.root / f"{role}-heartbeat"
 
+    def heartbeat_time(self, role: str) -> float | None:
+        """Return when a role's process last showed that it is alive, Unix seconds; None if it never has."""
+        try:
+            return self.heartbeat(role).stat().st_mtime
+        except OSError:
+            return None
+
     def pid(self, role: str) -> Path:
         """ROLE.pid of factory, responder, mjf, metadata or page. factory.pid is written by lock() alone."""
         return self.root / f"{role}.pid"
@@ -244,14 +251,16 @@ def _failure_of(command: list[str | Path]) -> str | None:
 @contextlib.contextmanager
 def lock_name(factory_name: str) -> Iterator[None]:
     """Hold the lock that makes this the only factory process of that name on this host: two would take each other's
-    machines for their own.
+    machines for their own. Its file goes at the end.
 
     Raises StateDirBusy if another process holds it.
     """
-    with _locked(
-        RUN_DIRECTORY / f"vac-{factory_name}.pid", f"factory {factory_name}", "another factory_name"
-    ):
-        yield
+    path = RUN_DIRECTORY / f"vac-{factory_name}.pid"
+    with _locked(path, f"factory {factory_name}", "another factory_name"):
+        try:
+            yield
+        finally:
+            path.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
@@ -261,6 +270,8 @@ def _locked(path: Path, subject: str, instead: str) -> Iterator[None]:
     try:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if not os.fstat(descriptor).st_nlink:
+                raise BlockingIOError(errno.EAGAIN, "its holder, which ends just now, has removed it")
         except OSError as error:
             if error.errno not in (errno.EAGAIN, errno.EACCES):
                 raise
