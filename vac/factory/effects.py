@@ -21,20 +21,21 @@ from vac.drivers.processes.launch_plan import account
 from vac.factory.state import FactoryState, Slot
 from vac.host.privileges import unprivileged_user
 from vac.lifecycle.phases import PendingCreation, Phase, Preparing, Releasing, Starting, Stopping, Stuck
-from vac.lifecycle.stimuli import (
+from vac.lifecycle.table import (
     ContextFailed,
     ContextReady,
     Decided,
     DirectoryFailed,
+    Effect,
     EndLowered,
     EndWritten,
     Listed,
     NotWanted,
     ReleaseFailed,
     Started,
+    Step,
     Stimulus,
 )
-from vac.lifecycle.table import Effect, Step
 from vac.lifecycle.table import step as take_step
 from vac.machines import creation
 from vac.machines import machine as machines

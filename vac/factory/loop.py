@@ -24,8 +24,17 @@ from vac.factory.report import Report
 from vac.factory.state import FactoryState, Message, Stop, Wake
 from vac.factory.watch import EnergyShares, Rules, Watcher
 from vac.host.probes import health_problem
-from vac.lifecycle import stimuli
 from vac.lifecycle.phases import Empty, Running, SetAside, Stopping
+from vac.lifecycle.table import (
+    Released,
+    ReleaseFailed,
+    Started,
+    StartFailed,
+    StartUnknown,
+    Stimulus,
+    Stopped,
+    Time,
+)
 from vac.machines.slots import load_slots
 from vac.machines.status import Happening
 from vac.scheduling.eligibility import NO_ANSWER
@@ -127,7 +136,7 @@ class Factory:
         self._check_engines()
         self.rules.check(now)
         for slot in self.state.slots:
-            self.effects.happen(slot, stimuli.Time())
+            self.effects.happen(slot, Time())
         self.decisions.decide_if_due()
         if due:
             self.state.counters.add(Happening.CYCLE, "", "", self.state.clock.boot() - now.boot)
@@ -337,13 +346,13 @@ class Factory:
         self.stopping = True
 
 
-def _answer(message: engines.ActionDone) -> stimuli.Stimulus | None:
+def _answer(message: engines.ActionDone) -> Stimulus | None:
     """Return what an engine's answer is to the slot; None where only a listing counts."""
     kind, problem = message.action.kind, message.problem
     if kind is ActionKind.CREATE:
         if problem is None:
-            return stimuli.Started(message.time)
-        return stimuli.StartUnknown(problem) if message.unavailable else stimuli.StartFailed(problem)
+            return Started(message.time)
+        return StartUnknown(problem) if message.unavailable else StartFailed(problem)
     if kind is ActionKind.STOP:
-        return stimuli.Stopped() if problem is None else None
-    return stimuli.Released() if problem is None else stimuli.ReleaseFailed(problem)
+        return Stopped() if problem is None else None
+    return Released() if problem is None else ReleaseFailed(problem)

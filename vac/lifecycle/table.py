@@ -1,6 +1,7 @@
 """The table of a slot's life: for each phase and stimulus the next phase and the effects, or why nothing happens.
 
-step() applies it. A listing counts only if it was asked for after the phase began. The factory carries the effects out,
+A stimulus is anything that may happen to a slot; one about a machine is about the slot's present one. step() applies
+the table. A listing counts only if it was asked for after the phase began. The factory carries the effects out,
 in order; one that brings about another stimulus (EndWritten, DirectoryFailed) returns it, and that is applied next.
 """
 
@@ -9,45 +10,145 @@ from __future__ import annotations
 import dataclasses
 import enum
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Callable, Union
 
 from vac.lifecycle.phases import (
     PHASES,
     Empty,
     Ended,
+    PendingCreation,
     Phase,
     Preparing,
     Releasing,
     Running,
     SetAside,
     Starting,
+    StopOrder,
     Stopping,
     Stuck,
     Uncertain,
 )
-from vac.lifecycle.stimuli import (
-    STIMULI,
-    ContextFailed,
-    ContextReady,
-    Decided,
-    DirectoryFailed,
-    EndLowered,
-    EndWritten,
-    Listed,
-    ListedAbsent,
-    ListedAlive,
-    ListedEnded,
-    ListedHalfMade,
-    NotWanted,
-    Released,
-    ReleaseFailed,
-    Started,
-    StartFailed,
-    StartUnknown,
-    Stimulus,
-    StopOrdered,
-    Stopped,
+
+
+@dataclass(frozen=True)
+class Stimulus:
+    """Something has happened."""
+
+
+@dataclass(frozen=True)
+class Failure(Stimulus):
+    """Something could not be done."""
+
+    reason: str
+
+
+@dataclass(frozen=True)
+class Listed(Stimulus):
+    """The engine has listed its machines."""
+
+    asked_time: float
+    """When it was asked, by the clock of the phases."""
+
+
+@dataclass(frozen=True)
+class Decided(Stimulus):
+    """The scheduler has given this slot a machine."""
+
+    pending: PendingCreation
+
+
+@dataclass(frozen=True)
+class ContextReady(Stimulus):
+    """Its user_data has been made, and it is still wanted."""
+
+    user_data: bytes = field(repr=False)
+
+
+class NotWanted(Stimulus):
+    """Its user_data has been made, but meanwhile the configuration has changed, the slot's name is taken, or people
+    want no more machines."""
+
+
+class ContextFailed(Failure):
+    """Its user_data can't be made."""
+
+
+class DirectoryFailed(Failure):
+    """Its directory couldn't be made, or the engine can't be asked for such a machine; nothing is left of it."""
+
+
+@dataclass(frozen=True)
+class Started(Stimulus):
+    """The engine has made it: it runs."""
+
+    time: float
+
+
+class StartFailed(Failure):
+    """The engine has refused to make it, or failed to."""
+
+
+class StartUnknown(Failure):
+    """The engine couldn't be asked, or its answer was lost."""
+
+
+class ListedAlive(Listed):
+    """It is listed as running or paused."""
+
+
+class ListedEnded(Listed):
+    """It is listed as ended; or as one that never ran, though it has left something in its joboutputs."""
+
+
+class ListedHalfMade(Listed):
+    """Only parts of it are listed: it has never run."""
+
+
+class ListedAbsent(Listed):
+    """It isn't listed."""
+
+
+@dataclass(frozen=True)
+class EndLowered(Stimulus):
+    """People want it to end earlier than it was told."""
+
+    shutdown_time: float
+    """Unix seconds."""
+
+
+@dataclass(frozen=True)
+class StopOrdered(Stimulus):
+    """It has broken a rule, or people want it to end now."""
+
+    order: StopOrder
+
+
+class Stopped(Stimulus):
+    """The engine says that it has ended it."""
+
+
+class EndWritten(Stimulus):
+    """Its end and its accounting record are on disk."""
+
+
+class Released(Stimulus):
+    """The engine holds nothing of it any more."""
+
+
+class ReleaseFailed(Failure):
+    """The engine couldn't release it."""
+
+
+class Time(Stimulus):
+    """Time has passed."""
+
+
+STIMULI: tuple[type[Stimulus], ...] = (
+    *(Decided, ContextReady, NotWanted, ContextFailed, DirectoryFailed),
+    *(Started, StartFailed, StartUnknown),
+    *(ListedAlive, ListedEnded, ListedHalfMade, ListedAbsent),
+    *(EndLowered, StopOrdered, Stopped, EndWritten, Released, ReleaseFailed),
     Time,
 )
 
@@ -271,10 +372,9 @@ def step(phase: Phase, stimulus: Stimulus, now: float) -> Step:
 def _enter(phase: type[Phase], before: Phase, stimulus: Stimulus, now: float) -> Phase:
     """Make the next phase. What it needs comes with the stimulus or from the phase before, or begins now."""
     needs = {}
-    for field in dataclasses.fields(phase):
-        if field.name != "since":
-            source = stimulus if hasattr(stimulus, field.name) else before
-            needs[field.name] = getattr(source, field.name, now)
+    for name in (each.name for each in dataclasses.fields(phase)):
+        if name != "since":
+            needs[name] = getattr(stimulus if hasattr(stimulus, name) else before, name, now)
     return phase(now, **needs)
 
 
