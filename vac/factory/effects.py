@@ -404,15 +404,13 @@ class Effects:
         machine = slot.machine
         if machine is None:
             return
-        key, text = f"scratch {machine.uuid}", f"{machine.name}: its scratch space can't be removed"
+        problem = None
         try:
-            discarded = slot_files.discard_scratch(self.state.dir, machine.directory)
+            if slot_files.discard_scratch(self.state.dir, machine.directory):
+                self.trash.start()
         except OSError as error:
-            self.state.changes.say(key, f"{text}: {error}", logging.WARNING)
-            return
-        self.state.changes.clear(key)
-        if discarded:
-            self.trash.start()
+            problem = f"{machine.name}: its scratch space can't be removed: {error}"
+        self.state.changes.tell(f"scratch {machine.uuid}", problem)
 
 
 def _machine(slot: Slot) -> Machine:
