@@ -34,7 +34,7 @@ class Outcome(Generic[_T]):
     key: str
     value: _T | None = field(default=None, repr=False)
     failure: str = ""
-    """Why there is no value."""
+    """Reason why there is no value."""
     late: bool = False
     """True: the deadline has passed, and the work goes on. A second outcome follows if it ever ends."""
 

@@ -88,7 +88,7 @@ def examine(arguments: argparse.Namespace) -> Iterator[Finding]:
         yield from doctor_engines.vm_findings(settings)
     if settings.volume_group and not set(VM_MODELS) & set(models):
         yield from doctor_engines.lvm_findings(settings)
-    yield from weakening_findings(wanted)
+    yield from weakening_findings(settings, wanted)
     for model in models:
         yield from _model(model, settings, [one for one in wanted if one.machine_model == model])
     broken = set()
@@ -200,7 +200,7 @@ def _peers(settings: Settings) -> Iterator[Finding]:
                 )
 
 
-def weakening_findings(machinetypes: Sequence[Machinetype]) -> Iterator[Finding]:
+def weakening_findings(settings: Settings, machinetypes: Sequence[Machinetype]) -> Iterator[Finding]:
     """Yield options in force that give machines more than their model needs to."""
     docker = [one for one in machinetypes if one.machine_model == "docker"]
     for option, types, more in (
@@ -218,6 +218,15 @@ def weakening_findings(machinetypes: Sequence[Machinetype]) -> Iterator[Finding]
             "container_capabilities",
             [one for one in docker if one.container_capabilities],
             "can be root inside; none is safer for images that allow it",
+        ),
+        (
+            "cpu_limit_factor 0",
+            [
+                one
+                for one in machinetypes
+                if one.machine_model not in VM_MODELS and not settings.cpu_limit_factor
+            ],
+            "can take processor time from others by forking all the time",
         ),
     ):
         if types:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 DEFAULT_PATHS = (Path("/etc/vac.d"), Path("/etc/vac.conf"), Path("/run/vac.conf"))
 COMMON = "DEFAULT"
-"""The section whose options count in every other one, spelled exactly so."""
+"""The section whose options count in every other section; its case matters."""
 LARGEST_BYTES = 1024 * 1024
 """Of one file."""
 MOST_BROKEN_LINES = 20
@@ -32,7 +32,7 @@ class Problem:
     section: str
     option: str
     text: str
-    """What was found and what would be right."""
+    """The value that was found, and what would be right."""
 
     def __str__(self) -> str:
         where = f"[{self.section}] {self.option}".strip() if self.section else self.option

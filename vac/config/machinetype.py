@@ -23,7 +23,7 @@ class Model:
     code: str
     """Its code in the table of `vac machines`."""
     places: tuple[str, ...]
-    """Where machinefeatures, jobfeatures and joboutputs are inside a machine: URLs or paths."""
+    """Places of machinefeatures, jobfeatures and joboutputs inside a machine: URLs or paths."""
     image_urls: tuple[str, ...] = WEB
     """Beginnings of URLs that root_image may have besides paths."""
     reserved: tuple[str, ...] = ()

@@ -36,7 +36,7 @@ _LENIENT = frozenset(
 )
 """Options of [settings] whose wrong values the classic takes: a warning, and the default is used."""
 _RELATIVES = {"mb_per_machine": "mb_per_processor", "hs06_per_machine": "hs06_per_processor"}
-"""Options that never existed, in examples for sites all the same, and the ones that are meant."""
+"""Options that never existed but occur in examples for sites, and the intended ones."""
 _QUOTED = re.compile(r"""(["']).*\1""", re.DOTALL)
 
 

@@ -138,7 +138,7 @@ class RoleSupervisor:
     needs: dict[str, str] = field(default_factory=dict, init=False)
     """Purposes of other roles, as its processes last reported them."""
     state_dir: Path | None = field(default=None, init=False)
-    """As its processes last reported it."""
+    """The state_dir that its processes last reported."""
     log_opened: os.stat_result | None = field(default=None, init=False)
     """The log file of the present process."""
     failures: list[float] = field(default_factory=list, init=False)

@@ -151,7 +151,7 @@ class InlineEngine:
 
     For tests and simulations in virtual time, and the part that Engine shares; it doesn't listen for events.
     open_driver may raise EngineUnavailable, and is then called again for the next request. post takes each Message.
-    clock gives seconds of a clock that nobody sets.
+    clock gives seconds of a monotonic clock.
     """
 
     def __init__(

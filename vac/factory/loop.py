@@ -1,7 +1,7 @@
 """The factory's loop: messages from engines and people, timers, a cycle a minute, decisions when they are due.
 
 The inbox is no SimpleQueue: Python 3.9's waits for ever when a timeout is over before the waiting begins. Timers are by
-the clock that nobody sets.
+the monotonic clock.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ STUCK_SECONDS = 600.0
 FIXED_SETTINGS = ("state_dir", "factory_name", "docker_host", "libvirt_uri", "vm_domain_type")
 """Another process begins with these if they change; machines run on."""
 CLOCK_STEP_SECONDS = 2.0
-"""A greater change of people's clock between two turns is a step, and logged."""
+"""A greater change of the wall clock between two turns is a step, and logged."""
 
 log = logging.getLogger(__name__)
 
@@ -143,7 +143,7 @@ class Factory:
         self.report.report_if_due()
 
     def _check_clock(self) -> None:
-        """Reset deadlines that were noted by people's clock after it has been set."""
+        """Reset deadlines that were noted by the wall clock after it has been set."""
         now = self.state.clock.moment()
         step, self._clock_offset = now.unix - now.boot - self._clock_offset, now.unix - now.boot
         if abs(step) > CLOCK_STEP_SECONDS:

@@ -255,7 +255,7 @@ class FactoryStatus(Answer):
     mem_used_kb: int = json_field(amount, default=0)
     mem_total_kb: int = json_field(amount, default=0)
     creation_blocked: str | None = json_field(text, left_out=True, default=None)
-    """Why nothing can be created; None: it can be, or all processors are in use. Unknown to classic factories."""
+    """Reason why nothing can be created; None if there is none but full use. Unknown to classic factories."""
 
 
 AnyStatus = Union[MachinetypeStatus, MachineStatus, FactoryStatus]
@@ -373,7 +373,7 @@ class Received:
 
     status: AnyStatus
     message: Mapping[str, Any]
-    """As it was sent, for JSON output."""
+    """The answer as it was sent, for JSON output."""
 
 
 def decode_answer(

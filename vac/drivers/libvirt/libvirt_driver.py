@@ -87,7 +87,7 @@ SHUTTING_DOWN = (libvirt.VIR_DOMAIN_PAUSED, libvirt.VIR_DOMAIN_PAUSED_SHUTTING_D
 """States with their reasons in which a domain is paused for a moment at its beginning and end."""
 NANO = 1_000_000_000
 PID_FILES = Path("/run/libvirt/qemu")
-"""Where libvirt's driver of QEMU keeps the numbers of domains' processes."""
+"""Directory with the process numbers of QEMU domains."""
 
 _log = logging.getLogger(__name__)
 
