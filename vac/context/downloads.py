@@ -108,11 +108,10 @@ class Local(enum.Enum):
 class Answer:
     """A server's answer, the last one after redirects.
 
-    write takes the body piece by piece, begin is called before the first piece. get() raises their OSError.
+    write takes the body piece by piece. get() raises its OSError.
     """
 
     write: Callable[[bytes], int]
-    begin: Callable[[Answer], object] = lambda answer: None
     status: int = 0
     last_modified: str = ""
     length: int = 0
@@ -137,8 +136,6 @@ class Answer:
     def body(self, piece: bytes, largest_bytes: int) -> int:
         """Take the next piece of the body. Return the number of bytes taken, 0 to end the transfer."""
         try:
-            if not self._size:
-                self.begin(self)
             self._size += len(piece)
             if self._size > largest_bytes:
                 raise DownloadFailed(f"larger than {largest_bytes} bytes")
@@ -410,16 +407,15 @@ class ImageCache:
         try:
             with os.fdopen(descriptor, "wb") as file:
 
-                def begin(answer: Answer) -> None:
-                    _required_date(answer)
-                    self._make_room(pipe, answer.length)
-
                 def write(piece: bytes) -> int:
-                    if file.tell() % ROOM_LOOK_BYTES + len(piece) >= ROOM_LOOK_BYTES:
+                    if not file.tell():
+                        _required_date(answer)
+                        self._make_room(pipe, answer.length)
+                    elif file.tell() % ROOM_LOOK_BYTES + len(piece) >= ROOM_LOOK_BYTES:
                         self._make_room(pipe)
                     return file.write(piece)
 
-                answer = Answer(write, begin)
+                answer = Answer(write)
                 self._get(url, answer, known_time=known_time)
                 if answer.status == _NOT_MODIFIED_STATUS and known_time is not None:
                     if self._server_date(url, answer) in (None, known_time):

@@ -47,6 +47,9 @@ class Timing:
     """Longest time with another process at a role's work: it may remain from a killed vacd and end by itself."""
 
 
+TIMING = Timing()
+
+
 def next_pause(last: float | None, ran_seconds: float, timing: Timing) -> float:
     """Return the pause before the restart of a process that ended after ran_seconds."""
     if last is None or ran_seconds >= timing.ran_well:

@@ -91,15 +91,15 @@ class Supervisor:
         roles: Sequence[Role],
         command: Callable[[Role], Sequence[str]],
         notifier: Notifier,
-        log_dir: Path | None = None,
-        timing: Timing | None = None,
-        stored: MutableMapping[str, socket.socket] | None = None,
+        log_dir: Path | None,
+        timing: Timing,
+        stored: MutableMapping[str, socket.socket],
     ) -> None:
         self._command = command
         self._notifier = notifier
         self._log_dir = log_dir
-        self._timing = timing or Timing()
-        self._roles = [RoleSupervisor(role, self._timing, {} if stored is None else stored) for role in roles]
+        self._timing = timing
+        self._roles = [RoleSupervisor(role, timing, stored) for role in roles]
         self._held: dict[str, dict[str, socket.socket]] = {}
         """Sockets by role and address."""
         self._selector = selectors.DefaultSelector()

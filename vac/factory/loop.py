@@ -219,7 +219,7 @@ class Factory:
             machine = slot.machine
             if machine is not None and isinstance(slot.phase, (Running, Stopping)):
                 engine = self.state.engine_of(machine.model)
-                if slot.sight.alive_time is not None and engine.problem() is None:
+                if slot.sight.alive_time is not None and engine.answers():
                     slot.sight.alive_time = self.state.clock.boot()
                 self.effects.renew_heartbeat(slot)
 

@@ -29,6 +29,7 @@ from vac.host import facts
 from vac.host.connections import Network, connected_networks
 from vac.host.filesystems import stamp_if_there
 from vac.host.privileges import become, unprivileged_user
+from vac.logs import OnChange
 from vac.machines import files
 from vac.machines.layout import StateDir
 from vac.machines.status import Status, configured, prepare_role
@@ -193,8 +194,7 @@ class Refresher:
         self._heartbeat_time = 0.0
         self._reported: object = None
         self._written: dict[str, int] = {}
-        self._silent = False
-        self._blind = False
+        self._changes = OnChange(log)
         self._allowed: tuple[tuple[str, ...], tuple[str, ...]] = ((), ())
 
     def refresh(self, now: float) -> None:
@@ -218,11 +218,9 @@ class Refresher:
         try:
             snapshot = self._builder.build(now)
         except OSError as error:
-            if not self._blind:
-                log.error("state can't be read, old answers remain: %s", error)
-            self._blind = True
+            self._changes.say("state", f"state can't be read, old answers remain: {error}", logging.ERROR)
             return None
-        self._blind = False
+        self._changes.clear("state")
         return snapshot
 
     def _refresh_access(self, status: Status) -> None:
@@ -241,11 +239,10 @@ class Refresher:
             if counts != self._written:
                 write_counters(counters_file(self._state), counts)
                 self._written = counts
-            self._silent = False
+            self._changes.clear("files")
         except OSError as error:
-            if not self._silent:
-                log.error("heartbeat and counters can't be written: %s", error)
-            self._silent = True
+            text = f"heartbeat and counters can't be written: {error}"
+            self._changes.say("files", text, logging.ERROR)
 
 
 def dropped_as(reason: Reason) -> str:

@@ -14,7 +14,7 @@ import secrets
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from vac import __version__
 from vac.config.machinetype import Machinetype
@@ -98,14 +98,15 @@ def is_before_fizzle(machine: Machine, now: float, fizzle_seconds: int) -> bool:
     return is_running(machine, now) and now - machine.started_time < fizzle_seconds
 
 
+def _common(status: Status, program: str) -> dict[str, Any]:
+    return {"space": status.space, "site": status.site, "factory": status.factory, "version": program}
+
+
 def machine_status(slot: Slot, status: Status, program: str) -> MachineStatus:
     """Return the answer about one slot."""
     machine = slot.machine
     empty = MachineStatus(
-        space=status.space,
-        site=status.site,
-        factory=status.factory,
-        version=program,
+        **_common(status, program),
         machine=slot.name,
         num_machines=status.slots,
         state=state_of(slot.name, slot.machine, status),
@@ -139,10 +140,7 @@ def machinetype_status(
     counted = running + [machine for machine in mine if is_starting(machine, now)]
     processors = sum(machine.processors for machine in counted)
     return MachinetypeStatus(
-        space=status.space,
-        site=status.site,
-        factory=status.factory,
-        version=program,
+        **_common(status, program),
         machinetype=facts.name,
         num_machinetypes=len(status.machinetypes),
         running_machines=len(counted),
@@ -172,10 +170,7 @@ def factory_status(
     """Return the answer about the factory, without starting machines. heartbeats: Unix seconds by role."""
     running = [slot.machine for slot in slots if slot.machine and is_running(slot.machine, now)]
     return FactoryStatus(
-        space=status.space,
-        site=status.site,
-        factory=status.factory,
-        version=program,
+        **_common(status, program),
         running_processors=sum(machine.processors for machine in running),
         running_machines=len(running),
         running_hs06=float(sum(machine.hs06 for machine in running)),

@@ -24,7 +24,7 @@ from vac.roles import RoleOptions
 from vac.vacquery.snapshot import SnapshotBuilder
 from vac.web.http_server import HTML, NOT_FOUND, READ_ONLY, READING, Answer, Request, Service, run
 from vac.web.metrics import Metrics
-from vac.web.page_content import WEEK, Content
+from vac.web.page_content import WEEK, page
 from vac.web.view import View, look
 
 KEPT_SECONDS = 1.0
@@ -75,9 +75,7 @@ class Site:
         return self._answer(content_type, content_type, metrics)
 
     def _page(self, parts: Sequence[str]) -> Answer:
-        return self._answer(
-            "/".join(parts), HTML, lambda view: Content(view, self._recent(view.now)).page(parts)
-        )
+        return self._answer("/".join(parts), HTML, lambda view: page(view, self._recent(view.now), parts))
 
     def _answer(self, key: str, content_type: str, make: Callable[[View], bytes | None]) -> Answer:
         with self._lock:
