@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import tempfile
@@ -12,6 +13,7 @@ from typing import Any
 import pytest
 
 from tests.engines.condor_pool import COMPLETED, IDLE, Pool, condor_root
+from tests.engines.docker_fixture import PrivateDocker
 from tests.engines.factory_fixture import AT_ONCE, FactorySite, Kind, Option, factory_site
 from tests.space.hosts import Network
 
@@ -20,6 +22,7 @@ pytestmark = [pytest.mark.engine, pytest.mark.slow]
 EXAMPLE = Path(__file__).parents[2] / "examples" / "htcondor"
 CENTRAL, NODE = "cm.example.org", "node.example.org"
 ADDRESSES = {CENTRAL: "10.77.0.1", NODE: "10.77.0.2"}
+DOCKER_ADDRESS = "10.77.0.3"
 MARGIN_SECONDS, GRACE_SECONDS, IDLE_SECONDS = 60, 80, 15
 OWN: dict[str, Option] = {
     "user_data_option_condor_host": ADDRESSES[CENTRAL],
@@ -125,8 +128,21 @@ def walk(site: FactorySite, pool: Pool, names: list[str]) -> None:
 def test_bubblewrap_nodes(network: Network, pool: Pool) -> None:
     """Of a slot's own uid, which has no name."""
     with factory_site({}, processors=2, start=False) as site:
-        options = {"machine_model": "bubblewrap", "root_image": condor_root()}
-        start(
-            site, pool, network, {"vo-bubblewrap": kind("bubblewrap", **options)}, slot_uids="200000-200063"
-        )
-        walk(site, pool, ["vo-bubblewrap"])
+        kinds = {"vo-bubblewrap": kind("bubblewrap", root_image=condor_root())}
+        start(site, pool, network, kinds, slot_uids="200000-200063")
+        walk(site, pool, list(kinds))
+
+
+def test_apptainer_and_docker_nodes(network: Network, pool: Pool) -> None:
+    """The containers are behind their engine's NAT."""
+    with contextlib.ExitStack() as stack:
+        engine = stack.enter_context(contextlib.closing(PrivateDocker()))
+        network.connect("docker0-host", DOCKER_ADDRESS, engine.namespace_pid)
+        engine.import_tree("condor:1", condor_root())
+        site = stack.enter_context(factory_site({}, processors=2, start=False))
+        kinds = {
+            "vo-apptainer": kind("apptainer", root_image=condor_root()),
+            "vo-docker": kind("docker", root_image="docker://condor:1"),
+        }
+        start(site, pool, network, kinds, docker_host=engine.url, singularity_user="nobody")
+        walk(site, pool, list(kinds))
