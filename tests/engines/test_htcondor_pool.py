@@ -6,13 +6,13 @@ import contextlib
 import json
 import re
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.engines.condor_pool import COMPLETED, IDLE, Pool, condor_root
+from tests.engines.condor_pool import COMPLETED, IDLE, RUNNING, Pool, condor_root
 from tests.engines.docker_fixture import PrivateDocker
 from tests.engines.factory_fixture import AT_ONCE, FactorySite, Kind, Option, factory_site
 from tests.space.hosts import Network
@@ -93,26 +93,27 @@ def walk(site: FactorySite, pool: Pool, names: list[str]) -> None:
             life.machinetype for life in site.lives() if life.finished and life.message[:3] == code
         } == set(names)
 
-    def types() -> set[str]:
-        return {ad["VacMachinetype"] for ad in pool.nodes().values()}
+    def shown() -> bool:
+        seen.update(ad["VacMachinetype"] for ad in pool.nodes().values())
+        return seen == set(names)
 
-    site.wait_for(lambda: types() == set(names), "condor_status shows nodes of all types")
+    def have(jobs: Mapping[str, int], status: int) -> bool:
+        return all(pool.job(job).get("JobStatus") == status for job in jobs.values())
+
+    seen: set[str] = set()
+    site.wait_for(shown, "condor_status shows nodes of all types")
     site.wait_for(lambda: ended("300"), "in an empty pool machines of all types find no work")
 
     short = {name: pool.submit(name, SHORT_JOB) for name in names}
-    site.wait_for(
-        lambda: all(pool.job(job)["JobStatus"] == COMPLETED for job in short.values()), "jobs are done"
-    )
+    site.wait_for(lambda: have(short, COMPLETED), "jobs are done")
     for name, job in short.items():
-        assert pool.job(job)["ExitCode"] == 0
-        (life,) = [life for life in site.lives(name) if life.name == pool.output(job).strip()][-1:]
-        assert pool.job(job)["LastRemoteHost"] == f"slot1_1@{life.name}"
+        host = pool.output(job).strip()
+        assert host in {life.name for life in site.lives(name)}
+        assert (pool.job(job)["ExitCode"], pool.job(job)["LastRemoteHost"]) == (0, f"slot1_1@{host}")
     site.wait_for(lambda: ended("200"), "machines that had jobs leave when there are no more")
 
     stubborn = {name: pool.submit(name, STUBBORN_JOB) for name in names}
-    site.wait_for(
-        lambda: all(pool.job(job).get("JobStatus") == 2 for job in stubborn.values()), "jobs run on all types"
-    )
+    site.wait_for(lambda: have(stubborn, RUNNING), "jobs run on all types")
     hosts = {name: pool.job(job)["RemoteHost"].partition("@")[2] for name, job in stubborn.items()}
     assert site.vac("drain").returncode == 0
     for host in hosts.values():
