@@ -66,7 +66,7 @@ def main(words: list[str]) -> None:
         "Small spaces over a week": small_spaces,
         "Long and short machines": long_machines,
         "A hundredth of the shares": hundredth,
-        "Superslots": superslots,
+        "Results for superslots": superslots,
         "Share and use": curve,
         "Many factories at one moment": moment,
     }

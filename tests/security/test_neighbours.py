@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import statistics
 import subprocess
@@ -26,6 +27,8 @@ STORM = 16
 PAIRS = 3
 SETTLE_SECONDS, MEASURE_SECONDS = 0.5, 3.0
 LEAST_RATIO = 0.95
+NODE_PROCESSORS = HONEST + 1
+"""This host stands for a node with a processor for each machine."""
 WORK = "$MACHINEFEATURES/storm work $JOBOUTPUTS/count && echo 200 done >$JOBOUTPUTS/shutdown_message\n"
 RAGE = "exec $MACHINEFEATURES/storm rage $JOBOUTPUTS\n"
 
@@ -50,7 +53,9 @@ def test_a_raging_machine_costs_seven_honest_ones_little(tmp_path: Path) -> None
     compiler = [require_tool("gcc"), "-O2", "-Wall", "-static", f"-DCHILDREN={STORM}"]
     subprocess.run([*compiler, "-o", program, SOURCE], check=True)
     with open_site("v1" if "v1" in group_makers() else "v2") as site:
-        settings = replace(site.settings, pids_per_processor=300)
+        settings = replace(
+            site.settings, pids_per_processor=300, cpu_limit_factor=(os.cpu_count() or 1) / NODE_PROCESSORS
+        )
         specs = []
         for number in range(HONEST + 1):
             spec = site.spec(number, WORK if number < HONEST else RAGE)

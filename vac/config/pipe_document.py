@@ -1,6 +1,6 @@
 """A Vacuum Pipe's document: from the bytes of a remote server to values that may be used here. Pure.
 
-What is no clean JSON is refused as a whole. A machinetype with anything wrong is left out, the others stay:
+A document that isn't valid JSON is refused as a whole. A machinetype with an error is left out, the others stay:
 dropping just the wrong option might drop a restriction. A document may name files in the site's own files/
 directory of the pipe, but no other local ones, and no option beyond those that are marked `pipe` in the
 table of options.
@@ -14,15 +14,13 @@ from dataclasses import dataclass, field
 from typing import Any, Callable
 
 from vac.config.machinetype import Machinetype
-from vac.config.options import Kind, Option, declared
+from vac.config.options import LISTS, NUMBERS, BadValue, Kind, Option, allowed, declared, parse
 from vac.config.sections import USER_DATA_FILE, USER_DATA_OPTION, nearest
-from vac.config.values import LISTS, NUMBERS, BadValue, allowed, parse
 from vac.decoding import MOST_FLAWS, BadJson, Flaw, Number, first, kind_of, shown, step
 from vac.decoding import parse as parse_json
 from vac.text import quoted
 
 LARGEST_BYTES = 1024 * 1024
-DEEPEST = 32
 MOST_TYPES = 100
 MOST_CHARACTERS = 1000
 """Of any value but user_data_option_XXX."""
@@ -92,7 +90,7 @@ class PipeDocument:
 
 def parse_pipe(content: bytes) -> PipeDocument:
     """Return the document of these bytes, a pipe's answer. Raises BadJson, nothing else, whatever they are."""
-    tree = parse_json(content, LARGEST_BYTES, DEEPEST, as_written=True)
+    tree = parse_json(content, LARGEST_BYTES, as_written=True)
     if not isinstance(tree, dict):
         raise BadJson(Flaw("$", f'{shown(tree)} is not an object that has "machinetypes"'))
     if "machinetypes" not in tree:

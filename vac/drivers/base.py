@@ -16,6 +16,7 @@ from typing import Callable, Protocol
 
 from vac.config.machinetype import Machinetype
 from vac.config.settings import Settings
+from vac.host.cgroups import CPU_PERIOD, LEAST_CPU_QUOTA
 from vac.host.cgroups import Usage as Usage
 from vac.host.connections import Contact
 
@@ -81,6 +82,12 @@ class MachineSpec:
     """The IPv4 address of a VM."""
     hidden: tuple[Path, ...] = ()
     """Files and directories of this host that no machine may see, where an image shows the host's own tree."""
+
+    @property
+    def cpu_quota(self) -> int | None:
+        """A container's most processor time in CPU_PERIOD, microseconds; None: no limit."""
+        quota = int(self.settings.cpu_limit_factor * self.processors * CPU_PERIOD)
+        return max(quota, LEAST_CPU_QUOTA) if quota else None
 
 
 @dataclass(frozen=True)

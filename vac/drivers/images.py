@@ -25,8 +25,6 @@ FIRST_LOOK_SECONDS = 1.0
 """How long missing() waits for an image that may be there already."""
 REST = Rest(success_seconds=600.0, first_failure_seconds=30.0, longest_seconds=1800.0)
 """Of image files: how often a server is asked for a newer version, and pauses after failures."""
-MOST_VERSIONS = 200
-"""Versions of image files whose digests are remembered; the oldest are forgotten first."""
 
 _log = logging.getLogger(__name__)
 
@@ -152,10 +150,6 @@ class ImageVersion(NamedTuple):
         """Time of its last change, in UTC."""
         return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(self.stamp.mtime_ns // 10**9))
 
-    def is_that_of(self, status: os.stat_result) -> bool:
-        """Tell if a file with this status is this version."""
-        return stamp_from(status) == self.stamp
-
 
 def version_of(path: Path) -> ImageVersion | None:
     """Return the present version of the file; None if there is no regular file."""
@@ -164,15 +158,6 @@ def version_of(path: Path) -> ImageVersion | None:
     except OSError:
         return None
     return ImageVersion(str(path), stamp_from(status)) if stat.S_ISREG(status.st_mode) else None
-
-
-def read_through(version: ImageVersion) -> str | None:
-    """Return the digest of this version of the file, None if it has changed; a child process reads it.
-
-    Raises OSError with a reason.
-    """
-    stamp, digest = sha256_of(version.path)
-    return digest if stamp == version.stamp else None
 
 
 class ImageFiles:
@@ -236,7 +221,7 @@ class ImageFiles:
             status = name.stat()
         except OSError as error:
             problem = error.strerror
-        if must_be_checked and (checked is None or problem or not checked.is_that_of(status)):
+        if must_be_checked and (checked is None or problem or stamp_from(status) != checked.stamp):
             self._store.drop(key)
             problem = "its file has been replaced and will be checked again"
         if problem is not None:
@@ -283,7 +268,7 @@ class ImageFacts:
     Digests are computed in the background, once for each version of a file.
     """
 
-    def __init__(self, compute: Callable[[ImageVersion], str | None] = read_through) -> None:
+    def __init__(self, compute: Callable[[str, FileStamp], str | None] = sha256_of) -> None:
         self._compute = compute
         self._lock = threading.Lock()
         self._facts: dict[str, tuple[dict[str, str], ImageVersion | None]] = {}
@@ -320,17 +305,14 @@ class ImageFacts:
         """Return the digest in hex; None if it isn't known (yet). The first call has it computed."""
         if version not in self._digests:
             self._digests[version] = None
-            while len(self._digests) > MOST_VERSIONS:
-                del self._digests[next(iter(self._digests))]
             self._work.start(str(version), lambda: self._learn(version))
         return self._digests[version]
 
     def _learn(self, version: ImageVersion) -> None:
         try:
-            digest = self._compute(version)
+            digest = self._compute(version.path, version.stamp)
         except OSError as error:
             _log.warning("image %s: cannot compute its digest: %s", version.path, error)
             return
         with self._lock:
-            if version in self._digests:
-                self._digests[version] = digest
+            self._digests[version] = digest

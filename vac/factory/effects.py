@@ -30,6 +30,7 @@ from vac.lifecycle.stimuli import (
     EndWritten,
     Listed,
     NotWanted,
+    ReleaseFailed,
     Started,
     Stimulus,
 )
@@ -130,13 +131,9 @@ class Effects:
                 return
 
     def _tell_mistakes(self, machinetype: Machinetype, mistakes: str) -> None:
-        key = f"user_data {machinetype.name}"
-        if mistakes:
-            place = without_url_secrets(machinetype.user_data or "")
-            text = f"{machinetype.name}: user_data {place}: {mistakes}"
-            self.state.changes.say(key, text, logging.WARNING)
-        else:
-            self.state.changes.clear(key)
+        place = without_url_secrets(machinetype.user_data or "")
+        text = f"{machinetype.name}: user_data {place}: {mistakes}" if mistakes else None
+        self.state.changes.tell(f"user_data {machinetype.name}", text)
 
     def _wanted(self, slot: Slot) -> bool:
         """Return False if things have changed since the machine was decided on."""
@@ -177,7 +174,9 @@ class Effects:
         assert isinstance(taken.after, Starting)
         machine, pending, settings = _machine(slot), taken.after.pending, self.state.settings
         machinetype, processors = pending.machinetype, pending.order.processors
-        log.info("%s (%s): creating it: %s", slot.name, machinetype.name, pending.order.reason)
+        log.info(
+            "%s (%s): creating it, %s: %s", slot.name, machinetype.name, pending.uuid, pending.order.reason
+        )
         self.state.own_uuids.add(pending.uuid)
         self.state.engine_of(machinetype.machine_model).create(
             MachineSpec(
@@ -283,6 +282,7 @@ class Effects:
 
     def _discard(self, slot: Slot, taken: Step) -> None:
         machine = _machine(slot)
+        log.info("%s (%s): discarding %s: %s", machine.name, machine.machinetype, machine.uuid, taken.reason)
         text = f"{machine.name}: its directory can't be discarded"
         if self.state.written(
             f"discard {slot.name}", text, lambda: slot_files.discard(self.state.dir, machine)
@@ -354,11 +354,13 @@ class Effects:
         self.state.engine_of(machine.model).stop(machine.name, machine.uuid)
 
     def _account(self, slot: Slot, taken: Step) -> Stimulus | None:
-        machine, alive_time = _machine(slot), slot.sight.alive_time
+        machine, alive_time, now = _machine(slot), slot.sight.alive_time, self.state.clock.moment()
         disturbed = self.state.disturbed.get(engine_name(machine.model), -math.inf)
         if slot.sight.ended_time is None:
-            slot.sight.ended_time = self.state.clock.boot()
+            slot.sight.ended_time = now.boot
         ended = slot.sight.ended_time
+        if alive_time is not None and not machine.final:
+            machine.alive_seconds = max(machines.last_seen(machine), machine.age(now.at(alive_time)))
         watched = alive_time is not None and disturbed < alive_time and ended - alive_time < WATCHED_SECONDS
         return EndWritten() if self._finish(machine, slot, watched=watched) else None
 
@@ -390,15 +392,10 @@ class Effects:
         self.state.engine_of(machine.model).destroy(machine.name, machine.uuid)
 
     def _count_release(self, slot: Slot, taken: Step) -> None:
-        if isinstance(taken.before, Stuck):
-            log.info("%s: what was left of its machine is gone", slot.name)
-        self._count(slot, taken, "destroyed")
-
-    def _count_release_failure(self, slot: Slot, taken: Step) -> None:
-        self._count(slot, taken, "failed")
-
-    def _count(self, slot: Slot, taken: Step, outcome: str) -> None:
         assert isinstance(taken.before, (Releasing, Stuck))
+        outcome = "failed" if isinstance(taken.stimulus, ReleaseFailed) else "destroyed"
+        if isinstance(taken.before, Stuck) and outcome == "destroyed":
+            log.info("%s: what was left of its machine is gone", slot.name)
         seconds = self.state.clock.boot() - taken.before.begin
         self.state.counters.add(Happening.DESTRUCTION, _machine(slot).model, outcome, seconds)
 

@@ -15,11 +15,18 @@ from vac.drivers.base import WRITES_TO, EngineState, Observed
 from vac.drivers.engine import Observation
 from vac.factory.effects import Effects
 from vac.factory.state import FactoryState, Slot
-from vac.host.energy import EnergyMeter
+from vac.host.facts import EnergyMeter
 from vac.host.probes import MEASURE_SECONDS, DiskUse, measure_disk
-from vac.lifecycle.phases import Running, SetAside, Starting, StopOrder
-from vac.lifecycle.stimuli import ListedAbsent, ListedAlive, ListedEnded, ListedHalfMade, StopOrdered
-from vac.machines import files, outputs, requests
+from vac.lifecycle.phases import Running, SetAside, Starting, StopOrder, Uncertain
+from vac.lifecycle.stimuli import (
+    Listed,
+    ListedAbsent,
+    ListedAlive,
+    ListedEnded,
+    ListedHalfMade,
+    StopOrdered,
+)
+from vac.machines import files, outputs
 from vac.machines.machine import Machine
 from vac.scheduling.kill_rules import UNMEASURED_SECONDS, Limits, Watched, judge
 
@@ -30,12 +37,14 @@ LEAST_PAUSE_SECONDS, MOST_PAUSE_SECONDS = 30.0, 300.0
 MEASURE_PART = 0.001
 """Between these limits, measuring one machine may take this part of the time."""
 GB = 1000**3
-_STIMULI = {
+_STIMULI: Mapping[EngineState, type[Listed]] = {
     EngineState.RUNNING: ListedAlive,
     EngineState.PAUSED: ListedAlive,
     EngineState.ENDED: ListedEnded,
     EngineState.HALF_MADE: ListedHalfMade,
 }
+_NEVER_RAN = (ListedAbsent, ListedHalfMade)
+"""Listings that say so of a machine whose start nobody saw, unless it has left something in its joboutputs."""
 
 log = logging.getLogger(__name__)
 
@@ -62,12 +71,19 @@ class Watcher:
             self._remove_foreign(seen.engine, listed)
 
     def _slot(self, slot: Slot, found: Observed | None, seen: Observation) -> None:
-        if seen.asked_time < slot.phase.since:
+        machine = slot.machine
+        assert machine is not None
+        if seen.asked_time < slot.phase.since or (found is None and self._may_be_elsewhere(machine)):
             return
-        if found is None:
-            if slot.machine is not None and not self._may_be_elsewhere(slot.machine):
-                self.effects.happen(slot, ListedAbsent(seen.asked_time))
-            return
+        stimulus: type[Listed] = ListedAbsent
+        if found is not None:
+            stimulus = _STIMULI[found.state]
+            self._note_sight(slot, found, seen)
+        if stimulus in _NEVER_RAN and isinstance(slot.phase, Uncertain) and outputs.has_any(machine):
+            stimulus = ListedEnded
+        self.effects.happen(slot, stimulus(seen.asked_time))
+
+    def _note_sight(self, slot: Slot, found: Observed, seen: Observation) -> None:
         usage = seen.usage.get(found.uuid, found.usage)
         ended_time = found.ended_time if usage.ended_time is None else usage.ended_time
         slot.sight.usage = dataclasses.replace(
@@ -76,7 +92,6 @@ class Watcher:
         if found.state is not slot.sight.engine_state:
             slot.sight.engine_state = found.state
             self.state.changed = True
-        self.effects.happen(slot, _STIMULI[found.state](seen.asked_time))
 
     def _may_be_elsewhere(self, machine: Machine) -> bool:
         """Return True if this listing may be another factory's than the machine's, so that it isn't in it."""
@@ -87,19 +102,14 @@ class Watcher:
 
     def _note(self, machine: Machine, seen: Observation) -> None:
         """Keep what the engine has told of a machine for people and incident teams."""
-        details, ends = seen.details.get(machine.uuid), seen.contacts.get(machine.uuid)
-        directory, now = self.state.dir, self.state.clock.unix()
-        if details:
-            self.state.written(
-                f"details {machine.uuid}",
-                f"{machine.name}: details from its engine can't be written",
-                lambda: outputs.note_details(directory, machine, details),
-            )
-        if ends:
-            self.state.written(
-                f"contacts {machine.uuid}",
-                f"{machine.name}: its connections can't be written",
-                lambda: outputs.note_contacts(directory, machine, ends, now),
+        state, now, uuid = self.state, self.state.clock.unix(), machine.uuid
+        if details := seen.details.get(uuid):
+            text = f"{machine.name}: details from its engine can't be written"
+            state.written(f"details {uuid}", text, lambda: outputs.note_details(state.dir, machine, details))
+        if ends := seen.contacts.get(uuid):
+            text = f"{machine.name}: its connections can't be written"
+            state.written(
+                f"contacts {uuid}", text, lambda: outputs.note_contacts(state.dir, machine, ends, now)
             )
 
     def released(self, engine: str, uuid: str) -> None:
@@ -113,12 +123,12 @@ class Watcher:
         state = self.state
         unknown = [one.name for uuid, one in listed.items() if uuid not in state.own_uuids]
         text = None
-        if state.knew_nothing and unknown and not requests.may_remove_unknown(state.dir):
+        if state.knew_nothing and unknown and not state.dir.remove_unknown.exists():
             text = (
                 f"{engine} has machines of {state.settings.factory_name} ({', '.join(sorted(unknown)[:5])}), but "
                 f"{state.dir.root} knew of none: if it is the wrong directory (not mounted?), put it right and start "
                 f"vacd again; if those machines are to be removed, make the file "
-                f"{requests.remove_unknown_path(state.dir)}"
+                f"{state.dir.remove_unknown}"
             )
         state.doubts_about(f"unknown {engine}", text)
 
@@ -226,7 +236,7 @@ class Rules:
         return verdict.next_time
 
     def _heartbeat_file_time(self, slot: Slot, machine: Machine, now: Moment) -> float | None:
-        """Return when the machine last wrote its heartbeat_file, however people's clock was set meanwhile."""
+        """Return when the machine last wrote its heartbeat_file, however the wall clock was set meanwhile."""
         sight, name = slot.sight, machine.options.heartbeat_file
         if not name:
             return None

@@ -48,6 +48,12 @@ class CgroupError(Exception):
     """The kernel refuses an operation on a cgroup; the text says where and why."""
 
 
+CPU_PERIOD = 100_000
+"""Microseconds; the kernel's default."""
+LEAST_CPU_QUOTA = 1_000
+"""The least that the kernel takes, microseconds."""
+
+
 @dataclass(frozen=True)
 class Limits:
     """Resources that a group gets and may not exceed."""
@@ -59,6 +65,8 @@ class Limits:
     """Never exceeded; None: no limit."""
     pids: int
     """Most tasks at a time."""
+    cpu_quota: int | None = None
+    """Most processor time in each CPU_PERIOD, all processors together, microseconds; None: no limit."""
 
 
 @dataclass(frozen=True)
@@ -258,6 +266,11 @@ class GroupsV1(Groups):
         shares = min(1024 * limits.processors, MOST_SHARES)
         memory = self._home["memory"] / name
         (self._home["cpu"] / name / "cpu.shares").write_text(str(shares))
+        if limits.cpu_quota is not None:
+            with contextlib.suppress(
+                OSError
+            ):  # the group around it has less, or the kernel has no such limit
+                (self._home["cpu"] / name / "cpu.cfs_quota_us").write_text(str(limits.cpu_quota))
         (memory / "memory.soft_limit_in_bytes").write_text(str(limits.memory_bytes))
         if limits.memory_limit_bytes is not None:
             for limit in (memory / "memory.limit_in_bytes", memory / MEMORY_AND_SWAP):
@@ -324,6 +337,8 @@ class GroupsV2(Groups):
         group = self._home / name
         if "cpu" in self.controllers:
             (group / "cpu.weight").write_text(str(min(100 * limits.processors, MOST_WEIGHT)))
+            if limits.cpu_quota is not None:
+                (group / "cpu.max").write_text(f"{limits.cpu_quota} {CPU_PERIOD}")
         if "memory" in self.controllers:
             (group / "memory.low").write_text(str(limits.memory_bytes))
             most = limits.memory_limit_bytes

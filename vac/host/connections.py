@@ -9,6 +9,7 @@ UDP) and connections that came and went between two looks are not in them.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import logging
 import os
 import re
@@ -35,8 +36,7 @@ _LISTENING = "0A"
 _FIELDS = 10
 _NOBODY = frozenset(["0.0.0.0", "::"])
 _ROUTE_UP, _ROUTE_GATEWAY, _ROUTE_REJECT = 0x1, 0x2, 0x200
-_TRACKED = re.compile(r"ipv[46] +\d+ (tcp|udp) .*?src=(\S+) dst=(\S+) sport=(\d+) dport=(\d+) .*?src=(\S+) ")
-
+_TRACKED = re.compile(r"ipv[46] +\d+ (tcp|udp) .*?src=(\S+) dst=(\S+) sport=\d+ dport=(\d+) .*?src=(\S+) ")
 
 _log = logging.getLogger(__name__)
 
@@ -84,7 +84,7 @@ class Sampling:
             self._next_time = now + max(SHORTEST_SECONDS, REST * (now - begun_time))
 
 
-def sockets(net: Path = PROC / "net") -> Iterator[tuple[int, Contact]]:
+def sockets(net: Path) -> Iterator[tuple[int, Contact]]:
     """Yield inode (0 if no process holds it any more) and contact of all connected sockets of one network name space.
 
     net: the directory of the tables; one that isn't there counts as empty. Raises OSError if one can't be read.
@@ -109,21 +109,16 @@ def contacts_within(pid: int) -> frozenset[Contact]:
     return frozenset(contact for contact in found if not ip_address(contact.address).is_loopback)
 
 
-def contacts_of(processes: Iterable[int], by_inode: Mapping[int, Contact]) -> frozenset[Contact]:
-    """Return the contacts of processes that share a network name space with others; by_inode: those of all sockets."""
-    left, found = MOST_DESCRIPTORS, set()
-    for process in processes:
-        for inode in _inodes(process, left):
-            left -= 1
-            if inode and inode in by_inode:
-                found.add(by_inode[inode])
-    return frozenset(found)
-
-
 def contacts_by_group(groups: Mapping[str, Iterable[int]]) -> Mapping[str, frozenset[Contact]]:
     """Return contacts, by key, of groups of processes in the host's own network name space. Raises OSError."""
     by_inode = dict(sockets(PROC / "net"))
-    return {key: contacts_of(numbers, by_inode) for key, numbers in groups.items()}
+    found = {}
+    for key, processes in groups.items():
+        opened = (target for process in processes for _, target in open_files(process))
+        targets = (each for each in itertools.islice(opened, MOST_DESCRIPTORS) if each.startswith("socket:["))
+        inodes = {int(target[8:-1]) for target in targets}
+        found[key] = frozenset(by_inode[inode] for inode in inodes & by_inode.keys())
+    return found
 
 
 def tracked(
@@ -139,7 +134,7 @@ def tracked(
     except FileNotFoundError:
         return {}
     for match in filter(None, map(_TRACKED.match, lines)):
-        protocol, source, destination, _, port, answering = match.groups()
+        protocol, source, destination, port, answering = match.groups()
         if source in found:
             found[source].add(Contact(protocol, destination, int(port), incoming=False))
         if answering in found:
@@ -169,20 +164,14 @@ def connected_networks(net: Path = Path("/proc/net")) -> tuple[Network, ...]:
     return tuple(dict.fromkeys(network for network in networks if not network.is_link_local))
 
 
-def open_files(process: int, most: int | None = None) -> Iterator[tuple[str, str]]:
+def open_files(process: int) -> Iterator[tuple[str, str]]:
     """Yield the paths in /proc of the process's first descriptors (MOST_DESCRIPTORS), and what they link to."""
     with contextlib.suppress(OSError), os.scandir(PROC / str(process) / "fd") as entries:
-        for entry, _ in zip(entries, range(MOST_DESCRIPTORS if most is None else most)):
+        for entry, _ in zip(entries, range(MOST_DESCRIPTORS)):
             target = ""
             with contextlib.suppress(OSError):
                 target = os.readlink(entry.path)  # noqa: PTH115  twice as fast
             yield entry.path, target
-
-
-def _inodes(process: int, most: int) -> Iterator[int]:
-    """Yield the inodes of so many of the process's descriptors, 0 for one that isn't a socket."""
-    for _, target in open_files(process, most):
-        yield int(target[8:-1]) if target.startswith("socket:[") else 0
 
 
 def _parse(fields: list[str]) -> _Socket:

@@ -1,7 +1,7 @@
 """Facts about this host, as the kernel, the user database and LVM tell them (no DNS).
 
 HostFacts are those that the configuration depends on, Measures those that change from moment to moment; of these, one
-that can't be read is 0 or empty.
+that can't be read is 0 or empty. Energy is that of zones of /sys/class/powercap (powercap.rst of the kernel's guide).
 """
 
 from __future__ import annotations
@@ -23,6 +23,12 @@ MOST_ASSUMED = 10000
 VGS_SECONDS = 20
 REBOOT_REQUIRED = Path("/run/reboot-required")
 """Made by Debian's packages, such as a new kernel; .pkgs beside it names them."""
+POWERCAP, STAT = Path("/sys/class/powercap"), Path("/proc/stat")
+_ZONES = "intel-rapl:*"
+"""The interface's name, on AMD too. Zones of intel-rapl-mmio are the same packages once more."""
+_COUNTED_ZONES = ("package", "dram")
+_BUSY_COLUMNS = (0, 1, 2, 5, 6, 7)
+"""Of /proc/stat: user, nice, system, irq, softirq, steal; guests are in user."""
 
 
 @dataclass(frozen=True)
@@ -139,6 +145,36 @@ def os_issue(etc: Path = Path("/etc")) -> str:
             return first
     found = re.search(r"^PRETTY_NAME=(.*)$", _text(etc / "os-release"), re.MULTILINE)
     return found.group(1).strip().strip("\"'") if found else ""
+
+
+class EnergyMeter:
+    """Tells what has been used from one call to the next."""
+
+    def __init__(self, powercap: Path = POWERCAP, stat: Path = STAT) -> None:
+        self._stat = stat
+        zones = sorted(powercap.glob(_ZONES))
+        self._zones = [zone for zone in zones if _text(zone / "name").startswith(_COUNTED_ZONES)]
+        self._before: tuple[dict[Path, int], float] | None = None
+
+    def read(self) -> tuple[float, float] | None:
+        """Return joules of packages and memory, and CPU seconds of this host, used since the last call.
+
+        None if the kernel doesn't tell, and the first time.
+        """
+        told = {zone: _text(zone / "energy_uj").strip() for zone in self._zones}
+        energy = {zone: int(text) for zone, text in told.items() if text.isdigit()}
+        if not energy:
+            return None
+        columns = _text(self._stat).partition("\n")[0].split()[1:]
+        busy = sum(int(columns[number]) for number in _BUSY_COLUMNS) / os.sysconf("SC_CLK_TCK")
+        before, self._before = self._before, (energy, busy)
+        if before is None:
+            return None
+        used = 0
+        for zone, now in energy.items():
+            passed = now - before[0].get(zone, now)
+            used += passed if passed >= 0 else passed + int(_text(zone / "max_energy_range_uj") or -passed)
+        return used / 1e6, max(0.0, busy - before[1])
 
 
 def _free(path: Path) -> tuple[int, int]:

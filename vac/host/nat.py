@@ -6,10 +6,12 @@ sites' firewalls get wrong; libvirt makes the others.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import os
 import re
+import stat
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -57,10 +59,7 @@ class NatHost:
 
     def addresses(self) -> list[str] | None:
         """Return the bridge's IPv4 addresses; None if there is no such interface. Raises NatProblem."""
-        done = run(
-            [*self.enter, "ip", "-4", "-json", "address", "show", "dev", BRIDGE],
-            time_limit_seconds=PROGRAM_SECONDS,
-        )
+        done = self._run("ip", "-4", "-json", "address", "show", "dev", BRIDGE)
         if done.exit_code is None:
             raise NatProblem(done.failure)
         if done.failure:
@@ -223,47 +222,31 @@ def hosts_line(address: str, name: str) -> str:
     return f"{address} {short} {name} {HOSTS_MARK}" if short != name else f"{address} {name} {HOSTS_MARK}"
 
 
-def merged_hosts(content: bytes, lines: Iterable[str]) -> bytes:
-    """Return the file's content with exactly these lines of ours, at its end, and others' as they are."""
-    kept = [
-        one for one in content.splitlines(keepends=True) if not one.rstrip().endswith(HOSTS_MARK.encode())
-    ]
-    if kept and not kept[-1].endswith(b"\n"):
-        kept[-1] += b"\n"
-    return b"".join(kept) + "".join(f"{one}\n" for one in lines).encode("utf-8", "surrogateescape")
+def update_hosts(lines: Iterable[str], path: Path = HOSTS_FILE) -> None:
+    """Give the file these lines of ours, at its end, and no others; those that aren't ours stay. Raises OSError.
 
-
-def update_hosts(lines: Iterable[str], path: Path = HOSTS_FILE) -> bool:
-    """Give the file these lines of ours and no others; return True if that has changed it. Raises OSError.
-
-    It is replaced as a whole, keeping its mode and owner.
+    It is replaced as a whole, keeping its mode and owner, unless that would change nothing.
     """
     path = path.resolve()
-    try:
-        content = path.read_bytes()
-    except FileNotFoundError:
-        content = b""
-    wanted = merged_hosts(content, lines)
+    content, mode, owner = b"", 0o644, (-1, -1)
+    with contextlib.suppress(FileNotFoundError):
+        content, found = path.read_bytes(), path.stat()
+        mode, owner = stat.S_IMODE(found.st_mode), (found.st_uid, found.st_gid)
+    present = content.splitlines(keepends=True)
+    others = b"".join(line for line in present if not line.rstrip().endswith(HOSTS_MARK.encode()))
+    if others and not others.endswith(b"\n"):
+        others += b"\n"
+    wanted = others + "".join(f"{line}\n" for line in lines).encode("utf-8", "surrogateescape")
     if wanted == content:
-        return False
+        return
     fresh = path.with_name(f".{path.name}.vac-{os.getpid()}")
     try:
         fresh.write_bytes(wanted)
-        _copy_rights(path, fresh)
+        os.chown(fresh, *owner)
+        fresh.chmod(mode)
         fresh.replace(path)
     except OSError as error:
         fresh.unlink(missing_ok=True)
         if error.errno not in _IN_PLACE:
             raise
         path.write_bytes(wanted)
-    return True
-
-
-def _copy_rights(source: Path, target: Path) -> None:
-    try:
-        found = source.stat()
-    except FileNotFoundError:
-        target.chmod(0o644)
-        return
-    os.chown(target, found.st_uid, found.st_gid)
-    target.chmod(found.st_mode & 0o7777)

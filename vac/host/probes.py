@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 from vac.host import filesystems
 from vac.host.cgroups import CgroupError, machine_processes
-from vac.host.child_processes import KILL_SECONDS, Finished, run
+from vac.host.child_processes import KILL_SECONDS, run
 from vac.host.connections import open_files
 from vac.host.filesystems import FileStamp
 
@@ -64,31 +64,29 @@ with open(sys.argv[1], "rb", opener=lambda name, flags: os.open(name, flags | os
 
 def repository_problem(repository: str) -> str | None:
     """Return the reason why a repository can't be used, to follow its path; None: it answers. Blocks."""
-    return _problem(_look(CVMFS / repository, None))
+    return _look(CVMFS / repository, None)
 
 
-def problem_of(path: str, answer_seconds: float | None = None) -> str | None:
+def problem_of(path: str) -> str | None:
     """Return the reason why this file or directory can't be used, to follow its path; None: it answers.
 
-    Only paths below /cvmfs are looked at. It takes answer_seconds (ANSWER_SECONDS) and a little at most.
+    Only paths below /cvmfs are looked at. It takes ANSWER_SECONDS and a little at most.
     """
     if not f"{os.path.normpath(path)}/".startswith(f"{CVMFS}/"):
         return None
-    seconds = ANSWER_SECONDS if answer_seconds is None else answer_seconds
-    done = _look(Path(path), seconds)
-    return late_problem(seconds) if done.late else _problem(done)
+    return _look(Path(path), ANSWER_SECONDS)
 
 
-def sha256_of(path: str) -> tuple[FileStamp | None, str]:
-    """Return the file's version, None if it changed meanwhile, and its SHA-256 in hex. Raises OSError with a reason.
+def sha256_of(path: str, stamp: FileStamp) -> str | None:
+    """Return the SHA-256 of this version of a file in hex; None if it has changed. Raises OSError with a reason.
 
     A child process reads it, for as long as that takes: the file may be large, and on a file system that hangs.
     """
     done = run([sys.executable, "-I", "-S", "-c", _DIGEST, path], time_limit_seconds=None)
     if done.failure:
         raise OSError((done.errors.decode("utf-8", "replace").strip().splitlines() or [done.failure])[-1])
-    stamp, digest = json.loads(done.output)
-    return FileStamp(*stamp) if stamp else None, digest
+    read, digest = json.loads(done.output)
+    return digest if read == list(stamp) else None
 
 
 class DiskUse(NamedTuple):
@@ -160,11 +158,10 @@ def health_problem(command: Path, time_limit_seconds: float = HEALTH_SECONDS) ->
     return lines[0][:MOST_CHARACTERS] if lines else f"{done.failure} and said nothing"
 
 
-def _look(path: Path, seconds: float | None) -> Finished:
-    return run([sys.executable, "-I", "-S", "-c", _LOOK, path], time_limit_seconds=seconds)
-
-
-def _problem(done: Finished) -> str | None:
+def _look(path: Path, seconds: float | None) -> str | None:
+    done = run([sys.executable, "-I", "-S", "-c", _LOOK, path], time_limit_seconds=seconds)
+    if seconds is not None and done.late:
+        return late_problem(seconds)
     return f"can't be looked at: {done.failure}" if done.failure else done.text.strip() or None
 
 

@@ -10,14 +10,14 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import fcntl
+import json
 import os
 import re
 import signal
 from dataclasses import dataclass
-from pathlib import Path
 
 from vac.clock import Clock
-from vac.decoding import decode
+from vac.decoding import filled
 from vac.machines import files
 from vac.machines.layout import StateDir
 
@@ -89,23 +89,13 @@ def undrain(state: StateDir) -> bool:
 def draining(state: StateDir, now: float) -> Drain | None:
     """Return the order to drain that is in force now, if any. A file that can't be understood is an order, too."""
     try:
-        order = decode(Drain, (state.requests / "drain").read_bytes(), stand_in=Drain(now))
+        order = filled(Drain(now), json.loads((state.requests / "drain").read_bytes()))
     except FileNotFoundError:
         return None
     except (OSError, ValueError) as problem:
         return Drain(now, None, f"the file requests/drain can't be read: {problem}")
     over = (order.until is not None and now >= order.until) or order.boot_id not in (None, Clock().boot_id)
     return None if over else order
-
-
-def remove_unknown_path(state: StateDir) -> Path:
-    """Return the file whose presence allows a factory to remove machines of its name that its state_dir never knew."""
-    return state.requests / "remove-unknown"
-
-
-def may_remove_unknown(state: StateDir) -> bool:
-    """Return True if somebody has made that file."""
-    return remove_unknown_path(state).exists()
 
 
 def running(state: StateDir) -> int | None:

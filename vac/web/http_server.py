@@ -1,4 +1,4 @@
-"""HTTP service by waitress, with limits per client: requests and answers as values, clients by their address.
+"""HTTP service by waitress in a process of its own: requests and answers as values, limits for each client's address.
 
 Waitress reads requests and writes answers in one thread that never blocks; its other threads work on complete
 requests only. A slow client costs its connections, the bodies it has begun to send and the answers it doesn't read:
@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import resource
 import socket
 import time
@@ -29,11 +30,17 @@ from waitress.parser import HTTPRequestParser
 from waitress.server import TcpWSGIServer
 from waitress.utilities import Error, RequestEntityTooLarge
 
+from vac.config.load import ConfigurationError, load
 from vac.config.machinetype import VM_MODELS
+from vac.config.settings import Settings
+from vac.host import facts
+from vac.host.privileges import become, unprivileged_user
 from vac.machines import files
 from vac.machines.layout import StateDir, address_slot, slot_name
 from vac.machines.outputs import FILE_LIMIT_BYTES
 from vac.machines.slots import read_slot
+from vac.machines.status import prepare_role
+from vac.roles import RoleOptions, bind
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
@@ -98,26 +105,19 @@ class Guest:
             return []
 
 
-@dataclass(frozen=True)
-class Guests:
-    """The VMs of one factory, known by their slots' addresses."""
-
-    state: StateDir
-    factory_name: str
-
-    def find(self, address: str) -> Guest | None:
-        """Return the VM with this address; None if there is none or it has ended."""
-        number = address_slot(address)
-        if number is None:
-            return None
-        name = slot_name(self.factory_name, number)
-        slot = read_slot(self.state.slot(name))
-        if slot is None or slot.model not in VM_MODELS:
-            return None
-        directory = self.state.machine(slot.directory)
-        if not directory.is_dir() or (directory / "finished").exists():
-            return None
-        return Guest(name, address, slot.directory.machinetype, slot.model, self.factory_name, directory)
+def find_guest(state: StateDir, factory_name: str, address: str) -> Guest | None:
+    """Return the VM with this address, which is its slot's; None if there is none or it has ended."""
+    number = address_slot(address)
+    if number is None:
+        return None
+    name = slot_name(factory_name, number)
+    slot = read_slot(state.slot(name))
+    if slot is None or slot.model not in VM_MODELS:
+        return None
+    directory = state.machine(slot.directory)
+    if not directory.is_dir() or (directory / "finished").exists():
+        return None
+    return Guest(name, address, slot.directory.machinetype, slot.model, factory_name, directory)
 
 
 @dataclass(frozen=True)
@@ -168,8 +168,10 @@ def path_parts(path_info: str) -> tuple[str, ...] | None:
     return tuple(part for part in path.split("/") if part) if path.isprintable() else None
 
 
-def application(respond: Callable[[Request], Answer], guests: Guests | None) -> WSGIApplication:
-    """Return a WSGI application around respond. guests: the clients, if they are VMs."""
+def application(
+    respond: Callable[[Request], Answer], guest_at: Callable[[str], Guest | None]
+) -> WSGIApplication:
+    """Return a WSGI application around respond. guest_at: returns the VM that is a client, by its address."""
 
     def app(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         method, address = environ["REQUEST_METHOD"], environ["REMOTE_ADDR"]
@@ -178,8 +180,7 @@ def application(respond: Callable[[Request], Answer], guests: Guests | None) -> 
             answer = refusal(HTTPStatus.FORBIDDEN) if method == "PUT" else NOT_FOUND
         else:
             body = cast(BinaryIO, environ["wsgi.input"]).read
-            guest = None if guests is None else guests.find(address)
-            answer = respond(Request(method, parts, guest, body, environ.get("HTTP_ACCEPT", "")))
+            answer = respond(Request(method, parts, guest_at(address), body, environ.get("HTTP_ACCEPT", "")))
         log.debug("%s: %s %s: %d", address, method, environ["PATH_INFO"], answer.status)
         headers = [("Content-Type", answer.content_type), ("Content-Length", str(len(answer.body)))]
         start_response(f"{answer.status:d} {answer.status.phrase}", [*headers, *answer.headers])
@@ -284,6 +285,11 @@ def is_slot(address: str) -> bool:
     return address_slot(address) is not None
 
 
+def is_person(address: str) -> bool:
+    """Return True if the client isn't a VM: pages for people show other machines."""
+    return not is_slot(network_of(address))
+
+
 def network_of(address: str) -> str:
     """Return the addresses one client may have: loopback, an IPv6 network of 64 bits, or a single address."""
     found = ip_address(address.partition("%")[0])
@@ -294,7 +300,7 @@ def network_of(address: str) -> str:
 
 
 class Server(TcpWSGIServer):
-    """Server at one bound socket. Strangers get 404; connections beyond a client's share are closed at once."""
+    """Server at one bound socket. Other clients get 404; connections beyond a client's share are closed at once."""
 
     channel_class = Channel
 
@@ -319,7 +325,7 @@ class Server(TcpWSGIServer):
         self._crowded: set[str] = set()
 
     def handle_accept(self) -> None:
-        """Accept a connection unless its client is a stranger or has too many."""
+        """Accept a connection unless its client isn't served or has too many."""
         try:
             accepted = self.accept()
             if accepted is None:
@@ -407,3 +413,73 @@ def allow_connections() -> None:
     wanted = 3 * MOST_CONNECTIONS + SPARE_FILES
     granted = wanted if most == resource.RLIM_INFINITY else min(wanted, most)
     resource.setrlimit(resource.RLIMIT_NOFILE, (granted, most))
+
+
+@dataclass(frozen=True)
+class Service:
+    """A service of one of the processes."""
+
+    role: str
+    address: str
+    open: Callable[[StateDir], Callable[[Request], Answer]]
+    """Prepares the service while the process is still root; returns what answers requests."""
+    body_limit_bytes: int
+    port: int = 80
+    option: str = ""
+    """For people: the option with its address, as it is configured. Empty: for VMs only."""
+
+
+def run(
+    service_for: Callable[[Settings], Service | None], options: RoleOptions, keep: tuple[int, ...] = ()
+) -> int:
+    """Serve as an unprivileged process until told to end. Return the exit status.
+
+    service_for: returns the service that [settings] ask for, None (here an error) for none. keep: capabilities, as
+    for privileges.become.
+    """
+    settings = _settings(options)
+    if settings is None:
+        log.error("no usable configuration: state_dir is unknown")
+        return 1
+    service = service_for(settings)
+    if service is None:
+        log.error("the present configuration asks for no such service")
+        return 1
+    for_people = bool(service.option)
+    bound = options.listening if for_people else None
+    try:
+        bound = bound or bind(service.address, service.port, future=not for_people)
+    except OSError as error:
+        where = service.option or f"{service.address}:{service.port}"
+        advice = "if another service listens at all addresses, configure its address"
+        log.error("can't listen at %s: %s; %s", where, error.strerror, advice)
+        return 1
+    options.uses(settings.state_dir)
+    state, user = StateDir(settings.state_dir), unprivileged_user()
+    prepare_role(state, service.role, user)
+    respond = service.open(state)
+    allow_connections()
+    adjusted = adjustments(service.body_limit_bytes)
+    become(user, keep)
+
+    def alive() -> None:
+        with contextlib.suppress(OSError):
+            os.utime(state.heartbeat(service.role))
+
+    guest_at = partial(find_guest, state, settings.factory_name)
+    app = application(respond, (lambda _: None) if for_people else guest_at)
+    admits, client_of = (is_person, network_of) if for_people else (is_slot, str)
+    server = Server(app, bound, adjusted, admits, client_of, alive)
+    options.listen(server.stop, lambda: None)
+    log.info("serving at %s", service.option or service.address)
+    options.ready()
+    server.serve()
+    return 0
+
+
+def _settings(options: RoleOptions) -> Settings | None:
+    """Return [settings], of a broken configuration as far as they can be understood."""
+    try:
+        return load(options.configs or None, facts.read()).settings
+    except ConfigurationError as error:
+        return error.settings

@@ -91,6 +91,9 @@ def test_a_password_in_the_image_s_url_is_in_no_label() -> None:
         ({"container_network": "host"}, {"NetworkMode": "host"}),
         ({"container_network": "none"}, {"NetworkMode": "none"}),
         ({"processors": 400}, {"CpuShares": 262144, "PidsLimit": 400 * 4096}),
+        ({}, {"CpuPeriod": 100_000, "CpuQuota": 200_000}),
+        ({"cpu_limit_factor": 0.75}, {"CpuQuota": 150_000}),
+        ({"cpu_limit_factor": 0.001, "processors": 1}, {"CpuQuota": 1_000}),
         ({"memory_limit_factor": 1.5}, {"Memory": 6442450944, "MemorySwap": 6442450944}),
         ({"memory_limit_factor": 0.5}, {"Memory": 2147483648, "MemoryReservation": 2147483648}),
         ({"pids_per_processor": 100}, {"PidsLimit": 200}),
@@ -102,9 +105,9 @@ def test_each_option_has_its_effect(options: dict[str, Any], expected: dict[str,
 
 
 def test_without_a_factor_there_is_no_hard_limit() -> None:
-    found = host_config(make_spec(memory_limit_factor=0))
+    found = host_config(make_spec(memory_limit_factor=0, cpu_limit_factor=0))
     assert found["MemoryReservation"] == 4294967296
-    assert not {"Memory", "MemorySwap", "CgroupParent"} & found.keys()
+    assert not {"Memory", "MemorySwap", "CgroupParent", "CpuQuota"} & found.keys()
 
 
 PILOT: dict[str, Any] = {"container_nested": True, "container_capabilities": (), "container_user": "pilot"}

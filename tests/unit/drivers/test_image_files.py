@@ -272,8 +272,8 @@ class Reader:
         self.read: list[ImageVersion] = []
         self.facts = ImageFacts(self)
 
-    def __call__(self, version: ImageVersion) -> str | None:
-        self.read.append(version)
+    def __call__(self, path: str, stamp: FileStamp) -> str | None:
+        self.read.append(ImageVersion(path, stamp))
         answer = self.answers.get(timeout=60)
         if isinstance(answer, OSError):
             raise answer

@@ -21,8 +21,7 @@ from vac.factory.peers import Answers, Space
 from vac.scheduling.model import TypeReport
 from vac.scheduling.space import FRESH_SECONDS, LEAST_RENEW_SECONDS, SILENT_SECONDS
 from vac.vacquery.messages import Dropped, Kind, Reason
-from vac.vacquery.poll import PollResult
-from vac.vacquery.resolver import Resolver
+from vac.vacquery.poll import PollResult, Resolver
 
 PEERS = ("f2.example.com", "f3.example.com")
 SETTINGS = Settings(
@@ -197,7 +196,7 @@ def test_dropped_answers_are_kept_and_logged_on_change(
     )
     monkeypatch.setattr(peers, "poll", lambda *_, **__: found)
     configuration = dataclasses.replace(CONFIGURATION, machinetypes={"type-00": one_type("type-00")})
-    answers = peers.Peers(Resolver(), lambda: START).ask(configuration, True)
+    answers = peers.ask_peers(Resolver(), lambda: START, configuration, True)
     assert answers.unusable == {PEERS[1]: "wrong or no signature"}
     assert answers.dropped == {"wrong or no signature": 4, "machinetype not configured here": len(whole) - 1}
     space = Asked().space
@@ -207,7 +206,7 @@ def test_dropped_answers_are_kept_and_logged_on_change(
         assert len(caplog.records) == lines
     assert f"{PEERS[1]}: wrong or no signature" in caplog.messages[0]
     world = make_world(one_type(), factories=SETTINGS.factories)
-    world.ask_peers = lambda *_: answers
+    world.ask_peers = lambda *_: dataclasses.replace(answers, time=world.clock.now)
     world.start()
     world.factory.space.answered(answers)
     world.run(20)
@@ -232,6 +231,6 @@ def test_a_peer_that_answers_in_part_does_not_count_as_heard(monkeypatch: pytest
     monkeypatch.setattr(peers, "poll", lambda *_, **__: found)
     types = {name: one_type(name) for name in ("type-00", "type-03")}
     configuration = dataclasses.replace(CONFIGURATION, machinetypes=types)
-    answers = peers.Peers(Resolver(), lambda: START).ask(configuration, False)
+    answers = peers.ask_peers(Resolver(), lambda: START, configuration, False)
     assert set(answers.reports) == {PEERS[0]}
     assert set(answers.partial) == {PEERS[1]}

@@ -23,7 +23,9 @@ from vac.host.cgroups import (
 )
 
 GIB = 2**30
-LIMITED = Limits(processors=4, memory_bytes=8 * GIB, memory_limit_bytes=16 * GIB, pids=16384)
+LIMITED = Limits(
+    processors=4, memory_bytes=8 * GIB, memory_limit_bytes=16 * GIB, pids=16384, cpu_quota=400_000
+)
 UNLIMITED = Limits(processors=200, memory_bytes=8 * GIB, memory_limit_bytes=None, pids=16384)
 
 
@@ -87,6 +89,7 @@ def test_mount_points_with_blanks_are_understood(tmp_path: Path) -> None:
             LIMITED,
             {
                 "cpu.weight": "400",
+                "cpu.max": "400000 100000",
                 "memory.low": str(8 * GIB),
                 "memory.max": str(16 * GIB),
                 "pids.max": "16384",
@@ -136,6 +139,7 @@ def test_v2_moves_the_delegated_groups_own_process_to_a_leaf(tmp_path: Path) -> 
             LIMITED,
             {
                 "cpu,cpuacct/vac/f1/m_u/cpu.shares": "4096",
+                "cpu,cpuacct/vac/f1/m_u/cpu.cfs_quota_us": "400000",
                 "memory/vac/f1/m_u/memory.soft_limit_in_bytes": str(8 * GIB),
                 "memory/vac/f1/m_u/memory.limit_in_bytes": str(16 * GIB),
                 "pids/vac/f1/m_u/pids.max": "16384",

@@ -16,7 +16,7 @@ from vac.host.connections import (
     Contact,
     Sampling,
     connected_networks,
-    contacts_of,
+    contacts_by_group,
     contacts_within,
     host_addresses,
     sockets,
@@ -78,9 +78,9 @@ def test_sockets_in_a_shared_namespace_are_their_holders(proc: Path) -> None:
         (proc / f"{process}/fd").mkdir(parents=True)
         for number, target in enumerate(targets):
             (proc / f"{process}/fd/{number}").symlink_to(target)
-    by_inode = dict(sockets(proc / "net"))
-    found = contacts_of([7, 8, 9], by_inode)
-    assert {contact.address for contact in found} == {"10.0.2.10", "2001:db8::1"}
+    found = contacts_by_group({"m0": [7, 8, 9], "m1": []})
+    assert found["m1"] == frozenset()
+    assert {contact.address for contact in found["m0"]} == {"10.0.2.10", "2001:db8::1"}
 
 
 def test_a_machine_with_too_many_descriptors_holds_up_nobody(
@@ -91,14 +91,15 @@ def test_a_machine_with_too_many_descriptors_holds_up_nobody(
         (proc / f"{process}/fd").mkdir(parents=True)
         for number in range(2):
             (proc / f"{process}/fd/{number}").symlink_to(f"socket:[{process}{number}]")
-    everything = {inode: Contact("tcp", "192.0.2.1", inode, incoming=False) for inode in (70, 71, 90, 91)}
-    assert len(contacts_of([7, 9], everything)) == 3
+    everything = [(inode, Contact("tcp", "192.0.2.1", inode, incoming=False)) for inode in (70, 71, 90, 91)]
+    monkeypatch.setattr(connections, "sockets", lambda net: everything)
+    assert len(contacts_by_group({"m0": [7, 9]})["m0"]) == 3
 
 
 def test_own_connections_are_found_for_real() -> None:
     with socket.create_server(("127.0.0.1", 0)) as server, socket.create_connection(server.getsockname()):
         port = server.getsockname()[1]
-        found = contacts_of([os.getpid()], dict(sockets()))
+        found = contacts_by_group({"m0": [os.getpid()]})["m0"]
     assert Contact("tcp", "127.0.0.1", port, incoming=False) in found
 
 

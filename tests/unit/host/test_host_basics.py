@@ -12,8 +12,7 @@ import pytest
 
 from vac.host import facts, filesystems, privileges
 from vac.host.child_processes import Finished, run
-from vac.host.energy import EnergyMeter
-from vac.host.facts import Measures, measure, os_issue
+from vac.host.facts import EnergyMeter, Measures, measure, os_issue
 from vac.host.filesystems import Mount, mount_of, mounts, other_paths, parse_mounts, stamp_of
 
 pytestmark = pytest.mark.allow_subprocess

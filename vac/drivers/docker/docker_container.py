@@ -24,6 +24,7 @@ import docker.errors
 from vac.drivers.base import CreationFailed, MachineSpec
 from vac.drivers.docker.docker_api import Client, explanation
 from vac.drivers.docker.docker_images import Image
+from vac.host.cgroups import CPU_PERIOD
 from vac.host.syscall_filter import Rule, rules
 from vac.text import without_url_secrets
 
@@ -324,6 +325,8 @@ def _limits(spec: MachineSpec) -> Mapping[str, object]:
         "MemoryReservation": spec.memory_bytes,
         "PidsLimit": spec.settings.pids_per_processor * spec.processors,
     }
+    if (quota := spec.cpu_quota) is not None:
+        limits |= {"CpuPeriod": CPU_PERIOD, "CpuQuota": quota}
     if spec.settings.memory_limit_factor > 0:
         most_bytes = int(spec.memory_bytes * spec.settings.memory_limit_factor)
         limits["Memory"] = limits["MemorySwap"] = most_bytes

@@ -175,6 +175,7 @@ def limits_of(spec: MachineSpec) -> Limits:
         spec.memory_bytes,
         int(spec.memory_bytes * factor) if factor else None,
         spec.settings.pids_per_processor * spec.processors,
+        spec.cpu_quota,
     )
 
 
