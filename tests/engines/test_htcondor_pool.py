@@ -30,7 +30,7 @@ OWN: dict[str, Option] = {
     "user_data_option_job_seconds": 300,
     "user_data_option_condor_config": "UPDATE_INTERVAL = 5",
     "fizzle_seconds": 200,
-    "backoff_seconds": 20,
+    "backoff_seconds": 5,
     "max_processors": 1,
 }
 """In place of the example's values, for a test of minutes."""
