@@ -21,20 +21,21 @@ from vac.drivers.processes.launch_plan import account
 from vac.factory.state import FactoryState, Slot
 from vac.host.privileges import unprivileged_user
 from vac.lifecycle.phases import PendingCreation, Phase, Preparing, Releasing, Starting, Stopping, Stuck
-from vac.lifecycle.stimuli import (
+from vac.lifecycle.table import (
     ContextFailed,
     ContextReady,
     Decided,
     DirectoryFailed,
+    Effect,
     EndLowered,
     EndWritten,
     Listed,
     NotWanted,
     ReleaseFailed,
     Started,
+    Step,
     Stimulus,
 )
-from vac.lifecycle.table import Effect, Step
 from vac.lifecycle.table import step as take_step
 from vac.machines import creation
 from vac.machines import machine as machines
@@ -146,19 +147,15 @@ class Effects:
     def _make_directory(self, slot: Slot, taken: Step) -> Stimulus | None:
         assert isinstance(taken.after, Starting)
         assert isinstance(taken.stimulus, ContextReady)
-        pending, settings = taken.after.pending, self.state.settings
-        machinetype, now = pending.machinetype, self.state.clock.moment()
+        pending = taken.after.pending
+        machinetype = pending.machinetype
         try:
             machine = creation.create(
                 self.state.dir,
-                machinetype,
-                settings,
+                pending,
+                self.state.settings,
                 name=slot.name,
-                uuid=pending.uuid,
-                processors=pending.order.processors,
-                shutdown_time=int(pending.order.shutdown_time),
-                now=now.unix,
-                boot=(now.boot_id, now.boot),
+                now=self.state.clock.moment(),
                 user_data=taken.stimulus.user_data,
                 access=self._access(machinetype),
                 ip=self._address(slot, machinetype),
@@ -407,15 +404,13 @@ class Effects:
         machine = slot.machine
         if machine is None:
             return
-        key, text = f"scratch {machine.uuid}", f"{machine.name}: its scratch space can't be removed"
+        problem = None
         try:
-            discarded = slot_files.discard_scratch(self.state.dir, machine.directory)
+            if slot_files.discard_scratch(self.state.dir, machine.directory):
+                self.trash.start()
         except OSError as error:
-            self.state.changes.say(key, f"{text}: {error}", logging.WARNING)
-            return
-        self.state.changes.clear(key)
-        if discarded:
-            self.trash.start()
+            problem = f"{machine.name}: its scratch space can't be removed: {error}"
+        self.state.changes.tell(f"scratch {machine.uuid}", problem)
 
 
 def _machine(slot: Slot) -> Machine:
