@@ -236,14 +236,12 @@ def weakening_findings(settings: Settings, machinetypes: Sequence[Machinetype]) 
 
 
 def _model(model: str, settings: Settings, machinetypes: Sequence[Machinetype]) -> Iterator[Finding]:
-    if model == "bubblewrap":
-        yield Finding(
-            "bubblewrap in an unprivileged user namespace", doctor_engines.bubblewrap_problem(settings)
-        )
-    if model == "singularity":
-        yield Finding(
-            "a container made by apptainer or singularity", doctor_engines.apptainer_problem(settings)
-        )
+    what = {
+        "bubblewrap": "bubblewrap in an unprivileged user namespace",
+        "singularity": "a container made by apptainer or singularity",
+    }
+    if model in what:
+        yield Finding(what[model], doctor_engines.process_container_problem(model, settings))
     try:
         driver = driver_for(model, settings)
         driver.list()

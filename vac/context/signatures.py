@@ -50,7 +50,7 @@ class Signer:
 
     certificate: x509.Certificate
     metadata_problem: str | None = None
-    """Problem of the image's metadata; its signature is valid all the same."""
+    """Problem of the image's metadata; its signature is valid nevertheless."""
 
 
 def read_signature(path: Path) -> Signer:

@@ -279,12 +279,8 @@ def _not_later(report: TypeReport, now: float) -> TypeReport:
 def _fails(said: Reports) -> bool:
     """Return True for a factory without a machine that has outlived fizzle_seconds, but with aborts for other reasons
     than a lack of work."""
-    aborted = False
-    for report in said.values():
-        if report.running_machines > report.before_fizzle:
-            return False
-        aborted = aborted or (report.abort_time is not None and not report.no_work)
-    return aborted
+    aborted = any(one.abort_time is not None and not one.no_work for one in said.values())
+    return aborted and not any(one.outlived for one in said.values())
 
 
 def _idles(said: Reports) -> bool:
