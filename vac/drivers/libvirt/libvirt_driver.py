@@ -392,19 +392,23 @@ class Samples:
             self._ends[uuid] = self._clock()
 
     def take(self, machines: Sequence[Observed]) -> None:
-        """Take all present machines; those that were there before and are not among them have just ended."""
+        """Take all present machines; those that were there before and are not among them have ended."""
         now = {machine.uuid: machine for machine in machines}
         with self._condition:
             for uuid, before in self._seen.items():
                 if uuid in now:
-                    now[uuid] = replace(now[uuid], usage=_grown(now[uuid].usage, before.usage))
-                elif before.state is EngineState.ENDED:
-                    now[uuid] = before
+                    usage = _grown(now[uuid].usage, before.usage)
+                    now[uuid] = replace(now[uuid], usage=usage, ended_time=before.ended_time)
                 else:
-                    ended_time = self._ends.get(uuid) or self._clock()
-                    now[uuid] = replace(before, state=EngineState.ENDED, ended_time=ended_time)
-            self._seen = now
+                    now[uuid] = replace(before, state=EngineState.ENDED)
+            self._seen = {uuid: self._timed(machine) for uuid, machine in now.items()}
             self._condition.notify_all()
+
+    def _timed(self, machine: Observed) -> Observed:
+        """Give a machine that has ended the time of its end."""
+        if machine.state is not EngineState.ENDED or machine.ended_time is not None:
+            return machine
+        return replace(machine, ended_time=self._ends.get(machine.uuid) or self._clock())
 
     def note_reason(self, uuid: str, reason: str) -> None:
         """Note libvirt's reason for the end of a domain, which may be listed still."""
