@@ -4,8 +4,8 @@ The driver starts it as `python -I -S launch.py PLAN`, PLAN being JSON. It enter
 of the factory, becomes the unprivileged user, works out the command line (which may mean to look at an image on a
 network file system: never in the factory's process) and executes it. Descriptor 3 is the machine's status file, not a
 pipe: a machine depends on no reader. Into it go the machine's group, model and process number, {"failure": REASON} or
-{"image_path": PATH, "stamp": VERSION} and {"executing": true}; bubblewrap adds {"child-pid": PID} and at the machine's
-end {"exit-code": CODE}.
+{"image_path": PATH, "stamp": VERSION} and {"executing": TIME} in Unix seconds; bubblewrap adds {"child-pid": PID} and
+at the machine's end {"exit-code": CODE}.
 
 It is a program of its own because in a process with threads little else than exec is safe after a fork.
 """
@@ -21,6 +21,7 @@ import signal
 import stat
 import struct
 import sys
+import time
 from typing import Any, NoReturn
 
 STATUS = 3
@@ -152,7 +153,7 @@ def main() -> NoReturn:
             open_filter(plan["filter"])
         arguments = model.command_line(plan)
         tell_image(plan["image"])
-        tell({"executing": True})
+        tell({"executing": time.time()})
         os.set_inheritable(STATUS, model.TELLS)
         os.execve(arguments[0], arguments, plan["environment"])
     except OSError as error:

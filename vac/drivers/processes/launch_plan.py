@@ -212,6 +212,12 @@ class LaunchStatus:
         return model_of(name) if name in MODELS else None
 
     @property
+    def started_time(self) -> float | None:
+        """When the launcher became the program, Unix seconds; None: it hasn't, or is an older Vac's."""
+        told = told_in(self.text, "executing").get("executing")
+        return told if isinstance(told, float) else None
+
+    @property
     def exit_code(self) -> int | None:
         """The exit code that the program has told."""
         told = told_in(self.text, "exit-code").get("exit-code")

@@ -97,6 +97,7 @@ class _Known:
     starting: bool = False
     runs: bool = False
     """True once its command has been seen running."""
+    started_time: float | None = None
     ended_time: float | None = None
     exit_code: int | None = None
 
@@ -286,7 +287,8 @@ class ProcessDriver(Driver):
         return True
 
     def _usage(self, group: str) -> Usage:
-        used, before = self._groups.usage(group), self._taken_over.get(_identity(group)[1])
+        used = dataclasses.replace(self._groups.usage(group), started_time=self._of(group).started_time)
+        before = self._taken_over.get(_identity(group)[1])
         if before is None:
             return used
         # memory that was allocated before a process is moved stays charged to the group it came from
@@ -380,7 +382,8 @@ class ProcessDriver(Driver):
         for place in places:
             status = read_status(place)
             if told_in(status.text, "machine").get("machine") == group:
-                self._known.setdefault(group, _Known()).directory = place
+                known = self._known.setdefault(group, _Known())
+                known.directory, known.started_time = place, status.started_time
                 return status
         return LaunchStatus()
 
