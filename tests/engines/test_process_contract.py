@@ -28,7 +28,6 @@ class ProcessSite(ContractSite):
     """Machines of bubblewrap in the first kind of cgroups that this host has."""
 
     machinetype = Machinetype("t", machine_model="bubblewrap", root_image="/")
-    tells_start = True
     can_be_unavailable = False
 
     def __init__(self, directory: Path) -> None:
