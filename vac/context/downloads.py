@@ -93,9 +93,6 @@ class Limits:
     redirects: int = 10
 
 
-PIPE_LIMITS = Limits(largest_bytes=LARGEST_BYTES)
-
-
 class Local(enum.Enum):
     """Use of loopback and link-local addresses, where services trust this host."""
 
@@ -248,7 +245,7 @@ def fetch_pipe(url: str) -> bytes:
 
     The site has configured the URL, but its publisher decides its redirects.
     """
-    return document(url, PIPE_LIMITS, local=Local.NOT_BY_REDIRECT)
+    return document(url, Limits(largest_bytes=LARGEST_BYTES), local=Local.NOT_BY_REDIRECT)
 
 
 def is_html(content: bytes) -> bool:

@@ -15,7 +15,7 @@ from vac.clock import Moment
 from vac.config.load import Configuration
 from vac.config.machinetype import VM_MODELS, Machinetype
 from vac.context.user_data import ContextRequest, Templates, UserData, make_user_data
-from vac.drivers.base import CreationFailed, MachineSpec
+from vac.drivers.base import CreationFailed, MachineSpec, Usage
 from vac.drivers.engine import engine_name
 from vac.drivers.processes.launch_plan import account
 from vac.factory.state import FactoryState, Slot
@@ -362,17 +362,14 @@ class Effects:
         return EndWritten() if self._finish(machine, slot, watched=watched) else None
 
     def _finish(self, machine: Machine, slot: Slot | None, *, watched: bool) -> bool:
-        usage, now = slot.sight.usage if slot else None, self.state.clock.moment()
+        usage, now = slot.sight.usage if slot else Usage(), self.state.clock.moment()
         if slot and slot.sight.ended_time is not None:
             now = now.at(slot.sight.ended_time)
-        key = f"finish {machine.uuid or machine.directory.name}"
-        try:
-            finishing.finish(self.state.dir, machine, usage, now, watched=watched)
-        except finishing.FinishFailed as problem:
-            self.state.trouble(key, str(problem))
-            return False
-        self.state.no_trouble(key)
-        return True
+        return self.state.written(
+            f"finish {machine.uuid or machine.directory.name}",
+            f"{machine.name}: its end can't be written",
+            lambda: finishing.finish(self.state.dir, machine, usage, now, watched=watched),
+        )
 
     def _remember_end(self, slot: Slot, taken: Step) -> None:
         machine = _machine(slot)
