@@ -68,7 +68,6 @@ START_SECONDS = 200.0
 START_ATTEMPTS = 5
 SETTLE_SECONDS = 5.0
 """Longest that what looks half made is looked at again: it may be about to begin, or its last processes to end."""
-LOOK_AGAIN_SECONDS = 0.05
 PROC = Path("/proc")
 CLASSIC_NAMES = (b"singularity", b"apptainer")
 """One of these is in the command line, also once the program calls itself `Singularity runtime parent`."""
@@ -132,10 +131,9 @@ class ProcessDriver(Driver):
             self._take_over()
             while True:
                 found = [self._observed(group) for group in self._machines()]
-                unsettled = any(each.state is EngineState.HALF_MADE for each in found)
-                if not unsettled or time.monotonic() > deadline:
+                if time.monotonic() > deadline or EngineState.HALF_MADE not in {each.state for each in found}:
                     return found
-                time.sleep(LOOK_AGAIN_SECONDS)
+                time.sleep(SETTLE_SECONDS / 100)
 
     def usage(self) -> Mapping[str, Usage]:
         with _unavailable():
@@ -263,8 +261,8 @@ class ProcessDriver(Driver):
             runs = self._of(group).runs or self._has_begun(group)
             return Observed(*identity, EngineState.RUNNING if runs else EngineState.HALF_MADE)
         status = self._status(group)
-        model = status.model
-        if not self._groups.usage(group).cpu_seconds or (model and not model.executed(status.text)):
+        executed = status.model is None or status.model.executed(status.text)
+        if not executed or not self._groups.usage(group).cpu_seconds:
             return Observed(*identity, EngineState.HALF_MADE)
         known = self._of(group)
         ended_time, exit_code = known.ended_time, known.exit_code
@@ -287,10 +285,9 @@ class ProcessDriver(Driver):
         return True
 
     def _usage(self, group: str) -> Usage:
-        used = dataclasses.replace(self._groups.usage(group), started_time=self._of(group).started_time)
-        before = self._taken_over.get(_identity(group)[1])
+        used, before = self._groups.usage(group), self._taken_over.get(_identity(group)[1])
         if before is None:
-            return used
+            return dataclasses.replace(used, started_time=self._of(group).started_time)
         # memory that was allocated before a process is moved stays charged to the group it came from
         return Usage(None if used.cpu_seconds is None else used.cpu_seconds + before)
 
