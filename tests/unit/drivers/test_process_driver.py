@@ -20,6 +20,7 @@ from tests.conftest import require_root
 from vac.config.machinetype import Machinetype
 from vac.config.settings import Settings
 from vac.drivers.base import CreationFailed, EngineState, MachineSpec, Observed
+from vac.drivers.images import ImageVersion
 from vac.drivers.processes import launch_plan, machine_watch
 from vac.drivers.processes.launch_plan import STATUS_FILE, read_status, spawn
 from vac.drivers.processes.machine_watch import KEPT_BYTES, SLACK_BYTES, MachineWatcher, close_up, limit
@@ -280,7 +281,7 @@ def test_a_program_that_takes_no_filter_is_put_under_one(tmp_path: Path) -> None
 def test_the_status_tells_how_the_machine_began_and_ended(tmp_path: Path) -> None:
     start(tmp_path, IMAGE)
     status = read_status(tmp_path)
-    lines = [json.loads(line) for line in status.text.splitlines()]
+    lines = [json.loads(line) for line in (tmp_path / STATUS_FILE).read_text().splitlines()]
     assert lines[0].keys() == {"machine", "model", "pid"}
     assert lines[1:] == [
         {"image_path": IMAGE, "stamp": list(stamp_of(IMAGE))},
@@ -288,14 +289,15 @@ def test_the_status_tells_how_the_machine_began_and_ended(tmp_path: Path) -> Non
         {"exit-code": 7},
     ]
     assert status.exit_code == 7
-    assert status.first_process == lines[0]["pid"]
+    assert status.told["pid"] == lines[0]["pid"]
+    assert status.image == (IMAGE, ImageVersion(IMAGE, stamp_of(IMAGE)))
     assert status.model is not None
 
 
 def test_a_reason_not_to_launch_is_told(tmp_path: Path) -> None:
     said, exit_code = start(tmp_path, "/bad")
     assert (said, exit_code) == ("", 1)
-    assert '{"failure": "the image is bad"}' in read_status(tmp_path).text
+    assert read_status(tmp_path).told["failure"] == "the image is bad"
 
 
 MOST = 2 * KEPT_BYTES + SLACK_BYTES

@@ -28,16 +28,9 @@ NAMESPACES = {
     "mnt": 0x20000,
 }
 """Flags by name in /proc/PID/ns. The user namespace to which they belong gives the rights to join them."""
-_SET_SECCOMP, _FILTER, _NO_NEW_PRIVILEGES = 22, 2, 38
-_INSTRUCTION_BYTES = 8
+_NO_NEW_PRIVILEGES = 38
 _GET_OWNER = 0xB701
 """NS_GET_USERNS of linux/nsfs.h: opens the user namespace to which a namespace belongs."""
-
-
-class _Program(ctypes.Structure):
-    """struct sock_fprog of linux/filter.h."""
-
-    _fields_ = (("length", ctypes.c_ushort), ("instructions", ctypes.c_char_p))
 
 
 def first_process(processes: list[int]) -> int | None:
@@ -90,7 +83,7 @@ def main() -> NoReturn:
         entrances = [os.open(path, os.O_WRONLY) for path in plan["entrances"]]
         libc = ctypes.CDLL(None, use_errno=True)
         sys.path.insert(0, plan["path"])
-        from vac.drivers.processes.launch import join_new_session_keyring
+        from vac.drivers.processes.launch import install_filter, join_new_session_keyring
 
         join_new_session_keyring()
         os.setgroups([])
@@ -116,10 +109,8 @@ def main() -> NoReturn:
         os.setresgid(gid, gid, gid)
         os.setresuid(uid, uid, uid)
         os.closerange(3, 1 << 16)
-        program = bytes.fromhex(plan["filter"])
         _check(libc.prctl(_NO_NEW_PRIVILEGES, 1, 0, 0, 0))
-        filter_ = _Program(len(program) // _INSTRUCTION_BYTES, program)
-        _check(libc.prctl(_SET_SECCOMP, _FILTER, ctypes.byref(filter_)))
+        install_filter(bytes.fromhex(plan["filter"]))
         os.execvpe(command[0], command, plan["environment"])
     except OSError as error:
         sys.stderr.write(f"vac exec: {command[0]}: {error.strerror or error}\n")

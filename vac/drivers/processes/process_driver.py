@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import itertools
 import logging
 import os
 import pwd
 import threading
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +39,6 @@ from vac.drivers.processes.launch_plan import (
     LaunchStatus,
     Model,
     identity,
-    image_in,
     limits_of,
     make_plan,
     model_of,
@@ -49,7 +49,6 @@ from vac.drivers.processes.launch_plan import (
     read_status,
     said_in,
     spawn,
-    told_in,
 )
 from vac.drivers.processes.machine_watch import CONSOLE_LOG, MachineWatcher, close_up
 from vac.drivers.volumes import Volumes
@@ -142,12 +141,12 @@ class ProcessDriver(Driver):
         try:
             self._groups.create(group, limits_of(spec))
             plan["entrances"] = [str(entrance) for entrance in self._groups.entrances(group)]
-            prepare_directory(spec, model, plan["uid"], plan["gid"])
-            told = self._start(spec, model, plan, group)
+            prepare_directory(spec, plan)
+            self._start(spec, model, plan, group)
             self._limit(spec, group)
             known.runs = True
             self._watcher.add(group)
-            path, image = image_in(told)
+            path, image = self._status(group).image
             self._facts.note(spec.uuid, _facts(spec, path), image)
         except (OSError, CgroupError, CreationFailed) as error:
             self._clear(group)
@@ -254,7 +253,7 @@ class ProcessDriver(Driver):
             return Observed(*identity, EngineState.RUNNING if runs else EngineState.HALF_MADE)
         status = self._status(group)
         model = status.model
-        if not self._groups.usage(group).cpu_seconds or (model and not model.executed(status.text)):
+        if not self._groups.usage(group).cpu_seconds or (model and not model.executed(status.told)):
             return Observed(*identity, EngineState.HALF_MADE)
         known = self._of(group)
         ended_time, exit_code = known.ended_time, known.exit_code
@@ -268,13 +267,15 @@ class ProcessDriver(Driver):
     def _has_begun(self, group: str) -> bool:
         """Find out if the command of a machine runs that another process of the factory was making."""
         status = self._status(group)
-        if status.model is not None:
-            first = status.first_process
-            others = [_command_line(each) for each in self._groups.processes(group) if each != first]
-            if not status.model.running(status.text, _command_line(first), others):
-                return False
+        if status.model is not None and not self._command_runs(group, status.model, status.told):
+            return False
         self._known.setdefault(group, _Known()).runs = True
         return True
+
+    def _command_runs(self, group: str, model: Model, told: Mapping[str, Any]) -> bool:
+        first = told.get("pid", 0)
+        others = [_command_line(each) for each in self._groups.processes(group) if each != first]
+        return model.running(told, _command_line(first), others)
 
     def _usage(self, group: str) -> Usage:
         used, before = self._groups.usage(group), self._taken_over.get(_identity(group)[1])
@@ -283,31 +284,22 @@ class ProcessDriver(Driver):
         # memory that was allocated before a process is moved stays charged to the group it came from
         return Usage(None if used.cpu_seconds is None else used.cpu_seconds + before)
 
-    def _start(self, spec: MachineSpec, model: Model, plan: dict[str, Any], group: str) -> str:
-        """Start the machine; return what launcher and program have told."""
+    def _start(self, spec: MachineSpec, model: Model, plan: dict[str, Any], group: str) -> None:
+        """Start the machine. Raises CreationFailed."""
         for _ in range(START_ATTEMPTS):
-            told, failure = self._try_to_start(spec, model, plan, group)
+            failure = self._try_to_start(spec, model, plan, group)
             if not failure:
-                return told
+                return
             if not model.may_pass(failure):
                 break
         raise CreationFailed(failure)
 
-    def _try_to_start(
-        self, spec: MachineSpec, model: Model, plan: dict[str, Any], group: str
-    ) -> tuple[str, str]:
-        """Return what launcher and program have told, and the reason why the machine hasn't started, or ""."""
-        console = spec.directory / CONSOLE_LOG
-        output = open_for_root(console)
-        said_before = os.fstat(output).st_size
-        try:
-            status = open_for_root(spec.directory / STATUS_FILE, os.O_TRUNC)
-            try:
-                child = spawn({**plan, "machine": group}, output, status)
-            finally:
-                os.close(status)
-        finally:
-            os.close(output)
+    def _try_to_start(self, spec: MachineSpec, model: Model, plan: dict[str, Any], group: str) -> str:
+        """Return the reason why the machine hasn't started, or ""."""
+        console, status = spec.directory / CONSOLE_LOG, spec.directory / STATUS_FILE
+        with open_for_root(console) as output, open_for_root(status, os.O_TRUNC) as messages:
+            said_before = os.fstat(output.fileno()).st_size
+            child = spawn({**plan, "machine": group}, output.fileno(), messages.fileno())
         with self._lock:
             self._children[child] = group
             known = self._known[group]
@@ -315,13 +307,12 @@ class ProcessDriver(Driver):
         note_pid(spec.directory, child)
         told, exit_code = self._wait_for_start(model, child, group)
         said = said_in(console, said_before) if exit_code is not None else ""
-        failure = str(told_in(told, "failure").get("failure", ""))
-        begun = exit_code is None or (told_in(told, "executing") and model.has_run(told, exit_code, said))
-        if begun and not failure:
-            return told, ""
-        return told, failure or said or f"{Path(plan['program']).name} ended at once"
+        begun = exit_code is None or ("executing" in told and model.has_run(told, exit_code, said))
+        if begun and "failure" not in told:
+            return ""
+        return told.get("failure") or said or f"{Path(plan['program']).name} ended at once"
 
-    def _wait_for_start(self, model: Model, child: int, group: str) -> tuple[str, int | None]:
+    def _wait_for_start(self, model: Model, child: int, group: str) -> tuple[Mapping[str, Any], int | None]:
         """Wait until the machine's command runs, or the program has ended; return what was told, and its exit code."""
         deadline = time.monotonic() + START_SECONDS
         pause_seconds = 0.001
@@ -329,11 +320,10 @@ class ProcessDriver(Driver):
             self._reap()
             with self._lock:
                 ended, exit_code = child not in self._children, self._known[group].exit_code
-            told = self._status(group).text
+            told = self._status(group).told
             if ended:
                 return told, exit_code or 0
-            others = [_command_line(each) for each in self._groups.processes(group) if each != child]
-            if model.running(told, _command_line(child), others):
+            if self._command_runs(group, model, told):
                 return told, None
             time.sleep(pause_seconds)
             pause_seconds = min(pause_seconds * 1.5, 0.05)
@@ -370,7 +360,7 @@ class ProcessDriver(Driver):
             places = sorted(self._machines_directory.glob(f"*_{_identity(group)[0]}"), reverse=True)
         for place in places:
             status = read_status(place)
-            if told_in(status.text, "machine").get("machine") == group:
+            if status.told.get("machine") == group:
                 self._known.setdefault(group, _Known()).directory = place
                 return status
         return LaunchStatus()
@@ -407,7 +397,7 @@ def _exit_code(child: int) -> int | None:
 
 def _command_line(process: int) -> bytes:
     with contextlib.suppress(OSError):
-        return Path(f"/proc/{process}/cmdline").read_bytes()
+        return (PROC / str(process) / "cmdline").read_bytes()
     return b""
 
 
@@ -434,17 +424,18 @@ def take_over(groups: Groups, group: str, left: LeftProcess) -> bool:
         groups.create(group, Limits(left.processors, left.memory_bytes, None, MOST_PIDS))
     moved: set[int] = set()
     while fresh := {left.pid, *descendants(left.pid)} - moved:
-        for process in fresh:
-            _enter(groups.entrances(group), process)
+        for process, entrance in itertools.product(fresh, groups.entrances(group)):
+            with contextlib.suppress(ProcessLookupError):
+                entrance.write_text(str(process))
         moved |= fresh
     return True
 
 
-def still_runs(left: LeftProcess, proc: Path = PROC) -> bool:
+def still_runs(left: LeftProcess) -> bool:
     """Return True if the process with this number is still the one that was noted, by its owner, age and command."""
-    place = proc / str(left.pid)
+    place = PROC / str(left.pid)
     try:
-        state, _, begun_time = _stat(place, proc)
+        state, _, begun_time = _stat(place)
         owner = next(line for line in (place / "status").read_text().splitlines() if line.startswith("Uid:"))
         command = (place / "cmdline").read_bytes().lower()
     except (FileNotFoundError, ProcessLookupError):
@@ -462,13 +453,12 @@ def still_runs(left: LeftProcess, proc: Path = PROC) -> bool:
     )
 
 
-def descendants(pid: int, proc: Path = PROC) -> set[int]:
+def descendants(pid: int) -> set[int]:
     """Return the process's children, their children, and so on."""
     children: dict[int, list[int]] = {}
-    for place in proc.iterdir():
-        if place.name.isdigit():
-            with contextlib.suppress(FileNotFoundError, ProcessLookupError):
-                children.setdefault(_stat(place, proc)[1], []).append(int(place.name))
+    for place in PROC.glob("[0-9]*"):
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+            children.setdefault(_stat(place)[1], []).append(int(place.name))
     found: set[int] = set()
     todo = [pid]
     while todo:
@@ -478,14 +468,8 @@ def descendants(pid: int, proc: Path = PROC) -> set[int]:
     return found
 
 
-def _stat(place: Path, proc: Path) -> tuple[str, int, float]:
+def _stat(place: Path) -> tuple[str, int, float]:
     """Return state, parent and start (Unix seconds) of a process."""
     fields = (place / "stat").read_text(errors="replace").rpartition(")")[2].split()
-    boot = next(line for line in (proc / "stat").read_text().splitlines() if line.startswith("btime "))
+    boot = next(line for line in (PROC / "stat").read_text().splitlines() if line.startswith("btime "))
     return fields[0], int(fields[1]), int(boot.split()[1]) + int(fields[19]) / os.sysconf("SC_CLK_TCK")
-
-
-def _enter(entrances: Iterable[Path], process: int) -> None:
-    with contextlib.suppress(ProcessLookupError):
-        for entrance in entrances:
-            entrance.write_text(str(process))
