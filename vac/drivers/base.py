@@ -10,9 +10,9 @@ from __future__ import annotations
 import enum
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Callable, Protocol
+from typing import Any, Callable, Protocol
 
 from vac.config.machinetype import Machinetype
 from vac.config.settings import Settings
@@ -23,6 +23,15 @@ from vac.host.connections import Contact
 WRITES_TO = "writes_to"
 """Name of the detail with directories of this host, outside the machine's own, that only this machine writes, such as
 a container's layer; absolute, separated by colons. They count towards its disk limit."""
+
+
+def grown(new: Usage, old: Usage) -> Usage:
+    """Return new usage whose counters never go back: a dying process may tell less. The peak is the largest sample."""
+    both = {field.name: (getattr(new, field.name), getattr(old, field.name)) for field in fields(Usage)}
+    largest: dict[str, Any] = {
+        name: max((each for each in pair if each is not None), default=None) for name, pair in both.items()
+    }
+    return Usage(**{**largest, "memory_bytes": new.memory_bytes, "busy_tasks": new.busy_tasks})
 
 
 class EngineUnavailable(Exception):

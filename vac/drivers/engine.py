@@ -99,8 +99,6 @@ class Observation:
     """By uuid."""
     asked_time: float
     """When the engine was asked: the listing says nothing of a machine that was created later."""
-    time: float
-    """When it had answered."""
     details: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     """By uuid of running machines, facts that have not been told before."""
     contacts: Mapping[str, frozenset[Contact]] = field(default_factory=dict)
@@ -112,8 +110,6 @@ class ObservationFailed:
     """The engine couldn't be asked: nothing may be concluded about its machines."""
 
     engine: str
-    reason: str
-    asked_time: float
     time: float
 
 
@@ -273,25 +269,21 @@ class InlineEngine:
         self._act(action, call)
 
     def _act(self, action: Action, call: Callable[[Driver], None]) -> None:
-        purpose = f" to {action.kind.value} {action.name}"
-        problem: Exception | None = None
+        problem, unavailable = None, False
         try:
-            self._attempt(purpose, self._deadlines.action_seconds, call)
+            self._attempt(f" to {action.kind.value} {action.name}", self._deadlines.action_seconds, call)
         except (CreationFailed, EngineUnavailable) as failure:
-            problem = failure
-        unavailable = isinstance(problem, EngineUnavailable)
-        reason = None if problem is None else str(problem)
-        self._post(ActionDone(self.name, action, self._clock(), reason, unavailable))
+            problem, unavailable = str(failure), isinstance(failure, EngineUnavailable)
+        self._post(ActionDone(self.name, action, self._clock(), problem, unavailable))
 
     def _observe(self) -> None:
         asked_time = self._clock()
         try:
-            seen = self._attempt(
-                "", self._deadlines.observation_seconds, lambda driver: self._look(driver, asked_time)
-            )
+            limit_seconds = self._deadlines.observation_seconds
+            seen = self._attempt("", limit_seconds, lambda driver: self._look(driver, asked_time))
         except (CreationFailed, EngineUnavailable) as failure:
             self._observation_failure = str(failure)
-            self._post(ObservationFailed(self.name, str(failure), asked_time, self._clock()))
+            self._post(ObservationFailed(self.name, self._clock()))
         else:
             self._observation_failure = None
             self._post(seen)
@@ -303,7 +295,7 @@ class InlineEngine:
             details[uuid] = {**details.get(uuid, {}), **facts}
         contacts = {uuid: ends for uuid, ends in self._sampling.sample(driver.contacts).items() if ends}
         details = {uuid: facts for uuid, facts in details.items() if facts}
-        return Observation(self.name, machines, usage, asked_time, self._clock(), details, contacts)
+        return Observation(self.name, machines, usage, asked_time, details, contacts)
 
     def _details(self, driver: Driver, machines: Sequence[Observed]) -> dict[str, dict[str, str]]:
         """Ask for the details of each running machine until they are known."""
@@ -360,11 +352,9 @@ class Engine(InlineEngine):
             threading.Thread(target=task, name=title, daemon=True).start()
 
     def request_observation(self) -> None:
-        """Ask for an Observation. While one is being made, one more is remembered."""
         self._observation_wanted.set()
 
     def close(self) -> None:
-        """Let go of the engine. Actions that have not begun are dropped; a driver still being opened is closed then."""
         super().close()
         self._observation_wanted.set()
         self._answers_again.set()

@@ -200,7 +200,7 @@ def test_messages_of_an_engine_that_is_reached_anew_do_no_harm(world: World) -> 
     now = world.clock.boot()
     world.inbox.put(Changed("docker", machine.name))
     world.inbox.put(ActionDone("docker", Action(ActionKind.CREATE, machine.name, "another"), now))
-    world.inbox.put(Observation("docker", (), {}, asked_time=now - 1, time=now))
+    world.inbox.put(Observation("docker", (), {}, asked_time=now - 1))
     world.turn()
     world.run(60)
     assert not machine.finished

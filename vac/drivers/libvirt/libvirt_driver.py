@@ -14,7 +14,7 @@ import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Callable
 
@@ -33,6 +33,7 @@ from vac.drivers.base import (
     MachineSpec,
     Observed,
     Usage,
+    grown,
 )
 from vac.drivers.images import ImageFacts, ImageFiles, version_of
 from vac.drivers.libvirt.libvirt_api import (
@@ -286,16 +287,13 @@ class LibvirtDriver(Driver):
             root_image, disks = self._parts(spec, hypervisor, image)
             cd_image = None if spec.machinetype.machine_model == "vm-raw" else root_image
             self._start(connection, spec, hypervisor, disks, cd_image)
-        except libvirt.libvirtError as error:
-            if lost(error):
+        except (libvirt.libvirtError, CreationFailed) as error:
+            refused = isinstance(error, libvirt.libvirtError)
+            if refused and lost(error):
                 raise
             remove_names(names)
             self._volumes.discard(spec)
-            raise CreationFailed(explanation(error)) from error
-        except CreationFailed:
-            remove_names(names)
-            self._volumes.discard(spec)
-            raise
+            raise CreationFailed(explanation(error) if refused else str(error)) from error
         remove_names(names)
 
     def _start(
@@ -372,7 +370,7 @@ class Samples:
         with self._condition:
             for uuid, before in self._seen.items():
                 if uuid in now:
-                    now[uuid] = replace(now[uuid], usage=_grown(now[uuid].usage, before.usage))
+                    now[uuid] = replace(now[uuid], usage=grown(now[uuid].usage, before.usage))
                 elif before.state is EngineState.ENDED:
                     now[uuid] = before
                 else:
@@ -399,13 +397,11 @@ class Samples:
 
     def wait_for_end(self, uuid: str, seconds: float) -> bool:
         """Wait at most so long until the machine has been listed as ended; return True if it has."""
-
-        def ended() -> bool:
-            machine = self._seen.get(uuid)
-            return machine is not None and machine.state is EngineState.ENDED
-
         with self._condition:
-            return self._condition.wait_for(ended, seconds)
+            return self._condition.wait_for(lambda: self._ended(uuid), seconds)
+
+    def _ended(self, uuid: str) -> bool:
+        return uuid in self._seen and self._seen[uuid].state is EngineState.ENDED
 
 
 def machine_state(statistics: Mapping[str, object]) -> EngineState:
@@ -442,15 +438,6 @@ def usage_of(statistics: Mapping[str, object], cpu_nanoseconds: int) -> Usage:
         network_received_bytes=_cards(statistics, "rx"),
         network_sent_bytes=_cards(statistics, "tx"),
     )
-
-
-def _grown(new: Usage, old: Usage) -> Usage:
-    """Return new usage whose counters never go back: a dying process may tell less. The peak is the largest sample."""
-    both = {field.name: (getattr(new, field.name), getattr(old, field.name)) for field in fields(Usage)}
-    largest: dict[str, Any] = {
-        name: max((each for each in pair if each is not None), default=None) for name, pair in both.items()
-    }
-    return Usage(**{**largest, "memory_bytes": new.memory_bytes})
 
 
 def _cards(statistics: Mapping[str, object], direction: str) -> int | None:

@@ -221,7 +221,7 @@ class ProcessDriver(Driver):
         kind = spec.machinetype
         if not _fetches(kind):
             return spec
-        path = self._images.path(kind.root_image, None, spec.files)
+        path, _ = self._images.held(kind.root_image, None, spec.files)
         try:
             slots_own = spec.settings.slot_uids is not None
             os.chown(path, -1, 0 if slots_own else identity(spec)[1])
