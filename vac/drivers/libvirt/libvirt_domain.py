@@ -42,8 +42,6 @@ _QCOW2_MAGIC = b"QFI\xfb"
 _QCOW2_HEADER = struct.Struct(">4sIQ56xQ")
 """magic, version, backing_file_offset, incompatible features of version 3"""
 _EXTERNAL_DATA_FILE = 1 << 2
-_BUSES = {"vd": "virtio", "hd": "ide"}
-_OTHER_BUS = "sata"
 
 ET.register_namespace("vac", NAMESPACE)
 
@@ -89,7 +87,7 @@ class Disk:
     @property
     def bus(self) -> str:
         """Bus that its name stands for."""
-        return _BUSES.get(self.device[:2], _OTHER_BUS)
+        return {"vd": "virtio", "hd": "ide"}.get(self.device[:2], "sata")
 
 
 @dataclass(frozen=True)
