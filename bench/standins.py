@@ -12,7 +12,7 @@ from ipaddress import IPv4Address
 from multiprocessing.connection import Connection
 
 from vac.vacquery.messages import MachinetypeStatus, message_of
-from vac.vacquery.poll import enlarge_buffer
+from vac.vacquery.poll import Resolver, enlarge_buffer
 from vac.vacquery.signed_json import canonical
 
 SPACE = "bench.example.org"
@@ -21,7 +21,7 @@ _IP_PKTINFO = 8
 _FIRST = int(IPv4Address("127.10.0.1"))
 
 
-class LoopbackNames:
+class LoopbackNames(Resolver):
     """Names of stand-ins: factory-N is at the N-th address."""
 
     def request(self, hosts: Iterable[str]) -> None:

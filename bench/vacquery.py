@@ -18,8 +18,7 @@ from vac.machines import status as statuses
 from vac.machines.layout import StateDir, slot_name
 from vac.machines.status import Status, TypeFacts
 from vac.vacquery.messages import QUERY_LIMIT, Kind, Query, encode_query
-from vac.vacquery.poll import enlarge_buffer, poll
-from vac.vacquery.resolver import Resolver
+from vac.vacquery.poll import Resolver, enlarge_buffer, poll
 from vac.vacquery.responder import listen
 from vac.vacquery.responder import run as run_responder
 

@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import os
 import pwd
+import signal
 import subprocess
 import sys
 import tempfile
@@ -473,6 +474,28 @@ def test_machine_is_half_made_until_its_command_runs(site: Site) -> None:
     site.driver.destroy(found.name, found.uuid)
     if version == "v1":
         freezer.rmdir()
+
+
+@each_model
+def test_a_machine_that_is_just_ending_is_not_half_made(site: Site) -> None:
+    machines, programs = site.settings.state_dir / "machines", {"sh", "dash", "sleep", "date"}
+
+    def commands() -> set[str]:
+        found = (Path(f"/proc/{process}/comm") for process in site.processes(spec))
+        return {each.read_text().strip() for each in found if each.exists()}
+
+    script = "while [ ! -e /tmp/joboutputs/go ]; do sleep 0.02; done; exit 3"
+    spec = site.create(site.spec(0, script))
+    first = int((spec.directory / "pid").read_text())
+    wait_for(lambda: commands() & programs, "its command runs")
+    os.kill(first, signal.SIGSTOP)
+    (spec.directory / "joboutputs/go").touch()
+    wait_for(lambda: not commands() & programs, "its command has ended")
+    threading.Timer(1.0, os.kill, (first, signal.SIGCONT)).start()
+    successor = ProcessDriver(site.groups, None, machines)
+    assert [each.state for each in successor.list()] == [EngineState.ENDED]
+    successor.close()
+    site.driver.destroy(spec.name, spec.uuid)
 
 
 @each_model

@@ -153,6 +153,24 @@ def test_killed_while_a_machine_ends(site: FactorySite, step: str) -> None:
     assert messages[uuid] == ("100 Destroyed by the administrator" if step in WHEN_DESTROYED else "200 done")
 
 
+def test_a_start_nobody_saw_counts_though_it_just_ends(site: FactorySite) -> None:
+    site.start("tests.faults.dying", **{STEP: "after create ."})
+    wait_for_death(site)
+    [uuid] = in_engine(site)
+    [directory] = site.state.machines.iterdir()
+    bwrap = int((directory / "pid").read_text())
+    os.kill(bwrap, signal.SIGSTOP)  # its last processes take their time
+    (directory / "joboutputs/end").touch()
+    message = directory / "joboutputs/shutdown_message"
+    site.wait_for(message.exists, "its command ends")
+    site.start()
+    site.wait_for(lambda: "machines found" in site.log(), "it looks around")
+    time.sleep(1.0)
+    os.kill(bwrap, signal.SIGCONT)
+    site.wait_for(lambda: uuid not in in_engine(site), "its end is noticed")
+    finish_and_check(site, uuid)
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
 def test_machines_outlive_a_factory_that_is_ended_at_rest(site: FactorySite, number: signal.Signals) -> None:
     site.start()

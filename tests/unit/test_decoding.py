@@ -1,35 +1,21 @@
-"""From JSON to dataclasses."""
+"""JSON of others, and what files of our own put over dataclasses."""
 
 from __future__ import annotations
 
 import dataclasses
-import enum
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vac.decoding import BadJson, build, decode, json_field, parse
-
-
-class Colour(enum.Enum):
-    RED = "red"
-    BLUE = "blue"
-
-
-def small(value: object) -> int:
-    if not isinstance(value, int) or not 0 <= value < 10:
-        raise ValueError("is not from 0 to 9")
-    return value
+from vac.decoding import BadJson, filled, parse
 
 
 @dataclass(frozen=True)
 class Part:
-    name: str
+    name: str = ""
     size: float = 1.0
 
 
@@ -38,98 +24,88 @@ class Whole:
     name: str = ""
     number: int = 0
     fine: bool = True
-    colour: Colour = Colour.RED
     until: float | None = None
+    part: Part | None = None
     parts: tuple[Part, ...] = ()
-    words: list[str] = field(default_factory=list)
+    words: tuple[str, ...] = ()
     problems: Mapping[str, str | None] = field(default_factory=dict)
-    anything: Any = None
-    few: int = json_field(small, "few", "wenig", default=0)
 
 
 FULL: dict[str, object] = {
     "name": "n",
     "number": 5.0,
     "fine": False,
-    "colour": "blue",
     "until": 1.5,
+    "part": {"name": "p"},
     "parts": [{"name": "a"}, {"name": "b", "size": 2}],
     "words": ["x"],
     "problems": {"docker": None, "libvirt": "down"},
-    "anything": {"a": [1]},
-    "few": 3,
 }
 EXPECTED = Whole(
-    "n", 5, False, Colour.BLUE, 1.5, (Part("a"), Part("b", 2)), ["x"], {"docker": None, "libvirt": "down"},
-    {"a": [1]}, 3,
-)  # fmt: skip
+    "n", 5, False, 1.5, Part("p"), (Part("a"), Part("b", 2)), ("x",), {"docker": None, "libvirt": "down"}
+)
 
 
 def test_all_kinds_of_fields_are_read() -> None:
-    assert decode(Whole, json.dumps(FULL)) == EXPECTED
-    assert decode(Whole, json.dumps({**FULL, "unknown": 1}).encode()) == EXPECTED
+    assert filled(Whole(), FULL) == EXPECTED
+    assert filled(Whole(), {**FULL, "unknown": 1}) == EXPECTED
 
 
 def test_null_and_absent_mean_the_default() -> None:
-    assert decode(Whole, json.dumps(dict.fromkeys(FULL))) == Whole() == decode(Whole, "{}")
-
-
-def test_the_first_name_with_a_value_is_read() -> None:
-    assert decode(Whole, '{"few": null, "wenig": 4}').few == 4
+    assert filled(Whole(), dict.fromkeys(FULL)) == Whole() == filled(Whole(), {})
 
 
 @pytest.mark.parametrize(
-    ("change", "error"),
+    "change",
     [
-        ({"name": 5}, "$.name: 5 is not a text"),
-        ({"number": 1.5}, "$.number: 1.5 is not an integer"),
-        ({"number": True}, "$.number: true is not an integer"),
-        ({"fine": 1}, "$.fine: 1 is not true or false"),
-        ({"colour": "green"}, "$.colour: 'green' is not one of red, blue"),
-        ({"until": "x"}, "$.until: 'x' is not a number"),
-        ({"parts": {}}, "$.parts: an object is not a list"),
-        ({"parts": [{"name": "a"}, {}]}, "$.parts[1].name: is missing"),
-        ({"parts": [5]}, "$.parts[0]: 5 is not an object"),
-        ({"words": [None]}, "$.words[0]: null is not a text"),
-        ({"problems": {"a b": 5}}, '$.problems["a b"]: 5 is not a text'),
-        ({"few": 10}, "$.few: is not from 0 to 9"),
-        ({"wenig": -1, "few": None}, "$.wenig: is not from 0 to 9"),
+        {"name": 5},
+        {"number": 1.5},
+        {"number": True},
+        {"number": float("nan")},
+        {"fine": 1},
+        {"until": "x"},
+        {"until": float("inf")},
+        {"part": []},
+        {"parts": {}},
+        {"words": "x"},
+        {"problems": []},
     ],
 )
-def test_a_wrong_field_is_named_or_has_its_default(change: dict[str, object], error: str) -> None:
-    content = json.dumps({**FULL, **change})
-    with pytest.raises(BadJson) as raised:
-        decode(Whole, content)
-    assert str(raised.value) == error
-    name = error[2:].replace("wenig", "few").partition(":")[0].partition("[")[0].partition(".")[0]
-    lenient = decode(Whole, content, lenient=True)
-    kept = dataclasses.replace(lenient, **{name: getattr(EXPECTED, name)})
-    assert kept == EXPECTED
-    assert lenient != EXPECTED
+def test_a_value_of_another_type_is_left_out(change: dict[str, object]) -> None:
+    (name,) = change
+    assert filled(Whole(), {**FULL, **change}) == dataclasses.replace(
+        EXPECTED, **{name: getattr(Whole(), name)}
+    )
+    assert filled(EXPECTED, change) == EXPECTED
 
 
 def test_a_stand_in_has_what_is_wrong_or_missing() -> None:
     stand_in = dataclasses.replace(EXPECTED, name="other")
-    assert decode(Whole, '{"name": "n", "number": "x"}', stand_in=stand_in) == EXPECTED
-    assert decode(Part, "{}", stand_in=Part("p")) == Part("p")
+    assert filled(stand_in, {"name": "n", "number": "x"}) == EXPECTED
+    assert filled(Part("p"), {}) == Part("p")
 
 
 def test_null_is_a_value_where_the_annotation_says_so() -> None:
     stand_in = dataclasses.replace(EXPECTED, until=5.0, name="n")
-    assert decode(Whole, '{"until": null, "name": null}', stand_in=stand_in).until is None
-    assert decode(Whole, '{"until": null, "name": null}', stand_in=stand_in).name == "n"
+    assert filled(stand_in, {"until": None, "name": None}).until is None
+    assert filled(stand_in, {"until": None, "name": None}).name == "n"
 
 
-def test_wrong_entries_are_left_out_when_lenient() -> None:
-    found = decode(Whole, '{"parts": [{"name": "a"}, {}, 5], "problems": {"a": 1, "b": null}}', lenient=True)
-    assert (found.parts, found.problems) == ((Part("a"),), {"b": None})
+def test_wrong_entries_are_left_out() -> None:
+    found = filled(Whole(), {"parts": [{"name": "a"}, {"name": 1}, 5], "problems": {"a": 1, "b": None}})
+    assert (found.parts, found.problems) == ((Part("a"), Part()), {"b": None})
+
+
+@pytest.mark.parametrize("value", [None, [], "{}", 5])
+def test_no_object_is_refused(value: object) -> None:
+    with pytest.raises(ValueError, match="is not an object"):
+        filled(Whole(), value)
 
 
 @pytest.mark.parametrize(
     ("content", "error"),
     [
         (b"", "$: is empty (line 1, column 1)"),
-        (b"[1]", "$: a list is not an object"),
         (b"\xff", "$: is not UTF-8: byte 0"),
         (b"<html>", "$: is HTML or XML instead of JSON, perhaps an error or login page"),
         (b'{"name": "a", "name": "b"}', "$.name: is there twice"),
@@ -143,15 +119,10 @@ def test_wrong_entries_are_left_out_when_lenient() -> None:
         (b"[" * 40, "$: is nested more than 32 levels deep"),
     ],
 )
-def test_what_is_no_clean_json_object_is_refused(content: bytes, error: str) -> None:
-    for lenient in (False, True) if b"ud800" not in content else (False,):
-        with pytest.raises(BadJson) as raised:
-            decode(Whole, content, lenient=lenient)
-        assert str(raised.value) == error
-
-
-def test_bytes_that_are_no_utf8_survive_in_files_of_our_own() -> None:
-    assert decode(Whole, json.dumps({"name": "caf\udce9"}), stand_in=Whole()).name == "caf\udce9"
+def test_what_is_no_clean_json_is_refused(content: bytes, error: str) -> None:
+    with pytest.raises(BadJson) as raised:
+        parse(content)
+    assert str(raised.value) == error
 
 
 def test_many_brackets_side_by_side_are_no_nesting() -> None:
@@ -171,13 +142,10 @@ JSON = st.recursive(
 
 
 @given(JSON)
-def test_any_value_is_decoded_or_refused(tree: object) -> None:
-    try:
-        build(Whole, tree)
-    except BadJson as error:
-        assert str(error).isprintable()
+def test_any_object_can_be_read(tree: object) -> None:
+    assert isinstance(filled(Whole(), {**FULL, "problems": tree}), Whole)
     if isinstance(tree, dict):
-        build(Whole, tree, lenient=True)
+        assert isinstance(filled(Whole(), tree), Whole)
 
 
 @given(st.binary() | st.text().map(lambda text: text.encode("utf-8", "surrogatepass")))

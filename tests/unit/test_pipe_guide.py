@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from vac import decoding
 from vac.config import pipe_document, pipe_types
 from vac.config.machinetype import MODELS, Machinetype
 from vac.config.options import Kind
@@ -42,7 +43,7 @@ def test_limits_are_the_codes() -> None:
     text = " ".join(PAGE.split())
     week = pipe_document.LONGEST_CACHE_SECONDS
     for words in (
-        f"at most {pipe_document.LARGEST_BYTES // 2**20} MiB, nested at most {pipe_document.DEEPEST} levels",
+        f"at most {pipe_document.LARGEST_BYTES // 2**20} MiB, nested at most {decoding.MOST_DEPTH} levels",
         f"{pipe_document.CACHE_SECONDS} if it isn't there, from {LEAST_CACHE_SECONDS} to {week}",
         f"lists up to {pipe_document.MOST_TYPES} of these",
         f"the machinetype's name, {pipe_types.LONGEST_NAME} characters in all",

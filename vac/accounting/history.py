@@ -135,12 +135,17 @@ def read(state: StateDir, since: float = 0.0) -> list[Ended]:
     return sorted(found.values(), key=lambda one: one.ended)
 
 
-def last_of_each_type(state: StateDir) -> dict[str, Ended]:
-    """Return the machine of each type that was the last to end, if that is among the last hundreds."""
+def last_failures(state: StateDir, since: float) -> dict[str, Ended]:
+    """Return each type's last machine that failed, if it ended since then or none of the type has after it."""
+    found: dict[str, Ended] = {}
     with contextlib.suppress(FileNotFoundError), state.history.open("rb") as file:
         file.seek(max(0, os.fstat(file.fileno()).st_size - _RECENT_BYTES))
-        return {one.machinetype: one for one in sorted(_decoded(file.read()), key=lambda one: one.ended)}
-    return {}
+        for one in sorted(_decoded(file.read()), key=lambda one: one.ended):
+            if one.failed:
+                found[one.machinetype] = one
+            elif one.machinetype in found and found[one.machinetype].ended < since:
+                del found[one.machinetype]
+    return found
 
 
 def _decoded(content: bytes) -> Iterator[Ended]:

@@ -16,8 +16,7 @@ from vac.machines.layout import StateDir
 from vac.machines.status import Status
 from vac.text import printable
 from vac.vacquery.messages import FactoryStatus, Kind
-from vac.vacquery.poll import poll
-from vac.vacquery.resolver import Resolver
+from vac.vacquery.poll import Resolver, poll
 from vac.vacquery.signed_json import read_key
 
 

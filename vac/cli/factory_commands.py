@@ -25,6 +25,8 @@ from vac.vacquery.messages import Reason
 from vac.vacquery.responder import dropped_as, read_counters
 
 STALE_SECONDS = 180.0
+RECENT_SECONDS = 6 * 3600.0
+"""So long `vac why` shows a failed machine though later ones of its type have ended well."""
 _LOOK_SECONDS = 1.0
 _MOST_NAMES = 8
 
@@ -170,7 +172,9 @@ def run_why(arguments: argparse.Namespace) -> int:
     if state.runs("factory") is False:
         troubles.insert(0, "vacd doesn't run now; all this is as it was then")
     lines = [f"Warning: {text}." for text in troubles]
-    lines += reasons(status, name, time.time(), read_counters(state), history.last_of_each_type(state))
+    now = time.time()
+    failures = history.last_failures(state, now - RECENT_SECONDS)
+    lines += reasons(status, name, now, read_counters(state), failures)
     if arguments.json:
         shown = [facts.name for facts in status.machinetypes if name in (None, facts.name)]
         content = {
@@ -192,11 +196,11 @@ def reasons(
     machinetype: str | None,
     now: float,
     counters: Mapping[str, int] = MappingProxyType({}),
-    last: Mapping[str, Ended] = MappingProxyType({}),
+    failures: Mapping[str, Ended] = MappingProxyType({}),
 ) -> Iterator[str]:
     """Yield lines for people: first what concerns everything, then type by type.
 
-    counters: the responder's; last: the machine of each type that was the last to end.
+    counters: the responder's; failures: each type's last machine that failed, if it is worth telling.
     """
     age = now - status.time
     if age > STALE_SECONDS:
@@ -220,8 +224,8 @@ def reasons(
     for facts in status.machinetypes:
         if machinetype in (None, facts.name):
             yield from _of_type(status, facts, now)
-            if facts.name in last and last[facts.name].failed:
-                yield _failure(last[facts.name], now)
+            if facts.name in failures:
+                yield _failure(failures[facts.name], now)
 
 
 def _distrust(status: Status, counters: Mapping[str, int]) -> Iterator[str]:

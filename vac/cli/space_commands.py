@@ -23,8 +23,7 @@ from vac.config.settings import Settings
 from vac.machines.layout import StateDir
 from vac.text import duration, printable
 from vac.vacquery.messages import AnyStatus, FactoryStatus, Kind, MachineStatus, MachinetypeStatus
-from vac.vacquery.poll import PollResult, poll
-from vac.vacquery.resolver import Names, Resolver
+from vac.vacquery.poll import PollResult, Resolver, poll
 from vac.vacquery.signed_json import read_key
 
 WATCH_SECONDS = 5.0
@@ -63,7 +62,7 @@ class Query:
     space: str
     timeout: float
     key: bytes | None
-    names: Names
+    names: Resolver
     machinetype: str | None = None
     """The only one that is shown."""
     state: str | None = None
@@ -201,7 +200,7 @@ def _ask_and_show(arguments: argparse.Namespace, query: Query) -> int:
     return code
 
 
-def prepare(arguments: argparse.Namespace, kind: Kind, names: Names | None = None) -> Query:
+def prepare(arguments: argparse.Namespace, kind: Kind, names: Resolver | None = None) -> Query:
     """Return the query of these arguments. Raises ConfigurationError, or OSError for its key file."""
     settings = common.settings(arguments)
     return Query(

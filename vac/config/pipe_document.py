@@ -22,7 +22,6 @@ from vac.decoding import parse as parse_json
 from vac.text import quoted
 
 LARGEST_BYTES = 1024 * 1024
-DEEPEST = 32
 MOST_TYPES = 100
 MOST_CHARACTERS = 1000
 """Of any value but user_data_option_XXX."""
@@ -92,7 +91,7 @@ class PipeDocument:
 
 def parse_pipe(content: bytes) -> PipeDocument:
     """Return the document of these bytes, a pipe's answer. Raises BadJson, nothing else, whatever they are."""
-    tree = parse_json(content, LARGEST_BYTES, DEEPEST, as_written=True)
+    tree = parse_json(content, LARGEST_BYTES, as_written=True)
     if not isinstance(tree, dict):
         raise BadJson(Flaw("$", f'{shown(tree)} is not an object that has "machinetypes"'))
     if "machinetypes" not in tree:

@@ -20,8 +20,8 @@ from vac.host.probes import ANSWER_SECONDS, CVMFS, late_problem, repository_prob
 from vac.lifecycle.phases import Preparing
 from vac.machines import files
 from vac.scheduling.backoff import broken_here
-from vac.scheduling.decide import Memory, Situation, decide
-from vac.scheduling.eligibility import NO_ANSWER, total_processors
+from vac.scheduling.decide import Memory, decide
+from vac.scheduling.eligibility import NO_ANSWER, Situation, total_processors
 from vac.scheduling.model import Decision, Host, Occupied, SpaceView
 from vac.scheduling.shares import Ledger
 from vac.scheduling.space import CYCLE_SECONDS, own_reports

@@ -177,7 +177,9 @@ class Effects:
         assert isinstance(taken.after, Starting)
         machine, pending, settings = _machine(slot), taken.after.pending, self.state.settings
         machinetype, processors = pending.machinetype, pending.order.processors
-        log.info("%s (%s): creating it: %s", slot.name, machinetype.name, pending.order.reason)
+        log.info(
+            "%s (%s): creating it, %s: %s", slot.name, machinetype.name, pending.uuid, pending.order.reason
+        )
         self.state.own_uuids.add(pending.uuid)
         self.state.engine_of(machinetype.machine_model).create(
             MachineSpec(
@@ -283,6 +285,7 @@ class Effects:
 
     def _discard(self, slot: Slot, taken: Step) -> None:
         machine = _machine(slot)
+        log.info("%s (%s): discarding %s: %s", machine.name, machine.machinetype, machine.uuid, taken.reason)
         text = f"{machine.name}: its directory can't be discarded"
         if self.state.written(
             f"discard {slot.name}", text, lambda: slot_files.discard(self.state.dir, machine)
@@ -354,11 +357,13 @@ class Effects:
         self.state.engine_of(machine.model).stop(machine.name, machine.uuid)
 
     def _account(self, slot: Slot, taken: Step) -> Stimulus | None:
-        machine, alive_time = _machine(slot), slot.sight.alive_time
+        machine, alive_time, now = _machine(slot), slot.sight.alive_time, self.state.clock.moment()
         disturbed = self.state.disturbed.get(engine_name(machine.model), -math.inf)
         if slot.sight.ended_time is None:
-            slot.sight.ended_time = self.state.clock.boot()
+            slot.sight.ended_time = now.boot
         ended = slot.sight.ended_time
+        if alive_time is not None and not machine.final:
+            machine.alive_seconds = max(machines.last_seen(machine), machine.age(now.at(alive_time)))
         watched = alive_time is not None and disturbed < alive_time and ended - alive_time < WATCHED_SECONDS
         return EndWritten() if self._finish(machine, slot, watched=watched) else None
 

@@ -20,8 +20,7 @@ from vac.scheduling.space import (
     view,
 )
 from vac.vacquery.messages import Kind, Reason
-from vac.vacquery.poll import PollResult, capacities, poll, to_reports, without_hs06
-from vac.vacquery.resolver import Names
+from vac.vacquery.poll import PollResult, Resolver, capacities, poll, to_reports
 from vac.vacquery.signed_json import read_key
 
 log = logging.getLogger(__name__)
@@ -187,7 +186,7 @@ def ask_nobody(configuration: Configuration, capacities: bool, doubtful: Collect
 class Peers:
     """All other factories of the space."""
 
-    def __init__(self, names: Names, clock: Callable[[], float]) -> None:
+    def __init__(self, names: Resolver, clock: Callable[[], float]) -> None:
         self._names = names
         self._clock = clock
 
@@ -201,7 +200,7 @@ class Peers:
         capacity, unrated, results = None, frozenset[str](), []
         if with_capacities:
             first = self._poll(configuration, Kind.FACTORIES, doubtful)
-            capacity, unrated = capacities(first.answers), without_hs06(first.answers)
+            capacity, unrated = capacities(first.answers)
             doubtful = {*doubtful, *first.missing}
             results.append(first)
         result = self._poll(configuration, Kind.MACHINETYPES, doubtful)

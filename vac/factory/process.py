@@ -41,7 +41,7 @@ from vac.machines.layout import StateDir, StateDirBusy, lock_name
 from vac.machines.slots import finished_machines, load_slots
 from vac.roles import EXIT_OTHER_AT_WORK, RoleOptions
 from vac.scheduling.backoff import History
-from vac.vacquery.resolver import Names, Resolver
+from vac.vacquery.poll import Resolver
 from vac.vacquery.vacmon import VacMon
 
 log = logging.getLogger(__name__)
@@ -158,7 +158,7 @@ def open_factory(
     clock: Clock | None = None,
     rng: random.Random | None = None,
     open_engine: OpenEngine | None = None,
-    names: Names | None = None,
+    names: Resolver | None = None,
     ask: Ask = ask_nobody,
     need: Callable[[str, str], None] = lambda role, purpose: None,
     spawn: Callable[[Callable[[], None], str], object] = in_thread,

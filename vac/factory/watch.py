@@ -17,8 +17,15 @@ from vac.factory.effects import Effects
 from vac.factory.state import FactoryState, Slot
 from vac.host.facts import EnergyMeter
 from vac.host.probes import MEASURE_SECONDS, DiskUse, measure_disk
-from vac.lifecycle.phases import Running, SetAside, Starting, StopOrder
-from vac.lifecycle.stimuli import ListedAbsent, ListedAlive, ListedEnded, ListedHalfMade, StopOrdered
+from vac.lifecycle.phases import Running, SetAside, Starting, StopOrder, Uncertain
+from vac.lifecycle.stimuli import (
+    Listed,
+    ListedAbsent,
+    ListedAlive,
+    ListedEnded,
+    ListedHalfMade,
+    StopOrdered,
+)
 from vac.machines import files, outputs, requests
 from vac.machines.machine import Machine
 from vac.scheduling.kill_rules import UNMEASURED_SECONDS, Limits, Watched, judge
@@ -30,12 +37,14 @@ LEAST_PAUSE_SECONDS, MOST_PAUSE_SECONDS = 30.0, 300.0
 MEASURE_PART = 0.001
 """Between these limits, measuring one machine may take this part of the time."""
 GB = 1000**3
-_STIMULI = {
+_STIMULI: Mapping[EngineState, type[Listed]] = {
     EngineState.RUNNING: ListedAlive,
     EngineState.PAUSED: ListedAlive,
     EngineState.ENDED: ListedEnded,
     EngineState.HALF_MADE: ListedHalfMade,
 }
+_NEVER_RAN = (ListedAbsent, ListedHalfMade)
+"""Listings that say so of a machine whose start nobody saw, unless it has left something in its joboutputs."""
 
 log = logging.getLogger(__name__)
 
@@ -62,12 +71,19 @@ class Watcher:
             self._remove_foreign(seen.engine, listed)
 
     def _slot(self, slot: Slot, found: Observed | None, seen: Observation) -> None:
-        if seen.asked_time < slot.phase.since:
+        machine = slot.machine
+        assert machine is not None
+        if seen.asked_time < slot.phase.since or (found is None and self._may_be_elsewhere(machine)):
             return
-        if found is None:
-            if slot.machine is not None and not self._may_be_elsewhere(slot.machine):
-                self.effects.happen(slot, ListedAbsent(seen.asked_time))
-            return
+        stimulus: type[Listed] = ListedAbsent
+        if found is not None:
+            stimulus = _STIMULI[found.state]
+            self._note_sight(slot, found, seen)
+        if stimulus in _NEVER_RAN and isinstance(slot.phase, Uncertain) and outputs.has_any(machine):
+            stimulus = ListedEnded
+        self.effects.happen(slot, stimulus(seen.asked_time))
+
+    def _note_sight(self, slot: Slot, found: Observed, seen: Observation) -> None:
         usage = seen.usage.get(found.uuid, found.usage)
         ended_time = found.ended_time if usage.ended_time is None else usage.ended_time
         slot.sight.usage = dataclasses.replace(
@@ -76,7 +92,6 @@ class Watcher:
         if found.state is not slot.sight.engine_state:
             slot.sight.engine_state = found.state
             self.state.changed = True
-        self.effects.happen(slot, _STIMULI[found.state](seen.asked_time))
 
     def _may_be_elsewhere(self, machine: Machine) -> bool:
         """Return True if this listing may be another factory's than the machine's, so that it isn't in it."""

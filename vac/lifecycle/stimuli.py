@@ -81,7 +81,7 @@ class ListedAlive(Listed):
 
 @dataclass(frozen=True)
 class ListedEnded(Listed):
-    """It is listed as ended."""
+    """It is listed as ended; or as one that never ran, though it has left something in its joboutputs."""
 
 
 @dataclass(frozen=True)

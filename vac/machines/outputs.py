@@ -60,6 +60,15 @@ def keep_shutdown_message(state: StateDir, machine: Machine, now: float) -> str 
     return message
 
 
+def has_any(machine: Machine) -> bool:
+    """Tell if there is anything in the machine's joboutputs, into which only a machine that runs puts something."""
+    try:
+        with os.scandir(machine.directory / "joboutputs") as entries:
+            return any(entries)
+    except OSError:
+        return False
+
+
 def _first_line(machine: Machine, below: str) -> str | None:
     try:
         content = files.read_untrusted(machine.directory / below, _NAME, LIMIT_BYTES)

@@ -15,7 +15,7 @@ from typing import Any
 from vac.config.machinetype import Machinetype
 from vac.config.options import declared
 from vac.config.settings import Settings
-from vac.decoding import build
+from vac.decoding import filled
 
 _MIB = 1024 * 1024
 
@@ -76,7 +76,7 @@ def from_json(content: bytes, stand_in: RetainedOptions) -> RetainedOptions:
     """Return options as machinetype.json has them; stand_in has those that another version didn't keep, those of
     another type (spoilt by hand), and all of a file that isn't a JSON object (torn by a power failure)."""
     try:
-        return build(RetainedOptions, json.loads(content), stand_in=stand_in)
+        return filled(stand_in, json.loads(content))
     except ValueError:
         return stand_in
 

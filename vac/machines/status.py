@@ -21,7 +21,7 @@ from pathlib import Path
 
 import vac
 from vac.config.load import Configuration
-from vac.decoding import build
+from vac.decoding import filled
 from vac.logs import OnChange
 from vac.machines import files
 from vac.machines.layout import StateDir
@@ -277,7 +277,7 @@ def write(state: StateDir, status: Status) -> None:
 def read(state: StateDir) -> Status | None:
     """Return the factory's last report; None if there is nothing readable."""
     try:
-        return build(Status, json.loads(state.status.read_bytes()), lenient=True)
+        return filled(Status(), json.loads(state.status.read_bytes()))
     except (OSError, ValueError):
         return None
 

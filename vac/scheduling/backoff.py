@@ -14,14 +14,14 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 from itertools import islice
-from typing import Optional
 
 from vac.config.machinetype import Machinetype
-from vac.scheduling.model import NO_REPORT, MachineEnd, Own, SpaceView, Standing, TypeTotals, seconds
+from vac.scheduling.model import MachineEnd, Own, SpaceView, Standing
+from vac.text import duration
 
 SHORT_SECONDS = 60
 """An end this soon after the start (or within fizzle_seconds, if that is less) counts here, whatever its code."""
@@ -220,11 +220,6 @@ YOUNG_PER_ABORT = 4
 """Machines before fizzle, other than probes, that outweigh one aborting factory."""
 
 
-_NO_TOTALS = TypeTotals()
-
-SpaceHold = Callable[[Machinetype, Own, SpaceView, float], Optional[Standing]]
-
-
 def deficit_hold(machinetype: Machinetype, own: Own, space: SpaceView, now: float) -> Standing | None:
     """Return the hold-back with ordered probing; None: the type isn't held back."""
     abort_time = last_abort(machinetype, own, space, now)
@@ -234,10 +229,10 @@ def deficit_hold(machinetype: Machinetype, own: Own, space: SpaceView, now: floa
     rank = probing_rank(machinetype.name, abort_time, own, space)
     mine = opens + rank.bit_length() * window_seconds(len(space.factories), machinetype)
     if now < mine:
-        backoff = f", backoff for another {seconds(opens - now)}" if now < opens else ""
+        backoff = f", backoff for another {duration(opens - now)}" if now < opens else ""
         others = f"{rank} other factories may probe it first, " if rank else ""
         return _held(
-            f"held back in the space after aborts{backoff}: {others}this one in {seconds(mine - now)}", mine
+            f"held back in the space after aborts{backoff}: {others}this one in {duration(mine - now)}", mine
         )
     if own.report.before_fizzle:
         return _held(
@@ -249,25 +244,25 @@ def deficit_hold(machinetype: Machinetype, own: Own, space: SpaceView, now: floa
 
 
 def _held(reason: str, until: float | None) -> Standing:
-    return Standing(reason, until, held_in_space=until)
+    return Standing(reason, until, held="space")
 
 
 def classic_hold(machinetype: Machinetype, own: Own, space: SpaceView, now: float) -> Standing | None:
     """Return the classic hold-back: after the newest abort time that any factory reports."""
-    totals = space.types.get(machinetype.name, _NO_TOTALS)
-    times = [time for time, name in totals.aborts[:2] if name != space.factory]
+    others = space.others(machinetype.name)
+    times = [time for time, name in others.aborts[:2] if name != space.factory]
     if own.report.abort_time is not None:
         times.append(own.report.abort_time)
     if not times:
         return None
     opens = max(times) + machinetype.backoff_seconds
     if now < opens:
-        return _held(f"held back in the space after an abort for another {seconds(opens - now)}", opens)
+        return _held(f"held back in the space after an abort for another {duration(opens - now)}", opens)
     ends = opens + machinetype.fizzle_seconds
-    if now < ends and _young(totals, own, space, machinetype.name):
+    if now < ends and others.before_fizzle + own.report.young:
         return _held(
             "held back in the space after an abort while a machine of it is younger than fizzle_seconds, "
-            f"for another {seconds(ends - now)} at most",
+            f"for another {duration(ends - now)} at most",
             ends,
         )
     return Standing(one_only="being tried after an abort in the space") if now < ends else None
@@ -279,12 +274,10 @@ def last_abort(machinetype: Machinetype, own: Own, space: SpaceView, now: float)
     Where factories have several young machines, and so do more than probe, more of the others must have aborted
     lately, that is since these machines or those before them were created.
     """
-    totals = space.types.get(machinetype.name, _NO_TOTALS)
+    others = space.others(machinetype.name)
     believed = min(BELIEVED, len(space.factories))
-    before = space.own.get(machinetype.name, NO_REPORT)
-    busy = totals.beyond_probes - before.beyond_probe + own.report.beyond_probe
-    needed = believed + busy // YOUNG_PER_ABORT
-    elsewhere = (time for time, name in totals.aborts if name != space.factory and name not in space.failing)
+    needed = believed + (others.beyond_probes + own.report.beyond_probe) // YOUNG_PER_ABORT
+    elsewhere = (time for time, name in others.aborts if name != space.factory and name not in space.failing)
     times = list(islice(elsewhere, needed))
     if own.report.abort_time is not None and space.factory not in space.failing:
         times.append(own.report.abort_time)
@@ -315,9 +308,7 @@ def proven_since(time: float, machinetype: Machinetype, own: Own, space: SpaceVi
 
 def runs_elsewhere(machinetype: str, space: SpaceView) -> bool:
     """Return True if another factory runs machines of the type that have outlived fizzle_seconds."""
-    totals = space.types.get(machinetype, _NO_TOTALS)
-    before = space.own.get(machinetype, NO_REPORT)
-    return totals.outlived_factories - before.outlived > 0
+    return space.others(machinetype).outlived_factories > 0
 
 
 def window_seconds(factories: int, machinetype: Machinetype) -> float:
@@ -336,18 +327,11 @@ def probing_rank(machinetype: str, abort_time: float, own: Own, space: SpaceView
     The order is by sha256 of `FACTORY MACHINETYPE LAST_ABORT` (whole seconds); factories whose own last outcome is an
     abort come after all others.
     """
-    aborted = space.types.get(machinetype, _NO_TOTALS).aborted_factories
-    if (own.report.abort_time is not None) != (space.factory in aborted):
-        aborted ^= {space.factory}
-    return _ranks(space.factories, machinetype, int(abort_time), aborted)[space.factory]
-
-
-@lru_cache(maxsize=256)
-def _ranks(
-    factories: tuple[str, ...], machinetype: str, abort_time: int, aborted: frozenset[str]
-) -> Mapping[str, int]:
-    order = sorted(_sha256_order(factories, machinetype, abort_time), key=aborted.__contains__)
-    return {name: place for place, name in enumerate(order)}
+    aborted = {name for _, name in space.others(machinetype).aborts if name != space.factory}
+    if own.report.abort_time is not None:
+        aborted.add(space.factory)
+    order = _sha256_order(space.factories, machinetype, int(abort_time))
+    return sorted(order, key=aborted.__contains__).index(space.factory)
 
 
 @lru_cache(maxsize=256)
@@ -356,11 +340,6 @@ def _sha256_order(factories: tuple[str, ...], machinetype: str, abort_time: int)
         return hashlib.sha256(f"{name} {machinetype} {abort_time}".encode()).digest()
 
     return tuple(sorted(factories, key=digest))
-
-
-def _young(totals: TypeTotals, own: Own, space: SpaceView, machinetype: str) -> int:
-    """Return the number of machines before fizzle in the space, with this factory's present ones."""
-    return totals.before_fizzle - space.own.get(machinetype, NO_REPORT).young + own.report.young
 
 
 def broken_here(held_here: Iterable[str], space: SpaceView) -> dict[str, str]:

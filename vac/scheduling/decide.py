@@ -7,26 +7,11 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
-from vac.config.machinetype import Machinetype
-from vac.config.settings import Settings
 from vac.scheduling import superslots
-from vac.scheduling.backoff import History
-from vac.scheduling.eligibility import Guard, engines_guard, find_guard, standing, total_processors
-from vac.scheduling.model import (
-    NO_REPORT,
-    Create,
-    Decision,
-    Host,
-    Occupied,
-    Own,
-    SpaceView,
-    Standing,
-    TypeTotals,
-    count,
-    seconds,
-)
+from vac.scheduling.eligibility import Situation, engines_guard, find_guard, standing, total_processors
+from vac.scheduling.model import Create, Decision, Occupied, Own, SpaceView, Standing
 from vac.scheduling.ramp import Ramp, RampState
 from vac.scheduling.shares import (
     Candidate,
@@ -40,30 +25,10 @@ from vac.scheduling.shares import (
 )
 from vac.scheduling.space import survey
 from vac.scheduling.superslots import Kept, Opening, find_openings
+from vac.text import count, duration
 
 ORDERS: Mapping[str, Order] = {"deficit": deficit_order, "classic": classic_order}
 """Order of machinetypes by share_policy."""
-_NO_TOTALS = TypeTotals()
-
-
-@dataclass(frozen=True)
-class Situation:
-    """Everything that a decision depends on but the memory of the decisions before and chance."""
-
-    settings: Settings
-    machinetypes: Mapping[str, Machinetype]
-    occupied: Sequence[Occupied]
-    """Every slot that isn't free. Machines of the last decision are in it, or have failed."""
-    history: History
-    space: SpaceView
-    host: Host
-    engines: Mapping[str, str | None]
-    """By machine model, its engine's problem, None if it works. A model that isn't in it has not answered."""
-    now: float
-    config_problem: str | None = None
-    """Reason if the configuration can't be used."""
-    drain: str | None = None
-    """Reason if this factory was told to drain (`vac drain`)."""
 
 
 @dataclass(frozen=True)
@@ -74,64 +39,37 @@ class Memory:
     ledger: Ledger = field(default_factory=Ledger)
 
 
-@dataclass
-class _Work:
-    """One decision while it is being made."""
-
-    situation: Situation
-    ramp: Ramp
-    ledger: Ledger
-    rng: random.Random
-    free: int
-    occupied: list[Occupied]
-    candidates: dict[str, Machinetype]
-    probes: dict[str, str]
-    """Candidates of which only one may be created, with the reason."""
-    running: dict[str, float]
-    """Running HS06 in the space by machinetype, with this factory's present ones."""
-    capacity: float
-    concurrent_factories: float
-    """Number of factories that probably do the same now: the space's free capacity, in units of what is free here.
-    1 by the classic policy, which looks at what runs only."""
-    creates: list[Create] = field(default_factory=list)
-    passed: dict[str, str] = field(default_factory=dict)
-    notes: tuple[str, ...] = ()
-    openings_time: float | None = None
-    """When what fits the superslots changes by time alone."""
-    step_time: float | None = None
-    """When the next step is due, or a type may have become known, if one waits for that."""
-    young_until: Mapping[str, float] = field(default_factory=dict)
-    """By type, when the first machine before fizzle can have outlived it."""
-
-
 def decide(situation: Situation, memory: Memory, rng: random.Random) -> tuple[Decision, Memory]:
     """Return what to create now, and the memory for the next decision."""
     settings, now = situation.settings, situation.now
     own = survey(situation.machinetypes, situation.occupied, situation.history, settings.hs06, now)
-    standings = {
-        name: standing(one, settings, situation.engines, situation.history, own[name], situation.space, now)
-        for name, one in situation.machinetypes.items()
-    }
+    standings = {name: standing(one, situation, own[name]) for name, one in situation.machinetypes.items()}
     machines = {name: one.report.running_machines for name, one in own.items() if one.report.running_machines}
     known = frozenset(name for name in standings if _is_known(name, situation, own[name]))
     ramp = Ramp(memory.ramp, machines, known, settings.machines_per_cycle, now)
     ledger = memory.ledger.advance(now, _debt_limits(situation))
     running = _running(situation.space, own)
     used = sum(one.processors for one in situation.occupied)
-    free = total_processors(settings) - used
-    guard = find_guard(
-        settings, situation.host, used, free, now, situation.config_problem, situation.drain
-    ) or _engines(situation.machinetypes, standings)
+    guard = find_guard(situation, used) or engines_guard(situation.machinetypes, standings)
     if guard is not None:
-        decision = _guarded(guard, standings)
+        decision = Decision(
+            guard=guard.text,
+            guard_name=guard.name,
+            passed_over={name: one.reason or guard.text for name, one in standings.items()},
+            next_time=guard.next_time,
+        )
     else:
-        work = _start(situation, ramp, ledger, rng, dict(running), standings, free)
-        work.young_until = {name: one.young_until for name, one in own.items() if one.young_until is not None}
+        work = _Work(situation, ramp, ledger, rng, own, standings, running, used)
         _fill(work)
         decision = _decision(work, standings)
         for create in decision.creates:
             running[create.machinetype] += create.processors * settings.hs06
+    decision = replace(decision, held_here=_held("here", standings), held_in_space=_held("space", standings))
     return decision, Memory(ramp.state(), _recount(ledger, situation, standings, running))
+
+
+def _held(where: str, standings: Mapping[str, Standing]) -> dict[str, float]:
+    return {name: one.until for name, one in standings.items() if one.held == where and one.until is not None}
 
 
 def _is_known(name: str, situation: Situation, own: Own) -> bool:
@@ -141,9 +79,7 @@ def _is_known(name: str, situation: Situation, own: Own) -> bool:
         return False
     if past.proven(situation.now) or own.newest_outlived is not None:
         return True
-    totals = situation.space.types.get(name, _NO_TOTALS)
-    well = totals.outlived_factories - situation.space.own.get(name, NO_REPORT).outlived
-    return well * 2 > len(situation.space.factories) - 1
+    return situation.space.others(name).outlived_factories * 2 > len(situation.space.factories) - 1
 
 
 def _debt_limits(situation: Situation) -> dict[str, float]:
@@ -160,9 +96,8 @@ def _debt_limits(situation: Situation) -> dict[str, float]:
 def _running(space: SpaceView, own: Mapping[str, Own]) -> dict[str, float]:
     """Return the running HS06 by type: those of the peers as last heard, and this factory's as they are now."""
     running = {name: one.report.running_hs06 for name, one in own.items()}
-    for name, totals in space.types.items():
-        elsewhere = totals.running_hs06 - space.own.get(name, NO_REPORT).running_hs06
-        running[name] = running.get(name, 0.0) + max(0.0, elsewhere)
+    for name in space.types:
+        running[name] = running.get(name, 0.0) + space.others(name).running_hs06
     return running
 
 
@@ -181,57 +116,45 @@ def _recount(
     return ledger.counting(counted, running)
 
 
-def _engines(machinetypes: Mapping[str, Machinetype], standings: Mapping[str, Standing]) -> Guard | None:
-    """Return the guard if only their engines prevent all types that could be created."""
-    problems = {}
-    for name, one in standings.items():
-        if one.engine_problem is not None:
-            problems[machinetypes[name].machine_model] = one.engine_problem
-        elif one.reason is None or one.until is not None:
-            return None
-    return engines_guard(problems) if problems else None
+class _Work:
+    """One decision while it is being made."""
 
-
-def _guarded(guard: Guard, standings: Mapping[str, Standing]) -> Decision:
-    held_here, held_in_space = _held(standings)
-    return Decision(
-        guard=guard.text,
-        guard_name=guard.name,
-        passed_over={name: one.reason or guard.text for name, one in standings.items()},
-        held_here=held_here,
-        held_in_space=held_in_space,
-        next_time=guard.next_time,
-    )
-
-
-def _start(
-    situation: Situation,
-    ramp: Ramp,
-    ledger: Ledger,
-    rng: random.Random,
-    running: dict[str, float],
-    standings: Mapping[str, Standing],
-    free: int,
-) -> _Work:
-    space, settings = situation.space, situation.settings
-    allowed = {name: one for name, one in standings.items() if one.reason is None}
-    capacity = max(space.capacity_hs06, total_processors(settings) * settings.hs06)
-    concurrent = 1.0
-    if settings.share_policy != "classic":
-        concurrent = (capacity - sum(running.values())) / (free * settings.hs06)
-    return _Work(
-        situation,
-        ramp,
-        ledger,
-        rng,
-        free,
-        occupied=list(situation.occupied),
-        candidates={name: situation.machinetypes[name] for name in allowed},
-        probes={name: one.one_only for name, one in allowed.items() if one.one_only is not None},
-        running=running,
-        capacity=capacity,
-        concurrent_factories=max(1.0, min(concurrent, len(space.factories))),
-    )
+    def __init__(
+        self,
+        situation: Situation,
+        ramp: Ramp,
+        ledger: Ledger,
+        rng: random.Random,
+        own: Mapping[str, Own],
+        standings: Mapping[str, Standing],
+        running: Mapping[str, float],
+        used: int,
+    ) -> None:
+        space, settings = situation.space, situation.settings
+        self.situation, self.ramp, self.ledger, self.rng, self.own = situation, ramp, ledger, rng, own
+        self.free = total_processors(settings) - used
+        self.occupied = list(situation.occupied)
+        self.candidates = {
+            name: situation.machinetypes[name] for name, one in standings.items() if one.reason is None
+        }
+        self.probes = {name: one.one_only for name, one in standings.items() if one.one_only is not None}
+        """Candidates of which only one may be created, with the reason."""
+        self.running = dict(running)
+        """Running HS06 in the space by machinetype, with this factory's present ones."""
+        self.capacity = max(space.capacity_hs06, total_processors(settings) * settings.hs06)
+        self.concurrent_factories = 1.0
+        """Number of factories that probably do the same now: the space's free capacity, in units of what is free here.
+        1 by the classic policy, which looks at what runs only."""
+        if settings.share_policy != "classic":
+            concurrent = (self.capacity - sum(running.values())) / (self.free * settings.hs06)
+            self.concurrent_factories = max(1.0, min(concurrent, len(space.factories)))
+        self.creates: list[Create] = []
+        self.passed: dict[str, str] = {}
+        self.notes: tuple[str, ...] = ()
+        self.openings_time: float | None = None
+        """When what fits the superslots changes by time alone."""
+        self.step_time: float | None = None
+        """When the next step is due, or a type may have become known, if one waits for that."""
 
 
 def _fill(work: _Work) -> None:
@@ -370,15 +293,14 @@ def _create(work: _Work, ranked: RankedType, opening: Opening) -> Create:
     else:
         reason = "has most room below its share"
     if opening.end is not None:
-        reason += f"; joins the superslot that ends in {seconds(opening.end - situation.now)}"
+        reason += f"; joins the superslot that ends in {duration(opening.end - situation.now)}"
     return Create(ranked.machinetype, superslots.size(machinetype, opening), end, reason)
 
 
 def _wait_for_step(work: _Work, name: str) -> str:
     step_time = work.ramp.next_time()
-    times = (work.step_time or step_time, step_time, work.young_until.get(name, step_time))
-    work.step_time = min(times)
-    wait = seconds(step_time - work.situation.now)
+    work.step_time = min(work.step_time or step_time, step_time, work.own[name].young_until or step_time)
+    wait = duration(step_time - work.situation.now)
     if work.situation.settings.machines_per_cycle:
         return f"machines_per_cycle are created in this cycle already: goes on in {wait}"
     return f"fills this factory in steps that double, until it is known here: the next is in {wait}"
@@ -390,33 +312,22 @@ def _no_fit(work: _Work, name: str, kept: Kept | None, waiting: str | None) -> s
             f" {waiting}, which needs {work.candidates[waiting].min_processors} at once" if waiting else ""
         )
         for_whom = f"for{needs}" if waiting else "until all machines of their superslot have ended"
-        until = seconds(kept.until - work.situation.now)
+        until = duration(kept.until - work.situation.now)
         return f"{count(kept.processors, 'free processor')} kept {for_whom} (the superslot ends in {until})"
     needed = count(work.candidates[name].min_processors, "processor")
     return f"needs {needed} at once for its wall-clock time: {work.free} free, partly kept for superslots"
 
 
 def _decision(work: _Work, standings: Mapping[str, Standing]) -> Decision:
-    now = work.situation.now
-    held_here, held_in_space = _held(standings)
-    times = [one.until for one in standings.values() if one.until is not None] if work.free > 0 else []
-    times += [
-        time
-        for time in (work.step_time, work.openings_time, work.situation.settings.shutdown_time)
-        if time is not None
-    ]
+    times = [work.step_time, work.openings_time, work.situation.settings.shutdown_time]
+    if work.free > 0:
+        times += [one.until for one in standings.values()]
     reasons = {name: one.reason for name, one in standings.items() if one.reason is not None}
     return Decision(
         creates=tuple(work.creates),
         passed_over={**reasons, **work.passed},
-        held_here=held_here,
-        held_in_space=held_in_space,
         notes=work.notes,
-        next_time=min((time for time in times if time > now), default=None),
+        next_time=min(
+            (time for time in times if time is not None and time > work.situation.now), default=None
+        ),
     )
-
-
-def _held(standings: Mapping[str, Standing]) -> tuple[dict[str, float], dict[str, float]]:
-    here = {name: one.held_here for name, one in standings.items() if one.held_here is not None}
-    space = {name: one.held_in_space for name, one in standings.items() if one.held_in_space is not None}
-    return here, space

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from vac.config.machinetype import Machinetype
 from vac.config.settings import Settings
-from vac.scheduling.backoff import History, SpaceHold, TypeHistory, classic_hold, deficit_hold, proven_since
-from vac.scheduling.model import Host, Own, SpaceView, Standing, count, seconds
+from vac.scheduling.backoff import History, TypeHistory, classic_hold, deficit_hold, proven_since
+from vac.scheduling.model import Host, Occupied, Own, SpaceView, Standing
+from vac.text import count, duration
 
-SPACE_HOLDS: Mapping[str, SpaceHold] = {"deficit": deficit_hold, "classic": classic_hold}
-"""Hold-back by aborts in the space, by share_policy."""
 NO_ANSWER = "it has not answered yet"
 
 LEAST_FREE_BYTES = 1000**3
@@ -34,44 +33,61 @@ class Guard:
     """When to ask again."""
 
 
+@dataclass(frozen=True)
+class Situation:
+    """Everything that a decision depends on but the memory of the decisions before and chance."""
+
+    settings: Settings
+    machinetypes: Mapping[str, Machinetype]
+    occupied: Sequence[Occupied]
+    """Every slot that isn't free. Machines of the last decision are in it, or have failed."""
+    history: History
+    space: SpaceView
+    host: Host
+    engines: Mapping[str, str | None]
+    """By machine model, its engine's problem, None if it works. A model that isn't in it has not answered."""
+    now: float
+    config_problem: str | None = None
+    """Reason if the configuration can't be used."""
+    drain: str | None = None
+    """Reason if this factory was told to drain (`vac drain`)."""
+
+
 def total_processors(settings: Settings) -> int:
     """Return how many processors may be allocated."""
     return settings.total_processors or settings.host_processors
 
 
-def find_guard(
-    settings: Settings,
-    host: Host,
-    running_processors: int,
-    free_processors: int,
-    now: float,
-    config_problem: str | None = None,
-    drain: str | None = None,
-) -> Guard | None:
-    """Return the first reason against creating anything; config_problem and drain are reasons in words, if any."""
-    if drain is not None or settings.draining:
-        return Guard(
-            "draining", f"this factory is draining: {drain or 'draining is set in the configuration'}"
-        )
-    if settings.shutdown_time is not None and settings.shutdown_time <= now:
+def find_guard(situation: Situation, used: int) -> Guard | None:
+    """Return the first reason against creating anything; used: processors of the machines that there are."""
+    settings, host, total = situation.settings, situation.host, total_processors(situation.settings)
+    if situation.drain is not None or settings.draining:
+        why = situation.drain or "draining is set in the configuration"
+        return Guard("draining", f"this factory is draining: {why}")
+    if settings.shutdown_time is not None and settings.shutdown_time <= situation.now:
         return Guard("shutdown", "this factory's shutdown_time has passed")
-    if config_problem is not None:
-        return Guard("configuration", f"the configuration can't be used: {config_problem}")
+    if situation.config_problem is not None:
+        return Guard("configuration", f"the configuration can't be used: {situation.config_problem}")
     if host.health_problem is not None:
         return Guard("health", f"health_command says: {host.health_problem}")
     if host.state_dir_free_bytes < LEAST_FREE_BYTES:
         free = host.state_dir_free_bytes / 1000**3
         return Guard("disk", f"{settings.state_dir} has {free:.2f} GB free; 1 GB is needed")
-    if free_processors <= 0:
-        total = total_processors(settings)
-        return Guard("full", f"no free processors: {running_processors} of {total} are in use")
-    return _overload(settings, host, running_processors, now)
+    if used >= total:
+        return Guard("full", f"no free processors: {used} of {total} are in use")
+    return _overload(settings, host, used, situation.now)
 
 
-def engines_guard(problems: Mapping[str, str]) -> Guard:
-    """Return the guard for when the engine of every type that could be created is unavailable; problems by model."""
+def engines_guard(machinetypes: Mapping[str, Machinetype], standings: Mapping[str, Standing]) -> Guard | None:
+    """Return the guard if only their engines prevent all types that could be created."""
+    problems = {}
+    for name, one in standings.items():
+        if one.engine_problem is not None:
+            problems[machinetypes[name].machine_model] = one.engine_problem
+        elif one.reason is None or one.until is not None:
+            return None
     listed = "; ".join(f"{model}: {problem}" for model, problem in sorted(problems.items()))
-    return Guard("engines", f"no engine is available ({listed})")
+    return Guard("engines", f"no engine is available ({listed})") if problems else None
 
 
 def _overload(settings: Settings, host: Host, running_processors: int, now: float) -> Guard | None:
@@ -91,33 +107,24 @@ def _overload(settings: Settings, host: Host, running_processors: int, now: floa
     return Guard("overload", text, now + ASK_AGAIN_SECONDS)
 
 
-def standing(
-    machinetype: Machinetype,
-    settings: Settings,
-    engines: Mapping[str, str | None],
-    history: History,
-    own: Own,
-    space: SpaceView,
-    now: float,
-) -> Standing:
-    """Return the type's standing; engines has each machine model's problem, None if it works."""
+def standing(machinetype: Machinetype, situation: Situation, own: Own) -> Standing:
+    """Return the type's standing."""
+    settings, space, now = situation.settings, situation.space, situation.now
     never = _never(machinetype, settings, now)
     if never is not None:
         return Standing(never)
-    problem = engines.get(machinetype.machine_model, NO_ANSWER)
+    problem = situation.engines.get(machinetype.machine_model, NO_ANSWER)
     if problem is not None:
         reason = f"its engine ({machinetype.machine_model}) is unavailable: {problem}"
         return Standing(reason, engine_problem=problem)
-    past = history.get(machinetype.name)
+    past = situation.history.get(machinetype.name)
+    space_hold = classic_hold if settings.share_policy == "classic" else deficit_hold
     return (
         _failed(past, own, now)
         or _held_here(machinetype, past, own, space, now)
-        or SPACE_HOLDS[settings.share_policy](machinetype, own, space, now)
-        or _FREE
+        or space_hold(machinetype, own, space, now)
+        or Standing()
     )
-
-
-_FREE = Standing()
 
 
 def _never(machinetype: Machinetype, settings: Settings, now: float) -> str | None:
@@ -133,8 +140,8 @@ def _never(machinetype: Machinetype, settings: Settings, now: float) -> str | No
     if settings.shutdown_time is not None:
         left = settings.shutdown_time - now
         if machinetype.min_wallclock_seconds >= left:
-            least_time = seconds(machinetype.min_wallclock_seconds)
-            return f"its min_wallclock_seconds is {least_time}, but shutdown_time is in {seconds(left)}"
+            least_time = duration(machinetype.min_wallclock_seconds)
+            return f"its min_wallclock_seconds is {least_time}, but shutdown_time is in {duration(left)}"
     return None
 
 
@@ -143,7 +150,7 @@ def _failed(past: TypeHistory, own: Own, now: float) -> Standing | None:
     if now >= until or (own.newest_started is not None and own.newest_started > past.last_failure):
         return None
     failed = "its last creation" if past.failures == 1 else f"its last {past.failures} creations"
-    reason = f"{failed} failed here: tried again in {seconds(until - now)}"
+    reason = f"{failed} failed here: tried again in {duration(until - now)}"
     return Standing(reason, until, owed=past.failures == 1)
 
 
@@ -155,5 +162,5 @@ def _held_here(
     if now >= until or (past.no_work and proven_since(past.last_end, machinetype, own, space, now)):
         return None
     times = "an abort or early end" if past.aborts == 1 else f"{past.aborts} aborts or early ends in a row"
-    reason = f"held back here after {times} for another {seconds(until - now)}"
-    return Standing(reason, until, held_here=until)
+    reason = f"held back here after {times} for another {duration(until - now)}"
+    return Standing(reason, until, held="here")

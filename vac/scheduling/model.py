@@ -1,13 +1,12 @@
 """Input and output of a decision as plain values; times are Unix seconds.
 
-Nothing in this package touches disk, clock, network or engine. Also here: the words that reasons are made of.
+Nothing in this package touches disk, clock, network or engine.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 MOST_YOUNG = 16
 """Most machines before fizzle with which one factory counts in TypeTotals."""
@@ -87,9 +86,10 @@ class TypeTotals:
     outlived_factories: int = 0
     """Number of factories with machines of it that have outlived fizzle_seconds."""
     aborts: tuple[tuple[float, str], ...] = ()
-    """Abort times with their factories, newest first."""
-    aborted_factories: frozenset[str] = frozenset()
-    """Factories whose own last outcome is an abort: those of `aborts`."""
+    """Abort times with their factories, newest first: those whose own last outcome is an abort."""
+
+
+_NO_TOTALS = TypeTotals()
 
 
 @dataclass(frozen=True)
@@ -109,6 +109,17 @@ class SpaceView:
     """Factories on which everything fails while most others do well: their aborts don't count elsewhere."""
     silent: tuple[str, ...] = ()
     """Factories that have not answered; their last answers stand in while they are young enough."""
+
+    def others(self, machinetype: str) -> TypeTotals:
+        """Return the totals of one type without this factory's part; `aborts` still have its own."""
+        totals, own = self.types.get(machinetype, _NO_TOTALS), self.own.get(machinetype, NO_REPORT)
+        return replace(
+            totals,
+            running_hs06=max(0.0, totals.running_hs06 - own.running_hs06),
+            before_fizzle=totals.before_fizzle - own.young,
+            beyond_probes=totals.beyond_probes - own.beyond_probe,
+            outlived_factories=totals.outlived_factories - own.outlived,
+        )
 
 
 @dataclass(frozen=True)
@@ -171,10 +182,8 @@ class Standing:
     """True if its debt counts though none can be created."""
     engine_problem: str | None = None
     """Set if only its engine, and perhaps a hold-back, prevents it."""
-    held_here: float | None = None
-    """Until when this factory's own aborts hold it back."""
-    held_in_space: float | None = None
-    """Until when aborts in the space hold it back."""
+    held: str | None = None
+    """`here` if this factory's own aborts hold it back, `space` if those of the space do."""
 
 
 @dataclass(frozen=True)
@@ -188,17 +197,3 @@ class Own:
     """Creation time of the newest machine that has outlived fizzle_seconds."""
     young_until: float | None = None
     """When the first of the machines before fizzle can have outlived it; None: there are none."""
-
-
-def seconds(duration: float) -> str:
-    """Return a duration in seconds in words: `43 s`, `12 min` or `2 h 05 min`."""
-    whole = max(0, math.ceil(duration))
-    if whole < 120:
-        return f"{whole} s"
-    minutes = math.ceil(whole / 60)
-    return f"{minutes} min" if minutes < 120 else f"{minutes // 60} h {minutes % 60:02} min"
-
-
-def count(number: int, noun: str) -> str:
-    """Return `1 processor` or `3 processors`."""
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"

@@ -7,7 +7,6 @@ future or absurd capacities, are kept from doing harm beyond the factory that se
 from __future__ import annotations
 
 import bisect
-import math
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -101,32 +100,27 @@ _NONE = Own(NO_REPORT)
 def _own(
     ones: Sequence[Occupied], past: TypeHistory, fizzle_seconds: float, hs06_per_processor: float, now: float
 ) -> Own:
-    processors = young = 0
-    newest_started = newest_outlived = -math.inf
-    youngest = math.inf
-    for one in ones:
-        processors += one.processors
-        started = one.started_time
-        if started is None:
-            young += 1
-            if now + fizzle_seconds < youngest:
-                youngest = now + fizzle_seconds
-            continue
-        if one.created_time > newest_started:
-            newest_started = one.created_time
-        if now < started + fizzle_seconds:
-            young += 1
-            if started + fizzle_seconds < youngest:
-                youngest = started + fizzle_seconds
-        elif one.created_time > newest_outlived:
-            newest_outlived = one.created_time
-    hs06 = processors * hs06_per_processor
-    report = TypeReport(len(ones), processors, hs06, young, past.abort_time, past.abort_says_no_work)
-    return Own(report, _known(newest_started), _known(newest_outlived), _known(youngest))
-
-
-def _known(time: float) -> float | None:
-    return time if math.isfinite(time) else None
+    outlived = [
+        one for one in ones if one.started_time is not None and now >= one.started_time + fizzle_seconds
+    ]
+    young = [one for one in ones if one.started_time is None or now < one.started_time + fizzle_seconds]
+    processors = sum(one.processors for one in ones)
+    return Own(
+        TypeReport(
+            len(ones),
+            processors,
+            processors * hs06_per_processor,
+            len(young),
+            past.abort_time,
+            past.abort_says_no_work,
+        ),
+        max((one.created_time for one in ones if one.started_time is not None), default=None),
+        max((one.created_time for one in outlived), default=None),
+        min(
+            ((now if one.started_time is None else one.started_time) + fizzle_seconds for one in young),
+            default=None,
+        ),
+    )
 
 
 # The sum of all
@@ -143,37 +137,25 @@ class _Sums:
     aborts: list[tuple[float, str]] = field(default_factory=list)
     """Oldest first."""
     totals: TypeTotals | None = None
-    listed: tuple[tuple[tuple[float, str], ...], frozenset[str]] | None = None
-    """The aborts as TypeTotals has them."""
 
     def change(self, factory: str, before: TypeReport, after: TypeReport) -> None:
         for sign, report in ((1, after), (-1, before)):
             if report is not NO_REPORT:
-                young = report.young
                 self.hs06 = max(0.0, self.hs06 + sign * report.running_hs06)
-                self.young += sign * young
-                self.beyond_probes += sign * max(0, young - 1)
-                self.outlived += sign * (report.running_machines > report.before_fizzle)
+                self.young += sign * report.young
+                self.beyond_probes += sign * report.beyond_probe
+                self.outlived += sign * report.outlived
         self.totals = None
         if before.abort_time != after.abort_time:
-            self.listed = None
             if before.abort_time is not None:
                 del self.aborts[bisect.bisect_left(self.aborts, (before.abort_time, factory))]
             if after.abort_time is not None:
                 bisect.insort(self.aborts, (after.abort_time, factory))
 
     def result(self) -> TypeTotals:
-        if self.listed is None:
-            self.listed = tuple(reversed(self.aborts)), frozenset(name for _, name in self.aborts)
         if self.totals is None:
-            self.totals = TypeTotals(
-                running_hs06=self.hs06,
-                before_fizzle=self.young,
-                beyond_probes=self.beyond_probes,
-                outlived_factories=self.outlived,
-                aborts=self.listed[0],
-                aborted_factories=self.listed[1],
-            )
+            aborts = tuple(reversed(self.aborts))
+            self.totals = TypeTotals(self.hs06, self.young, self.beyond_probes, self.outlived, aborts)
         return self.totals
 
 

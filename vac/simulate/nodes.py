@@ -11,7 +11,8 @@ from typing import TypeVar
 from vac.config.machinetype import Machinetype
 from vac.config.settings import Settings
 from vac.scheduling.backoff import History, TypeHistory
-from vac.scheduling.decide import Memory, Situation, decide
+from vac.scheduling.decide import Memory, decide
+from vac.scheduling.eligibility import Situation
 from vac.scheduling.model import Decision, Host, MachineEnd, Occupied, SpaceView, TypeReport
 from vac.scheduling.space import own_reports
 from vac.simulate.scenario import Hardware, Scenario

@@ -8,17 +8,19 @@ address is known. Reports are the answers in the terms of vac.scheduling.
 from __future__ import annotations
 
 import contextlib
+import encodings.idna  # noqa: F401  look-ups need it later, when Python's own files may be out of reach
 import heapq
 import secrets
 import select
 import socket
-import sys
 import time
-from collections import Counter, deque
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from ipaddress import IPv4Address, IPv6Address, ip_address
+from typing import Union
 
+from vac.background import BackgroundWork, Outcome, Rest
 from vac.scheduling.backoff import is_abort, says_no_work
 from vac.scheduling.model import TypeReport
 from vac.vacquery.messages import (
@@ -36,8 +38,9 @@ from vac.vacquery.messages import (
     expected,
     part,
 )
-from vac.vacquery.resolver import Names
 
+Address = Union[IPv4Address, IPv6Address]
+Lookup = Callable[[str], "tuple[str, ...]"]
 RETRY_SECONDS = (0.06, 0.1, 0.2, 0.4, 0.8)
 """Pauses after the last sign of life before a query is repeated; the sixth is the last one."""
 FULL_SCALE_SECONDS = 4.0
@@ -50,10 +53,6 @@ TYPICAL_ANSWERS = {Kind.MACHINETYPES: 8, Kind.MACHINES: 32, Kind.FACTORIES: 1}
 LEAST_BURST, MOST_BURST = 4, 128
 RESOLVE_SECONDS = 0.01
 """Interval of looks at names that aren't resolved yet."""
-DECODED_AT_ONCE = 64
-"""Datagrams decoded before the socket is emptied again."""
-MOST_BACKLOG_BYTES = 4 * 1024 * 1024
-"""With more waiting to be decoded, datagrams are left to the kernel, which drops the excess."""
 _SO_RCVBUFFORCE = 33
 """From asm-generic/socket.h."""
 BUFFER_BYTES = 8 * 1024 * 1024
@@ -61,6 +60,78 @@ DATAGRAM_BYTES = 2304
 """Receive buffer used by a datagram of our size."""
 MOST_AT_ONCE = 4096
 MOST_BYTES_AT_ONCE = 4 * 1024 * 1024
+ADDRESS_SECONDS = 600
+"""A name is looked up again after this time, …"""
+UNKNOWN_SECONDS = 30
+"""… and after this time if it wasn't found."""
+LOOKUPS = 16
+LOOPBACK = ("127.0.0.1", "::1")
+
+
+def plain_address(host: str) -> Address | None:
+    """Return an address without scope, a mapped one as IPv4; None for a name."""
+    try:
+        address = ip_address(host.partition("%")[0])
+    except ValueError:
+        return None
+    mapped = address.ipv4_mapped if isinstance(address, IPv6Address) else None
+    return mapped or address
+
+
+def lookup(host: str) -> tuple[str, ...]:
+    """Return a host's addresses from the system's resolver, IPv4 first, none if it is unknown. Blocks."""
+    try:
+        found = socket.getaddrinfo(host, None, type=socket.SOCK_DGRAM)
+    except (OSError, UnicodeError):
+        return ()
+    ordered = sorted(found, key=lambda entry: entry[0] != socket.AF_INET)
+    return tuple(dict.fromkeys(str(entry[4][0]) for entry in ordered))
+
+
+class Resolver:
+    """Addresses of factories by name, without waiting for a DNS that doesn't answer.
+
+    Names are looked up in the background; callers take what is known and return later for the rest. A known address
+    stays valid when its name can't be looked up any more.
+    """
+
+    def __init__(
+        self, own_name: str = "", find: Lookup = lookup, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        """own_name: this host's factory, at loopback whatever the DNS says."""
+        self._own_name = own_name
+        self._find = find
+        self._known: dict[str, tuple[str, ...]] = {own_name: LOOPBACK}
+        rest = Rest(ADDRESS_SECONDS, UNKNOWN_SECONDS, UNKNOWN_SECONDS)
+        self._work: BackgroundWork[tuple[str, ...]] = BackgroundWork(
+            "resolver", self._note, at_once=LOOKUPS, rest=rest, clock=clock
+        )
+
+    def request(self, hosts: Iterable[str]) -> None:
+        """Look these up in the background unless they are known. Returns at once."""
+        for host in hosts:
+            if plain_address(host):
+                self._known[host] = (host,)
+            elif host != self._own_name:
+                self._work.start(host, lambda host=host: self._look_up(host))  # type: ignore[misc]
+
+    def known(self, host: str) -> tuple[str, ...]:
+        """Return the known addresses of this host, IPv4 before IPv6."""
+        return self._known.get(host, ())
+
+    def looking(self, host: str) -> bool:
+        """Return True if this name is being looked up."""
+        return self._work.busy(host)
+
+    def _look_up(self, host: str) -> tuple[str, ...]:
+        addresses = self._find(host)
+        if not addresses:
+            raise OSError(f"{host} is unknown")
+        return addresses
+
+    def _note(self, outcome: Outcome[tuple[str, ...]]) -> None:
+        if outcome.value:
+            self._known[outcome.key] = outcome.value
 
 
 @dataclass(frozen=True)
@@ -96,23 +167,6 @@ class _Asked:
     complete: bool = False
 
 
-class Transport(Protocol):
-    """Way of queries out and answers in."""
-
-    @property
-    def capacity(self) -> int:
-        """Number of answers that can arrive between two calls of receive()."""
-
-    def send(self, datagram: bytes, address: str, port: int) -> None:
-        """Send a datagram, unreliably."""
-
-    def receive(self, seconds: float) -> list[bytes]:
-        """Return what has arrived, waiting for it at most this long."""
-
-    def close(self) -> None:
-        """Release the sockets."""
-
-
 def enlarge_buffer(receiver: socket.socket, wanted_bytes: int = BUFFER_BYTES) -> int:
     """Request a receive buffer of this size, beyond rmem_max if permitted (root). Return the present size."""
     try:
@@ -129,16 +183,17 @@ class UdpTransport:
         self._sockets: dict[socket.AddressFamily, socket.socket] = {}
         self._poll = select.poll()
         self.capacity = MOST_AT_ONCE
+        """Number of answers that can arrive between two calls of receive()."""
         self._socket(socket.AF_INET)
 
     def send(self, datagram: bytes, address: str, port: int) -> None:
-        """See Transport. Without a route, IPv6 or a permission it is lost."""
+        """Send a datagram, which is lost without a route, IPv6 or a permission."""
         family = socket.AF_INET6 if ":" in address else socket.AF_INET
         with contextlib.suppress(OSError):
             self._socket(family).sendto(datagram, (address, port))
 
     def receive(self, seconds: float) -> list[bytes]:
-        """See Transport."""
+        """Return what has arrived, waiting for it at most this long."""
         self._poll.poll(max(0.0, seconds) * 1000)
         found: list[bytes] = []
         room = MOST_BYTES_AT_ONCE
@@ -168,13 +223,13 @@ def poll(
     kind: Kind,
     space: str,
     *,
-    names: Names,
+    names: Resolver,
     port: int,
     timeout: float,
     key: bytes | None = None,
     client: str = "vacd-factory",
     doubtful: Collection[str] = (),
-    transport: Transport | None = None,
+    transport: UdpTransport | None = None,
     clock: Callable[[], float] = time.monotonic,
     now: Callable[[], float] = time.time,
 ) -> PollResult:
@@ -199,7 +254,7 @@ class _Poll:
     factories: Sequence[str]
     kind: Kind
     space: str
-    names: Names
+    names: Resolver
     port: int
     timeout: float
     key: bytes | None
@@ -220,14 +275,14 @@ class _Poll:
         self._dropped: Counter[Reason] = Counter()
         self._unusable: dict[str, Dropped] = {}
 
-    def run(self, transport: Transport, clock: Callable[[], float], now: Callable[[], float]) -> PollResult:
+    def run(
+        self, transport: UdpTransport, clock: Callable[[], float], now: Callable[[], float]
+    ) -> PollResult:
         start = clock()
         end = start + self.timeout
         self._prepare(start, now())
         most = transport.capacity // TYPICAL_ANSWERS[self.kind]
         most = max(LEAST_BURST, min(MOST_BURST, most))
-        backlog: deque[bytes] = deque()
-        backlog_bytes = 0
         at = start
         while self._incomplete:
             last = end if self.waited_for else min(end, start + DOUBTFUL_SECONDS)
@@ -235,15 +290,9 @@ class _Poll:
                 break
             self._resolve(at)
             self._send(transport, most, at, now())
-            waiting = 0.0 if backlog else max(0.0, min(self._next_time(at), last) - at)
-            if backlog_bytes < MOST_BACKLOG_BYTES:
-                arrived = transport.receive(waiting)
-                backlog.extend(arrived)
-                backlog_bytes += sum(map(sys.getsizeof, arrived))
+            arrived = transport.receive(min(self._next_time(at), last) - at)
             at = clock()
-            for _ in range(min(len(backlog), DECODED_AT_ONCE)):
-                data = backlog.popleft()
-                backlog_bytes -= sys.getsizeof(data)
+            for data in arrived:
                 self._take(data, at, now())
         return self._result(clock() - start)
 
@@ -267,7 +316,7 @@ class _Poll:
             del self._unresolved[factory]
             heapq.heappush(self._due, (at, factory))
 
-    def _send(self, transport: Transport, most: int, at: float, now: float) -> None:
+    def _send(self, transport: UdpTransport, most: int, at: float, now: float) -> None:
         """Send the queries that are due, unless the last burst is still to be answered."""
         if self._burst and at < self._burst_end:
             return
@@ -372,20 +421,13 @@ def to_report(status: MachinetypeStatus) -> TypeReport:
     )
 
 
-def capacities(answers: Mapping[str, Iterable[Received]]) -> dict[str, float]:
-    """Return each factory's HS06, from a poll for factories."""
-    return {factory: status.max_hs06 for factory, status in _factories(answers)}
-
-
-def without_hs06(answers: Mapping[str, Iterable[Received]]) -> frozenset[str]:
-    """Return the factories without configured HS06, where each processor counts as 1."""
-    return frozenset(
-        factory for factory, status in _factories(answers) if status.max_hs06 == status.max_processors
-    )
-
-
-def _factories(answers: Mapping[str, Iterable[Received]]) -> Iterator[tuple[str, FactoryStatus]]:
-    for factory, received in answers.items():
-        for answer in received:
-            if isinstance(answer.status, FactoryStatus):
-                yield factory, answer.status
+def capacities(answers: Mapping[str, Iterable[Received]]) -> tuple[dict[str, float], frozenset[str]]:
+    """Return each factory's HS06, and the factories without configured HS06, where each processor counts as 1."""
+    found = {
+        factory: answer.status
+        for factory, received in answers.items()
+        for answer in received
+        if isinstance(answer.status, FactoryStatus)
+    }
+    unrated = frozenset(factory for factory, one in found.items() if one.max_hs06 == one.max_processors)
+    return {factory: one.max_hs06 for factory, one in found.items()}, unrated

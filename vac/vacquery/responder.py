@@ -35,8 +35,7 @@ from vac.machines.layout import StateDir
 from vac.machines.status import Status, configured, prepare_role
 from vac.roles import RoleOptions
 from vac.vacquery.messages import QUERY_LIMIT, Dropped, Reason, decode_query
-from vac.vacquery.poll import enlarge_buffer
-from vac.vacquery.resolver import Names, Resolver, plain_address
+from vac.vacquery.poll import Resolver, enlarge_buffer, plain_address
 from vac.vacquery.signed_json import SIGNATURE_SECONDS, canonical, read_key
 from vac.vacquery.snapshot import Answers, Snapshot, SnapshotBuilder, stamp
 
@@ -92,10 +91,6 @@ class AccessList:
                 self._known.clear()
             self._known[host] = allowed
         return allowed
-
-    def same(self, other: AccessList) -> bool:
-        """Return True if both allow the same sources."""
-        return (self._addresses, self._networks) == (other._addresses, other._networks)
 
 
 class SeenSignatures:
@@ -198,7 +193,7 @@ class Refresher:
         self,
         responder: Responder,
         state: StateDir,
-        names: Names,
+        names: Resolver,
         key: bytes | None = None,
         configured: Status | None = None,
     ) -> None:
@@ -223,7 +218,7 @@ class Refresher:
             return
         snapshot = self._build(now)
         if snapshot is not None:
-            self._responder.answers = Answers(snapshot, self._key, self._responder.answers)
+            self._responder.answers = Answers(snapshot, self._key)
             allowed = (snapshot.status.factories, snapshot.status.vacquery_allow)
             if due or allowed != self._allowed or not self._responder.access_is_complete:
                 self._allowed = allowed
@@ -247,9 +242,7 @@ class Refresher:
         self._names.request(status.factories)
         addresses = [address for factory in status.factories for address in self._names.known(factory)]
         networks = parse_networks(status.vacquery_allow) if status.vacquery_allow else connected_networks()
-        access = AccessList(addresses, networks)
-        if not access.same(self._responder.access):
-            self._responder.access = access
+        self._responder.access = AccessList(addresses, networks)
         looking = any(self._names.looking(factory) for factory in status.factories)
         self._responder.access_is_complete = not looking
 
@@ -386,7 +379,7 @@ def run(
     *,
     key: bytes | None = None,
     configured: Status | None = None,
-    names: Names | None = None,
+    names: Resolver | None = None,
     ready: Callable[[], None] = lambda: None,
 ) -> int:
     """Answer at bound sockets until stop becomes readable or closed.

@@ -352,39 +352,33 @@ class _Template(NamedTuple):
 class Answers:
     """Prepared datagrams of a snapshot: a query costs one join of bytes per answer."""
 
-    def __init__(self, snapshot: Snapshot, key: bytes | None = None, previous: Answers | None = None) -> None:
-        """previous: answers of an earlier snapshot; unchanged ones are reused."""
+    def __init__(self, snapshot: Snapshot, key: bytes | None = None) -> None:
         self.snapshot = snapshot
         self._key = key
         self._limit = ANSWER_LIMIT - _TIME_BYTES - (_SIGNATURE_BYTES if key else 0)
-        self._known: dict[tuple[AnyStatus, int], _Template | None] = {}
-        self._older = previous._known if previous else {}
         self._prepared: dict[tuple[Kind, int], list[_Template]] = {}
         for kind in Kind:
-            self._prepare(kind, COOKIE_SIZES[0])
+            self._templates(kind, COOKIE_SIZES[0])
 
     def datagrams(self, kind: Kind, cookie: bytes, now: float) -> list[bytes]:
         """Return the answers to a query with this cookie, as JSON text. Those that can't be made to fit are omitted."""
         size = next((size for size in COOKIE_SIZES if len(cookie) <= size), None)
         if size is None:
             return []
-        if (kind, size) not in self._prepared:
-            self._prepare(kind, size)
         time_sent = b"%d" % now
         texts = [
             b"".join((before, cookie, between, time_sent, after))
-            for before, between, after in self._prepared[kind, size]
+            for before, between, after in self._templates(kind, size)
         ]
         if self._key is None:
             return texts
         return [b'%b,"hmac":"%b"}' % (text[:-1], signature(text, self._key).encode()) for text in texts]
 
-    def _prepare(self, kind: Kind, size: int) -> None:
-        for status in self.snapshot.answers(kind):
-            if (status, size) not in self._known:
-                self._known[status, size] = self._older.get((status, size)) or self._template(status, size)
-        found = [self._known[status, size] for status in self.snapshot.answers(kind)]
-        self._prepared[kind, size] = [template for template in found if template is not None]
+    def _templates(self, kind: Kind, size: int) -> list[_Template]:
+        if (kind, size) not in self._prepared:
+            found = [self._template(status, size) for status in self.snapshot.answers(kind)]
+            self._prepared[kind, size] = [template for template in found if template is not None]
+        return self._prepared[kind, size]
 
     def _template(self, status: AnyStatus, size: int) -> _Template | None:
         message = {**message_of(status), "cookie": 0, "time_sent": 0}

@@ -12,7 +12,7 @@ from vac.config.values import split_host_port
 from vac.logs import OnChange
 from vac.machines.layout import StateDir
 from vac.vacquery.messages import ANSWER_LIMIT, AnyStatus, message_of, shortened
-from vac.vacquery.resolver import Names
+from vac.vacquery.poll import Resolver
 from vac.vacquery.signed_json import canonical
 from vac.vacquery.snapshot import SnapshotBuilder
 
@@ -31,7 +31,7 @@ def datagram(status: AnyStatus, now: float) -> bytes | None:
 class VacMon:
     """The services of vacmon_hostport, with a log line for each change in what can be sent."""
 
-    def __init__(self, state: StateDir, names: Names, clock: Callable[[], float]) -> None:
+    def __init__(self, state: StateDir, names: Resolver, clock: Callable[[], float]) -> None:
         self._builder = SnapshotBuilder(state, "vacd-factory")
         self._names = names
         self._clock = clock

@@ -11,7 +11,7 @@ from typing import NamedTuple
 from xml.etree.ElementTree import Element, SubElement
 
 WIDTH, HEIGHT, LEFT, BOTTOM = 720, 180, 54, 22
-"""Of a chart, in its own units; room for the axes' labels."""
+"""Size of a chart in its own units; space for the labels of the axes."""
 
 
 class Span(NamedTuple):
@@ -83,7 +83,7 @@ def area_chart(
 
 
 def _steps(values: Sequence[float], wide: int, high: int, scale: float) -> list[tuple[float, float]]:
-    """Return the corners of a stair through these values."""
+    """Return the corners of a step line through these values."""
     step = wide / max(1, len(values))
     return [
         (LEFT + (number + side) * step, high - value * scale)

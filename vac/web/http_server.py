@@ -1,4 +1,4 @@
-"""HTTP service by waitress, with limits per client: requests and answers as values, clients by their address.
+"""HTTP service by waitress in a process of its own: requests and answers as values, limits for each client's address.
 
 Waitress reads requests and writes answers in one thread that never blocks; its other threads work on complete
 requests only. A slow client costs its connections, the bodies it has begun to send and the answers it doesn't read:
@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import resource
 import socket
 import time
@@ -29,11 +30,17 @@ from waitress.parser import HTTPRequestParser
 from waitress.server import TcpWSGIServer
 from waitress.utilities import Error, RequestEntityTooLarge
 
+from vac.config.load import ConfigurationError, load
 from vac.config.machinetype import VM_MODELS
+from vac.config.settings import Settings
+from vac.host import facts
+from vac.host.privileges import become, unprivileged_user
 from vac.machines import files
 from vac.machines.layout import StateDir, address_slot, slot_name
 from vac.machines.outputs import FILE_LIMIT_BYTES
 from vac.machines.slots import read_slot
+from vac.machines.status import prepare_role
+from vac.roles import RoleOptions, bind
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
@@ -284,6 +291,11 @@ def is_slot(address: str) -> bool:
     return address_slot(address) is not None
 
 
+def is_person(address: str) -> bool:
+    """Return True if the client isn't a VM: pages for people show other machines."""
+    return not is_slot(network_of(address))
+
+
 def network_of(address: str) -> str:
     """Return the addresses one client may have: loopback, an IPv6 network of 64 bits, or a single address."""
     found = ip_address(address.partition("%")[0])
@@ -294,7 +306,7 @@ def network_of(address: str) -> str:
 
 
 class Server(TcpWSGIServer):
-    """Server at one bound socket. Strangers get 404; connections beyond a client's share are closed at once."""
+    """Server at one bound socket. Other clients get 404; connections beyond a client's share are closed at once."""
 
     channel_class = Channel
 
@@ -319,7 +331,7 @@ class Server(TcpWSGIServer):
         self._crowded: set[str] = set()
 
     def handle_accept(self) -> None:
-        """Accept a connection unless its client is a stranger or has too many."""
+        """Accept a connection unless its client isn't served or has too many."""
         try:
             accepted = self.accept()
             if accepted is None:
@@ -407,3 +419,72 @@ def allow_connections() -> None:
     wanted = 3 * MOST_CONNECTIONS + SPARE_FILES
     granted = wanted if most == resource.RLIM_INFINITY else min(wanted, most)
     resource.setrlimit(resource.RLIMIT_NOFILE, (granted, most))
+
+
+@dataclass(frozen=True)
+class Service:
+    """A service of one of the processes."""
+
+    role: str
+    address: str
+    open: Callable[[StateDir], Callable[[Request], Answer]]
+    """Prepares the service while the process is still root; returns what answers requests."""
+    body_limit_bytes: int
+    port: int = 80
+    option: str = ""
+    """For people: the option with its address, as it is configured. Empty: for VMs only."""
+
+
+def run(
+    service_for: Callable[[Settings], Service | None], options: RoleOptions, keep: tuple[int, ...] = ()
+) -> int:
+    """Serve as an unprivileged process until told to end. Return the exit status.
+
+    service_for: returns the service that [settings] ask for, None (here an error) for none. keep: capabilities, as
+    for privileges.become.
+    """
+    settings = _settings(options)
+    if settings is None:
+        log.error("no usable configuration: state_dir is unknown")
+        return 1
+    service = service_for(settings)
+    if service is None:
+        log.error("the present configuration asks for no such service")
+        return 1
+    for_people = bool(service.option)
+    bound = options.listening if for_people else None
+    try:
+        bound = bound or bind(service.address, service.port, future=not for_people)
+    except OSError as error:
+        where = service.option or f"{service.address}:{service.port}"
+        advice = "if another service listens at all addresses, configure its address"
+        log.error("can't listen at %s: %s; %s", where, error.strerror, advice)
+        return 1
+    options.uses(settings.state_dir)
+    state, user = StateDir(settings.state_dir), unprivileged_user()
+    prepare_role(state, service.role, user)
+    respond = service.open(state)
+    allow_connections()
+    adjusted = adjustments(service.body_limit_bytes)
+    become(user, keep)
+
+    def alive() -> None:
+        with contextlib.suppress(OSError):
+            os.utime(state.heartbeat(service.role))
+
+    app = application(respond, None if for_people else Guests(state, settings.factory_name))
+    admits, client_of = (is_person, network_of) if for_people else (is_slot, str)
+    server = Server(app, bound, adjusted, admits, client_of, alive)
+    options.listen(server.stop, lambda: None)
+    log.info("serving at %s", service.option or service.address)
+    options.ready()
+    server.serve()
+    return 0
+
+
+def _settings(options: RoleOptions) -> Settings | None:
+    """Return [settings], of a broken configuration as far as they can be understood."""
+    try:
+        return load(options.configs or None, facts.read()).settings
+    except ConfigurationError as error:
+        return error.settings

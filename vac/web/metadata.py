@@ -14,7 +14,6 @@ from http import HTTPStatus
 from vac.config.machinetype import MODELS
 from vac.host.privileges import READ_ANY_FILE
 from vac.roles import RoleOptions
-from vac.web import web_process
 from vac.web.http_server import (
     BYTES,
     JSON,
@@ -25,6 +24,8 @@ from vac.web.http_server import (
     Answer,
     Guest,
     Request,
+    Service,
+    run,
     text,
 )
 
@@ -120,5 +121,5 @@ _VALUES: dict[str, Callable[[Guest], str]] = {
 
 def main(options: RoleOptions) -> int:
     """Run the role `metadata`: 0 when told to end, 1 if it can't work as configured."""
-    service = web_process.Service("metadata", ADDRESS, lambda _state: respond, _BODY_LIMIT_BYTES)
-    return web_process.run(lambda _settings: service, options, keep=READ_ANY_FILE)
+    service = Service("metadata", ADDRESS, lambda _state: respond, _BODY_LIMIT_BYTES)
+    return run(lambda _settings: service, options, keep=READ_ANY_FILE)

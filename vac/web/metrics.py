@@ -47,14 +47,14 @@ class Metrics(Collector):
     def collect(self) -> Iterator[Metric]:
         """Yield the metric families; those of the factory after its first report."""
         view, snapshot = self._view, self._view.snapshot
-        text = "When a process of vacd last showed that it is at work."
+        text = "Time of the last sign of life of a vacd process."
         heartbeats = (([role], time) for role, time in view.heartbeats.items())
         yield _gauge("vac_process_heartbeat_timestamp_seconds", text, ("process",), heartbeats)
         processes = sorted({*view.heartbeats, *view.restarts})
         restarts = (([process], view.restarts.get(process, 0)) for process in processes)
         text = "Unexpected ends of a process since the start of vacd."
         yield _counter("vac_process_restarts", text, ("process",), restarts)
-        text = "0 if nothing can be written in state_dir: read-only, full, without inodes, or gone."
+        text = "0 if state_dir can't be written: read-only, full, without inodes, or missing."
         yield _one("vac_state_dir_writable", text, float(view.disk_problem is None))
         yield from _vacquery(view)
         if snapshot is not None:
@@ -99,12 +99,12 @@ def _info(
 
 def _vacquery(view: View) -> Iterator[Metric]:
     counters = view.counters
-    text = "Queries of other factories and of people that were answered."
+    text = "Answered queries of other factories and of people."
     queries = (([kind.value], counters.get(kind.value, 0)) for kind in Kind)
     yield _counter("vac_vacquery_queries", text, ("type",), queries)
-    text = "Datagrams that answers consisted of."
+    text = "Datagrams sent as answers."
     yield _counter("vac_vacquery_answers", text, (), [((), counters.get("answers", 0))])
-    text = "Datagrams that were not answered, by the reason."
+    text = "Datagrams that were not answered, by reason."
     drops = (([reason.value], counters.get(dropped_as(reason), 0)) for reason in Reason)
     yield _counter("vac_vacquery_drops", text, ("reason",), drops)
 
@@ -118,9 +118,9 @@ def _factory(status: Status, factory: FactoryStatus) -> Iterator[Metric]:
         "kernel": shown(factory.kernel_version),
         "os": shown(factory.os_issue),
     }
-    yield _info("vac_factory", "What this factory is.", (), [((), facts)])
-    yield _one("vac_factory_report_timestamp_seconds", "When the factory last reported.", status.time)
-    yield _one("vac_factory_start_timestamp_seconds", "When its process began.", status.begin)
+    yield _info("vac_factory", "Name, space, site and version of this factory.", (), [((), facts)])
+    yield _one("vac_factory_report_timestamp_seconds", "Time of the factory's last report.", status.time)
+    yield _one("vac_factory_start_timestamp_seconds", "Start time of the factory's process.", status.begin)
     yield _one("vac_factory_processors", "Processors that may be allocated.", status.total_processors)
     yield _one(
         "vac_factory_running_processors", "Processors of running machines.", factory.running_processors
@@ -131,7 +131,7 @@ def _factory(status: Status, factory: FactoryStatus) -> Iterator[Metric]:
     text = "1 if packages want this host to be rebooted (/run/reboot-required)."
     yield _one("vac_factory_reboot_required", text, int(REBOOT_REQUIRED.exists()))
     if status.joules is not None:
-        text = "Energy of the host's processors and memory, if the kernel tells."
+        text = "Energy of the host's processors and memory, if the kernel measures it."
         yield _counter("vac_factory_energy_joules", text, (), [((), status.joules)])
     free = {
         "root": (factory.root_disk_avail_kb, factory.root_disk_avail_inodes),
@@ -142,22 +142,22 @@ def _factory(status: Status, factory: FactoryStatus) -> Iterator[Metric]:
     inodes = [([place], number) for place, (_, number) in free.items()]
     yield _gauge("vac_factory_disk_free_inodes", "Free inodes for ordinary users.", ("place",), inodes)
     blocked = (([guard], float(guard == status.guard_name)) for guard in GUARD_NAMES)
-    text = "1 for the reason why nothing at all can be created now."
+    text = "1 for the reason why no machine can be created now."
     yield _gauge("vac_factory_creation_blocked", text, ("reason",), blocked)
-    text = "Mistakes that keep the configuration on disk, or a machinetype or pipe, out of force."
+    text = "Mistakes because of which the configuration on disk, a machinetype or a pipe isn't used."
     yield _one("vac_factory_configuration_problems", text, len(status.problems))
-    text = "Signs that something is wrong with this node or the space."
+    text = "Warnings about this node or the space."
     yield _one("vac_factory_warnings", text, len(status.warnings))
     text = "No machine may run past this time."
     yield _one("vac_factory_shutdown_timestamp_seconds", text, status.shutdown_time)
     yield _one("vac_space_factories", "Configured factories of the space.", len(status.factories))
-    yield _one("vac_space_silent_factories", "Those of them that don't answer.", len(status.silent))
+    yield _one("vac_space_silent_factories", "Factories of the space that don't answer.", len(status.silent))
 
 
 def _slots(snapshot: Snapshot) -> Iterator[Metric]:
     states = [machine.state for machine in snapshot.machines]
     rows = (([state], float(states.count(state))) for state in STATES)
-    yield _gauge("vac_factory_slots", "Slots by what their machine is doing.", ("state",), rows)
+    yield _gauge("vac_factory_slots", "Slots by state.", ("state",), rows)
 
 
 def _happenings(status: Status) -> Iterator[Metric]:
@@ -173,7 +173,7 @@ def _happenings(status: Status) -> Iterator[Metric]:
         (
             Happening.DESTRUCTION,
             "vac_machine_destruction_duration_seconds",
-            "Attempts to remove what is left of machines that have ended, from the end on.",
+            "Attempts to remove ended machines, from their end on.",
             ("model", "outcome"),
         ),
     )
@@ -186,11 +186,13 @@ def _happenings(status: Status) -> Iterator[Metric]:
         yield family
     ends = [one for one in status.tallies if one.what == Happening.END.value]
     by_code = ("machinetype", "code")
-    text = "Machines that ended, by their shutdown code in hundreds; from 300 on they are aborts."
+    text = "Machines that ended, by the hundred of their shutdown code; 300 and above are aborts."
     rows = (([name(one.kind), name(one.outcome)], one.count) for one in ends)
     yield _counter("vac_machinetype_ends", text, by_code, rows)
     seconds = (([name(one.kind), name(one.outcome)], one.seconds) for one in ends)
-    yield _counter("vac_machinetype_ended_wallclock_seconds", "How long these lived.", by_code, seconds)
+    yield _counter(
+        "vac_machinetype_ended_wallclock_seconds", "Lifetimes of machines that ended.", by_code, seconds
+    )
 
 
 def _machinetypes(snapshot: Snapshot) -> Iterator[Metric]:
@@ -198,13 +200,13 @@ def _machinetypes(snapshot: Snapshot) -> Iterator[Metric]:
     rows = [
         ([name(one.name)], {"model": name(one.machine_model), "fqan": shown(one.fqan or "")}) for one in facts
     ]
-    yield _info("vac_machinetype", "How machines of the type are made.", _TYPE, rows)
+    yield _info("vac_machinetype", "Machine model and FQAN of the type.", _TYPE, rows)
     for metric, text, value in _TYPE_METRICS:
         yield _gauge(metric, text, _TYPE, [([name(one.machinetype)], value(one)) for one in types])
     target, actual = shares(snapshot)
-    text = "Part of the factory that is to be the type's, from 0 to 1."
+    text = "Target share of the type, from 0 to 1."
     yield _gauge("vac_machinetype_target_share_ratio", text, _TYPE, _by_type(target))
-    text = "Part of the HS06 of this factory's machines that is the type's, from 0 to 1."
+    text = "Share of the type in the HS06 of this factory's machines, from 0 to 1."
     yield _gauge("vac_machinetype_share_ratio", text, _TYPE, _by_type(actual))
 
 
@@ -212,7 +214,7 @@ _TYPE_METRICS: tuple[tuple[str, str, Callable[[MachinetypeStatus], float]], ...]
     ("vac_machinetype_machines", "Machines that start or run.", lambda one: one.running_machines),
     (
         "vac_machinetype_young_machines",
-        "Those younger than fizzle_seconds.",
+        "Machines younger than fizzle_seconds.",
         lambda one: one.num_before_fizzle,
     ),
     ("vac_machinetype_processors", "Processors of these machines.", lambda one: one.running_processors),
@@ -237,7 +239,7 @@ def _holds(status: Status) -> Iterator[Metric]:
     labels = ("machinetype", "reason")
     text = "1 while aborts, here or anywhere in the space, hold the type back."
     yield _gauge("vac_machinetype_held_back", text, labels, held)
-    text = "Until when aborts hold the type back."
+    text = "Time until which aborts hold the type back."
     yield _gauge("vac_machinetype_held_until_timestamp_seconds", text, labels, until)
 
 
@@ -248,7 +250,7 @@ def _troubles(status: Status) -> Iterator[Metric]:
     tables = (
         ("vac_machinetype_creation", "ok", "machinetype", "0 if the last creation failed", creation),
         ("vac_engine", "up", "engine", "0 if the engine can't be used", status.engines),
-        ("vac_vacuum_pipe", "ok", "pipe", "0 if something is the matter with the Vacuum Pipe", status.pipes),
+        ("vac_vacuum_pipe", "ok", "pipe", "0 if there is a problem with the Vacuum Pipe", status.pipes),
     )
     for metric, well, label, text, troubles in tables:
         rows = [([name(one)], float(trouble is None)) for one, trouble in troubles.items()]
@@ -258,7 +260,7 @@ def _troubles(status: Status) -> Iterator[Metric]:
             for one, trouble in troubles.items()
             if trouble is not None
         ]
-        yield _info(f"{metric}_error", f"Why {metric}_{well} is 0.", (label,), reasons)
+        yield _info(f"{metric}_error", f"Reason if {metric}_{well} is 0.", (label,), reasons)
 
 
 def _machines(snapshot: Snapshot) -> Iterator[Metric]:
@@ -268,38 +270,63 @@ def _machines(snapshot: Snapshot) -> Iterator[Metric]:
         if slot.machine is not None and not slot.machine.finished
     ]
     labels = [(name(machine.name), name(machine.machinetype)) for _, machine in found]
-    text = "How a machine that is starting or running was made, and what it is doing."
+    text = "Machine model and state of a machine that starts or runs."
     facts = [{"model": name(machine.model), "state": name(said.state)} for said, machine in found]
     yield _info("vac_machine", text, _MACHINE, zip(labels, facts))
     for kind, metric, text, value in _MACHINE_METRICS:
         numbers = (value(machine) for _, machine in found)
         yield _family(kind, f"vac_machine_{metric}", text, _MACHINE, zip(labels, numbers))
     disks = (snapshot.status.disk_used.get(machine.uuid) for _, machine in found)
-    yield _gauge("vac_machine_disk_bytes", "Disk space that it uses.", _MACHINE, zip(labels, disks))
+    yield _gauge("vac_machine_disk_bytes", "Disk space that the machine uses.", _MACHINE, zip(labels, disks))
 
 
 _Value = Callable[[Machine], Optional[float]]
 _MACHINE_METRICS: tuple[tuple[_Kind, str, str, _Value], ...] = (
-    (GaugeMetricFamily, "created_timestamp_seconds", "When it was created.", lambda m: m.created_time),
-    (GaugeMetricFamily, "started_timestamp_seconds", "When it started.", lambda m: m.started_time),
+    (
+        GaugeMetricFamily,
+        "created_timestamp_seconds",
+        "Creation time of the machine.",
+        lambda m: m.created_time,
+    ),
+    (GaugeMetricFamily, "started_timestamp_seconds", "Start time of the machine.", lambda m: m.started_time),
     (
         GaugeMetricFamily,
         "seen_timestamp_seconds",
-        "When it was seen alive last.",
+        "Time when the machine was last seen alive.",
         lambda m: m.heartbeat_time,
     ),
-    (GaugeMetricFamily, "shutdown_timestamp_seconds", "When it must end.", lambda m: m.shutdown_time),
-    (GaugeMetricFamily, "processors", "Its processors.", lambda m: m.processors),
-    (GaugeMetricFamily, "hs06", "Its HS06.", lambda m: m.hs06),
-    (CounterMetricFamily, "cpu_seconds", "CPU time that it has used.", lambda m: m.cpu_seconds),
-    (GaugeMetricFamily, "memory_bytes", "Memory that it uses.", lambda m: m.memory_bytes),
-    (GaugeMetricFamily, "memory_peak_bytes", "The most that it has used.", lambda m: m.peak_memory_bytes),
+    (
+        GaugeMetricFamily,
+        "shutdown_timestamp_seconds",
+        "Time when the machine must end.",
+        lambda m: m.shutdown_time,
+    ),
+    (GaugeMetricFamily, "processors", "Processors of the machine.", lambda m: m.processors),
+    (GaugeMetricFamily, "hs06", "HS06 of the machine.", lambda m: m.hs06),
+    (CounterMetricFamily, "cpu_seconds", "CPU time that the machine has used.", lambda m: m.cpu_seconds),
+    (GaugeMetricFamily, "memory_bytes", "Memory that the machine uses.", lambda m: m.memory_bytes),
+    (
+        GaugeMetricFamily,
+        "memory_peak_bytes",
+        "Most memory that the machine has used.",
+        lambda m: m.peak_memory_bytes,
+    ),
     (
         CounterMetricFamily,
         "network_receive_bytes",
-        "What it received.",
+        "Bytes that the machine received.",
         lambda m: m.network_received_bytes,
     ),
-    (CounterMetricFamily, "network_transmit_bytes", "What it sent.", lambda m: m.network_sent_bytes),
-    (CounterMetricFamily, "energy_joules", "Its part of the host's energy, by CPU time.", lambda m: m.joules),
+    (
+        CounterMetricFamily,
+        "network_transmit_bytes",
+        "Bytes that the machine sent.",
+        lambda m: m.network_sent_bytes,
+    ),
+    (
+        CounterMetricFamily,
+        "energy_joules",
+        "Energy of the machine: its part of the host's, by CPU time.",
+        lambda m: m.joules,
+    ),
 )

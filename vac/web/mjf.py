@@ -19,7 +19,6 @@ from vac.machines import files, outputs
 from vac.machines.layout import StateDir
 from vac.machines.slots import read_slots
 from vac.roles import RoleOptions
-from vac.web import web_process
 from vac.web.http_server import (
     BYTES,
     HTML,
@@ -29,7 +28,9 @@ from vac.web.http_server import (
     Answer,
     Guest,
     Request,
+    Service,
     refusal,
+    run,
     text,
 )
 
@@ -125,10 +126,10 @@ def _keep_all_in(tmp: Path) -> Path:
 
 def main(options: RoleOptions) -> int:
     """Run the role `mjf`: 0 when told to end, 1 if it can't work as configured."""
-    service = web_process.Service(
+    service = Service(
         "mjf",
         ADDRESS,
         lambda state: partial(respond, _keep_all_in(prepare(state))),
         outputs.FILE_LIMIT_BYTES,
     )
-    return web_process.run(lambda _settings: service, options)
+    return run(lambda _settings: service, options)

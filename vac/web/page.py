@@ -20,8 +20,7 @@ from vac.config.settings import Settings
 from vac.config.values import split_host_port
 from vac.machines.layout import StateDir
 from vac.roles import RoleOptions
-from vac.web import web_process
-from vac.web.http_server import HTML, NOT_FOUND, READ_ONLY, READING, Answer, Request
+from vac.web.http_server import HTML, NOT_FOUND, READ_ONLY, READING, Answer, Request, Service, run
 from vac.web.metrics import Metrics
 from vac.web.page_content import WEEK, Content
 from vac.web.view import View, Viewer
@@ -30,7 +29,7 @@ KEPT_SECONDS = 1.0
 MOST_KEPT = 32
 """Pages and formats kept; clients may request more."""
 REFRESH_SECONDS = 60
-"""Of /watch, for a display on the wall; a page that is read isn't renewed under its reader."""
+"""Of /watch, for displays; other pages aren't reloaded while somebody reads them."""
 _BODY_LIMIT_BYTES = 4096
 """No request needs a body."""
 _HARDENED = (
@@ -117,22 +116,21 @@ def _encoder(accept: str) -> tuple[Callable[[CollectorRegistry], bytes], str]:
         return choose_encoder("")
 
 
-def service(settings: Settings) -> web_process.Service | None:
+def service(settings: Settings) -> Service | None:
     """Return the service that [settings] ask for; None without metrics_listen."""
     if settings.metrics_listen is None:
         return None
     host, port = split_host_port(settings.metrics_listen)
-    return web_process.Service(
+    return Service(
         "page",
         host,
         lambda state: Site(state).respond,
         _BODY_LIMIT_BYTES,
         port,
-        for_people=True,
-        name=f"metrics_listen = {settings.metrics_listen}",
+        option=f"metrics_listen = {settings.metrics_listen}",
     )
 
 
 def main(options: RoleOptions) -> int:
     """Run the role `page`: 0 when told to end, 1 if it can't work as configured."""
-    return web_process.run(service, options)
+    return run(service, options)

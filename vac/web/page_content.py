@@ -393,10 +393,15 @@ def _text(parent: Element, tag: str, text: str, style: str = "") -> Element:
     return element
 
 
-def _open_table(body: Element, title: str, columns: Sequence[str]) -> Element:
+def _region(body: Element, title: str) -> Element:
+    """Append a heading and a table that scrolls by itself; return the table."""
     _text(body, "h2", title)
     region = {"class": "wide", "tabindex": "0", "role": "region", "aria-label": f"{title}, table"}
-    table = SubElement(SubElement(body, "div", region), "table")
+    return SubElement(SubElement(body, "div", region), "table")
+
+
+def _open_table(body: Element, title: str, columns: Sequence[str]) -> Element:
+    table = _region(body, title)
     line = SubElement(table, "tr")
     for column in columns:
         _text(line, "th", column).set("scope", "col")
@@ -420,9 +425,7 @@ def _table(body: Element, title: str, columns: Sequence[str], rows: Iterable[Seq
 
 
 def _facts(body: Element, title: str, pairs: Iterable[tuple[str, str]]) -> None:
-    _text(body, "h2", title)
-    region = {"class": "wide", "tabindex": "0", "role": "region", "aria-label": f"{title}, table"}
-    table = SubElement(SubElement(body, "div", region), "table")
+    table = _region(body, title)
     for key, text in pairs:
         line = SubElement(table, "tr")
         _text(line, "th", key).set("scope", "row")

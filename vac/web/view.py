@@ -1,4 +1,4 @@
-"""Source of metrics and status page: state_dir, and how names and texts of others may appear.
+"""Source of metrics and status page: state_dir, and the form in which names and texts of others appear.
 
 They come from pipes, machines and engines: they are shown on one line, shortened, and without secrets of URLs. The
 libraries that write the formats escape them.
@@ -38,7 +38,7 @@ class View:
     restarts: Mapping[str, int] = field(default_factory=dict)
     """By process, since the start of vacd."""
     disk_problem: str | None = None
-    """Why nothing can be written in state_dir; None if something can."""
+    """Reason if state_dir can't be written; None if it can."""
 
 
 class Viewer:

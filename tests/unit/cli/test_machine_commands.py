@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import json
 import os
@@ -20,8 +21,9 @@ from vac.accounting import history
 from vac.accounting.finishing import finish
 from vac.accounting.history import Ended
 from vac.cli import machine_commands
-from vac.cli.factory_commands import reasons
+from vac.cli.factory_commands import RECENT_SECONDS, reasons
 from vac.drivers.base import EngineUnavailable, Usage
+from vac.machines.files import append_line
 from vac.machines.layout import StateDir
 from vac.machines.machine import Machine, load
 from vac.machines.slots import read_slots
@@ -81,13 +83,24 @@ def test_how_a_vm_ended_is_kept_and_shown(state: StateDir, capsys: pytest.Captur
     assert " destroyed " in capsys.readouterr().out
 
 
-def test_why_names_the_machine_that_failed_last(state: StateDir, failed: Machine) -> None:
+@pytest.mark.parametrize(
+    ("well_after", "asked_after", "told"),
+    [(None, 60, "60 s"), (None, 86400, "24 h 00 min"), (3600, 3660, "61 min"), (3600, 86400, None)],
+)
+def test_why_names_the_machine_that_failed_last(
+    state: StateDir, failed: Machine, well_after: float | None, asked_after: float, told: str | None
+) -> None:
+    if well_after is not None:
+        well = dataclasses.replace(
+            history.ended(failed), directory="later", ended=FAILED + well_after, message="200 Success"
+        )
+        append_line(state.history, json.dumps(dataclasses.asdict(well)).encode(), history.LIMIT_BYTES)
     status = Status(time=FAILED, decision_time=FAILED, machinetypes=(TypeFacts(name="lhcb-prod"),))
-    said = list(reasons(status, None, FAILED + 60, last=history.last_of_each_type(state)))
-    assert said[-1] == (
-        "lhcb-prod: node1-00 failed 60 s ago: exit code 7 after 4 s: 300 No shutdown message: fizzle after 4 seconds "
-        f"(`vac machine {UUID}` tells more)"
-    )
+    now = FAILED + asked_after
+    said = list(reasons(status, None, now, failures=history.last_failures(state, now - RECENT_SECONDS)))
+    why = "exit code 7 after 4 s: 300 No shutdown message: fizzle after 4 seconds"
+    line = f"lhcb-prod: node1-00 failed {told} ago: {why} (`vac machine {UUID}` tells more)"
+    assert [one for one in said if "failed" in one] == ([line] if told else [])
 
 
 @pytest.mark.parametrize(

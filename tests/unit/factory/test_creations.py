@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import os
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -124,6 +125,35 @@ def test_a_half_made_machine_is_no_machine(
     assert list(world.state.slots.iterdir()) == []
     assert world.records() == []
     assert ("cut short" in (world.error() or "")) is not restart, "what a restart cleans up is no error"
+
+
+@pytest.mark.parametrize("listed", [False, True])
+def test_a_start_nobody_saw_shows_in_what_it_left(
+    world: World, monkeypatch: pytest.MonkeyPatch, listed: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    world.types = (one_type(fizzle_seconds=5),)
+    world.start()
+    world.hold = True
+    world.turn()
+    machine = world.machine()
+    if listed:
+        half_made = Observed(machine.name, machine.uuid, EngineState.HALF_MADE)
+        world.stranger(machine.name, machine.uuid)
+        monkeypatch.setattr(FakeMachine, "observed", lambda self, now: half_made)
+    world.hold = False
+    world.types = (one_type(target_share=0.0, fizzle_seconds=5),)
+    heartbeat = machine.directory / "joboutputs/heartbeat"
+    heartbeat.touch()
+    os.utime(heartbeat, (START + 8, START + 8))
+    world.clock.now += 60
+    world.start()
+    world.run(120)
+    assert [(record["LocalJobId"], record["WallDuration"]) for record in world.records()] == [
+        (machine.uuid, "8")
+    ]
+    assert world.engine().machines == {}
+    assert f"creating it, {machine.uuid}: " in caplog.text
 
 
 def test_an_ended_machine_is_accounted_and_replaced_at_once(world: World) -> None:

@@ -21,8 +21,7 @@ from vac.factory.peers import Answers, Space
 from vac.scheduling.model import TypeReport
 from vac.scheduling.space import FRESH_SECONDS, LEAST_RENEW_SECONDS, SILENT_SECONDS
 from vac.vacquery.messages import Dropped, Kind, Reason
-from vac.vacquery.poll import PollResult
-from vac.vacquery.resolver import Resolver
+from vac.vacquery.poll import PollResult, Resolver
 
 PEERS = ("f2.example.com", "f3.example.com")
 SETTINGS = Settings(

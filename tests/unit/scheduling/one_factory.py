@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from vac.config.machinetype import Machinetype
 from vac.config.settings import Settings
 from vac.scheduling.backoff import History, reported_message
-from vac.scheduling.decide import Memory, Situation, decide
+from vac.scheduling.decide import Memory, decide
+from vac.scheduling.eligibility import Situation
 from vac.scheduling.model import Create, Decision, Host, MachineEnd, Occupied
 from vac.scheduling.space import own_reports, view
 

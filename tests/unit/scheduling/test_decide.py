@@ -22,8 +22,8 @@ from tests.unit.scheduling.one_factory import (
 )
 from vac.config.machinetype import Machinetype
 from vac.scheduling.backoff import History, TypeHistory
-from vac.scheduling.decide import Memory, Situation, decide
-from vac.scheduling.eligibility import GUARD_NAMES
+from vac.scheduling.decide import Memory, decide
+from vac.scheduling.eligibility import GUARD_NAMES, Situation
 from vac.scheduling.kill_rules import Limits, Watched, judge
 from vac.scheduling.model import Decision, Host, Occupied, SpaceView, TypeReport, TypeTotals
 from vac.scheduling.ramp import RampState
@@ -91,7 +91,6 @@ _totals = st.builds(
         before_fizzle=young,
         outlived_factories=outlived,
         aborts=tuple(sorted(zip(aborts, OTHERS), reverse=True)),
-        aborted_factories=frozenset(name for _, name in zip(aborts, OTHERS)),
     ),
     st.floats(0, 200),
     st.integers(0, 40),

@@ -19,7 +19,8 @@ from tests.unit.scheduling.one_factory import (
     settings,
 )
 from vac.scheduling.backoff import History
-from vac.scheduling.decide import Memory, Situation, decide
+from vac.scheduling.decide import Memory, decide
+from vac.scheduling.eligibility import Situation
 from vac.scheduling.model import Create, Occupied, SpaceView, TypeTotals
 from vac.scheduling.space import own_reports
 

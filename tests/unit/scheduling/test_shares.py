@@ -12,7 +12,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vac.scheduling.model import seconds
 from vac.scheduling.ramp import Ramp, RampState
 from vac.scheduling.shares import (
     Candidate,
@@ -25,6 +24,7 @@ from vac.scheduling.shares import (
     owed_hs06,
     stratified_point,
 )
+from vac.text import duration as in_words
 
 NOW = 1_000_000.0
 HOUR = 3600.0
@@ -309,4 +309,4 @@ def test_machines_per_cycle_counts_within_a_minute() -> None:
     [(-1, "0 s"), (0.2, "1 s"), (119, "119 s"), (120, "2 min"), (7199, "2 h 00 min"), (7260, "2 h 01 min")],
 )
 def test_durations_in_words(duration: float, words: str) -> None:
-    assert seconds(duration) == words
+    assert in_words(duration) == words

@@ -23,7 +23,8 @@ from vac.scheduling.backoff import (
     proven_since,
     window_seconds,
 )
-from vac.scheduling.decide import Memory, Situation, decide
+from vac.scheduling.decide import Memory, decide
+from vac.scheduling.eligibility import Situation
 from vac.scheduling.model import Own, SpaceView, TypeReport, TypeTotals
 from vac.scheduling.space import Reports, SpaceTotals, view
 
@@ -61,7 +62,6 @@ def test_the_space_is_the_sum_of_its_factories() -> None:
     assert seen.capacity_hs06 == 192
     assert totals.running_hs06 == 120.0
     assert totals.aborts == ((NOW - 20, names(3)[2]), (NOW - 50, names(3)[1]))
-    assert totals.aborted_factories == frozenset(names(3)[1:])
     assert totals.outlived_factories == 3
     assert seen.own == {"a": HEALTHY}
 

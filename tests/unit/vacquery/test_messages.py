@@ -334,7 +334,7 @@ def test_recorded_answers_become_reports() -> None:
 
 
 def test_capacity_is_a_factorys_max_hs06() -> None:
-    assert capacities(recorded(Kind.FACTORIES)) == {FACTORY: 100.0}
+    assert capacities(recorded(Kind.FACTORIES))[0] == {FACTORY: 100.0}
 
 
 @pytest.mark.parametrize(

@@ -18,8 +18,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vac.vacquery.messages import Kind, MachinetypeStatus, Reason, Received, message_of
-from vac.vacquery.poll import PollResult, UdpTransport, poll
-from vac.vacquery.resolver import KEEP_SECONDS, RETRY_SECONDS, THREADS, Resolver, lookup
+from vac.vacquery.poll import (
+    ADDRESS_SECONDS,
+    LOOKUPS,
+    UNKNOWN_SECONDS,
+    PollResult,
+    Resolver,
+    UdpTransport,
+    lookup,
+    poll,
+)
 from vac.vacquery.signed_json import canonical, signature
 
 SPACE = "space.example.org"
@@ -37,7 +45,7 @@ def unchanged(message: dict[str, object]) -> Iterable[bytes]:
     yield canonical(message)
 
 
-class World:
+class World(Resolver, UdpTransport):
     """A network in virtual time: it has a clock, names, and a transport that loses datagrams."""
 
     capacity = 4096
@@ -327,7 +335,7 @@ def test_a_poll_over_real_sockets_gets_every_answer(udp_factory: Callable[[], in
     assert result.seconds < 5
 
 
-class Loopback:
+class Loopback(Resolver):
     """Every factory is here."""
 
     def request(self, hosts: Iterable[str]) -> None:
@@ -406,7 +414,7 @@ def test_a_name_is_looked_up_once_while_it_is_fresh() -> None:
         resolver.request(["a"])
         assert settled(resolver, "a") == ("192.0.2.1",)
     assert dns.calls == ["a"]
-    dns.now = KEEP_SECONDS
+    dns.now = ADDRESS_SECONDS
     resolver.request(["a"])
     settled(resolver, "a")
     assert dns.calls == ["a", "a"]
@@ -418,7 +426,7 @@ def test_an_address_is_kept_when_the_name_is_not_found_any_more() -> None:
     resolver.request(["a"])
     settled(resolver, "a")
     dns.addresses = ()
-    dns.now = KEEP_SECONDS
+    dns.now = ADDRESS_SECONDS
     resolver.request(["a"])
     assert settled(resolver, "a") == ("192.0.2.1",)
 
@@ -427,7 +435,7 @@ def test_a_name_that_is_not_found_is_tried_again_after_a_while() -> None:
     dns = Dns()
     dns.addresses = ()
     resolver = Resolver(find=dns, clock=dns.clock)
-    for dns.now in (0.0, RETRY_SECONDS - 1, RETRY_SECONDS):
+    for dns.now in (0.0, UNKNOWN_SECONDS - 1, UNKNOWN_SECONDS):
         resolver.request(["a"])
         settled(resolver, "a")
     assert dns.calls == ["a", "a"]
@@ -445,7 +453,7 @@ def test_a_dns_that_hangs_holds_up_nobody() -> None:
     assert resolver.known("me.example.org") == ("127.0.0.1", "::1")
     assert resolver.known("192.0.2.5") == ("192.0.2.5",)
     assert resolver.known("2001:db8::1") == ("2001:db8::1",)
-    assert len(dns.calls) <= THREADS
+    assert len(dns.calls) <= LOOKUPS
     dns.answers.set()
     assert settled(resolver, "host-999") == ("192.0.2.1",)
 

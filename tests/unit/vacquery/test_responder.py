@@ -41,7 +41,7 @@ from vac.vacquery import messages as messages_module
 from vac.vacquery import responder as module
 from vac.vacquery import snapshot as snapshot_module
 from vac.vacquery.messages import Kind, Query, Received, decode_answer, encode_query
-from vac.vacquery.resolver import Resolver
+from vac.vacquery.poll import Resolver
 from vac.vacquery.responder import (
     AccessList,
     Refresher,
@@ -79,7 +79,7 @@ def responder(state: StateDir) -> Responder:
     return make_responder(state)
 
 
-class NoNames:
+class NoNames(Resolver):
     """A DNS that knows a few."""
 
     def __init__(self, known: dict[str, tuple[str, ...]] | None = None) -> None:

@@ -35,10 +35,9 @@ from vac.text import utc_time
 from vac.vacquery.responder import counters_file, write_counters
 from vac.web import charts, page
 from vac.web.charts import Span, processors
-from vac.web.http_server import Answer, Request, network_of
+from vac.web.http_server import Answer, Request, is_person, network_of
 from vac.web.metrics import Metrics
 from vac.web.view import LONGEST_NAME, LONGEST_TEXT, View, name, shown
-from vac.web.web_process import is_person
 
 GUIDE = Path(__file__).parents[3] / "docs" / "monitoring.md"
 NOW = STARTED + 1000.0
@@ -439,7 +438,7 @@ def test_without_an_address_there_is_nothing_to_serve() -> None:
     assert page.service(Settings()) is None
     service = page.service(Settings(metrics_listen="[::1]:9995"))
     assert service is not None
-    assert (service.address, service.port, service.for_people) == ("::1", 9995, True)
+    assert (service.address, service.port, service.option) == ("::1", 9995, "metrics_listen = [::1]:9995")
 
 
 @pytest.mark.parametrize(

@@ -65,6 +65,9 @@ KILL_SECONDS = 60.0
 START_SECONDS = 200.0
 """Longest that a machine may take from its first process to its command; images can be on slow disks."""
 START_ATTEMPTS = 5
+SETTLE_SECONDS = 5.0
+"""Longest that what looks half made is looked at again: it may be about to begin, or its last processes to end."""
+LOOK_AGAIN_SECONDS = 0.05
 PROC = Path("/proc")
 CLASSIC_NAMES = (b"singularity", b"apptainer")
 """One of these is in the command line, also once the program calls itself `Singularity runtime parent`."""
@@ -122,9 +125,15 @@ class ProcessDriver(Driver):
 
     def list(self) -> Sequence[Observed]:
         self._reap()
+        deadline = time.monotonic() + SETTLE_SECONDS
         with _unavailable():
             self._take_over()
-            return [self._observed(group) for group in self._machines()]
+            while True:
+                found = [self._observed(group) for group in self._machines()]
+                unsettled = any(each.state is EngineState.HALF_MADE for each in found)
+                if not unsettled or time.monotonic() > deadline:
+                    return found
+                time.sleep(LOOK_AGAIN_SECONDS)
 
     def usage(self) -> Mapping[str, Usage]:
         with _unavailable():
