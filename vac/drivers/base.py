@@ -92,6 +92,22 @@ class MachineSpec:
     hidden: tuple[Path, ...] = ()
     """Files and directories of this host that no machine may see, where an image shows the host's own tree."""
 
+    def mounts(self, features: Mapping[str, str]) -> list[tuple[str, str, str]]:
+        """Return what a container sees of this host: mode (ro or rw), source, and place inside.
+
+        features: places of machinefeatures, jobfeatures and joboutputs, by the variables that tell them.
+        """
+        sources = {"/user_data": self.directory / "user_data"}
+        sources |= {place: self.directory / variable.lower() for variable, place in features.items()}
+        if self.machinetype.cvmfs_repositories:
+            sources["/cvmfs"] = Path("/cvmfs")
+        if self.machinetype.token_dir is not None:
+            sources["/etc/vac-tokens"] = self.machinetype.token_dir
+        writable = features["JOBOUTPUTS"]
+        return [
+            ("rw" if place == writable else "ro", str(source), place) for place, source in sources.items()
+        ]
+
     @property
     def cpu_quota(self) -> int | None:
         """A container's most processor time in CPU_PERIOD, microseconds; None: no limit."""

@@ -16,7 +16,7 @@ from vac.config.machinetype import Machinetype
 from vac.config.settings import Settings
 from vac.drivers.base import CreationFailed, MachineSpec
 from vac.drivers.processes import apptainer, bubblewrap
-from vac.drivers.processes.launch_plan import make_plan, mounts_of
+from vac.drivers.processes.launch_plan import FEATURES, make_plan
 from vac.host.child_processes import run
 
 
@@ -50,7 +50,7 @@ def make_tree(root: Path, *names: str) -> None:
 
 
 def command_line(spec: MachineSpec) -> list[str]:
-    return bubblewrap.command_line(bubblewrap.plan(spec, "/usr/bin/bwrap", mounts_of(spec)))
+    return bubblewrap.command_line(bubblewrap.plan(spec, "/usr/bin/bwrap", spec.mounts(FEATURES)))
 
 
 def has(arguments: list[str], *wanted: str) -> bool:
@@ -147,7 +147,7 @@ def test_host_tree_hides_what_machines_must_not_see(tmp_path: Path) -> None:
         assert has(arguments, "--tmpfs", place)
         assert has(arguments, "--remount-ro", place)
     spec = make_spec(Path("/opt"))
-    plan = bubblewrap.plan(spec, "/usr/bin/bwrap", mounts_of(spec))
+    plan = bubblewrap.plan(spec, "/usr/bin/bwrap", spec.mounts(FEATURES))
     assert ("blank", "", "/opt/state") in plan["mounts"]
 
 
@@ -206,7 +206,7 @@ def test_a_link_out_of_cvmfs_is_no_image(
     monkeypatch.setattr("vac.host.filesystems.real_image.__defaults__", (str(tmp_path / "cvmfs"),))
     make_tree(tmp_path / "cvmfs/a", "tree/usr/bin/sh", "inner -> tree", "outer -> /", "up/x -> ../../..")
     inner = make_spec(tmp_path, root_image=f"{tmp_path}/cvmfs/a/inner")
-    words = model.command_line(model.plan(inner, "", mounts_of(inner)))
+    words = model.command_line(model.plan(inner, "", inner.mounts(FEATURES)))
     assert any(f"{tmp_path}/cvmfs/a/tree" in word for word in words)
     for name in ("outer", "outer/usr", "up/x"):
         outer = model.plan(make_spec(tmp_path, root_image=f"{tmp_path}/cvmfs/a/{name}"), "", [])
@@ -327,7 +327,7 @@ def site(tmp_path: Path) -> Path:
 
 
 def arguments(spec: MachineSpec) -> list[str]:
-    return apptainer.command_line(apptainer.plan(spec, "/usr/bin/apptainer", mounts_of(spec)))
+    return apptainer.command_line(apptainer.plan(spec, "/usr/bin/apptainer", spec.mounts(FEATURES)))
 
 
 def mounts(words: list[str]) -> dict[str, tuple[str, bool]]:

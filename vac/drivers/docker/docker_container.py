@@ -50,6 +50,8 @@ LONGEST_HOST_NAME = 64
 """Of the kernel, bytes."""
 MOST_CPU_SHARES = 262144
 """Of the kernel and of Docker."""
+PROFILE = "seccomp.json"
+"""In the machine's directory, the seccomp profile for Podman, which takes the path of a file."""
 LOG_OPTIONS = {"max-size": "1m", "max-file": "2"}
 PASSWD = "/etc/passwd"
 LONGEST_PASSWD_BYTES = 1024 * 1024
@@ -107,7 +109,7 @@ def _create(client: Client, spec: MachineSpec, image: Image) -> str:
         systemd=client.info().get("CgroupDriver") == "systemd",
     )
     if engine.podman:
-        _profile_path(spec).write_text(seccomp_profile(opens_namespaces(spec)))
+        (spec.directory / PROFILE).write_text(seccomp_profile(opens_namespaces(spec)))
     config = container_config(spec, image, engine)
     try:
         return client.make_container(config, spec.name)
@@ -257,9 +259,8 @@ def _check_sources(spec: MachineSpec) -> None:
     tokens = spec.machinetype.token_dir
     if tokens is not None and not tokens.is_dir():
         raise CreationFailed(f"{tokens}, the token_dir, is no directory of this host")
-    if (
-        spec.machinetype.cvmfs_repositories and Path(CVMFS) not in Path("/").iterdir()
-    ):  # not touched: it may hang
+    present = Path(CVMFS) in Path("/").iterdir()  # not touched: it may hang
+    if spec.machinetype.cvmfs_repositories and not present:
         raise CreationFailed(
             f"{CVMFS} doesn't exist on this host, and the machinetype has cvmfs_repositories"
         )
@@ -281,41 +282,23 @@ def hand_over(spec: MachineSpec, uid: int) -> None:
     os.chown(spec.directory / "joboutputs", uid, -1)
 
 
-def _profile_path(spec: MachineSpec) -> Path:
-    """Return the place of the seccomp profile for Podman, which takes the path of a file."""
-    return spec.directory / "seccomp.json"
-
-
 def tmp_bind_directory(spec: MachineSpec, path: str) -> Path:
     """Return the host's directory that the machine sees at this path of tmp_binds."""
     return spec.directory / "mnt" / quote(path.strip("/"), safe="")
 
 
 def _mounts(spec: MachineSpec) -> list[dict[str, object]]:
-    machinetype = spec.machinetype
-    mounts = [_bind(spec.directory / "user_data", "/user_data")]
-    mounts += [
-        _bind(spec.directory / name.lower(), path, read_only=name != "JOBOUTPUTS")
-        for name, path in FEATURES.items()
+    fresh = [("rw", str(tmp_bind_directory(spec, path)), path) for path in spec.machinetype.tmp_binds]
+    return [
+        {
+            "Type": "bind",
+            "Source": source,
+            "Target": place,
+            "ReadOnly": mode == "ro",
+            "BindOptions": {"Propagation": "rslave" if place == CVMFS else "rprivate"},
+        }
+        for mode, source, place in [*spec.mounts(FEATURES), *fresh]
     ]
-    mounts += [_bind(tmp_bind_directory(spec, path), path, read_only=False) for path in machinetype.tmp_binds]
-    if machinetype.cvmfs_repositories:
-        mounts.append(_bind(Path(CVMFS), CVMFS, propagation="rslave"))
-    if machinetype.token_dir is not None:
-        mounts.append(_bind(machinetype.token_dir, "/etc/vac-tokens"))
-    return mounts
-
-
-def _bind(
-    source: Path, target: str, *, read_only: bool = True, propagation: str = "rprivate"
-) -> dict[str, object]:
-    return {
-        "Type": "bind",
-        "Source": str(source),
-        "Target": target,
-        "ReadOnly": read_only,
-        "BindOptions": {"Propagation": propagation},
-    }
 
 
 def _limits(spec: MachineSpec) -> Mapping[str, object]:
@@ -339,7 +322,7 @@ def _privileges(spec: MachineSpec, engine: EngineKind) -> Mapping[str, object]:
     options = [] if capabilities else ["no-new-privileges:true"]
     privileges: dict[str, object] = {"CapDrop": ["ALL"], "CapAdd": list(capabilities), "SecurityOpt": options}
     if engine.podman:
-        options.append(f"seccomp={_profile_path(spec)}")
+        options.append(f"seccomp={spec.directory / PROFILE}")
     if not spec.machinetype.container_nested:
         return privileges
     options += [

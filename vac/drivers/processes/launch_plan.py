@@ -33,7 +33,8 @@ MODELS = {"bubblewrap": "vac.drivers.processes.bubblewrap", "singularity": "vac.
 STATUS_FILE = "launch.status"
 """In the machine's directory, root's own: lines of JSON, as launch.py says."""
 MOST_REASON_CHARACTERS = 300
-FEATURES = ("machinefeatures", "jobfeatures", "joboutputs")
+FEATURES = {name: f"/tmp/{name.lower()}" for name in ("MACHINEFEATURES", "JOBFEATURES", "JOBOUTPUTS")}
+"""Paths inside, by the variable that tells them."""
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 
@@ -60,7 +61,7 @@ class Model(Protocol):
     """True: the program takes a filter of system calls as descriptor FILTER; else it is put under one itself."""
 
     def plan(self, spec: MachineSpec, program: str, mounts: list[tuple[str, str, str]]) -> dict[str, Any]:
-        """Return what the launcher needs, for JSON; mounts as from mounts_of(). Raises ValueError with a reason."""
+        """Return what the launcher needs, for JSON; mounts as from MachineSpec. Raises ValueError with a reason."""
 
     def command_line(self, plan: dict[str, Any]) -> list[str]:
         """Return the program and its arguments; called in the launcher. Raises OSError or ValueError with a reason."""
@@ -129,7 +130,7 @@ def make_plan(spec: MachineSpec) -> tuple[Model, dict[str, Any]]:
         raise CreationFailed(what)
     program = find_program(kind, spec.settings)
     try:
-        plan = model.plan(spec, program, mounts_of(spec))
+        plan = model.plan(spec, program, spec.mounts(FEATURES))
         if model.FILTERED:
             plan["filter"] = compiled(spec.machinetype.container_nested).hex()
             plan["most_user_namespaces"] = MOST_USER_NAMESPACES * spec.machinetype.container_nested
@@ -139,25 +140,10 @@ def make_plan(spec: MachineSpec) -> tuple[Model, dict[str, Any]]:
         raise CreationFailed(f"{error.filename} {error.strerror}") from error
     except ValueError as error:
         raise CreationFailed(str(error)) from error
-    features = {name.upper(): f"/tmp/{name}" for name in FEATURES}
-    plan["environment"] = {"PATH": PATH, "HOME": "/tmp", **features, **plan.get("environment", {})}
+    plan["environment"] = {"PATH": PATH, "HOME": "/tmp", **FEATURES, **plan.get("environment", {})}
     plan["model"], plan["module"], plan["path"] = kind, MODELS[kind], str(Path(vac.__file__).parents[1])
     plan["uid"], plan["gid"] = uid, gid
     return model, plan
-
-
-def mounts_of(spec: MachineSpec) -> list[tuple[str, str, str]]:
-    """Return what of this host every machine sees: mode (ro, rw), source and place inside."""
-    kind, directory = spec.machinetype, spec.directory
-    sources = {f"/tmp/{name}": directory / name for name in FEATURES}
-    if (directory / "user_data").exists():
-        sources["/user_data"] = directory / "user_data"
-    if kind.cvmfs_repositories:
-        sources["/cvmfs"] = Path("/cvmfs")
-    if kind.token_dir is not None:
-        sources["/etc/vac-tokens"] = kind.token_dir
-    writable = "/tmp/joboutputs"
-    return [("rw" if place == writable else "ro", str(source), place) for place, source in sources.items()]
 
 
 def named_user(uid: int) -> str:
@@ -199,9 +185,8 @@ def prepare_directory(spec: MachineSpec, plan: Mapping[str, Any]) -> None:
     uid, gid = plan["uid"], plan["gid"]
     os.chown(spec.directory / "joboutputs", uid, gid)
     user_data = spec.directory / "user_data"
-    if user_data.exists():
-        os.chown(user_data, uid, gid)
-        user_data.chmod(0o500)
+    os.chown(user_data, uid, gid)
+    user_data.chmod(0o500)
     below = spec.directory / "mnt"
     below.mkdir(exist_ok=True)
     below.chmod(0o711)
