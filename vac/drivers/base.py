@@ -8,6 +8,7 @@ connection isn't safe for that keeps one per thread.
 from __future__ import annotations
 
 import enum
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
@@ -16,9 +17,10 @@ from typing import Any, Callable, Protocol
 
 from vac.config.machinetype import Machinetype
 from vac.config.settings import Settings
-from vac.host.cgroups import CPU_PERIOD, LEAST_CPU_QUOTA
+from vac.host.cgroups import CPU_PERIOD, LEAST_CPU_QUOTA, Limits
 from vac.host.cgroups import Usage as Usage
 from vac.host.connections import Contact
+from vac.host.filesystems import CVMFS
 
 WRITES_TO = "writes_to"
 """Name of the detail with directories of this host, outside the machine's own, that only this machine writes, such as
@@ -100,7 +102,7 @@ class MachineSpec:
         sources = {"/user_data": self.directory / "user_data"}
         sources |= {place: self.directory / variable.lower() for variable, place in features.items()}
         if self.machinetype.cvmfs_repositories:
-            sources["/cvmfs"] = Path("/cvmfs")
+            sources[CVMFS] = Path(CVMFS)
         if self.machinetype.token_dir is not None:
             sources["/etc/vac-tokens"] = self.machinetype.token_dir
         writable = features["JOBOUTPUTS"]
@@ -109,10 +111,24 @@ class MachineSpec:
         ]
 
     @property
-    def cpu_quota(self) -> int | None:
-        """A container's most processor time in CPU_PERIOD, microseconds; None: no limit."""
-        quota = int(self.settings.cpu_limit_factor * self.processors * CPU_PERIOD)
-        return max(quota, LEAST_CPU_QUOTA) if quota else None
+    def limits(self) -> Limits:
+        """Resources that a container gets."""
+        settings = self.settings
+        quota = int(settings.cpu_limit_factor * self.processors * CPU_PERIOD)
+        return Limits(
+            self.processors,
+            self.memory_bytes,
+            int(self.memory_bytes * settings.memory_limit_factor) if settings.memory_limit_factor else None,
+            settings.pids_per_processor * self.processors,
+            max(quota, LEAST_CPU_QUOTA) if quota else None,
+        )
+
+    def hand_over(self, uid: int, gid: int = -1) -> None:
+        """Give the container's user what it must execute and write: user_data is for that user alone."""
+        user_data = self.directory / "user_data"
+        os.chown(user_data, uid, gid)
+        user_data.chmod(0o500)
+        os.chown(self.directory / "joboutputs", uid, gid)
 
 
 @dataclass(frozen=True)

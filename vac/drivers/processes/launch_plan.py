@@ -23,7 +23,6 @@ from vac.config.settings import Settings, slot_number, slot_uid
 from vac.drivers.base import CreationFailed, MachineSpec
 from vac.drivers.images import ImageVersion
 from vac.drivers.processes import launch
-from vac.host.cgroups import Limits
 from vac.host.filesystems import FileStamp
 from vac.host.privileges import MOST_USER_NAMESPACES, subordinate_ids
 from vac.host.syscall_filter import compiled
@@ -168,25 +167,10 @@ def find_program(machine_model: str, settings: Settings) -> str:
     raise CreationFailed(f"{model.PROGRAMS[0]} is not installed: install the package {model.PACKAGE}")
 
 
-def limits_of(spec: MachineSpec) -> Limits:
-    """Return the limits of the machine's cgroup."""
-    factor = spec.settings.memory_limit_factor
-    return Limits(
-        spec.processors,
-        spec.memory_bytes,
-        int(spec.memory_bytes * factor) if factor else None,
-        spec.settings.pids_per_processor * spec.processors,
-        spec.cpu_quota,
-    )
-
-
 def prepare_directory(spec: MachineSpec, plan: Mapping[str, Any]) -> None:
     """Make the machine's user owner of what it may write or run, and make the fresh directories."""
     uid, gid = plan["uid"], plan["gid"]
-    os.chown(spec.directory / "joboutputs", uid, gid)
-    user_data = spec.directory / "user_data"
-    os.chown(user_data, uid, gid)
-    user_data.chmod(0o500)
+    spec.hand_over(uid, gid)
     below = spec.directory / "mnt"
     below.mkdir(exist_ok=True)
     below.chmod(0o711)

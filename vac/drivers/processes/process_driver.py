@@ -39,7 +39,6 @@ from vac.drivers.processes.launch_plan import (
     LaunchStatus,
     Model,
     identity,
-    limits_of,
     make_plan,
     model_of,
     named_user,
@@ -148,7 +147,7 @@ class ProcessDriver(Driver):
         group = f"{spec.name}_{spec.uuid}"
         known = self._known[group] = _Known(spec.directory, starting=True)
         try:
-            self._groups.create(group, limits_of(spec))
+            self._groups.create(group, spec.limits)
             plan["entrances"] = [str(entrance) for entrance in self._groups.entrances(group)]
             prepare_directory(spec, plan)
             self._start(spec, model, plan, group)
