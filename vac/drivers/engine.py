@@ -142,12 +142,12 @@ class _Call:
     deadline: float
 
 
-class InlineEngine:
-    """The engine without threads: each request is carried out at once, in the caller's thread.
+class Engine:
+    """An engine with its threads. No method blocks, whatever the engine does.
 
-    For tests and simulations in virtual time, and the part that Engine shares; it doesn't listen for events.
     open_driver may raise EngineUnavailable, and is then called again for the next request. post takes each Message.
-    clock gives seconds of a clock that nobody sets.
+    clock gives seconds of a clock that nobody sets. apart: kinds of actions that need not wait for other machines: they
+    are done in a thread for each machine, in order.
     """
 
     def __init__(
@@ -157,6 +157,7 @@ class InlineEngine:
         post: Callable[[Message], object],
         clock: Callable[[], float],
         deadlines: Deadlines = Deadlines(),
+        apart: Collection[ActionKind] = (),
     ) -> None:
         self.name = name
         self._open_driver = open_driver
@@ -173,10 +174,20 @@ class InlineEngine:
         self._detailed: set[str] = set()
         self._adopted: tuple[Mapping[str, str], Mapping[str, LeftProcess]] = {}, {}
         self._sampling = Sampling(clock)
+        self._apart = frozenset(apart)
+        self._executor = KeyedSerialExecutor(f"{name}-acting")
+        self._observation_wanted = threading.Event()
+        self._answers_again = threading.Event()
+        self._start()
+
+    def _start(self) -> None:
+        for task in (self._keep_observing, self._keep_listening):
+            title = f"{self.name}-{task.__name__.rpartition('_')[2]}"
+            threading.Thread(target=task, name=title, daemon=True).start()
 
     def request_observation(self) -> None:
         """Ask for an Observation. While one is being made, one more is remembered."""
-        self._observe()
+        self._observation_wanted.set()
 
     def create(self, spec: MachineSpec) -> None:
         """Ask for a machine."""
@@ -237,6 +248,8 @@ class InlineEngine:
         """Let go of the engine. Actions that have not begun are dropped; a driver still being opened is closed then."""
         self._closed.set()
         self._close_driver()
+        self._observation_wanted.set()
+        self._answers_again.set()
 
     def _opened(self) -> Driver:
         with self._opening:
@@ -266,7 +279,12 @@ class InlineEngine:
         self._submit(action, call)
 
     def _submit(self, action: Action, call: Callable[[Driver], None]) -> None:
-        self._act(action, call)
+        key = action.name if action.kind in self._apart else ""
+        self._executor.submit(key, lambda: self._act_unless_closed(action, call))
+
+    def _act_unless_closed(self, action: Action, call: Callable[[Driver], None]) -> None:
+        if not self._closed.is_set():
+            self._act(action, call)
 
     def _act(self, action: Action, call: Callable[[Driver], None]) -> None:
         problem, unavailable = None, False
@@ -325,47 +343,6 @@ class InlineEngine:
         finally:
             with self._lock:
                 del self._calls[thread]
-
-
-class Engine(InlineEngine):
-    """The engine with its threads. No method blocks, whatever the engine does.
-
-    apart: kinds of actions that need not wait for other machines: they are done in a thread for each machine, in order.
-    """
-
-    def __init__(
-        self,
-        name: str,
-        open_driver: Callable[[], Driver],
-        post: Callable[[Message], object],
-        clock: Callable[[], float],
-        deadlines: Deadlines = Deadlines(),
-        apart: Collection[ActionKind] = (),
-    ) -> None:
-        super().__init__(name, open_driver, post, clock, deadlines)
-        self._apart = frozenset(apart)
-        self._executor = KeyedSerialExecutor(f"{name}-acting")
-        self._observation_wanted = threading.Event()
-        self._answers_again = threading.Event()
-        for task in (self._keep_observing, self._keep_listening):
-            title = f"{name}-{task.__name__.rpartition('_')[2]}"
-            threading.Thread(target=task, name=title, daemon=True).start()
-
-    def request_observation(self) -> None:
-        self._observation_wanted.set()
-
-    def close(self) -> None:
-        super().close()
-        self._observation_wanted.set()
-        self._answers_again.set()
-
-    def _submit(self, action: Action, call: Callable[[Driver], None]) -> None:
-        key = action.name if action.kind in self._apart else ""
-        self._executor.submit(key, lambda: self._act_unless_closed(action, call))
-
-    def _act_unless_closed(self, action: Action, call: Callable[[Driver], None]) -> None:
-        if not self._closed.is_set():
-            self._act(action, call)
 
     def _keep_observing(self) -> None:
         while True:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.fake_driver import FakeDriver, FakeEngine, Script
+from tests.fake_driver import FakeDriver, FakeEngine, InlineEngine, Script
 from vac.config.machinetype import MODELS, Machinetype
 from vac.config.settings import Settings
 from vac.drivers.base import (
@@ -34,7 +34,6 @@ from vac.drivers.engine import (
     Changed,
     Deadlines,
     Engine,
-    InlineEngine,
     Message,
     Observation,
     ObservationFailed,
@@ -122,7 +121,7 @@ def spec(
     return MachineSpec(name, uuid, Machinetype("t"), Settings(), 1, 2**31, directory, directory)
 
 
-def wait_until_blocked(driver_call: threading.Event, engine: InlineEngine) -> None:
+def wait_until_blocked(driver_call: threading.Event, engine: Engine) -> None:
     deadline = time.monotonic() + PATIENCE
     while not engine._outstanding():
         assert time.monotonic() < deadline
