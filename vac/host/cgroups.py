@@ -166,10 +166,6 @@ class Groups(abc.ABC):
         """Return the files to which a process writes 0 in order to enter the group, with all that it starts."""
         return tuple(home / name / "cgroup.procs" for home in self._homes)
 
-    def exists(self, name: str) -> bool:
-        """Return True if there is such a group."""
-        return (self._homes[0] / name).is_dir()
-
     def processes(self, name: str) -> list[int]:
         """Return the group's processes, groups inside it included; none if there is no such group."""
         return processes_in(self._homes[0] / name)

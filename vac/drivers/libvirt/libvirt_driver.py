@@ -284,16 +284,24 @@ class LibvirtDriver(Driver):
         """
         names = [spec.directory / name for name in (IMAGE, OVERLAY, SPARSE)]
         try:
-            root_image, disks = self._parts(spec, hypervisor, image)
+            root_image = open_image(image)
+            disks = self._disks(spec, root_image)
+            for disk in disks:
+                if hypervisor.owner is not None and not disk.block:
+                    os.chown(disk.path, *hypervisor.owner)
             cd_image = None if spec.machinetype.machine_model == "vm-raw" else root_image
             self._start(connection, spec, hypervisor, disks, cd_image)
-        except (libvirt.libvirtError, CreationFailed) as error:
-            refused = isinstance(error, libvirt.libvirtError)
-            if refused and lost(error):
-                raise
+        except (libvirt.libvirtError, CreationFailed, OSError) as error:
+            reason = str(error)
+            if isinstance(error, libvirt.libvirtError):
+                if lost(error):
+                    raise
+                reason = explanation(error)
+            elif isinstance(error, OSError):
+                reason = f"{error.filename or spec.directory}: {error.strerror or error}"
             remove_names(names)
             self._volumes.discard(spec)
-            raise CreationFailed(explanation(error) if refused else str(error)) from error
+            raise CreationFailed(reason) from error
         remove_names(names)
 
     def _start(
@@ -320,19 +328,6 @@ class LibvirtDriver(Driver):
         connection.createXML(domain_xml(spec, without, disks, cd_image), 0)
         if spec.address is not None:
             self._changes.say(FILTER, f"VMs are made without the filter {FILTER}: {reason}", logging.WARNING)
-
-    def _parts(self, spec: MachineSpec, hypervisor: Hypervisor, image: Path) -> tuple[Image, Sequence[Disk]]:
-        """Return the image, and all disks. Raises CreationFailed."""
-        try:
-            root_image = open_image(image)
-            disks = self._disks(spec, root_image)
-            if hypervisor.owner is not None:
-                for disk in disks:
-                    if not disk.block:
-                        os.chown(disk.path, *hypervisor.owner)
-        except OSError as error:
-            raise CreationFailed(f"{error.filename or spec.directory}: {error.strerror or error}") from error
-        return root_image, disks
 
     def _disks(self, spec: MachineSpec, image: Image) -> Sequence[Disk]:
         """Make an empty disk beside the CD, or the image's overlay and, on LVM, scratch. Raises OSError,

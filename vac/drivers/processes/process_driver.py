@@ -193,7 +193,7 @@ class ProcessDriver(Driver):
             group = f"{process.name}_{uuid}"
             if take_over(self._groups, group, process):
                 self._watcher.add(group)
-            if self._groups.exists(group):
+            if group in self._groups.names():
                 used = self._groups.usage(group).cpu_seconds or 0.0
                 self._taken_over[uuid] = max(0.0, process.cpu_seconds - used)
         if self._left is left:
@@ -428,7 +428,7 @@ def take_over(groups: Groups, group: str, left: LeftProcess) -> bool:
     """
     if not still_runs(left):
         return False
-    if not groups.exists(group):
+    if group not in groups.names():
         groups.create(group, Limits(left.processors, left.memory_bytes, None, MOST_PIDS))
     moved: set[int] = set()
     while fresh := {left.pid, *descendants(left.pid)} - moved:
