@@ -23,8 +23,8 @@ from vac.drivers.base import Driver, MachineSpec
 from vac.drivers.engine import Action, Changed, engine_name
 from vac.factory import watch
 from vac.factory.loop import Factory
-from vac.factory.peers import Ask, ask_nobody
-from vac.factory.process import broken_at_start, open_factory, stand_in
+from vac.factory.peers import Answers, Ask
+from vac.factory.process import first_configuration, open_factory
 from vac.factory.state import Message, Slot, Wake
 from vac.host.probes import DiskUse
 from vac.machines import layout, requests
@@ -177,7 +177,7 @@ class World:
         self.engines: dict[str, FakeEngine] = {}
         self.made: list[MachineSpec] = []
         """All machines that an engine was asked for and has not refused."""
-        self.ask_peers: Ask = ask_nobody
+        self.ask_peers: Ask = lambda *_: Answers(0.0)
         """Tells, in a thread, what peers say; of use if settings have more than one factory."""
         self.spawn: Callable[[Callable[[], None], str], object] = _at_once
         """Starts background work: at once, unless a test puts something else there."""
@@ -228,18 +228,15 @@ class World:
         """Start a factory, as the process does; the one before is no more."""
         self.inbox = queue.Queue()
         self._starts += 1
-        try:
-            configuration, error = self.configuration(), None
-        except ConfigurationError as problem:
-            meanwhile = stand_in(problem)
-            assert meanwhile is not None
-            configuration, error = meanwhile, problem
+        configuration, error = first_configuration(self.configuration)
+        assert configuration is not None
         self.state.prepare()
         self.factory = open_factory(
             self.state,
             configuration,
             Configured(self.configuration),
             self.inbox,
+            error,
             clock=self.clock,
             rng=random.Random(self._starts),
             open_engine=self.open_engine,
@@ -248,8 +245,6 @@ class World:
         )
         if not self.wrong_directory:
             self.factory.state.knew_nothing = False
-        if error is not None:
-            broken_at_start(self.factory.state, error)
         return self.factory
 
     def turn(self) -> None:

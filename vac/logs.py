@@ -143,6 +143,10 @@ class OnChange:
             self._log.info("no longer: %s", text)
         return text is not None
 
+    def tell(self, key: Hashable, text: str | None, level: int = logging.WARNING) -> bool:
+        """Say this text, or, without one, that the condition has ended. Return True if that is news."""
+        return self.say(key, text, level) if text else self.clear(key)
+
     def texts(self, kind: str) -> dict[str, str]:
         """Return the present conditions whose keys are pairs of this kind and a name, by name."""
         return {

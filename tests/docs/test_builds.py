@@ -29,20 +29,21 @@ def test_make_builds_a_package(kind: str, clone: Path) -> None:
     assert list((clone / "build" / kind).glob(f"*.{kind}"))
 
 
-def test_pip_installs_commands_and_units(clone: Path, tmp_path: Path) -> None:
+def test_pip_installs_commands_units_sample_and_completion(clone: Path, tmp_path: Path) -> None:
     """README's block, with other places for /opt/vac, /usr/bin and /etc; test_commands.py makes the accounts."""
     text = (ROOT / "README.md").read_text()
     line = text[: text.index("### Install with pip")].count("\n") + 1
     block = next(block for block in blocks(ROOT / "README.md") if block.line > line)
     lines = [re.sub(r"\s+# .*", "", one) for one in block.text.splitlines() if "/opt/vac" in one]
-    for place in ("usr/bin", "etc/systemd/system"):
+    for place in ("usr/bin", "usr/share/bash-completion/completions", "etc/systemd/system"):
         (tmp_path / place).mkdir(parents=True)
-    done = "\n".join(lines).replace("/opt/vac", f"{tmp_path}/opt").replace("/path/to/this/clone", str(clone))
-    for place in ("/usr/bin/\n", "/etc/systemd/system/"):
-        done = (done + "\n").replace(f" {place}", f" {tmp_path}{place}")
-    subprocess.run(["sh", "-ec", done], check=True)
+    moved = re.sub("(?<=[ >])/(?=usr|etc)", f"{tmp_path}/", "\n".join(lines))
+    moved = moved.replace("/opt/vac", f"{tmp_path}/opt").replace("/path/to/this/clone", str(clone))
+    subprocess.run(["sh", "-ec", moved], check=True)
     shown = subprocess.run(
         [tmp_path / "usr/bin/vac", "--version"], text=True, capture_output=True, check=True
     )
     assert shown.stdout.startswith("Vac ")
     assert (tmp_path / "etc/systemd/system/vacd.service").exists()
+    assert (tmp_path / "etc/vac.d/site.conf.sample").exists()
+    assert "complete" in (tmp_path / "usr/share/bash-completion/completions/vac").read_text()

@@ -116,6 +116,7 @@ ELSEWHERE = {
         BUILDS,
         "Install with pip",
     ),
+    "/opt/vac/bin/vac completion >/usr/share/bash-completion/completions/vac": (BUILDS, "completions/vac"),
     "apt install ./build/deb/vac-factory_*_all.deb bubblewrap": (TRY_DEB, 'install "$package" bubblewrap'),
     "apt remove vac-factory": (TRY_DEB, "apt-get -qq --yes remove vac-factory"),
     "apt purge vac-factory": (TRY_DEB, "apt-get -qq --yes purge vac-factory"),

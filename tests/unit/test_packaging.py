@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 import vac
-from vac.cli import main
+from vac.cli import doctor, main
 from vac.config import reference
 
 CHECKOUT = Path(__file__).resolve().parents[2]
@@ -60,6 +60,18 @@ def test_packages_give_vac_numbers_for_machines_once() -> None:
     commands = [line for line in debian.splitlines() if "21000" in line]
     assert len(commands) == 2
     assert set(commands) <= set((CHECKOUT / "packaging/vac-factory.spec").read_text().splitlines())
+
+
+def test_doctor_proposes_the_numbers_that_packages_give(monkeypatch: pytest.MonkeyPatch) -> None:
+    spec = (CHECKOUT / "packaging/vac-factory.spec").read_text()
+    user = types.SimpleNamespace(pw_name="vacmachine", pw_uid=1)
+    monkeypatch.setattr(doctor, "account", lambda settings: user)
+    monkeypatch.setattr(doctor, "subordinate_ids", lambda: range(0))
+    settings: Any = types.SimpleNamespace(host_processors=64, slot_uids=None, factory_name="none")
+    told = {what: problem for what, problem, _ in doctor._process_containers(settings)}
+    assert re.findall("usermod .* vac", spec) == re.findall(
+        "usermod .* vac", str(told["a uid for each slot"])
+    )
 
 
 def pinned(lock: str) -> dict[str, set[str]]:

@@ -50,7 +50,7 @@ def _finish(state: StateDir, machine: Machine, usage: Usage, now: Moment, watche
         write_final_heartbeat(state, machine, now, usage, watched=watched)
         keep_shutdown_message(state, machine, now.unix)
         if end_time(machine) - machine.started_time >= machine.options.fizzle_seconds:
-            record = records.archive(state, records.job_record(machine))
+            record = records.archive(state, machine)
             options = machine.options
             if options.gocdb_sitename and (options.hs06_per_processor or options.hepscore23_per_processor):
                 records.send(state, record.parent.name, record.name, record.read_text(encoding="ascii"))

@@ -10,7 +10,6 @@ import hashlib
 import logging
 import re
 import time
-from dataclasses import dataclass
 from pathlib import Path
 
 from vac.machines import files
@@ -23,7 +22,6 @@ log = logging.getLogger(__name__)
 JOB_HEADER = "APEL-individual-job-message: v"
 HS06, HEPSCORE23 = "HEPSPEC", "HEPscore23"
 """Benchmarks as records name them."""
-_END = "%%"
 _LONGEST_QUEUE = 100
 _KIB = 1024
 _MOST_KIB = 2**31 - 1
@@ -33,31 +31,7 @@ FILE_NAME = re.compile(r"[0-9a-f]{14}")
 DAY_NAME = re.compile(r"[0-9]{8}")
 
 
-@dataclass(frozen=True)
-class JobRecord:
-    """Work of one machine. Durations in seconds, times in Unix seconds, memory in KiB."""
-
-    site: str
-    submit_host: str
-    local_job_id: str
-    local_user_id: str
-    queue: str
-    global_user_name: str
-    fqan: str | None
-    wall_duration: int
-    cpu_duration: int
-    processors: int
-    start_time: int
-    end_time: int
-    memory_real: int
-    memory_virtual: int
-    service_levels: tuple[tuple[str, str], ...]
-    """Benchmarks of one processor: names and numbers."""
-    version: str = "0.3"
-    """0.3 takes one benchmark, the first."""
-
-
-def job_record(machine: Machine) -> JobRecord:
+def job_record(machine: Machine) -> str:
     """Return the record of a machine that started and has ended, from its stored files alone."""
     assert machine.started_time is not None
     options = machine.options
@@ -65,59 +39,40 @@ def job_record(machine: Machine) -> JobRecord:
     allocated_kib = options.mb_per_processor * machine.processors * _KIB
     peak_bytes = machine.peak_memory_bytes
     real_kib = peak_bytes // _KIB if peak_bytes else allocated_kib
-    levels = {HEPSCORE23: options.hepscore23_per_processor, HS06: options.hs06_per_processor}
-    known = tuple((name, decimal(level)) for name, level in levels.items() if level)
-    return JobRecord(
-        site=options.site,
-        submit_host=f"{options.vac_space}/vac-{options.factory_name}",
-        local_job_id=machine.uuid or machine.directory.name,
-        local_user_id=options.factory_name,
-        queue=machine.machinetype[:_LONGEST_QUEUE],
-        global_user_name="".join(f"/DC={part}" for part in reversed(options.vac_space.split("."))),
-        fqan=machine.fqan,
-        wall_duration=end - start,
-        cpu_duration=int(machine.cpu_seconds),
-        processors=machine.processors,
-        start_time=start,
-        end_time=end,
-        memory_real=min(real_kib, _MOST_KIB),
-        memory_virtual=min(max(allocated_kib, real_kib), _MOST_KIB),
-        service_levels=known or ((HS06, decimal(1.0)),),
-        version=options.apel_record_version,
-    )
-
-
-def job_text(record: JobRecord) -> str:
-    """Return the record as ASCII lines `key: value`, ended by %%."""
-    levels = ", ".join(f"{name}: {level}" for name, level in record.service_levels)
-    first = record.service_levels[0]
-    if record.version == "0.3":
-        level_lines = [f"ServiceLevelType: {first[0]}", f"ServiceLevel: {first[1]}"]
+    known = ((HEPSCORE23, options.hepscore23_per_processor), (HS06, options.hs06_per_processor))
+    levels = [(name, decimal(level)) for name, level in known if level] or [(HS06, decimal(1.0))]
+    if options.apel_record_version == "0.3":  # which takes one benchmark
+        level_lines = [f"ServiceLevelType: {levels[0][0]}", f"ServiceLevel: {levels[0][1]}"]
     else:
-        level_lines = [f"ServiceLevel: {{{levels}}}"]
+        level_lines = ["ServiceLevel: {" + ", ".join(f"{name}: {level}" for name, level in levels) + "}"]
     lines = [
-        f"{JOB_HEADER}{record.version}",
-        f"Site: {record.site}",
-        f"SubmitHost: {record.submit_host}",
-        f"LocalJobId: {record.local_job_id}",
-        f"LocalUserId: {record.local_user_id}",
-        f"Queue: {record.queue}",
-        f"GlobalUserName: {record.global_user_name}",
-        *([f"FQAN: {record.fqan}"] if record.fqan else []),
-        f"WallDuration: {record.wall_duration}",
-        f"CpuDuration: {record.cpu_duration}",
-        f"Processors: {record.processors}",
+        f"{JOB_HEADER}{options.apel_record_version}",
+        f"Site: {options.site}",
+        f"SubmitHost: {options.vac_space}/vac-{options.factory_name}",
+        f"LocalJobId: {identity(machine)}",
+        f"LocalUserId: {options.factory_name}",
+        f"Queue: {machine.machinetype[:_LONGEST_QUEUE]}",
+        "GlobalUserName: " + "".join(f"/DC={part}" for part in reversed(options.vac_space.split("."))),
+        *([f"FQAN: {machine.fqan}"] if machine.fqan else []),
+        f"WallDuration: {end - start}",
+        f"CpuDuration: {int(machine.cpu_seconds)}",
+        f"Processors: {machine.processors}",
         "NodeCount: 1",
         "InfrastructureDescription: APEL-VAC",
         "InfrastructureType: grid",
-        f"StartTime: {record.start_time}",
-        f"EndTime: {record.end_time}",
-        f"MemoryReal: {record.memory_real}",
-        f"MemoryVirtual: {record.memory_virtual}",
+        f"StartTime: {start}",
+        f"EndTime: {end}",
+        f"MemoryReal: {min(real_kib, _MOST_KIB)}",
+        f"MemoryVirtual: {min(max(allocated_kib, real_kib), _MOST_KIB)}",
         *level_lines,
-        _END,
+        "%%",
     ]
     return message_text(lines)
+
+
+def identity(machine: Machine) -> str:
+    """Return its LocalJobId."""
+    return machine.uuid or machine.directory.name
 
 
 def message_text(lines: list[str]) -> str:
@@ -130,12 +85,6 @@ def message_fields(text: str) -> dict[str, str]:
     """Return the `key: value` lines of a message, without others."""
     pairs = (line.partition(":") for line in text.splitlines())
     return {key.strip(): value.strip() for key, colon, value in pairs if colon}
-
-
-def with_site(text: str, site: str) -> str:
-    """Return the message with another Site."""
-    lines = [f"Site: {site}" if line.startswith("Site:") else line for line in text.splitlines()]
-    return message_text(lines)
 
 
 def day_name(moment: float) -> str:
@@ -151,11 +100,12 @@ def file_name(moment: float, identity: str) -> str:
     )
 
 
-def archive(state: StateDir, record: JobRecord) -> Path:
-    """Store the record durably in the archive, unless it is there already."""
-    path = state.apel_archive / day_name(record.end_time) / file_name(record.end_time, record.local_job_id)
+def archive(state: StateDir, machine: Machine) -> Path:
+    """Store the machine's record durably in the archive, unless it is there already."""
+    end = int(end_time(machine))
+    path = state.apel_archive / day_name(end) / file_name(end, identity(machine))
     if not path.exists():
-        _put(state, path, job_text(record), owner=None)
+        _put(state, path, job_record(machine), owner=None)
     return path
 
 

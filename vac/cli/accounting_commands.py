@@ -8,8 +8,7 @@ import sys
 import time
 from collections.abc import Mapping
 
-from vac.accounting import gocdb, history, sync
-from vac.accounting import usage as usages
+from vac.accounting import archive, gocdb, history
 from vac.cli import common
 from vac.machines import status as statuses
 from vac.machines.layout import StateDir
@@ -60,19 +59,19 @@ def run_usage(arguments: argparse.Namespace) -> int:
         return fields["Queue"] if arguments.by == "type" else models.get(fields["Queue"], "unknown")
 
     bounds = (
-        sync.month_bounds(arguments.month) if arguments.month else (now - arguments.days * 86400, now + 1)
+        archive.month_bounds(arguments.month) if arguments.month else (now - arguments.days * 86400, now + 1)
     )
-    found = usages.usage((one.text for one in sync.archived(state, *bounds)), group)
+    found = archive.usage(archive.archived(state, *bounds), group)
     targets: dict[str, float] = {}
     for facts in status.machinetypes:
         name = group({"Queue": facts.name, **({"FQAN": facts.fqan} if facts.fqan else {})})
         targets[name] = targets.get(name, 0.0) + facts.target_share
-    shares, total = usages.shares(found), sum(targets.values())
+    total = sum(targets.values())
+    all_seconds = sum(one.processor_seconds for one in found.values())
     table = [
         {
             arguments.by: name,
-            **found.get(name, usages.Usage()).as_dict(),
-            "share": shares.get(name, 0.0),
+            **found.get(name, archive.Usage()).as_dict(all_seconds),
             "target_share": targets[name] / total if total and name in targets else None,
         }
         for name in sorted({*found, *targets})
@@ -112,7 +111,7 @@ def run_sync(arguments: argparse.Namespace) -> int:
         print("No sync records: [settings] has no gocdb_sitename, so nothing is sent to APEL from here")
         return 0
     try:
-        print("\n".join(sync.sync(StateDir(settings.state_dir), arguments.months, time.time())))
+        print("\n".join(archive.sync(StateDir(settings.state_dir), arguments.months, time.time())))
     except OSError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
@@ -160,7 +159,7 @@ def run_gocdb(arguments: argparse.Namespace) -> int:
 def run_bundle(arguments: argparse.Namespace) -> int:
     """Put waiting records together."""
     state = StateDir(common.settings(arguments).state_dir)
-    for path in sync.bundle(state, time.time()):
+    for path in archive.bundle(state, time.time()):
         print(path)
     return 0
 
@@ -169,7 +168,7 @@ def run_republish(arguments: argparse.Namespace) -> int:
     """Copy the archive's records of these months to the outgoing queue."""
     state = StateDir(common.settings(arguments).state_dir)
     try:
-        sent = sync.republish(state, arguments.months, arguments.site)
+        sent = archive.republish(state, arguments.months, arguments.site)
     except OSError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
@@ -189,7 +188,7 @@ def _days(text: str) -> float:
 
 def _month(text: str) -> str:
     try:
-        sync.month_bounds(text)
+        archive.month_bounds(text)
     except ValueError as error:
         raise argparse.ArgumentTypeError(str(error)) from error
     return text

@@ -257,8 +257,8 @@ def _process_containers(settings: Settings) -> Iterator[Finding]:
         problem = "so does the process that answers the network: make an account vac, or set singularity_user"
         yield Finding(what, problem if shared else None, serious=False)
         few = len(subordinate_ids()) < settings.host_processors
-        first = 2_100_000_000
-        numbers = f"{first}-{first + max(256, settings.host_processors) - 1}"
+        first, count = 2_100_000_000, max(1024, settings.host_processors)  # the range that packages give
+        numbers = f"{first}-{first + count - 1}"
         hint = f"usermod --add-subuids {numbers} --add-subgids {numbers} {PREFERRED}"
         alike = f"all slots' machines share it; to keep bubblewrap's apart: {hint}; for all see slot_uids"
         yield Finding("a uid for each slot", alike if few and not settings.slot_uids else None, serious=False)

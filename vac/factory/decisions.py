@@ -18,6 +18,7 @@ from vac.factory.peers import Space
 from vac.factory.state import FactoryState, Slot
 from vac.host.probes import ANSWER_SECONDS, CVMFS, late_problem, repository_problem
 from vac.lifecycle.phases import Preparing
+from vac.logs import OnChange
 from vac.machines import files
 from vac.scheduling.backoff import broken_here
 from vac.scheduling.decide import Memory, decide
@@ -35,8 +36,6 @@ FETCH_SECONDS = 86400.0
 """So often an image of a pipe may be got though no machine can be made, so that it is there when one can."""
 LOAD_SECONDS = 60.0
 """In so long a 1-minute load falls to 1/e of what it was."""
-_ORDINARY = ("full",)
-"""Guards that aren't logged."""
 
 
 class Repositories:
@@ -70,10 +69,7 @@ class Repositories:
         if self._problems.get(name, "") != problem:
             self._state.changed = True
         self._problems[name] = problem
-        if problem is None:
-            self._state.changes.clear(("cvmfs", name))
-        else:
-            self._state.changes.say(("cvmfs", name), f"{CVMFS / name} {problem}", logging.WARNING)
+        self._state.changes.tell(("cvmfs", name), problem and f"{CVMFS / name} {problem}")
 
     def problem(self, machinetype: Machinetype) -> str | None:
         """Return why no machine of this type can be made now: the first of its repositories that can't be used."""
@@ -106,6 +102,7 @@ class Decisions:
         """By pipe, FETCH_SECONDS before the next image may be got in any case, by the clock that nobody sets."""
         self._excess, self._excess_time = 0.0, 0.0
         """The last peak of _excess_load(), and when it was measured, by the clock that nobody sets."""
+        self._notes, self._warnings = OnChange(log), OnChange(log)
         self.decision = Decision()
         self.decision_time: float | None = None
         self.warnings: tuple[str, ...] = ()
@@ -271,22 +268,16 @@ class Decisions:
     def _warn(self, decision: Decision, space: SpaceView) -> None:
         mixed = self.space.warning(self.state.settings)
         warnings = [*broken_here(decision.held_here, space).values(), *([mixed] if mixed else [])]
-        for text in set(self.warnings).difference(warnings):
-            self.state.changes.clear(("warning", text))
-        for text in warnings:
-            self.state.changes.say(("warning", text), text, logging.WARNING)
+        self._warnings.only({text: text for text in warnings}, logging.WARNING)
         self.warnings = tuple(warnings)
 
     def _tell(self, decision: Decision) -> None:
-        if decision.guard is None or decision.guard_name in _ORDINARY or self._begins(decision):
+        if decision.guard is None or decision.guard_name == "full" or self._begins(decision):
             self.state.changes.clear("guard")
         elif self.decision.guard_name != decision.guard_name:
             self.state.changes.say("guard", f"nothing is created: {decision.guard}")
         self._tell_holds(decision)
-        for note in set(self.decision.notes).difference(decision.notes):
-            self.state.changes.clear(("note", note))
-        for note in decision.notes:
-            self.state.changes.say(("note", note), note)
+        self._notes.only({note: note for note in decision.notes})
 
     def _tell_holds(self, decision: Decision) -> None:
         """Log which types are held back from now on, and which no longer; a changed deadline isn't logged."""

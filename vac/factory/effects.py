@@ -30,6 +30,7 @@ from vac.lifecycle.stimuli import (
     EndWritten,
     Listed,
     NotWanted,
+    ReleaseFailed,
     Started,
     Stimulus,
 )
@@ -130,13 +131,9 @@ class Effects:
                 return
 
     def _tell_mistakes(self, machinetype: Machinetype, mistakes: str) -> None:
-        key = f"user_data {machinetype.name}"
-        if mistakes:
-            place = without_url_secrets(machinetype.user_data or "")
-            text = f"{machinetype.name}: user_data {place}: {mistakes}"
-            self.state.changes.say(key, text, logging.WARNING)
-        else:
-            self.state.changes.clear(key)
+        place = without_url_secrets(machinetype.user_data or "")
+        text = f"{machinetype.name}: user_data {place}: {mistakes}" if mistakes else None
+        self.state.changes.tell(f"user_data {machinetype.name}", text)
 
     def _wanted(self, slot: Slot) -> bool:
         """Return False if things have changed since the machine was decided on."""
@@ -395,15 +392,10 @@ class Effects:
         self.state.engine_of(machine.model).destroy(machine.name, machine.uuid)
 
     def _count_release(self, slot: Slot, taken: Step) -> None:
-        if isinstance(taken.before, Stuck):
-            log.info("%s: what was left of its machine is gone", slot.name)
-        self._count(slot, taken, "destroyed")
-
-    def _count_release_failure(self, slot: Slot, taken: Step) -> None:
-        self._count(slot, taken, "failed")
-
-    def _count(self, slot: Slot, taken: Step, outcome: str) -> None:
         assert isinstance(taken.before, (Releasing, Stuck))
+        outcome = "failed" if isinstance(taken.stimulus, ReleaseFailed) else "destroyed"
+        if isinstance(taken.before, Stuck) and outcome == "destroyed":
+            log.info("%s: what was left of its machine is gone", slot.name)
         seconds = self.state.clock.boot() - taken.before.begin
         self.state.counters.add(Happening.DESTRUCTION, _machine(slot).model, outcome, seconds)
 

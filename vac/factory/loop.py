@@ -194,12 +194,11 @@ class Factory:
         for slot in aside:
             if slot.name in found.unreadable:
                 continue
-            slot.phase = Empty(now.boot)
-            if slot.name in found.slots:
-                machine, phase = found.slots[slot.name]
+            machine, phase = found.slots.get(slot.name, (None, Empty))
+            if machine is not None:
                 machine.note_clock(now)
-                slot.put(machine)
-                slot.phase = phase(now.boot)
+            slot.put(machine)
+            slot.phase = phase(now.boot)
             self.state.no_trouble(f"slot {slot.name}")
             self.state.changed = True
 

@@ -178,51 +178,44 @@ def _listed(names: Sequence[str]) -> str:
     return ", ".join(names[:MOST_LISTED]) + (", …" if len(names) > MOST_LISTED else "")
 
 
-def ask_nobody(configuration: Configuration, capacities: bool, doubtful: Collection[str]) -> Answers:
-    """Return no answers: for a factory that is alone."""
-    return Answers(0.0)
+def ask_peers(
+    names: Resolver,
+    clock: Callable[[], float],
+    configuration: Configuration,
+    with_capacities: bool,
+    doubtful: Collection[str] = (),
+) -> Answers:
+    """Return all other factories' reports, and capacities if wanted. Don't wait long for those that are doubtful.
 
+    Takes udp_timeout_seconds at most, twice that with capacities. OSError if they can't be asked at all.
+    """
+    settings = configuration.settings
 
-class Peers:
-    """All other factories of the space."""
-
-    def __init__(self, names: Resolver, clock: Callable[[], float]) -> None:
-        self._names = names
-        self._clock = clock
-
-    def ask(
-        self, configuration: Configuration, with_capacities: bool, doubtful: Collection[str] = ()
-    ) -> Answers:
-        """Return their reports, and their capacities if wanted. Don't wait long for those that are doubtful.
-
-        Takes udp_timeout_seconds at most, twice that with capacities. OSError if it can't be asked at all.
-        """
-        capacity, unrated, results = None, frozenset[str](), []
-        if with_capacities:
-            first = self._poll(configuration, Kind.FACTORIES, doubtful)
-            capacity, unrated = capacities(first.answers)
-            doubtful = {*doubtful, *first.missing}
-            results.append(first)
-        result = self._poll(configuration, Kind.MACHINETYPES, doubtful)
-        now = self._clock()
-        results.append(result)
-        reports, unknown = to_reports(result.answers, configuration.machinetypes)
-        partial = {name: reports.pop(name) for name in result.missing if name in reports}
-        unusable = {name: str(why) for each in results for name, why in each.unusable.items()}
-        dropped = Counter({Reason.MACHINETYPE.value: unknown} if unknown else {})
-        for each in results:
-            dropped.update({reason.value: count for reason, count in each.dropped.items()})
-        return Answers(now, reports, capacity, unrated, partial, unusable, dict(dropped))
-
-    def _poll(self, configuration: Configuration, kind: Kind, doubtful: Collection[str]) -> PollResult:
-        settings = configuration.settings
+    def ask(kind: Kind, doubtful: Collection[str]) -> PollResult:
         return poll(
             [name for name in settings.factories if name != settings.factory_name],
             kind,
             settings.vac_space,
-            names=self._names,
+            names=names,
             port=settings.vacquery_port,
             timeout=settings.udp_timeout_seconds,
             key=read_key(settings.vacquery_key_file),
             doubtful=doubtful,
         )
+
+    capacity, unrated, results = None, frozenset[str](), []
+    if with_capacities:
+        first = ask(Kind.FACTORIES, doubtful)
+        capacity, unrated = capacities(first.answers)
+        doubtful = {*doubtful, *first.missing}
+        results.append(first)
+    result = ask(Kind.MACHINETYPES, doubtful)
+    now = clock()
+    results.append(result)
+    reports, unknown = to_reports(result.answers, configuration.machinetypes)
+    partial = {name: reports.pop(name) for name in result.missing if name in reports}
+    unusable = {name: str(why) for each in results for name, why in each.unusable.items()}
+    dropped = Counter({Reason.MACHINETYPE.value: unknown} if unknown else {})
+    for each in results:
+        dropped.update({reason.value: count for reason, count in each.dropped.items()})
+    return Answers(now, reports, capacity, unrated, partial, unusable, dict(dropped))

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import functools
+import json
 import logging
 import os
 import queue
@@ -21,7 +23,7 @@ from vac.context.downloads import GRID_CERTIFICATES, ImageCache
 from vac.context.signatures import SignedImages
 from vac.drivers.engine import APART, Engine, driver_for, engine_name
 from vac.factory.loop import Factory, Stuck
-from vac.factory.peers import Ask, Peers, ask_nobody
+from vac.factory.peers import Ask, ask_peers
 from vac.factory.state import (
     FactoryState,
     Message,
@@ -49,7 +51,7 @@ log = logging.getLogger(__name__)
 EXIT_STUCK = 70
 """An engine's thread hangs: the supervisor restarts the process."""
 RETRY_SECONDS = 10.0
-"""Until the configuration is read again if it doesn't even tell where the state directory is."""
+"""Until state_dir is tried again."""
 
 
 def main(options: RoleOptions) -> int:
@@ -57,9 +59,9 @@ def main(options: RoleOptions) -> int:
     inbox: queue.Queue[Message] = queue.Queue()
     options.listen(stop=lambda: inbox.put(Stop()), wake=lambda: inbox.put(Wake()))
     loader = Loader(options.configs or None, facts.read)
-    configuration, error = _first_configuration(loader, inbox)
+    configuration, error = first_configuration(lambda: loader.load(time.time()))
     if configuration is None:
-        return 1 if error else 0
+        return 1
     if loader.host.assumed:
         log.warning("VAC_ASSUME_PROCESSORS: assuming %d processors", loader.host.processors)
     settings = configuration.settings
@@ -69,12 +71,10 @@ def main(options: RoleOptions) -> int:
             if not _take(directory, settings.factory_name, locks, inbox, options):
                 return 0
             names = Resolver(settings.factory_name)
-            peers = Peers(names, time.time)
+            ask = functools.partial(ask_peers, names, time.time)
             factory = open_factory(
-                directory, configuration, loader, inbox, names=names, ask=peers.ask, need=options.need
+                directory, configuration, loader, inbox, error, ask=ask, names=names, need=options.need
             )
-            if error is not None:
-                broken_at_start(factory.state, error)
             factory.run(alive=options.alive, ready=options.ready)
     except StateDirBusy as busy:
         log.error("%s", busy)
@@ -125,28 +125,19 @@ def _take(
                 return False
 
 
-def _first_configuration(
-    loader: Loader, inbox: queue.Queue[Message]
+def first_configuration(
+    load: Callable[[], Configuration],
 ) -> tuple[Configuration | None, ConfigurationError | None]:
-    """Return the configuration to begin with; of a broken one, enough to watch the present machines and fetch pipes."""
+    """Return the configuration to begin with, and what is wrong with it.
+
+    Of a broken one, enough to watch the present machines and fetch pipes; None if [settings] can't be used either.
+    """
     try:
-        return loader.load(time.time()), None
+        return load(), None
     except ConfigurationError as error:
         for problem in error.problems:
             log.error("%s", problem)
-        return stand_in(error), error
-
-
-def stand_in(error: ConfigurationError) -> Configuration | None:
-    """Return a configuration without machinetypes in place of a broken one; None if [settings] can't be used either."""
-    return None if error.settings is None else Configuration(error.settings, {}, {}, {}, ())
-
-
-def broken_at_start(state: FactoryState, error: ConfigurationError) -> None:
-    """Note that the configuration hasn't been read as a whole: factory_name or state_dir may be defaults that stand in
-    for what could not be read, and engines and directories those of another factory."""
-    state.doubts_about("configuration", "the configuration could not be read since the start")
-    state.configuration_broken(error)
+        return None if error.settings is None else Configuration(error.settings, {}, {}, {}, ()), error
 
 
 def open_factory(
@@ -154,17 +145,21 @@ def open_factory(
     configuration: Configuration,
     loader: Loader,
     inbox: queue.Queue[Message],
+    error: ConfigurationError | None = None,
     *,
+    ask: Ask,
     clock: Clock | None = None,
     rng: random.Random | None = None,
     open_engine: OpenEngine | None = None,
     names: Resolver | None = None,
-    ask: Ask = ask_nobody,
     need: Callable[[str, str], None] = lambda role, purpose: None,
     spawn: Callable[[Callable[[], None], str], object] = in_thread,
 ) -> Factory:
-    """Return a factory with its slots as they are on disk. The keyword arguments are for tests, but for names, ask and
-    need, which is that of RoleOptions."""
+    """Return a factory with its slots as they are on disk.
+
+    error: of the configuration, if this one stands in for it. The keyword arguments are for tests, but for ask,
+    names and need, which is that of RoleOptions.
+    """
     settings, clock = configuration.settings, clock or Clock()
 
     def named() -> dict[str, str]:
@@ -190,7 +185,7 @@ def open_factory(
             apart=APART.get(name, frozenset()),
         )
 
-    statuses.write_version(directory, vac.__version__)
+    statuses.write_text(directory, directory.version, f"VERSION={vac.__version__}\n")
     now = clock.moment()
     found = load_slots(directory, configuration.machinetypes, settings)
     slots = [Slot(name, phase(now.boot), machine) for name, (machine, phase) in found.slots.items()]
@@ -218,6 +213,11 @@ def open_factory(
     occupied = [slot for slot in state.slots if slot.occupied]
     _check_identity(state, [slot.name for slot in occupied])
     log.info("%s: %d machines found in %d slots", settings.factory_name, len(occupied), len(state.slots))
+    if (
+        error is not None
+    ):  # factory_name or state_dir may be defaults, and engines and directories another factory's
+        state.doubts_about("configuration", "the configuration could not be read since the start")
+        state.configuration_broken(error)
     vacmon = VacMon(directory, names or Resolver(settings.factory_name), clock.unix)
     return Factory(state, vacmon, loader, inbox, ask, need)
 
@@ -242,5 +242,5 @@ def _check_identity(state: FactoryState, occupied: list[str]) -> None:
             f"{', '.join(occupied[:5])} were made when {was}: put it back; or, if {' and '.join(differing)} "
             f"is right now, remove {directory.identity} and start vacd again",
         )
-    else:
-        statuses.write_identity(directory, present)
+    elif known != present:
+        statuses.write_text(directory, directory.identity, json.dumps(present) + "\n")

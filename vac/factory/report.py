@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import logging
 
 from vac.context.downloads import ImageCache
@@ -69,7 +70,8 @@ class Report:
         self.state.reported = True
         self._counts()
         statuses.write(self.state.dir, self.status(now.unix))
-        statuses.write_share_ledger(self.state.dir, self.decisions.memory.ledger.encode())
+        ledger = json.dumps(self.decisions.memory.ledger.encode())
+        statuses.write_text(self.state.dir, self.state.dir.share_ledger, f"{ledger}\n")
 
     def _counts(self) -> None:
         settings = self.state.settings

@@ -146,24 +146,20 @@ class Counters:
     """Numbers and durations of events since this process began, for metrics."""
 
     def __init__(self) -> None:
-        self._counts: dict[tuple[Happening, str, str], tuple[int, float]] = {}
-        """By what happened, of which kind and with which outcome."""
+        self._counts: dict[tuple[str, str, str], tuple[int, float]] = {}
+        """By a Happening's value, kind and outcome."""
 
     def add(self, what: Happening, kind: str, outcome: str, seconds: float) -> None:
         """Record one occurrence and its duration."""
-        count, total = self._counts.get((what, kind, outcome), (0, 0.0))
-        self._counts[what, kind, outcome] = count + 1, total + max(0.0, seconds)
+        count, total = self._counts.get((what.value, kind, outcome), (0, 0.0))
+        self._counts[what.value, kind, outcome] = count + 1, total + max(0.0, seconds)
 
     def tell(self, machinetypes: Collection[str]) -> tuple[Tally, ...]:
         """Return all counts, after dropping ends of machinetypes other than these: pipes bring ever new ones."""
-        for key in [key for key in self._counts if key[0] is Happening.END and key[1] not in machinetypes]:
-            del self._counts[key]
-        return tuple(
-            Tally(what.value, kind, outcome, count, seconds)
-            for (what, kind, outcome), (count, seconds) in sorted(
-                self._counts.items(), key=lambda item: (item[0][0].value, *item[0][1:])
-            )
-        )
+        for key in [key for key in self._counts if key[0] == Happening.END.value]:
+            if key[1] not in machinetypes:
+                del self._counts[key]
+        return tuple(Tally(*key, *counted) for key, counted in sorted(self._counts.items()))
 
 
 @dataclass
@@ -343,9 +339,7 @@ class FactoryState:
 
     def doubts_about(self, kind: str, text: str | None) -> None:
         """Note, or no longer, why factory_name or state_dir may be wrong."""
-        key = ("doubt", kind)
-        news = self.changes.clear(key) if text is None else self.changes.say(key, text, logging.ERROR)
-        self.changed |= news
+        self.changed |= self.changes.tell(("doubt", kind), text, logging.ERROR)
 
 
 def slot_names(settings: Settings) -> list[str]:

@@ -26,7 +26,7 @@ from vac.lifecycle.stimuli import (
     ListedHalfMade,
     StopOrdered,
 )
-from vac.machines import files, outputs, requests
+from vac.machines import files, outputs
 from vac.machines.machine import Machine
 from vac.scheduling.kill_rules import UNMEASURED_SECONDS, Limits, Watched, judge
 
@@ -102,19 +102,14 @@ class Watcher:
 
     def _note(self, machine: Machine, seen: Observation) -> None:
         """Keep what the engine has told of a machine for people and incident teams."""
-        details, ends = seen.details.get(machine.uuid), seen.contacts.get(machine.uuid)
-        directory, now = self.state.dir, self.state.clock.unix()
-        if details:
-            self.state.written(
-                f"details {machine.uuid}",
-                f"{machine.name}: details from its engine can't be written",
-                lambda: outputs.note_details(directory, machine, details),
-            )
-        if ends:
-            self.state.written(
-                f"contacts {machine.uuid}",
-                f"{machine.name}: its connections can't be written",
-                lambda: outputs.note_contacts(directory, machine, ends, now),
+        state, now, uuid = self.state, self.state.clock.unix(), machine.uuid
+        if details := seen.details.get(uuid):
+            text = f"{machine.name}: details from its engine can't be written"
+            state.written(f"details {uuid}", text, lambda: outputs.note_details(state.dir, machine, details))
+        if ends := seen.contacts.get(uuid):
+            text = f"{machine.name}: its connections can't be written"
+            state.written(
+                f"contacts {uuid}", text, lambda: outputs.note_contacts(state.dir, machine, ends, now)
             )
 
     def released(self, engine: str, uuid: str) -> None:
@@ -128,12 +123,12 @@ class Watcher:
         state = self.state
         unknown = [one.name for uuid, one in listed.items() if uuid not in state.own_uuids]
         text = None
-        if state.knew_nothing and unknown and not requests.may_remove_unknown(state.dir):
+        if state.knew_nothing and unknown and not state.dir.remove_unknown.exists():
             text = (
                 f"{engine} has machines of {state.settings.factory_name} ({', '.join(sorted(unknown)[:5])}), but "
                 f"{state.dir.root} knew of none: if it is the wrong directory (not mounted?), put it right and start "
                 f"vacd again; if those machines are to be removed, make the file "
-                f"{requests.remove_unknown_path(state.dir)}"
+                f"{state.dir.remove_unknown}"
             )
         state.doubts_about(f"unknown {engine}", text)
 

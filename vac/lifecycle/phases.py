@@ -40,7 +40,6 @@ class Phase:
     """When the slot entered this phase: a listing that was asked for earlier says nothing about it."""
 
 
-@dataclass(frozen=True)
 class Empty(Phase):
     """No machine. The last one, if there was one, has been accounted for and released by its engine."""
 
@@ -59,12 +58,10 @@ class Starting(Phase):
     pending: PendingCreation
 
 
-@dataclass(frozen=True)
 class Uncertain(Phase):
     """Its directory is there, but it isn't known whether the engine has made it: the next listing decides."""
 
 
-@dataclass(frozen=True)
 class Running(Phase):
     """It has started, and nobody has seen it end."""
 
@@ -76,7 +73,6 @@ class Stopping(Phase):
     order: StopOrder
 
 
-@dataclass(frozen=True)
 class Ended(Phase):
     """It has ended, but that isn't on disk yet: its accounting is written next."""
 
@@ -97,7 +93,6 @@ class Stuck(Phase):
     """When it was asked first."""
 
 
-@dataclass(frozen=True)
 class SetAside(Phase):
     """The files of its machine can't be read: nothing is done with slot and machine until they can."""
 

@@ -41,18 +41,15 @@ class ContextReady(Stimulus):
     user_data: bytes = field(repr=False)
 
 
-@dataclass(frozen=True)
 class NotWanted(Stimulus):
     """Its user_data has been made, but meanwhile the configuration has changed, the slot's name is taken, or people
     want no more machines."""
 
 
-@dataclass(frozen=True)
 class ContextFailed(Failure):
     """Its user_data can't be made."""
 
 
-@dataclass(frozen=True)
 class DirectoryFailed(Failure):
     """Its directory couldn't be made, or the engine can't be asked for such a machine; nothing is left of it."""
 
@@ -64,32 +61,26 @@ class Started(Stimulus):
     time: float
 
 
-@dataclass(frozen=True)
 class StartFailed(Failure):
     """The engine has refused to make it, or failed to."""
 
 
-@dataclass(frozen=True)
 class StartUnknown(Failure):
     """The engine couldn't be asked, or its answer was lost."""
 
 
-@dataclass(frozen=True)
 class ListedAlive(Listed):
     """It is listed as running or paused."""
 
 
-@dataclass(frozen=True)
 class ListedEnded(Listed):
     """It is listed as ended; or as one that never ran, though it has left something in its joboutputs."""
 
 
-@dataclass(frozen=True)
 class ListedHalfMade(Listed):
     """Only parts of it are listed: it has never run."""
 
 
-@dataclass(frozen=True)
 class ListedAbsent(Listed):
     """It isn't listed."""
 
@@ -109,32 +100,26 @@ class StopOrdered(Stimulus):
     order: StopOrder
 
 
-@dataclass(frozen=True)
 class Stopped(Stimulus):
     """The engine says that it has ended it."""
 
 
-@dataclass(frozen=True)
 class EndWritten(Stimulus):
     """Its end and its accounting record are on disk."""
 
 
-@dataclass(frozen=True)
 class Released(Stimulus):
     """The engine holds nothing of it any more."""
 
 
-@dataclass(frozen=True)
 class ReleaseFailed(Failure):
     """The engine couldn't release it."""
 
 
-@dataclass(frozen=True)
 class EngineReplaced(Stimulus):
     """The connection to its engine was closed and another one opened: answers to what was asked may be lost."""
 
 
-@dataclass(frozen=True)
 class Time(Stimulus):
     """Time has passed."""
 

@@ -71,8 +71,7 @@ class Effect(enum.Enum):
     ACCOUNT = "write its end and its record"
     REMEMBER_END = "count and tell its end"
     RELEASE = "have its engine release it"
-    COUNT_RELEASE = "count the release"
-    COUNT_RELEASE_FAILURE = "count the failed release"
+    COUNT_RELEASE = "count the release or its failure"
     REPORT_STUCK = "log that the slot stays taken"
     DISCARD = "discard its directory and slot file"
     GIVE_BACK_SCRATCH = "give back its scratch space"
@@ -125,9 +124,22 @@ _PEOPLE: Stimuli = (EndLowered, StopOrdered)
 _E = Effect
 _DISCARD = (_E.RELEASE, _E.COUNT_FAILURE, _E.DISCARD)
 _CUT_SHORT = Transition(Empty, _DISCARD, reason="its creation was cut short")
-_OTHER_MACHINE = Ignored("a late message about an earlier machine")
-_TAKEN = Ignored("only an empty slot is given a machine")
-_NOTHING_WAITS = Ignored("nothing here waits for time")
+_ELSEWHERE: Sequence[tuple[Stimuli, Row]] = (
+    ((Decided,), Ignored("only an empty slot is given a machine")),
+    (
+        (*_CREATION, *_ANSWERS, Stopped, EndWritten, *_RELEASES),
+        Ignored("a late message about an earlier machine"),
+    ),
+)
+"""Rows of a phase that has none of its own for these stimuli."""
+_AFTER_THE_END: Sequence[tuple[Stimuli, Row]] = (
+    ((Released, ListedAbsent), Transition(Empty, (_E.COUNT_RELEASE, _E.GIVE_BACK_SCRATCH))),
+    ((ReleaseFailed,), Transition(None, (_E.COUNT_RELEASE,))),
+    (_PRESENT, Transition(None, (_E.RELEASE,))),
+    ((Stopped, *_PEOPLE, *_ANSWERS), Ignored("it has ended")),
+    ((EndWritten,), Ignored("its end is on disk")),
+)
+"""Rows of a slot whose machine is accounted for and not yet released."""
 
 
 def _rows(phase: type[Phase], *rows: tuple[Stimuli | type[Stimulus], Row]) -> Mapping[Any, Row]:
@@ -137,6 +149,8 @@ def _rows(phase: type[Phase], *rows: tuple[Stimuli | type[Stimulus], Row]) -> Ma
         for stimulus in stimuli if isinstance(stimuli, Sequence) else (stimuli,):
             assert (phase, stimulus) not in table, f"two rows for {phase.__name__}, {stimulus.__name__}"
             table[phase, stimulus] = row
+    for stimuli, row in _ELSEWHERE:
+        table.update({(phase, each): row for each in stimuli if (phase, each) not in table})
     return table
 
 
@@ -147,13 +161,8 @@ TRANSITIONS: Mapping[tuple[type[Phase], type[Stimulus]], Row] = {
         (_PRESENT, Transition(Releasing, (_E.RELEASE,))),
         (ListedAbsent, Transition(None, (_E.GIVE_BACK_SCRATCH,))),
         (EngineReplaced, Transition(Empty)),
-        (_CREATION, _OTHER_MACHINE),
-        (_ANSWERS, _OTHER_MACHINE),
-        (Stopped, _OTHER_MACHINE),
-        (_RELEASES, _OTHER_MACHINE),
-        (EndWritten, _OTHER_MACHINE),
         (_PEOPLE, Ignored("the machine has ended")),
-        (Time, _NOTHING_WAITS),
+        (Time, Ignored("nothing here waits for time")),
     ),
     **_rows(
         Preparing,
@@ -169,13 +178,8 @@ TRANSITIONS: Mapping[tuple[type[Phase], type[Stimulus]], Row] = {
                 reason=f"its user_data was not there after {CONTEXT_SECONDS:.0f} s",
             ),
         ),
-        (Decided, _TAKEN),
         (DirectoryFailed, Ignored("its directory isn't begun before its context is ready")),
-        (_ANSWERS, _OTHER_MACHINE),
         (_LISTINGS, Ignored("what an engine still has of the slot's last machine is removed as an orphan")),
-        (Stopped, _OTHER_MACHINE),
-        (_RELEASES, _OTHER_MACHINE),
-        (EndWritten, _OTHER_MACHINE),
         (_PEOPLE, Ignored("people can't name a machine that isn't on disk")),
         (EngineReplaced, Ignored("the engine hasn't been asked for anything yet")),
     ),
@@ -184,16 +188,10 @@ TRANSITIONS: Mapping[tuple[type[Phase], type[Stimulus]], Row] = {
         (DirectoryFailed, Transition(Empty, (_E.COUNT_FAILURE,))),
         (Started, Transition(Running, (_E.WRITE_STARTED, _E.COUNT_CREATION, _E.LOOK))),
         (StartFailed, Transition(Empty, _DISCARD)),
-        (StartUnknown, Transition(Uncertain, (_E.LOOK,))),
-        (EngineReplaced, Transition(Uncertain, (_E.LOOK,))),
+        ((StartUnknown, EngineReplaced), Transition(Uncertain, (_E.LOOK,))),
         (EndLowered, Transition(None, (_E.LOWER_END,))),
         (StopOrdered, Ignored("the request stays on disk until the engine has answered")),
-        (Decided, _TAKEN),
-        ((ContextReady, NotWanted, ContextFailed), _OTHER_MACHINE),
         (_LISTINGS, Ignored("the engine's answer to the request decides")),
-        (Stopped, _OTHER_MACHINE),
-        (_RELEASES, _OTHER_MACHINE),
-        (EndWritten, _OTHER_MACHINE),
         (Time, Ignored("the engine's thread has a deadline for the request")),
     ),
     **_rows(
@@ -205,11 +203,6 @@ TRANSITIONS: Mapping[tuple[type[Phase], type[Stimulus]], Row] = {
         (EngineReplaced, Transition(Uncertain, (_E.LOOK,))),
         (StopOrdered, Ignored("the request stays on disk until a listing shows the machine")),
         (_ANSWERS, Ignored("an answer that came too late: the next listing decides")),
-        (Decided, _TAKEN),
-        (_CREATION, _OTHER_MACHINE),
-        (Stopped, _OTHER_MACHINE),
-        (_RELEASES, _OTHER_MACHINE),
-        (EndWritten, _OTHER_MACHINE),
         (Time, Ignored("each cycle asks for a listing")),
     ),
     **_rows(
@@ -221,10 +214,6 @@ TRANSITIONS: Mapping[tuple[type[Phase], type[Stimulus]], Row] = {
         (EngineReplaced, Transition(Running, (_E.LOOK,))),
         (_ANSWERS, Ignored("it is known to run")),
         (Stopped, Ignored("a listing shows its end")),
-        (Decided, _TAKEN),
-        (_CREATION, _OTHER_MACHINE),
-        (_RELEASES, _OTHER_MACHINE),
-        (EndWritten, _OTHER_MACHINE),
         (Time, Ignored("rules that depend on time order a stop")),
     ),
     **_rows(
@@ -236,50 +225,24 @@ TRANSITIONS: Mapping[tuple[type[Phase], type[Stimulus]], Row] = {
         (EngineReplaced, Transition(Stopping, (_E.STOP,))),
         (_PEOPLE, Ignored("it is being stopped")),
         (_ANSWERS, Ignored("it is known to run")),
-        (Decided, _TAKEN),
-        (_CREATION, _OTHER_MACHINE),
-        (_RELEASES, _OTHER_MACHINE),
-        (EndWritten, _OTHER_MACHINE),
     ),
     **_rows(
         Ended,
         (EndWritten, Transition(Releasing, (_E.REMEMBER_END, _E.RELEASE))),
         (Time, Transition(Ended, (_E.ACCOUNT,), after_seconds=ACCOUNT_AGAIN_SECONDS)),
-        (_LISTINGS, Ignored("its end has been seen and has to be written first")),
-        (Stopped, Ignored("it has ended")),
-        (_PEOPLE, Ignored("it has ended")),
-        (_ANSWERS, Ignored("it has ended")),
-        (Decided, _TAKEN),
-        (_CREATION, _OTHER_MACHINE),
-        (_RELEASES, _OTHER_MACHINE),
-        (EngineReplaced, Ignored("its end has been seen and has to be written first")),
+        ((*_LISTINGS, EngineReplaced), Ignored("its end has been seen and has to be written first")),
+        ((Stopped, *_PEOPLE, *_ANSWERS), Ignored("it has ended")),
     ),
     **_rows(
         Releasing,
-        ((Released, ListedAbsent), Transition(Empty, (_E.COUNT_RELEASE, _E.GIVE_BACK_SCRATCH))),
-        (ReleaseFailed, Transition(None, (_E.COUNT_RELEASE_FAILURE,))),
-        (_PRESENT, Transition(None, (_E.RELEASE,))),
+        *_AFTER_THE_END,
         (Time, Transition(Stuck, (_E.REPORT_STUCK,), after_seconds=STUCK_SECONDS)),
         (EngineReplaced, Transition(Releasing, (_E.RELEASE,))),
-        (Stopped, Ignored("it has ended")),
-        (_PEOPLE, Ignored("it has ended")),
-        (_ANSWERS, Ignored("it has ended")),
-        (EndWritten, Ignored("its end is on disk")),
-        (Decided, _TAKEN),
-        (_CREATION, _OTHER_MACHINE),
     ),
     **_rows(
         Stuck,
-        ((Released, ListedAbsent), Transition(Empty, (_E.COUNT_RELEASE, _E.GIVE_BACK_SCRATCH))),
-        (ReleaseFailed, Transition(None, (_E.COUNT_RELEASE_FAILURE,))),
-        (_PRESENT, Transition(None, (_E.RELEASE,))),
+        *_AFTER_THE_END,
         (EngineReplaced, Transition(Stuck, (_E.RELEASE,))),
-        (Stopped, Ignored("it has ended")),
-        (_PEOPLE, Ignored("it has ended")),
-        (_ANSWERS, Ignored("it has ended")),
-        (EndWritten, Ignored("its end is on disk")),
-        (Decided, _TAKEN),
-        (_CREATION, _OTHER_MACHINE),
         (Time, Ignored("each listing that shows it asks the engine again")),
     ),
     **_rows(

@@ -26,34 +26,30 @@ def decimal(value: float) -> str:
     return text + "0" if text.endswith(".") else text
 
 
-def machinefeatures(settings: Settings, processors: int, shutdown_time: int) -> dict[str, str]:
-    """Return the keys of $MACHINEFEATURES; shutdown_time is in Unix seconds."""
-    keys = dict(settings.machinefeatures_options)
-    keys.update(
-        total_cpu=str(processors),
-        phys_cores=str(processors),
-        log_cores=str(processors),
-        jobslots="1",
-        shutdowntime=str(shutdown_time),
-        grace_secs=str(settings.grace_secs),
-    )
-    if settings.hs06_per_processor:
-        keys["hs06"] = decimal(settings.hs06_per_processor * processors)
-    if settings.hepscore23_per_processor:
-        keys["hepscore23"] = decimal(settings.hepscore23_per_processor * processors)
-    return keys
+def machinefeatures(settings: Settings, machine: Machine) -> dict[str, str]:
+    """Return the keys of $MACHINEFEATURES."""
+    processors = str(machine.processors)
+    return {
+        **settings.machinefeatures_options,
+        "total_cpu": processors,
+        "phys_cores": processors,
+        "log_cores": processors,
+        "jobslots": "1",
+        "shutdowntime": str(machine.shutdown_time),
+        "grace_secs": str(settings.grace_secs),
+        **_benchmarks(settings, machine, ""),
+    }
 
 
-def jobfeatures(
-    settings: Settings, processors: int, *, uuid: str, start_time: int, shutdown_time: int
-) -> dict[str, str]:
-    """Return the keys of $JOBFEATURES; times are in Unix seconds."""
-    wall_seconds = max(0, shutdown_time - start_time)
+def jobfeatures(settings: Settings, machine: Machine) -> dict[str, str]:
+    """Return the keys of $JOBFEATURES; its start is its creation."""
+    processors = machine.processors
+    wall_seconds = max(0, machine.shutdown_time - machine.created_time)
     memory_bytes = settings.mb_per_processor * processors * _MIB
-    keys = {
-        "job_id": uuid,
-        "jobstart_secs": str(start_time),
-        "shutdowntime_job": str(shutdown_time),
+    return {
+        "job_id": machine.uuid,
+        "jobstart_secs": str(machine.created_time),
+        "shutdowntime_job": str(machine.shutdown_time),
         "grace_secs_job": str(settings.grace_secs),
         "allocated_cpu": str(processors),
         "cpu_limit_secs": str(wall_seconds * processors),
@@ -64,12 +60,13 @@ def jobfeatures(
         "cpu_limit_secs_lrms": str(wall_seconds * processors),
         "wall_limit_secs_lrms": str(wall_seconds),
         "mem_limit_MB": str(memory_bytes // 1_000_000),
+        **_benchmarks(settings, machine, "_job"),
     }
-    if settings.hs06_per_processor:
-        keys["hs06_job"] = decimal(settings.hs06_per_processor * processors)
-    if settings.hepscore23_per_processor:
-        keys["hepscore23_job"] = decimal(settings.hepscore23_per_processor * processors)
-    return keys
+
+
+def _benchmarks(settings: Settings, machine: Machine, suffix: str) -> dict[str, str]:
+    levels = {"hs06": settings.hs06_per_processor, "hepscore23": settings.hepscore23_per_processor}
+    return {name + suffix: decimal(level * machine.processors) for name, level in levels.items() if level}
 
 
 @dataclass(frozen=True)
@@ -155,20 +152,8 @@ def _fill(building: Path, machine: Machine, settings: Settings, user_data: bytes
     writable = 0o1777 if access.any_user else 0o755
     for own in ("joboutputs", "mnt"):
         files.make_directory(building / own, mode=writable, owner=access.owner)
-    _write_features(
-        building / "machinefeatures",
-        machinefeatures(settings, machine.processors, machine.shutdown_time),
-    )
-    _write_features(
-        building / "jobfeatures",
-        jobfeatures(
-            settings,
-            machine.processors,
-            uuid=machine.uuid,
-            start_time=machine.created_time,
-            shutdown_time=machine.shutdown_time,
-        ),
-    )
+    _write_features(building / "machinefeatures", machinefeatures(settings, machine))
+    _write_features(building / "jobfeatures", jobfeatures(settings, machine))
     files.write_new(
         building / "user_data",
         user_data,

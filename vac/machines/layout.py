@@ -100,15 +100,14 @@ class StateDir:
         self.apel_outgoing = root / "apel-outgoing"
         self.space_census = root / "space-census"
         self.requests = root / "requests"
+        self.remove_unknown = self.requests / "remove-unknown"
+        """Made by people: machines of this factory's name that this directory never knew may be removed."""
         self.tmp = root / "tmp"
         self.counts = root / "counts"
         self.factory_error = root / "factory-error"
         self.version = root / "VERSION"
         self.status = root / "status.json"
-        self.census_updated = root / "census-updated"
-        self.gocdb_updated = root / "gocdb-updated"
         self.space_catalogue = root / "space-catalogue.json"
-        self.factory_version_logged = root / "factory-version-logged"
         self.reserve = root / "reserve"
         self.identity = root / "identity.json"
         self.share_ledger = root / "share-ledger.json"
@@ -245,14 +244,16 @@ def _failure_of(command: list[str | Path]) -> str | None:
 @contextlib.contextmanager
 def lock_name(factory_name: str) -> Iterator[None]:
     """Hold the lock that makes this the only factory process of that name on this host: two would take each other's
-    machines for their own.
+    machines for their own. Its file goes at the end.
 
     Raises StateDirBusy if another process holds it.
     """
-    with _locked(
-        RUN_DIRECTORY / f"vac-{factory_name}.pid", f"factory {factory_name}", "another factory_name"
-    ):
-        yield
+    path = RUN_DIRECTORY / f"vac-{factory_name}.pid"
+    with _locked(path, f"factory {factory_name}", "another factory_name"):
+        try:
+            yield
+        finally:
+            path.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
@@ -262,6 +263,8 @@ def _locked(path: Path, subject: str, instead: str) -> Iterator[None]:
     try:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if not os.fstat(descriptor).st_nlink:
+                raise BlockingIOError(errno.EAGAIN, "its holder, which ends just now, has removed it")
         except OSError as error:
             if error.errno not in (errno.EAGAIN, errno.EACCES):
                 raise

@@ -6,12 +6,14 @@ moment by that clock; usage.json has how long it had run when it was last seen a
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from vac.clock import Moment
 from vac.config.machinetype import Machinetype
@@ -19,7 +21,7 @@ from vac.config.settings import Settings
 from vac.drivers.base import LeftProcess, Usage
 from vac.machines import files
 from vac.machines.layout import StateDir, parse_directory_name
-from vac.machines.retained import RetainedOptions, from_json, standing_in
+from vac.machines.retained import RetainedOptions, from_json, retained_options
 
 SAMPLE_SECONDS = 30.0
 """Recent CPU use is measured over at least so long."""
@@ -29,6 +31,7 @@ CLOCK_TOLERANCE_SECONDS = 2.0
 """Smaller differences between the clocks are drift, not steps."""
 MOST_SIGNS = 1000
 """So many of a machine's files are looked at for a sign of life."""
+_MIB = 1024 * 1024
 _INTEGERS = ("memory_bytes", "peak_memory_bytes", "network_received_bytes", "network_sent_bytes")
 """Of what usage.json holds; named as in Usage."""
 _ENDS = ("exit_code", "signal")
@@ -103,15 +106,11 @@ class Machine:
         """Return the seconds since its start; 0.0 if it hasn't started."""
         if self.started_time is None:
             return 0.0
-        if self.started_boot is not None and self.started_boot[0] == now.boot_id:
-            return max(0.0, now.boot - self.started_boot[1])
-        return max(0.0, now.unix - self.started_time)
+        return _since(self.started_time, self.started_boot, now)
 
     def age_of_creation(self, now: Moment) -> float:
         """Return the seconds since its directory was made."""
-        if self.created_boot is not None and self.created_boot[0] == now.boot_id:
-            return max(0.0, now.boot - self.created_boot[1])
-        return max(0.0, now.unix - self.created_time)
+        return _since(self.created_time, self.created_boot, now)
 
     def clock_step(self, now: Moment) -> float:
         """Return how far people's clock has been set forward since its start, seconds."""
@@ -130,6 +129,12 @@ class Machine:
         return per_processor * self.processors
 
 
+def _since(unix: float, boot: tuple[str, float] | None, now: Moment) -> float:
+    """Return the seconds since a moment of which both clocks may be known; they must not be negative."""
+    seconds = now.boot - boot[1] if boot is not None and boot[0] == now.boot_id else now.unix - unix
+    return max(0.0, seconds)
+
+
 def load(
     directory: Path,
     *,
@@ -139,29 +144,26 @@ def load(
 ) -> Machine | None:
     """Return the machine of a directory; None if that isn't one.
 
-    model is what its slot says. The configuration stands in where a classic factory's directory has no
-    machinetype.json; without one such a machine's options have an empty vac_space.
+    model is what its slot says. Where a classic factory's directory has no machinetype.json, its Machine/Job Features
+    and the configuration stand in; without one such a machine's options have an empty vac_space.
     """
     name = parse_directory_name(directory.name)
     if name is None or not directory.is_dir():
         return None
     features = {key: _text(directory / "jobfeatures" / key) or "" for key in _JOBFEATURES}
-    processors = (
-        _integer(features["allocated_cpu"])
-        or _integer(_text(directory / "machinefeatures" / "total_cpu"))
-        or 1
-    )
+    total_cpu = _text(directory / "machinefeatures" / "total_cpu")
+    processors = _integer(features["allocated_cpu"]) or _integer(total_cpu) or 1
     fqan = _text(directory / "accounting_fqan") or None
-    stand_in = standing_in(
-        (machinetypes or {}).get(name.machinetype),
-        settings,
-        model=model,
-        fqan=fqan,
-        processors=processors,
-        features={key: value for key, value in features.items() if value},
+    machinetype = (machinetypes or {}).get(name.machinetype) or Machinetype(name="")
+    options = retained_options(machinetype, settings or Settings())
+    options = dataclasses.replace(
+        options,
+        accounting_fqan=fqan,
+        machine_model=model or options.machine_model,
+        **_told(features, processors),
     )
     kept = _content(directory / "machinetype.json")
-    options = stand_in if kept is None else from_json(kept, stand_in)
+    options = options if kept is None else from_json(kept, options)
     latest_shutdown = max(
         _integer(features["shutdowntime_job"]) or 0,
         _integer(_text(directory / "machinefeatures" / "shutdowntime")) or 0,
@@ -183,6 +185,18 @@ def load(
     )
     _load_usage(machine)
     return machine
+
+
+def _told(features: Mapping[str, str], processors: int) -> dict[str, Any]:
+    """Return options of which a machine's own jobfeatures tell: they come before the present configuration."""
+    numbers = {key: _float(text) for key, text in features.items()}
+    told: dict[str, Any] = {}
+    if memory_bytes := numbers["max_rss_bytes"]:
+        told["mb_per_processor"] = round(memory_bytes / _MIB / processors)
+    for name in ("hs06", "hepscore23") if features["job_id"] else ():
+        whole = numbers[f"{name}_job"]
+        told[f"{name}_per_processor"] = whole / processors if whole else None
+    return told
 
 
 def _load_usage(machine: Machine) -> None:
@@ -394,18 +408,16 @@ def left_process(machine: Machine, settings: Settings) -> LeftProcess | None:
     """
     file = machine.directory / "pid"
     pid, noted_time = _integer(_text(file)), _mtime(file)
-    if machine.finished or not machine.uuid or (machine.directory / "machinetype.json").exists():
+    ours = machine.model != "singularity" or (machine.directory / "machinetype.json").exists()
+    if ours or machine.finished or not machine.uuid or pid is None or noted_time is None:
         return None
-    if machine.model != "singularity" or pid is None or noted_time is None:
-        return None
-    user, memory_bytes = settings.singularity_user or "nobody", machine.options.mb_per_processor * 1024 * 1024
     return LeftProcess(
         machine.name,
         pid,
         noted_time,
-        user,
+        settings.singularity_user or "nobody",
         machine.processors,
-        memory_bytes * machine.processors,
+        machine.options.mb_per_processor * _MIB * machine.processors,
         machine.cpu_seconds,
     )
 

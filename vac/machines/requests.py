@@ -15,7 +15,6 @@ import os
 import re
 import signal
 from dataclasses import dataclass
-from pathlib import Path
 
 from vac.clock import Clock
 from vac.decoding import filled
@@ -97,16 +96,6 @@ def draining(state: StateDir, now: float) -> Drain | None:
         return Drain(now, None, f"the file requests/drain can't be read: {problem}")
     over = (order.until is not None and now >= order.until) or order.boot_id not in (None, Clock().boot_id)
     return None if over else order
-
-
-def remove_unknown_path(state: StateDir) -> Path:
-    """Return the file whose presence allows a factory to remove machines of its name that its state_dir never knew."""
-    return state.requests / "remove-unknown"
-
-
-def may_remove_unknown(state: StateDir) -> bool:
-    """Return True if somebody has made that file."""
-    return remove_unknown_path(state).exists()
 
 
 def running(state: StateDir) -> int | None:

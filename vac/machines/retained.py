@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,8 +15,6 @@ from vac.config.machinetype import Machinetype
 from vac.config.options import declared
 from vac.config.settings import Settings
 from vac.decoding import filled
-
-_MIB = 1024 * 1024
 
 
 @dataclass(frozen=True)
@@ -55,16 +52,8 @@ def retained_options(machinetype: Machinetype, settings: Settings) -> RetainedOp
         name: getattr(machinetype, name) for name, option in declared(Machinetype).items() if option.retained
     }
     kept["disk_gb_per_processor"] = kept["disk_gb_per_processor"] or settings.disk_gb_per_processor
-    return RetainedOptions(
-        **kept,
-        mb_per_processor=settings.mb_per_processor,
-        hs06_per_processor=settings.hs06_per_processor,
-        hepscore23_per_processor=settings.hepscore23_per_processor,
-        vac_space=settings.vac_space,
-        factory_name=settings.factory_name,
-        gocdb_sitename=settings.gocdb_sitename,
-        apel_record_version=settings.apel_record_version,
-    )
+    names = {field.name for field in dataclasses.fields(RetainedOptions)}
+    return RetainedOptions(**kept, **{name: getattr(settings, name) for name in names - kept.keys()})
 
 
 def to_json(options: RetainedOptions) -> bytes:
@@ -79,40 +68,3 @@ def from_json(content: bytes, stand_in: RetainedOptions) -> RetainedOptions:
         return filled(stand_in, json.loads(content))
     except ValueError:
         return stand_in
-
-
-def standing_in(
-    machinetype: Machinetype | None,
-    settings: Settings | None,
-    *,
-    model: str | None,
-    fqan: str | None,
-    processors: int,
-    features: Mapping[str, str],
-) -> RetainedOptions:
-    """Return options for a machine that has none in its directory.
-
-    model is its slot's, fqan that of its file accounting_fqan, features the machine's own jobfeatures: what
-    these say comes before the present configuration, and that before the defaults.
-    """
-    options = retained_options(machinetype or Machinetype(name=""), settings or Settings())
-    own: dict[str, Any] = {"accounting_fqan": fqan, "machine_model": model or options.machine_model}
-    memory_bytes = _number(features.get("max_rss_bytes"))
-    if memory_bytes:
-        own["mb_per_processor"] = round(memory_bytes / _MIB / processors)
-    if "job_id" in features:
-        own["hs06_per_processor"] = _per_processor(features.get("hs06_job"), processors)
-        own["hepscore23_per_processor"] = _per_processor(features.get("hepscore23_job"), processors)
-    return dataclasses.replace(options, **own)
-
-
-def _number(text: str | None) -> float | None:
-    try:
-        return float(text) if text else None
-    except ValueError:
-        return None
-
-
-def _per_processor(text: str | None, processors: int) -> float | None:
-    number = _number(text)
-    return number / processors if number else None

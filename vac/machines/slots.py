@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections import defaultdict
+from collections import Counter
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -109,77 +109,59 @@ class Found:
 def load_slots(state: StateDir, machinetypes: Mapping[str, Machinetype], settings: Settings | None) -> Found:
     """Read all slots and machines, and undo or complete what a crash left undone (see vac.lifecycle.recovery)."""
     found = Found()
+    named: dict[str, DirectoryName] = {}
     for path in sorted(state.slots.iterdir()):
-        load_slot(state, path.name, found, machinetypes, settings)
-    known = {machine.directory for machine, _ in found.slots.values()}
+        try:
+            slot = read_slot(path)
+        except OSError as error:
+            found.unreadable[path.name] = str(error)
+            continue
+        if slot is not None:
+            named[path.name] = slot.directory
+            _load(state, slot.directory, SlotFile.NAMES_IT, found, machinetypes, settings, slot.model)
+    known = set(named.values())
     for directory in reversed(_directories(state)):
-        if directory not in known:
-            _load_other(state, directory, found, machinetypes, settings)
+        parsed = parse_directory_name(directory.name)
+        if parsed is not None and parsed not in known:
+            taken = parsed.name in named or parsed.name in found.slots
+            slot_file = SlotFile.NAMES_ANOTHER if taken else SlotFile.MISSING
+            _load(state, parsed, slot_file, found, machinetypes, settings)
     return found
 
 
-def load_slot(
+def _load(
     state: StateDir,
-    name: str,
+    parsed: DirectoryName,
+    slot_file: SlotFile,
     found: Found,
     machinetypes: Mapping[str, Machinetype],
     settings: Settings | None,
+    model: str | None = None,
 ) -> None:
-    """Read one slot file and its machine into found."""
-    try:
-        slot = read_slot(state.slot(name))
-        if slot is None:
-            return
-        machine = load(
-            state.machine(slot.directory), model=slot.model, machinetypes=machinetypes, settings=settings
-        )
-        if machine is None:
-            return
-        _, phase = recover(
-            SlotFile.NAMES_IT, started=machine.started_time is not None, finished=machine.finished
-        )
-        assert phase is not None
-        if machine.finished:
-            note_finish(state, machine)
-        found.slots[name] = (machine, phase)
-    except OSError as error:
-        found.unreadable[name] = str(error)
-
-
-def _load_other(
-    state: StateDir,
-    directory: Path,
-    found: Found,
-    machinetypes: Mapping[str, Machinetype],
-    settings: Settings | None,
-) -> None:
-    """Recover a directory that no slot file names."""
-    parsed = parse_directory_name(directory.name)
-    assert parsed is not None
+    """Recover one directory; model is what its slot file says."""
+    directory = state.machine(parsed)
     if parsed.name in found.unreadable:
         return
     try:
-        taken = parsed.name in found.slots or read_slot(state.slot(parsed.name)) is not None
-        recovery, phase = recover(
-            SlotFile.NAMES_ANOTHER if taken else SlotFile.MISSING,
-            started=(directory / "started").exists(),
-            finished=(directory / "finished").exists(),
-        )
+        started, finished = (directory / "started").exists(), (directory / "finished").exists()
+        recovery, phase = recover(slot_file, started=started, finished=finished)
         if recovery is Recovery.DISCARD:
             log.warning("%s: discarded, its creation was not completed", directory.name)
             files.discard(directory, tmp=state.tmp)
-        if recovery not in (Recovery.ORPHAN, Recovery.WRITE_SLOT_FILE):
+        if recovery in (Recovery.DISCARD, Recovery.KEEP):
             return
-        machine = load(directory, machinetypes=machinetypes, settings=settings)
+        machine = load(directory, model=model, machinetypes=machinetypes, settings=settings)
         if machine is None:
             return
-        if recovery is Recovery.ORPHAN:
+        if recovery is Recovery.WRITE_SLOT_FILE:
+            log.warning("%s: its slot file was lost and is written again", directory.name)
+            write_slot(state, machine)
+        elif machine.finished:
+            note_finish(state, machine)
+        if phase is None:
             found.orphans.append(machine)
-            return
-        log.warning("%s: its slot file was lost and is written again", directory.name)
-        write_slot(state, machine)
-        assert phase is not None
-        found.slots[machine.name] = (machine, phase)
+        else:
+            found.slots[parsed.name] = (machine, phase)
     except OSError as error:
         log.warning("%s can't be read: %s", directory, error)
         if parsed.name not in found.slots:
@@ -273,13 +255,11 @@ MOST_ABORTED = 100
 _DAY_SECONDS = 86400.0
 
 
-@dataclass(frozen=True)
-class _Ended:
+class _Ended(NamedTuple):
     """Facts remembered of an ended machine's directory."""
 
-    created_time: int
     machinetype: str
-    ended_time: float
+    time: float
     """When `finished` was written; when it was created, if it has none because it never started."""
     aborted: bool
     """Or never started."""
@@ -300,65 +280,52 @@ class Expiry:
         machinetypes are those configured now: don't call it with a configuration that couldn't be read.
         occupied are the directories of machines that are starting or running.
         """
-        self._look(occupied, limit)
+        directories = _directories(self._state)
+        self._ended = {path: self._ended[path] for path in directories if path in self._ended}
+        new = [path for path in directories if path not in self._ended and path not in occupied][:limit]
+        for path in new:
+            try:
+                self._look(path)
+            except OSError as error:
+                log.warning("%s can't be read, or its scratch space removed: %s", path, error)
         removed = []
         for path in self._expired(machinetypes, now)[:limit]:
+            del self._ended[path]
             try:
                 files.discard(path, tmp=self._state.tmp)
+                removed.append(path)
             except OSError as error:
                 log.warning("%s can't be removed: %s", path, error)
-            else:
-                removed.append(path)
-            del self._ended[path]
         return removed
 
-    def _look(self, occupied: Collection[Path], limit: int) -> None:
-        """Forget what has vanished, read what is new."""
-        present = {path for path in self._state.machines.iterdir() if parse_directory_name(path.name)}
-        self._ended = {path: ended for path, ended in self._ended.items() if path in present}
-        new = sorted(present - self._ended.keys() - set(occupied))
-        for path in new[:limit]:
-            try:
-                ended = self._read(path)
-            except OSError as error:
-                log.warning("%s can't be read: %s", path, error)
-                continue
-            if ended is not None:
-                self._ended[path] = ended
-
-    def _read(self, path: Path) -> _Ended | None:
-        name = parse_directory_name(path.name)
+    def _look(self, path: Path) -> None:
+        """Read a directory that is new; discard the scratch space that another factory, perhaps a classic one, left."""
         machine = load(path)
-        if name is None or machine is None or (machine.started_time is not None and not machine.finished):
-            return None
-        finished = path / "finished"
-        ended_time = finished.stat().st_mtime if machine.finished else float(name.created_time)
-        if machine.finished:
-            self._empty(path)
+        if machine is None or (machine.started_time is not None and not machine.finished):
+            return
         aborted = machine.started_time is None or is_abort(outcome(machine).message)
-        return _Ended(name.created_time, name.machinetype, ended_time, aborted)
-
-    def _empty(self, path: Path) -> None:
-        """Discard the scratch space that another factory, perhaps a classic one, has left."""
-        try:
+        ended_time = (path / "finished").stat().st_mtime if machine.finished else float(machine.created_time)
+        self._ended[path] = _Ended(machine.machinetype, ended_time, aborted)
+        if machine.finished:
             discard_scratch(self._state, path)
-        except OSError as error:
-            log.warning("%s: its scratch space can't be removed: %s", path, error)
 
     def _expired(self, machinetypes: Mapping[str, Machinetype], now: float) -> list[Path]:
         """Return directories that are too old, and aborted ones beyond MOST_ABORTED; oldest first."""
-        expired = set()
-        aborted = defaultdict(list)
-        for path, ended in self._ended.items():
+        expired: list[Path] = []
+        aborted: Counter[str] = Counter()
+        for path in reversed(_directories(self._state)):
+            ended = self._ended.get(path)
+            if ended is None:
+                continue
             machinetype = machinetypes.get(ended.machinetype)
             days = UNCONFIGURED_DAYS if machinetype is None else machinetype.machines_dir_days
-            if days > 0 and now - ended.ended_time > days * _DAY_SECONDS:
-                expired.add(path)
+            if days > 0 and now - ended.time > days * _DAY_SECONDS:
+                expired.append(path)
             elif ended.aborted:
-                aborted[ended.machinetype].append((ended.created_time, path))
-        for paths in aborted.values():
-            expired.update(path for _, path in sorted(paths)[:-MOST_ABORTED])
-        return sorted(expired, key=lambda path: self._ended[path].created_time)
+                aborted[ended.machinetype] += 1
+                if aborted[ended.machinetype] > MOST_ABORTED:
+                    expired.append(path)
+        return expired[::-1]
 
 
 def remove_orphaned_slots(

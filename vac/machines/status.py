@@ -39,15 +39,15 @@ class ErrorKind(enum.Enum):
     DISK = "disk"
 
 
-def _write(state: StateDir, name: str, text: str) -> None:
+def write_text(state: StateDir, path: Path, text: str) -> None:
     """Write one of the small files; a failure is logged once."""
     try:
-        files.write_atomic(state.root / name, text.encode("utf-8", "replace"), tmp=state.tmp, sync=False)
+        files.write_atomic(path, text.encode("utf-8", "replace"), tmp=state.tmp, sync=False)
     except OSError as error:
         if error.errno not in files.NO_SPACE:
-            _changes.say(name, f"{state.root / name} can't be written: {error}", logging.WARNING)
+            _changes.say(path, f"{path} can't be written: {error}", logging.WARNING)
     else:
-        _changes.clear(name)
+        _changes.clear(path)
 
 
 def touch_heartbeat(state: StateDir, role: str, now: float) -> None:
@@ -75,11 +75,6 @@ def prepare_role(
         _changes.say(role, f"files of vacd-{role} can't be made: {error}", logging.WARNING)
 
 
-def write_version(state: StateDir, version: str) -> None:
-    """Write VERSION, which tools read as VERSION=…."""
-    _write(state, state.version.name, f"VERSION={version}\n")
-
-
 def write_counts(
     state: StateDir,
     running: int,
@@ -90,13 +85,13 @@ def write_counts(
 ) -> None:
     """Write counts: RUNNING SLOTS RUNNING_PROCESSORS TOTAL_PROCESSORS RUNNING_HS06."""
     text = f"{running} {slots} {running_processors} {total_processors} {running_hs06:.2f}\n"
-    _write(state, state.counts.name, text)
+    write_text(state, state.counts, text)
 
 
 def set_error(state: StateDir, kind: ErrorKind, text: str) -> None:
     """Keep the last error in factory-error: its first line, which check-vacd shows, and what it is about."""
     first = next((line.strip() for line in text.splitlines() if line.strip()), "unknown error")
-    _write(state, state.factory_error.name, f"{first}\n{kind.value}\n")
+    write_text(state, state.factory_error, f"{first}\n{kind.value}\n")
 
 
 def clear_error(state: StateDir, kind: ErrorKind) -> None:
@@ -109,17 +104,6 @@ def clear_error(state: StateDir, kind: ErrorKind) -> None:
     if about == kind.value or about not in {known.value for known in ErrorKind}:
         with contextlib.suppress(OSError):
             files.remove(state.factory_error)
-
-
-def write_share_ledger(state: StateDir, ledger: Mapping[str, object]) -> None:
-    """Keep what the scheduler has noted of shares over a restart."""
-    _write(state, state.share_ledger.name, json.dumps(ledger) + "\n")
-
-
-def write_identity(state: StateDir, identity: Mapping[str, str]) -> None:
-    """Keep factory_name and state_dir by which machines are made here."""
-    if files.read_json(state.identity) != identity:
-        _write(state, state.identity.name, json.dumps(identity) + "\n")
 
 
 FORMAT = 1
@@ -271,7 +255,7 @@ def configured(configuration: Configuration) -> Status:
 def write(state: StateDir, status: Status) -> None:
     """Write status.json, which `vac why`, metrics and the status page show; everybody can read it."""
     content = {"format": FORMAT, **dataclasses.asdict(status)}
-    _write(state, state.status.name, json.dumps(content, indent=1, sort_keys=True) + "\n")
+    write_text(state, state.status, json.dumps(content, indent=1, sort_keys=True) + "\n")
 
 
 def read(state: StateDir) -> Status | None:

@@ -22,15 +22,14 @@ from tests.unit.state_dirs import (
     running_machine,
     settings_of,
 )
-from vac.accounting import records
-from vac.accounting import sync as sync_module
-from vac.accounting.records import JobRecord, file_name, job_record, job_text, message_fields
-from vac.accounting.sync import bundle, default_month, month_bounds, republish, sync
-from vac.accounting.usage import service_levels
+from vac.accounting import archive, records
+from vac.accounting.archive import bundle, default_month, month_bounds, republish, service_levels, sync
+from vac.accounting.records import file_name, job_record, message_fields
 from vac.config.settings import Settings
 from vac.machines.creation import decimal
 from vac.machines.layout import StateDir
-from vac.machines.machine import Machine, load
+from vac.machines.machine import Machine, end_time, load
+from vac.machines.retained import retained_options
 
 EXAMPLE = """\
 APEL-individual-job-message: v0.3
@@ -60,11 +59,11 @@ ServiceLevel: 10.0
 def fields_of(tmp_path: Path, settings: dict[str, Any] | None = None, **changes: Any) -> dict[str, str]:
     state = new_state(tmp_path)
     machine = running_machine(state, settings=settings_of(state, **(settings or {})), **changes)
-    return message_fields(job_text(job_record(machine)))
+    return message_fields(job_record(machine))
 
 
 def test_a_record_is_exactly_what_apel_wants(tmp_path: Path) -> None:
-    assert job_text(job_record(running_machine(new_state(tmp_path)))) == EXAMPLE
+    assert job_record(running_machine(new_state(tmp_path))) == EXAMPLE
 
 
 @pytest.mark.parametrize(
@@ -89,12 +88,12 @@ def test_records_of_version_04_have_both_benchmarks(tmp_path: Path) -> None:
     state = new_state(tmp_path)
     settings = settings_of(state, hepscore23_per_processor=12.5, apel_record_version="0.4")
     machine = running_machine(state, settings=settings)
-    text = job_text(job_record(machine))
+    text = job_record(machine)
     assert text == EXAMPLE.replace("v0.3", "v0.4").replace(
         "ServiceLevelType: HEPSPEC\nServiceLevel: 10.0\n", "ServiceLevel: {HEPscore23: 12.5, HEPSPEC: 10.0}\n"
     )
     again = load(machine.directory)
-    assert again is not None and job_text(job_record(again)) == text, "whatever is configured now"
+    assert again is not None and job_record(again) == text, "whatever is configured now"
 
 
 def test_without_a_gocdb_sitename_the_spaces_domain_is_the_site(tmp_path: Path) -> None:
@@ -121,17 +120,17 @@ def test_unknown_memory_is_what_was_allocated(
 ) -> None:
     machine = running_machine(new_state(tmp_path))
     machine.peak_memory_bytes = peak_bytes
-    record = job_record(machine)
-    assert (record.memory_real, record.memory_virtual) == (real, virtual)
+    fields = message_fields(job_record(machine))
+    assert (fields["MemoryReal"], fields["MemoryVirtual"]) == (str(real), str(virtual))
 
 
 def test_measured_peak_memory_is_reported(tmp_path: Path) -> None:
     machine = running_machine(new_state(tmp_path))
     machine.peak_memory_bytes = 3 * 1024**3
-    fields = message_fields(job_text(job_record(machine)))
+    fields = message_fields(job_record(machine))
     assert (fields["MemoryReal"], fields["MemoryVirtual"]) == ("3145728", "3145728")
     machine.peak_memory_bytes = 1024**3
-    fields = message_fields(job_text(job_record(machine)))
+    fields = message_fields(job_record(machine))
     assert (fields["MemoryReal"], fields["MemoryVirtual"]) == ("1048576", "2097152")
 
 
@@ -142,41 +141,68 @@ def test_a_long_machinetype_name_fits_the_receivers_column(tmp_path: Path) -> No
 def test_a_machine_without_job_id_has_an_identity(tmp_path: Path) -> None:
     machine = running_machine(new_state(tmp_path))
     machine.uuid = ""
-    assert job_record(machine).local_job_id == machine.directory.name
+    assert message_fields(job_record(machine))["LocalJobId"] == machine.directory.name
 
 
 TEXTS = st.text(st.characters(min_codepoint=32, max_codepoint=126), max_size=30).map(str.strip)
-NUMBERS = st.integers(0, 2**40)
+LEVELS = st.floats(0.001, 1000)
 
 
-LEVELS = st.floats(0.001, 1000).map(decimal)
-BOTH = st.builds(lambda one, two: (("HEPscore23", one), ("HEPSPEC", two)), LEVELS, LEVELS)
-SINGLE = LEVELS.map(lambda level: (("HEPSPEC", level),))
-
-
-@given(
-    st.builds(JobRecord, *[TEXTS] * 6, st.none() | TEXTS, *[NUMBERS] * 7, SINGLE, st.just("0.3"))
-    | st.builds(JobRecord, *[TEXTS] * 6, st.none() | TEXTS, *[NUMBERS] * 7, BOTH | SINGLE, st.just("0.4"))
-)
-def test_a_record_can_be_read_back(record: JobRecord) -> None:
-    fields = message_fields(job_text(record))
-    assert (fields["Site"], fields["SubmitHost"], fields["LocalJobId"], fields["Queue"]) == (
-        record.site,
-        record.submit_host,
-        record.local_job_id,
-        record.queue,
+def ended(texts: st.SearchStrategy[str]) -> st.SearchStrategy[Machine]:
+    """Return machines that have ended, with such texts."""
+    options = st.builds(
+        lambda **changes: dataclasses.replace(retained_options(machinetype_of(), Settings()), **changes),
+        gocdb_sitename=texts,
+        vac_space=texts,
+        factory_name=texts,
+        mb_per_processor=st.integers(1, 2**20),
+        hs06_per_processor=st.none() | LEVELS,
+        hepscore23_per_processor=st.none() | LEVELS,
+        apel_record_version=st.sampled_from(["0.3", "0.4"]),
     )
-    assert fields.get("FQAN") == (record.fqan or None)
-    assert int(fields["EndTime"]) == record.end_time
-    assert service_levels(fields) == {name: float(level) for name, level in record.service_levels}
+    return st.builds(
+        Machine,
+        directory=st.just(Path("/x/1_lhcb-prod_node1")),
+        created_time=st.just(CREATED),
+        machinetype=texts,
+        name=texts,
+        uuid=texts,
+        processors=st.integers(1, 1024),
+        options=options,
+        shutdown_time=st.just(CREATED),
+        started_time=st.floats(0, 2**40),
+        alive_seconds=st.floats(0, 2**40),
+        cpu_seconds=st.floats(0, 2**40),
+        peak_memory_bytes=st.none() | st.integers(0, 2**60),
+        fqan=st.none() | texts,
+    )
 
 
-@given(st.builds(JobRecord, *[st.text(max_size=20)] * 6, st.none() | st.text(), *[NUMBERS] * 7, SINGLE))
-def test_whatever_is_in_it_a_record_is_ascii_and_has_its_lines(record: JobRecord) -> None:
-    text = job_text(record)
+@given(ended(TEXTS))
+def test_a_record_can_be_read_back(machine: Machine) -> None:
+    fields, options = message_fields(job_record(machine)), machine.options
+    assert (fields["Site"], fields["SubmitHost"], fields["LocalJobId"], fields["Queue"]) == (
+        options.site.strip(),
+        f"{options.vac_space}/vac-{options.factory_name}",
+        machine.uuid or machine.directory.name,
+        machine.machinetype,
+    )
+    assert fields.get("FQAN") == (machine.fqan or None)
+    assert int(fields["EndTime"]) == int(end_time(machine))
+    known = {"HEPscore23": options.hepscore23_per_processor, "HEPSPEC": options.hs06_per_processor}
+    levels = {name: float(decimal(level)) for name, level in known.items() if level} or {"HEPSPEC": 1.0}
+    if options.apel_record_version == "0.3":
+        levels = dict(list(levels.items())[:1])
+    assert service_levels(fields) == levels
+
+
+@given(ended(st.text(max_size=20)))
+def test_whatever_is_in_it_a_record_is_ascii_and_has_its_lines(machine: Machine) -> None:
+    text = job_record(machine)
     assert text.isascii()
     lines = text.split("\n")
-    assert len(lines) == (22 if record.fqan else 21)
+    expected = 21 + bool(machine.fqan) - (machine.options.apel_record_version == "0.4")
+    assert len(lines) == expected
     assert lines[-2:] == ["%%", ""]
 
 
@@ -188,14 +214,14 @@ def test_names_are_fourteen_hex_digits(moment: int, identity: str) -> None:
 def test_names_and_days_are_those_of_the_end_in_utc(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TZ", "Pacific/Kiritimati")
     state = new_state(tmp_path)
-    path = records.archive(state, job_record(running_machine(state)))
+    path = records.archive(state, running_machine(state))
     assert (path.parent.name, path.name[:6]) == ("20261121", "014421")
     assert path.read_text() == EXAMPLE
 
 
-def other(machine: Machine, uuid: str) -> JobRecord:
+def other(machine: Machine, uuid: str) -> Machine:
     machine.uuid = uuid
-    return job_record(machine)
+    return machine
 
 
 def test_records_of_machines_that_end_together_differ(tmp_path: Path) -> None:
@@ -208,9 +234,9 @@ def test_records_of_machines_that_end_together_differ(tmp_path: Path) -> None:
 def test_an_archived_record_is_never_rewritten(tmp_path: Path) -> None:
     state = new_state(tmp_path)
     machine = running_machine(state)
-    path = records.archive(state, job_record(machine))
+    path = records.archive(state, machine)
     machine.cpu_seconds += 1000
-    assert records.archive(state, job_record(machine)) == path
+    assert records.archive(state, machine) == path
     assert path.read_text() == EXAMPLE
 
 
@@ -256,7 +282,7 @@ def test_messages_belong_to_the_owner_of_the_queue(tmp_path: Path, monkeypatch: 
 def test_memory_is_at_most_what_the_receiver_can_store(tmp_path: Path) -> None:
     machine = running_machine(new_state(tmp_path))
     machine.peak_memory_bytes = 5 * 1024**4
-    fields = message_fields(job_text(job_record(machine)))
+    fields = message_fields(job_record(machine))
     assert (fields["MemoryReal"], fields["MemoryVirtual"]) == ("2147483647", "2147483647")
 
 
@@ -288,7 +314,7 @@ def state(tmp_path: Path) -> StateDir:
     for number, end in enumerate(NOVEMBER + OTHER_MONTHS):
         machine.started_time, machine.alive_seconds = end - 7200, 7200.0
         machine.uuid = f"job-{number}"
-        records.archive(made, job_record(machine))
+        records.archive(made, machine)
     return made
 
 
@@ -321,8 +347,7 @@ def test_without_months_the_default_month_is_sent(state: StateDir) -> None:
 def test_several_months_and_hosts_have_a_record_each(state: StateDir) -> None:
     machine = running_machine(state)
     machine.started_time, machine.alive_seconds = NOVEMBER[1] - 7200, 7200.0
-    record = job_record(machine)
-    text = records.job_text(record).replace("UKI-TEST-SITE", "UKI-OTHER-SITE")
+    text = job_record(machine).replace("UKI-TEST-SITE", "UKI-OTHER-SITE")
     (state.apel_archive / "20261115" / ("a" * 14)).write_text(text)
     done = sync(state, ["202610", "202611"], NOW)
     found = [message_fields(path.read_text()) for path in sent(state)]
@@ -389,15 +414,16 @@ def test_december_ends_with_the_year() -> None:
 def test_waiting_records_are_bundled_without_losing_any(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sync_module, "MOST_RECORDS", 10)
+    monkeypatch.setattr(archive, "MOST_RECORDS", 10)
     state = new_state(tmp_path)
-    record = job_record(running_machine(state))
+    machine = running_machine(state)
     want = set()
     for number in range(25):
         version = "0.4" if number % 5 == 0 else "0.3"
-        one = dataclasses.replace(record, local_job_id=f"job {number}", version=version)
-        want.add((version, one.local_job_id))
-        records.send(state, "20261121", file_name(number, one.local_job_id), job_text(one))
+        machine.uuid = f"job {number}"
+        machine.options = dataclasses.replace(machine.options, apel_record_version=version)
+        want.add((version, machine.uuid))
+        records.send(state, "20261121", file_name(number, machine.uuid), job_record(machine))
     sync_text = "APEL-sync-message: v0.1\nSite: x\n%%\n"
     other = records.send(state, "20261121", file_name(99, "sync"), sync_text)
     (state.apel_outgoing / "20261121" / "120000ab.lck").touch()

@@ -12,11 +12,11 @@ import pytest
 
 from tests.unit.state_dirs import ENDED, new_state, running_machine
 from vac.accounting import records
-from vac.accounting.records import JobRecord, job_record
-from vac.accounting.usage import Usage, usage
+from vac.accounting.archive import Archived, Usage, usage
 from vac.cli.main import main
 from vac.machines import status as statuses
 from vac.machines.layout import StateDir
+from vac.machines.machine import Machine, end_time
 from vac.machines.status import Status, TypeFacts
 
 DAY = 86400
@@ -37,12 +37,12 @@ def state(tmp_path: Path) -> StateDir:
     return state
 
 
-def write(state: StateDir, record: JobRecord) -> None:
-    """Archive a record, as quickly as thousands need."""
-    directory = state.apel_archive / records.day_name(record.end_time)
+def write(state: StateDir, machine: Machine) -> None:
+    """Archive a machine's record, as quickly as thousands need."""
+    end = int(end_time(machine))
+    directory = state.apel_archive / records.day_name(end)
     directory.mkdir(exist_ok=True)
-    name = records.file_name(record.end_time, record.local_job_id)
-    (directory / name).write_text(records.job_text(record))
+    (directory / records.file_name(end, machine.uuid)).write_text(records.job_record(machine))
 
 
 def told(state: StateDir, capsys: pytest.CaptureFixture[str], *words: str) -> dict[str, dict[str, float]]:
@@ -55,31 +55,27 @@ def test_usage_is_the_sum_of_thousands_of_records(
     state: StateDir, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("time.time", lambda: float(ENDED))
-    example, rng = job_record(running_machine(state)), random.Random(1)
+    machine, rng = running_machine(state), random.Random(1)
+    options = (
+        dataclasses.replace(machine.options, hs06_per_processor=10.0),
+        dataclasses.replace(machine.options, hepscore23_per_processor=12.5, apel_record_version="0.4"),
+    )
     sums: dict[str, Counter[str]] = {"lhcb": Counter(), "atlas": Counter(), "gone": Counter()}
     for number in range(MANY):
         kind = rng.choice(list(sums))
         wall, processors, days = rng.randint(0, 90000), rng.choice((1, 1, 8)), rng.uniform(0, 60)
-        levels = (("HEPscore23", "12.5"), ("HEPSPEC", "10.0"))
-        record = dataclasses.replace(
-            example,
-            local_job_id=str(number),
-            queue=kind,
-            fqan=None if kind == "gone" else f"/{kind}/prod",
-            wall_duration=wall,
-            cpu_duration=wall * processors // 2,
-            processors=processors,
-            end_time=int(ENDED - days * DAY),
-            service_levels=levels if number % 2 else levels[1:],
-            version="0.4" if number % 2 else "0.3",
-        )
-        write(state, record)
+        machine.uuid, machine.machinetype = str(number), kind
+        machine.fqan = None if kind == "gone" else f"/{kind}/prod"
+        machine.started_time, machine.alive_seconds = float(int(ENDED - days * DAY) - wall), float(wall)
+        machine.cpu_seconds, machine.processors = wall * processors // 2, processors
+        machine.options = options[number % 2]
+        write(state, machine)
         if days <= 30:
             sums[kind] += Counter(
                 n=1,
                 wall=wall,
                 core=wall * processors,
-                cpu=record.cpu_duration,
+                cpu=wall * processors // 2,
                 both=number % 2 * wall * processors,
             )
     (state.apel_archive / "20261101").mkdir(exist_ok=True)
@@ -114,7 +110,7 @@ def test_usage_is_the_sum_of_thousands_of_records(
 
 
 def test_usage_of_a_month_and_as_a_table(state: StateDir, capsys: pytest.CaptureFixture[str]) -> None:
-    write(state, job_record(running_machine(state)))
+    write(state, running_machine(state))
     assert told(state, capsys, "--month", "202611")["lhcb-prod"]["machines"] == 1
     assert "lhcb-prod" not in told(state, capsys, "--month", "202610")
     assert main(["--config", str(state.root.parent / "vac.conf"), "usage", "--month", "202611"]) == 0
@@ -123,10 +119,10 @@ def test_usage_of_a_month_and_as_a_table(state: StateDir, capsys: pytest.Capture
 
 
 def test_records_that_are_not_whole_count_for_nothing() -> None:
-    assert (
-        usage(["Queue: a\nWallDuration: 1\n", "WallDuration: x\n", ""], lambda fields: fields["Queue"]) == {}
-    )
-    assert Usage().as_dict()["efficiency"] is None
+    torn: list[dict[str, str]] = [{"Queue": "a", "WallDuration": "1"}, {"WallDuration": "x"}, {}]
+    found = (Archived(Path("x"), "", fields, ENDED) for fields in torn)
+    assert usage(found, lambda fields: fields["Queue"]) == {}
+    assert Usage().as_dict(0)["efficiency"] is None
 
 
 @pytest.mark.parametrize("days", ["inf", "nan", "-1", "0", "many"])

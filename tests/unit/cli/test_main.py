@@ -12,7 +12,7 @@ import pytest
 
 from tests.unit.state_dirs import ENDED, new_state, running_machine
 from vac.accounting import records
-from vac.accounting.records import job_record, message_fields
+from vac.accounting.records import message_fields
 from vac.cli.main import COMMANDS, command_parser, main
 from vac.machines.layout import StateDir
 
@@ -51,7 +51,7 @@ def test_every_command_takes_it(words: str) -> None:
 def state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> StateDir:
     """A state directory with one record of November 2026; it is the day after."""
     made = new_state(tmp_path)
-    records.archive(made, job_record(running_machine(made)))
+    records.archive(made, running_machine(made))
     monkeypatch.setattr("time.time", lambda: ENDED + 86400.0)
     return made
 

@@ -196,7 +196,7 @@ def test_dropped_answers_are_kept_and_logged_on_change(
     )
     monkeypatch.setattr(peers, "poll", lambda *_, **__: found)
     configuration = dataclasses.replace(CONFIGURATION, machinetypes={"type-00": one_type("type-00")})
-    answers = peers.Peers(Resolver(), lambda: START).ask(configuration, True)
+    answers = peers.ask_peers(Resolver(), lambda: START, configuration, True)
     assert answers.unusable == {PEERS[1]: "wrong or no signature"}
     assert answers.dropped == {"wrong or no signature": 4, "machinetype not configured here": len(whole) - 1}
     space = Asked().space
@@ -231,6 +231,6 @@ def test_a_peer_that_answers_in_part_does_not_count_as_heard(monkeypatch: pytest
     monkeypatch.setattr(peers, "poll", lambda *_, **__: found)
     types = {name: one_type(name) for name in ("type-00", "type-03")}
     configuration = dataclasses.replace(CONFIGURATION, machinetypes=types)
-    answers = peers.Peers(Resolver(), lambda: START).ask(configuration, False)
+    answers = peers.ask_peers(Resolver(), lambda: START, configuration, False)
     assert set(answers.reports) == {PEERS[0]}
     assert set(answers.partial) == {PEERS[1]}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import queue
 import random
@@ -25,7 +26,7 @@ from vac.factory import process
 from vac.factory.loop import Factory, Stuck
 from vac.factory.state import Message, Wake
 from vac.machines import layout
-from vac.machines.layout import StateDir, lock_name
+from vac.machines.layout import StateDir, StateDirBusy, lock_name
 from vac.machines.machine import load
 from vac.roles import EXIT_OTHER_AT_WORK, RoleOptions
 
@@ -185,6 +186,23 @@ def test_two_factories_never_have_one_name(started: Process, caplog: pytest.LogC
     assert not started.state.root.exists()
 
 
+def test_a_names_lock_leaves_no_file_and_never_serves_two(
+    started: Process, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file, flock = layout.RUN_DIRECTORY / "vac-f1.example.com.pid", fcntl.flock
+
+    def removed_meanwhile(descriptor: int, operation: int) -> None:
+        file.unlink()
+        flock(descriptor, operation)
+
+    with lock_name("f1.example.com"):
+        assert file.read_text() == f"{os.getpid()}\n"
+    assert not file.exists()
+    monkeypatch.setattr(fcntl, "flock", removed_meanwhile)
+    with pytest.raises(StateDirBusy), lock_name("f1.example.com"):
+        pass
+
+
 def test_a_state_dir_that_cannot_be_used_is_waited_for(
     started: Process, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -231,6 +249,7 @@ def test_an_engine_that_hangs_for_good_ends_the_process(make_world: MakeWorld) -
         clock=world.clock,
         rng=random.Random(1),
         open_engine=open_engine,
+        ask=world.ask_peers,
     )
     world.factory = factory
     factory.turn(0.0)

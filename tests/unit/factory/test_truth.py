@@ -18,7 +18,6 @@ from vac.drivers.base import EngineState, Observed, Usage
 from vac.factory.state import Stop
 from vac.lifecycle.phases import Releasing, SetAside
 from vac.machines import files
-from vac.machines.requests import remove_unknown_path
 
 YEAR = 365 * 86400
 
@@ -280,7 +279,7 @@ def test_people_can_say_that_unknown_machines_are_to_be_removed(world: World, tm
     empty(world, tmp_path)
     world.start()
     world.run(120)
-    remove_unknown_path(world.state).touch()
+    world.state.remove_unknown.touch()
     world.run(300)
     assert not set(own) & set(world.running())
     assert len(world.running()) == 2

@@ -106,7 +106,7 @@ def test_small_files_have_the_classics_content_for_everybody(tmp_path: Path) -> 
     umask = os.umask(0o077)
     try:
         statefiles.write_counts(state, 5, 8, 5, 8, 62.5)
-        statefiles.write_version(state, "4.0.0")
+        statefiles.write_text(state, state.version, "VERSION=4.0.0\n")
         statefiles.touch_heartbeat(state, "factory", 1000.0)
         statefiles.touch_heartbeat(state, "factory", 2000.0)
         statefiles.set_error(state, ErrorKind.CREATION, "first\nsecond")

@@ -1,18 +1,22 @@
-"""APEL sync records, by which the receiver checks completeness, republication of job records, and messages of many.
+"""Sync records, by which APEL's receiver checks completeness, republication of job records, and sums for people.
 
-The first two count by EndTime in UTC over the whole archive, as the receiver does: a classic factory's archive has
-records in directories of the day on which they were written.
+They count by EndTime in UTC over the whole archive, as the receiver does: a classic factory's archive has records in
+directories of the day on which they were written. And messages of many records, made of those that wait to be sent.
 """
 
 from __future__ import annotations
 
 import calendar
+import contextlib
+import re
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
 from vac.accounting import records
+from vac.accounting.records import HEPSCORE23, HS06
 from vac.machines.layout import StateDir
 
 SYNC_HEADER = "APEL-sync-message: v0.1"
@@ -22,14 +26,16 @@ MOST_RECORDS, MOST_BYTES = 1000, 1_000_000
 _SEPARATOR = "%%\n"
 
 
+HOUR = 3600.0
+_LEVEL = re.compile(r"(\w+):\s*([0-9.]+)")
+
+
 class Archived(NamedTuple):
     """A job record in the archive."""
 
     path: Path
     text: str
-    site: str
-    submit_host: str
-    local_job_id: str
+    fields: Mapping[str, str]
     end_time: int
 
 
@@ -65,12 +71,10 @@ def _read(path: Path) -> Archived | None:
         return None
     text = path.read_text(encoding="ascii", errors="replace")
     fields = records.message_fields(text)
-    try:
-        return Archived(
-            path, text, fields["Site"], fields["SubmitHost"], fields["LocalJobId"], int(fields["EndTime"])
-        )
-    except (KeyError, ValueError):
+    end_time = fields.get("EndTime", "")
+    if not end_time.isdigit() or not fields.keys() >= {"Site", "SubmitHost", "LocalJobId"}:
         return None
+    return Archived(path, text, fields, int(end_time))
 
 
 def sync(state: StateDir, months: Sequence[str], now: float) -> list[str]:
@@ -82,31 +86,24 @@ def sync(state: StateDir, months: Sequence[str], now: float) -> list[str]:
     for month in months or [default_month(now)]:
         jobs: dict[tuple[str, str], set[tuple[str, int]]] = {}
         for found in archived(state, *month_bounds(month)):
-            jobs.setdefault((found.site, found.submit_host), set()).add((found.local_job_id, found.end_time))
+            sender = found.fields["Site"], found.fields["SubmitHost"]
+            jobs.setdefault(sender, set()).add((found.fields["LocalJobId"], found.end_time))
         if not jobs:
             done.append(f"{month}: no records in {state.apel_archive}, nothing to send")
         for (site, submit_host), distinct in sorted(jobs.items()):
             name = records.file_name(now, f"sync {month} {site} {submit_host}")
-            path = records.send(
-                state, records.day_name(now), name, sync_text(month, site, submit_host, len(distinct))
-            )
+            lines = [
+                SYNC_HEADER,
+                f"Site: {site}",
+                f"SubmitHost: {submit_host}",
+                f"NumberOfJobs: {len(distinct)}",
+                f"Month: {int(month[4:])}",
+                f"Year: {int(month[:4])}",
+                "%%",
+            ]
+            path = records.send(state, records.day_name(now), name, records.message_text(lines))
             done.append(f"{month}: {len(distinct)} jobs of {site} {submit_host} in {path}")
     return done
-
-
-def sync_text(month: str, site: str, submit_host: str, number_of_jobs: int) -> str:
-    """Return a sync message."""
-    return records.message_text(
-        [
-            SYNC_HEADER,
-            f"Site: {site}",
-            f"SubmitHost: {submit_host}",
-            f"NumberOfJobs: {number_of_jobs}",
-            f"Month: {int(month[4:])}",
-            f"Year: {int(month[:4])}",
-            "%%",
-        ]
-    )
 
 
 def republish(state: StateDir, months: Sequence[str], site: str | None = None) -> list[Path]:
@@ -119,10 +116,11 @@ def republish(state: StateDir, months: Sequence[str], site: str | None = None) -
         for found in archived(state, *month_bounds(month)):
             name = found.path.name
             if not records.FILE_NAME.fullmatch(name):
-                name = records.file_name(found.end_time, found.local_job_id)
-            text = (
-                records.with_site(found.text, site) if site else records.message_text(found.text.splitlines())
-            )
+                name = records.file_name(found.end_time, found.fields["LocalJobId"])
+            lines = found.text.splitlines()
+            if site:
+                lines = [f"Site: {site}" if line.startswith("Site:") else line for line in lines]
+            text = records.message_text(lines)
             sent.append(records.send(state, records.day_name(found.end_time), name, text))
     return sent
 
@@ -163,3 +161,58 @@ def _parts(texts: Mapping[Path, str]) -> Iterator[list[Path]]:
         count, size = count + found, size + len(text)
     if part:
         yield part
+
+
+@dataclass
+class Usage:
+    """Sums of some records."""
+
+    machines: int = 0
+    wall_seconds: int = 0
+    processor_seconds: int = 0
+    """Wall-clock time × processors."""
+    cpu_seconds: int = 0
+    work: dict[str, float] = field(default_factory=dict)
+    """Benchmark × processor seconds, by the benchmark's name in records."""
+
+    def add(self, fields: Mapping[str, str]) -> None:
+        """Add a record. Raises KeyError or ValueError, having added nothing, for one that isn't whole."""
+        wall, cpu, processors = (int(fields[key]) for key in ("WallDuration", "CpuDuration", "Processors"))
+        levels = service_levels(fields)
+        self.machines += 1
+        self.wall_seconds += wall
+        self.processor_seconds += wall * processors
+        self.cpu_seconds += cpu
+        for name, level in levels.items():
+            self.work[name] = self.work.get(name, 0.0) + level * wall * processors
+
+    def as_dict(self, all_processor_seconds: int) -> dict[str, object]:
+        """Return what people are shown; its share is of the processors' time."""
+        efficiency = self.cpu_seconds / self.processor_seconds if self.processor_seconds else None
+        return {
+            "machines": self.machines,
+            "wall_hours": self.wall_seconds / HOUR,
+            "processor_hours": self.processor_seconds / HOUR,
+            "cpu_hours": self.cpu_seconds / HOUR,
+            "efficiency": efficiency,
+            "hs06_hours": self.work[HS06] / HOUR if HS06 in self.work else None,
+            "hepscore23_hours": self.work[HEPSCORE23] / HOUR if HEPSCORE23 in self.work else None,
+            "share": self.processor_seconds / all_processor_seconds if all_processor_seconds else 0.0,
+        }
+
+
+def service_levels(fields: Mapping[str, str]) -> dict[str, float]:
+    """Return a record's benchmarks of one processor by their names. Raises KeyError or ValueError."""
+    kind = fields.get("ServiceLevelType")
+    if kind is not None:
+        return {kind: float(fields["ServiceLevel"])}
+    return {name: float(level) for name, level in _LEVEL.findall(fields["ServiceLevel"])}
+
+
+def usage(found: Iterable[Archived], group: Callable[[Mapping[str, str]], str]) -> dict[str, Usage]:
+    """Return sums of these records by the group of each. Records that aren't whole are left out."""
+    sums: dict[str, Usage] = {}
+    for one in found:
+        with contextlib.suppress(KeyError, ValueError):
+            sums.setdefault(group(one.fields), Usage()).add(one.fields)
+    return {name: one for name, one in sums.items() if one.machines}
