@@ -125,10 +125,10 @@ class MachineSpec:
 
     def hand_over(self, uid: int, gid: int = -1) -> None:
         """Give the container's user what it must execute and write: user_data is for that user alone."""
+        os.chown(self.directory / "joboutputs", uid, gid)
         user_data = self.directory / "user_data"
         os.chown(user_data, uid, gid)
         user_data.chmod(0o500)
-        os.chown(self.directory / "joboutputs", uid, gid)
 
 
 @dataclass(frozen=True)

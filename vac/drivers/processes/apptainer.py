@@ -51,7 +51,7 @@ def plan(spec: MachineSpec, program: str, mounts: list[tuple[str, str, str]]) ->
         "image": str(spec.files / image),
         "workdir": str(own),
         "hidden": with_other_paths([str(spec.settings.state_dir)]),
-        "binds": [*mounts, *binds],
+        "binds": [each for each in (*mounts, *binds) if each[2] != "/user_data" or os.path.exists(each[1])],
         "fresh": ["tmp", "var_tmp", "home", *places, *(f"bind{number}" for number in range(len(binds)))],
         "command": spec.machinetype.container_command,
         "environment": {"HOME": str(own / "home")},

@@ -170,7 +170,8 @@ def find_program(machine_model: str, settings: Settings) -> str:
 def prepare_directory(spec: MachineSpec, plan: Mapping[str, Any]) -> None:
     """Make the machine's user owner of what it may write or run, and make the fresh directories."""
     uid, gid = plan["uid"], plan["gid"]
-    spec.hand_over(uid, gid)
+    with contextlib.suppress(FileNotFoundError):  # the machine's program says what is missing
+        spec.hand_over(uid, gid)
     below = spec.directory / "mnt"
     below.mkdir(exist_ok=True)
     below.chmod(0o711)
