@@ -98,7 +98,6 @@ class Site:
     def spec(self, command: str) -> MachineSpec:
         directory = self.path / "machines/1_t_m.example.com"
         (directory / "joboutputs").mkdir(parents=True)
-        (directory / "user_data").touch()
         machinetype = Machinetype("t", machine_model="bubblewrap", container_command=command)
         settings = Settings(factory_name="f.example.com", state_dir=self.path)
         return MachineSpec("m.example.com", "u", machinetype, settings, 1, 2**30, directory, self.path)
