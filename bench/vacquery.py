@@ -137,11 +137,11 @@ def serving(serve: Serve, given: object) -> Iterator[int]:
 
 def _responder(ready: Connection, root: object) -> None:
     assert isinstance(root, Path)
-    sockets = listen(0, loopback_only=True)
+    receiver = listen(0)
     stop, stopped = socket.socketpair()
-    port = sockets[0].getsockname()[1]
+    port = receiver.getsockname()[1]
     names = Resolver(FACTORY)
-    run_responder(StateDir(root), sockets, stopped, names=names, ready=lambda: ready.send(port))
+    run_responder(StateDir(root), receiver, stopped, names=names, ready=lambda: ready.send(port))
     stop.close()
 
 

@@ -25,7 +25,7 @@ from vac.machines.creation import create
 from vac.machines.layout import StateDir, slot_address, slot_name
 from vac.roles import bind
 from vac.web import metadata, mjf
-from vac.web.http_server import Answer, Guest, Guests, Request, Server, adjustments, application
+from vac.web.http_server import Answer, Request, Server, adjustments, application, find_guest
 
 FACTORY = "bench-1.example.org"
 HOST = "127.0.0.1"
@@ -44,14 +44,6 @@ REQUESTS = (
     ("mjf", "GET", "/machinefeatures/total_cpu"),
     ("mjf", "PUT", "/joboutputs/heartbeat"),
 )
-
-
-class OneGuest(Guests):
-    """Every client is the VM in slot 0."""
-
-    def find(self, address: str) -> Guest | None:
-        """That VM."""
-        return super().find(slot_address(0))
 
 
 def run() -> None:
@@ -110,7 +102,7 @@ def _serve(ready: Connection, service: str, root: Path) -> None:
     if service == "mjf":
         respond = partial(mjf.respond, mjf.prepare(state))
     bound = bind(HOST, 0)
-    app = application(respond, OneGuest(state, FACTORY))
+    app = application(respond, lambda _: find_guest(state, FACTORY, slot_address(0)))
     server = Server(app, bound, adjustments(1_000_000), lambda _: True)
     ready.send(bound.getsockname()[1])
     server.serve()

@@ -39,7 +39,7 @@ BOOTED = 1000.0
 
 
 class VirtualClock(Clock):
-    """Clocks that tests move: forward both, backward people's clock alone."""
+    """Clocks that tests move: forward both, backward the wall clock alone."""
 
     def __init__(self) -> None:
         self.boot_id = "boot-1"
@@ -53,11 +53,11 @@ class VirtualClock(Clock):
         return self._boot
 
     def steady(self) -> float:
-        """Return what people's clock would show if nobody had set it: the engines' time."""
+        """Return what the wall clock would show if it had never been set: the engines' time."""
         return self._boot + START - BOOTED
 
     def set(self, seconds: float) -> None:
-        """Have somebody set people's clock forward by so much."""
+        """Set the wall clock forward by so much."""
         self._offset += seconds
 
     @property

@@ -18,7 +18,7 @@ This page is generated from `vac/lifecycle/table.py` by `python -m tools.lifecyc
 A slot is always in one of these phases. Whatever may happen to it is a *stimulus*: an answer of the scheduler, the
 engine or the disk, a request, time. The table says for each phase and stimulus which phase comes next and which
 *effects* the factory carries out, in order. A listing of the engine counts only if it was asked for after the phase
-began. Durations are measured with a clock that nobody sets.
+began. Durations are measured with a monotonic clock.
 """
 
 

@@ -1,4 +1,4 @@
-"""One shape of background work: key, work, deadline, back-off, and a message when it is done.
+"""Background work: a key, the work, a deadline, a back-off, and a message when it is done.
 
     look = BackgroundWork("images", post, at_once=4, rest=Rest(first_failure_seconds=10))
     look.start(url, lambda: download(url))     # returns at once; later, in a thread, post(Outcome(url, value=…))
@@ -34,7 +34,7 @@ class Outcome(Generic[_T]):
     key: str
     value: _T | None = field(default=None, repr=False)
     failure: str = ""
-    """Why there is no value."""
+    """Reason why there is no value."""
     late: bool = False
     """True: the deadline has passed, and the work goes on. A second outcome follows if it ever ends."""
 

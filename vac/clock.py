@@ -1,4 +1,4 @@
-"""Two clocks: Unix time, which people and NTP set, and the time since the host was booted, which nobody sets.
+"""Two clocks: Unix time, which people and NTP set, and the time since the host was booted, which can't be set.
 
 What is written down and shown is Unix time; ages and durations are measured by the other one. Its numbers mean
 something during one boot only, so the boot's id goes with them.

@@ -1,7 +1,7 @@
-"""JSON of others, and of files of our own.
+"""JSON of others, and of Vac's own files.
 
-parse() reads JSON of others without what parsers let through, each in its own way: duplicate keys, NaN, numbers of
-thousands of digits, halves of surrogate pairs, bottomless nesting; its errors name the place by its JSON path.
+parse() reads JSON of others. It refuses what other parsers accept in different ways: duplicate keys, NaN, numbers of
+thousands of digits, halves of surrogate pairs, unlimited nesting. Its errors name the place by its JSON path.
 
 filled() puts a file's JSON object over a dataclass, by the annotations of its fields: str, int, float, bool, other
 dataclasses that have defaults, `X | None`, tuple[X, ...] and Mapping[str, X], of names at the top level of the module.

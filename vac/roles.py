@@ -10,7 +10,6 @@ import socket
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Protocol
 
 IP_FREEBIND = 15
 """From linux/in.h."""
@@ -58,17 +57,6 @@ ROLES = (
 )
 
 
-class Listen(Protocol):
-    """Subscription to signals: `stop` is called once when the process has to end, `wake` when there may be news."""
-
-    def __call__(self, stop: Callable[[], None], wake: Callable[[], None]) -> None:
-        """Subscribe. Both are called in a thread of their own, never in a signal handler: they may take locks.
-
-        stop: after SIGTERM, SIGINT or the supervisor's death, also if before this call; main is to return soon.
-        wake: after SIGUSR1 (there are requests) and SIGHUP (the configuration may be new).
-        """
-
-
 @dataclass(frozen=True)
 class RoleOptions:
     """Parameters of a role, and callbacks for its reports.
@@ -88,8 +76,13 @@ class RoleOptions:
     """Report a role's name and its purpose from now on, empty for none; a changed purpose restarts it. Idempotent."""
     listening: socket.socket | None = None
     """For a role that listens: the supervisor's socket, None if it couldn't be bound."""
-    listen: Listen = lambda stop, wake: None
-    """To be called once, from any thread, as soon as stop can be obeyed."""
+    listen: Callable[[Callable[[], None], Callable[[], None]], None] = lambda stop, wake: None
+    """Subscribe, once, from any thread, as soon as stop can be obeyed. Both are called in a thread of their own, never
+    in a signal handler: they may take locks.
+
+    stop: after SIGTERM, SIGINT or the supervisor's death, also if before this call; main is to return soon.
+    wake: after SIGUSR1 (there are requests) and SIGHUP (the configuration may be new).
+    """
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,7 @@ from tests.waiting import PATIENCE_SECONDS, wait_for
 from vac.config.settings import Settings
 from vac.context.signatures import SignedImages
 from vac.drivers.base import CreationFailed, EngineState, EngineUnavailable, MachineSpec
-from vac.drivers.libvirt import libvirt_api
+from vac.drivers.libvirt import libvirt_api, libvirt_driver
 from vac.drivers.libvirt.libvirt_driver import LibvirtDriver
 
 pytestmark = pytest.mark.engine
@@ -282,6 +282,32 @@ def test_machines_outlive_a_libvirtd_that_is_down_or_hangs(
             with pytest.raises(EngineUnavailable, match="libvirtd doesn't answer"):
                 driver.list()
     wait_for(lambda: _listed(machines, spec), "it is listed again")
+    machines.driver.destroy(spec.name, spec.uuid)
+
+
+@pytest.mark.parametrize("how", ["hangs", "is down"])
+def test_an_end_in_an_outage_is_when_its_process_ended(
+    engine: PrivateLibvirt, machines: Machines, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    monkeypatch.setattr(libvirt_driver, "PID_FILES", engine.directory / "run/qemu")
+    spec = machines.create(machines.spec(own_copy(engine, boot_iso(Guest(IDLE)))))
+    machines.wait_for_state(spec, EngineState.RUNNING)
+    with contextlib.ExitStack() as stack:
+        if how == "hangs":
+            stack.enter_context(engine.hanging())
+        else:
+            engine.stop()
+        [process] = engine.processes(spec.uuid)
+        os.kill(process, signal.SIGKILL)
+        wait_for(lambda: not engine.processes(spec.uuid), "it has ended")
+        ended = time.time()
+        wait_for(lambda: time.time() > ended + 5, "a while has passed")
+        if how == "is down":
+            engine.start()
+    machines.wait_for_state(spec, EngineState.ENDED)
+    seen = machines.observed(spec)
+    assert seen is not None
+    assert ended - 2 < (seen.ended_time or 0.0) < ended + 2
     machines.driver.destroy(spec.name, spec.uuid)
 
 

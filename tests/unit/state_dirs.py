@@ -30,7 +30,7 @@ OURS = Access(os.geteuid(), os.getegid())
 
 
 def at(unix: float) -> Moment:
-    """Return the moment at which people's clock, which nobody sets here, shows this."""
+    """Return the moment at which the wall clock, which isn't set here, shows this."""
     return Moment(unix, unix - BOOTED, "boot-1")
 
 

@@ -111,15 +111,15 @@ def test_without_a_manager_nothing_is_sent_or_logged(caplog: pytest.LogCaptureFi
 def test_the_link_carries_messages_files_and_its_end(tmp_path: Path) -> None:
     ours, theirs = role_process.link_pair()
     with ours, theirs:
-        role_process.send(theirs, role_process.READY)
-        role_process.send(theirs, role_process.ALIVE)
+        role_process.send(theirs, b"ready")
+        role_process.send(theirs, b"alive")
         received = [role_process.receive(ours) for _ in range(3)]
-        assert received == [(role_process.READY, None), (role_process.ALIVE, None), (role_process.GONE, None)]
+        assert received == [(b"ready", None), (b"alive", None), (role_process.GONE, None)]
 
         with (tmp_path / "log").open("w") as log:
-            role_process.send(ours, role_process.RELOAD, log.fileno())
+            role_process.send(ours, b"wake", log.fileno())
         message, descriptor = role_process.receive(theirs)
-        assert message == role_process.RELOAD
+        assert message == b"wake"
         assert descriptor is not None
         os.write(descriptor, b"new file")
         assert not os.get_inheritable(descriptor)
@@ -128,15 +128,15 @@ def test_the_link_carries_messages_files_and_its_end(tmp_path: Path) -> None:
 
         ours.close()
         assert role_process.receive(theirs) == (role_process.GONE, None)
-        role_process.send(theirs, role_process.ALIVE)
+        role_process.send(theirs, b"alive")
 
 
 def test_a_reader_that_lags_behind_never_blocks_the_sender() -> None:
     ours, theirs = role_process.link_pair()
     with ours, theirs:
         for _ in range(5000):
-            role_process.send(theirs, role_process.ALIVE)
-        assert role_process.receive(ours) == (role_process.ALIVE, None)
+            role_process.send(theirs, b"alive")
+        assert role_process.receive(ours) == (b"alive", None)
 
 
 def test_a_role_takes_its_link_out_of_the_environment() -> None:
@@ -149,8 +149,8 @@ def test_a_role_takes_its_link_out_of_the_environment() -> None:
         with link:
             assert environ == {"PATH": "/bin"}
             assert not link.get_inheritable()
-            role_process.send(link, role_process.READY)
-        assert role_process.receive(ours) == (role_process.READY, None)
+            role_process.send(link, b"ready")
+        assert role_process.receive(ours) == (b"ready", None)
     assert role_process.inherited({}) is None
 
 
@@ -164,7 +164,7 @@ def test_a_role_that_killing_does_not_help_is_hopeless(
     with ours, theirs:
         supervisor.child = Child(pid=1, link=ours, start_time=5.0, alive_time=100.0)
         assert supervisor.hopeless_time() == hopeless_time
-        role_process.send(theirs, role_process.ALIVE)
+        role_process.send(theirs, b"alive")
         assert supervisor.hear(now=1000.0)
         assert supervisor.hopeless_time() == hopeless_time + 900
 

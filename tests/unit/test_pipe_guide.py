@@ -8,12 +8,11 @@ from pathlib import Path
 from vac import decoding
 from vac.config import pipe_document, pipe_types
 from vac.config.machinetype import MODELS, Machinetype
-from vac.config.options import Kind
+from vac.config.options import LISTS, Kind
 from vac.config.pipe_document import ACCEPTED
 from vac.config.pipe_types import LEAST_CACHE_SECONDS
 from vac.config.reference import entries
 from vac.config.settings import Settings
-from vac.config.values import LISTS
 from vac.context.user_data import LIMIT_BYTES, ContextRequest, values
 
 PAGE = (Path(__file__).parents[2] / "docs" / "vacuum-pipes.md").read_text()

@@ -5,6 +5,8 @@ Each step can be the last one before a crash: repeating them all gives the same 
 
 from __future__ import annotations
 
+import signal
+
 from vac.accounting import history, records
 from vac.clock import Moment
 from vac.drivers.base import Usage
@@ -13,9 +15,6 @@ from vac.machines.layout import StateDir
 from vac.machines.machine import Machine, end_time, mark_started, write_final_heartbeat
 from vac.machines.outputs import keep_shutdown_message, shutdown_message
 from vac.machines.slots import note_finish
-
-TERMINATED = 143
-"""Exit code of a container that ended by SIGTERM: its engine was stopped, or people stopped it."""
 
 
 class FinishFailed(Exception):
@@ -45,8 +44,8 @@ def _finish(state: StateDir, machine: Machine, usage: Usage, now: Moment, watche
     if machine.started_time is not None:
         if not machine.start_written:
             mark_started(state, machine, now)
-        if machine.model == "docker" and usage.exit_code == TERMINATED and not shutdown_message(machine):
-            machine.ended_by_people = True
+        if usage.signal == signal.SIGTERM and not shutdown_message(machine):
+            machine.ended_by_people = True  # or by its engine, which was stopped
         write_final_heartbeat(state, machine, now, usage, watched=watched)
         keep_shutdown_message(state, machine, now.unix)
         if end_time(machine) - machine.started_time >= machine.options.fizzle_seconds:

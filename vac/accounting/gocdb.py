@@ -34,7 +34,7 @@ class Failed(Exception):
 
 
 class Capacity(NamedTuple):
-    """What one factory may allocate."""
+    """Capacity that one factory may allocate."""
 
     max_processors: int
     max_machines: int

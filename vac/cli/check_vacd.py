@@ -101,10 +101,10 @@ def _problem(state: StateDir, seconds: float, now: float) -> str | None:
 
 def _old_heartbeat(state: StateDir, seconds: float, now: float) -> str | None:
     for role in ("factory", "responder"):
-        try:
-            age = now - state.heartbeat(role).stat().st_mtime
-        except OSError:
+        last_time = state.heartbeat_time(role)
+        if last_time is None:
             return f"No vacd {role} heartbeat file"
+        age = now - last_time
         if age > seconds:
             return f"No vacd {role} heartbeat in {age / 3600:.2f} hours"
         if age < -FUTURE_SECONDS:

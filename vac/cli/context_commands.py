@@ -134,7 +134,8 @@ def _regex(text: str) -> str:
 
 def run_proxy(arguments: argparse.Namespace) -> int:
     """Print the proxy; 1 if it can't be made."""
-    from vac.context.proxies import ProxyRefused, proxy_from_files
+    from vac.context.certificates import CertificateError
+    from vac.context.proxies import proxy_from_files
 
     now, name = time.time(), str(secrets.randbits(63))
     try:
@@ -143,7 +144,7 @@ def run_proxy(arguments: argparse.Namespace) -> int:
         )
         if stat.S_IMODE(arguments.key.stat().st_mode) & 0o077:
             print(f"vac: warning: others can read {arguments.key}: chmod 600 it", file=sys.stderr)
-    except (ProxyRefused, OSError) as error:
+    except (CertificateError, OSError) as error:
         print(f"vac: {error}", file=sys.stderr)
         return 1
     sys.stdout.write(proxy.decode("ascii"))

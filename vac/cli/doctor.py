@@ -20,9 +20,9 @@ from vac.cli.doctor_engines import Finding, serves
 from vac.config.ini import Value, read
 from vac.config.load import Configuration, ConfigurationError
 from vac.config.machinetype import CONTAINER_MODELS, VM_MODELS, Machinetype
+from vac.config.options import split_host_port
 from vac.config.sections import USER_DATA_OPTION
 from vac.config.settings import Settings
-from vac.config.values import split_host_port
 from vac.drivers.base import CreationFailed, EngineUnavailable
 from vac.drivers.engine import driver_for
 from vac.drivers.processes.bubblewrap import check_command
@@ -88,7 +88,7 @@ def examine(arguments: argparse.Namespace) -> Iterator[Finding]:
         yield from doctor_engines.vm_findings(settings)
     if settings.volume_group and not set(VM_MODELS) & set(models):
         yield from doctor_engines.lvm_findings(settings)
-    yield from weakening_findings(wanted)
+    yield from weakening_findings(settings, wanted)
     for model in models:
         yield from _model(model, settings, [one for one in wanted if one.machine_model == model])
     broken = set()
@@ -200,7 +200,7 @@ def _peers(settings: Settings) -> Iterator[Finding]:
                 )
 
 
-def weakening_findings(machinetypes: Sequence[Machinetype]) -> Iterator[Finding]:
+def weakening_findings(settings: Settings, machinetypes: Sequence[Machinetype]) -> Iterator[Finding]:
     """Yield options in force that give machines more than their model needs to."""
     docker = [one for one in machinetypes if one.machine_model == "docker"]
     for option, types, more in (
@@ -218,6 +218,15 @@ def weakening_findings(machinetypes: Sequence[Machinetype]) -> Iterator[Finding]
             "container_capabilities",
             [one for one in docker if one.container_capabilities],
             "can be root inside; none is safer for images that allow it",
+        ),
+        (
+            "cpu_limit_factor 0",
+            [
+                one
+                for one in machinetypes
+                if one.machine_model not in VM_MODELS and not settings.cpu_limit_factor
+            ],
+            "can take processor time from others by forking all the time",
         ),
     ):
         if types:

@@ -8,10 +8,9 @@ from dataclasses import dataclass
 
 from vac.config.ini import Report
 from vac.config.machinetype import CONTAINER_MODELS, DOCKER, MODELS, Machinetype, reserved_paths
-from vac.config.options import NO_EFFECT, declared
+from vac.config.options import NO_EFFECT, declared, host_name
 from vac.config.sections import Parsed, nearest
 from vac.config.settings import Settings
-from vac.config.values import host_name
 from vac.host.facts import HostFacts
 from vac.text import quoted
 
@@ -65,7 +64,7 @@ def _check_names(settings: Settings, parsed: Parsed, host: HostFacts, report: Re
         report.warn(*parsed.where("factory_name"), text)
     listed = parsed.values.get("factories", ())
     if listed and name not in full_names(listed, name):
-        text = f"this factory, {name}, isn't among them; it counts all the same. Is its name right?"
+        text = f"this factory, {name}, isn't among them; it is added. Is its name right?"
         report.warn(*parsed.where("factories"), text)
 
 
@@ -145,7 +144,7 @@ def needed_repositories(machinetype: Machinetype) -> list[str]:
 
 @dataclass(frozen=True)
 class Unusable:
-    """Reason, in words, why no machine can be made of a type, and the option that it is about."""
+    """Reason why no machine of a type can be made, and the option concerned."""
 
     option: str
     text: str
@@ -211,7 +210,7 @@ def check_state_dir(settings: Settings, where: tuple[str, str, str], host: HostF
 
 
 def template_mistakes(machinetype: Machinetype, content: bytes) -> Iterator[tuple[int, str]]:
-    """Yield what is probably wrong in a machinetype's user_data, before substitution, with the line's number."""
+    """Yield likely mistakes in a machinetype's user_data, before substitution, with the line's number."""
     defined = {*machinetype.user_data_options, *machinetype.user_data_files}
     defined |= {"x509_proxy"} if machinetype.user_data_proxy else set()
     lines = content.split(b"\n")

@@ -13,7 +13,7 @@ from pathlib import Path
 
 DEFAULT_PATHS = (Path("/etc/vac.d"), Path("/etc/vac.conf"), Path("/run/vac.conf"))
 COMMON = "DEFAULT"
-"""The section whose options count in every other one, spelled exactly so."""
+"""The section whose options count in every other section; its case matters."""
 LARGEST_BYTES = 1024 * 1024
 """Of one file."""
 MOST_BROKEN_LINES = 20
@@ -26,13 +26,13 @@ _OPTION = re.compile(r"([^:=\s][^:=]*)[:=](.*)")
 
 @dataclass(frozen=True)
 class Problem:
-    """One thing that is wrong, or (as a warning) that somebody should look at."""
+    """An error or a warning."""
 
     file: str
     section: str
     option: str
     text: str
-    """What was found and what would be right."""
+    """The value that was found, and what would be right."""
 
     def __str__(self) -> str:
         where = f"[{self.section}] {self.option}".strip() if self.section else self.option
@@ -47,11 +47,11 @@ class Report:
     warnings: list[Problem] = field(default_factory=list)
 
     def error(self, file: str, section: str, option: str, text: str) -> None:
-        """Add what makes the configuration, or the section, unusable."""
+        """Add an error: it makes the configuration, or the section, unusable."""
         self.errors.append(Problem(file, section, option, text))
 
     def warn(self, file: str, section: str, option: str, text: str) -> None:
-        """Add what somebody should look at."""
+        """Add a warning."""
         self.warnings.append(Problem(file, section, option, text))
 
 

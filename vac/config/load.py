@@ -1,6 +1,6 @@
-"""From files, the table of options and facts about the host to one Configuration; the Loader keeps it each cycle.
+"""Make a Configuration of files, the table of options and facts about the host; Loader does it each cycle.
 
-What is wrong in a machinetype or pipe stops that one alone; only broken files and [settings] stop the factory.
+A mistake in a machinetype or pipe stops that one alone; only broken files and [settings] stop the factory.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ from vac.config.sections import (
 )
 from vac.config.settings import Settings
 from vac.host.facts import ASSUME_PROCESSORS, HostFacts
-from vac.host.filesystems import FileStamp, stamp_of
+from vac.host.filesystems import FileStamp, stamp_if_there, stamp_of
 from vac.text import quoted
 
 FACTS_SECONDS = 600
@@ -356,10 +356,4 @@ class Loader:
 def _copies(configuration: Configuration) -> list[FileStamp | None]:
     """Return the stamps of the cached copies of pipes; None for one that isn't there."""
     directory = configuration.settings.state_dir / DIRECTORY
-    stamps: list[FileStamp | None] = []
-    for prefix in configuration.pipes:
-        try:
-            stamps.append(stamp_of(document_path(directory, prefix)))
-        except OSError:
-            stamps.append(None)
-    return stamps
+    return [stamp_if_there(document_path(directory, prefix)) for prefix in configuration.pipes]

@@ -23,7 +23,7 @@ class Model:
     code: str
     """Its code in the table of `vac machines`."""
     places: tuple[str, ...]
-    """Where machinefeatures, jobfeatures and joboutputs are inside a machine: URLs or paths."""
+    """Places of machinefeatures, jobfeatures and joboutputs inside a machine: URLs or paths."""
     image_urls: tuple[str, ...] = WEB
     """Beginnings of URLs that root_image may have besides paths."""
     reserved: tuple[str, ...] = ()
@@ -69,7 +69,7 @@ class Machinetype:
     machine_model: str = option(
         Kind.CHOICE,
         "cernvm3",
-        "how a machine is made",
+        "machine model",
         choices=tuple(MODELS),
         old=("vm_model",),
         pipe=True,
@@ -90,18 +90,18 @@ class Machinetype:
     fizzle_seconds: int = option(
         Kind.INTEGER,
         600,
-        "a shorter life without a shutdown message is an abort",
+        "a machine that ends before this, in seconds, without a shutdown message has aborted",
         least=0,
         pipe=True,
         retained=True,
     )
     max_wallclock_seconds: int = option(
-        Kind.INTEGER, 86400, "a machine is destroyed after it", least=1, pipe=True, retained=True
+        Kind.INTEGER, 86400, "longest life of a machine", least=1, pipe=True, retained=True
     )
     min_wallclock_seconds: int = option(
         Kind.INTEGER,
         0,
-        "least remaining time that is worth a machine",
+        "no machine is created if less time than this remains",
         least=0,
         pipe=True,
         default_doc="max_wallclock_seconds",
@@ -112,7 +112,7 @@ class Machinetype:
     machines_dir_days: float = option(
         Kind.NUMBER,
         3.0,
-        "finished machines' directories are kept so long; 0: for ever",
+        "days for which directories of finished machines are kept; 0: for ever",
         least=0,
         old=("machineoutputs_days",),
     )
@@ -142,17 +142,17 @@ class Machinetype:
         sample="vm-heartbeat",
     )
     heartbeat_seconds: int = option(
-        Kind.INTEGER, 0, "and renew this often; 0: need not", least=0, pipe=True, retained=True
+        Kind.INTEGER, 0, "longest age of heartbeat_file; 0: any", least=0, pipe=True, retained=True
     )
     idle_cpu_percent: float | None = option(
         Kind.NUMBER,
         None,
-        "a machine whose CPU use stays below this is destroyed",
+        "a machine whose CPU use stays below this for idle_seconds is destroyed",
         least=0,
         retained=True,
         sample="2",
     )
-    idle_seconds: int = option(Kind.INTEGER, 3600, "after this time", least=1, retained=True)
+    idle_seconds: int = option(Kind.INTEGER, 3600, "period of idle_cpu_percent", least=1, retained=True)
     cvmfs_repositories: tuple[str, ...] = option(
         Kind.LIST,
         (),
@@ -165,7 +165,7 @@ class Machinetype:
     tmp_binds: tuple[str, ...] = option(
         Kind.PATHS,
         (),
-        "fresh writable directories in a container",
+        "empty, writable directories in a container",
         pipe=True,
         sample="/scratch /var/spool/pilot",
     )
@@ -184,7 +184,7 @@ class Machinetype:
     container_capabilities: tuple[str, ...] = option(
         Kind.CAPABILITIES,
         CAPABILITIES,
-        "capabilities that a Docker container keeps; none: and no new privileges",
+        "capabilities that a Docker container keeps; none: it can't gain privileges either",
         sample="none",
     )
     container_network: str = option(
@@ -194,7 +194,7 @@ class Machinetype:
         Kind.ADDRESSES, (), "resolvers of Docker containers", sample="192.0.2.53"
     )
     container_nested: bool = option(
-        Kind.BOOLEAN, False, "allow what unprivileged containers inside a Docker or bubblewrap machine need"
+        Kind.BOOLEAN, False, "allow unprivileged containers inside a Docker or bubblewrap machine"
     )
     token_dir: Path | None = option(
         Kind.PATH,
@@ -213,7 +213,7 @@ class Machinetype:
     root_device: str = option(
         Kind.NAME,
         "vda",
-        "VM's disk for its root",
+        "name of a VM's root disk",
         pipe=True,
         pattern=r"[a-z0-9]+",
         pattern_doc="a name of a-z and 0-9",
@@ -221,7 +221,7 @@ class Machinetype:
     scratch_device: str = option(
         Kind.NAME,
         "vdb",
-        "VM's disk for scratch",
+        "name of a VM's scratch disk",
         pipe=True,
         pattern=r"[a-z0-9]+",
         pattern_doc="a name of a-z and 0-9",

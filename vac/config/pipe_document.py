@@ -1,6 +1,6 @@
 """A Vacuum Pipe's document: from the bytes of a remote server to values that may be used here. Pure.
 
-What is no clean JSON is refused as a whole. A machinetype with anything wrong is left out, the others stay:
+A document that isn't valid JSON is refused as a whole. A machinetype with an error is left out, the others stay:
 dropping just the wrong option might drop a restriction. A document may name files in the site's own files/
 directory of the pipe, but no other local ones, and no option beyond those that are marked `pipe` in the
 table of options.
@@ -14,9 +14,8 @@ from dataclasses import dataclass, field
 from typing import Any, Callable
 
 from vac.config.machinetype import Machinetype
-from vac.config.options import Kind, Option, declared
+from vac.config.options import LISTS, NUMBERS, BadValue, Kind, Option, allowed, declared, parse
 from vac.config.sections import USER_DATA_FILE, USER_DATA_OPTION, nearest
-from vac.config.values import LISTS, NUMBERS, BadValue, allowed, parse
 from vac.decoding import MOST_FLAWS, BadJson, Flaw, Number, first, kind_of, shown, step
 from vac.decoding import parse as parse_json
 from vac.text import quoted

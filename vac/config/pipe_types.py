@@ -188,7 +188,7 @@ def expand(
 
 
 def review(document: PipeDocument) -> Iterator[Flaw]:
-    """Yield what is wrong with each entry's options together, for a site that changes nothing in them."""
+    """Yield flaws in the combination of each entry's options, for a site that changes none of them."""
     pipe, title = VacuumPipe("pipe"), "machinetype pipe"
     repositories: set[str] = set()
     for entry in document.entries:

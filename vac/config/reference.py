@@ -14,7 +14,7 @@ from typing import Any
 from vac.config.ini import own_line
 from vac.config.load import Configuration
 from vac.config.machinetype import Machinetype, VacuumPipe
-from vac.config.options import NO_EFFECT, Kind, declared
+from vac.config.options import NO_EFFECT, Kind, allowed, declared, render
 from vac.config.sections import (
     MACHINEFEATURES_OPTION,
     MACHINETYPE,
@@ -23,7 +23,6 @@ from vac.config.sections import (
     USER_DATA_OPTION,
 )
 from vac.config.settings import Settings
-from vac.config.values import allowed, render
 from vac.text import without_url_secrets
 
 WIDTH = 100

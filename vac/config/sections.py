@@ -9,9 +9,8 @@ from typing import Any
 
 from vac.config.ini import Contents, Report, Section, Value
 from vac.config.machinetype import Machinetype, VacuumPipe
-from vac.config.options import Option, declared
+from vac.config.options import LISTS, BadValue, Option, allowed, declared, parse, parse_entries, render
 from vac.config.settings import Settings
-from vac.config.values import LISTS, BadValue, allowed, parse, parse_entries, render
 from vac.text import quoted
 
 USER_DATA_OPTION = "user_data_option_"
@@ -37,7 +36,7 @@ _LENIENT = frozenset(
 )
 """Options of [settings] whose wrong values the classic takes: a warning, and the default is used."""
 _RELATIVES = {"mb_per_machine": "mb_per_processor", "hs06_per_machine": "hs06_per_processor"}
-"""Options that never existed, in examples for sites all the same, and the ones that are meant."""
+"""Options that never existed but occur in examples for sites, and the intended ones."""
 _QUOTED = re.compile(r"""(["']).*\1""", re.DOTALL)
 
 

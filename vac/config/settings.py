@@ -53,7 +53,7 @@ class Settings:
     )
     state_dir: Path = option(Kind.PATH, Path("/var/lib/vac"), "directory of everything that Vac writes")
     udp_timeout_seconds: float = option(
-        Kind.NUMBER, 10.0, "longest that asking all factories may take", least=0.1, most=3600
+        Kind.NUMBER, 10.0, "time limit of a poll of all factories, seconds", least=0.1, most=3600
     )
     vacquery_port: int = option(Kind.INTEGER, 995, "UDP port of VacQuery", least=1, most=65535)
     vacquery_allow: tuple[Network, ...] = option(
@@ -88,13 +88,13 @@ class Settings:
     superslot_keep_seconds: int = option(
         Kind.INTEGER,
         86400,
-        "processors that a superslot lacks stay free so long before its end for types that need more of them",
+        "seconds before a superslot's end in which its free processors are kept for types that need several",
         least=0,
     )
     total_processors: int = option(
         Kind.INTEGER,
         0,
-        "how many processors Vac may allocate",
+        "number of processors that Vac may allocate",
         least=1,
         old=("cpu_total",),
         sample="16",
@@ -110,7 +110,7 @@ class Settings:
     disk_gb_per_processor: int | None = option(
         Kind.INTEGER,
         None,
-        "disk of a machine per processor, GB; 0 as if unset",
+        "disk of a machine per processor, GB; 0 means not set",
         least=0,
         old=("disk_gb_per_cpu", "scratch_gb"),
         sample="20",
@@ -118,7 +118,7 @@ class Settings:
     pipe_images_gb: int | None = option(
         Kind.INTEGER,
         None,
-        "images that Vacuum Pipes name by URL take so much of state_dir at most, those of one pipe half of it, GB",
+        "most space for images that Vacuum Pipes name by URL, GB; those of one pipe take at most half of it",
         default_doc="half of its file system",
         least=1,
         sample="200",
@@ -148,14 +148,14 @@ class Settings:
         sample="vac_volume_group",
     )
     shutdown_time: int | None = option(
-        Kind.TIME, None, "no machine may run past it; 0 as if unset", least=0, sample="1924988400"
+        Kind.TIME, None, "no machine may run after it; 0: not set", least=0, sample="1924988400"
     )
     grace_secs: int = option(
         Kind.INTEGER, 0, "a machine's end is never moved closer than this, seconds", least=0
     )
     draining: bool = option(Kind.BOOLEAN, False, "create nothing, let the rest finish")
     machines_per_cycle: int = option(
-        Kind.INTEGER, 0, "machines created per cycle; 0: doubling, at 15 s steps", least=0
+        Kind.INTEGER, 0, "machines created per minute; 0: doubling, in steps of 15 s", least=0
     )
     share_policy: str = option(
         Kind.CHOICE, "deficit", "how the next machinetype is chosen", choices=("deficit", "classic")
@@ -163,7 +163,7 @@ class Settings:
     health_command: Path | None = option(
         Kind.PATH,
         None,
-        "program that is run every five minutes; unless it succeeds nothing is created",
+        "program that runs every five minutes; nothing is created if it fails",
         sample="/usr/local/sbin/node-health",
     )
     singularity_user: str | None = option(
@@ -193,7 +193,7 @@ class Settings:
     docker_host: str = option(Kind.URL, "unix:///run/docker.sock", "URL of the Docker or Podman API socket")
     libvirt_uri: str = option(Kind.URL, "qemu:///system", "URI of the hypervisor")
     vm_domain_type: str = option(
-        Kind.CHOICE, "auto", "how VMs are run; auto: kvm if it's there", choices=("auto", "kvm", "qemu")
+        Kind.CHOICE, "auto", "VMs' type; auto: kvm if the host has it", choices=("auto", "kvm", "qemu")
     )
     fix_networking: bool = option(Kind.BOOLEAN, True, "repair the VMs' NAT network when it can't be created")
     forward_dev: str | None = option(

@@ -42,7 +42,7 @@ _SHORT_NAMES = {
     "0.9.2342.19200300.100.1.25": "DC",
     "1.2.840.113549.1.9.1": "emailAddress",
 }
-"""As in OpenSSL's one-line names, which sites write."""
+"""Short names of OpenSSL's one-line form, which sites write."""
 _UNREADABLE = (
     ArithmeticError,
     LookupError,

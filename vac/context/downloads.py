@@ -52,9 +52,9 @@ _NOT_MODIFIED_STATUS = 304
 _PROXY_PORT = 1080
 """Default of libcurl."""
 LEFT_FREE_BYTES = 2 * 1000**3
-"""Pipes' images leave so much of the file system; below half of it nothing is created."""
+"""Space of the file system that pipes' images leave free; below half of it nothing is created."""
 ROOM_LOOK_BYTES = 16 * 1024**2
-"""The room is looked at again after so much of an image has come."""
+"""Free space is checked again after each part of an image of this size."""
 _GB = 1000**3
 _LONGEST_NAME = 255
 _DAY_SECONDS = 86400
@@ -108,11 +108,10 @@ class Local(enum.Enum):
 class Answer:
     """A server's answer, the last one after redirects.
 
-    write takes the body piece by piece, begin is called before the first piece. get() raises their OSError.
+    write takes the body piece by piece. get() raises its OSError.
     """
 
     write: Callable[[bytes], int]
-    begin: Callable[[Answer], object] = lambda answer: None
     status: int = 0
     last_modified: str = ""
     length: int = 0
@@ -137,8 +136,6 @@ class Answer:
     def body(self, piece: bytes, largest_bytes: int) -> int:
         """Take the next piece of the body. Return the number of bytes taken, 0 to end the transfer."""
         try:
-            if not self._size:
-                self.begin(self)
             self._size += len(piece)
             if self._size > largest_bytes:
                 raise DownloadFailed(f"larger than {largest_bytes} bytes")
@@ -249,7 +246,7 @@ def document(url: str, limits: Limits, local: Local = Local.ALLOWED) -> bytes:
 def fetch_pipe(url: str) -> bytes:
     """Return the document of a Vacuum Pipe, unchecked. Blocks; raises DownloadFailed.
 
-    The site has configured the URL, but its publisher decides where it redirects to.
+    The site has configured the URL, but its publisher decides its redirects.
     """
     return document(url, PIPE_LIMITS, local=Local.NOT_BY_REDIRECT)
 
@@ -390,7 +387,7 @@ class ImageCache:
         return path
 
     def expire(self, used_urls: Iterable[str], now: float, days: float) -> None:
-        """Remove copies that no used URL has and nobody has asked for in this many days; now in Unix seconds."""
+        """Remove copies that no used URL has and that were not requested for this many days; now in Unix seconds."""
         used = {self.path(url).name for url in used_urls}
         for path in sorted(self._directory.iterdir()):
             try:
@@ -410,16 +407,15 @@ class ImageCache:
         try:
             with os.fdopen(descriptor, "wb") as file:
 
-                def begin(answer: Answer) -> None:
-                    _required_date(answer)
-                    self._make_room(pipe, answer.length)
-
                 def write(piece: bytes) -> int:
-                    if file.tell() % ROOM_LOOK_BYTES + len(piece) >= ROOM_LOOK_BYTES:
+                    if not file.tell():
+                        _required_date(answer)
+                        self._make_room(pipe, answer.length)
+                    elif file.tell() % ROOM_LOOK_BYTES + len(piece) >= ROOM_LOOK_BYTES:
                         self._make_room(pipe)
                     return file.write(piece)
 
-                answer = Answer(write, begin)
+                answer = Answer(write)
                 self._get(url, answer, known_time=known_time)
                 if answer.status == _NOT_MODIFIED_STATUS and known_time is not None:
                     if self._server_date(url, answer) in (None, known_time):
@@ -437,9 +433,9 @@ class ImageCache:
         return modified_time
 
     def _make_room(self, pipe: str, more_bytes: int = 0) -> None:
-        """Remove copies that nobody names, as far as room is needed; raise DownloadFailed if this pipe has none.
+        """Remove copies of no machinetype, as far as space is needed; raise DownloadFailed if that isn't enough.
 
-        more_bytes: still to come. The site's own images, of pipe "", take what they need.
+        more_bytes: still to come. The site's own images, of pipe "", get the space that they need.
         """
         if not pipe or self._named is None:
             return
@@ -458,7 +454,10 @@ class ImageCache:
                 if total <= most and free >= LEFT_FREE_BYTES:
                     break
                 path.unlink(missing_ok=True)
-                log.info("image %s: removed from the cache, as room is needed and nobody names it", path.name)
+                log.info(
+                    "image %s: removed from the cache, as space is needed and no machinetype names it",
+                    path.name,
+                )
                 total -= copies[path].st_size
                 free += copies[path].st_size
         for used, limit, whose in ((own, most / 2, f"pipe {pipe}"), (total, most, "all pipes")):

@@ -42,19 +42,15 @@ _LEGACY_NAME = "limited proxy"
 _Key = Union[rsa.RSAPrivateKey, ec.EllipticCurvePrivateKey]
 
 
-class ProxyRefused(ValueError):
-    """Reason why no proxy can be made, without secrets."""
-
-
 def proxy_from_files(
     certificate_file: Path, key_file: Path, name: str, *, now: float, end: float, legacy: bool = False
 ) -> bytes:
-    """Return make_proxy() of a PEM certificate, perhaps with its chain, and its key. Raises ProxyRefused."""
+    """Return make_proxy() of a PEM certificate, perhaps with its chain, and its key. Raises CertificateError."""
     try:
         certificate, key = (read_limited(file, LARGEST_FILE) for file in (certificate_file, key_file))
         return make_proxy(certificate, key, name, now=now, end=end, legacy=legacy)
     except ValueError as error:
-        raise ProxyRefused(f"no X.509 proxy from {certificate_file}: {error}") from error
+        raise CertificateError(f"no X.509 proxy from {certificate_file}: {error}") from error
 
 
 def make_proxy(
@@ -62,20 +58,20 @@ def make_proxy(
 ) -> bytes:
     """Return a new limited proxy, its key, and the source certificate with its chain, in PEM and this order.
 
-    name: last part of the proxy's subject, ignored for a legacy one. end: Unix seconds. Raises ProxyRefused, for
+    name: last part of the proxy's subject, ignored for a legacy one. end: Unix seconds. Raises CertificateError, for
     example if the source certificate expires before then.
     """
     try:
         chain = read_certificates(certificate_pem)
     except CertificateError as error:
-        raise ProxyRefused(f"it {error}") from error
+        raise CertificateError(f"it {error}") from error
     if not chain:
-        raise ProxyRefused("no PEM certificate in it")
+        raise CertificateError("no PEM certificate in it")
     for each in chain:
         _check_lifetime(each, now, end)
     issuer_key = _load_key(key_pem)
     if _public(issuer_key.public_key()) != _public(chain[0].public_key()):
-        raise ProxyRefused(f"the key doesn't belong to the first certificate, {shown_name(chain[0])}")
+        raise CertificateError(f"the key doesn't belong to the first certificate, {shown_name(chain[0])}")
     own_key = rsa.generate_private_key(public_exponent=65537, key_size=KEY_BITS)
     common_name = _LEGACY_NAME if legacy else name[:LONGEST_NAME]
     builder = _builder(chain[0], common_name, own_key.public_key(), now, end)
@@ -124,10 +120,10 @@ def _check_lifetime(certificate: x509.Certificate, now: float, end: float) -> No
     try:
         check_dates(certificate, now)
     except CertificateError as error:
-        raise ProxyRefused(f"{shown} {error}") from error
+        raise CertificateError(f"{shown} {error}") from error
     last = validity(certificate)[1]
     if last < int(end):
-        raise ProxyRefused(
+        raise CertificateError(
             f"{shown} expires on {utc_time(last)}, but the proxy must last until {utc_time(end)}"
         )
 
@@ -136,11 +132,11 @@ def _load_key(content: bytes) -> _Key:
     try:
         key = serialization.load_pem_private_key(content, password=None)
     except TypeError as error:
-        raise ProxyRefused("the key is encrypted; a key without password is needed") from error
+        raise CertificateError("the key is encrypted; a key without password is needed") from error
     except (ValueError, UnsupportedAlgorithm) as error:
-        raise ProxyRefused("the key can't be read; a private key in PEM is needed") from error
+        raise CertificateError("the key can't be read; a private key in PEM is needed") from error
     if not isinstance(key, (rsa.RSAPrivateKey, ec.EllipticCurvePrivateKey)):
-        raise ProxyRefused("the key is neither an RSA nor an EC key")
+        raise CertificateError("the key is neither an RSA nor an EC key")
     return key
 
 

@@ -46,7 +46,7 @@ class SignatureRefused(OSError):
 
 @dataclass(frozen=True)
 class Signer:
-    """Owner of an image's valid signature, not yet judged."""
+    """Signer of an image with a valid signature, not checked yet."""
 
     certificate: x509.Certificate
     metadata_problem: str | None = None

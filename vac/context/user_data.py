@@ -15,16 +15,16 @@ import vac
 from vac.config.checks import template_mistakes
 from vac.config.machinetype import MODELS, Machinetype
 from vac.config.settings import Settings
-from vac.context.certificates import read_limited
+from vac.context.certificates import CertificateError, read_limited
 from vac.context.downloads import DownloadFailed, Limits, Local, document, is_html
-from vac.context.proxies import CERTIFICATE_FILE, KEY_FILE, ProxyRefused, proxy_from_files
+from vac.context.proxies import CERTIFICATE_FILE, KEY_FILE, proxy_from_files
 from vac.text import without_url_secrets
 
 LIMIT_BYTES = 10 * 1024 * 1024
 """Largest template, file, and result."""
 LIMITS = Limits(largest_bytes=LIMIT_BYTES, slow_seconds=30, connect_seconds=20)
 MOST_MISTAKES = 5
-"""So many of a template's mistakes are told."""
+"""Most mistakes of a template that are reported."""
 FILES = "files"
 """Sub-directory of a machinetype's directory to which relative paths refer."""
 _PATTERN = re.compile(rb"##(user_data_[a-z0-9_,]*)##")
@@ -96,7 +96,7 @@ class Templates:
         return content
 
     def _fetch(self, url: str, local: Local, answer: Future[bytes]) -> None:
-        """Fetch the URL and wake all who wait for it, even after an unexpected exception."""
+        """Fetch the URL and wake all threads that wait for it, even after an unexpected exception."""
         try:
             answer.set_result(self._get(url, local))
         except DownloadFailed as error:
@@ -112,7 +112,7 @@ class UserData(NamedTuple):
 
     content: bytes
     mistakes: str
-    """What is probably wrong in its template, for people."""
+    """Likely mistakes in its template, in words."""
 
 
 def make_user_data(request: ContextRequest, fetch: Fetch) -> UserData:
@@ -202,7 +202,7 @@ def _proxy(request: ContextRequest) -> bytes:
             end=request.shutdown_time,
             legacy=request.machinetype.legacy_proxy,
         )
-    except ProxyRefused as error:
+    except CertificateError as error:
         raise ContextError(str(error)) from error
 
 

@@ -14,7 +14,7 @@ from setproctitle import setproctitle
 
 from vac import __version__, logs
 from vac.daemon import role_process
-from vac.daemon.role_supervisor import Timing
+from vac.daemon.role_supervisor import TIMING, Timing
 from vac.daemon.supervisor import Supervisor, notifier_from, stored_sockets
 from vac.roles import ROLES, Role
 
@@ -68,7 +68,7 @@ def main(
     argv: Sequence[str] | None = None,
     roles: Sequence[Role] = ROLES,
     command: Callable[[Role, argparse.Namespace], Sequence[str]] = command_for,
-    timing: Timing | None = None,
+    timing: Timing = TIMING,
 ) -> int:
     """Run vacd, or one of its roles, until it is told to stop. Return the exit status."""
     parser = make_parser(roles)
@@ -106,24 +106,15 @@ def main(
         if arguments.role:
             role = next(role for role in roles if role.name == arguments.role)
             return role_process.run(role, tuple(arguments.config), log_file)
-        return _supervise(arguments, roles, command, timing)
+        setproctitle("vacd")
+        notifier, stored = notifier_from(os.environ, os.getpid()), stored_sockets(os.environ, os.getpid())
+        supervisor = Supervisor(
+            roles, lambda role: command(role, arguments), notifier, arguments.log_dir, timing, stored
+        )
+        return supervisor.run()
     finally:
         if arguments.pid_file is not None:
             arguments.pid_file.unlink(missing_ok=True)
-
-
-def _supervise(
-    arguments: argparse.Namespace,
-    roles: Sequence[Role],
-    command: Callable[[Role, argparse.Namespace], Sequence[str]],
-    timing: Timing | None,
-) -> int:
-    setproctitle("vacd")
-    notifier = notifier_from(os.environ, os.getpid())
-    stored = stored_sockets(os.environ, os.getpid())
-    return Supervisor(
-        roles, lambda role: command(role, arguments), notifier, arguments.log_dir, timing or Timing(), stored
-    ).run()
 
 
 def _open_pid_file(path: Path) -> int:

@@ -1,8 +1,8 @@
 """A role's process, and the socket between it and the supervisor.
 
-The socket carries short messages both ways; its end tells of the other side's death. The number of the role's end is
-in its environment. A message to the role may bring a log file to continue with. Signals arrive through a pipe
-(signal.set_wakeup_fd) in a thread of their own, even while the main thread waits for an engine.
+The socket carries the role's reports, and messages to the role that there may be news, perhaps with a log file to
+continue with; its end tells of the other side's death. The number of the role's end is in its environment. Signals
+arrive through a pipe (signal.set_wakeup_fd) in a thread of their own, even while the main thread waits for an engine.
 """
 
 from __future__ import annotations
@@ -33,21 +33,18 @@ LOG_CHECK_SECONDS = 20.0
 LINK_VARIABLE = "VAC_SUPERVISOR_FD"
 LISTENING_VARIABLE = "VAC_LISTENING_FD"
 
-READY = b"ready"
-ALIVE = b"alive"
-NEED = b"need"
+READY, ALIVE = "ready", "alive"
+NEED = "need"
 """Followed by a role's name and its purpose."""
-USES = b"uses"
+USES = "uses"
 """Followed by the state_dir."""
-RELOAD = b"reload"
-WAKE = b"wake"
 LONGEST = 8192
 GONE = b""
 """Received when nothing more will come."""
 
 
 def link_pair() -> tuple[socket.socket, socket.socket]:
-    """Return the supervisor's end, which never blocks, and the role's. Message boundaries are kept."""
+    """Return the supervisor's end, which never blocks, and the role's end. Message boundaries are kept."""
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     ours.setblocking(False)
     return ours, theirs
@@ -61,18 +58,6 @@ def inherited(environ: MutableMapping[str, str], variable: str = LINK_VARIABLE) 
     found = socket.socket(fileno=int(number))
     found.set_inheritable(False)
     return found
-
-
-def need_message(role: str, purpose: str) -> bytes:
-    """Return the message that this role is needed for a purpose, or for nothing if that is empty."""
-    return b" ".join((NEED, os.fsencode(role), os.fsencode(purpose)))
-
-
-def parse_need(message: bytes) -> tuple[str, str] | None:
-    """Return role and purpose of such a message."""
-    kind, _, rest = message.partition(b" ")
-    role, _, purpose = rest.partition(b" ")
-    return (os.fsdecode(role), os.fsdecode(purpose)) if kind == NEED else None
 
 
 def send(link: socket.socket, message: bytes, descriptor: int | None = None) -> None:
@@ -97,12 +82,6 @@ def receive(link: socket.socket) -> tuple[bytes, int | None]:
         return message, None
     (descriptor,) = struct.unpack("i", ancillary[0][2])
     return message, descriptor
-
-
-def parse_uses(message: bytes) -> Path | None:
-    """Return the state_dir in a message about it."""
-    kind, _, path = message.partition(b" ")
-    return Path(os.fsdecode(path)) if kind == USES else None
 
 
 def is_renamed(log_file: Path, opened: os.stat_result) -> bool:
@@ -135,7 +114,7 @@ class Listener:
         self._signals = signal_pipe(*STOPPING, signal.SIGHUP, signal.SIGUSR1)
 
     def listen(self, stop: Callable[[], None], wake: Callable[[], None]) -> None:
-        """See roles.Listen."""
+        """See RoleOptions.listen."""
         threading.Thread(target=self._run, args=(stop, wake), name="listener", daemon=True).start()
 
     def _run(self, stop: Callable[[], None], wake: Callable[[], None]) -> None:
@@ -191,16 +170,16 @@ def run(role: Role, configs: tuple[Path, ...], log_file: Path | None) -> int:
     link, listening = inherited(os.environ), inherited(os.environ, LISTENING_VARIABLE)
     listener = Listener(link, log_file)
 
-    def report(message: bytes) -> None:
+    def report(*words: str | Path) -> None:
         if link is not None:
-            send(link, message)
+            send(link, b" ".join(map(os.fsencode, words)))
 
     options = RoleOptions(
         configs=configs,
         ready=lambda: report(READY),
-        uses=lambda state_dir: report(b" ".join((USES, os.fsencode(state_dir)))),
+        uses=lambda state_dir: report(USES, state_dir),
         alive=lambda: report(ALIVE),
-        need=lambda name, purpose: report(need_message(name, purpose)),
+        need=lambda name, purpose: report(NEED, name, purpose),
         listening=listening,
         listen=listener.listen,
     )

@@ -42,9 +42,12 @@ class Timing:
     dump: float = 2.0
     """From the request for a stuck process's stack to SIGKILL."""
     log_check: float = role_process.LOG_CHECK_SECONDS
-    """Interval of looks for renamed log files."""
+    """Interval between checks for renamed log files."""
     other: float = 45.0
-    """Longest time with another process at a role's work: it may be left over from a killed vacd and end by itself."""
+    """Longest time with another process at a role's work: it may remain from a killed vacd and end by itself."""
+
+
+TIMING = Timing()
 
 
 def next_pause(last: float | None, ran_seconds: float, timing: Timing) -> float:
@@ -129,7 +132,7 @@ class RoleSupervisor:
     was_ready: bool = field(default=False, init=False)
     end: str = field(default="not started", init=False)
     purpose: str = field(default="", init=False)
-    """What its process works for; empty: one that is started on demand isn't needed, for any other it isn't known."""
+    """Purpose of its process; empty: a role on demand isn't needed, that of any other role isn't known."""
     address: str = field(default="", init=False)
     listening: socket.socket | None = field(default=None, init=False)
     """At this address, for a role that listens."""
@@ -138,7 +141,7 @@ class RoleSupervisor:
     needs: dict[str, str] = field(default_factory=dict, init=False)
     """Purposes of other roles, as its processes last reported them."""
     state_dir: Path | None = field(default=None, init=False)
-    """As its processes last reported it."""
+    """The state_dir that its processes last reported."""
     log_opened: os.stat_result | None = field(default=None, init=False)
     """The log file of the present process."""
     failures: list[float] = field(default_factory=list, init=False)
@@ -208,21 +211,23 @@ class RoleSupervisor:
         if message == role_process.GONE:
             return False
         self.child.alive_time = now
-        needed = role_process.parse_need(message)
-        if needed is not None:
-            self.needs.update([needed])
-        self.state_dir = role_process.parse_uses(message) or self.state_dir
-        if message == role_process.READY and not self.child.ready:
+        kind, _, rest = os.fsdecode(message).partition(" ")
+        if kind == role_process.NEED:
+            role, _, purpose = rest.partition(" ")
+            self.needs[role] = purpose
+        elif kind == role_process.USES:
+            self.state_dir = Path(rest)
+        elif kind == role_process.READY and not self.child.ready:
             self.child.ready = self.was_ready = True
             logger.info("%s is ready", self.role.name)
         return True
 
-    def tell(self, message: bytes, log_file: Path | None) -> None:
-        """Send a message to the process, if any, with its log file opened anew if it has one."""
+    def wake(self, log_file: Path | None = None) -> None:
+        """Tell the process, if any, that there may be news, with its log file opened anew if it is given."""
         if self.child is None:
             return
         descriptor = None if log_file is None else logs.try_open(log_file)
-        role_process.send(self.child.link, message, descriptor)
+        role_process.send(self.child.link, b"wake", descriptor)
         if descriptor is not None:
             self.log_opened = os.fstat(descriptor)
             os.close(descriptor)

@@ -22,7 +22,7 @@ from functools import partial
 from pathlib import Path
 
 from vac import __version__, logs
-from vac.daemon.role_process import RELOAD, STOPPING, WAKE, is_renamed, signal_pipe
+from vac.daemon.role_process import STOPPING, is_renamed, signal_pipe
 from vac.daemon.role_supervisor import RoleSupervisor, Timing
 from vac.host.privileges import become_subreaper
 from vac.roles import MOST_TIMES, Restarts, Role, write_restarts
@@ -91,15 +91,15 @@ class Supervisor:
         roles: Sequence[Role],
         command: Callable[[Role], Sequence[str]],
         notifier: Notifier,
-        log_dir: Path | None = None,
-        timing: Timing | None = None,
-        stored: MutableMapping[str, socket.socket] | None = None,
+        log_dir: Path | None,
+        timing: Timing,
+        stored: MutableMapping[str, socket.socket],
     ) -> None:
         self._command = command
         self._notifier = notifier
         self._log_dir = log_dir
-        self._timing = timing or Timing()
-        self._roles = [RoleSupervisor(role, self._timing, {} if stored is None else stored) for role in roles]
+        self._timing = timing
+        self._roles = [RoleSupervisor(role, timing, stored) for role in roles]
         self._held: dict[str, dict[str, socket.socket]] = {}
         """Sockets by role and address."""
         self._selector = selectors.DefaultSelector()
@@ -178,7 +178,7 @@ class Supervisor:
         for one in self._roles:
             log_file = self._log_file(one)
             if one.child and log_file and one.log_opened and is_renamed(log_file, one.log_opened):
-                one.tell(WAKE, log_file)
+                one.wake(log_file)
 
     def _note_restarts(self) -> None:
         """Write changed counts of restarts to state_dir, for check-vacd and metrics; not to that of another vacd."""
@@ -211,10 +211,10 @@ class Supervisor:
             if self._log_dir is not None:
                 logs.reopen(self._log_dir / "vacd")
             for one in self._roles:
-                one.tell(RELOAD, self._log_file(one))
+                one.wake(self._log_file(one))
         if signal.SIGUSR1 in numbers:
             for one in self._roles:
-                one.tell(WAKE, None)
+                one.wake()
         stopping = next((number for number in STOPPING if number in numbers), None)
         if stopping is not None and not self._stopping:
             logger.info("stopping: %s; machines go on running", stopping.name)

@@ -35,6 +35,9 @@ from vac.host.connections import Contact, Sampling
 FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 1.0, 60.0
 """Between attempts to listen for events again, after they broke off, unless observing shows that they can work."""
 
+ANSWER_SECONDS = 2.0
+"""An engine that has not answered for so long may not have told of a machine's end."""
+
 MODULES = {
     "libvirt": "vac.drivers.libvirt.libvirt_driver",
     "docker": "vac.drivers.docker.docker_driver",
@@ -146,8 +149,8 @@ class Engine:
     """An engine with its threads. No method blocks, whatever the engine does.
 
     open_driver may raise EngineUnavailable, and is then called again for the next request. post takes each Message.
-    clock gives seconds of a clock that nobody sets. apart: kinds of actions that need not wait for other machines: they
-    are done in a thread for each machine, in order.
+    clock gives seconds of a monotonic clock. apart: kinds of actions that need not wait for other machines: they are done
+    in a thread for each machine, in order.
     """
 
     def __init__(
@@ -238,6 +241,12 @@ class Engine:
             if now > call.deadline:
                 return f"no answer for {now - call.begin_time:.0f} s{call.purpose}"
         return self._observation_failure
+
+    def answers(self) -> bool:
+        """Return True if the last listing succeeded, and none has been waited for for ANSWER_SECONDS."""
+        latest = self._clock() - ANSWER_SECONDS
+        listings = (call for call in self._outstanding() if not call.purpose)
+        return self._observation_failure is None and all(call.begin_time > latest for call in listings)
 
     def stuck_seconds(self) -> float:
         """Return for how long the latest call has been past its deadline; 0.0 if none is."""

@@ -99,9 +99,9 @@ class Decisions:
         self._prepared: set[tuple[str, str | None]] = set()
         """Machinetypes that were prepared with these images."""
         self._fetch_times: dict[str, float] = {}
-        """By pipe, FETCH_SECONDS before the next image may be got in any case, by the clock that nobody sets."""
+        """By pipe, FETCH_SECONDS before the next image may be got in any case, by the monotonic clock."""
         self._excess, self._excess_time = 0.0, 0.0
-        """The last peak of _excess_load(), and when it was measured, by the clock that nobody sets."""
+        """The last peak of _excess_load(), and when it was measured, by the monotonic clock."""
         self._notes, self._warnings = OnChange(log), OnChange(log)
         self.decision = Decision()
         self.decision_time: float | None = None
@@ -110,7 +110,7 @@ class Decisions:
         self.next_time: float | None = None
         """When time alone may change the decision, Unix seconds."""
         self.due_time: float | None = None
-        """The same by the clock that nobody sets."""
+        """The same by the monotonic clock."""
 
     def decide_if_due(self) -> None:
         """Decide if something has changed or the time has come, and the space is known well enough."""
@@ -172,7 +172,7 @@ class Decisions:
         return [one for one in found if one is not None]
 
     def _occupied(self, slot: Slot) -> Occupied | None:
-        """Return what is in a slot, with its times by people's clock as it is set now."""
+        """Return what is in a slot, with its times by the wall clock as it is set now."""
         machine = slot.machine
         if isinstance(slot.phase, Preparing):
             order, begin = (

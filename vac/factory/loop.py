@@ -1,7 +1,7 @@
 """The factory's loop: messages from engines and people, timers, a cycle a minute, decisions when they are due.
 
 The inbox is no SimpleQueue: Python 3.9's waits for ever when a timeout is over before the waiting begins. Timers are by
-the clock that nobody sets.
+the monotonic clock.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ HEALTH_SECONDS = 300.0
 STUCK_SECONDS = 600.0
 """Time past its deadline after which a hanging thread of an engine has this process replaced."""
 CLOCK_STEP_SECONDS = 2.0
-"""A greater change of people's clock between two turns is a step, and logged."""
+"""A greater change of the wall clock between two turns is a step, and logged."""
 
 log = logging.getLogger(__name__)
 
@@ -132,7 +132,7 @@ class Factory:
         self.report.report_if_due()
 
     def _check_clock(self) -> None:
-        """Reset deadlines that were noted by people's clock after it has been set."""
+        """Reset deadlines that were noted by the wall clock after it has been set."""
         now = self.state.clock.moment()
         step, self._clock_offset = now.unix - now.boot - self._clock_offset, now.unix - now.boot
         if abs(step) > CLOCK_STEP_SECONDS:
@@ -208,7 +208,7 @@ class Factory:
             machine = slot.machine
             if machine is not None and isinstance(slot.phase, (Running, Stopping)):
                 engine = self.state.engine_of(machine.model)
-                if slot.sight.alive_time is not None and engine.problem() is None:
+                if slot.sight.alive_time is not None and engine.answers():
                     slot.sight.alive_time = self.state.clock.boot()
                 self.effects.renew_heartbeat(slot)
 

@@ -57,7 +57,7 @@ RETRY_SECONDS = 10.0
 def main(options: RoleOptions) -> int:
     """Run the factory until it is told to stop; returns the exit status."""
     inbox: queue.Queue[Message] = queue.Queue()
-    options.listen(stop=lambda: inbox.put(Stop()), wake=lambda: inbox.put(Wake()))
+    options.listen(lambda: inbox.put(Stop()), lambda: inbox.put(Wake()))
     loader = Loader(options.configs or None, facts.read)
     configuration, error = first_configuration(lambda: loader.load(time.time()))
     if configuration is None:

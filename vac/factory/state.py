@@ -62,7 +62,7 @@ _T = TypeVar("_T")
 
 @dataclass
 class Sight:
-    """Observations of one machine by this process. Times are by the clock that nobody sets."""
+    """Observations of one machine by this process. Times are by the monotonic clock."""
 
     alive_time: float | None = None
     """When an engine's listing last showed it running or paused."""

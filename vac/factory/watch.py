@@ -236,7 +236,7 @@ class Rules:
         return verdict.next_time
 
     def _heartbeat_file_time(self, slot: Slot, machine: Machine, now: Moment) -> float | None:
-        """Return when the machine last wrote its heartbeat_file, however people's clock was set meanwhile."""
+        """Return when the machine last wrote its heartbeat_file, however the wall clock was set meanwhile."""
         sight, name = slot.sight, machine.options.heartbeat_file
         if not name:
             return None

@@ -27,6 +27,14 @@ def stamp_of(file: str | os.PathLike[str] | int) -> FileStamp:
     return stamp_from(os.stat(file))  # noqa: PTH116  descriptors, too
 
 
+def stamp_if_there(path: Path) -> FileStamp | None:
+    """Return the stamp of the file with this path, a link's own, or None if it can't be looked at."""
+    try:
+        return stamp_from(path.lstat())
+    except OSError:
+        return None
+
+
 def stamp_from(status: os.stat_result) -> FileStamp:
     """Return the stamp that a file had when it was looked at."""
     return FileStamp(status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)

@@ -1,6 +1,6 @@
 """Phases of a slot's life, each with what only that phase needs.
 
-Times are seconds of a clock that nobody sets (CLOCK_BOOTTIME), so that no step of the wall clock moves a phase on.
+Times are seconds of the monotonic clock CLOCK_BOOTTIME, so that no step of the wall clock moves a phase on.
 """
 
 from __future__ import annotations

@@ -81,7 +81,7 @@ CONTEXT_SECONDS = 300.0
 """Longest that a machine's context is waited for."""
 STOP_AGAIN_SECONDS = 15.0
 """From one request to stop a machine to the next, as long as no listing shows that it has ended."""
-ACCOUNT_AGAIN_SECONDS = 60.0
+ACCOUNT_AGAIN_SECONDS = 15.0
 """From an attempt to write a machine's end to the next."""
 STUCK_SECONDS = 60.0
 """Time for an engine to release a machine before the slot is reported."""

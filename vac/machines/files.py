@@ -43,7 +43,7 @@ checkpoint: Callable[[str, Path], None] = _nothing
 
 
 class Unreadable(Exception):
-    """What a machine has put there is no regular file of reasonable size."""
+    """A file of a machine is not a regular file of reasonable size."""
 
 
 def sync_directory(path: Path) -> None:

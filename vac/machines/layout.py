@@ -137,6 +137,13 @@ class StateDir:
         """ROLE-heartbeat of factory, responder, mjf, metadata or page."""
         return self.root / f"{role}-heartbeat"
 
+    def heartbeat_time(self, role: str) -> float | None:
+        """Return when a role's process last showed that it is alive, Unix seconds; None if it never has."""
+        try:
+            return self.heartbeat(role).stat().st_mtime
+        except OSError:
+            return None
+
     def pid(self, role: str) -> Path:
         """ROLE.pid of factory, responder, mjf, metadata or page. factory.pid is written by lock() alone."""
         return self.root / f"{role}.pid"

@@ -1,6 +1,6 @@
 """A logical machine: its directory, mirrored in memory, and what its life writes there.
 
-Its age is measured with a clock that nobody sets. `started` has the Unix time of its start and `started_boot` the same
+Its age is measured with a monotonic clock. `started` has the Unix time of its start and `started_boot` the same
 moment by that clock; usage.json has how long it had run when it was last seen alive, and when it must end.
 """
 
@@ -55,7 +55,7 @@ class Machine:
     processors: int
     options: RetainedOptions
     shutdown_time: int
-    """When it must end, by people's clock as it was set when the machine started."""
+    """When it must end, by the wall clock as it was set when the machine started."""
     started_time: float | None = None
     started_boot: tuple[str, float] | None = None
     """Boot id and seconds since boot at its start; None: not started, or started by an older Vac."""
@@ -113,7 +113,7 @@ class Machine:
         return _since(self.created_time, self.created_boot, now)
 
     def clock_step(self, now: Moment) -> float:
-        """Return how far people's clock has been set forward since its start, seconds."""
+        """Return how far the wall clock has been set forward since its start, seconds."""
         step = 0.0 if self.started_time is None else now.unix - self.started_time - self.age(now)
         return step if abs(step) > CLOCK_TOLERANCE_SECONDS else 0.0
 
@@ -314,7 +314,7 @@ def write_final_heartbeat(
 def _lived(machine: Machine, now: Moment, usage: Usage, watched: bool) -> float:
     """Return how long an ended machine has run, seconds; at least until it was last seen alive.
 
-    The engine's time of its end may be from before or after a step of people's clock: take what is possible. If neither
+    The engine's time of its end may be from before or after a step of the wall clock: take what is possible. If neither
     is, it says nothing.
     """
     age, seen = machine.age(now), last_seen(machine)
@@ -427,7 +427,7 @@ def lower_shutdown_time(
 ) -> bool:
     """Move the machine's end closer, in its Machine/Job Features too; False if it ends no later anyway.
 
-    shutdown_time is by people's clock, which has been set forward by clock_step seconds since the machine started.
+    shutdown_time is by the wall clock, which has been set forward by clock_step seconds since the machine started.
     """
     own_time = shutdown_time - int(clock_step)
     if own_time >= machine.shutdown_time:

@@ -214,7 +214,7 @@ def reported(machine: Machine) -> str | None:
 def outcome(machine: Machine, clock_step: float = 0.0) -> MachineEnd:
     """Return how a machine ended, as scheduling sees it.
 
-    Its times are by people's clock as it is set now, which was set forward by clock_step seconds since its start.
+    Its times are by the wall clock as it is set now, which was set forward by clock_step seconds since its start.
     """
     return MachineEnd(
         machinetype=machine.machinetype,

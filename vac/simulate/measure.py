@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from vac.simulate.nodes import Node
+from vac.simulate.nodes import Machine, Node
 from vac.simulate.scenario import Queue, Scenario
 
 FULL = 0.99
@@ -114,34 +114,30 @@ class Measure:
     def available(self, node: Node, up: bool, now: float) -> None:
         """Note that a factory's daemon runs from now on, or doesn't."""
         if not node.broken and up != (node.name in self._available):
-            self._advance(now)
+            self.advance(now)
             free = node.settings.total_processors - self.used_processors[node.name]
             self._kind_of[node.name].idle_processors += free if up else -free
             (self._available.add if up else self._available.discard)(node.name)
 
-    def created(self, node: Node, machinetype: str, processors: int, now: float) -> None:
+    def created(self, machine: Machine, now: float) -> None:
         """Note that a machine is being made."""
-        self.creations[machinetype].append(now)
-        self._book(node, processors)
-        if not node.broken:
-            self._use(node, machinetype, processors, now)
+        self.creations[machine.seen.machinetype].append(now)
+        self._use(machine, machine.seen.processors, now)
 
-    def ended(
-        self, node: Node, machinetype: str, processors: int, created_time: float, useful: bool, now: float
-    ) -> None:
+    def ended(self, machine: Machine, now: float) -> None:
         """Note that a machine has ended."""
-        self._book(node, -processors)
+        node, seen = machine.node, machine.seen
+        self._use(machine, -seen.processors, now)
         if node.broken:
             return
-        self._use(node, machinetype, -processors, now)
-        if not useful:
-            self.useless_seconds += processors * (now - created_time)
-        freed = processors * node.settings.hs06
-        passed, created = now - self.beginning, created_time - self.beginning
+        if not machine.useful:
+            self.useless_seconds += seen.processors * (now - seen.created_time)
+        freed = seen.processors * node.settings.hs06
+        passed, created = now - self.beginning, seen.created_time - self.beginning
         for one in self.returns:
             if (
                 created < one.start_seconds
-                and machinetype != one.machinetype
+                and seen.machinetype != one.machinetype
                 and one.possible_seconds is None
             ):
                 if one.machinetype in node.machinetypes:
@@ -149,18 +145,20 @@ class Measure:
                 if one.freed_hs06 >= ARRIVED * one.wanted_hs06:
                     one.possible_seconds = passed - one.start_seconds
 
-    def _book(self, node: Node, processors: int) -> None:
+    def _use(self, machine: Machine, processors: int, now: float) -> None:
+        """Count so many processors more, or less, as used by machines like this."""
+        node = machine.node
         self.used_processors[node.name] += processors
         used = self.used_processors[node.name]
         self.overbooked = max(self.overbooked, used - node.settings.total_processors)
-
-    def _use(self, node: Node, machinetype: str, processors: int, now: float) -> None:
-        self._advance(now)
-        self.running[machinetype] += processors * node.settings.hs06
+        if node.broken:
+            return
+        self.advance(now)
+        self.running[machine.seen.machinetype] += processors * node.settings.hs06
         if node.name in self._available:
             self._kind_of[node.name].idle_processors -= processors
 
-    def _advance(self, now: float) -> None:
+    def advance(self, now: float) -> None:
         """Add the time since the last change: idle processors, and the HS06·s that types have and should have had."""
         passed = now - self._time
         self._time = now
@@ -186,7 +184,7 @@ class Measure:
 
     def sample(self, now: float) -> None:
         """Take a sample of everything."""
-        self._advance(now)
+        self.advance(now)
         with_work = frozenset(
             name
             for name, queue in self.queues.items()
@@ -199,7 +197,10 @@ class Measure:
         if now > self.beginning:
             for name in sorted(came):
                 self._came_back(name, now)
-        self._look_at_returns(now)
+        for back in self.returns:
+            waiting = back.arrived_seconds is None and back.machinetype in with_work
+            if waiting and self.running[back.machinetype] >= ARRIVED * back.wanted_hs06:
+                back.arrived_seconds = now - self.beginning - back.start_seconds
         self._look_at_waits(now)
         self.samples.append(self._take(now))
         if self.filled_time is None and self.samples[-1].used >= FULL:
@@ -237,12 +238,6 @@ class Measure:
             back.possible_seconds = 0.0
         self.returns.append(back)
 
-    def _look_at_returns(self, now: float) -> None:
-        for one in self.returns:
-            waiting = one.arrived_seconds is None and one.machinetype in self._with_work
-            if waiting and self.running[one.machinetype] >= ARRIVED * one.wanted_hs06:
-                one.arrived_seconds = now - self.beginning - one.start_seconds
-
     def _look_at_waits(self, now: float) -> None:
         for name, hs06 in self.running.items():
             if name in self._with_work and hs06 <= 0:
@@ -250,10 +245,6 @@ class Measure:
                 self.waits[name] = max(self.waits.get(name, 0.0), now - since)
             else:
                 self._without.pop(name, None)
-
-    def finish(self, now: float) -> None:
-        """End the measurement."""
-        self._advance(now)
 
     @property
     def idle_seconds(self) -> float:

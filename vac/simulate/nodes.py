@@ -46,6 +46,20 @@ class Load:
         return one, five, fifteen
 
 
+@dataclass(eq=False)
+class Machine:
+    """A machine, and what its factory doesn't know of it yet."""
+
+    node: Node
+    seen: Occupied
+    """As its factory sees it."""
+    message: str | None = None
+    """The message that it will leave; once it has ended, as it is reported."""
+    useful: bool = False
+    """True if it has found work."""
+    ended_time: float | None = None
+
+
 @dataclass
 class Node:
     """One factory and its memory. Processors are its slots."""
@@ -63,11 +77,10 @@ class Node:
     """True while its daemon runs."""
     life: int = 0
     """Number of the daemon's starts, to tell what was begun before one from what came after."""
-    machines: dict[int, Occupied] = field(default_factory=dict)
-    """Machines by the world's number, as far as this factory has noticed."""
-    used: int = 0
-    ended: dict[int, tuple[float, str | None]] = field(default_factory=dict)
-    """Machines that have ended unnoticed: when, and the message."""
+    machines: list[Machine] = field(default_factory=list)
+    """Those that haven't ended, as far as this factory has noticed."""
+    ended: list[Machine] = field(default_factory=list)
+    """Those of them that have ended unnoticed."""
     history: History = field(default_factory=History)
     memory: Memory = field(default_factory=Memory)
     view: SpaceView | None = None
@@ -83,7 +96,6 @@ class Node:
     """Number of factories, in the order of their starts, that had told their capacity by then."""
     alarm: float | None = None
     """When it wakes up by itself, if nothing happens before."""
-    started_once: bool = False
 
     def __post_init__(self) -> None:
         self._engines: dict[str, str | None] = {one.machine_model: None for one in self.machinetypes.values()}
@@ -91,7 +103,7 @@ class Node:
     @property
     def free(self) -> int:
         """Processors not in use, as far as it has noticed."""
-        return self.settings.total_processors - self.used
+        return self.settings.total_processors - sum(one.seen.processors for one in self.machines)
 
     @property
     def capacity_hs06(self) -> float:
@@ -100,7 +112,7 @@ class Node:
 
     def reports(self, now: float) -> dict[str, TypeReport]:
         """Return its reports of itself."""
-        occupied = self.machines.values()
+        occupied = (one.seen for one in self.machines)
         return own_reports(self.machinetypes, occupied, self.history, self.settings.hs06, now)
 
     def decide(self, now: float) -> Decision:
@@ -109,7 +121,7 @@ class Node:
         situation = Situation(
             settings=self.settings,
             machinetypes=self.machinetypes,
-            occupied=tuple(self.machines.values()),
+            occupied=tuple(one.seen for one in self.machines),
             history=self.history,
             space=self.view,
             host=Host(self.load.averages(now), PLENTY_BYTES, self.settings.host_processors),
@@ -119,22 +131,16 @@ class Node:
         decision, self.memory = decide(situation, self.memory, self.rng)
         return decision
 
-    def begin(self, number: int, machine: Occupied) -> None:
-        """Occupy processors with a machine that is being made."""
-        self.machines[number] = machine
-        self.used += machine.processors
-
-    def started(self, number: int, now: float) -> None:
-        """Note that a machine runs."""
-        self.machines[number] = replace(self.machines[number], started_time=now)
-
-    def notice(self, number: int) -> None:
+    def notice(self, machine: Machine) -> None:
         """Notice that a machine has ended."""
-        time, message = self.ended.pop(number)
-        machine = self.machines.pop(number)
-        self.used -= machine.processors
-        outcome = MachineEnd(machine.machinetype, machine.created_time, machine.started_time, time, message)
-        history = self.history.add(outcome, self.machinetypes[machine.machinetype].fizzle_seconds)
+        assert machine.ended_time is not None
+        self.ended.remove(machine)
+        self.machines.remove(machine)
+        seen, fizzle_seconds = machine.seen, self.machinetypes[machine.seen.machinetype].fizzle_seconds
+        outcome = MachineEnd(
+            seen.machinetype, seen.created_time, seen.started_time, machine.ended_time, machine.message
+        )
+        history = self.history.add(outcome, fizzle_seconds)
         self.history = _without_own_holds(history) if self.classic else history
 
     def forget(self) -> None:

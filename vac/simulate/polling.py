@@ -9,7 +9,6 @@ import random
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
-from vac.scheduling.model import SpaceView
 from vac.scheduling.space import (
     CAPACITY_SECONDS,
     SILENT_SECONDS,
@@ -39,33 +38,25 @@ class ReportStore:
 
     def __init__(self) -> None:
         self.totals = SpaceTotals()
-        self._last: dict[str, Reports] = {}
-        self._journal: dict[str, deque[tuple[float, Reports]]] = {}
+        self._journal: dict[str, deque[tuple[float, Reports | None]]] = {}
 
     def post(self, factory: str, reports: Reports | None, now: float) -> None:
         """Set what this factory reports from now on; None: it doesn't answer any more."""
-        self.totals.change(factory, self._last.get(factory), reports)
-        if reports is None:
-            self._last.pop(factory, None)
-        else:
-            self._last[factory] = reports
+        self.totals.change(factory, self.last(factory), reports)
         journal = self._journal.setdefault(factory, deque())
-        journal.append((now, reports or {}))
+        journal.append((now, reports))
         while len(journal) > 1 and journal[1][0] < now - REMEMBERED_SECONDS:
             journal.popleft()
 
     def last(self, factory: str) -> Reports | None:
         """Return this factory's present reports; None if it doesn't answer."""
-        return self._last.get(factory)
+        journal = self._journal.get(factory)
+        return journal[-1][1] if journal else None
 
     def at(self, factory: str, time: float) -> Reports:
         """Return this factory's reports at a time that is not more than REMEMBERED_SECONDS ago."""
-        found: Reports = {}
-        for since, reports in self._journal.get(factory, ()):
-            if since > time:
-                break
-            found = reports
-        return found
+        known = (reports for since, reports in reversed(self._journal.get(factory, ())) if since <= time)
+        return next(known, None) or {}
 
     def without(self, silent: Mapping[str, Reports | None]) -> SpaceTotals:
         """Return the sum as a factory has it that did not hear these others.
@@ -74,7 +65,7 @@ class ReportStore:
         """
         totals = self.totals.copy()
         for factory, heard in silent.items():
-            totals.change(factory, self._last.get(factory), heard)
+            totals.change(factory, self.last(factory), heard)
         return totals
 
 
@@ -100,8 +91,7 @@ class Polling:
     def started(self, node: Node) -> None:
         """Note that its daemon has started."""
         self._down.discard(node.name)
-        if not node.started_once:
-            node.started_once = True
+        if node.name not in self._started:
             self._started.append(node.name)
             self._capacities.append(self._capacities[-1] + self._believed[node.name])
         self.changed(node)
@@ -180,8 +170,3 @@ class Polling:
         for name in self._started[node.capacities_of :]:
             known += sum(report.running_hs06 for report in (self._store.last(name) or {}).values())
         return known
-
-
-def alone(node: Node) -> SpaceView:
-    """Return the space of a factory without peers, which it knows at any time."""
-    return SpaceView(node.name, node.factories, node.capacity_hs06)

@@ -266,16 +266,10 @@ def draw(result: Result) -> bytes:
     """Return the picture: the parts of the types, with the wanted ones dotted; below, the share error."""
     height = TOP + SHARES_HEIGHT + GAP + ERRORS_HEIGHT + BOTTOM
     svg = ET.Element(
-        "svg",
-        {
-            "xmlns": "http://www.w3.org/2000/svg",
-            "width": str(WIDTH),
-            "height": str(height),
-            "viewBox": f"0 0 {WIDTH} {height}",
-            **FONT,
-        },
+        "svg", {"xmlns": "http://www.w3.org/2000/svg", "width": str(WIDTH), "height": str(height)}
     )
-    ET.SubElement(svg, "rect", {"width": "100%", "height": "100%", "fill": "white"})
+    svg.attrib.update({"viewBox": f"0 0 {WIDTH} {height}", **FONT})
+    _add(svg, "rect", width="100%", height="100%", fill="white")
     space = result.space
     title = f"{result.name}: {space['factories']} factories, policy {space['policy']}, seed {space['seed']}"
     _text(svg, LEFT, TOP - 15, title)
@@ -301,7 +295,7 @@ def _shares(svg: ET.Element, panel: Panel, result: Result) -> None:
         times = [one.seconds for one in result.samples]
         outline = [panel.point(*at) for at in zip(times, ceiling)]
         outline += reversed([panel.point(*at) for at in zip(times, floor)])
-        ET.SubElement(svg, "polygon", {"points": " ".join(outline), "fill": colour, "fill-opacity": "0.7"})
+        _add(svg, "polygon", points=" ".join(outline), fill=colour, fill_opacity="0.7")
         wanted = [
             (one.seconds, low + one.wanted[name])
             for low, one in zip(floor, result.samples)
@@ -310,8 +304,7 @@ def _shares(svg: ET.Element, panel: Panel, result: Result) -> None:
         _line(svg, panel, wanted, "black", "2 4")
         y = panel.top + 12 + 20 * number
         x = WIDTH - RIGHT + 10
-        box = {"x": str(x), "y": str(y - 10), "width": "12", "height": "12", "fill": colour}
-        ET.SubElement(svg, "rect", box)
+        _add(svg, "rect", x=x, y=y - 10, width=12, height=12, fill=colour)
         _text(svg, x + 18, y, name)
         floor = ceiling
 
@@ -319,36 +312,28 @@ def _shares(svg: ET.Element, panel: Panel, result: Result) -> None:
 def _line(
     svg: ET.Element, panel: Panel, points: Sequence[tuple[float, float]], colour: str, dashes: str = "none"
 ) -> None:
-    ET.SubElement(
-        svg,
-        "polyline",
-        {
-            "points": " ".join(panel.point(*at) for at in points),
-            "fill": "none",
-            "stroke": colour,
-            "stroke-dasharray": dashes,
-        },
-    )
+    coordinates = " ".join(panel.point(*at) for at in points)
+    _add(svg, "polyline", points=coordinates, fill="none", stroke=colour, stroke_dasharray=dashes)
 
 
 def _axes(svg: ET.Element, panel: Panel, parts: Sequence[float]) -> None:
     for part in parts:
         y = f"{panel.y(part):.1f}"
-        ends = {"x1": str(LEFT), "x2": str(WIDTH - RIGHT), "y1": y, "y2": y, "stroke": "#cccccc"}
-        ET.SubElement(svg, "line", ends)
+        _add(svg, "line", x1=LEFT, x2=WIDTH - RIGHT, y1=y, y2=y, stroke="#cccccc")
         _text(svg, LEFT - 6, panel.y(part) + 4, percent(part), "end")
     hours = panel.seconds / 3600
     step = 10 ** math.floor(math.log10(hours / 2))
     step *= next(factor for factor in (1, 2, 5, 10) if hours / (step * factor) <= 8)
     for number in range(int(hours / step) + 1):
-        _text(
-            svg,
-            panel.x(number * step * 3600),
-            panel.top + panel.height + 18,
-            f"{number * step:g} h",
-            "middle",
-        )
+        at = panel.x(number * step * 3600)
+        _text(svg, at, panel.top + panel.height + 18, f"{number * step:g} h", "middle")
 
 
 def _text(svg: ET.Element, x: float, y: float, words: str, anchor: str = "start") -> None:
-    ET.SubElement(svg, "text", {"x": f"{x:.1f}", "y": f"{y:.1f}", "text-anchor": anchor}).text = words
+    _add(svg, "text", x=f"{x:.1f}", y=f"{y:.1f}", text_anchor=anchor).text = words
+
+
+def _add(svg: ET.Element, kind: str, **attributes: object) -> ET.Element:
+    return ET.SubElement(
+        svg, kind, {name.replace("_", "-"): str(value) for name, value in attributes.items()}
+    )

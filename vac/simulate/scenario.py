@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from vac.config.ini import COMMON, Report, Section, Value, read
+from vac.config.ini import COMMON, Report, read
 from vac.config.load import ConfigurationError
 from vac.config.machinetype import Machinetype
 from vac.config.options import Kind, declared, option
@@ -38,6 +38,11 @@ LEAST_SECONDS = 0.1
 """Least time that a normal distribution yields."""
 
 
+def _span(default: str, doc: str) -> Any:
+    """Declare an option that spread() reads."""
+    return option(Kind.TEXT, default, doc, pattern=_SPREAD, pattern_doc=SPREAD_DOC)
+
+
 @dataclass(frozen=True)
 class Space:
     """[space] of a scenario file."""
@@ -51,9 +56,7 @@ class Space:
         "what the factories decide by; classic ones also create one machine a cycle",
         choices=POLICIES,
     )
-    start: str = option(
-        Kind.TEXT, "0s-60s", "when each factory starts", pattern=_SPREAD, pattern_doc=SPREAD_DOC
-    )
+    start: str = _span("0s-60s", "when each factory starts")
     loss: float = option(
         Kind.NUMBER, 0.0, "part of datagrams that get lost, each way", least=0, most=0.9, sample="0.05"
     )
@@ -61,15 +64,11 @@ class Space:
     broken: float = option(
         Kind.NUMBER, 0.0, "part of the factories on which every machine fails", least=0, most=1, sample="0.02"
     )
-    broken_seconds: str = option(
-        Kind.TEXT, "20s", "after which time it fails there", pattern=_SPREAD, pattern_doc=SPREAD_DOC
-    )
+    broken_seconds: str = _span("20s", "after which time it fails there")
     crashes_per_day: float = option(
         Kind.NUMBER, 0.0, "how often each factory's daemon dies, on average", least=0, most=1000
     )
-    crash_seconds: str = option(
-        Kind.TEXT, "10m", "after which time it is back", pattern=_SPREAD, pattern_doc=SPREAD_DOC
-    )
+    crash_seconds: str = _span("10m", "after which time it is back")
     crash_kills: bool = option(Kind.BOOLEAN, False, "its machines die with it, as when the host goes down")
     sample_seconds: float = option(
         Kind.NUMBER, 10.0, "how often shares are compared with the wanted ones", least=1, most=3600
@@ -106,23 +105,9 @@ class Work:
     jobs: int = option(
         Kind.INTEGER, 0, "how many machines find work, all in all; 0: there's no end", least=0, sample="5000"
     )
-    lifetime: str = option(
-        Kind.TEXT,
-        "6h-18h",
-        "how long a machine with work lives",
-        pattern=_SPREAD,
-        pattern_doc=SPREAD_DOC,
-    )
-    startup: str = option(
-        Kind.TEXT,
-        "5s-20s",
-        "time from a decision to a running machine",
-        pattern=_SPREAD,
-        pattern_doc=SPREAD_DOC,
-    )
-    no_work: str = option(
-        Kind.TEXT, "60s-120s", "how long one without lives", pattern=_SPREAD, pattern_doc=SPREAD_DOC
-    )
+    lifetime: str = _span("6h-18h", "how long a machine with work lives")
+    startup: str = _span("5s-20s", "time from a decision to a running machine")
+    no_work: str = _span("60s-120s", "how long one without lives")
     no_work_message: str = option(
         Kind.TEXT, "300 Nothing to do", "its shutdown message; none: it leaves none"
     )
@@ -221,14 +206,11 @@ class Queue:
         return found
 
 
-SPACE = Schema("space", declared(Space), (), {})
-HARDWARE = Schema("hardware NAME", declared(Hardware), (), {})
-WORK = Schema("work MACHINETYPE", declared(Work), (), {})
 _SCHEMAS = {
-    "space": SPACE,
+    "space": Schema("space", declared(Space), (), {}),
     "settings": SETTINGS,
-    "hardware": HARDWARE,
-    "work": WORK,
+    "hardware": Schema("hardware NAME", declared(Hardware), (), {}),
+    "work": Schema("work MACHINETYPE", declared(Work), (), {}),
     "machinetype": MACHINETYPE,
 }
 _ALONE = ("space", "settings")
@@ -250,41 +232,29 @@ def read_scenario(path: Path, site: Callable[[], Site]) -> Scenario:
     parsed: dict[str, dict[str, Any]] = {kind: {} for kind in _SCHEMAS}
     for title, section in contents.sections.items():
         kind, _, name = title.partition(" ")
-        if title != COMMON and _known(title, kind, name, section, report):
-            values = _values(title, kind, section, common, report)
-            parsed[kind][name] = (
-                build_machinetype(name, values, settings) if kind == "machinetype" else values
-            )
+        if title == COMMON:
+            continue
+        if kind not in _SCHEMAS:
+            hint = nearest(kind, _SCHEMAS)
+            report.error(section.file, title, "", f"a scenario has no such section{hint}")
+        elif (kind in _ALONE) == bool(name):
+            report.error(section.file, title, "", f"should be [{_SCHEMAS[kind].title}]")
+        else:
+            values = parse_section(title, _SCHEMAS[kind], section, common, report, partial=True)
+            machinetype = kind == "machinetype"
+            parsed[kind][name] = build_machinetype(name, values, settings) if machinetype else values.values
     scenario = Scenario(
-        space=Space(**_of(parsed["space"])),
-        settings=replace(settings, **_of(parsed["settings"])),
+        space=Space(**parsed["space"].get("", {})),
+        settings=replace(settings, **parsed["settings"].get("", {})),
         machinetypes=parsed["machinetype"] if own else machinetypes,
-        works={name: Work(**values.values) for name, values in parsed["work"].items()},
-        hardware={name: Hardware(**values.values) for name, values in parsed["hardware"].items()},
+        works={name: Work(**values) for name, values in parsed["work"].items()},
+        hardware={name: Hardware(**values) for name, values in parsed["hardware"].items()},
         name=path.stem,
     )
     _check(scenario, str(path), report)
     if report.errors or report.warnings:
         raise ConfigurationError([*report.errors, *report.warnings])
     return scenario
-
-
-def _of(sections: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: value for parsed in sections.values() for key, value in parsed.values.items()}
-
-
-def _known(title: str, kind: str, name: str, section: Section, report: Report) -> bool:
-    if kind not in _SCHEMAS:
-        report.error(section.file, title, "", f"a scenario has no such section{nearest(kind, _SCHEMAS)}")
-    elif (kind in _ALONE) == bool(name):
-        report.error(section.file, title, "", f"should be [{_SCHEMAS[kind].title}]")
-    else:
-        return True
-    return False
-
-
-def _values(title: str, kind: str, section: Section, common: Mapping[str, Value], report: Report) -> Any:
-    return parse_section(title, _SCHEMAS[kind], section, common, report, partial=True)
 
 
 def _check(scenario: Scenario, file: str, report: Report) -> None:

@@ -5,17 +5,17 @@ from __future__ import annotations
 import heapq
 import random
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import replace
 from itertools import count
 from typing import Any
 
 from vac.scheduling.backoff import reported_message
-from vac.scheduling.model import Create, Occupied
+from vac.scheduling.model import Create, Occupied, SpaceView
 from vac.scheduling.shares import LONGEST_STEP_SECONDS
 from vac.scheduling.space import CYCLE_SECONDS, is_due, is_fresh
 from vac.simulate.measure import Measure
-from vac.simulate.nodes import Node, make_nodes
-from vac.simulate.polling import Polling, alone
+from vac.simulate.nodes import Machine, Node, make_nodes
+from vac.simulate.polling import Polling
 from vac.simulate.scenario import Queue, Scenario, spread
 
 BEGINNING = 1.6e9
@@ -24,22 +24,6 @@ NOTICE_SECONDS = (0.2, 2.0)
 """Time from an end until the engine's event has come and the machine is finished. Each end is noticed by itself."""
 FULL_SECONDS = 600.0
 """Pause between the decisions of a full factory with peers, whose ledger needs to know what runs elsewhere."""
-
-
-@dataclass
-class Machine:
-    """A machine that hasn't ended."""
-
-    node: Node
-    machinetype: str
-    processors: int
-    created_time: float
-    shutdown_time: float
-    started_time: float | None = None
-    message: str | None = None
-    """The message that it will leave."""
-    useful: bool = False
-    """True if it has found work."""
 
 
 class World:
@@ -55,9 +39,6 @@ class World:
         self.queues = {name: Queue(scenario.work(name), BEGINNING) for name in scenario.machinetypes}
         self.polling = Polling(scenario, self.nodes, random.Random(f"{space.seed} network"))
         self.measure = Measure(scenario, self.nodes, self.queues, BEGINNING)
-        self.machines: dict[int, Machine] = {}
-        self._past: list[tuple[str, int, float, float]] = []
-        self._numbers = count()
         self._events: list[tuple[float, int, Callable[..., None], tuple[Any, ...]]] = []
         self._order = count()
         self._broken_seconds = spread(space.broken_seconds)
@@ -73,13 +54,8 @@ class World:
             self.now, _, call, arguments = heapq.heappop(self._events)
             call(*arguments)
         self.now = self.end
-        self.measure.finish(self.now)
+        self.measure.advance(self.now)
         return self.measure
-
-    def all_machines(self) -> list[tuple[str, int, float, float]]:
-        """Return machinetype, processors, and times of creation and end (or now) of every machine."""
-        running = self.machines.values()
-        return self._past + [(one.machinetype, one.processors, one.created_time, self.now) for one in running]
 
     def _at(self, delay: float, call: Callable[..., None], *arguments: Any) -> None:
         heapq.heappush(self._events, (self.now + delay, next(self._order), call, arguments))
@@ -93,7 +69,7 @@ class World:
     def _start(self, node: Node) -> None:
         node.up = True
         if len(self.nodes) == 1:
-            node.view = alone(node)
+            node.view = SpaceView(node.name, node.factories, node.capacity_hs06)
         self.polling.started(node)
         self._notice(node)
         self.measure.available(node, True, self.now)
@@ -110,8 +86,8 @@ class World:
         self.polling.stopped(node, self.now)
         self.measure.available(node, False, self.now)
         if self.scenario.space.crash_kills:
-            for number in list(node.machines):
-                self._end(number)
+            for machine in node.machines:
+                self._end(machine)
         self._at(self._crash_seconds(self.rng), self._start, node)
 
     def _cycle(self, node: Node, life: int) -> None:
@@ -174,68 +150,61 @@ class World:
     # Machines
 
     def _create(self, node: Node, create: Create) -> None:
-        number = next(self._numbers)
-        name, processors = create.machinetype, create.processors
-        self.machines[number] = Machine(node, name, processors, self.now, create.shutdown_time)
-        node.begin(number, Occupied(name, processors, self.now, None, create.shutdown_time))
+        name = create.machinetype
+        machine = Machine(node, Occupied(name, create.processors, self.now, None, create.shutdown_time))
+        node.machines.append(machine)
         self.polling.changed(node)
-        self.measure.created(node, name, processors, self.now)
-        self._at(self.queues[name].startup(self.rng), self._started, number)
+        self.measure.created(machine, self.now)
+        self._at(self.queues[name].startup(self.rng), self._started, machine)
 
-    def _started(self, number: int) -> None:
-        machine = self.machines.get(number)
-        if machine is None:
+    def _started(self, machine: Machine) -> None:
+        if machine.ended_time is not None:
             return
-        node, queue = machine.node, self.queues[machine.machinetype]
-        machine.started_time = self.now
-        node.load.change(machine.processors, self.now)
-        node.started(number, self.now)
+        node, name, queue = machine.node, machine.seen.machinetype, self.queues[machine.seen.machinetype]
+        machine.seen = replace(machine.seen, started_time=self.now)
+        node.load.change(machine.seen.processors, self.now)
         self.polling.changed(node)
-        left = max(0.0, machine.shutdown_time - self.now)
+        left = max(0.0, machine.seen.shutdown_time - self.now)
         if node.broken:
             life = self._broken_seconds(self.rng)
         elif queue.ask(self.now, self.rng):
             machine.useful, machine.message = True, "200 Success"
-            self.measure.found(machine.machinetype, self.now)
+            self.measure.found(name, self.now)
             life = queue.lifetime(self.rng)
         else:
             machine.message = queue.no_work_message
             life = queue.no_work(self.rng)
         if life >= left:
             life, machine.message = left, "100 Shutdown time has come"
-        self._at(life, self._end, number)
-        fizzle_seconds = node.machinetypes[machine.machinetype].fizzle_seconds
+        self._at(life, self._end, machine)
+        fizzle_seconds = node.machinetypes[name].fizzle_seconds
         if life > fizzle_seconds:
             self._at(fizzle_seconds, self.polling.changed, node)
         if node.free > 0:
             self._wake(node)
 
-    def _end(self, number: int) -> None:
-        machine = self.machines.pop(number, None)
-        if machine is None:
+    def _end(self, machine: Machine) -> None:
+        if machine.ended_time is not None:
             return
-        node, started = machine.node, machine.started_time
-        self._past.append((machine.machinetype, machine.processors, machine.created_time, self.now))
-        self.measure.ended(
-            node, machine.machinetype, machine.processors, machine.created_time, machine.useful, self.now
-        )
-        message = None
-        if started is not None:
-            node.load.change(-machine.processors, self.now)
-            fizzle_seconds = node.machinetypes[machine.machinetype].fizzle_seconds
-            message = reported_message(machine.message, started, self.now, fizzle_seconds)
-        node.ended[number] = (self.now, message)
+        node, seen = machine.node, machine.seen
+        machine.ended_time = self.now
+        self.measure.ended(machine, self.now)
+        if seen.started_time is not None:
+            node.load.change(-seen.processors, self.now)
+            fizzle_seconds = node.machinetypes[seen.machinetype].fizzle_seconds
+            machine.message = reported_message(machine.message, seen.started_time, self.now, fizzle_seconds)
+        node.ended.append(machine)
         if not node.classic:
-            self._at(self.rng.uniform(*NOTICE_SECONDS), self._seen, node, number)
+            self._at(self.rng.uniform(*NOTICE_SECONDS), self._seen, machine)
 
-    def _seen(self, node: Node, number: int) -> None:
-        if node.up and number in node.ended:
-            node.notice(number)
-            self.polling.changed(node)
-            self._wake(node)
+    def _seen(self, machine: Machine) -> None:
+        if machine.node.up and machine in machine.node.ended:
+            machine.node.notice(machine)
+            self.polling.changed(machine.node)
+            self._wake(machine.node)
 
     def _notice(self, node: Node) -> None:
         """Notice all that has ended, as a daemon that starts or a classic one that looks round."""
-        for number in list(node.ended):
-            node.notice(number)
+        for machine in list(node.ended):
+            node.notice(machine)
             self.polling.changed(node)

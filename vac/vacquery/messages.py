@@ -11,15 +11,15 @@ import dataclasses
 import enum
 import functools
 import hashlib
-import math
 import secrets
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Union
+from typing import Any, TypeVar, Union
 
 from vac import __version__
 from vac.vacquery.signed_json import canonical, is_fresh, is_signed, parse_object, signature
 
+_Number = TypeVar("_Number", int, float)
 VACQUERY_VERSION = "VacQuery 01.03"
 QUERY_LIMIT = 1024
 """Most bytes of a query that a responder reads."""
@@ -94,19 +94,19 @@ class Query:
     """Of a received signed query."""
 
 
-def number(value: object, most: float) -> float:
-    """Return a number from 0 to most."""
+def number(convert: Callable[[float], _Number], most: float, value: object) -> _Number:
+    """Return a number from 0 to most as an integer or a float."""
     if type(value) is not int and type(value) is not float:
         raise ValueError("not a number")
     if not 0 <= value <= most:
         raise ValueError(f"not from 0 to {most}")
-    return value
+    return convert(value)
 
 
 def whole(most: int, value: object) -> int:
     """Return a whole number from 0 to most; 5.0 is one, which classic factories send for 5."""
-    found = number(value, most)
-    if found != math.floor(found):
+    found = number(float, most, value)
+    if not found.is_integer():
         raise ValueError("not a whole number")
     return int(found)
 
@@ -114,26 +114,14 @@ def whole(most: int, value: object) -> int:
 machines = functools.partial(whole, 10_000)
 """Machines, slots or machinetypes of one factory."""
 processors = functools.partial(whole, 100_000)
-
-
-def hs06(value: object) -> float:
-    """Return the HS06 of one factory."""
-    return float(number(value, 1e7))
-
-
-def seconds(value: object) -> int:
-    """Return a duration, CPU seconds or Unix seconds."""
-    return int(number(value, MOST_TIME))
-
-
-def amount(value: object) -> int:
-    """Return bytes, KB or inodes."""
-    return int(number(value, 1 << 63))
-
-
-def rate(value: object) -> float:
-    """Return a load average or a percentage."""
-    return float(number(value, 1e9))
+hs06 = functools.partial(number, float, 1e7)
+"""HS06 of one factory."""
+seconds = functools.partial(number, int, MOST_TIME)
+"""A duration, CPU seconds or Unix seconds."""
+amount = functools.partial(number, int, 1 << 63)
+"""Bytes, KB or inodes."""
+rate = functools.partial(number, float, 1e9)
+"""A load average or a percentage."""
 
 
 def text(value: object) -> str:
@@ -255,7 +243,7 @@ class FactoryStatus(Answer):
     mem_used_kb: int = json_field(amount, default=0)
     mem_total_kb: int = json_field(amount, default=0)
     creation_blocked: str | None = json_field(text, left_out=True, default=None)
-    """Why nothing can be created; None: it can be, or all processors are in use. Unknown to classic factories."""
+    """Reason why nothing can be created; None if there is none but full use. Unknown to classic factories."""
 
 
 AnyStatus = Union[MachinetypeStatus, MachineStatus, FactoryStatus]
@@ -373,7 +361,7 @@ class Received:
 
     status: AnyStatus
     message: Mapping[str, Any]
-    """As it was sent, for JSON output."""
+    """The answer as it was sent, for JSON output."""
 
 
 def decode_answer(

@@ -52,7 +52,7 @@ BURST_SECONDS = 0.01
 TYPICAL_ANSWERS = {Kind.MACHINETYPES: 8, Kind.MACHINES: 32, Kind.FACTORIES: 1}
 LEAST_BURST, MOST_BURST = 4, 128
 RESOLVE_SECONDS = 0.01
-"""Interval of looks at names that aren't resolved yet."""
+"""Interval between checks of names that aren't resolved yet."""
 _SO_RCVBUFFORCE = 33
 """From asm-generic/socket.h."""
 BUFFER_BYTES = 8 * 1024 * 1024

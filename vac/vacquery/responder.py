@@ -8,7 +8,6 @@ or spoofed queries could flood others.
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import json
 import logging
@@ -23,13 +22,14 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from ipaddress import ip_network
 from pathlib import Path
-from typing import cast
 
 from vac.config.load import ConfigurationError, load
 from vac.config.settings import Settings
 from vac.host import facts
 from vac.host.connections import Network, connected_networks
+from vac.host.filesystems import stamp_if_there
 from vac.host.privileges import become, unprivileged_user
+from vac.logs import OnChange
 from vac.machines import files
 from vac.machines.layout import StateDir
 from vac.machines.status import Status, configured, prepare_role
@@ -37,14 +37,14 @@ from vac.roles import RoleOptions
 from vac.vacquery.messages import QUERY_LIMIT, Dropped, Reason, decode_query
 from vac.vacquery.poll import Resolver, enlarge_buffer, plain_address
 from vac.vacquery.signed_json import SIGNATURE_SECONDS, canonical, read_key
-from vac.vacquery.snapshot import Answers, Snapshot, SnapshotBuilder, stamp
+from vac.vacquery.snapshot import Answers, Snapshot, SnapshotBuilder
 
 log = logging.getLogger(__name__)
 
 REFRESH_SECONDS = 1.0
 HEARTBEAT_SECONDS = 5.0
 BATCH = 64
-"""Queries taken from one socket in a row."""
+"""Queries taken in a row."""
 MOST_LOGGED = 1000
 """Refused sources with a log line, within a day."""
 DAY_SECONDS = 86400
@@ -60,15 +60,6 @@ SEND_LIMIT = struct.pack("ll", 1, 0)
 _LOOPBACK = (ip_network("127.0.0.0/8"), ip_network("::1/128"))
 _LOOPBACK_PREFIXES = ("127.", "::ffff:127.", "::1")
 NO_IPV6 = (errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL, errno.EPROTONOSUPPORT)
-
-
-def parse_networks(texts: Iterable[str]) -> tuple[Network, ...]:
-    """Return the networks of vacquery_allow, without malformed ones."""
-    networks: list[Network] = []
-    for text in texts:
-        with contextlib.suppress(ValueError):
-            networks.append(ip_network(text, strict=False))
-    return tuple(networks)
 
 
 class AccessList:
@@ -132,36 +123,33 @@ class Responder:
         if not self.access.allows(host):
             if self.access_is_complete:
                 self._warn(host, NOT_ALLOWED, now)
-            return self._drop(Reason.SOURCE)
+            return self.drop(Reason.SOURCE)
         answers = self.answers
         if answers is None:
-            return self._drop(Reason.NO_ANSWER)
+            return self.drop(Reason.NO_ANSWER)
         query = decode_query(data, answers.snapshot.status.space, now, self._key)
         if isinstance(query, Dropped):
             if query.reason in (Reason.SIGNATURE, Reason.STALE):
                 self._warn(host, f"{query.reason.value}: keys in vacquery_key_file, or clocks, differ", now)
-            return self._drop(query.reason)
+            return self.drop(query.reason)
         if self._key is not None and not self._signatures.add(query.signature, now):
-            return self._drop(Reason.REPLAY)
+            return self.drop(Reason.REPLAY)
         if int(now) != self._second:
             self._second = int(now)
             self._sent_bytes.clear()
         if self._sent_bytes[host] > MOST_BYTES_PER_SECOND:
-            return self._drop(Reason.LIMIT)
+            return self.drop(Reason.LIMIT)
         datagrams = answers.datagrams(query.kind, canonical_cookie(query.cookie), now)
         if not datagrams:
-            return self._drop(Reason.NO_ANSWER)
+            return self.drop(Reason.NO_ANSWER)
         if not host.startswith(_LOOPBACK_PREFIXES):
             self._sent_bytes[host] += sum(map(len, datagrams))
         self.counts[query.kind.value] += 1
         self.counts["answers"] += len(datagrams)
         return datagrams
 
-    def count_failure(self) -> None:
-        """Count an answer that couldn't be sent."""
-        self._drop(Reason.SENDING)
-
-    def _drop(self, reason: Reason) -> tuple[bytes, ...]:
+    def drop(self, reason: Reason) -> tuple[bytes, ...]:
+        """Count a datagram that isn't answered."""
         self.counts[dropped_as(reason)] += 1
         return ()
 
@@ -206,14 +194,13 @@ class Refresher:
         self._heartbeat_time = 0.0
         self._reported: object = None
         self._written: dict[str, int] = {}
-        self._silent = False
-        self._blind = False
+        self._changes = OnChange(log)
         self._allowed: tuple[tuple[str, ...], tuple[str, ...]] = ((), ())
 
     def refresh(self, now: float) -> None:
         """Renew the answers, and do what else is due, if the factory has reported or it is time to."""
         due = not 0 <= now - self._heartbeat_time < HEARTBEAT_SECONDS
-        before, self._reported = self._reported, stamp(self._state.status)
+        before, self._reported = self._reported, stamp_if_there(self._state.status)
         if not due and self._reported == before and self._responder.access_is_complete:
             return
         snapshot = self._build(now)
@@ -231,17 +218,15 @@ class Refresher:
         try:
             snapshot = self._builder.build(now)
         except OSError as error:
-            if not self._blind:
-                log.error("state can't be read, old answers remain: %s", error)
-            self._blind = True
+            self._changes.say("state", f"state can't be read, old answers remain: {error}", logging.ERROR)
             return None
-        self._blind = False
+        self._changes.clear("state")
         return snapshot
 
     def _refresh_access(self, status: Status) -> None:
         self._names.request(status.factories)
         addresses = [address for factory in status.factories for address in self._names.known(factory)]
-        networks = parse_networks(status.vacquery_allow) if status.vacquery_allow else connected_networks()
+        networks = tuple(map(ip_network, status.vacquery_allow)) or connected_networks()
         self._responder.access = AccessList(addresses, networks)
         looking = any(self._names.looking(factory) for factory in status.factories)
         self._responder.access_is_complete = not looking
@@ -254,11 +239,10 @@ class Refresher:
             if counts != self._written:
                 write_counters(counters_file(self._state), counts)
                 self._written = counts
-            self._silent = False
+            self._changes.clear("files")
         except OSError as error:
-            if not self._silent:
-                log.error("heartbeat and counters can't be written: %s", error)
-            self._silent = True
+            text = f"heartbeat and counters can't be written: {error}"
+            self._changes.say("files", text, logging.ERROR)
 
 
 def dropped_as(reason: Reason) -> str:
@@ -289,20 +273,17 @@ def write_counters(path: Path, counts: Mapping[str, int]) -> None:
     )
 
 
-def serve(responder: Responder, sockets: Sequence[socket.socket], stops: Sequence[socket.socket]) -> None:
-    """Answer at these sockets until one of stops becomes readable or loses its other end."""
+def serve(responder: Responder, receiver: socket.socket, stops: Sequence[socket.socket]) -> None:
+    """Answer at this socket until one of stops becomes readable or loses its other end."""
     with selectors.DefaultSelector() as selector:
-        for each in (*sockets, *stops):
+        for each in (receiver, *stops):
             selector.register(each, selectors.EVENT_READ)
-        while True:
-            for ready, _ in selector.select():
-                if ready.fileobj in stops:
-                    return
-                _answer(responder, cast(socket.socket, ready.fileobj))
+        while not any(ready.fileobj in stops for ready, _ in selector.select()):
+            _answer(responder, receiver)
 
 
 def _answer(responder: Responder, receiver: socket.socket) -> None:
-    """Answer a batch of queries at one socket."""
+    """Answer a batch of queries."""
     for _ in range(BATCH):
         try:
             data, source = receiver.recvfrom(QUERY_LIMIT + 1, socket.MSG_DONTWAIT)
@@ -312,22 +293,17 @@ def _answer(responder: Responder, receiver: socket.socket) -> None:
             try:
                 receiver.sendto(datagram, source)
             except OSError:
-                responder.count_failure()
+                responder.drop(Reason.SENDING)
 
 
-def listen(port: int, *, loopback_only: bool = False) -> list[socket.socket]:
-    """Return bound sockets for IPv6 and IPv4, if possible one for both. OSError if the port is taken."""
-    if loopback_only:
-        bound = [_bound(socket.AF_INET, "127.0.0.1", port)]
-        with contextlib.suppress(OSError):
-            bound.append(_bound(socket.AF_INET6, "::1", bound[0].getsockname()[1]))
-        return bound
+def listen(port: int) -> socket.socket:
+    """Return a bound socket for IPv6 and IPv4, or for IPv4 where there is no IPv6. OSError if the port is taken."""
     try:
-        return [_bound(socket.AF_INET6, "::", port)]
+        return _bound(socket.AF_INET6, "::", port)
     except OSError as error:
         if error.errno not in NO_IPV6:
             raise
-    return [_bound(socket.AF_INET, "0.0.0.0", port)]
+    return _bound(socket.AF_INET, "0.0.0.0", port)
 
 
 def _bound(family: socket.AddressFamily, host: str, port: int) -> socket.socket:
@@ -351,7 +327,7 @@ def main(options: RoleOptions) -> int:
         return 1
     try:
         key = read_key(settings.vacquery_key_file)
-        sockets = listen(settings.vacquery_port)
+        receiver = listen(settings.vacquery_port)
     except OSError as error:
         log.error("can't start: %s (UDP port %d)", error, settings.vacquery_port)
         return 1
@@ -359,11 +335,11 @@ def main(options: RoleOptions) -> int:
     options.listen(ending.close, lambda: None)
     options.uses(settings.state_dir)
     state = StateDir(settings.state_dir)
-    return run(state, sockets, stop, key=key, configured=status, ready=options.ready)
+    return run(state, receiver, stop, key=key, configured=status, ready=options.ready)
 
 
 def _configuration(options: RoleOptions) -> tuple[Settings | None, Status | None]:
-    """Return [settings], of a broken configuration as far as they can be understood, and a status made of all of it."""
+    """Return [settings] and a status made of the configuration; of a broken one, what can be used."""
     try:
         found = load(options.configs or None, facts.read())
     except ConfigurationError as error:
@@ -374,7 +350,7 @@ def _configuration(options: RoleOptions) -> tuple[Settings | None, Status | None
 
 def run(
     state: StateDir,
-    sockets: Sequence[socket.socket],
+    receiver: socket.socket,
     stop: socket.socket,
     *,
     key: bytes | None = None,
@@ -382,7 +358,7 @@ def run(
     names: Resolver | None = None,
     ready: Callable[[], None] = lambda: None,
 ) -> int:
-    """Answer at bound sockets until stop becomes readable or closed.
+    """Answer at a bound socket until stop becomes readable or closed.
 
     Root's privileges are dropped first. Return the exit status.
     """
@@ -403,7 +379,7 @@ def run(
     thread.start()
     ready()
     with stop, failed[1]:
-        serve(responder, sockets, (stop, failed[1]))
+        serve(responder, receiver, (stop, failed[1]))
     alive = thread.is_alive()
     ended.set()
     thread.join(REFRESH_SECONDS)

@@ -14,11 +14,12 @@ import secrets
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from vac import __version__
 from vac.config.machinetype import Machinetype
 from vac.host.facts import Measures, measure
+from vac.host.filesystems import stamp_if_there
 from vac.machines import machine as machines
 from vac.machines import outputs
 from vac.machines import status as statuses
@@ -97,14 +98,15 @@ def is_before_fizzle(machine: Machine, now: float, fizzle_seconds: int) -> bool:
     return is_running(machine, now) and now - machine.started_time < fizzle_seconds
 
 
+def _common(status: Status, program: str) -> dict[str, Any]:
+    return {"space": status.space, "site": status.site, "factory": status.factory, "version": program}
+
+
 def machine_status(slot: Slot, status: Status, program: str) -> MachineStatus:
     """Return the answer about one slot."""
     machine = slot.machine
     empty = MachineStatus(
-        space=status.space,
-        site=status.site,
-        factory=status.factory,
-        version=program,
+        **_common(status, program),
         machine=slot.name,
         num_machines=status.slots,
         state=state_of(slot.name, slot.machine, status),
@@ -138,10 +140,7 @@ def machinetype_status(
     counted = running + [machine for machine in mine if is_starting(machine, now)]
     processors = sum(machine.processors for machine in counted)
     return MachinetypeStatus(
-        space=status.space,
-        site=status.site,
-        factory=status.factory,
-        version=program,
+        **_common(status, program),
         machinetype=facts.name,
         num_machinetypes=len(status.machinetypes),
         running_machines=len(counted),
@@ -171,10 +170,7 @@ def factory_status(
     """Return the answer about the factory, without starting machines. heartbeats: Unix seconds by role."""
     running = [slot.machine for slot in slots if slot.machine and is_running(slot.machine, now)]
     return FactoryStatus(
-        space=status.space,
-        site=status.site,
-        factory=status.factory,
-        version=program,
+        **_common(status, program),
         running_processors=sum(machine.processors for machine in running),
         running_machines=len(running),
         running_hs06=float(sum(machine.hs06 for machine in running)),
@@ -202,7 +198,7 @@ def factory_status(
 
 
 def _blocked(status: Status) -> str | None:
-    """Return why nothing can be created. That all processors are in use is as it should be."""
+    """Return why nothing can be created. All processors in use is no reason."""
     return untrusted(status.guard, LONGEST_GUARD) if status.guard and status.guard_name != "full" else None
 
 
@@ -233,7 +229,8 @@ class SnapshotBuilder:
         self._slots = {}
         slots = [self._slot(slot_name(status.factory, number), read) for number in range(status.slots)]
         finishes = {facts.name: self._finish(facts.name, read) for facts in status.machinetypes}
-        heartbeats = {role: self._heartbeat(role) for role in ("factory", "responder", "mjf", "metadata")}
+        roles = ("factory", "responder", "mjf", "metadata")
+        heartbeats = {role: int(self._state.heartbeat_time(role) or 0) for role in roles}
         return Snapshot(
             status,
             factory_status(slots, status, self._host(self._state.root), heartbeats, now, self._program),
@@ -255,7 +252,7 @@ class SnapshotBuilder:
         return None if slot is None else machine_status(slot, replace(status, slot_states={}), self._program)
 
     def _read_status(self) -> Status | None:
-        present = stamp(self._state.status)
+        present = stamp_if_there(self._state.status)
         if present != self._status[0] or present is None:
             self._status = (present, statuses.read(self._state))
         return self._status[1] or self._configured
@@ -281,7 +278,7 @@ class SnapshotBuilder:
         if known:
             return known[1]
         inside = ("", "started", "finished", "heartbeat", "shutdown_message", "joboutputs/shutdown_message")
-        present = (model, *(stamp(path / part) for part in inside))
+        present = (model, *(stamp_if_there(path / part) for part in inside))
         known = read.get(path)
         if known is None or known[0] != present:
             slot = self._load(path, name, model)
@@ -314,24 +311,9 @@ class SnapshotBuilder:
         known = status.machinetypes if status is not None else ()
         return {facts.name: Machinetype(facts.name, fizzle_seconds=facts.fizzle_seconds) for facts in known}
 
-    def _heartbeat(self, role: str) -> int:
-        try:
-            return int(self._state.heartbeat(role).stat().st_mtime)
-        except OSError:
-            return 0
-
 
 def _whole(value: float | None) -> int | None:
     return None if value is None else int(value)
-
-
-def stamp(path: Path) -> tuple[int, int, int] | None:
-    """Return what changes with a file."""
-    try:
-        found = path.lstat()
-    except OSError:
-        return None
-    return found.st_mtime_ns, found.st_ino, found.st_size
 
 
 COOKIE_SIZES = (66, 256, 512, QUERY_LIMIT)

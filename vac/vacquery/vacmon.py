@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from vac.background import BackgroundWork, Outcome
-from vac.config.values import split_host_port
+from vac.config.options import split_host_port
 from vac.logs import OnChange
 from vac.machines.layout import StateDir
 from vac.vacquery.messages import ANSWER_LIMIT, AnyStatus, message_of, shortened

@@ -105,26 +105,19 @@ class Guest:
             return []
 
 
-@dataclass(frozen=True)
-class Guests:
-    """The VMs of one factory, known by their slots' addresses."""
-
-    state: StateDir
-    factory_name: str
-
-    def find(self, address: str) -> Guest | None:
-        """Return the VM with this address; None if there is none or it has ended."""
-        number = address_slot(address)
-        if number is None:
-            return None
-        name = slot_name(self.factory_name, number)
-        slot = read_slot(self.state.slot(name))
-        if slot is None or slot.model not in VM_MODELS:
-            return None
-        directory = self.state.machine(slot.directory)
-        if not directory.is_dir() or (directory / "finished").exists():
-            return None
-        return Guest(name, address, slot.directory.machinetype, slot.model, self.factory_name, directory)
+def find_guest(state: StateDir, factory_name: str, address: str) -> Guest | None:
+    """Return the VM with this address, which is its slot's; None if there is none or it has ended."""
+    number = address_slot(address)
+    if number is None:
+        return None
+    name = slot_name(factory_name, number)
+    slot = read_slot(state.slot(name))
+    if slot is None or slot.model not in VM_MODELS:
+        return None
+    directory = state.machine(slot.directory)
+    if not directory.is_dir() or (directory / "finished").exists():
+        return None
+    return Guest(name, address, slot.directory.machinetype, slot.model, factory_name, directory)
 
 
 @dataclass(frozen=True)
@@ -175,8 +168,10 @@ def path_parts(path_info: str) -> tuple[str, ...] | None:
     return tuple(part for part in path.split("/") if part) if path.isprintable() else None
 
 
-def application(respond: Callable[[Request], Answer], guests: Guests | None) -> WSGIApplication:
-    """Return a WSGI application around respond. guests: the clients, if they are VMs."""
+def application(
+    respond: Callable[[Request], Answer], guest_at: Callable[[str], Guest | None]
+) -> WSGIApplication:
+    """Return a WSGI application around respond. guest_at: returns the VM that is a client, by its address."""
 
     def app(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         method, address = environ["REQUEST_METHOD"], environ["REMOTE_ADDR"]
@@ -185,8 +180,7 @@ def application(respond: Callable[[Request], Answer], guests: Guests | None) -> 
             answer = refusal(HTTPStatus.FORBIDDEN) if method == "PUT" else NOT_FOUND
         else:
             body = cast(BinaryIO, environ["wsgi.input"]).read
-            guest = None if guests is None else guests.find(address)
-            answer = respond(Request(method, parts, guest, body, environ.get("HTTP_ACCEPT", "")))
+            answer = respond(Request(method, parts, guest_at(address), body, environ.get("HTTP_ACCEPT", "")))
         log.debug("%s: %s %s: %d", address, method, environ["PATH_INFO"], answer.status)
         headers = [("Content-Type", answer.content_type), ("Content-Length", str(len(answer.body)))]
         start_response(f"{answer.status:d} {answer.status.phrase}", [*headers, *answer.headers])
@@ -472,7 +466,8 @@ def run(
         with contextlib.suppress(OSError):
             os.utime(state.heartbeat(service.role))
 
-    app = application(respond, None if for_people else Guests(state, settings.factory_name))
+    guest_at = partial(find_guest, state, settings.factory_name)
+    app = application(respond, (lambda _: None) if for_people else guest_at)
     admits, client_of = (is_person, network_of) if for_people else (is_slot, str)
     server = Server(app, bound, adjusted, admits, client_of, alive)
     options.listen(server.stop, lambda: None)

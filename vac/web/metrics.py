@@ -6,7 +6,8 @@ The number of label values is bounded by the configuration (machinetypes, pipes,
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING, Callable, Optional, Union
+from functools import partial
+from typing import TYPE_CHECKING, Any, Callable, Optional, cast
 
 from prometheus_client.core import (
     CounterMetricFamily,
@@ -30,8 +31,9 @@ if TYPE_CHECKING:
 else:
     Collector = object  # versions before 0.15 have no class for it
 
-_Rows = Iterable[tuple[Sequence[str], Optional[float]]]
-_Kind = Union[type[CounterMetricFamily], type[GaugeMetricFamily]]
+_Rows = Iterable[tuple[Sequence[str], Any]]
+"""Values of the labels, and a number, or texts by name for an information."""
+_Kind = Callable[..., Any]
 STATES = ("Shut down", "Starting", "Running", "Paused", "Zombie", "Unknown")
 _TYPE = ("machinetype",)
 _MACHINE = ("machine", "machinetype")
@@ -67,34 +69,22 @@ class Metrics(Collector):
             yield from _machines(snapshot)
 
 
-def _gauge(metric: str, text: str, labels: Sequence[str], rows: _Rows) -> Metric:
-    return _family(GaugeMetricFamily, metric, text, labels, rows)
-
-
-def _counter(metric: str, text: str, labels: Sequence[str], rows: _Rows) -> Metric:
-    return _family(CounterMetricFamily, metric, text, labels, rows)
-
-
 def _family(kind: _Kind, metric: str, text: str, labels: Sequence[str], rows: _Rows) -> Metric:
     """Return a family without samples that have no value."""
     family = kind(metric, text, labels=labels)
-    for values, number in rows:
-        if number is not None:
-            family.add_metric(values, number)
-    return family
+    for values, value in rows:
+        if value is not None:
+            family.add_metric(values, value)
+    return cast(Metric, family)
+
+
+_gauge = partial(_family, GaugeMetricFamily)
+_counter = partial(_family, CounterMetricFamily)
+_info = partial(_family, InfoMetricFamily)
 
 
 def _one(metric: str, text: str, number: float | None) -> Metric:
     return _gauge(metric, text, (), [((), number)])
-
-
-def _info(
-    metric: str, text: str, labels: Sequence[str], rows: Iterable[tuple[Sequence[str], dict[str, str]]]
-) -> Metric:
-    family = InfoMetricFamily(metric, text, labels=labels)
-    for values, facts in rows:
-        family.add_metric(values, facts)
-    return family
 
 
 def _vacquery(view: View) -> Iterator[Metric]:

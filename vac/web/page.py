@@ -16,14 +16,16 @@ from prometheus_client.exposition import choose_encoder
 
 from vac.accounting import history
 from vac.accounting.history import Ended
+from vac.config.options import split_host_port
 from vac.config.settings import Settings
-from vac.config.values import split_host_port
+from vac.host.filesystems import stamp_if_there
 from vac.machines.layout import StateDir
 from vac.roles import RoleOptions
+from vac.vacquery.snapshot import SnapshotBuilder
 from vac.web.http_server import HTML, NOT_FOUND, READ_ONLY, READING, Answer, Request, Service, run
 from vac.web.metrics import Metrics
-from vac.web.page_content import WEEK, Content
-from vac.web.view import View, Viewer
+from vac.web.page_content import WEEK, page
+from vac.web.view import View, look
 
 KEPT_SECONDS = 1.0
 MOST_KEPT = 32
@@ -45,7 +47,7 @@ class Site:
 
     def __init__(self, state: StateDir, clock: Callable[[], float] = time.time) -> None:
         self._state = state
-        self._viewer = Viewer(state)
+        self._builder = SnapshotBuilder(state, "vacd-page")
         self._ends: tuple[object, Sequence[Ended]] = (None, ())
         self._clock = clock
         self._lock = threading.Lock()
@@ -73,9 +75,7 @@ class Site:
         return self._answer(content_type, content_type, metrics)
 
     def _page(self, parts: Sequence[str]) -> Answer:
-        return self._answer(
-            "/".join(parts), HTML, lambda view: Content(view, self._recent(view.now)).page(parts)
-        )
+        return self._answer("/".join(parts), HTML, lambda view: page(view, self._recent(view.now), parts))
 
     def _answer(self, key: str, content_type: str, make: Callable[[View], bytes | None]) -> Answer:
         with self._lock:
@@ -91,11 +91,7 @@ class Site:
 
     def _recent(self, now: float) -> Sequence[Ended]:
         """Return the machines that ended within a week; the file is read anew when it has changed."""
-        try:
-            found = self._state.history.stat()
-            stamp = (found.st_ino, found.st_size, int(now // 3600))
-        except OSError:
-            return ()
+        stamp = (stamp_if_there(self._state.history), int(now // 3600))
         if stamp != self._ends[0]:
             self._ends = (stamp, history.read(self._state, now - WEEK))
         return self._ends[1]
@@ -104,7 +100,7 @@ class Site:
         now = self._clock()
         if self._view is None or not 0 <= now - self._view.now < KEPT_SECONDS:
             self._kept.clear()
-            self._view = self._viewer.view(now)
+            self._view = look(self._state, self._builder, now)
         return self._view
 
 

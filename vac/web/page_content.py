@@ -7,7 +7,7 @@ sign of anything.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from urllib.parse import quote
 from xml.etree.ElementTree import Element, SubElement, tostring
 
@@ -71,77 +71,78 @@ _PALETTE = (
 _COLOUR_STYLES = "".join(f".c{n} {{ background: {one}; fill: {one}; }}\n" for n, one in enumerate(_PALETTE))
 
 
-class Content:
-    """The pages of one view. ends: machines that ended within a week, the last one last."""
+def page(view: View, ends: Sequence[Ended], parts: Sequence[str]) -> bytes | None:
+    """Return the page of this path, as UTF-8; None if there is none. ends: within a week, the last one last."""
+    if view.snapshot is not None:
+        return _Page(view, view.snapshot, ends).render(parts)
+    main = Element("main", {"id": "content"})
+    _text(main, "p", view.disk_problem or "No factory has reported yet.", "bad")
+    return None if parts else _document("Vac factory", main)
 
-    def __init__(self, view: View, ends: Sequence[Ended]) -> None:
-        self.view, self.snapshot, self.now, self.ends = view, view.snapshot, view.now, ends
 
-    def page(self, parts: Sequence[str]) -> bytes | None:
-        """Return the page of this path, as UTF-8; None if there is none."""
-        main, snapshot = Element("main", {"id": "content"}), self.snapshot
-        title = "Vac factory" if snapshot is None else name(snapshot.status.factory)
-        if not parts and snapshot is None:
-            _text(main, "p", self.view.disk_problem or "No factory has reported yet.", "bad")
-        elif not parts and snapshot is not None:
-            self._overview(main, snapshot)
-        elif snapshot is None or len(parts) != 2:
-            return None
-        else:
-            kind, title = parts
-            pairs = zip(snapshot.slots, snapshot.machines)
-            found = next((pair for pair in pairs if name(pair[0].name) == title), None)
-            if kind == "machine" and found is not None:
-                self._machine(main, snapshot, *found)
-            elif kind == "machinetype" and title in map(name, self._types(snapshot)):
-                self._machinetype(main, snapshot, title)
-            else:
-                return None
-        return _document(title, main)
+class _Page:
+    """One page of a factory that has reported."""
 
-    def _types(self, snapshot: Snapshot) -> list[str]:
-        """Return all machinetypes: those configured, and others that ran within a week."""
-        known = [facts.name for facts in snapshot.status.machinetypes]
+    def __init__(self, view: View, snapshot: Snapshot, ends: Sequence[Ended]) -> None:
+        self.disk_problem, self.now, self.ends = view.disk_problem, view.now, ends
+        self.snapshot, self.status = snapshot, snapshot.status
+        self.main = Element("main", {"id": "content"})
+        known = [facts.name for facts in self.status.machinetypes]
         present = [slot.machine.machinetype for slot in snapshot.slots if slot.machine]
-        return list(dict.fromkeys([*known, *sorted({*present, *(one.machinetype for one in self.ends)})]))
-
-    def _styles(self, snapshot: Snapshot) -> dict[str, str]:
-        return {one: f"c{number % _COLOURS}" for number, one in enumerate(self._types(snapshot))}
-
-    def _spans(self, snapshot: Snapshot) -> list[Span]:
-        spans = [Span(one.machinetype, one.started, one.ended, one.processors, one.hs06) for one in self.ends]
+        every = dict.fromkeys([*known, *sorted({*present, *(one.machinetype for one in ends)})])
+        self.styles = {one: f"c{number % _COLOURS}" for number, one in enumerate(every)}
+        """By machinetype: those configured, and others that ran within a week."""
+        self.spans = [Span(one.machinetype, one.started, one.ended, one.processors, one.hs06) for one in ends]
         for slot in snapshot.slots:
             machine = slot.machine
             if machine is not None and machine.started_time is not None and not machine.finished:
                 size = (machine.processors, machine.hs06)
-                spans.append(Span(machine.machinetype, machine.started_time, self.now, *size))
-        return spans
+                self.spans.append(Span(machine.machinetype, machine.started_time, self.now, *size))
 
-    def _overview(self, body: Element, snapshot: Snapshot) -> None:
-        status = snapshot.status
+    def render(self, parts: Sequence[str]) -> bytes | None:
+        title = name(self.status.factory)
+        if not parts:
+            self._overview()
+        elif len(parts) != 2:
+            return None
+        else:
+            kind, title = parts
+            pairs = zip(self.snapshot.slots, self.snapshot.machines)
+            found = next((pair for pair in pairs if name(pair[0].name) == title), None)
+            machinetype = next((one for one in self.styles if name(one) == title), None)
+            if kind == "machine" and found is not None:
+                self._machine(*found)
+            elif kind == "machinetype" and machinetype is not None:
+                self._machinetype(machinetype)
+            else:
+                return None
+        return _document(title, self.main)
+
+    def _overview(self) -> None:
+        body, status = self.main, self.status
         facts = (
             f"Space {name(status.space)}, site {name(status.site)}, Vac {shown(status.version)}, "
-            f"{snapshot.factory.running_processors} of {status.total_processors} processors in use, "
-            f"load {snapshot.factory.load_average:.2f}, as of {utc_time(status.time)}."
+            f"{self.snapshot.factory.running_processors} of {status.total_processors} processors in use, "
+            f"load {self.snapshot.factory.load_average:.2f}, as of {utc_time(status.time)}."
         )
         _text(body, "p", facts)
-        if self.view.disk_problem is not None:
-            _text(body, "p", f"Nothing can be written: {_long(self.view.disk_problem)}.", "bad")
+        if self.disk_problem is not None:
+            _text(body, "p", f"Nothing can be written: {_long(self.disk_problem)}.", "bad")
         for line, bad in _news(status, self.now):
             _text(body, "p", line, "bad" if bad else "")
-        styles = self._styles(snapshot)
-        self._slot_map(body, snapshot, styles)
-        self._shares(body, snapshot, styles)
-        self._charts(body, snapshot, styles)
-        self._ends_by_code(body)
-        _table(body, "Machinetypes", _TYPE_COLUMNS, _type_rows(snapshot, self.now))
-        _table(body, "Slots", _SLOT_COLUMNS, _slot_rows(snapshot, self.now))
+        self._slot_map()
+        self._shares()
+        self._charts()
+        self._ends_by_code()
+        _table(body, "Machinetypes", _TYPE_COLUMNS, _type_rows(self.snapshot, self.now))
+        self._slots()
         _table(body, "Engines", ("Engine", "State"), _troubles(status.engines.items()))
         _table(body, "Vacuum Pipes", ("Pipe", "State"), _troubles(status.pipes.items()))
         peers = ((name(one), _silence(one, status)) for one in status.factories if one != status.factory)
         _table(body, "Other factories of the space", ("Factory", "Last poll"), peers)
 
-    def _slot_map(self, body: Element, snapshot: Snapshot, styles: Mapping[str, str]) -> None:
+    def _slot_map(self) -> None:
+        body, styles = self.main, self.styles
         _text(body, "h2", "Slot map")
         legend = SubElement(body, "ul", {"aria-label": "Colours of machinetypes"})
         for one, style in styles.items():
@@ -149,7 +150,7 @@ class Content:
             SubElement(entry, "span", {"class": f"swatch {style}"})
             _link(entry, "machinetype", one).tail = ""
         cells = SubElement(body, "ul", {"class": "slots", "aria-label": "Slots"})
-        for number, (slot, said) in enumerate(zip(snapshot.slots, snapshot.machines)):
+        for number, (slot, said) in enumerate(zip(self.snapshot.slots, self.snapshot.machines)):
             machine = slot.machine if slot.machine and not slot.machine.finished else None
             kinds = [styles[machine.machinetype], "busy"] if machine else []
             kinds += {"Starting": ["new"], "Running": [], "Shut down": []}.get(said.state, ["odd"])
@@ -164,12 +165,11 @@ class Content:
             link.text = f"{number}{more}" + ("!" if "odd" in kinds else "")
             _text(link, "span", words, "hidden")
 
-    def _shares(self, body: Element, snapshot: Snapshot, styles: Mapping[str, str]) -> None:
-        target, actual = shares(snapshot)
-        spans = self._spans(snapshot)
-        periods = (actual, *(shares_of(spans, self.now - seconds, self.now) for seconds in (DAY, WEEK)))
-        table = _open_table(body, "Shares", ("Machinetype", "Target", "Now", "Day", "Week"))
-        for one, style in styles.items():
+    def _shares(self) -> None:
+        target, actual = shares(self.snapshot)
+        periods = (actual, *(shares_of(self.spans, self.now - seconds, self.now) for seconds in (DAY, WEEK)))
+        table = _open_table(self.main, "Shares", ("Machinetype", "Target", "Now", "Day", "Week"))
+        for one, style in self.styles.items():
             line = SubElement(table, "tr")
             _link(SubElement(line, "td", _style_of(one)), "machinetype", one)
             _text(line, "td", f"{target[one]:.0%}" if one in target else "none", "number")
@@ -179,26 +179,26 @@ class Content:
                 words = f"{value:.0%}" + (f" of a target of {target[one]:.0%}" if one in target else "")
                 bar(cell, value, target.get(one), style, words)
 
-    def _charts(
-        self, body: Element, snapshot: Snapshot, styles: Mapping[str, str], only: str | None = None
-    ) -> None:
-        _text(body, "h2", "Running processors")
-        place = SubElement(body, "div", {"class": "charts"})
-        spans = [span for span in self._spans(snapshot) if only in (None, span.machinetype)]
+    def _charts(self, only: str | None = None) -> None:
+        _text(self.main, "h2", "Running processors")
+        place = SubElement(self.main, "div", {"class": "charts"})
+        spans = [span for span in self.spans if only in (None, span.machinetype)]
         for title, seconds, form, parts in (("Day", DAY, "%H:%M", 4), ("Week", WEEK, "%a", 7)):
             begin = self.now - seconds
             rows = processors(spans, begin, self.now, _STEPS)
-            ordered = {one: rows[one] for one in styles if one in rows}
+            ordered = {one: rows[one] for one in self.styles if one in rows}
             means = (
                 ", ".join(f"{name(one)} {sum(row) / _STEPS:.1f}" for one, row in ordered.items()) or "none"
             )
             half = SubElement(place, "div")
             _text(half, "p", f"{title} (times in UTC): on average {means}")
             labels = [utc_time(begin + part * seconds / parts, form) for part in range(parts + 1)]
-            most = max([float(snapshot.status.total_processors or 1), *map(sum, zip(*rows.values()))])
-            area_chart(half, f"Running processors, {title.lower()}: {means}", ordered, styles, most, labels)
+            most = max([float(self.status.total_processors or 1), *map(sum, zip(*rows.values()))])
+            area_chart(
+                half, f"Running processors, {title.lower()}: {means}", ordered, self.styles, most, labels
+            )
 
-    def _ends_by_code(self, body: Element) -> None:
+    def _ends_by_code(self) -> None:
         found: dict[str, Counter[str]] = {}
         day: dict[str, Counter[str]] = {}
         for one in self.ends:
@@ -210,11 +210,11 @@ class Content:
             [name(one), *(f"{day[one][code]} / {total[code]}" if total[code] else "" for code in codes)]
             for one, total in sorted(found.items())
         )
-        _table(body, "Ends by shutdown code, day / week", ("Machinetype", *codes), rows)
+        _table(self.main, "Ends by shutdown code, day / week", ("Machinetype", *codes), rows)
 
-    def _machine(self, body: Element, snapshot: Snapshot, slot: Slot, said: MachineStatus) -> None:
+    def _machine(self, slot: Slot, said: MachineStatus) -> None:
         columns = [*_SLOT_COLUMNS, "UUID", "Created", "Started", "FQAN", "CPU seconds", "Directory"]
-        values = [*_slot_row(slot, said, snapshot.status, self.now)]
+        values = [*_slot_row(slot, said, self.status, self.now)]
         machine = slot.machine
         if machine is not None:
             started = "" if machine.started_time is None else utc_time(machine.started_time)
@@ -225,25 +225,29 @@ class Content:
                 shown(machine.fqan or ""),
             ]
             values += [f"{machine.cpu_seconds:.0f}", shown(machine.directory.name)]
-        _facts(body, "Present or last machine", [pair for pair in zip(columns, values) if pair[1]])
-        self._ended_table(body, [one for one in self.ends if one.machine == slot.name])
+        _facts(self.main, "Present or last machine", [pair for pair in zip(columns, values) if pair[1]])
+        self._ended_table([one for one in self.ends if one.machine == slot.name])
 
-    def _machinetype(self, body: Element, snapshot: Snapshot, wanted: str) -> None:
-        own = next(one for one in self._types(snapshot) if name(one) == wanted)
-        rows = zip(snapshot.status.machinetypes, _type_rows(snapshot, self.now))
+    def _machinetype(self, own: str) -> None:
+        rows = zip(self.status.machinetypes, _type_rows(self.snapshot, self.now))
         row = next((row for facts, row in rows if facts.name == own), None)
         if row is None:
-            _text(body, "p", "It isn't configured any more.")
+            _text(self.main, "p", "It isn't configured any more.")
         else:
-            _facts(body, "Now", [pair for pair in zip(_TYPE_COLUMNS, row) if pair[1]])
-        self._charts(body, snapshot, self._styles(snapshot), own)
-        slots = zip(snapshot.slots, snapshot.machines)
-        present = ((slot, said) for slot, said in slots if slot.machine and slot.machine.machinetype == own)
-        lines = (_slot_row(slot, said, snapshot.status, self.now) for slot, said in present)
-        _table(body, "Slots", _SLOT_COLUMNS, lines)
-        self._ended_table(body, [one for one in self.ends if one.machinetype == own])
+            _facts(self.main, "Now", [pair for pair in zip(_TYPE_COLUMNS, row) if pair[1]])
+        self._charts(own)
+        self._slots(own)
+        self._ended_table([one for one in self.ends if one.machinetype == own])
 
-    def _ended_table(self, body: Element, ends: Sequence[Ended]) -> None:
+    def _slots(self, only: str | None = None) -> None:
+        rows = (
+            _slot_row(slot, said, self.status, self.now)
+            for slot, said in zip(self.snapshot.slots, self.snapshot.machines)
+            if only is None or (slot.machine and slot.machine.machinetype == only)
+        )
+        _table(self.main, "Slots", _SLOT_COLUMNS, rows)
+
+    def _ended_table(self, ends: Sequence[Ended]) -> None:
         rows = (
             (
                 *(utc_time(one.ended), name(one.machine), name(one.machinetype), duration(one.lived_seconds)),
@@ -252,7 +256,7 @@ class Content:
             for one in reversed(ends[-_MOST_ENDS:])
         )
         columns = ("End", "Machine", "Machinetype", "Lived", "CPU", "Exit", "Shutdown message")
-        _table(body, f"The last {_MOST_ENDS} ends within a week", columns, rows)
+        _table(self.main, f"The last {_MOST_ENDS} ends within a week", columns, rows)
 
 
 def _document(title: str, main: Element) -> bytes:
@@ -340,12 +344,6 @@ _SLOT_COLUMNS = (
     *("Slot", "State", "Machinetype", "Model", "Processors", "Age"),
     *("CPU", "Memory", "Ends by", "Last end"),
 )
-
-
-def _slot_rows(snapshot: Snapshot, now: float) -> Iterator[Sequence[str]]:
-    return (
-        _slot_row(slot, said, snapshot.status, now) for slot, said in zip(snapshot.slots, snapshot.machines)
-    )
 
 
 def _slot_row(slot: Slot, said: MachineStatus, status: Status, now: float) -> Sequence[str]:

@@ -41,31 +41,21 @@ class View:
     """Reason if state_dir can't be written; None if it can."""
 
 
-class Viewer:
-    """Reader of a state_dir; unchanged files aren't read again."""
-
-    def __init__(self, state: StateDir) -> None:
-        self._state = state
-        self._builder = SnapshotBuilder(state, "vacd-page")
-
-    def view(self, now: float) -> View:
-        """Return the factory's present state. Unreadable parts are missing from it."""
-        try:
-            snapshot = self._builder.build(now)
-        except OSError:
-            snapshot = None
-        restarts = {role: one.count for role, one in read_restarts(self._state.root).items()}
-        problem = disk_problem(self._state.root)
-        return View(now, snapshot, self._heartbeats(), read_counters(self._state), restarts, problem)
-
-    def _heartbeats(self) -> dict[str, float]:
-        found = {}
-        for role in ROLES:
-            try:
-                found[role] = self._state.heartbeat(role).stat().st_mtime
-            except OSError:
-                continue
-        return found
+def look(state: StateDir, builder: SnapshotBuilder, now: float) -> View:
+    """Return the factory's present state. Unreadable parts are missing from it."""
+    try:
+        snapshot = builder.build(now)
+    except OSError:
+        snapshot = None
+    times = {role: state.heartbeat_time(role) for role in ROLES}
+    return View(
+        now,
+        snapshot,
+        {role: time for role, time in times.items() if time is not None},
+        read_counters(state),
+        {role: one.count for role, one in read_restarts(state.root).items()},
+        disk_problem(state.root),
+    )
 
 
 def shares(snapshot: Snapshot) -> tuple[dict[str, float], dict[str, float]]:

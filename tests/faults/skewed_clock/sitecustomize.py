@@ -2,7 +2,7 @@
 
 The file that VAC_TEST_CLOCK names holds the step as a double: time.time() and time.time_ns() are off by that many
 seconds.
-The clocks that nobody sets stay as they are, and so does the kernel's own time.
+Monotonic clocks stay as they are, and so does the kernel's own time.
 """
 
 from __future__ import annotations

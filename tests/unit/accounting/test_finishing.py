@@ -119,17 +119,23 @@ def test_only_sites_with_name_and_benchmark_report_to_apel(
 
 
 @pytest.mark.parametrize(
-    ("exit_code", "message", "counts"),
-    [(143, None, False), (143, "700 Idle", True), (137, None, True), (1, None, True)],
+    ("told", "message", "counts"),
+    [
+        ({"signal": 15}, None, False),
+        ({"signal": 15}, "700 Idle", True),
+        ({"signal": 9}, None, True),
+        ({"exit_code": 137}, None, True),
+        ({"exit_code": 1}, None, True),
+    ],
 )
-def test_a_container_ended_with_its_engine_is_not_early(
-    tmp_path: Path, exit_code: int, message: str | None, counts: bool
+def test_a_machine_that_is_terminated_is_not_early(
+    tmp_path: Path, told: dict[str, Any], message: str | None, counts: bool
 ) -> None:
     state = new_state(tmp_path)
-    machine = running_machine(state, machinetype=machinetype_of(machine_model="docker", fizzle_seconds=600))
+    machine = running_machine(state, machinetype=machinetype_of(fizzle_seconds=600))
     if message is not None:
         (machine.directory / "joboutputs" / "shutdown_message").write_text(message)
-    usage = Usage(exit_code=exit_code, ended_time=STARTED + 5)
+    usage = Usage(**told, ended_time=STARTED + 5)
     finish(state, machine, usage, at(STARTED + 5), watched=True)
     assert outcome(machine).early_counts is counts
 

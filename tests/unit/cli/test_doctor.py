@@ -403,13 +403,19 @@ def test_options_that_weaken_isolation_are_named() -> None:
         Machinetype("open", machine_model="docker", container_network="host"),
         Machinetype("vm", machine_model="vm-raw"),
     ]
-    rows = {what: serious for what, problem, serious in weakening_findings(kinds) if problem}
-    assert rows == {
+    settings = Settings(factory_name="f1.example.com")
+
+    def rows(settings: Settings) -> dict[str, bool]:
+        return {what: serious for what, problem, serious in weakening_findings(settings, kinds) if problem}
+
+    assert rows(settings) == {
         "container_nested of nested": False,
         "container_network of open": False,
         "container_capabilities of open": False,
     }
-    assert not [*weakening_findings(kinds[:1])]
+    assert not [*weakening_findings(settings, kinds[:1])]
+    shared = rows(Settings(factory_name="f1.example.com", cpu_limit_factor=0))
+    assert shared.keys() - rows(settings).keys() == {"cpu_limit_factor 0 of safe, nested, open"}
 
 
 def test_a_taken_port_is_told_with_its_holder() -> None:

@@ -11,9 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vac.config.machinetype import CAPABILITIES, MODELS, Machinetype, VacuumPipe
-from vac.config.options import Kind, Option, declared
+from vac.config.options import BadValue, Kind, Option, allowed, declared, parse, render, split_host_port
 from vac.config.settings import Settings
-from vac.config.values import BadValue, allowed, parse, render, split_host_port
 from vac.text import quoted
 
 OPTIONS = {

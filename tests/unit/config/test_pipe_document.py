@@ -10,7 +10,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from tests.hostile_pipes import CORPUS, GOOD, IGNORED, LEFT_OUT, REFUSED, UNFIT, Hostile
-from vac.config.options import Kind
+from vac.config.options import LISTS, Kind
 from vac.config.pipe_document import (
     ACCEPTED,
     CACHE_SECONDS,
@@ -20,7 +20,6 @@ from vac.config.pipe_document import (
     PipeDocument,
     parse_pipe,
 )
-from vac.config.values import LISTS
 from vac.decoding import MOST_FLAWS, BadJson
 
 

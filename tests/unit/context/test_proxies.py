@@ -15,8 +15,8 @@ from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from tests.certificates import DAY, Certified, certify, check_signature, key
 from tests.conftest import require_tool
 from vac.cli.main import main
-from vac.context.certificates import dn, read_certificates, validity
-from vac.context.proxies import PROXY_CERT_INFO, ProxyRefused, make_proxy
+from vac.context.certificates import CertificateError, dn, read_certificates, validity
+from vac.context.proxies import PROXY_CERT_INFO, make_proxy
 
 NOW = time.time()
 END = NOW + DAY
@@ -159,10 +159,10 @@ def test_a_long_name_is_cut_to_what_certificates_may_hold(source: Source) -> Non
 
 
 def test_a_source_that_expires_before_the_machine_is_refused(source: Source) -> None:
-    with pytest.raises(ProxyRefused, match=r"pilot factory expires on 20.* must last until 20"):
+    with pytest.raises(CertificateError, match=r"pilot factory expires on 20.* must last until 20"):
         source.proxy(end=NOW + 11 * DAY)
     first = further(source)
-    with pytest.raises(ProxyRefused, match=r"CN=first expires on"):
+    with pytest.raises(CertificateError, match=r"CN=first expires on"):
         first.proxy(end=END + 1)
     assert first.proxy(end=END)
 
@@ -176,7 +176,7 @@ def test_a_source_that_is_not_valid_now_is_refused(
     source: Source, start: float, end: float, reason: str
 ) -> None:
     robot = certify(ROBOT_DN, source.ca, start=start, end=end)
-    with pytest.raises(ProxyRefused, match=reason):
+    with pytest.raises(CertificateError, match=reason):
         Source(source.ca, robot).proxy()
 
 
@@ -208,7 +208,7 @@ def test_sources_that_are_no_use_are_refused(
 ) -> None:
     certificate_pem = source.robot.certificate_pem if certificate_pem is None else certificate_pem
     key_pem = source.robot.key_pem if key_pem is None else key_pem
-    with pytest.raises(ProxyRefused, match=reason):
+    with pytest.raises(CertificateError, match=reason):
         make_proxy(certificate_pem, key_pem, "a", now=NOW, end=END)
 
 

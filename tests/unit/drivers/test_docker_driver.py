@@ -159,6 +159,7 @@ def test_when_and_how_a_container_ended(told: str | None, seconds: float | None)
     ended = {"Status": "exited", "ExitCode": 137, "FinishedAt": told}
     assert end_of({"State": ended}) == End(seconds, 137)
     assert end_of({"State": {**ended, "Status": "running"}}).exit_code is None
+    assert end_of({"State": {**ended, "ExitCode": 143}}) == End(seconds, None, 15), "its engine was stopped"
     assert end_of({"State": {**ended, "ExitCode": 255}}) == End(None, 255), "dockerd has missed its end"
 
 

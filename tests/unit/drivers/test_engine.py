@@ -251,7 +251,9 @@ def test_engine_is_late_after_its_deadline_and_stuck_from_then(
     gate = fake.hang("list")
     factory.engine.request_observation()
     wait_until_blocked(gate, factory.engine)
+    assert factory.engine.answers()
     clock.now += 30.0
+    assert not factory.engine.answers()
     assert factory.engine.stuck_seconds() == 0.0
     assert factory.engine.problem() is None
     clock.now += 4.0

@@ -206,7 +206,7 @@ def test_dropped_answers_are_kept_and_logged_on_change(
         assert len(caplog.records) == lines
     assert f"{PEERS[1]}: wrong or no signature" in caplog.messages[0]
     world = make_world(one_type(), factories=SETTINGS.factories)
-    world.ask_peers = lambda *_: answers
+    world.ask_peers = lambda *_: dataclasses.replace(answers, time=world.clock.now)
     world.start()
     world.factory.space.answered(answers)
     world.run(20)

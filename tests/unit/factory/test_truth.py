@@ -15,6 +15,7 @@ from tests.fake_driver import FakeDriver, Script
 from tests.simulated import START, World, one_type
 from tests.unit.factory.conftest import MakeWorld
 from vac.drivers.base import EngineState, Observed, Usage
+from vac.drivers.engine import Changed, InlineEngine, _Call
 from vac.factory.state import Stop
 from vac.lifecycle.phases import Releasing, SetAside
 from vac.machines import files
@@ -143,6 +144,41 @@ def test_a_stopping_factory_writes_when_it_last_saw_machines(world: World) -> No
     world.factory.run(lambda: None, lambda: None)
     assert before is not None
     assert world.machine().heartbeat_time == world.clock.now > before
+
+
+def test_a_stopping_factory_credits_nothing_while_its_engine_hangs(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world.fill()
+    world.run(60)
+    listed = world.slot().sight.alive_time
+    assert listed is not None
+    seen = world.clock.now - (world.clock.boot() - listed)
+    world.clock.now += 25
+    waiting = _Call("", world.clock.boot() - 5.0, world.clock.boot() + 25.0)
+    monkeypatch.setattr(InlineEngine, "_outstanding", lambda engine: [waiting])
+    world.inbox.put(Stop())
+    world.factory.run(lambda: None, lambda: None)
+    assert world.machine().heartbeat_time == seen
+
+
+def test_an_end_nobody_saw_is_not_before_the_last_listing(world: World) -> None:
+    world.scripts = lambda spec: Script(400.0, "200 Success", vanishes=True, processors_used=0.0)
+    world.fill()
+    machine = world.machine()
+    world.run(60)
+    world.clock.now += 15
+    world.inbox.put(Changed("docker", ""))
+    world.turn()
+    listed = world.clock.now
+    assert machine.heartbeat_time == listed - 15, "it isn't written so often"
+    world.engine().unavailable = "down"
+    world.run(600)
+    world.types = (one_type(target_share=0.0),)
+    world.engine().unavailable = None
+    world.run(60)
+    ends = {record["LocalJobId"]: int(record["EndTime"]) for record in world.records()}
+    assert ends[machine.uuid] == listed
 
 
 def test_a_restart_sees_a_message_left_meanwhile(make_world: MakeWorld) -> None:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from tests.unit.simulate.made import machinetype
 from vac.config.settings import Settings
+from vac.simulate.nodes import Machine
 from vac.simulate.scenario import Hardware, Scenario, Space, Work
 from vac.simulate.world import BEGINNING, World
 
@@ -63,10 +64,23 @@ def lives(
         {"node": Hardware(processors=processors)},
     )
     world = World(scenario)
+    machines: list[Machine] = []
+    count = world.measure.created
+
+    def created(machine: Machine, now: float) -> None:
+        machines.append(machine)
+        count(machine, now)
+
+    world.measure.created = created
     world.run()
     return [
-        Life(name, size, start - BEGINNING, end - BEGINNING)
-        for name, size, start, end in world.all_machines()
+        Life(
+            one.seen.machinetype,
+            one.seen.processors,
+            one.seen.created_time - BEGINNING,
+            (one.ended_time or world.now) - BEGINNING,
+        )
+        for one in machines
     ]
 
 

@@ -14,7 +14,7 @@ from vac.scheduling.model import Occupied, TypeReport
 from vac.scheduling.space import view
 from vac.simulate import simulate
 from vac.simulate.measure import Kind, targets
-from vac.simulate.nodes import make_nodes
+from vac.simulate.nodes import Machine, make_nodes
 from vac.simulate.polling import Polling, ReportStore
 from vac.simulate.scenario import Hardware, Work
 
@@ -223,9 +223,10 @@ def test_an_absurd_factory_is_seen_as_the_daemon_sees_it() -> None:
     made = scenario(hardware=hardware, factories=5)
     nodes = make_nodes(made, NOW)
     polling = Polling(made, nodes, random.Random(1))
-    for number, node in enumerate(nodes):
+    for node in nodes:
         node.up = True
-        node.begin(number, Occupied("atlas", node.settings.total_processors // 2, NOW, None, NOW + 86400))
+        half = node.settings.total_processors // 2
+        node.machines.append(Machine(node, Occupied("atlas", half, NOW, None, NOW + 86400)))
         polling.started(node)
     for node in nodes:
         polling.ask(node, NOW)[1]()

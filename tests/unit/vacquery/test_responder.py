@@ -486,17 +486,17 @@ def test_bad_counters_count_for_nothing(tmp_path: Path, content: str) -> None:
 @contextmanager
 def serving(responder: Responder) -> Iterator[int]:
     """A responder at work on loopback; gives its port."""
-    sockets = listen(0, loopback_only=True)
+    receiver = listen(0)
     stop, stopped = socket.socketpair()
-    thread = threading.Thread(target=serve, args=(responder, sockets, (stopped,)))
+    thread = threading.Thread(target=serve, args=(responder, receiver, (stopped,)))
     thread.start()
     try:
-        yield sockets[0].getsockname()[1]
+        yield receiver.getsockname()[1]
     finally:
         stop.close()
         thread.join(60)
         assert not thread.is_alive()
-        for each in (*sockets, stopped):
+        for each in (receiver, stopped):
             each.close()
 
 
@@ -518,21 +518,16 @@ def test_it_answers_over_ipv4_and_ipv6(host: str, state: StateDir) -> None:
 
 
 def test_one_socket_for_both_takes_ipv4_as_mapped_addresses(state: StateDir) -> None:
-    sockets = listen(0)
-    assert len(sockets) == 1
-    with sockets[0], socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client:
-        client.sendto(b"x", ("127.0.0.1", sockets[0].getsockname()[1]))
-        sockets[0].settimeout(60)
-        _, source = sockets[0].recvfrom(10)
+    with listen(0) as receiver, socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client:
+        client.sendto(b"x", ("127.0.0.1", receiver.getsockname()[1]))
+        receiver.settimeout(60)
+        _, source = receiver.recvfrom(10)
         assert AccessList().allows(source[0])
 
 
 def test_a_taken_port_is_an_error() -> None:
-    (first, *others) = listen(0, loopback_only=True)
-    with pytest.raises(OSError, match="in use"):
-        listen(first.getsockname()[1], loopback_only=True)
-    for each in (first, *others):
-        each.close()
+    with listen(0) as first, pytest.raises(OSError, match="in use"):
+        listen(first.getsockname()[1])
 
 
 def test_it_answers_after_any_amount_of_garbage(state: StateDir) -> None:
@@ -547,19 +542,18 @@ def test_it_answers_after_any_amount_of_garbage(state: StateDir) -> None:
 def test_the_process_is_ready_and_ends_when_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     state = make_state(tmp_path)
     monkeypatch.setattr(module, "unprivileged_user", lambda: None)
-    sockets = listen(0, loopback_only=True)
+    receiver = listen(0)
     stop, stopped = socket.socketpair()
     ready = threading.Event()
     codes: list[int] = []
     thread = threading.Thread(
-        target=lambda: codes.append(module.run(state, sockets, stopped, names=NoNames(), ready=ready.set))
+        target=lambda: codes.append(module.run(state, receiver, stopped, names=NoNames(), ready=ready.set))
     )
     thread.start()
     assert ready.wait(60)
-    assert len(ask(sockets[0].getsockname()[1], datagrams(Kind.MACHINES, "query")[0], 8)) == 8
+    assert len(ask(receiver.getsockname()[1], datagrams(Kind.MACHINES, "query")[0], 8)) == 8
     stop.close()
     thread.join(60)
     assert codes == [0]
     assert state.pid("responder").exists()
-    for each in sockets:
-        each.close()
+    receiver.close()

@@ -6,6 +6,7 @@ import io
 import json
 import re
 import threading
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 from unittest.mock import ANY
@@ -21,7 +22,7 @@ from vac.machines.layout import StateDir, slot_address, slot_name
 from vac.machines.machine import Machine
 from vac.machines.outputs import shutdown_message
 from vac.web import metadata, mjf
-from vac.web.http_server import Guests, application
+from vac.web.http_server import application, find_guest
 
 FACTORY = "node1.example.org"
 UUIDS = ("4b0a5e86-6d0f-4a7a-8a3c-9f3f0f1d2c3b", "0d2f1f3e-51c4-4e0f-9d8e-5b7c7d1f0a11")
@@ -41,12 +42,12 @@ class Site:
         self.state: StateDir = new_state(directory)
         self.machinetype = machinetype_of(machine_model="cernvm4")
         self.machines = [self.vm(number, uuid) for number, uuid in enumerate(UUIDS)]
-        guests = Guests(self.state, FACTORY)
+        guest_at = partial(find_guest, self.state, FACTORY)
         tmp = self.state.root / "mjf"
         tmp.mkdir()
         self.apps = {
-            "metadata": application(metadata.respond, guests),
-            "mjf": application(lambda request: mjf.respond(tmp, request), guests),
+            "metadata": application(metadata.respond, guest_at),
+            "mjf": application(lambda request: mjf.respond(tmp, request), guest_at),
         }
 
     def vm(self, number: int, uuid: str, **changes: Any) -> Machine:

@@ -12,6 +12,7 @@ import datetime
 import logging
 import os
 import re
+import signal
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -166,10 +167,9 @@ class DockerDriver(Driver):
             listed = self._listed = self._find(client)
             ended = [each.id for each in listed if each.state is EngineState.ENDED]
             self._ends = {each: self._ends.get(each) or self._end_of(client, each) for each in ended}
-        ends = ((each, self._ends.get(each.id) or End()) for each in listed)
         return [
-            Observed(each.name, each.uuid, each.state, ended_time=end.time, exit_code=end.exit_code)
-            for each, end in ends
+            Observed(each.name, each.uuid, each.state, **(self._ends.get(each.id) or End())._asdict())
+            for each in listed
         ]
 
     def usage(self) -> Mapping[str, Usage]:
@@ -280,7 +280,7 @@ class DockerDriver(Driver):
         """Return the end of a container; None if the engine doesn't know it (yet)."""
         with contextlib.suppress(docker.errors.NotFound):
             end = end_of({"State": self._state(client, container_id)})
-            return end if end.time is not None or end.exit_code == LOST_EXIT_CODE else None
+            return end if end.ended_time is not None or end.exit_code == LOST_EXIT_CODE else None
         return None
 
     def _state(self, client: Client, container_id: str) -> Mapping[str, Any]:
@@ -305,7 +305,7 @@ def container_details(inspected: Mapping[str, Any]) -> dict[str, str]:
     attached = (network.get("Networks") or {}).values()
     addresses = [each.get(kind) for each in attached for kind in ("IPAddress", "GlobalIPv6Address")]
     error = str(state.get("Error") or "")
-    exit_code = end_of(inspected).exit_code
+    exit_code = state.get("ExitCode") if state.get("Status") in ENDED else None
     facts = {
         "container": inspected.get("Id"),
         "container_name": str(inspected.get("Name") or "").lstrip("/"),
@@ -337,15 +337,20 @@ def written_directories(inspected: Mapping[str, Any]) -> list[str]:
     return [path for path in found if isinstance(path, str) and path.startswith("/") and ":" not in path]
 
 
+ENDED = ("exited", "dead", "stopped")
 LOST_EXIT_CODE = 255
 """Of a container whose end the engine has missed."""
+TERMINATED_EXIT_CODE = 128 + signal.SIGTERM
+"""Of one that people or its engine, which was stopped, have stopped."""
 
 
 class End(NamedTuple):
     """End of a container; None: unknown, or it hasn't ended."""
 
-    time: float | None = None
+    ended_time: float | None = None
     exit_code: int | None = None
+    signal: int | None = None
+    """Its init gives the command's end by a signal as an exit code."""
 
 
 def end_of(inspected: Mapping[str, Any]) -> End:
@@ -355,8 +360,10 @@ def end_of(inspected: Mapping[str, Any]) -> End:
     LOST_EXIT_CODE: then nobody knows when.
     """
     state = inspected.get("State") or {}
-    exit_code = state.get("ExitCode") if state.get("Status") in ("exited", "dead", "stopped") else None
+    exit_code = state.get("ExitCode") if state.get("Status") in ENDED else None
     seconds = unix_time(state.get("FinishedAt")) if exit_code != LOST_EXIT_CODE else None
+    if exit_code == TERMINATED_EXIT_CODE:
+        return End(seconds, signal=signal.SIGTERM)
     return End(seconds, exit_code if isinstance(exit_code, int) else None)
 
 

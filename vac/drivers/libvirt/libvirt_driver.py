@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 import os
+import select
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -88,7 +89,7 @@ SHUTTING_DOWN = (libvirt.VIR_DOMAIN_PAUSED, libvirt.VIR_DOMAIN_PAUSED_SHUTTING_D
 """States with their reasons in which a domain is paused for a moment at its beginning and end."""
 NANO = 1_000_000_000
 PID_FILES = Path("/run/libvirt/qemu")
-"""Where libvirt's driver of QEMU keeps the numbers of domains' processes."""
+"""Directory with the process numbers of QEMU domains."""
 
 _log = logging.getLogger(__name__)
 
@@ -234,6 +235,8 @@ class LibvirtDriver(Driver):
         try:
             if not self._is_ours(domain, statistics):
                 return None
+            if not starting_up(statistics):
+                self._samples.watch(domain.UUIDString(), domain.name())
             usage = replace(usage_of(statistics, domain.info()[4]), started_time=started_time(domain.name()))
         except libvirt.libvirtError as error:
             if error.get_error_code() in GONE:
@@ -352,12 +355,34 @@ open_driver = LibvirtDriver
 
 class Samples:
     """The last listing of each machine. A domain that has ended is gone, and its usage with it: so its last sample is
-    kept here until the machine is destroyed. Can be used from any thread."""
+    kept here until the machine is destroyed. Can be used from any thread.
+
+    It ended when its process did, where libvirt tells the process: libvirtd may have been down or have hung then.
+    """
 
     def __init__(self, clock: Callable[[], float] = time.time) -> None:
         self._clock = clock
         self._condition = threading.Condition()
         self._seen: dict[str, Observed] = {}
+        self._ends: dict[str, float | None] = {}
+        """Of machines whose processes are watched."""
+
+    def watch(self, uuid: str, name: str) -> None:
+        """Watch the process of a machine that runs, unless that is done already."""
+        if uuid in self._ends:
+            return
+        with suppress(OSError, ValueError):
+            process = os.pidfd_open(int((PID_FILES / f"{name}.pid").read_text()))
+            self._ends[uuid] = None
+            threading.Thread(target=self._await_end, args=(uuid, process), name="vm-end", daemon=True).start()
+
+    def _await_end(self, uuid: str, process: int) -> None:
+        end = select.poll()
+        end.register(process, select.POLLIN)
+        end.poll()
+        os.close(process)
+        if uuid in self._ends:
+            self._ends[uuid] = self._clock()
 
     def take(self, machines: Sequence[Observed]) -> None:
         """Take all present machines; those that were there before and are not among them have just ended."""
@@ -369,7 +394,8 @@ class Samples:
                 elif before.state is EngineState.ENDED:
                     now[uuid] = before
                 else:
-                    now[uuid] = replace(before, state=EngineState.ENDED, ended_time=self._clock())
+                    ended_time = self._ends.get(uuid) or self._clock()
+                    now[uuid] = replace(before, state=EngineState.ENDED, ended_time=ended_time)
             self._seen = now
             self._condition.notify_all()
 
@@ -389,6 +415,7 @@ class Samples:
         """Drop a machine."""
         with self._condition:
             self._seen.pop(uuid, None)
+            self._ends.pop(uuid, None)
 
     def wait_for_end(self, uuid: str, seconds: float) -> bool:
         """Wait at most so long until the machine has been listed as ended; return True if it has."""

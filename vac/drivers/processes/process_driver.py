@@ -89,7 +89,7 @@ def open_driver(settings: Settings, fetch: Fetch | None = None) -> ProcessDriver
 
 @dataclasses.dataclass
 class _Known:
-    """What this process knows of a machine."""
+    """This process's knowledge of a machine."""
 
     directory: Path | None = None
     starting: bool = False
