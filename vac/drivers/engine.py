@@ -149,8 +149,8 @@ class Engine:
     """An engine with its threads. No method blocks, whatever the engine does.
 
     open_driver may raise EngineUnavailable, and is then called again for the next request. post takes each Message.
-    clock gives seconds of a monotonic clock. apart: kinds of actions that need not wait for other machines: they are done
-    in a thread for each machine, in order.
+    clock gives seconds of a monotonic clock. apart: kinds of actions that need not wait for other machines: they are
+    done in a thread for each machine, in order.
     """
 
     def __init__(

@@ -165,7 +165,7 @@ def test_a_machine_whose_command_has_not_begun_is_half_made(site: Site) -> None:
     creation.start()
     other = site.new_driver()
     deadline = time.monotonic() + PATIENCE
-    while '"machine"' not in read_status(spec.directory).text:  # the launcher says so before it enters
+    while "machine" not in read_status(spec.directory).told:  # the launcher says so before it enters
         assert time.monotonic() < deadline
     assert site.listed(other).state is EngineState.HALF_MADE
     assert site.driver.list() == [], "its creation goes on"
