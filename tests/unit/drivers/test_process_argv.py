@@ -359,6 +359,12 @@ def test_the_machine_gets_what_is_its_own(site: Path) -> None:
     }
 
 
+def test_user_data_that_is_not_there_is_not_bound(site: Path) -> None:
+    spec = make_spec(site, root_image="image")
+    (spec.directory / "user_data").unlink()
+    assert "/user_data" not in mounts(arguments(spec))
+
+
 def test_places_may_have_any_name(site: Path) -> None:
     places = ('/a,b"c', "/d:e", "/f,ro", "/-g")
     found = mounts(arguments(make_spec(site, root_image="image", tmp_binds=places)))
