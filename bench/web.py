@@ -19,11 +19,14 @@ from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
 
+from vac.clock import Clock
 from vac.config.machinetype import Machinetype
 from vac.config.settings import Settings
+from vac.lifecycle.phases import PendingCreation
 from vac.machines.creation import create
 from vac.machines.layout import StateDir, slot_address, slot_name
 from vac.roles import bind
+from vac.scheduling.model import Create
 from vac.web import metadata, mjf
 from vac.web.http_server import Answer, Request, Server, adjustments, application, find_guest
 
@@ -70,13 +73,12 @@ def make_state(root: Path) -> StateDir:
     machinetype = Machinetype("bench", machine_model="cernvm4")
     create(
         state,
-        machinetype,
+        PendingCreation(
+            Create("bench", 1, 2e9, ""), "4b0a5e86-6d0f-4a7a-8a3c-9f3f0f1d2c3b", machinetype, 0.0
+        ),
         Settings(factory_name=FACTORY),
         name=slot_name(FACTORY, 0),
-        uuid="4b0a5e86-6d0f-4a7a-8a3c-9f3f0f1d2c3b",
-        processors=1,
-        shutdown_time=2_000_000_000,
-        now=time.time(),
+        now=Clock().moment(),
         user_data=BODY,
         ip=slot_address(0),
     )

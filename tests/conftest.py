@@ -32,7 +32,15 @@ os.environ["no_proxy"] = os.environ["NO_PROXY"] = "127.0.0.1,localhost"
 
 
 LONGEST_FIRST = (
-    *("test_guests", "test_cloud_init", "test_soak", "test_docker_factory", "test_vm_factory", "test_space"),
+    *(
+        "test_guests",
+        "test_cloud_init",
+        "test_soak",
+        "test_htcondor_pool",
+        "test_docker_factory",
+        "test_vm_factory",
+        "test_space",
+    ),
     *("test_hostile_vm", "test_pipes", "test_shares", "test_mixed_space", "test_fill", "test_libvirt"),
     *("test_task_queue", "test_docker_fill", "test_containers", "test_orders", "test_crash_bubblewrap"),
     *("test_commands", "test_vm_services", "test_cvmfs", "test_hostile", "test_demo", "test_traces"),

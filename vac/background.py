@@ -141,7 +141,7 @@ class BackgroundWork(Generic[_T]):
             return max(0.0, self._jobs[key].next_time - self._clock()) if key in self._jobs else 0.0
 
     def wait(self, key: str, seconds: float) -> bool:
-        """Wait so long until the key's work has ended and done has returned; False if it hasn't."""
+        """Wait at most this long until the key's work has ended and done has returned; False if it hasn't."""
         with self._lock:
             job = self._jobs.get(key)
         return job is None or job.settled.wait(seconds)

@@ -5,6 +5,7 @@
 # user_data_option_condor_host   the pool's central manager, such as cm.example.org
 # user_data_option_condor_token  an IDTOKEN that may advertise a startd and a master there; keep it in a file, with
 #                                user_data_file_condor_token = condor_token on the site
+# user_data_option_condor_config further lines of HTCondor's configuration; best in a file, too
 # user_data_option_idle_seconds  the node leaves after so long without a job; default 600
 # user_data_option_job_seconds   a job may need so long: none is started with less time left; default 3600
 
@@ -36,12 +37,12 @@ put() {
     esac
 }
 
-# stop_time: when HTCondor has to begin to leave, Unix seconds; a day from now if nobody says.
-stop_time() {
+# read_stop_time: sets stop, when HTCondor has to begin to leave, Unix seconds; as it was if nobody says.
+read_stop_time() {
     end=$(read_key shutdowntime_job)
     case $end in
-        '' | *[!0-9]*) echo $(($(date +%s) + 86400)) ;;
-        *) echo $((end - margin_seconds)) ;;
+        '' | *[!0-9]*) ;;
+        *) stop=$((end - margin_seconds)) ;;
     esac
 }
 
@@ -64,12 +65,16 @@ leave() {
     finish 100 "$@"
 }
 
-# condor_config: HTCondor's configuration.
+# condor_config: HTCondor's configuration. The package's own says where its programs are. Names are set, since the
+# machine's may not resolve, and its uid may have none. Machines share the host's ports: hence no shared port. Without
+# SEC_USE_FAMILY_SESSION = False, a central manager on this host would be taken for one of the node's own daemons.
 condor_config() {
     processors=$(read_key allocated_cpu)
     memory_bytes=$(read_key max_rss_bytes)
-    stop=$(stop_time)
     cat <<END
+include ifexist : /etc/condor/condor_config
+LOCAL_CONFIG_DIR =
+LOCAL_CONFIG_FILE =
 CONDOR_HOST = $condor_host
 DAEMON_LIST = MASTER STARTD
 LOCAL_DIR = $work
@@ -77,17 +82,19 @@ LOG = $work/log
 EXECUTE = $work/execute
 LOCK = $work/log
 RUN = $work/log
+MASTER_NAME = $name
 STARTD_NAME = $name
+NETWORK_HOSTNAME = $name
 
-USE_SHARED_PORT = True
+USE_SHARED_PORT = False
 CCB_ADDRESS = \$(COLLECTOR_HOST)
+SEC_USE_FAMILY_SESSION = False
 SEC_DEFAULT_AUTHENTICATION = REQUIRED
 SEC_DEFAULT_AUTHENTICATION_METHODS = FS, IDTOKENS
 SEC_DEFAULT_INTEGRITY = REQUIRED
 SEC_CLIENT_AUTHENTICATION_METHODS = FS, IDTOKENS
 SEC_TOKEN_DIRECTORY = $work/tokens
 SEC_TOKEN_SYSTEM_DIRECTORY = $work/tokens
-ALLOW_ADMINISTRATOR = root@\$(FULL_HOSTNAME) condor@\$(FULL_HOSTNAME)
 
 NUM_CPUS = ${processors:-1}
 MEMORY = $((${memory_bytes:-2147483648} / 1048576))
@@ -98,11 +105,14 @@ SLOT_TYPE_1_PARTITIONABLE = True
 MachineStopTime = $stop
 VacMachinetype = "$machinetype"
 STARTD_ATTRS = \$(STARTD_ATTRS) MachineStopTime VacMachinetype
+RUNBENCHMARKS = False
+UPDATE_INTERVAL = 60
 START = time() + $job_seconds < MachineStopTime
 MachineMaxVacateTime = $((margin_seconds / 2))
 STARTD_NOCLAIM_SHUTDOWN = $idle_seconds
-MASTER.DAEMON_SHUTDOWN = (STARTD_StartTime =?= 0) && (time() - DaemonStartTime > 120)
-MASTER.DAEMON_SHUTDOWN_FAST = time() > $stop
+END
+    cat <<'END'
+##user_data_option_condor_config##
 END
 }
 
@@ -122,6 +132,8 @@ command -v condor_master >/dev/null || finish 700 The image has no condor_master
 ##user_data_option_condor_token##
 END
 )
+stop=$(($(date +%s) + 86400))
+read_stop_time
 condor_config >"$work/condor_config"
 CONDOR_CONFIG=$work/condor_config
 export CONDOR_CONFIG
@@ -131,8 +143,12 @@ master=$!
 trap 'leave Told to end' TERM INT
 while kill -0 "$master" 2>/dev/null; do
     date +%s | put "$heartbeat_file"
-    if [ "$(date +%s)" -gt "$(stop_time)" ]; then # it may have been lowered since condor_config was written
-        leave Time is up
+    known=$stop
+    read_stop_time # it may have been lowered
+    [ "$(date +%s)" -le "$stop" ] || leave Time is up
+    if [ "$stop" != "$known" ]; then
+        condor_config >"$work/condor_config"
+        kill -HUP "$master" # it reads its configuration again
     fi
     sleep "$pause_seconds" &
     wait $!
@@ -143,5 +159,6 @@ status=$?
 for log in "$work"/log/StarterLog.slot1_*; do
     [ ! -e "$log" ] || finish 200 Success
 done
-[ "$status" = 0 ] || finish 700 "condor_master ended with status $status: $(tail -n 1 "$work/log/output")"
+[ "$status" = 0 ] ||
+    finish 700 "condor_master ended with status $status: $(cat "$work/log/MasterLog" "$work/log/output" | tail -n 1)"
 finish 300 No job for this node

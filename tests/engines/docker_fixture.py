@@ -143,6 +143,20 @@ class PrivateEngine(ABC):
             done = client.import_image_from_data(root, repository, tag, changes=list(changes))
             client.tag(json.loads(done.split("\n")[0])["status"], repository, tag)
 
+    def import_tree(self, image: str, tree: Path) -> None:
+        """Make an image of a directory tree."""
+        archive = self.directory / "tree.tar"
+        subprocess.run(["tar", "--create", "--file", archive, "--directory", tree, "."], check=True)
+        repository, tag = image.split(":")
+        with contextlib.closing(self.client()) as client:
+            client.import_image_from_file(str(archive), repository, tag)
+        archive.unlink()
+
+    @property
+    def namespace_pid(self) -> int:
+        """A process that holds the engine's network namespace."""
+        return self._holder.pid
+
     def image_id(self, reference: str) -> str:
         """The engine's id of an image."""
         with contextlib.closing(self.client()) as client:

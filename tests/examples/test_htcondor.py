@@ -39,7 +39,7 @@ def script(place: Place, **options: str) -> Path:
 
 def configuration(place: Place) -> dict[str, str]:
     lines = (place.home / "condor_config").read_text().splitlines()
-    return dict(line.split(" = ", 1) for line in lines if line)
+    return dict(line.split(" = ", 1) for line in lines if " = " in line)
 
 
 def test_the_node_knows_its_pool_its_size_and_its_end(place: Place) -> None:
@@ -58,7 +58,8 @@ def test_the_node_knows_its_pool_its_size_and_its_end(place: Place) -> None:
         "STARTD_NOCLAIM_SHUTDOWN": "60",
         "START": "time() + 1000 < MachineStopTime",
         "MachineStopTime": str(stop - 300),
-        "MASTER.DAEMON_SHUTDOWN_FAST": f"time() > {stop - 300}",
+        "SEC_USE_FAMILY_SESSION": "False",
+        "MASTER_NAME": "vac-01-00.example.org",
         "CCB_ADDRESS": "$(COLLECTOR_HOST)",
         "VacMachinetype": '"vo-docker"',
     }
@@ -84,6 +85,7 @@ def test_defaults(place: Place) -> None:
         ('touch "$(dirname "$CONDOR_CONFIG")/log/StarterLog"', "300 No job for this node"),
         ('touch "$(dirname "$CONDOR_CONFIG")/log/StarterLog.slot1_1"', "200 Success"),
         ("echo 'ERROR: no' ; exit 4", "700 condor_master ended with status 4: ERROR: no"),
+        ("exit 4", "700 condor_master ended with status 4: started"),
     ],
 )
 def test_the_message_says_whether_there_were_jobs(place: Place, more: str, message: str) -> None:
@@ -105,6 +107,26 @@ def test_the_node_leaves_when_its_end_is_moved_closer(place: Place) -> None:
         place.set_shutdown_time(time.time())
         assert process.wait(PATIENCE_SECONDS) == 0
     assert place.message() == "100 Time is up"
+
+
+def test_a_new_end_is_told_to_htcondor(place: Place) -> None:
+    stop = int(time.time()) + 50_000
+    again = f"cp $CONDOR_CONFIG {place.home}/new; mv {place.home}/new {place.home}/again"
+    master(place, f"trap '{again}' HUP\ntouch {place.home}/up\nwhile true; do sleep 0.1; done")
+    with place.start(script(place)) as process:
+        wait_for_file(place.home / "up")
+        place.set_shutdown_time(stop)
+        wait_for_file(place.home / "again")
+        place.set_shutdown_time(time.time())
+        assert process.wait(PATIENCE_SECONDS) == 0
+    assert f"\nMachineStopTime = {stop - 300}\n" in (place.home / "again").read_text()
+
+
+def test_more_configuration_comes_last_as_it_is(place: Place) -> None:
+    master(place)
+    place.run(script(place, condor_config="UPDATE_INTERVAL = 5\nA = $(B) `c`"))
+    found = (place.home / "condor_config").read_text()
+    assert found.endswith("\nUPDATE_INTERVAL = 5\nA = $(B) `c`\n")
 
 
 def test_the_node_leaves_when_it_is_told_to(place: Place) -> None:

@@ -12,7 +12,6 @@ MINUTES = 3.0
 
 
 @pytest.mark.engine
-@pytest.mark.slow
 @pytest.mark.timeout(3600)
 def test_nothing_is_lost_and_nothing_invented_whatever_fails() -> None:
     print(f"seed {SEED}")

@@ -65,13 +65,16 @@ class Network:
 
     def _add(self, name: str, address: str, hosts_file: Path) -> None:
         host = self.hosts[name] = Namespaces(["net", "uts", "mount"], HOST, name, str(hosts_file))
+        self.connect(name, address, host.pid)
+
+    def connect(self, name: str, address: str, pid: int) -> None:
+        """Give the network namespace of a process a cable to the switch, as eth0."""
         port = self._ports[name] = f"port{len(self._ports)}"
-        self._switch.run(
-            *("ip", "link", "add", port, "type", "veth", "peer", "name", "eth0", "netns", str(host.pid))
-        )
+        self._switch.run("ip", "link", "add", port, "type", "veth", "peer", "name", "eth0", "netns", str(pid))
         self._switch.run("ip", "link", "set", port, "master", "switch", "up")
-        host.run("ip", "address", "add", f"{address}/24", "dev", "eth0")
-        host.run("ip", "link", "set", "eth0", "up")
+        inside = ("nsenter", f"--net=/proc/{pid}/ns/net", "ip")
+        subprocess.run([*inside, "address", "add", f"{address}/24", "dev", "eth0"], check=True, timeout=300)
+        subprocess.run([*inside, "link", "set", "eth0", "up"], check=True, timeout=300)
 
     def cut_off(self, name: str) -> None:
         """Pull the host's cable."""

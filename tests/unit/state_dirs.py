@@ -12,10 +12,12 @@ from vac.clock import Moment
 from vac.config.machinetype import Machinetype
 from vac.config.settings import Settings
 from vac.drivers.base import Usage
+from vac.lifecycle.phases import PendingCreation
 from vac.machines import files
 from vac.machines.creation import Access, create
 from vac.machines.layout import StateDir
 from vac.machines.machine import Machine, mark_started, renew_heartbeat
+from vac.scheduling.model import Create
 
 CREATED = 1795189401
 STARTED = 1795189461
@@ -69,19 +71,23 @@ def new_machine(
     state: StateDir,
     machinetype: Machinetype | None = None,
     settings: Settings | None = None,
+    *,
+    uuid: str = UUID,
+    processors: int = 1,
+    shutdown_time: float = CREATED + 86400,
     **changes: Any,
 ) -> Machine:
+    kind = machinetype or machinetype_of()
+    pending = PendingCreation(Create(kind.name, processors, shutdown_time, ""), uuid, kind, 0.0)
     details: dict[str, Any] = {
         "name": NAME,
-        "uuid": UUID,
-        "processors": 1,
-        "shutdown_time": CREATED + 86400,
         "now": CREATED + 0.5,
         "user_data": b"#!/bin/sh\n",
         "access": OURS,
     }
     details.update(changes)
-    return create(state, machinetype or machinetype_of(), settings or settings_of(state), **details)
+    details["now"] = at(details["now"])
+    return create(state, pending, settings or settings_of(state), **details)
 
 
 def running_machine(

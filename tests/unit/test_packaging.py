@@ -19,6 +19,7 @@ import pytest
 import vac
 from vac.cli import doctor, main
 from vac.config import reference
+from vac.roles import ROLES
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 COMMANDS = {"vac": "vac.cli.main", "vacd": "vac.daemon", "check-vacd": "vac.cli.check_vacd"}
@@ -60,6 +61,12 @@ def test_packages_give_vac_numbers_for_machines_once() -> None:
     commands = [line for line in debian.splitlines() if "21000" in line]
     assert len(commands) == 2
     assert set(commands) <= set((CHECKOUT / "packaging/vac-factory.spec").read_text().splitlines())
+
+
+def test_packages_rotate_the_logs_of_all_processes() -> None:
+    text = (CHECKOUT / "packaging/debian/vac-factory.logrotate").read_text()
+    names = {Path(word).name for word in text.split() if word.startswith("/var/log/vacd")}
+    assert names == {"vacd", *(f"vacd-{role.name}" for role in ROLES)}
 
 
 def test_doctor_proposes_the_numbers_that_packages_give(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,29 +17,16 @@ from vac.machines.outputs import keep_shutdown_message, shutdown_message
 from vac.machines.slots import note_finish
 
 
-class FinishFailed(Exception):
-    """The end can't be written now (the reason is the text); try again: nothing is lost, nothing doubled."""
-
-
-def finish(state: StateDir, machine: Machine, usage: Usage | None, now: Moment, *, watched: bool) -> None:
+def finish(state: StateDir, machine: Machine, usage: Usage, now: Moment, *, watched: bool) -> None:
     """Write the machine's end.
 
     usage is what the engine told last, if anything. watched: the engine has shown the machine alive and answered ever
     since, so that it has ended just now; else its end is what the engine tells, or its latest sign of life.
-    On a full disk the reserve is given up. If somebody has removed the machine's directory, what is known of
-    it is accounted for all the same. Raises FinishFailed.
+    If somebody has removed the machine's directory, what is known of it is accounted for all the same. Raises OSError
+    if it can't be written now; try again: nothing is lost, nothing doubled.
     """
     if machine.started_time is not None and not machine.options.vac_space:
-        raise FinishFailed(
-            f"{machine.name}: its accounting needs vac_space, and there is no configuration yet"
-        )
-    try:
-        state.spending_reserve(lambda: _finish(state, machine, usage or Usage(), now, watched))
-    except OSError as error:
-        raise FinishFailed(f"{machine.name}: its end can't be written: {error}") from error
-
-
-def _finish(state: StateDir, machine: Machine, usage: Usage, now: Moment, watched: bool) -> None:
+        raise OSError("its accounting needs vac_space, and there is no configuration yet")
     files.make_directory(machine.directory, exist_ok=True)
     if machine.started_time is not None:
         if not machine.start_written:

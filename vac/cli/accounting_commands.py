@@ -39,7 +39,8 @@ def add_arguments(parser: argparse.ArgumentParser, name: str) -> None:
     else:
         period = parser.add_mutually_exclusive_group()
         help_text = "machines that ended in the last N days (default: 30)"
-        period.add_argument("--days", type=_days, metavar="N", default=30.0, help=help_text)
+        days = common.number(float, 1e-6, 36500, "a number of days above 0, at most 36500")
+        period.add_argument("--days", type=days, metavar="N", default=30.0, help=help_text)
         period.add_argument("--month", type=_month, metavar="YYYYMM", help="in this month, in UTC")
         parser.add_argument("--by", choices=("type", "fqan", "model"), default="type", help="default: type")
         parser.add_argument("-J", "--json", action="store_true", help="as JSON; times are Unix seconds")
@@ -174,16 +175,6 @@ def run_republish(arguments: argparse.Namespace) -> int:
         return 1
     print(f"{len(sent)} records of {' '.join(arguments.months)} copied to {state.apel_outgoing}")
     return 0
-
-
-def _days(text: str) -> float:
-    try:
-        days = float(text)
-    except ValueError:
-        days = 0.0
-    if not 0 < days <= 36500:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number of days above 0, at most 36500")
-    return days
 
 
 def _month(text: str) -> str:

@@ -79,7 +79,8 @@ def check(
 ) -> tuple[int, str]:
     """Return exit status and line. Heartbeats may be `seconds` old at the time now (Unix seconds)."""
     report = _report(state)
-    status, text = CRITICAL, _problem(state, seconds, now)
+    status, text = CRITICAL, disk_problem(state.root) or _old_heartbeat(state, seconds, now)
+    text = text or crash_loop(state.root, now) or _first_line(state.factory_error)
     if text is None:
         limit = seconds if warning_seconds is None else warning_seconds
         status, text = WARNING, _warning(state, report, now, limit)
@@ -88,15 +89,6 @@ def check(
         if report.get("guard_name") == "draining":
             text += f", {report.get('guard')}"
     return status, text.replace("|", "/") + _counts(state)
-
-
-def _problem(state: StateDir, seconds: float, now: float) -> str | None:
-    problem = disk_problem(state.root)
-    if problem is not None:
-        return problem
-    return (
-        _old_heartbeat(state, seconds, now) or crash_loop(state.root, now) or _first_line(state.factory_error)
-    )
 
 
 def _old_heartbeat(state: StateDir, seconds: float, now: float) -> str | None:

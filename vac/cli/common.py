@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import argparse
 import datetime
+import math
 import re
-from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
 
 from vac.config.load import Configuration, ConfigurationError, load
 from vac.config.settings import Settings
@@ -55,6 +56,21 @@ def point_in_time(words: str, now: float, *, ago: bool = False) -> float:
             f"{words!r} is no time: write {sign}30m, {sign}2h, {sign}1d, Unix seconds, or a local time like "
             "2026-11-21T18:00"
         ) from None
+
+
+def number(kind: Callable[[str], float], least: float, most: float, words: str) -> Callable[[str], Any]:
+    """Return a type of arguments: a number within these bounds; words say what is allowed."""
+
+    def parse(text: str) -> float:
+        try:
+            value = kind(text)
+        except ValueError:
+            value = math.nan
+        if not least <= value <= most:
+            raise argparse.ArgumentTypeError(f"{text!r} is not {words}")
+        return value
+
+    return parse
 
 
 def creation_failures(status: Status, machinetype: str | None, now: float) -> Iterator[str]:

@@ -17,7 +17,7 @@ from pathlib import Path
 from vac.cli import common, doctor_engines
 from vac.cli.config_commands import likely_mistakes
 from vac.cli.doctor_engines import Finding, serves
-from vac.config.ini import Value, read
+from vac.config.ini import read
 from vac.config.load import Configuration, ConfigurationError
 from vac.config.machinetype import CONTAINER_MODELS, VM_MODELS, Machinetype
 from vac.config.options import split_host_port
@@ -236,14 +236,12 @@ def weakening_findings(settings: Settings, machinetypes: Sequence[Machinetype]) 
 
 
 def _model(model: str, settings: Settings, machinetypes: Sequence[Machinetype]) -> Iterator[Finding]:
-    if model == "bubblewrap":
-        yield Finding(
-            "bubblewrap in an unprivileged user namespace", doctor_engines.bubblewrap_problem(settings)
-        )
-    if model == "singularity":
-        yield Finding(
-            "a container made by apptainer or singularity", doctor_engines.apptainer_problem(settings)
-        )
+    what = {
+        "bubblewrap": "bubblewrap in an unprivileged user namespace",
+        "singularity": "a container made by apptainer or singularity",
+    }
+    if model in what:
+        yield Finding(what[model], doctor_engines.process_container_problem(model, settings))
     try:
         driver = driver_for(model, settings)
         driver.list()
@@ -374,17 +372,13 @@ def _open_secrets(paths: Sequence[Path] | None) -> Iterator[Finding]:
     secrets: dict[str, str] = {}
     for section in read(paths).sections.values():
         for option, value in section.values.items():
-            if _is_secret(option, value):
+            if option.startswith(USER_DATA_OPTION) or without_url_secrets(value.text) != value.text:
                 secrets.setdefault(value.file, option)
     for file, option in secrets.items():
         if _open_to_others(Path(file)):
             yield Finding(
                 file, f"others can read it, {option} too, which may be secret: chmod 640 {file}", False
             )
-
-
-def _is_secret(option: str, value: Value) -> bool:
-    return option.startswith(USER_DATA_OPTION) or without_url_secrets(value.text) != value.text
 
 
 def _open_to_others(path: Path) -> bool:

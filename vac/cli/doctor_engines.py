@@ -144,11 +144,13 @@ def nested_findings(sysctls: Path = Path("/proc/sys"), fuse: Path = FUSE) -> Ite
     yield Finding(f"{fuse} for container_nested", None if open_to_all(fuse) else missing, False)
 
 
-def bubblewrap_problem(settings: Settings) -> str | None:
-    """Return the reason why bubblewrap can't make a machine here, such as user namespaces that are switched off."""
-    options = ["--unshare-user", "--unshare-pid", "--ro-bind", "/", "/", "--proc", "/proc"]
+def process_container_problem(model: str, settings: Settings) -> str | None:
+    """Return the reason why no machine of this model can be made here, such as user namespaces switched off."""
     try:
-        compiled(nested=False)
+        compiled(nested=model == "singularity")
+        if model == "singularity":
+            return _try_singularity(settings)
+        options = ["--unshare-user", "--unshare-pid", "--ro-bind", "/", "/", "--proc", "/proc"]
         return _try([find_program("bubblewrap", settings), *options, "true"], settings)
     except CreationFailed as error:
         return str(error)
@@ -156,8 +158,8 @@ def bubblewrap_problem(settings: Settings) -> str | None:
         return f"{error.filename} {error.strerror}"
 
 
-def apptainer_problem(settings: Settings) -> str | None:
-    """Return the same of Apptainer or Singularity, with a directory tree that has this host's /usr."""
+def _try_singularity(settings: Settings) -> str | None:
+    """Run a command in a directory tree that has this host's /usr, and return its error."""
     with tempfile.TemporaryDirectory(prefix="vac-doctor-") as name:
         tree = Path(name)
         tree.chmod(0o755)
@@ -166,14 +168,7 @@ def apptainer_problem(settings: Settings) -> str | None:
         for link in ("bin", "lib", "lib64"):
             (tree / link).symlink_to(f"usr/{link}")
         options = ["--silent", "exec", "--contain", "--pid", "--uts", "--hostname", "test", "--bind", "/usr"]
-        try:
-            compiled(nested=True)
-            program = find_program("singularity", settings)
-            return _try([program, *options, str(tree), "/usr/bin/true"], settings)
-        except CreationFailed as error:
-            return str(error)
-        except OSError as error:
-            return f"{error.filename} {error.strerror}"
+        return _try([find_program("singularity", settings), *options, name, "/usr/bin/true"], settings)
 
 
 def image_file_problem(settings: Settings) -> str | None:

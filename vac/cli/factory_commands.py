@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import argparse
 import json
-import re
+import random
+import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping
@@ -14,14 +15,16 @@ from vac.accounting import history
 from vac.accounting.history import Ended
 from vac.cli import common
 from vac.cli.machine_commands import in_slot
+from vac.cli.space_commands import Query, prepare
+from vac.clock import Clock
 from vac.machines import requests
 from vac.machines import status as statuses
 from vac.machines.layout import StateDir, disk_problem
 from vac.machines.slots import read_slots
-from vac.machines.status import Status, TypeFacts
+from vac.machines.status import Status
 from vac.roles import crash_loop
 from vac.text import duration, escaped, local_time
-from vac.vacquery.messages import Reason
+from vac.vacquery.messages import FactoryStatus, Kind, Reason
 from vac.vacquery.responder import dropped_as, read_counters
 
 STALE_SECONDS = 180.0
@@ -29,6 +32,13 @@ RECENT_SECONDS = 6 * 3600.0
 """So long `vac why` shows a failed machine though later ones of its type have ended well."""
 _LOOK_SECONDS = 1.0
 _MOST_NAMES = 8
+REASON = "to be rebooted"
+AWAY = "is to be rebooted"
+REBOOT = ("shutdown", "-r", "now")
+_PAUSE_SECONDS = (20.0, 60.0)
+"""Random, so that factories which have stood back for each other don't meet again."""
+_TOLD_SECONDS = 120.0
+"""Longest wait for this host's factory to report that it drains."""
 
 
 def add_arguments(parser: argparse.ArgumentParser, name: str) -> None:
@@ -57,7 +67,7 @@ def add_arguments(parser: argparse.ArgumentParser, name: str) -> None:
         parser.add_argument("--reboot", action="store_true", help=help_text)
         parser.add_argument(
             "--at-most",
-            type=_positive,
+            type=common.number(int, 1, 999_999, "a number of factories, 1 or more"),
             default=1,
             metavar="N",
             help="with --reboot: begin when fewer than N others of the space reboot or don't answer; default 1",
@@ -65,19 +75,11 @@ def add_arguments(parser: argparse.ArgumentParser, name: str) -> None:
     parser.set_defaults(run=_RUN[name])
 
 
-def _positive(text: str) -> int:
-    if not re.fullmatch("[1-9][0-9]{0,5}", text):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number of factories, 1 or more")
-    return int(text)
-
-
 def run_drain(arguments: argparse.Namespace) -> int:
     """Leave the order to drain and, with --wait, return when no machine is left."""
     if arguments.reboot:
-        from vac.cli import reboot
-
         if not arguments.until:
-            return reboot.run(arguments)
+            return run_reboot(arguments)
         print("vac drain: --reboot has no --until", file=sys.stderr)
         return 2
     now = time.time()
@@ -104,6 +106,99 @@ def run_drain(arguments: argparse.Namespace) -> int:
         print(f"\n{settings.factory_name} goes on draining; `vac undrain` ends that", file=sys.stderr)
         return 130
     return 0
+
+
+def run_reboot(arguments: argparse.Namespace) -> int:
+    """Wait for this factory's turn, drain, wait until no machine is left, and reboot.
+
+    A factory whose turn it is says so in its answers, as the reason for draining, before it asks the others. Of more
+    than at_most factories at once, the last one to say so sees all others, and stands back: nobody has to coordinate
+    them.
+    """
+    settings = common.settings(arguments)
+    state = StateDir(settings.state_dir)
+    name = settings.factory_name
+    if requests.running(state) is None:
+        print(f"vac drain: no factory runs on {state.root}, which could tell the others", file=sys.stderr)
+        return 1
+    alone = all(factory == name for factory in settings.factories)
+    query = None if alone else prepare(settings, Kind.FACTORIES, [*settings.factories, name])
+    reason = f"{REASON}: {arguments.reason}" if arguments.reason else REASON
+    order = requests.Drain(time.time(), None, reason, Clock().boot_id)
+    if not _take_turn(state, name, order, query, arguments.at_most):
+        print("vac drain: the factory doesn't report that it drains; see `vac why`", file=sys.stderr)
+        return 1
+    print(f"{name} drains, to be rebooted", flush=True)
+    try:
+        as_asked = wait_until_empty(state, order)
+    except KeyboardInterrupt:
+        print(f"\n{name} goes on draining until it is rebooted; `vac undrain` ends that", file=sys.stderr)
+        return 130
+    if not as_asked:
+        print(f"vac drain: {name} was told otherwise meanwhile; it is not rebooted", file=sys.stderr)
+        return 1
+    print(f"{name} reboots", flush=True)
+    return subprocess.run(REBOOT, check=False).returncode
+
+
+def _take_turn(state: StateDir, name: str, order: requests.Drain, query: Query | None, at_most: int) -> bool:
+    """Return once this factory drains and fewer than at_most others are away; False if its factory doesn't react."""
+    before = requests.draining(state, time.time())
+    said = ""
+    while True:
+        away = _away(query, name)
+        if len(away) < at_most:
+            requests.drain(state, order)
+            wake(state)
+            told = _is_told(state, name, order, query)
+            away = _away(query, name)
+            if told and len(away) < at_most:
+                return True
+            if before is None or before.boot_id:
+                requests.undrain(state)
+            else:
+                requests.drain(state, before)
+            wake(state)
+            if not told:
+                return False
+        words = ", ".join(f"{factory} {why}" for factory, why in sorted(away.items()))
+        if words != said:
+            said = words
+            print(f"waits, since at most {at_most} may be away: {words}", flush=True)
+        time.sleep(random.uniform(*_PAUSE_SECONDS))
+
+
+def _away(query: Query | None, name: str) -> dict[str, str]:
+    """Return the factories but this one that are being rebooted or don't answer, as they do meanwhile."""
+    return {factory: why for factory, why in _ask(query).items() if factory != name}
+
+
+def _ask(query: Query | None) -> dict[str, str]:
+    """Return what is told by and of factories that are away, this one among them."""
+    if query is None:
+        return {}
+    result = query.ask()
+    away = dict.fromkeys(result.missing, "doesn't answer")
+    for factory, answers in result.answers.items():
+        for status in (answer.status for answer in answers):
+            if isinstance(status, FactoryStatus) and f": {REASON}" in (status.creation_blocked or ""):
+                away[factory] = AWAY
+    return away
+
+
+def _is_told(state: StateDir, name: str, order: requests.Drain, query: Query | None) -> bool:
+    """Wait until the factory drains by this order and its answers say so; False if they don't.
+
+    Only then are others asked: of two factories at once, the later one to ask sees the other.
+    """
+    end = time.monotonic() + _TOLD_SECONDS
+    while time.monotonic() < end:
+        status = statuses.read(state)
+        drains = status is not None and status.drain == order and order.reason in (status.guard or "")
+        if drains and (query is None or _ask(query).get(name) == AWAY):
+            return True
+        time.sleep(0.2)
+    return False
 
 
 def run_undrain(arguments: argparse.Namespace) -> int:
@@ -223,9 +318,7 @@ def reasons(
         yield f"Datagrams that the last poll has dropped: {counts}."
     for facts in status.machinetypes:
         if machinetype in (None, facts.name):
-            yield from _of_type(status, facts, now)
-            if facts.name in failures:
-                yield _failure(failures[facts.name], now)
+            yield from _of_type(status, facts.name, failures.get(facts.name), now)
 
 
 def _distrust(status: Status, counters: Mapping[str, int]) -> Iterator[str]:
@@ -238,21 +331,14 @@ def _distrust(status: Status, counters: Mapping[str, int]) -> Iterator[str]:
             yield f"The responder here has dropped {count} queries since it began: {reason.value}."
 
 
-def _of_type(status: Status, facts: TypeFacts, now: float) -> Iterator[str]:
-    reason = status.passed_over.get(facts.name)
-    if reason is None and status.guard is None:
-        reason = "can be created"
+def _of_type(status: Status, name: str, failure: Ended | None, now: float) -> Iterator[str]:
+    reason = status.passed_over.get(name, None if status.guard else "can be created")
     if reason is not None:
-        yield f"{facts.name}: {reason}"
-    yield from common.creation_failures(status, facts.name, now)
-
-
-def _failure(last: Ended, now: float) -> str:
-    machine = last.machine.partition(".")[0]
-    ago = duration(max(0.0, now - last.ended))
-    return (
-        f"{last.machinetype}: {machine} failed {ago} ago: {last.words} (`vac machine {last.uuid}` tells more)"
-    )
+        yield f"{name}: {reason}"
+    yield from common.creation_failures(status, name, now)
+    if failure is not None:
+        machine, ago = failure.machine.partition(".")[0], duration(max(0.0, now - failure.ended))
+        yield f"{name}: {machine} failed {ago} ago: {failure.words} (`vac machine {failure.uuid}` tells more)"
 
 
 _RUN = {

@@ -59,7 +59,7 @@ COMMANDS = {
         "logs -f vac-01-00",
     ),
     "exec": Command(
-        "exec_command",
+        "machine_commands",
         "run a command, or a shell, in a running container of this factory, as the machine's user",
         "exec vac-01-00 ps aux",
     ),
@@ -140,9 +140,27 @@ COMMANDS = {
         "proxy-init -c x509cert.pem -k x509key.pem",
     ),
     "completion": Command(
-        "completion", "print a script by which bash or zsh completes what is typed", "completion"
+        "main", "print a script by which bash or zsh completes what is typed", "completion"
     ),
 }
+_NAMING = ("machine", "logs", "exec", "finish", "destroy")
+"""Commands that take a machine's name."""
+_SCRIPT = """\
+# Completion of vac for bash and zsh. In bash: vac completion > /usr/share/bash-completion/completions/vac
+# In zsh, after compinit: source <(vac completion)
+_vac() {{
+    local words='' command='' each
+    for each in "${{COMP_WORDS[@]:1:$((COMP_CWORD - 1))}}"; do
+        case $each in -*) ;; *) command=$each; break ;; esac
+    done
+    case $command in
+{cases}
+    esac
+    COMPREPLY=($(compgen -W "$words" -- "${{COMP_WORDS[COMP_CWORD]}}"))
+}}
+[ -z "$ZSH_VERSION" ] || {{ autoload -U +X bashcompinit && bashcompinit; }}
+complete -o default -F _vac vac
+"""
 _WITH_VALUE = {"-s": "--space", "-t": "--timeout", "-c": "--cert", "-k": "--key"}
 """Options that may stand before the command, as the classic wants them, and are followed by a value."""
 
@@ -196,11 +214,8 @@ def _takes_next(word: str) -> bool:
     """Return True if the value of this option, or of the last one of `-Jt`, is the next word."""
     if word.startswith("--"):
         return "=" not in word and any(name.startswith(word) for name in ("--config", *_WITH_VALUE.values()))
-    return next((rest == "" for letter, rest in _letters(word) if f"-{letter}" in _WITH_VALUE), False)
-
-
-def _letters(word: str) -> list[tuple[str, str]]:
-    return [(letter, word[number + 1 :]) for number, letter in enumerate(word) if number]
+    places = (place for place, letter in enumerate(word) if place and f"-{letter}" in _WITH_VALUE)
+    return next(places, -1) == len(word) - 1
 
 
 def top_parser() -> argparse.ArgumentParser:
@@ -237,6 +252,24 @@ def command_parser(name: str) -> argparse.ArgumentParser:
         help="a configuration file, or a directory of *.conf, instead of /etc/vac.d and the others; repeatable",
     )
     return parser
+
+
+def add_arguments(parser: argparse.ArgumentParser, _: str) -> None:
+    """Add the arguments of `vac completion`: none."""
+    parser.set_defaults(run=print_completion)
+
+
+def print_completion(_: argparse.Namespace) -> int:
+    """Print a script for bash and zsh that completes commands, their options and this host's machines."""
+    cases = [f"        '') words='{' '.join(COMMANDS)} help --help --version --config' ;;"]
+    for name in COMMANDS:
+        found: dict[str, None] = {}
+        for action in command_parser(name)._actions:
+            found.update(dict.fromkeys(action.option_strings or map(str, action.choices or ())))
+        machines = " $(ls /var/lib/vac/slots 2>/dev/null)" if name in _NAMING else ""
+        cases.append(f'        {name}) words="{" ".join(found)}{machines}" ;;')
+    print(_SCRIPT.format(cases="\n".join(cases)), end="")
+    return 0
 
 
 def _no_command(name: str) -> NoReturn:

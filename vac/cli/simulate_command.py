@@ -23,7 +23,8 @@ def add_arguments(parser: argparse.ArgumentParser, _: str) -> None:
         help="a scenario file; machinetypes that it doesn't have are those of the configuration",
     )
     parser.add_argument("--policy", choices=POLICIES, help="how factories decide")
-    parser.add_argument("--factories", type=_positive, metavar="N", help="number of factories")
+    number = common.number(int, 1, MOST_FACTORIES, f"an integer from 1 to {MOST_FACTORIES}")
+    parser.add_argument("--factories", type=number, metavar="N", help="number of factories")
     parser.add_argument("--hours", type=float, help="duration in virtual time")
     parser.add_argument("--seed", type=int, help="another one makes another run")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the results, with samples, as JSON")
@@ -57,13 +58,6 @@ def run(arguments: argparse.Namespace) -> int:
         print(f"vac simulate: {error.filename}: can't be written: {error.strerror}", file=sys.stderr)
         return 1
     return 0
-
-
-def _positive(text: str) -> int:
-    number = int(text) if text.isdecimal() else 0
-    if not 1 <= number <= MOST_FACTORIES:
-        raise argparse.ArgumentTypeError(f"{text!r} is not an integer from 1 to {MOST_FACTORIES}")
-    return number
 
 
 def _scenario(arguments: argparse.Namespace) -> Scenario:

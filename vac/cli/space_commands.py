@@ -15,14 +15,14 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, TextIO
+from typing import Any
 
 from vac.cli import common
 from vac.config.machinetype import MODELS
 from vac.config.settings import Settings
 from vac.machines.layout import StateDir
 from vac.text import duration, printable
-from vac.vacquery.messages import AnyStatus, FactoryStatus, Kind, MachineStatus, MachinetypeStatus
+from vac.vacquery.messages import FactoryStatus, Kind, MachineStatus, MachinetypeStatus
 from vac.vacquery.poll import PollResult, Resolver, poll
 from vac.vacquery.signed_json import read_key
 
@@ -63,11 +63,6 @@ class Query:
     timeout: float
     key: bytes | None
     names: Resolver
-    machinetype: str | None = None
-    """The only one that is shown."""
-    state: str | None = None
-    """The only state of machines that is shown, in lower case."""
-    sort: str | None = None
 
     def ask(self) -> PollResult:
         """Poll the factories."""
@@ -94,18 +89,20 @@ def add_arguments(parser: argparse.ArgumentParser, name: str) -> None:
     parser.add_argument(
         "factories", nargs="*", metavar="FACTORY", help="ask these only; default: all of them"
     )
+    seconds = common.number(float, 0.1, 86400, "a number of seconds from 0.1 to 86400")
     parser.add_argument("-s", "--space", help="name of the space, instead of the configured one")
     parser.add_argument(
         "-t",
         "--timeout",
-        type=_seconds,
+        type=seconds,
         metavar="SECONDS",
         help="longest that it may take; default: udp_timeout_seconds",
     )
     parser.add_argument("-J", "--json", action="store_true", help="print the factories' messages as JSON")
     if name == "machines":
         parser.add_argument("--state", metavar="STATE", help="show these only, such as running or starting")
-        parser.add_argument("--type", metavar="NAME", help="show machines of this machinetype only")
+        help_text = "show machines of this machinetype only"
+        parser.add_argument("--type", dest="name", metavar="NAME", help=help_text)
     if name in _KINDS:
         keys = _SORT_KEYS[_KINDS[name]]
         parser.add_argument("--sort", choices=keys, help="order of the rows; default: by factory")
@@ -113,7 +110,7 @@ def add_arguments(parser: argparse.ArgumentParser, name: str) -> None:
     parser.add_argument(
         "--watch",
         nargs="?",
-        type=_seconds,
+        type=seconds,
         const=WATCH_SECONDS,
         metavar="SECONDS",
         help=f"ask again and again, so often; default {WATCH_SECONDS:g}",
@@ -121,20 +118,16 @@ def add_arguments(parser: argparse.ArgumentParser, name: str) -> None:
     parser.set_defaults(run=run, kind=_KINDS.get(name, Kind.MACHINETYPES))
 
 
-def _seconds(text: str) -> float:
-    try:
-        seconds = float(text)
-    except ValueError:
-        seconds = 0.0
-    if not 0.1 <= seconds <= 86400:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds from 0.1 to 86400")
-    return seconds
-
-
 def run(arguments: argparse.Namespace) -> int:
     """Ask and print, once or again and again. Return 1 if no factory answered or could be asked."""
     try:
-        query = prepare(arguments, arguments.kind)
+        query = prepare(
+            common.settings(arguments),
+            arguments.kind,
+            arguments.factories,
+            arguments.space,
+            arguments.timeout,
+        )
     except PermissionError:
         raise
     except OSError as error:
@@ -164,14 +157,12 @@ def _silence_here(settings: Settings) -> str | None:
     factory, responder = (state.runs(role) for role in ("factory", "responder"))
     if factory and not responder:
         return f"vacd-responder doesn't run on {name}: its log says why (journalctl -u vacd, or --log-dir's)"
-    unknown = factory is None and responder is None
-    if (
-        factory
-        or responder
-        or (unknown and (name not in settings.factories or not _is_refused(settings.vacquery_port)))
-    ):
+    if factory or responder:
         return None
-    return f"vacd doesn't run on {name}: systemctl start vacd"
+    ended = factory is False or responder is False
+    if ended or (name in settings.factories and _is_refused(settings.vacquery_port)):
+        return f"vacd doesn't run on {name}: systemctl start vacd"
+    return None
 
 
 def _is_refused(port: int) -> bool:
@@ -189,7 +180,7 @@ def _is_refused(port: int) -> bool:
 
 def _ask_and_show(arguments: argparse.Namespace, query: Query) -> int:
     result = query.ask()
-    code = show(query, result, as_json=arguments.json)
+    code = _show(arguments, query, result)
     lines: Iterable[str] = ()
     if query.kind is Kind.MACHINETYPES and not arguments.json:
         lines = _failures_here(arguments, query)
@@ -200,20 +191,23 @@ def _ask_and_show(arguments: argparse.Namespace, query: Query) -> int:
     return code
 
 
-def prepare(arguments: argparse.Namespace, kind: Kind, names: Resolver | None = None) -> Query:
-    """Return the query of these arguments. Raises ConfigurationError, or OSError for its key file."""
-    settings = common.settings(arguments)
+def prepare(
+    settings: Settings,
+    kind: Kind,
+    factories: Iterable[str] = (),
+    space: str | None = None,
+    timeout: float | None = None,
+    names: Resolver | None = None,
+) -> Query:
+    """Return a query to these factories (or all) of this space (or the configured one). Raises OSError for the key."""
     return Query(
         kind,
         settings,
-        full_names(arguments.factories, settings) or settings.factories,
-        arguments.space or settings.vac_space,
-        arguments.timeout or settings.udp_timeout_seconds,
+        full_names(factories, settings) or settings.factories,
+        space or settings.vac_space,
+        timeout or settings.udp_timeout_seconds,
         read_key(settings.vacquery_key_file),
         names or Resolver(settings.factory_name),
-        getattr(arguments, "name", None) or getattr(arguments, "type", None),
-        (getattr(arguments, "state", None) or "").lower() or None,
-        getattr(arguments, "sort", None),
     )
 
 
@@ -224,43 +218,42 @@ def full_names(given: Iterable[str], settings: Settings) -> tuple[str, ...]:
     return tuple(name if "." in name or not domain else f"{name}.{domain}" for name in names)
 
 
-def show(
-    query: Query,
-    result: PollResult,
-    *,
-    as_json: bool = False,
-    out: TextIO | None = None,
-    errors: TextIO | None = None,
-) -> int:
-    """Print the answers, and to errors which factories didn't answer. Return 1 if none did, else 0."""
-    out, errors = out or sys.stdout, errors or sys.stderr
+def _show(arguments: argparse.Namespace, query: Query, result: PollResult) -> int:
+    """Print the answers, and as errors which factories didn't answer. Return 1 if none did, else 0."""
+    kind, name = query.kind, getattr(arguments, "name", None)
     answers = [answer for factory in sorted(result.answers) for answer in result.answers[factory]]
-    wanted = [answer for answer in answers if _is_wanted(query, answer.status)]
-    if query.sort:
-        key = _SORT_KEYS[query.kind][query.sort]
+    wanted = [one for one in answers if name in (None, getattr(one.status, "machinetype", name))]
+    if state := getattr(arguments, "state", None):
+        wanted = [one for one in wanted if getattr(one.status, "state", "").lower() == state.lower()]
+    if sort := getattr(arguments, "sort", None):
+        key = _SORT_KEYS[kind][sort]
         wanted.sort(key=lambda answer: key(answer.status))
-    if as_json:
-        print(f"[{','.join(json.dumps(answer.message) for answer in wanted)}]", file=out)
+    if arguments.json:
+        print(f"[{','.join(json.dumps(answer.message) for answer in wanted)}]")
     else:
-        coloured = out.isatty() and "NO_COLOR" not in os.environ
-        if out.isatty() and query.kind in _HEADERS:
-            print(_HEADERS[query.kind], file=out)
-        for row in rows(query, [answer.status for answer in wanted], time.time(), coloured):
-            print(row, file=out)
+        terminal, statuses = sys.stdout.isatty(), [answer.status for answer in wanted]
+        if terminal and kind in _HEADERS:
+            print(_HEADERS[kind])
+        for row in _rows(kind, name, statuses, terminal and "NO_COLOR" not in os.environ):
+            print(row)
     for line in problems(query, result):
-        print(f"vac: {line}", file=errors)
+        print(f"vac: {line}", file=sys.stderr)
     known = {getattr(answer.status, "machinetype", None) for answer in answers} - {None}
-    if query.kind is Kind.MACHINETYPES and query.machinetype not in (None, *known) and known:
+    if kind is Kind.MACHINETYPES and name not in (None, *known) and known:
         names = printable(" ".join(sorted(map(str, known))))
-        print(f"vac: no factory has a machinetype {query.machinetype}; there are: {names}", file=errors)
+        print(f"vac: no factory has a machinetype {name}; there are: {names}", file=sys.stderr)
         return 1
     return 0 if result.answers else 1
 
 
-def _is_wanted(query: Query, status: AnyStatus) -> bool:
-    machinetype = getattr(status, "machinetype", query.machinetype)
-    state = str(getattr(status, "state", "")).lower()
-    return query.machinetype in (None, machinetype) and query.state in (None, state)
+def _rows(kind: Kind, name: str | None, statuses: Sequence[Any], colour: bool) -> list[str]:
+    """Return the table of these answers."""
+    if kind is Kind.MACHINES:
+        now = time.time()
+        return [_machine_row(status, now, colour) for status in statuses]
+    if kind is Kind.FACTORIES:
+        return factory_rows(statuses)
+    return _type_rows(statuses, colour) if name is None else machinetype_rows(statuses, colour)
 
 
 def problems(query: Query, result: PollResult) -> list[str]:
@@ -314,22 +307,12 @@ def _failures_here(arguments: argparse.Namespace, query: Query) -> Iterator[str]
     status = statuses.read(StateDir(query.settings.state_dir))
     if status is None or arguments.factories or arguments.space not in (None, status.space):
         return
-    name = query.machinetype
+    name = arguments.name
     for line in common.creation_failures(status, name, time.time()):
         yield f"On {status.factory}, {line}"
     for pipe, trouble in status.pipes.items():
         if trouble and (name is None or name.startswith(f"{pipe}-")):
             yield printable(f"On {status.factory}, pipe {pipe}: {trouble}")
-
-
-def rows(query: Query, answers: Sequence[AnyStatus], now: float, colour: bool = False) -> list[str]:
-    """Return the table of these answers. now: Unix seconds, for ages."""
-    if query.kind is Kind.MACHINES:
-        return machine_rows([each for each in answers if isinstance(each, MachineStatus)], now, colour)
-    if query.kind is Kind.FACTORIES:
-        return factory_rows([each for each in answers if isinstance(each, FactoryStatus)])
-    types = [each for each in answers if isinstance(each, MachinetypeStatus)]
-    return type_rows(types, colour) if query.machinetype is None else machinetype_rows(types, colour)
 
 
 _HEADERS = {
@@ -344,11 +327,6 @@ _HEADERS = {
 def short_host(name: str) -> str:
     """Return the first label of a host name."""
     return printable(name.partition(".")[0])
-
-
-def machine_rows(answers: Iterable[MachineStatus], now: float, colour: bool = False) -> list[str]:
-    """Return a row per slot. now: Unix seconds, for ages."""
-    return [_machine_row(status, now, colour) for status in answers]
 
 
 def _machine_row(status: MachineStatus, now: float, colour: bool) -> str:
@@ -408,7 +386,7 @@ def machinetype_rows(answers: Sequence[MachinetypeStatus], colour: bool = False)
     ]
 
 
-def type_rows(answers: Iterable[MachinetypeStatus], colour: bool = False) -> list[str]:
+def _type_rows(answers: Iterable[MachinetypeStatus], colour: bool = False) -> list[str]:
     """Return a heading and a row per machinetype with the totals of the space and its latest end anywhere."""
     by_type: dict[str, list[MachinetypeStatus]] = {}
     for status in answers:

@@ -46,7 +46,7 @@ from vac.host.filesystems import FileStamp, stamp_if_there, stamp_of
 from vac.text import quoted
 
 FACTS_SECONDS = 600
-"""Facts about the host are asked for again after so long."""
+"""Interval after which facts about the host are read again."""
 _OF_VAC_1 = {
     "factories": "write the names as `factories = …` in [settings]",
     "targetshares": "write `target_share = …` in each [machinetype NAME]",
@@ -344,7 +344,7 @@ class Loader:
         return self._host == before
 
     def _files(self) -> list[tuple[Path, FileStamp]] | None:
-        """Return the files with their stamps; None if some can't be looked at."""
+        """Return the files with their stamps; None if some can't be examined."""
         report = Report()
         found = find(self._paths, report)
         try:

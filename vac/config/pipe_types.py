@@ -131,7 +131,7 @@ LONGEST_NAME = 100
 MOST_WARNINGS = 20
 """Of one pipe's document; `vac pipe check` tells all."""
 MOST_REPOSITORIES = 20
-"""Of all machinetypes of one pipe: each is looked at by a child process in every cycle."""
+"""Of all machinetypes of one pipe: a child process checks each repository in every cycle."""
 _NOTHING = Parsed("", {}, {USER_DATA_OPTION: {}, USER_DATA_FILE: {}}, {}, "")
 
 

@@ -93,9 +93,6 @@ class Limits:
     redirects: int = 10
 
 
-PIPE_LIMITS = Limits(largest_bytes=LARGEST_BYTES)
-
-
 class Local(enum.Enum):
     """Use of loopback and link-local addresses, where services trust this host."""
 
@@ -115,7 +112,7 @@ class Answer:
     status: int = 0
     last_modified: str = ""
     length: int = 0
-    """Content-Length; 0: the server doesn't tell."""
+    """Content-Length; 0 if the server doesn't send it."""
     begun: bool = field(default=False, init=False)
     refusal: OSError | None = field(default=None, init=False)
     _size: int = field(default=0, init=False)
@@ -248,7 +245,7 @@ def fetch_pipe(url: str) -> bytes:
 
     The site has configured the URL, but its publisher decides its redirects.
     """
-    return document(url, PIPE_LIMITS, local=Local.NOT_BY_REDIRECT)
+    return document(url, Limits(largest_bytes=LARGEST_BYTES), local=Local.NOT_BY_REDIRECT)
 
 
 def is_html(content: bytes) -> bool:
@@ -265,7 +262,7 @@ def _set_up(api: Any, curl: pycurl.Curl, limits: Limits) -> None:
         api.FOLLOWLOCATION: 1,
         api.MAXREDIRS: limits.redirects,
         api.FAILONERROR: 1,
-        api.ENCODING: "identity",  # decodes what a server encodes all the same
+        api.ENCODING: "identity",  # decodes a body that a server encodes nevertheless
         api.MAXFILESIZE_LARGE: limits.largest_bytes,
         api.LOW_SPEED_LIMIT: limits.slowest_bytes_per_second,
         api.LOW_SPEED_TIME: limits.slow_seconds,

@@ -50,7 +50,7 @@ class Signer:
 
     certificate: x509.Certificate
     metadata_problem: str | None = None
-    """Problem of the image's metadata; its signature is valid all the same."""
+    """Problem of the image's metadata; its signature is valid nevertheless."""
 
 
 def read_signature(path: Path) -> Signer:
@@ -123,20 +123,17 @@ class SignedImages:
         identity = stamp_of(path)
         known, found = self._read.get(path, (None, None))
         if found is None or known != identity:
-            found = self._first_reading(path)
+            try:
+                found = read_signature(path)
+            except SignatureRefused as refusal:
+                found = refusal
+            else:
+                if found.metadata_problem:
+                    _log.warning("image %s: its metadata can't be read: %s", path, found.metadata_problem)
             self._read[path] = identity, found
         if isinstance(found, SignatureRefused):
             raise SignatureRefused(*found.args)
         return found
-
-    def _first_reading(self, path: Path) -> Signer | SignatureRefused:
-        try:
-            signer = read_signature(path)
-        except SignatureRefused as refusal:
-            return refusal
-        if signer.metadata_problem:
-            _log.warning("image %s: its metadata can't be read: %s", path, signer.metadata_problem)
-        return signer
 
 
 def _hash(file: BinaryIO, size: int) -> tuple[bytes, bytes]:

@@ -1,7 +1,7 @@
 """A role's process, and the socket between it and the supervisor.
 
 The socket carries the role's reports, and messages to the role that there may be news, perhaps with a log file to
-continue with; its end tells of the other side's death. The number of the role's end is in its environment. Signals
+continue with; it closes when the other side ends. The number of the role's end is in its environment. Signals
 arrive through a pipe (signal.set_wakeup_fd) in a thread of their own, even while the main thread waits for an engine.
 """
 
@@ -61,7 +61,7 @@ def inherited(environ: MutableMapping[str, str], variable: str = LINK_VARIABLE) 
 
 
 def send(link: socket.socket, message: bytes, descriptor: int | None = None) -> None:
-    """Send without waiting. The message is lost if the other side is gone or behind with reading."""
+    """Send without waiting. The message is lost if the other side has ended or reads too slowly."""
     ancillary = []
     if descriptor is not None:
         ancillary.append((socket.SOL_SOCKET, socket.SCM_RIGHTS, struct.pack("i", descriptor)))

@@ -47,14 +47,13 @@ class Notifier:
             return
         ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array("i", descriptors))] if descriptors else []
         address = "\0" + self.address[1:] if self.address.startswith("@") else self.address
+        trouble = None
         try:
             with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK) as sender:
                 sender.sendmsg(["\n".join(assignments).encode()], ancillary, 0, address)
         except OSError as error:
-            text = f"can't notify the service manager at {self.address}: {error}"
-            self._trouble.say(self.address, text, logging.WARNING)
-        else:
-            self._trouble.clear(self.address)
+            trouble = f"can't notify the service manager at {self.address}: {error}"
+        self._trouble.tell(self.address, trouble)
 
 
 def notifier_from(environ: Mapping[str, str], pid: int) -> Notifier:

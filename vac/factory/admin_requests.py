@@ -9,7 +9,7 @@ import logging
 from vac.factory.effects import Effects
 from vac.factory.state import FactoryState, Slot
 from vac.lifecycle.phases import Starting, StopOrder, Uncertain
-from vac.lifecycle.stimuli import EndLowered, StopOrdered
+from vac.lifecycle.table import EndLowered, StopOrdered
 from vac.machines import requests
 
 DESTROYED = StopOrder("100 Destroyed by the administrator", by_people=True)

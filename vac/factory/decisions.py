@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from vac.background import BackgroundWork, Outcome
 from vac.config.checks import needed_repositories
 from vac.config.machinetype import Machinetype
+from vac.decoding import filled
 from vac.factory.effects import Effects
 from vac.factory.peers import Space
 from vac.factory.state import FactoryState, Slot
@@ -94,7 +95,7 @@ class Decisions:
         self.effects = effects
         self.space = space
         self.repositories = repositories
-        self.memory = Memory(ledger=Ledger.decode(files.read_json(state.dir.share_ledger)))
+        self.memory = Memory(ledger=filled(Ledger(), files.read_json(state.dir.share_ledger)))
         self.health_problem: str | None = None
         self._prepared: set[tuple[str, str | None]] = set()
         """Machinetypes that were prepared with these images."""

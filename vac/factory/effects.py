@@ -15,26 +15,27 @@ from vac.clock import Moment
 from vac.config.load import Configuration
 from vac.config.machinetype import VM_MODELS, Machinetype
 from vac.context.user_data import ContextRequest, Templates, UserData, make_user_data
-from vac.drivers.base import CreationFailed, MachineSpec
+from vac.drivers.base import CreationFailed, MachineSpec, Usage
 from vac.drivers.engine import engine_name
 from vac.drivers.processes.launch_plan import account
 from vac.factory.state import FactoryState, Slot
 from vac.host.privileges import unprivileged_user
 from vac.lifecycle.phases import PendingCreation, Phase, Preparing, Releasing, Starting, Stopping, Stuck
-from vac.lifecycle.stimuli import (
+from vac.lifecycle.table import (
     ContextFailed,
     ContextReady,
     Decided,
     DirectoryFailed,
+    Effect,
     EndLowered,
     EndWritten,
     Listed,
     NotWanted,
     ReleaseFailed,
     Started,
+    Step,
     Stimulus,
 )
-from vac.lifecycle.table import Effect, Step
 from vac.lifecycle.table import step as take_step
 from vac.machines import creation
 from vac.machines import machine as machines
@@ -146,19 +147,15 @@ class Effects:
     def _make_directory(self, slot: Slot, taken: Step) -> Stimulus | None:
         assert isinstance(taken.after, Starting)
         assert isinstance(taken.stimulus, ContextReady)
-        pending, settings = taken.after.pending, self.state.settings
-        machinetype, now = pending.machinetype, self.state.clock.moment()
+        pending = taken.after.pending
+        machinetype = pending.machinetype
         try:
             machine = creation.create(
                 self.state.dir,
-                machinetype,
-                settings,
+                pending,
+                self.state.settings,
                 name=slot.name,
-                uuid=pending.uuid,
-                processors=pending.order.processors,
-                shutdown_time=int(pending.order.shutdown_time),
-                now=now.unix,
-                boot=(now.boot_id, now.boot),
+                now=self.state.clock.moment(),
                 user_data=taken.stimulus.user_data,
                 access=self._access(machinetype),
                 ip=self._address(slot, machinetype),
@@ -365,17 +362,14 @@ class Effects:
         return EndWritten() if self._finish(machine, slot, watched=watched) else None
 
     def _finish(self, machine: Machine, slot: Slot | None, *, watched: bool) -> bool:
-        usage, now = slot.sight.usage if slot else None, self.state.clock.moment()
+        usage, now = slot.sight.usage if slot else Usage(), self.state.clock.moment()
         if slot and slot.sight.ended_time is not None:
             now = now.at(slot.sight.ended_time)
-        key = f"finish {machine.uuid or machine.directory.name}"
-        try:
-            finishing.finish(self.state.dir, machine, usage, now, watched=watched)
-        except finishing.FinishFailed as problem:
-            self.state.trouble(key, str(problem))
-            return False
-        self.state.no_trouble(key)
-        return True
+        return self.state.written(
+            f"finish {machine.uuid or machine.directory.name}",
+            f"{machine.name}: its end can't be written",
+            lambda: finishing.finish(self.state.dir, machine, usage, now, watched=watched),
+        )
 
     def _remember_end(self, slot: Slot, taken: Step) -> None:
         machine = _machine(slot)
@@ -407,15 +401,13 @@ class Effects:
         machine = slot.machine
         if machine is None:
             return
-        key, text = f"scratch {machine.uuid}", f"{machine.name}: its scratch space can't be removed"
+        problem = None
         try:
-            discarded = slot_files.discard_scratch(self.state.dir, machine.directory)
+            if slot_files.discard_scratch(self.state.dir, machine.directory):
+                self.trash.start()
         except OSError as error:
-            self.state.changes.say(key, f"{text}: {error}", logging.WARNING)
-            return
-        self.state.changes.clear(key)
-        if discarded:
-            self.trash.start()
+            problem = f"{machine.name}: its scratch space can't be removed: {error}"
+        self.state.changes.tell(f"scratch {machine.uuid}", problem)
 
 
 def _machine(slot: Slot) -> Machine:

@@ -24,8 +24,17 @@ from vac.factory.report import Report
 from vac.factory.state import FactoryState, Message, Stop, Wake
 from vac.factory.watch import EnergyShares, Rules, Watcher
 from vac.host.probes import health_problem
-from vac.lifecycle import stimuli
 from vac.lifecycle.phases import Empty, Running, SetAside, Stopping
+from vac.lifecycle.table import (
+    Released,
+    ReleaseFailed,
+    Started,
+    StartFailed,
+    StartUnknown,
+    Stimulus,
+    Stopped,
+    Time,
+)
 from vac.machines.slots import load_slots
 from vac.machines.status import Happening
 from vac.scheduling.eligibility import NO_ANSWER
@@ -40,6 +49,8 @@ HEALTH_SECONDS = 300.0
 """health_command is run this often."""
 STUCK_SECONDS = 600.0
 """Time past its deadline after which a hanging thread of an engine has this process replaced."""
+FIXED_SETTINGS = ("state_dir", "factory_name", "docker_host", "libvirt_uri", "vm_domain_type")
+"""Another process begins with these if they change; machines run on."""
 CLOCK_STEP_SECONDS = 2.0
 """A greater change of the wall clock between two turns is a step, and logged."""
 
@@ -125,7 +136,7 @@ class Factory:
         self._check_engines()
         self.rules.check(now)
         for slot in self.state.slots:
-            self.effects.happen(slot, stimuli.Time())
+            self.effects.happen(slot, Time())
         self.decisions.decide_if_due()
         if due:
             self.state.counters.add(Happening.CYCLE, "", "", self.state.clock.boot() - now.boot)
@@ -249,18 +260,13 @@ class Factory:
         except ConfigurationError as error:
             self.state.configuration_broken(error)
             return
-        settings = configuration.settings
-        if (
-            settings.state_dir != self.state.dir.root
-            or settings.factory_name != self.state.settings.factory_name
-        ):
-            log.warning("state_dir or factory_name has changed: starting anew with them")
+        before, after = self.state.settings, configuration.settings
+        changed = [name for name in FIXED_SETTINGS if getattr(after, name) != getattr(before, name)]
+        if changed:
+            log.warning("%s: changed; starting anew", " and ".join(changed))
             self.stopping = True
-            return
-        if self.state.configure(configuration):
-            self.state.close_engines()
-            for slot in self.state.slots:
-                self.effects.happen(slot, stimuli.EngineReplaced())
+        else:
+            self.state.configure(configuration)
 
     def _check_engines(self) -> None:
         """Note which engines have become unavailable or available again: a reason to decide and report anew."""
@@ -340,13 +346,13 @@ class Factory:
         self.stopping = True
 
 
-def _answer(message: engines.ActionDone) -> stimuli.Stimulus | None:
+def _answer(message: engines.ActionDone) -> Stimulus | None:
     """Return what an engine's answer is to the slot; None where only a listing counts."""
     kind, problem = message.action.kind, message.problem
     if kind is ActionKind.CREATE:
         if problem is None:
-            return stimuli.Started(message.time)
-        return stimuli.StartUnknown(problem) if message.unavailable else stimuli.StartFailed(problem)
+            return Started(message.time)
+        return StartUnknown(problem) if message.unavailable else StartFailed(problem)
     if kind is ActionKind.STOP:
-        return stimuli.Stopped() if problem is None else None
-    return stimuli.Released() if problem is None else stimuli.ReleaseFailed(problem)
+        return Stopped() if problem is None else None
+    return Released() if problem is None else ReleaseFailed(problem)

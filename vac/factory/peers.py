@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from vac.background import BackgroundWork
+from vac.background import BackgroundWork, Outcome
 from vac.config.load import Configuration
 from vac.config.settings import Settings
 from vac.scheduling.model import SpaceView, TypeReport
@@ -57,10 +57,9 @@ class Space:
 
     def __init__(self, ask: Ask, post: Callable[[Answers], object], clock: Callable[[], float]) -> None:
         self._ask = ask
-        self._work: BackgroundWork[Answers] = BackgroundWork(
-            "poll", lambda outcome: post(outcome.value or Answers(clock()))
-        )
+        self._post = post
         self._clock = clock
+        self._work: BackgroundWork[Answers] = BackgroundWork("poll", self._polled)
         self._asking = False
         self._last_poll: float | None = None
         self._capacity_poll: float | None = None
@@ -82,23 +81,17 @@ class Space:
             return True
         now = self._clock()
         age = None if self._last_poll is None else now - self._last_poll
-        if is_due(age, factories):
-            self._renew(configuration, now)
-        return is_fresh(age)
-
-    def _renew(self, configuration: Configuration, now: float) -> None:
-        if not self._asking:
+        if is_due(age, factories) and not self._asking:
             self._asking = True
             due = self._capacity_poll is None or not 0 <= now - self._capacity_poll < CAPACITY_SECONDS
             doubtful = tuple(self.silent(configuration.settings))
-            self._work.start("peers", lambda: self._poll(configuration, due, doubtful))
+            self._work.start("peers", lambda: self._ask(configuration, due, doubtful))
+        return is_fresh(age)
 
-    def _poll(self, configuration: Configuration, capacities: bool, doubtful: Collection[str]) -> Answers:
-        try:
-            return self._ask(configuration, capacities, doubtful)
-        except OSError as error:
-            log.warning("peers can't be asked: %s", error)
-            return Answers(self._clock())
+    def _polled(self, outcome: Outcome[Answers]) -> None:
+        if outcome.failure:
+            log.warning("peers can't be asked: %s", outcome.failure)
+        self._post(outcome.value or Answers(self._clock()))
 
     def answered(self, answers: Answers) -> None:
         """Take in what a poll has brought."""

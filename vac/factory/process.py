@@ -213,9 +213,8 @@ def open_factory(
     occupied = [slot for slot in state.slots if slot.occupied]
     _check_identity(state, [slot.name for slot in occupied])
     log.info("%s: %d machines found in %d slots", settings.factory_name, len(occupied), len(state.slots))
-    if (
-        error is not None
-    ):  # factory_name or state_dir may be defaults, and engines and directories another factory's
+    if error is not None:
+        # factory_name or state_dir may be defaults, and engines and directories those of another factory
         state.doubts_about("configuration", "the configuration could not be read since the start")
         state.configuration_broken(error)
     vacmon = VacMon(directory, names or Resolver(settings.factory_name), clock.unix)

@@ -70,7 +70,7 @@ class Report:
         self.state.reported = True
         self._counts()
         statuses.write(self.state.dir, self.status(now.unix))
-        ledger = json.dumps(self.decisions.memory.ledger.encode())
+        ledger = json.dumps(dataclasses.asdict(self.decisions.memory.ledger))
         statuses.write_text(self.state.dir, self.state.dir.share_ledger, f"{ledger}\n")
 
     def _counts(self) -> None:

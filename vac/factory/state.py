@@ -257,8 +257,8 @@ class FactoryState:
         """Return the slots whose present or last machine is that engine's."""
         return [slot for slot in self.slots if slot.machine and engine_name(slot.machine.model) == engine]
 
-    def configure(self, configuration: Configuration) -> bool:
-        """Put a configuration into force. True: engines have to be reached anew."""
+    def configure(self, configuration: Configuration) -> None:
+        """Put a configuration into force."""
         self.changed |= self.configuration_problem is not None
         self.configuration_problem = None
         self.problems = tuple(map(str, configuration.errors))
@@ -269,12 +269,11 @@ class FactoryState:
         else:
             statuses.clear_error(self.dir, ErrorKind.CONFIGURATION)
         if configuration is self.configuration:
-            return False
-        before, self.configuration = self.settings, configuration
+            return
+        self.configuration = configuration
         self.log_configuration()
         self.slots.resize(slot_names(self.settings), self.clock.boot())
         self.changed = True
-        return _connections(before) != _connections(self.settings)
 
     def log_configuration(self) -> None:
         """Log what is wrong with the configuration in force, and its machinetypes."""
@@ -293,13 +292,6 @@ class FactoryState:
         self.configuration_problem = first
         self.changes.say("configuration", f"the configuration can't be used: {error}", logging.ERROR)
         statuses.set_error(self.dir, ErrorKind.CONFIGURATION, first)
-
-    def close_engines(self) -> None:
-        """Close all engines; they are opened again when they are needed."""
-        for engine in self.engines.values():
-            engine.close()
-        self.engines.clear()
-        self.observed.clear()
 
     def remember(self, outcome: MachineEnd, fizzle_seconds: float) -> None:
         """Add the end of a machine to the history."""
@@ -345,8 +337,3 @@ class FactoryState:
 def slot_names(settings: Settings) -> list[str]:
     """Return the host names of all slots: as many as this host has logical processors."""
     return [slot_name(settings.factory_name, number) for number in range(settings.host_processors)]
-
-
-def _connections(settings: Settings) -> tuple[object, ...]:
-    """Return the settings by which drivers reach their engines."""
-    return settings.docker_host, settings.libvirt_uri, settings.vm_domain_type

@@ -18,7 +18,7 @@ from vac.factory.state import FactoryState, Slot
 from vac.host.facts import EnergyMeter
 from vac.host.probes import MEASURE_SECONDS, DiskUse, measure_disk
 from vac.lifecycle.phases import Running, SetAside, Starting, StopOrder, Uncertain
-from vac.lifecycle.stimuli import (
+from vac.lifecycle.table import (
     Listed,
     ListedAbsent,
     ListedAlive,

@@ -1,6 +1,7 @@
 """The table of a slot's life: for each phase and stimulus the next phase and the effects, or why nothing happens.
 
-step() applies it. A listing counts only if it was asked for after the phase began. The factory carries the effects out,
+A stimulus is anything that may happen to a slot; one about a machine is about the slot's present one. step() applies
+the table. A listing counts only if it was asked for after the phase began. The factory carries the effects out,
 in order; one that brings about another stimulus (EndWritten, DirectoryFailed) returns it, and that is applied next.
 """
 
@@ -9,46 +10,145 @@ from __future__ import annotations
 import dataclasses
 import enum
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Callable, Union
 
 from vac.lifecycle.phases import (
     PHASES,
     Empty,
     Ended,
+    PendingCreation,
     Phase,
     Preparing,
     Releasing,
     Running,
     SetAside,
     Starting,
+    StopOrder,
     Stopping,
     Stuck,
     Uncertain,
 )
-from vac.lifecycle.stimuli import (
-    STIMULI,
-    ContextFailed,
-    ContextReady,
-    Decided,
-    DirectoryFailed,
-    EndLowered,
-    EndWritten,
-    EngineReplaced,
-    Listed,
-    ListedAbsent,
-    ListedAlive,
-    ListedEnded,
-    ListedHalfMade,
-    NotWanted,
-    Released,
-    ReleaseFailed,
-    Started,
-    StartFailed,
-    StartUnknown,
-    Stimulus,
-    StopOrdered,
-    Stopped,
+
+
+@dataclass(frozen=True)
+class Stimulus:
+    """Something has happened."""
+
+
+@dataclass(frozen=True)
+class Failure(Stimulus):
+    """Something could not be done."""
+
+    reason: str
+
+
+@dataclass(frozen=True)
+class Listed(Stimulus):
+    """The engine has listed its machines."""
+
+    asked_time: float
+    """When it was asked, by the clock of the phases."""
+
+
+@dataclass(frozen=True)
+class Decided(Stimulus):
+    """The scheduler has given this slot a machine."""
+
+    pending: PendingCreation
+
+
+@dataclass(frozen=True)
+class ContextReady(Stimulus):
+    """Its user_data has been made, and it is still wanted."""
+
+    user_data: bytes = field(repr=False)
+
+
+class NotWanted(Stimulus):
+    """Its user_data has been made, but meanwhile the configuration has changed, the slot's name is taken, or people
+    want no more machines."""
+
+
+class ContextFailed(Failure):
+    """Its user_data can't be made."""
+
+
+class DirectoryFailed(Failure):
+    """Its directory couldn't be made, or the engine can't be asked for such a machine; nothing is left of it."""
+
+
+@dataclass(frozen=True)
+class Started(Stimulus):
+    """The engine has made it: it runs."""
+
+    time: float
+
+
+class StartFailed(Failure):
+    """The engine has refused to make it, or failed to."""
+
+
+class StartUnknown(Failure):
+    """The engine couldn't be asked, or its answer was lost."""
+
+
+class ListedAlive(Listed):
+    """It is listed as running or paused."""
+
+
+class ListedEnded(Listed):
+    """It is listed as ended; or as one that never ran, though it has left something in its joboutputs."""
+
+
+class ListedHalfMade(Listed):
+    """Only parts of it are listed: it has never run."""
+
+
+class ListedAbsent(Listed):
+    """It isn't listed."""
+
+
+@dataclass(frozen=True)
+class EndLowered(Stimulus):
+    """People want it to end earlier than it was told."""
+
+    shutdown_time: float
+    """Unix seconds."""
+
+
+@dataclass(frozen=True)
+class StopOrdered(Stimulus):
+    """It has broken a rule, or people want it to end now."""
+
+    order: StopOrder
+
+
+class Stopped(Stimulus):
+    """The engine says that it has ended it."""
+
+
+class EndWritten(Stimulus):
+    """Its end and its accounting record are on disk."""
+
+
+class Released(Stimulus):
+    """The engine holds nothing of it any more."""
+
+
+class ReleaseFailed(Failure):
+    """The engine couldn't release it."""
+
+
+class Time(Stimulus):
+    """Time has passed."""
+
+
+STIMULI: tuple[type[Stimulus], ...] = (
+    *(Decided, ContextReady, NotWanted, ContextFailed, DirectoryFailed),
+    *(Started, StartFailed, StartUnknown),
+    *(ListedAlive, ListedEnded, ListedHalfMade, ListedAbsent),
+    *(EndLowered, StopOrdered, Stopped, EndWritten, Released, ReleaseFailed),
     Time,
 )
 
@@ -160,7 +260,6 @@ TRANSITIONS: Mapping[tuple[type[Phase], type[Stimulus]], Row] = {
         (Decided, Transition(Preparing, (_E.PREPARE_CONTEXT,))),
         (_PRESENT, Transition(Releasing, (_E.RELEASE,))),
         (ListedAbsent, Transition(None, (_E.GIVE_BACK_SCRATCH,))),
-        (EngineReplaced, Transition(Empty)),
         (_PEOPLE, Ignored("the machine has ended")),
         (Time, Ignored("nothing here waits for time")),
     ),
@@ -181,14 +280,13 @@ TRANSITIONS: Mapping[tuple[type[Phase], type[Stimulus]], Row] = {
         (DirectoryFailed, Ignored("its directory isn't begun before its context is ready")),
         (_LISTINGS, Ignored("what an engine still has of the slot's last machine is removed as an orphan")),
         (_PEOPLE, Ignored("people can't name a machine that isn't on disk")),
-        (EngineReplaced, Ignored("the engine hasn't been asked for anything yet")),
     ),
     **_rows(
         Starting,
         (DirectoryFailed, Transition(Empty, (_E.COUNT_FAILURE,))),
         (Started, Transition(Running, (_E.WRITE_STARTED, _E.COUNT_CREATION, _E.LOOK))),
         (StartFailed, Transition(Empty, _DISCARD)),
-        ((StartUnknown, EngineReplaced), Transition(Uncertain, (_E.LOOK,))),
+        (StartUnknown, Transition(Uncertain, (_E.LOOK,))),
         (EndLowered, Transition(None, (_E.LOWER_END,))),
         (StopOrdered, Ignored("the request stays on disk until the engine has answered")),
         (_LISTINGS, Ignored("the engine's answer to the request decides")),
@@ -200,7 +298,6 @@ TRANSITIONS: Mapping[tuple[type[Phase], type[Stimulus]], Row] = {
         (ListedEnded, Transition(Ended, (_E.WRITE_STARTED, _E.COUNT_CREATION, _E.ACCOUNT))),
         ((ListedHalfMade, ListedAbsent), _CUT_SHORT),
         (EndLowered, Transition(None, (_E.LOWER_END,))),
-        (EngineReplaced, Transition(Uncertain, (_E.LOOK,))),
         (StopOrdered, Ignored("the request stays on disk until a listing shows the machine")),
         (_ANSWERS, Ignored("an answer that came too late: the next listing decides")),
         (Time, Ignored("each cycle asks for a listing")),
@@ -211,7 +308,6 @@ TRANSITIONS: Mapping[tuple[type[Phase], type[Stimulus]], Row] = {
         (_GONE, Transition(Ended, (_E.ACCOUNT,))),
         (StopOrdered, Transition(Stopping, (_E.WRITE_MESSAGE, _E.STOP))),
         (EndLowered, Transition(None, (_E.LOWER_END,))),
-        (EngineReplaced, Transition(Running, (_E.LOOK,))),
         (_ANSWERS, Ignored("it is known to run")),
         (Stopped, Ignored("a listing shows its end")),
         (Time, Ignored("rules that depend on time order a stop")),
@@ -222,7 +318,6 @@ TRANSITIONS: Mapping[tuple[type[Phase], type[Stimulus]], Row] = {
         (_GONE, Transition(Ended, (_E.ACCOUNT,))),
         (Stopped, Transition(None, (_E.LOOK,))),
         (Time, Transition(Stopping, (_E.STOP,), after_seconds=STOP_AGAIN_SECONDS)),
-        (EngineReplaced, Transition(Stopping, (_E.STOP,))),
         (_PEOPLE, Ignored("it is being stopped")),
         (_ANSWERS, Ignored("it is known to run")),
     ),
@@ -230,19 +325,17 @@ TRANSITIONS: Mapping[tuple[type[Phase], type[Stimulus]], Row] = {
         Ended,
         (EndWritten, Transition(Releasing, (_E.REMEMBER_END, _E.RELEASE))),
         (Time, Transition(Ended, (_E.ACCOUNT,), after_seconds=ACCOUNT_AGAIN_SECONDS)),
-        ((*_LISTINGS, EngineReplaced), Ignored("its end has been seen and has to be written first")),
+        (_LISTINGS, Ignored("its end has been seen and has to be written first")),
         ((Stopped, *_PEOPLE, *_ANSWERS), Ignored("it has ended")),
     ),
     **_rows(
         Releasing,
         *_AFTER_THE_END,
         (Time, Transition(Stuck, (_E.REPORT_STUCK,), after_seconds=STUCK_SECONDS)),
-        (EngineReplaced, Transition(Releasing, (_E.RELEASE,))),
     ),
     **_rows(
         Stuck,
         *_AFTER_THE_END,
-        (EngineReplaced, Transition(Stuck, (_E.RELEASE,))),
         (Time, Ignored("each listing that shows it asks the engine again")),
     ),
     **_rows(
@@ -279,10 +372,9 @@ def step(phase: Phase, stimulus: Stimulus, now: float) -> Step:
 def _enter(phase: type[Phase], before: Phase, stimulus: Stimulus, now: float) -> Phase:
     """Make the next phase. What it needs comes with the stimulus or from the phase before, or begins now."""
     needs = {}
-    for field in dataclasses.fields(phase):
-        if field.name != "since":
-            source = stimulus if hasattr(stimulus, field.name) else before
-            needs[field.name] = getattr(source, field.name, now)
+    for name in (each.name for each in dataclasses.fields(phase)):
+        if name != "since":
+            needs[name] = getattr(stimulus if hasattr(stimulus, name) else before, name, now)
     return phase(now, **needs)
 
 

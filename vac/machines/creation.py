@@ -9,8 +9,10 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from vac.config.machinetype import VM_MODELS, Machinetype
+from vac.clock import Moment
+from vac.config.machinetype import VM_MODELS
 from vac.config.settings import Settings
+from vac.lifecycle.phases import PendingCreation
 from vac.machines import files
 from vac.machines.layout import DirectoryName, StateDir
 from vac.machines.machine import Machine, boot_text
@@ -95,15 +97,11 @@ ROOT = Access()
 
 def create(
     state: StateDir,
-    machinetype: Machinetype,
+    pending: PendingCreation,
     settings: Settings,
     *,
     name: str,
-    uuid: str,
-    processors: int,
-    shutdown_time: int,
-    now: float,
-    boot: tuple[str, float] | None = None,
+    now: Moment,
     user_data: bytes,
     access: Access = ROOT,
     ip: str | None = None,
@@ -111,10 +109,10 @@ def create(
 ) -> Machine:
     """Make the directory and slot file of a machine that an engine is to create next.
 
-    name is the slot's host name, ip a VM's address; times in Unix seconds; boot is the boot's id and the seconds
-    since then. Raises OSError, having left nothing.
+    name is the slot's host name, ip a VM's address. Raises OSError, having left nothing.
     """
-    directory = DirectoryName(int(now), machinetype.name, name)
+    machinetype = pending.machinetype
+    directory = DirectoryName(int(now.unix), machinetype.name, name)
     while state.machine(directory).exists():
         directory = directory._replace(created_time=directory.created_time + 1)
     machine = Machine(
@@ -122,11 +120,11 @@ def create(
         created_time=directory.created_time,
         machinetype=machinetype.name,
         name=name,
-        uuid=uuid,
-        processors=processors,
+        uuid=pending.uuid,
+        processors=pending.order.processors,
         options=retained_options(machinetype, settings),
-        shutdown_time=shutdown_time,
-        created_boot=boot,
+        shutdown_time=int(pending.order.shutdown_time),
+        created_boot=(now.boot_id, now.boot),
         fqan=machinetype.accounting_fqan,
     )
     building = files.temporary_path(state.tmp)

@@ -284,13 +284,8 @@ def last_abort(machinetype: Machinetype, own: Own, space: SpaceView, now: float)
         times.sort(reverse=True)
     if len(times) < needed:
         return None
-    old = times[needed - 1] < _lately(machinetype, now)
-    return None if needed > believed and old else times[believed - 1]
-
-
-def _lately(machinetype: Machinetype, now: float) -> float:
-    """Return the time since when aborts tell something about machines that are young now, or those before them."""
-    return now - 2 * machinetype.backoff_seconds - machinetype.fizzle_seconds
+    lately = now - 2 * machinetype.backoff_seconds - machinetype.fizzle_seconds
+    return None if needed > believed and times[needed - 1] < lately else times[believed - 1]
 
 
 def proven_since(time: float, machinetype: Machinetype, own: Own, space: SpaceView, now: float) -> bool:

@@ -6,7 +6,7 @@ Nothing in this package touches disk, clock, network or engine.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 MOST_YOUNG = 16
 """Most machines before fizzle with which one factory counts in TypeTotals."""
@@ -113,12 +113,12 @@ class SpaceView:
     def others(self, machinetype: str) -> TypeTotals:
         """Return the totals of one type without this factory's part; `aborts` still have its own."""
         totals, own = self.types.get(machinetype, _NO_TOTALS), self.own.get(machinetype, NO_REPORT)
-        return replace(
-            totals,
-            running_hs06=max(0.0, totals.running_hs06 - own.running_hs06),
-            before_fizzle=totals.before_fizzle - own.young,
-            beyond_probes=totals.beyond_probes - own.beyond_probe,
-            outlived_factories=totals.outlived_factories - own.outlived,
+        return TypeTotals(
+            max(0.0, totals.running_hs06 - own.running_hs06),
+            totals.before_fizzle - own.young,
+            totals.beyond_probes - own.beyond_probe,
+            totals.outlived_factories - own.outlived,
+            totals.aborts,
         )
 
 

@@ -14,8 +14,6 @@ import math
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import lru_cache
-from typing import Any
 
 NEGLIGIBLE = 1e-6
 """Part of the capacity below which a deficit is rounding."""
@@ -62,30 +60,6 @@ class Ledger:
         rates = {name: share / total * running - running_hs06[name] for name, share in shares.items()}
         return replace(self, rates=rates)
 
-    def encode(self) -> dict[str, Any]:
-        """Return the ledger as plain values for a JSON file."""
-        return {"debts": dict(self.debts), "rates": dict(self.rates), "time": self.time}
-
-    @classmethod
-    def decode(cls, data: object) -> Ledger:
-        """Return the ledger that was encoded; an empty one if these values aren't one."""
-        if not isinstance(data, dict):
-            return cls()
-        debts, rates, time = (data.get(key) for key in ("debts", "rates", "time"))
-        if not (_numbers(debts) and _numbers(rates) and _numbers({"time": time})):
-            return cls()
-        return cls(debts, rates, time)  # type: ignore[arg-type]
-
-
-def _numbers(values: object) -> bool:
-    return isinstance(values, dict) and all(
-        isinstance(name, str)
-        and isinstance(value, (int, float))
-        and not isinstance(value, bool)
-        and math.isfinite(value)
-        for name, value in values.items()
-    )
-
 
 @dataclass(frozen=True)
 class Candidate:
@@ -127,12 +101,7 @@ def stratified_point(
     """
     digest = hashlib.sha256(f"{now // MOMENT_SECONDS:.0f} {number}".encode()).digest()
     common = int.from_bytes(digest[:8], "big") / 2**64
-    return (_places(tuple(factories))[factory] * GOLDEN + common + rng.random() / len(factories)) % 1.0
-
-
-@lru_cache(maxsize=16)
-def _places(factories: tuple[str, ...]) -> Mapping[str, int]:
-    return {name: place for place, name in enumerate(factories)}
+    return (factories.index(factory) * GOLDEN + common + rng.random() / len(factories)) % 1.0
 
 
 def lacking(candidates: Sequence[Candidate], reached_hs06: float) -> dict[str, float]:

@@ -100,27 +100,19 @@ _NONE = Own(NO_REPORT)
 def _own(
     ones: Sequence[Occupied], past: TypeHistory, fizzle_seconds: float, hs06_per_processor: float, now: float
 ) -> Own:
-    outlived = [
-        one for one in ones if one.started_time is not None and now >= one.started_time + fizzle_seconds
-    ]
-    young = [one for one in ones if one.started_time is None or now < one.started_time + fizzle_seconds]
-    processors = sum(one.processors for one in ones)
-    return Own(
-        TypeReport(
-            len(ones),
-            processors,
-            processors * hs06_per_processor,
-            len(young),
-            past.abort_time,
-            past.abort_says_no_work,
-        ),
-        max((one.created_time for one in ones if one.started_time is not None), default=None),
-        max((one.created_time for one in outlived), default=None),
-        min(
-            ((now if one.started_time is None else one.started_time) + fizzle_seconds for one in young),
-            default=None,
-        ),
-    )
+    started, outlived, young = [], [], []
+    for one in ones:
+        if one.started_time is not None:
+            started.append(one.created_time)
+        fizzle_time = (now if one.started_time is None else one.started_time) + fizzle_seconds
+        if one.started_time is None or now < fizzle_time:
+            young.append(fizzle_time)
+        else:
+            outlived.append(one.created_time)
+    processors = sum([one.processors for one in ones])
+    hs06 = processors * hs06_per_processor
+    report = TypeReport(len(ones), processors, hs06, len(young), past.abort_time, past.abort_says_no_work)
+    return Own(report, max(started, default=None), max(outlived, default=None), min(young, default=None))
 
 
 # The sum of all
@@ -279,12 +271,8 @@ def _not_later(report: TypeReport, now: float) -> TypeReport:
 def _fails(said: Reports) -> bool:
     """Return True for a factory without a machine that has outlived fizzle_seconds, but with aborts for other reasons
     than a lack of work."""
-    aborted = False
-    for report in said.values():
-        if report.running_machines > report.before_fizzle:
-            return False
-        aborted = aborted or (report.abort_time is not None and not report.no_work)
-    return aborted
+    aborted = any(one.abort_time is not None and not one.no_work for one in said.values())
+    return aborted and not any(one.outlived for one in said.values())
 
 
 def _idles(said: Reports) -> bool:

@@ -94,7 +94,6 @@ class Measure:
         self.due = dict.fromkeys(names, 0.0)
         self._without: dict[str, float] = {}
         """By type that has work and no machine, since when."""
-        self._available: set[str] = set()
         self._time = beginning
         healthy = [node for node in nodes if not node.broken]
         self.capacity = sum(node.capacity_hs06 for node in healthy) or 1.0
@@ -111,13 +110,12 @@ class Measure:
 
     # Events
 
-    def available(self, node: Node, up: bool, now: float) -> None:
-        """Note that a factory's daemon runs from now on, or doesn't."""
-        if not node.broken and up != (node.name in self._available):
+    def changed(self, node: Node, now: float) -> None:
+        """Note that a factory's daemon has started or stopped."""
+        if not node.broken:
             self.advance(now)
             free = node.settings.total_processors - self.used_processors[node.name]
-            self._kind_of[node.name].idle_processors += free if up else -free
-            (self._available.add if up else self._available.discard)(node.name)
+            self._kind_of[node.name].idle_processors += free if node.up else -free
 
     def created(self, machine: Machine, now: float) -> None:
         """Note that a machine is being made."""
@@ -155,7 +153,7 @@ class Measure:
             return
         self.advance(now)
         self.running[machine.seen.machinetype] += processors * node.settings.hs06
-        if node.name in self._available:
+        if node.up:
             self._kind_of[node.name].idle_processors -= processors
 
     def advance(self, now: float) -> None:

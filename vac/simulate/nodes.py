@@ -103,7 +103,7 @@ class Node:
     @property
     def free(self) -> int:
         """Processors not in use, as far as it has noticed."""
-        return self.settings.total_processors - sum(one.seen.processors for one in self.machines)
+        return self.settings.total_processors - sum([one.seen.processors for one in self.machines])
 
     @property
     def capacity_hs06(self) -> float:
@@ -112,7 +112,7 @@ class Node:
 
     def reports(self, now: float) -> dict[str, TypeReport]:
         """Return its reports of itself."""
-        occupied = (one.seen for one in self.machines)
+        occupied = [one.seen for one in self.machines]
         return own_reports(self.machinetypes, occupied, self.history, self.settings.hs06, now)
 
     def decide(self, now: float) -> Decision:
@@ -121,7 +121,7 @@ class Node:
         situation = Situation(
             settings=self.settings,
             machinetypes=self.machinetypes,
-            occupied=tuple(one.seen for one in self.machines),
+            occupied=[one.seen for one in self.machines],
             history=self.history,
             space=self.view,
             host=Host(self.load.averages(now), PLENTY_BYTES, self.settings.host_processors),

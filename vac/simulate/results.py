@@ -191,7 +191,8 @@ def lines(result: Result) -> Iterator[str]:
     if result.error is not None:
         yield f"  share error, full      {_errors_text(result.error)}"
     for hours, errors in result.windows.items():
-        yield f"  processor time, {_long(hours):<6} {_errors_text(errors)}"
+        window = f"{hours} h" if int(hours) <= 24 else f"{int(hours) // 24} d"
+        yield f"  processor time, {window:<6} {_errors_text(errors)}"
     longest = ", ".join(f"{name} {duration(wait)}" for name, wait in result.waits.items() if wait)
     yield f"  longest wait           {longest or 'none'}"
     for probes in result.probes:
@@ -206,10 +207,6 @@ def lines(result: Result) -> Iterator[str]:
             f"first found after {duration(back.found_seconds)}, 90 % of its share after "
             f"{duration(back.arrived_seconds)}, possible after {duration(back.possible_seconds)}"
         )
-
-
-def _long(hours: str) -> str:
-    return f"{hours} h" if int(hours) <= 24 else f"{int(hours) // 24} d"
 
 
 def _errors_text(errors: Errors) -> str:

@@ -72,7 +72,7 @@ class World:
             node.view = SpaceView(node.name, node.factories, node.capacity_hs06)
         self.polling.started(node)
         self._notice(node)
-        self.measure.available(node, True, self.now)
+        self.measure.changed(node, self.now)
         rate = self.scenario.space.crashes_per_day / 86400
         if rate:
             self._at(self.rng.expovariate(rate), self._crash, node)
@@ -84,7 +84,7 @@ class World:
     def _crash(self, node: Node) -> None:
         node.forget()
         self.polling.stopped(node, self.now)
-        self.measure.available(node, False, self.now)
+        self.measure.changed(node, self.now)
         if self.scenario.space.crash_kills:
             for machine in node.machines:
                 self._end(machine)

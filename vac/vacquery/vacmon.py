@@ -55,11 +55,8 @@ class VacMon:
         return [] if snapshot is None else [snapshot.factory, *snapshot.machinetypes]
 
     def _note(self, outcome: Outcome[None]) -> None:
-        if outcome.failure:
-            text = f"VacMon gets no status messages: {outcome.failure}"
-            self._changes.say("state", text, logging.WARNING)
-        else:
-            self._changes.clear("state")
+        failure = outcome.failure
+        self._changes.tell("state", failure and f"VacMon gets no status messages: {failure}")
 
     def send(self, hostports: Iterable[str], statuses: Iterable[AnyStatus]) -> None:
         """Send these to every service with a known address, without waiting."""
@@ -73,11 +70,7 @@ class VacMon:
                 problem = _send(datagrams, addresses[0], port)
             elif self._names.looking(host):
                 continue
-            if problem:
-                text = f"VacMon {hostport} gets no status messages: {problem}"
-                self._changes.say(hostport, text, logging.WARNING)
-            else:
-                self._changes.clear(hostport)
+            self._changes.tell(hostport, problem and f"VacMon {hostport} gets no status messages: {problem}")
 
 
 def _send(datagrams: Iterable[bytes], address: str, port: int) -> str:

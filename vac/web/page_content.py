@@ -286,7 +286,7 @@ _PAGES = (
 
 
 def _news(status: Status, now: float) -> Iterator[tuple[str, bool]]:
-    """Yield lines about problems and administrators' actions, and if they tell of trouble."""
+    """Yield lines about problems and administrators' actions, each with True for a problem."""
     if now - status.time > STALE_SECONDS:
         yield f"The factory has not reported for {duration(now - status.time)}: is vacd running?", True
     if status.drain is not None:

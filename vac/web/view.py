@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 from vac import text
 from vac.machines.layout import StateDir, disk_problem
-from vac.roles import read_restarts
+from vac.roles import ROLES, read_restarts
 from vac.vacquery.responder import read_counters
 from vac.vacquery.snapshot import Snapshot, SnapshotBuilder
 
@@ -20,7 +20,6 @@ LONGEST_NAME = 120
 LONGEST_TEXT = 200
 STALE_SECONDS = 180.0
 """A factory that hasn't reported for this long isn't running."""
-ROLES = ("factory", "responder", "metadata", "mjf", "page")
 
 
 @dataclass(frozen=True)
@@ -47,7 +46,7 @@ def look(state: StateDir, builder: SnapshotBuilder, now: float) -> View:
         snapshot = builder.build(now)
     except OSError:
         snapshot = None
-    times = {role: state.heartbeat_time(role) for role in ROLES}
+    times = {role.name: state.heartbeat_time(role.name) for role in ROLES}
     return View(
         now,
         snapshot,

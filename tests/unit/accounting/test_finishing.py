@@ -27,7 +27,7 @@ from tests.unit.state_dirs import (
     running_machine,
     settings_of,
 )
-from vac.accounting.finishing import FinishFailed, finish
+from vac.accounting.finishing import finish
 from vac.accounting.records import message_fields
 from vac.drivers.base import Usage
 from vac.machines import files
@@ -113,7 +113,7 @@ def test_only_sites_with_name_and_benchmark_report_to_apel(
 ) -> None:
     state = new_state(tmp_path)
     machine = running_machine(state, settings=settings_of(state, **settings))
-    finish(state, machine, None, at(ENDED), watched=False)
+    finish(state, machine, Usage(), at(ENDED), watched=False)
     assert len(written(state.apel_archive)) == 1
     assert len(written(state.apel_outgoing)) == sent
 
@@ -149,7 +149,7 @@ def test_a_machine_that_fizzled_has_no_record(
     state = new_state(tmp_path)
     kind = machinetype_of(fizzle_seconds=fizzle)
     machine = running_machine(state, machinetype=kind, seen=STARTED + lived, cpu_seconds=0.0)
-    finish(state, machine, None, at(STARTED + 5000), watched=False)
+    finish(state, machine, Usage(), at(STARTED + 5000), watched=False)
     assert len(written(state.apel_archive)) == recorded
     assert (machine.directory / "finished").exists()
     assert state.finish("lhcb-prod").exists()
@@ -171,7 +171,7 @@ def test_an_unseen_end_is_when_the_engine_says(tmp_path: Path, told: float | Non
 def test_a_machine_that_never_started_has_no_record(tmp_path: Path) -> None:
     state = new_state(tmp_path)
     machine = new_machine(state)
-    finish(state, machine, None, at(CREATED + 5000), watched=False)
+    finish(state, machine, Usage(), at(CREATED + 5000), watched=False)
     assert end_time(machine) == CREATED
     assert machine.finished
     assert (machine.directory / "finished").exists()
@@ -201,7 +201,7 @@ def test_the_reserve_is_released_for_accounting(tmp_path: Path, monkeypatch: pyt
         write_new(path, content, **details)
 
     monkeypatch.setattr(files, "write_new", full_while_reserved)
-    finish(state, machine, FINAL, at(ENDED), watched=True)
+    state.spending_reserve(lambda: finish(state, machine, FINAL, at(ENDED), watched=True))
     assert record_of(state).stat().st_size
     assert machine.finished
     assert not state.reserve.exists()
@@ -217,7 +217,7 @@ def test_a_disk_that_stays_full_loses_nothing_and_moves_no_end(
         if step == "rename" and path.parent.parent == state.apel_archive:
             raise OSError(errno.ENOSPC, "No space left on device")
 
-    with checkpoints(full), pytest.raises(FinishFailed, match="No space"):
+    with checkpoints(full), pytest.raises(OSError, match="No space"):
         finish(state, machine, FINAL, at(ENDED + 30), watched=True)
     assert not (machine.directory / "finished").exists()
     finish(state, machine, FINAL, at(ENDED + 5000), watched=True)
@@ -237,8 +237,8 @@ def test_a_machine_without_directory_is_accounted(tmp_path: Path) -> None:
 def test_a_classic_machine_waits_for_a_configuration(tmp_path: Path) -> None:
     state = classic_state(tmp_path)
     machine = load_slots(state, {}, None).slots["vac-85-00.example.org"][0]
-    with pytest.raises(FinishFailed, match="configuration"):
-        finish(state, machine, None, at(RESTARTED), watched=False)
+    with pytest.raises(OSError, match="configuration"):
+        finish(state, machine, Usage(), at(RESTARTED), watched=False)
     assert not written(state.apel_archive)
 
 
@@ -249,7 +249,7 @@ def test_the_machines_of_a_classic_factory_are_accounted(tmp_path: Path) -> None
     )
     for machine, _ in load_slots(state, {}, settings).slots.values():
         if not machine.finished:
-            finish(state, machine, None, at(RESTARTED), watched=False)
+            finish(state, machine, Usage(), at(RESTARTED), watched=False)
     found = [message_fields(text.decode()) for text in written(state.apel_archive).values()]
     assert written(state.apel_outgoing) == written(state.apel_archive)
     assert sorted(fields["Queue"] for fields in found) == [f"type-{number:02d}" for number in range(5)]
@@ -312,7 +312,9 @@ class Life:
             self.runs.clear()
             finish(self.state, machine, FINAL, at(RESTARTED + 3630), watched=True)
         else:
-            finish(self.state, machine, FINAL if machine.started_time else None, at(RESTARTED), watched=False)
+            finish(
+                self.state, machine, FINAL if machine.started_time else Usage(), at(RESTARTED), watched=False
+            )
         return machine
 
 

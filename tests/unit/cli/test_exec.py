@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.unit.state_dirs import NAME, UUID, machinetype_of, new_state, running_machine, settings_of
-from vac.cli import exec_command
+from vac.cli import machine_commands
 from vac.cli.main import main
 from vac.drivers.base import EngineUnavailable
 from vac.drivers.processes import launch
@@ -42,11 +42,11 @@ def test_containers_of_engines_are_entered_by_their_own_exec(
     settings = settings_of(state, docker_host=host)
     monkeypatch.setattr("shutil.which", lambda name: name if name in installed.split() else None)
     monkeypatch.setattr("sys.stdin.isatty", lambda: True, raising=False)
-    found = exec_command._entering(machine, settings, ["ls", "-l"])
+    found = machine_commands._entering(machine, settings, ["ls", "-l"])
     assert found == [*words, "exec", "-it", "abc123", "ls", "-l"]
     monkeypatch.setattr("shutil.which", lambda name: None)
     with pytest.raises(EngineUnavailable, match="isn't installed"):
-        exec_command._entering(machine, settings, ["ls"])
+        machine_commands._entering(machine, settings, ["ls"])
 
 
 def test_of_a_vm_it_is_said_how(state: StateDir) -> None:
@@ -54,7 +54,7 @@ def test_of_a_vm_it_is_said_how(state: StateDir) -> None:
     with pytest.raises(
         EngineUnavailable, match=rf"virsh -c \S+ console {NAME}.*169\.254\.169\.0 with the key"
     ):
-        exec_command._entering(machine, settings_of(state), ["ls"])
+        machine_commands._entering(machine, settings_of(state), ["ls"])
 
 
 def test_who_ran_what_is_kept_with_the_machine(state: StateDir, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -62,7 +62,7 @@ def test_who_ran_what_is_kept_with_the_machine(state: StateDir, monkeypatch: pyt
     said: list[str] = []
     monkeypatch.setenv("SUDO_USER", "alice")
     monkeypatch.setattr("syslog.syslog", lambda level, text: said.append(text))
-    exec_command._note_command(machine, ["sh", "-c", "ls; \x1b[2J\n"])
+    machine_commands._note_command(machine, ["sh", "-c", "ls; \x1b[2J\n"])
     log = (machine.directory / "exec.log").read_text()
     assert "alice: sh -c 'ls; \\x1b[2J\\n'" in log and "\x1b" not in log
     assert said == [f"alice runs in {NAME} ({UUID}): sh -c 'ls; \\x1b[2J\\n'"]

@@ -68,7 +68,7 @@ def test_a_failed_machine_is_understood_from_vac_machine(
 def test_the_exit_code_outlives_a_restart_and_a_repeated_end(state: StateDir, failed: Machine) -> None:
     again = load(failed.directory)
     assert again is not None and (again.exit_code, again.signal) == (7, None)
-    finish(state, again, None, at(FAILED + 900), watched=False)
+    finish(state, again, Usage(), at(FAILED + 900), watched=False)
     assert [one.exit_code for one in history.read(state)] == [7]
 
 
@@ -244,7 +244,7 @@ def test_following_ends_with_the_machine_and_survives_a_rotated_log(
         else:
             with log.open("ab") as file:
                 file.write(b"three\n")
-            finish(state, machine, None, at(ENDED), watched=True)
+            finish(state, machine, Usage(), at(ENDED), watched=True)
 
     out = io.TextIOWrapper(io.BytesIO())
     monkeypatch.setattr("vac.cli.machine_commands.time", SimpleNamespace(sleep=sleep, time=time.time))

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from tests.unit.state_dirs import NAME, new_state, running_machine
-from vac.cli import reboot
+from vac.cli import factory_commands
 from vac.cli.main import main
 from vac.cli.space_commands import Query
 from vac.clock import Clock
@@ -91,7 +91,7 @@ def test_an_empty_factory_is_rebooted_and_then_creates_again(
     host: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert drain(host, "--reboot", "--reason", "new kernel") == 0
-    assert host.reboots == [reboot.REBOOT]
+    assert host.reboots == [factory_commands.REBOOT]
     order = requests.draining(host.state, time.time())
     assert order is not None and order.reason == "to be rebooted: new kernel"
     monkeypatch.setattr(Clock, "__init__", lambda clock: setattr(clock, "boot_id", "the next one"))
@@ -148,7 +148,7 @@ def test_a_factory_that_stands_back_has_its_earlier_order_again(host: SimpleName
 
     def woken() -> bool:
         if host.space.asked == 1:
-            host.space.others = {"f2": f"this factory is draining: {reboot.REASON}"}
+            host.space.others = {"f2": f"this factory is draining: {factory_commands.REASON}"}
         return report(host.state)
 
     def meanwhile() -> None:
@@ -163,7 +163,7 @@ def test_a_factory_that_stands_back_has_its_earlier_order_again(host: SimpleName
 def test_a_factory_that_does_not_react_is_not_rebooted(
     host: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(reboot, "_TOLD_SECONDS", 0.0)
+    monkeypatch.setattr(factory_commands, "_TOLD_SECONDS", 0.0)
     assert drain(host, "--reboot") == 1
     monkeypatch.setattr(requests, "running", lambda state: None)
     assert drain(host, "--reboot") == 1
@@ -186,8 +186,8 @@ def test_of_factories_that_ask_at_once_no_more_are_away(
     at_most: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     states = {f"f{number}": new_state(tmp_path / str(number)) for number in range(5)}
-    monkeypatch.setattr(reboot, "wake", report)
-    monkeypatch.setattr(reboot, "_PAUSE_SECONDS", (0.0, 0.02))
+    monkeypatch.setattr(factory_commands, "wake", report)
+    monkeypatch.setattr(factory_commands, "_PAUSE_SECONDS", (0.0, 0.02))
     away, most, passed, lock = 0, 0, 0, threading.Lock()
 
     def one(name: str) -> None:
@@ -199,9 +199,9 @@ def test_of_factories_that_ask_at_once_no_more_are_away(
                 self.others = {other: (status and status.guard) or "" for other, status in said.items()}
                 return super().ask()
 
-        order = requests.Drain(time.time(), None, reboot.REASON, Clock().boot_id)
+        order = requests.Drain(time.time(), None, factory_commands.REASON, Clock().boot_id)
         query: Any = Others()
-        assert reboot._take_turn(states[name], name, order, query, at_most)
+        assert factory_commands._take_turn(states[name], name, order, query, at_most)
         with lock:
             away += 1
             most = max(most, away)

@@ -180,9 +180,10 @@ def slot(**fields: Any) -> MachineStatus:
         ),
     ],
 )
-def test_rows_of_other_machines(status: MachineStatus, row: str) -> None:
+def test_rows_of_other_machines(status: MachineStatus, row: str, monkeypatch: pytest.MonkeyPatch) -> None:
     status = dataclasses.replace(status, started_time=1000 if status.state == "Running" else None)
-    assert space_commands.machine_rows([status], 1000.0) == [row]
+    result = PollResult({FACTORY: (Received(status, {}),)}, frozenset(), (), frozenset(), {}, 0.0)
+    assert run(["machines"], result, monkeypatch, now=1000.0) == (0, f"{row}\n", "")
 
 
 def test_colours_are_for_terminals_only(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -378,13 +379,18 @@ def test_watching_goes_on_until_interrupted(monkeypatch: pytest.MonkeyPatch) -> 
     assert out == (TEXT / "factories.out").read_text() * 3
 
 
-def test_options_choose_whom_to_ask_and_for_how_long(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("vac.cli.common.settings", lambda arguments: SETTINGS)
+def test_options_choose_whom_to_ask_and_for_how_long() -> None:
     parser = command_parser("machines")
-    query = space_commands.prepare(parser.parse_args([]), Kind.MACHINES, NoNames())
+
+    def asked(words: list[str]) -> space_commands.Query:
+        given = parser.parse_args(words)
+        choices = (given.factories, given.space, given.timeout)
+        return space_commands.prepare(SETTINGS, given.kind, *choices, NoNames())
+
+    query = asked([])
     assert (query.factories, query.space, query.timeout) == ((FACTORY,), SPACE, 10.0)
     words = ["-s", "x.example.org", "-t", "2.5", "vac-86", ".", "Other.Example.com"]
-    query = space_commands.prepare(parser.parse_args(words), Kind.MACHINES, NoNames())
+    query = asked(words)
     assert query.factories == ("vac-86.example.org", FACTORY, "other.example.com")
     assert (query.space, query.timeout) == ("x.example.org", 2.5)
     for bad in ("0", "-1", "x", "nan", "1e9"):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import queue
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 import libvirt
@@ -217,6 +218,15 @@ def test_a_vanished_machine_has_ended_with_its_last_usage() -> None:
     assert not samples.wait_for_end("b", 0.0)
     samples.forget("a")
     assert [machine.uuid for machine in samples.all()] == ["b"]
+
+
+def test_a_machine_listed_as_ended_ended_when_that_was_seen_first() -> None:
+    now = 1000.0
+    samples = Samples(lambda: now)
+    samples.take([seen("a", 1.0)])
+    for now in (1100.0, 1200.0):  # noqa: B007  the clock's
+        samples.take([replace(seen("a", 1.0), state=EngineState.ENDED)])
+    assert [machine.ended_time for machine in samples.all()] == [1100.0]
 
 
 def test_figures_of_a_dying_process_do_not_go_back() -> None:

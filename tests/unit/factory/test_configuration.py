@@ -11,7 +11,6 @@ import pytest
 from tests.fake_driver import Script
 from tests.simulated import START, World, broken, one_type
 from tests.unit.factory.conftest import MakeWorld
-from vac.drivers.engine import Action, ActionDone, ActionKind, Changed, Observation
 from vac.machines.layout import StateDir
 
 PROBLEM = "vac.conf: [machinetype t] machine_model: no such model"
@@ -178,12 +177,15 @@ def test_a_slot_that_is_no_more_is_not_used_again(make_world: MakeWorld) -> None
     ]
 
 
-@pytest.mark.parametrize("what", ["state_dir", "factory_name"])
-def test_another_state_dir_or_name_is_for_another_process(world: World, what: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("what", ["state_dir", "factory_name", "docker_host"])
+def test_another_state_dir_name_or_engine_is_for_another_process(
+    world: World, what: str, tmp_path: Path
+) -> None:
     world.scripts = lambda spec: Script(400.0, "200 Success")
     world.fill()
     made = len(world.made)
     values: dict[str, Any] = {"state_dir": tmp_path / "elsewhere", "factory_name": "f2.example.com"}
+    values["docker_host"] = "unix:///run/podman.sock"
     world.settings = dataclasses.replace(world.settings, **{what: values[what]})
     world.run(START + 400 - world.clock.now)
     assert world.factory.stopping
@@ -191,17 +193,13 @@ def test_another_state_dir_or_name_is_for_another_process(world: World, what: st
     assert not (tmp_path / "elsewhere").exists()
 
 
-def test_messages_of_an_engine_that_is_reached_anew_do_no_harm(world: World) -> None:
+def test_machines_run_on_when_their_engine_is_reached_otherwise(world: World) -> None:
     world.fill()
     machine = world.machine()
     world.settings = dataclasses.replace(world.settings, docker_host="unix:///run/podman.sock")
-    world.types = (one_type("v", machine_model="vm-raw"),)
-    world.factory._reload()
-    now = world.clock.boot()
-    world.inbox.put(Changed("docker", machine.name))
-    world.inbox.put(ActionDone("docker", Action(ActionKind.CREATE, machine.name, "another"), now))
-    world.inbox.put(Observation("docker", (), {}, asked_time=now - 1))
-    world.turn()
+    world.run(60)
+    assert world.factory.stopping
+    world.start()
     world.run(60)
     assert not machine.finished
     assert len(world.running()) == 2

@@ -36,12 +36,15 @@ from vac.lifecycle.phases import (
     Uncertain,
 )
 from vac.lifecycle.recovery import RECOVERIES, Recovery, SlotFile, recover
-from vac.lifecycle.stimuli import (
+from vac.lifecycle.table import (
     STIMULI,
+    TRANSITIONS,
     ContextReady,
     Decided,
     DirectoryFailed,
+    Effect,
     EndWritten,
+    Ignored,
     Listed,
     ListedAbsent,
     ListedAlive,
@@ -52,11 +55,13 @@ from vac.lifecycle.stimuli import (
     Started,
     StartFailed,
     StartUnknown,
+    Step,
     Stimulus,
     StopOrdered,
     Time,
+    Transition,
+    step,
 )
-from vac.lifecycle.table import TRANSITIONS, Effect, Ignored, Step, Transition, step
 from vac.scheduling.model import Create
 
 PENDING = PendingCreation(Create("t", 1, 2e9, "why"), "u", Machinetype("t"), 50.0)

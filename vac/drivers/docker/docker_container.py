@@ -106,7 +106,11 @@ def _create(client: Client, spec: MachineSpec, image: Image) -> str:
         systemd=client.info().get("CgroupDriver") == "systemd",
     )
     if engine.podman:
-        (spec.directory / PROFILE).write_text(seccomp_profile(opens_namespaces(spec)))
+        path = spec.directory / PROFILE
+        try:
+            path.write_text(seccomp_profile(opens_namespaces(spec)))
+        except OSError as error:  # without a file's name if it is the write itself that fails
+            raise CreationFailed(f"{path}: {error.strerror}") from error
     config = container_config(spec, image, engine)
     try:
         return client.make_container(config, spec.name)

@@ -66,8 +66,8 @@ class Connection:
         self.uri = uri
         self._hypervisor_type = hypervisor_type
         self._connections: dict[str, libvirt.virConnect] = {}
-        self._failures: dict[str, str] = {}
-        """By purpose, why the last attempt to connect has failed; "" if it hasn't."""
+        self._errors: dict[str, Exception] = {}
+        """By purpose, why the last attempt to connect has failed."""
         self._opening: BackgroundWork[Any] = BackgroundWork("libvirt-open", self._note_opened, at_once=None)
         self._hypervisor: Hypervisor | None = None
 
@@ -84,10 +84,10 @@ class Connection:
             return self._connections.pop(purpose)
 
     def _open(self, purpose: str) -> libvirt.virConnect:
-        """Return the connection for this purpose, a new one if it has none that lives.
+        """Return the connection for this purpose, a new one if it has none that lives. Raises libvirtError.
 
-        Raises EngineUnavailable, also if that takes too long: keepalive works on open connections only. One that opens
-        too late is there for the next call.
+        Raises EngineUnavailable if that takes too long: keepalive works on open connections only. One that opens too
+        late is there for the next call.
         """
         connection = self._connections.get(purpose)
         if connection is None or not connection.isAlive():
@@ -97,24 +97,26 @@ class Connection:
                 raise EngineUnavailable(f"{self.uri}: libvirtd doesn't answer")
             connection = self._connections.get(purpose)
             if connection is None:
-                raise EngineUnavailable(f"{self.uri}: {self._failures[purpose]}")
+                raise self._errors[purpose]
         return connection
 
     def _connect(self) -> Any:
-        """Return a connection: it may take for ever. Raises OSError."""
+        """Return a connection or the error: it may take for ever."""
         try:
             connection = libvirt.open(self.uri)
         except libvirt.libvirtError as error:
-            raise OSError(explanation(error)) from error
+            return error
         with suppress(libvirt.libvirtError):  # a mock inside this process needs none
             connection.setKeepAlive(KEEPALIVE_SECONDS, KEEPALIVE_COUNT)
         return connection
 
     def _note_opened(self, outcome: Outcome[Any]) -> None:
-        self._hypervisor, self._failures[outcome.key] = None, outcome.failure
-        self._connections.pop(outcome.key, None)
-        if outcome.value is not None:
+        self._hypervisor = None
+        if isinstance(outcome.value, libvirt.virConnect):
             self._connections[outcome.key] = outcome.value
+        else:
+            self._connections.pop(outcome.key, None)
+            self._errors[outcome.key] = outcome.value or EngineUnavailable(outcome.failure)
 
     @contextmanager
     def explained(self) -> Iterator[None]:
@@ -194,7 +196,7 @@ class EventReader:
                 self._listener = None
             _hang_up(connection, callback)
 
-    def _register(self, connection: libvirt.virConnect, news: queue.Queue[_News]) -> Any:
+    def _register(self, connection: libvirt.virConnect, news: queue.Queue[_News]) -> int:
         """Have the event loop's thread, which must not be kept waiting, note what happens."""
 
         def happened(_connection: object, domain: Any, event: int, detail: int, _context: object) -> None:
@@ -208,7 +210,9 @@ class EventReader:
 
         with suppress(libvirt.libvirtError):  # a mock inside this process doesn't close
             connection.registerCloseCallback(closed, None)
-        return connection.domainEventRegisterAny(None, libvirt.VIR_DOMAIN_EVENT_ID_LIFECYCLE, happened, None)
+        kind = libvirt.VIR_DOMAIN_EVENT_ID_LIFECYCLE
+        callback: int = connection.domainEventRegisterAny(None, kind, happened, None)
+        return callback
 
     def _read(self, news: queue.Queue[_News]) -> Iterator[str]:
         sample_time = time.monotonic() + SAMPLE_SECONDS

@@ -15,7 +15,7 @@ import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, Callable
 
@@ -34,7 +34,6 @@ from vac.drivers.base import (
     MachineSpec,
     Observed,
     Usage,
-    grown,
 )
 from vac.drivers.images import ImageFacts, ImageFiles, version_of
 from vac.drivers.libvirt.libvirt_api import (
@@ -287,24 +286,19 @@ class LibvirtDriver(Driver):
         """
         names = [spec.directory / name for name in (IMAGE, OVERLAY, SPARSE)]
         try:
-            root_image = open_image(image)
-            disks = self._disks(spec, root_image)
-            for disk in disks:
-                if hypervisor.owner is not None and not disk.block:
-                    os.chown(disk.path, *hypervisor.owner)
+            root_image, disks = self._parts(spec, hypervisor, image)
             cd_image = None if spec.machinetype.machine_model == "vm-raw" else root_image
             self._start(connection, spec, hypervisor, disks, cd_image)
-        except (libvirt.libvirtError, CreationFailed, OSError) as error:
-            reason = str(error)
-            if isinstance(error, libvirt.libvirtError):
-                if lost(error):
-                    raise
-                reason = explanation(error)
-            elif isinstance(error, OSError):
-                reason = f"{error.filename or spec.directory}: {error.strerror or error}"
+        except libvirt.libvirtError as error:
+            if lost(error):
+                raise
             remove_names(names)
             self._volumes.discard(spec)
-            raise CreationFailed(reason) from error
+            raise CreationFailed(explanation(error)) from error
+        except CreationFailed:
+            remove_names(names)
+            self._volumes.discard(spec)
+            raise
         remove_names(names)
 
     def _start(
@@ -331,6 +325,19 @@ class LibvirtDriver(Driver):
         connection.createXML(domain_xml(spec, without, disks, cd_image), 0)
         if spec.address is not None:
             self._changes.say(FILTER, f"VMs are made without the filter {FILTER}: {reason}", logging.WARNING)
+
+    def _parts(self, spec: MachineSpec, hypervisor: Hypervisor, image: Path) -> tuple[Image, Sequence[Disk]]:
+        """Return the image, and all disks. Raises CreationFailed."""
+        try:
+            root_image = open_image(image)
+            disks = self._disks(spec, root_image)
+            if hypervisor.owner is not None:
+                for disk in disks:
+                    if not disk.block:
+                        os.chown(disk.path, *hypervisor.owner)
+        except OSError as error:
+            raise CreationFailed(f"{error.filename or spec.directory}: {error.strerror or error}") from error
+        return root_image, disks
 
     def _disks(self, spec: MachineSpec, image: Image) -> Sequence[Disk]:
         """Make an empty disk beside the CD, or the image's overlay and, on LVM, scratch. Raises OSError,
@@ -385,19 +392,23 @@ class Samples:
             self._ends[uuid] = self._clock()
 
     def take(self, machines: Sequence[Observed]) -> None:
-        """Take all present machines; those that were there before and are not among them have just ended."""
+        """Take all present machines; those that were there before and are not among them have ended."""
         now = {machine.uuid: machine for machine in machines}
         with self._condition:
             for uuid, before in self._seen.items():
                 if uuid in now:
-                    now[uuid] = replace(now[uuid], usage=grown(now[uuid].usage, before.usage))
-                elif before.state is EngineState.ENDED:
-                    now[uuid] = before
+                    usage = _grown(now[uuid].usage, before.usage)
+                    now[uuid] = replace(now[uuid], usage=usage, ended_time=before.ended_time)
                 else:
-                    ended_time = self._ends.get(uuid) or self._clock()
-                    now[uuid] = replace(before, state=EngineState.ENDED, ended_time=ended_time)
-            self._seen = now
+                    now[uuid] = replace(before, state=EngineState.ENDED)
+            self._seen = {uuid: self._timed(machine) for uuid, machine in now.items()}
             self._condition.notify_all()
+
+    def _timed(self, machine: Observed) -> Observed:
+        """Give a machine that has ended the time of its end."""
+        if machine.state is not EngineState.ENDED or machine.ended_time is not None:
+            return machine
+        return replace(machine, ended_time=self._ends.get(machine.uuid) or self._clock())
 
     def note_reason(self, uuid: str, reason: str) -> None:
         """Note libvirt's reason for the end of a domain, which may be listed still."""
@@ -419,11 +430,13 @@ class Samples:
 
     def wait_for_end(self, uuid: str, seconds: float) -> bool:
         """Wait at most so long until the machine has been listed as ended; return True if it has."""
-        with self._condition:
-            return self._condition.wait_for(lambda: self._ended(uuid), seconds)
 
-    def _ended(self, uuid: str) -> bool:
-        return uuid in self._seen and self._seen[uuid].state is EngineState.ENDED
+        def ended() -> bool:
+            machine = self._seen.get(uuid)
+            return machine is not None and machine.state is EngineState.ENDED
+
+        with self._condition:
+            return self._condition.wait_for(ended, seconds)
 
 
 def machine_state(statistics: Mapping[str, object]) -> EngineState:
@@ -460,6 +473,15 @@ def usage_of(statistics: Mapping[str, object], cpu_nanoseconds: int) -> Usage:
         network_received_bytes=_cards(statistics, "rx"),
         network_sent_bytes=_cards(statistics, "tx"),
     )
+
+
+def _grown(new: Usage, old: Usage) -> Usage:
+    """Return new usage whose counters never go back: a dying process may tell less. The peak is the largest sample."""
+    both = {field.name: (getattr(new, field.name), getattr(old, field.name)) for field in fields(Usage)}
+    largest: dict[str, Any] = {
+        name: max((each for each in pair if each is not None), default=None) for name, pair in both.items()
+    }
+    return Usage(**{**largest, "memory_bytes": new.memory_bytes})
 
 
 def _cards(statistics: Mapping[str, object], direction: str) -> int | None:
