@@ -144,13 +144,16 @@ def test_a_machine_runs_ends_and_is_released(site: Site) -> None:
 
 
 def test_a_successor_knows_what_runs_and_how_it_ended(site: Site) -> None:
+    begun = time.time()
     site.driver.create(site.spec(f"{BEGIN}; while [ ! -e {site.path}/go ]; do sleep 0.02; done; {END}"))
     assert site.listed(site.new_driver()).state is EngineState.RUNNING
     (site.path / "go").touch()
     site.wait_for(EngineState.ENDED)
     before = time.time()
-    found = site.listed(site.new_driver())
+    driver = site.new_driver()
+    found = site.listed(driver)
     assert (found.state, found.exit_code) == (EngineState.ENDED, 3)
+    assert begun <= (driver.usage()["u"].started_time or 0.0) <= before
     assert before - PATIENCE < (found.ended_time or 0.0) <= before
 
 
@@ -279,15 +282,17 @@ def test_a_program_that_takes_no_filter_is_put_under_one(tmp_path: Path) -> None
 
 
 def test_the_status_tells_how_the_machine_began_and_ended(tmp_path: Path) -> None:
+    before = time.time()
     start(tmp_path, IMAGE)
     status = read_status(tmp_path)
     lines = [json.loads(line) for line in (tmp_path / STATUS_FILE).read_text().splitlines()]
     assert lines[0].keys() == {"machine", "model", "pid"}
     assert lines[1:] == [
         {"image_path": IMAGE, "stamp": list(stamp_of(IMAGE))},
-        {"executing": True},
+        {"executing": status.started_time},
         {"exit-code": 7},
     ]
+    assert before <= (status.started_time or 0.0) <= time.time()
     assert status.exit_code == 7
     assert status.told["pid"] == lines[0]["pid"]
     assert status.image == (IMAGE, ImageVersion(IMAGE, stamp_of(IMAGE)))

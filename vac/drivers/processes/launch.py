@@ -4,7 +4,7 @@ Both are started as `python -I -S launch.py PLAN`, PLAN being JSON. The first en
 everything of the factory, becomes the unprivileged user, works out the command line (which may mean to look at an image
 on a network file system: never in the factory's process) and executes it. Descriptor 3 is the machine's status file,
 not a pipe: a machine depends on no reader. Into it go the machine's group, model and process number, {"failure":
-REASON} or {"image_path": PATH, "stamp": VERSION} and {"executing": true}; bubblewrap adds {"child-pid": PID} and at the
+REASON} or {"image_path": PATH, "stamp": VERSION} and {"executing": TIME} in Unix seconds; bubblewrap adds {"child-pid": PID} and at the
 machine's end {"exit-code": CODE}.
 
 The second joins the namespaces and root of a running machine's first process (setns(2)), forks, has the child join the
@@ -27,6 +27,7 @@ import signal
 import stat
 import struct
 import sys
+import time
 import warnings as warnings  # os.execvpe imports it, when this host's files are out of reach
 from pathlib import Path
 from typing import Any, NoReturn
@@ -170,7 +171,7 @@ def launch(plan: dict[str, Any]) -> NoReturn:
             open_filter(plan["filter"])
         arguments = model.command_line(plan)
         tell_image(plan["image"])
-        tell({"executing": True})
+        tell({"executing": time.time()})
         os.set_inheritable(STATUS, model.TELLS)
         os.execve(arguments[0], arguments, plan["environment"])
     except OSError as error:

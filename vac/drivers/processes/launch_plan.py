@@ -197,6 +197,12 @@ class LaunchStatus:
         return model_of(name) if name in MODELS else None
 
     @property
+    def started_time(self) -> float | None:
+        """When the launcher became the program, Unix seconds; None: it hasn't, or is an older Vac's."""
+        begun = self.told.get("executing")
+        return begun if isinstance(begun, float) else None
+
+    @property
     def exit_code(self) -> int | None:
         """The exit code that the program has told."""
         code = self.told.get("exit-code")

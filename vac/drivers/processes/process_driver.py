@@ -66,7 +66,6 @@ START_SECONDS = 200.0
 START_ATTEMPTS = 5
 SETTLE_SECONDS = 5.0
 """Longest that what looks half made is looked at again: it may be about to begin, or its last processes to end."""
-LOOK_AGAIN_SECONDS = 0.05
 PROC = Path("/proc")
 CLASSIC_NAMES = (b"singularity", b"apptainer")
 """One of these is in the command line, also once the program calls itself `Singularity runtime parent`."""
@@ -95,6 +94,7 @@ class _Known:
     starting: bool = False
     runs: bool = False
     """True once its command has been seen running."""
+    started_time: float | None = None
     ended_time: float | None = None
     exit_code: int | None = None
 
@@ -129,10 +129,9 @@ class ProcessDriver(Driver):
             self._take_over()
             while True:
                 found = [self._observed(group) for group in self._machines()]
-                unsettled = any(each.state is EngineState.HALF_MADE for each in found)
-                if not unsettled or time.monotonic() > deadline:
+                if time.monotonic() > deadline or EngineState.HALF_MADE not in {each.state for each in found}:
                     return found
-                time.sleep(LOOK_AGAIN_SECONDS)
+                time.sleep(SETTLE_SECONDS / 100)
 
     def usage(self) -> Mapping[str, Usage]:
         with _unavailable():
@@ -260,8 +259,8 @@ class ProcessDriver(Driver):
             runs = self._of(group).runs or self._has_begun(group)
             return Observed(*identity, EngineState.RUNNING if runs else EngineState.HALF_MADE)
         status = self._status(group)
-        model = status.model
-        if not self._groups.usage(group).cpu_seconds or (model and not model.executed(status.told)):
+        executed = status.model is None or status.model.executed(status.told)
+        if not executed or not self._groups.usage(group).cpu_seconds:
             return Observed(*identity, EngineState.HALF_MADE)
         known = self._of(group)
         ended_time, exit_code = known.ended_time, known.exit_code
@@ -288,7 +287,7 @@ class ProcessDriver(Driver):
     def _usage(self, group: str) -> Usage:
         used, before = self._groups.usage(group), self._taken_over.get(_identity(group)[1])
         if before is None:
-            return used
+            return dataclasses.replace(used, started_time=self._of(group).started_time)
         # memory that was allocated before a process is moved stays charged to the group it came from
         return Usage(None if used.cpu_seconds is None else used.cpu_seconds + before)
 
@@ -369,7 +368,8 @@ class ProcessDriver(Driver):
         for place in places:
             status = read_status(place)
             if status.told.get("machine") == group:
-                self._known.setdefault(group, _Known()).directory = place
+                known = self._known.setdefault(group, _Known())
+                known.directory, known.started_time = place, status.started_time
                 return status
         return LaunchStatus()
 
