@@ -4,8 +4,8 @@ Both are started as `python -I -S launch.py PLAN`, PLAN being JSON. The first en
 everything of the factory, becomes the unprivileged user, works out the command line (which may mean to look at an image
 on a network file system: never in the factory's process) and executes it. Descriptor 3 is the machine's status file,
 not a pipe: a machine depends on no reader. Into it go the machine's group, model and process number, {"failure":
-REASON} or {"image_path": PATH, "stamp": VERSION} and {"executing": TIME} in Unix seconds; bubblewrap adds {"child-pid": PID} and at the
-machine's end {"exit-code": CODE}.
+REASON} or {"image_path": PATH, "stamp": VERSION} and {"executing": TIME} in Unix seconds; bubblewrap adds {"child-pid":
+PID} and at the machine's end {"exit-code": CODE}.
 
 The second joins the namespaces and root of a running machine's first process (setns(2)), forks, has the child join the
 cgroup, become the machine's user without capabilities, groups and keys, take the filter of system calls, and execute
