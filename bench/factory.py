@@ -18,9 +18,10 @@ from typing import Any, Callable
 
 from tests.conftest import require_root, require_tool
 from tests.engines.factory_fixture import AT_ONCE, Kind, Life, Option, factory_site, replacements
+from tests.fake_driver import InlineEngine
 from tests.simulated import World, one_type
 from vac.config.settings import Settings
-from vac.drivers.engine import InlineEngine, engine_name
+from vac.drivers.engine import engine_name
 from vac.drivers.processes.process_driver import ProcessDriver, open_driver
 from vac.host.cgroups import open_groups
 

@@ -21,6 +21,21 @@ from vac.drivers.base import (
     Observed,
     Usage,
 )
+from vac.drivers.engine import Action, Engine
+
+
+class InlineEngine(Engine):
+    """An engine without threads: each request is carried out at once, in the caller's thread; no events."""
+
+    def _start(self) -> None:
+        """Start nothing."""
+
+    def request_observation(self) -> None:
+        self._observe()
+
+    def _submit(self, action: Action, call: Callable[[Driver], None]) -> None:
+        self._act(action, call)
+
 
 CALLS = ("list", "usage", "create", "stop", "destroy", "events")
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from tests.fake_driver import FakeEngine, FakeMachine, Script
+from tests.fake_driver import FakeEngine, FakeMachine, InlineEngine, Script
 from vac.accounting.records import message_fields
 from vac.background import Outcome
 from vac.clock import Clock
@@ -20,7 +20,7 @@ from vac.config.load import Configuration, ConfigurationError, Loader
 from vac.config.machinetype import Machinetype
 from vac.config.settings import Settings
 from vac.drivers.base import Driver, MachineSpec
-from vac.drivers.engine import Action, Changed, InlineEngine, engine_name
+from vac.drivers.engine import Action, Changed, engine_name
 from vac.factory import watch
 from vac.factory.loop import Factory
 from vac.factory.peers import Answers, Ask

@@ -24,14 +24,13 @@ import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-import vac
 from vac.accounting import history
 from vac.accounting.history import Ended
 from vac.cli import common
 from vac.config.machinetype import VM_MODELS
 from vac.config.settings import Settings
 from vac.drivers.base import EngineUnavailable
-from vac.drivers.processes import enter
+from vac.drivers.processes import launch
 from vac.host.cgroups import CgroupError, open_groups
 from vac.host.syscall_filter import compiled
 from vac.machines import files
@@ -335,7 +334,7 @@ def _entering(machine: Machine, settings: Settings, command: list[str]) -> list[
         ]
         return [name, option, settings.docker_host, "exec", *terminal, *command]
     groups, group = open_groups(settings.factory_name), f"{machine.name}_{machine.uuid}"
-    process = enter.first_process(groups.processes(group))
+    process = launch.first_process(groups.processes(group))
     if process is None:
         raise EngineUnavailable("none of its processes is the first of a PID namespace")
     environment = Path(f"/proc/{process}/environ").read_bytes().decode(errors="replace").split("\0")
@@ -343,14 +342,13 @@ def _entering(machine: Machine, settings: Settings, command: list[str]) -> list[
         "pid": process,
         "entrances": [str(path) for path in groups.entrances(group)],
         "filter": compiled(False).hex(),
-        "path": str(Path(vac.__file__).parents[1]),
         "environment": {
             **dict(line.split("=", 1) for line in environment if "=" in line),
             "TERM": os.environ.get("TERM", "dumb"),
         },
         "command": command,
     }
-    return [sys.executable, "-I", "-S", enter.__file__, json.dumps(plan)]
+    return [sys.executable, "-I", "-S", launch.__file__, json.dumps(plan)]
 
 
 def _address(machine: Machine, settings: Settings) -> str:

@@ -341,7 +341,7 @@ class Loader:
         if 0 <= now - self._host_time < FACTS_SECONDS:
             return True
         before, self._host, self._host_time = self._host, self._facts(), now
-        return self._host.same(before)
+        return self._host == before
 
     def _files(self) -> list[tuple[Path, FileStamp]] | None:
         """Return the files with their stamps; None if some can't be examined."""

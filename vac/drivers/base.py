@@ -8,21 +8,32 @@ connection isn't safe for that keeps one per thread.
 from __future__ import annotations
 
 import enum
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Callable, Protocol
+from typing import Any, Callable, Protocol
 
 from vac.config.machinetype import Machinetype
 from vac.config.settings import Settings
-from vac.host.cgroups import CPU_PERIOD, LEAST_CPU_QUOTA
+from vac.host.cgroups import CPU_PERIOD, LEAST_CPU_QUOTA, Limits
 from vac.host.cgroups import Usage as Usage
 from vac.host.connections import Contact
+from vac.host.filesystems import CVMFS
 
 WRITES_TO = "writes_to"
 """Name of the detail with directories of this host, outside the machine's own, that only this machine writes, such as
 a container's layer; absolute, separated by colons. They count towards its disk limit."""
+
+
+def grown(new: Usage, old: Usage) -> Usage:
+    """Return new usage whose counters never go back: a dying process may tell less. The peak is the largest sample."""
+    both = {field.name: (getattr(new, field.name), getattr(old, field.name)) for field in fields(Usage)}
+    largest: dict[str, Any] = {
+        name: max((each for each in pair if each is not None), default=None) for name, pair in both.items()
+    }
+    return Usage(**{**largest, "memory_bytes": new.memory_bytes, "busy_tasks": new.busy_tasks})
 
 
 class EngineUnavailable(Exception):
@@ -83,11 +94,41 @@ class MachineSpec:
     hidden: tuple[Path, ...] = ()
     """Files and directories of this host that no machine may see, where an image shows the host's own tree."""
 
+    def mounts(self, features: Mapping[str, str]) -> list[tuple[str, str, str]]:
+        """Return what a container sees of this host: mode (ro or rw), source, and place inside.
+
+        features: places of machinefeatures, jobfeatures and joboutputs, by the variables that tell them.
+        """
+        sources = {"/user_data": self.directory / "user_data"}
+        sources |= {place: self.directory / variable.lower() for variable, place in features.items()}
+        if self.machinetype.cvmfs_repositories:
+            sources[CVMFS] = Path(CVMFS)
+        if self.machinetype.token_dir is not None:
+            sources["/etc/vac-tokens"] = self.machinetype.token_dir
+        writable = features["JOBOUTPUTS"]
+        return [
+            ("rw" if place == writable else "ro", str(source), place) for place, source in sources.items()
+        ]
+
     @property
-    def cpu_quota(self) -> int | None:
-        """A container's most processor time in CPU_PERIOD, microseconds; None: no limit."""
-        quota = int(self.settings.cpu_limit_factor * self.processors * CPU_PERIOD)
-        return max(quota, LEAST_CPU_QUOTA) if quota else None
+    def limits(self) -> Limits:
+        """Resources that a container gets."""
+        settings = self.settings
+        quota = int(settings.cpu_limit_factor * self.processors * CPU_PERIOD)
+        return Limits(
+            self.processors,
+            self.memory_bytes,
+            int(self.memory_bytes * settings.memory_limit_factor) if settings.memory_limit_factor else None,
+            settings.pids_per_processor * self.processors,
+            max(quota, LEAST_CPU_QUOTA) if quota else None,
+        )
+
+    def hand_over(self, uid: int, gid: int = -1) -> None:
+        """Give the container's user what it must execute and write: user_data is for that user alone."""
+        os.chown(self.directory / "joboutputs", uid, gid)
+        user_data = self.directory / "user_data"
+        os.chown(user_data, uid, gid)
+        user_data.chmod(0o500)
 
 
 @dataclass(frozen=True)

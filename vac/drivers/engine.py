@@ -102,8 +102,6 @@ class Observation:
     """By uuid."""
     asked_time: float
     """When the engine was asked: the listing says nothing of a machine that was created later."""
-    time: float
-    """When it had answered."""
     details: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     """By uuid of running machines, facts that have not been told before."""
     contacts: Mapping[str, frozenset[Contact]] = field(default_factory=dict)
@@ -115,8 +113,6 @@ class ObservationFailed:
     """The engine couldn't be asked: nothing may be concluded about its machines."""
 
     engine: str
-    reason: str
-    asked_time: float
     time: float
 
 
@@ -149,12 +145,12 @@ class _Call:
     deadline: float
 
 
-class InlineEngine:
-    """The engine without threads: each request is carried out at once, in the caller's thread.
+class Engine:
+    """An engine with its threads. No method blocks, whatever the engine does.
 
-    For tests and simulations in virtual time, and the part that Engine shares; it doesn't listen for events.
     open_driver may raise EngineUnavailable, and is then called again for the next request. post takes each Message.
-    clock gives seconds of a monotonic clock.
+    clock gives seconds of a monotonic clock. apart: kinds of actions that need not wait for other machines: they are
+    done in a thread for each machine, in order.
     """
 
     def __init__(
@@ -164,6 +160,7 @@ class InlineEngine:
         post: Callable[[Message], object],
         clock: Callable[[], float],
         deadlines: Deadlines = Deadlines(),
+        apart: Collection[ActionKind] = (),
     ) -> None:
         self.name = name
         self._open_driver = open_driver
@@ -180,10 +177,20 @@ class InlineEngine:
         self._detailed: set[str] = set()
         self._adopted: tuple[Mapping[str, str], Mapping[str, LeftProcess]] = {}, {}
         self._sampling = Sampling(clock)
+        self._apart = frozenset(apart)
+        self._executor = KeyedSerialExecutor(f"{name}-acting")
+        self._observation_wanted = threading.Event()
+        self._answers_again = threading.Event()
+        self._start()
+
+    def _start(self) -> None:
+        for task in (self._keep_observing, self._keep_listening):
+            title = f"{self.name}-{task.__name__.rpartition('_')[2]}"
+            threading.Thread(target=task, name=title, daemon=True).start()
 
     def request_observation(self) -> None:
         """Ask for an Observation. While one is being made, one more is remembered."""
-        self._observe()
+        self._observation_wanted.set()
 
     def create(self, spec: MachineSpec) -> None:
         """Ask for a machine."""
@@ -250,6 +257,8 @@ class InlineEngine:
         """Let go of the engine. Actions that have not begun are dropped; a driver still being opened is closed then."""
         self._closed.set()
         self._close_driver()
+        self._observation_wanted.set()
+        self._answers_again.set()
 
     def _opened(self) -> Driver:
         with self._opening:
@@ -279,28 +288,29 @@ class InlineEngine:
         self._submit(action, call)
 
     def _submit(self, action: Action, call: Callable[[Driver], None]) -> None:
-        self._act(action, call)
+        key = action.name if action.kind in self._apart else ""
+        self._executor.submit(key, lambda: self._act_unless_closed(action, call))
+
+    def _act_unless_closed(self, action: Action, call: Callable[[Driver], None]) -> None:
+        if not self._closed.is_set():
+            self._act(action, call)
 
     def _act(self, action: Action, call: Callable[[Driver], None]) -> None:
-        purpose = f" to {action.kind.value} {action.name}"
-        problem: Exception | None = None
+        problem, unavailable = None, False
         try:
-            self._attempt(purpose, self._deadlines.action_seconds, call)
+            self._attempt(f" to {action.kind.value} {action.name}", self._deadlines.action_seconds, call)
         except (CreationFailed, EngineUnavailable) as failure:
-            problem = failure
-        unavailable = isinstance(problem, EngineUnavailable)
-        reason = None if problem is None else str(problem)
-        self._post(ActionDone(self.name, action, self._clock(), reason, unavailable))
+            problem, unavailable = str(failure), isinstance(failure, EngineUnavailable)
+        self._post(ActionDone(self.name, action, self._clock(), problem, unavailable))
 
     def _observe(self) -> None:
         asked_time = self._clock()
         try:
-            seen = self._attempt(
-                "", self._deadlines.observation_seconds, lambda driver: self._look(driver, asked_time)
-            )
+            limit_seconds = self._deadlines.observation_seconds
+            seen = self._attempt("", limit_seconds, lambda driver: self._look(driver, asked_time))
         except (CreationFailed, EngineUnavailable) as failure:
             self._observation_failure = str(failure)
-            self._post(ObservationFailed(self.name, str(failure), asked_time, self._clock()))
+            self._post(ObservationFailed(self.name, self._clock()))
         else:
             self._observation_failure = None
             self._post(seen)
@@ -312,7 +322,7 @@ class InlineEngine:
             details[uuid] = {**details.get(uuid, {}), **facts}
         contacts = {uuid: ends for uuid, ends in self._sampling.sample(driver.contacts).items() if ends}
         details = {uuid: facts for uuid, facts in details.items() if facts}
-        return Observation(self.name, machines, usage, asked_time, self._clock(), details, contacts)
+        return Observation(self.name, machines, usage, asked_time, details, contacts)
 
     def _details(self, driver: Driver, machines: Sequence[Observed]) -> dict[str, dict[str, str]]:
         """Ask for the details of each running machine until they are known."""
@@ -342,49 +352,6 @@ class InlineEngine:
         finally:
             with self._lock:
                 del self._calls[thread]
-
-
-class Engine(InlineEngine):
-    """The engine with its threads. No method blocks, whatever the engine does.
-
-    apart: kinds of actions that need not wait for other machines: they are done in a thread for each machine, in order.
-    """
-
-    def __init__(
-        self,
-        name: str,
-        open_driver: Callable[[], Driver],
-        post: Callable[[Message], object],
-        clock: Callable[[], float],
-        deadlines: Deadlines = Deadlines(),
-        apart: Collection[ActionKind] = (),
-    ) -> None:
-        super().__init__(name, open_driver, post, clock, deadlines)
-        self._apart = frozenset(apart)
-        self._executor = KeyedSerialExecutor(f"{name}-acting")
-        self._observation_wanted = threading.Event()
-        self._answers_again = threading.Event()
-        for task in (self._keep_observing, self._keep_listening):
-            title = f"{name}-{task.__name__.rpartition('_')[2]}"
-            threading.Thread(target=task, name=title, daemon=True).start()
-
-    def request_observation(self) -> None:
-        """Ask for an Observation. While one is being made, one more is remembered."""
-        self._observation_wanted.set()
-
-    def close(self) -> None:
-        """Let go of the engine. Actions that have not begun are dropped; a driver still being opened is closed then."""
-        super().close()
-        self._observation_wanted.set()
-        self._answers_again.set()
-
-    def _submit(self, action: Action, call: Callable[[Driver], None]) -> None:
-        key = action.name if action.kind in self._apart else ""
-        self._executor.submit(key, lambda: self._act_unless_closed(action, call))
-
-    def _act_unless_closed(self, action: Action, call: Callable[[Driver], None]) -> None:
-        if not self._closed.is_set():
-            self._act(action, call)
 
     def _keep_observing(self) -> None:
         while True:

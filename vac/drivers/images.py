@@ -5,6 +5,7 @@ For incident teams, facts about machines and the digests of their image files ar
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import stat
@@ -178,7 +179,7 @@ class ImageFiles:
     def prepare(self, root_image: str | None, signing_dn: str | None, files: Path) -> str | None:
         """Return None if a machine can boot from this image now, else why not yet.
 
-        A relative root_image is in files. A file that needs no signature is looked at by path() only.
+        A relative root_image is in files. A file that needs no signature is looked at by held() only.
         """
         if not root_image:
             return "no root_image is configured; use a URL or a path"
@@ -194,16 +195,13 @@ class ImageFiles:
             _key(source, signing_dn), shown, doing, lambda _: _checked(fetch, source, signing_dn), REST
         )
 
-    def path(self, root_image: str | None, signing_dn: str | None, files: Path) -> Path:
-        """Return the image's file. Raises CreationFailed if it isn't ready, or isn't what was checked any more."""
-        return self.held(root_image, signing_dn, files)[0]
-
     def held(
         self, root_image: str | None, signing_dn: str | None, files: Path, own_name: Path | None = None
     ) -> tuple[Path, Path]:
-        """As path(), with the name to open it by: own_name if it was fetched or checked and is on the same file system.
+        """Return the image's file, and the name to open it by, which is own_name if the image was fetched or checked
+        and is on the same file system: that stays the checked file's when the other is replaced. The caller removes it.
 
-        That names what was checked even when the other has been replaced. The caller removes it.
+        Raises CreationFailed if the image isn't ready, or isn't what was checked any more.
         """
         problem = self.prepare(root_image, signing_dn, files)
         if problem is not None:
@@ -215,8 +213,11 @@ class ImageFiles:
             raise CreationFailed(f"image {shown} {hanging}")
         checked = self._store.held(key)
         must_be_checked = "://" in source or signing_dn is not None
-        path = Path(checked.path if checked is not None else source)
-        name = path if checked is None or own_name is None else _linked(path, own_name)
+        path = name = Path(checked.path if checked is not None else source)
+        if checked is not None and own_name is not None:
+            with contextlib.suppress(OSError):
+                os.link(path.resolve(), own_name)
+                name = own_name
         try:
             status = name.stat()
         except OSError as error:
@@ -251,15 +252,6 @@ def _source(root_image: str, files: Path) -> str:
 
 def _key(source: str, signing_dn: str | None) -> str:
     return source if signing_dn is None else f"{source} {signing_dn}"
-
-
-def _linked(path: Path, name: Path) -> Path:
-    """Give the file another name and return that; the old one if it can't have another."""
-    try:
-        os.link(path.resolve(), name)
-    except OSError:
-        return path
-    return name
 
 
 class ImageFacts:

@@ -268,19 +268,9 @@ def run_lvm(command: Sequence[str]) -> str:
 def _report(
     run: Run, program: str, kind: str, columns: Mapping[str, Callable[[Any], Any]], *group: str
 ) -> list[tuple[Any, ...]]:
-    command = [
-        program,
-        "--reportformat",
-        "json",
-        "--units",
-        "b",
-        "--nosuffix",
-        "-o",
-        ",".join(columns),
-        *group,
-    ]
+    options = ["--reportformat", "json", "--units", "b", "--nosuffix", "-o", ",".join(columns)]
     try:
-        rows = json.loads(run(command))["report"][0][kind]
+        rows = json.loads(run([program, *options, *group]))["report"][0][kind]
         return [tuple(convert(row[name]) for name, convert in columns.items()) for row in rows]
     except (ValueError, KeyError, IndexError, TypeError) as error:
         raise CreationFailed(f"LVM's report can't be understood: {error!r}") from error

@@ -21,7 +21,7 @@ from vac.config.machinetype import Machinetype
 from vac.config.settings import Settings
 from vac.context.downloads import GRID_CERTIFICATES, ImageCache
 from vac.context.signatures import SignedImages
-from vac.drivers.engine import APART, Engine, InlineEngine, driver_for, engine_name
+from vac.drivers.engine import APART, Engine, driver_for, engine_name
 from vac.factory.loop import Factory, Stuck
 from vac.factory.peers import Ask, ask_peers
 from vac.factory.state import (
@@ -175,7 +175,7 @@ def open_factory(
     cache = ImageCache(directory.imagecache, directory.tmp, named=named, most_bytes=most_bytes)
     images = SignedImages(cache.fetch, GRID_CERTIFICATES, clock.unix)
 
-    def engine(machine_model: str, settings: Settings) -> InlineEngine:
+    def engine(machine_model: str, settings: Settings) -> Engine:
         name = engine_name(machine_model)
         return Engine(
             name,

@@ -15,7 +15,7 @@ from vac.config.load import Configuration, ConfigurationError
 from vac.config.settings import Settings
 from vac.drivers import engine as engines
 from vac.drivers.base import EngineState, Usage
-from vac.drivers.engine import InlineEngine, engine_name
+from vac.drivers.engine import Engine, engine_name
 from vac.lifecycle.phases import (
     Empty,
     Ended,
@@ -43,7 +43,7 @@ _RUNNING = (Running, Stopping, Ended)
 
 log = logging.getLogger(__name__)
 
-OpenEngine = Callable[[str, Settings], InlineEngine]
+OpenEngine = Callable[[str, Settings], Engine]
 """Opens the engine that makes machines of this machine model."""
 
 
@@ -189,7 +189,7 @@ class FactoryState:
     """Machines that this process has asked engines for."""
     knew_nothing: bool = False
     """No machine was on disk when this process began: the directory may be the wrong one."""
-    engines: dict[str, InlineEngine] = field(default_factory=dict)
+    engines: dict[str, Engine] = field(default_factory=dict)
     observed: set[str] = field(default_factory=set)
     """Engines that have answered; nothing is created before."""
     disturbed: dict[str, float] = field(default_factory=dict)
@@ -241,7 +241,7 @@ class FactoryState:
         """Return work for threads of this name, whose outcomes are handled in the loop's thread."""
         return BackgroundWork(name, done, clock=self.clock.boot, post=self.post, spawn=self.spawn, **limits)
 
-    def engine_of(self, machine_model: str) -> InlineEngine:
+    def engine_of(self, machine_model: str) -> Engine:
         """Return the engine that makes machines of this model, opened when it is needed first."""
         name = engine_name(machine_model)
         if name not in self.engines:

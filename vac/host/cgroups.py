@@ -166,10 +166,6 @@ class Groups(abc.ABC):
         """Return the files to which a process writes 0 in order to enter the group, with all that it starts."""
         return tuple(home / name / "cgroup.procs" for home in self._homes)
 
-    def exists(self, name: str) -> bool:
-        """Return True if there is such a group."""
-        return (self._homes[0] / name).is_dir()
-
     def processes(self, name: str) -> list[int]:
         """Return the group's processes, groups inside it included; none if there is no such group."""
         return processes_in(self._homes[0] / name)
@@ -223,8 +219,8 @@ class Groups(abc.ABC):
     def watch(self, name: str) -> Watch | None:
         """Return a descriptor to poll until the group may be empty; None if it is empty, or there is none."""
 
-    @abc.abstractmethod
-    def _make_home(self, home: Path) -> None: ...
+    def _make_home(self, home: Path) -> None:
+        home.mkdir(parents=True, exist_ok=True)
 
     @abc.abstractmethod
     def _set_limits(self, name: str, limits: Limits) -> None: ...
@@ -259,17 +255,13 @@ class GroupsV1(Groups):
                 return Watch(os.pidfd_open(processes[-1]), select.POLLIN)
         return None
 
-    def _make_home(self, home: Path) -> None:
-        home.mkdir(parents=True, exist_ok=True)
-
     def _set_limits(self, name: str, limits: Limits) -> None:
         shares = min(1024 * limits.processors, MOST_SHARES)
         memory = self._home["memory"] / name
         (self._home["cpu"] / name / "cpu.shares").write_text(str(shares))
         if limits.cpu_quota is not None:
-            with contextlib.suppress(
-                OSError
-            ):  # the group around it has less, or the kernel has no such limit
+            # the group around it may have less, or the kernel no such limit
+            with contextlib.suppress(OSError):
                 (self._home["cpu"] / name / "cpu.cfs_quota_us").write_text(str(limits.cpu_quota))
         (memory / "memory.soft_limit_in_bytes").write_text(str(limits.memory_bytes))
         if limits.memory_limit_bytes is not None:
@@ -317,7 +309,7 @@ class GroupsV2(Groups):
         return Watch(descriptor, select.POLLPRI)
 
     def _make_home(self, home: Path) -> None:
-        home.mkdir(parents=True, exist_ok=True)
+        super()._make_home(home)
         if self._top == self._base:
             self._vacate()
         for directory in dict.fromkeys((self._top, self._base, home)):

@@ -11,7 +11,7 @@ import os
 import pwd
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Callable
 
@@ -33,29 +33,26 @@ _BUSY_COLUMNS = (0, 1, 2, 5, 6, 7)
 
 @dataclass(frozen=True)
 class HostFacts:
-    """This host, and look-ups on it."""
+    """This host, and look-ups on it, which are not compared."""
 
     name: str
     """The kernel's host name, lower-cased; perhaps without a domain."""
     processors: int
     """Logical processors, or what VAC_ASSUME_PROCESSORS says."""
-    user_id: Callable[[str], int | None]
+    user_id: Callable[[str], int | None] = field(compare=False)
     """Returns the uid of an account, None if there is none of that name."""
-    volume_group_exists: Callable[[str], bool]
+    volume_group_exists: Callable[[str], bool] = field(compare=False)
     """Returns False if there is certainly no such LVM volume group."""
     assumed: bool = False
     """True: the number of processors is VAC_ASSUME_PROCESSORS', for demonstrations and tests."""
     problem: str = ""
     """Error in VAC_ASSUME_PROCESSORS, for people."""
-    module_exists: Callable[[str], bool] = lambda name: importlib.util.find_spec(name) is not None
+    module_exists: Callable[[str], bool] = field(
+        default=lambda name: importlib.util.find_spec(name) is not None, compare=False
+    )
     """Returns True if there is a top-level Python module of this name."""
-    noexec_mount: Callable[[Path], str | None] = lambda path: None
+    noexec_mount: Callable[[Path], str | None] = field(default=lambda path: None, compare=False)
     """Returns where the file system that holds a path is mounted, if no program can be run there."""
-
-    def same(self, other: HostFacts) -> bool:
-        """Return True if both describe the same state of the host. Look-ups are not compared."""
-        mine = (self.name, self.processors, self.assumed, self.problem)
-        return mine == (other.name, other.processors, other.assumed, other.problem)
 
 
 def read(environ: Mapping[str, str] = os.environ) -> HostFacts:
@@ -116,7 +113,9 @@ class Measures:
 
 def measure(state_dir: Path, root: Path = Path("/")) -> Measures:
     """Measure now. root: where /proc and /etc are, for tests."""
-    memory = _memory(root / "proc/meminfo")
+    pairs = re.findall(r"^(\w+):\s+(\d+) kB$", _text(root / "proc/meminfo"), re.MULTILINE)
+    memory = {name: int(kb) for name, kb in pairs}
+    boot = re.search(r"^btime (\d+)$", _text(root / "proc/stat"), re.MULTILINE)
     root_kb, root_inodes = _free(root)
     state_kb, state_inodes = _free(state_dir)
     kernel = os.uname().release
@@ -129,7 +128,7 @@ def measure(state_dir: Path, root: Path = Path("/")) -> Measures:
         load_average=float(load[2]) if len(load) > 2 else 0.0,
         kernel_version=kernel,
         os_issue=os_issue(root / "etc") or kernel,
-        boot_time=_boot_time(root / "proc/stat"),
+        boot_time=int(boot[1]) if boot else 0,
         memory_total_kb=memory.get("MemTotal", 0),
         memory_used_kb=memory.get("MemTotal", 0) - memory.get("MemFree", 0),
         swap_used_kb=memory.get("SwapTotal", 0) - memory.get("SwapFree", 0),
@@ -183,15 +182,6 @@ def _free(path: Path) -> tuple[int, int]:
     except OSError:
         return 0, 0
     return found.f_bavail * found.f_frsize // 1024, found.f_favail
-
-
-def _memory(meminfo: Path) -> dict[str, int]:
-    return {name: int(kb) for name, kb in re.findall(r"^(\w+):\s+(\d+) kB$", _text(meminfo), re.MULTILINE)}
-
-
-def _boot_time(stat: Path) -> int:
-    found = re.search(r"^btime (\d+)$", _text(stat), re.MULTILINE)
-    return int(found.group(1)) if found else 0
 
 
 def _text(path: Path) -> str:

@@ -127,18 +127,9 @@ def missing_rules(iptables: str | None, nft: str | None) -> list[str]:
     chains = [(table, name) for table, name, _ in _hooked(tables, "postrouting")]
     if not any(_has_rule(table, name, _MASQUERADES) for table, name in chains):
         missing.append(f"no rule masquerades {NETWORK}: VMs can't reach the outside; restart libvirtd")
-    for hook, port, problem in (
-        (
-            "forward",
-            None,
-            f"forwarding from {BRIDGE} isn't accepted: VMs can't reach the outside; restart libvirtd",
-        ),
-        (
-            "input",
-            80,
-            f"tcp port 80 isn't accepted from {BRIDGE}: VMs can't use the factory's metadata and features; accept it",
-        ),
-    ):
+    outside = f"forwarding from {BRIDGE} isn't accepted: VMs can't reach the outside; restart libvirtd"
+    pages = f"tcp port 80 isn't accepted from {BRIDGE}: VMs can't use the factory's metadata and features; accept it"
+    for hook, port, problem in (("forward", None, outside), ("input", 80, pages)):
         closed = [(table, name) for table, name, chain in _hooked(tables, hook) if chain.closed]
         if not all(_has_rule(table, name, _ACCEPTS, port) for table, name in closed):
             missing.append(problem)

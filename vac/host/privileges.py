@@ -39,6 +39,7 @@ with open("/proc/sys/user/max_user_namespaces", "w") as limit:
     limit.write(sys.argv[2])
 """
 """A program, since a process with threads can't enter a user name space."""
+_LIBC = ctypes.CDLL(None, use_errno=True)
 _PR_SET_KEEPCAPS = 8
 _PR_SET_NO_NEW_PRIVS = 38
 _PR_SET_CHILD_SUBREAPER = 36
@@ -126,18 +127,14 @@ def _permitted() -> int:
 
 
 def _prctl(option: int, value: int) -> None:
-    _check(_libc().prctl(option, value, 0, 0, 0), "prctl")
+    _check(_LIBC.prctl(option, value, 0, 0, 0), "prctl")
 
 
 def _capset(capabilities: int) -> None:
     """Set exactly these capabilities, all numbered below 32, permitted and effective; none inheritable."""
     header = (ctypes.c_uint32 * 2)(_CAPABILITY_VERSION_3, 0)
     sets = (ctypes.c_uint32 * 6)(capabilities, capabilities, 0, 0, 0, 0)
-    _check(_libc().capset(header, sets), "capset")
-
-
-def _libc() -> ctypes.CDLL:
-    return ctypes.CDLL(None, use_errno=True)
+    _check(_LIBC.capset(header, sets), "capset")
 
 
 def _check(result: int, call: str) -> None:

@@ -12,7 +12,7 @@ from tests.unit.state_dirs import NAME, UUID, machinetype_of, new_state, running
 from vac.cli import machine_commands
 from vac.cli.main import main
 from vac.drivers.base import EngineUnavailable
-from vac.drivers.processes import enter
+from vac.drivers.processes import launch
 from vac.machines.layout import StateDir
 from vac.machines.outputs import note_details
 
@@ -87,10 +87,10 @@ def test_users_are_named_as_their_namespace_names_them(
 ) -> None:
     mapping = f"{inside:>10} {outside:>10} {length:>10}\n"
     if beyond < length:
-        assert enter.inner(mapping, outside + beyond) == inside + beyond
+        assert launch.inner(mapping, outside + beyond) == inside + beyond
     else:
         with pytest.raises(OSError, match="not mapped"):
-            enter.inner(mapping, outside + beyond)
+            launch.inner(mapping, outside + beyond)
 
 
 def test_the_first_process_is_that_of_the_machines_own_namespace(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -102,6 +102,6 @@ def test_the_first_process_is_that_of_the_machines_own_namespace(monkeypatch: py
         "13": ["13", "3", "1"],
         "14": [],
     }
-    monkeypatch.setattr(enter, "_numbers", numbers.__getitem__)
-    assert enter.first_process([10, 14, 13, 12, 11]) == 11
-    assert enter.first_process([10, 12, 13]) is None
+    monkeypatch.setattr(launch, "_numbers", numbers.__getitem__)
+    assert launch.first_process([10, 14, 13, 12, 11]) == 11
+    assert launch.first_process([10, 12, 13]) is None

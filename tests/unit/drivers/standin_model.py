@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 PROGRAMS = ("sh",)
@@ -10,29 +11,26 @@ TELLS = True
 TAKES_URLS = NEEDS_ACCOUNT = FILTERED = False
 
 
-def plan(spec: Any, program: str) -> dict[str, Any]:
-    return {"program": program, "image": "/", "command": spec.machinetype.container_command}
+def plan(spec: Any, program: str, mounts: object) -> dict[str, Any]:
+    command = spec.machinetype.container_command
+    return {"program": program, "image": "/", "fresh": ["tmp"], "command": command}
 
 
 def command_line(plan: dict[str, Any]) -> list[str]:
     return ["/bin/sh", "-c", plan["command"]]
 
 
-def scratch(spec: Any) -> list[tuple[str, str]]:
-    return [("tmp", "/tmp")]
+def running(told: Mapping[str, Any], first: bytes, others: list[bytes]) -> bool:
+    return "child-pid" in told
 
 
-def running(status: str, first: bytes, others: list[bytes]) -> bool:
-    return "child-pid" in status
-
-
-def executed(status: str) -> bool:
-    return "child-pid" in status
+def executed(told: Mapping[str, Any]) -> bool:
+    return "child-pid" in told
 
 
 def may_pass(failure: str) -> bool:
     return "try again" in failure
 
 
-def has_run(status: str, exit_code: int, said: str) -> bool:
-    return "exit-code" in status
+def has_run(told: Mapping[str, Any], exit_code: int, said: str) -> bool:
+    return "exit-code" in told

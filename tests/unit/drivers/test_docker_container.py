@@ -24,7 +24,6 @@ from vac.drivers.docker.docker_container import (
     EngineKind,
     container_config,
     creation_failure,
-    hand_over,
     make_container,
     make_tmp_binds,
     opens_namespaces,
@@ -235,7 +234,7 @@ def test_user_data_becomes_executable_for_its_user_alone(
     owners: dict[str, int] = {}
     monkeypatch.setattr("os.chown", lambda path, uid, gid: owners.update({Path(path).name: uid}))
     (tmp_path / "user_data").touch(0o644)
-    hand_over(make_spec(tmp_path), 4321)
+    make_spec(tmp_path).hand_over(4321)
     assert (tmp_path / "user_data").stat().st_mode & 0o777 == 0o500
     assert owners == {"user_data": 4321, "joboutputs": 4321}
 

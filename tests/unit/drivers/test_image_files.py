@@ -59,7 +59,7 @@ class Site:
         return self.images.prepare(image, dn, self.directory)
 
     def path(self, image: str = URL, dn: str | None = None) -> Path:
-        return self.images.path(image, dn, self.directory)
+        return self.images.held(image, dn, self.directory)[0]
 
     def held(self, own_name: Path, image: str = URL, dn: str | None = None) -> tuple[Path, Path]:
         return self.images.held(image, dn, self.directory, own_name)

@@ -16,7 +16,7 @@ from vac.config.machinetype import Machinetype
 from vac.config.settings import Settings
 from vac.drivers.base import CreationFailed, MachineSpec
 from vac.drivers.processes import apptainer, bubblewrap
-from vac.drivers.processes.launch_plan import make_plan
+from vac.drivers.processes.launch_plan import FEATURES, make_plan
 from vac.host.child_processes import run
 
 
@@ -50,7 +50,7 @@ def make_tree(root: Path, *names: str) -> None:
 
 
 def command_line(spec: MachineSpec) -> list[str]:
-    return bubblewrap.command_line(bubblewrap.plan(spec, "/usr/bin/bwrap"))
+    return bubblewrap.command_line(bubblewrap.plan(spec, "/usr/bin/bwrap", spec.mounts(FEATURES)))
 
 
 def has(arguments: list[str], *wanted: str) -> bool:
@@ -147,7 +147,7 @@ def test_host_tree_hides_what_machines_must_not_see(tmp_path: Path) -> None:
         assert has(arguments, "--tmpfs", place)
         assert has(arguments, "--remount-ro", place)
     spec = make_spec(Path("/opt"))
-    plan = bubblewrap.plan(spec, "/usr/bin/bwrap")
+    plan = bubblewrap.plan(spec, "/usr/bin/bwrap", spec.mounts(FEATURES))
     assert ("blank", "", "/opt/state") in plan["mounts"]
 
 
@@ -194,7 +194,7 @@ def test_an_image_in_what_machines_must_not_see_is_refused(tmp_path: Path, root_
 
 @pytest.mark.parametrize("hidden", ["/run", "/home", "/root", "/etc/vac.d"])
 def test_an_image_in_a_hidden_directory_of_the_host_is_refused(tmp_path: Path, hidden: str) -> None:
-    plan = bubblewrap.plan(make_spec(tmp_path), "/usr/bin/bwrap")
+    plan = bubblewrap.plan(make_spec(tmp_path), "/usr/bin/bwrap", [])
     with pytest.raises(ValueError, match=f"is in {hidden}, which machines must not see"):
         bubblewrap.check_root(f"{hidden}/user", plan)
 
@@ -205,10 +205,11 @@ def test_a_link_out_of_cvmfs_is_no_image(
 ) -> None:
     monkeypatch.setattr("vac.host.filesystems.real_image.__defaults__", (str(tmp_path / "cvmfs"),))
     make_tree(tmp_path / "cvmfs/a", "tree/usr/bin/sh", "inner -> tree", "outer -> /", "up/x -> ../../..")
-    inner = model.plan(make_spec(tmp_path, root_image=f"{tmp_path}/cvmfs/a/inner"), "")
-    assert any(f"{tmp_path}/cvmfs/a/tree" in word for word in model.command_line(inner))
+    inner = make_spec(tmp_path, root_image=f"{tmp_path}/cvmfs/a/inner")
+    words = model.command_line(model.plan(inner, "", inner.mounts(FEATURES)))
+    assert any(f"{tmp_path}/cvmfs/a/tree" in word for word in words)
     for name in ("outer", "outer/usr", "up/x"):
-        outer = model.plan(make_spec(tmp_path, root_image=f"{tmp_path}/cvmfs/a/{name}"), "")
+        outer = model.plan(make_spec(tmp_path, root_image=f"{tmp_path}/cvmfs/a/{name}"), "", [])
         with pytest.raises(ValueError, match="must not leave it"):
             model.command_line(outer)
 
@@ -270,23 +271,23 @@ OUTER = b"bwrap\0--unshare-user\0--\0/user_data\0"
 
 
 @pytest.mark.parametrize(
-    ("status", "others", "running"),
+    ("told", "others", "running"),
     [
-        ("", [], False),
-        ("", [b"/bin/sh\0/user_data\0"], False),
-        ('{ "child-pid": 7 }\n', [OUTER, OUTER, b""], False),
-        ('{ "child-pid": 7 }\n', [OUTER, b"/bin/sh\0/user_data\0"], True),
+        ({}, [], False),
+        ({}, [b"/bin/sh\0/user_data\0"], False),
+        ({"child-pid": 7}, [OUTER, OUTER, b""], False),
+        ({"child-pid": 7}, [OUTER, b"/bin/sh\0/user_data\0"], True),
     ],
 )
 def test_machine_runs_once_something_else_than_bwrap_does(
-    status: str, others: list[bytes], running: bool
+    told: dict[str, int], others: list[bytes], running: bool
 ) -> None:
-    assert bubblewrap.running(status, OUTER, others) is running
+    assert bubblewrap.running(told, OUTER, others) is running
 
 
 def test_what_a_dead_bwrap_has_left_waiting_is_no_machine(tmp_path: Path) -> None:
     own = b"\0".join(map(str.encode, command_line(make_spec(tmp_path))))
-    assert not bubblewrap.running('{"child-pid": 7}', b"", [own])
+    assert not bubblewrap.running({"child-pid": 7}, b"", [own])
 
 
 KEYS = """
@@ -326,7 +327,7 @@ def site(tmp_path: Path) -> Path:
 
 
 def arguments(spec: MachineSpec) -> list[str]:
-    return apptainer.command_line(apptainer.plan(spec, "/usr/bin/apptainer"))
+    return apptainer.command_line(apptainer.plan(spec, "/usr/bin/apptainer", spec.mounts(FEATURES)))
 
 
 def mounts(words: list[str]) -> dict[str, tuple[str, bool]]:
@@ -358,6 +359,12 @@ def test_the_machine_gets_what_is_its_own(site: Path) -> None:
     }
 
 
+def test_user_data_that_is_not_there_is_not_bound(site: Path) -> None:
+    spec = make_spec(site, root_image="image")
+    (spec.directory / "user_data").unlink()
+    assert "/user_data" not in mounts(arguments(spec))
+
+
 def test_places_may_have_any_name(site: Path) -> None:
     places = ('/a,b"c', "/d:e", "/f,ro", "/-g")
     found = mounts(arguments(make_spec(site, root_image="image", tmp_binds=places)))
@@ -370,7 +377,7 @@ def test_places_may_have_any_name(site: Path) -> None:
 )
 def test_no_other_scheme_than_http_is_an_image(site: Path, image: str) -> None:
     with pytest.raises(ValueError, match="takes http:// and https:// URLs and paths only"):
-        apptainer.plan(make_spec(site, root_image=image), "")
+        apptainer.plan(make_spec(site, root_image=image), "", [])
 
 
 @pytest.mark.parametrize(
@@ -406,7 +413,7 @@ def test_a_state_dir_with_a_colon_or_comma_is_refused(tmp_path: Path) -> None:
     ],
 )
 def test_it_runs_when_a_process_is_the_machines_own(others: list[bytes], runs: bool) -> None:
-    assert apptainer.running("", b"apptainer\0exec", others) is runs
+    assert apptainer.running({}, b"apptainer\0exec", others) is runs
 
 
 @pytest.mark.parametrize(
@@ -419,4 +426,4 @@ def test_it_runs_when_a_process_is_the_machines_own(others: list[bytes], runs: b
     ],
 )
 def test_an_ended_command_is_told_from_one_that_never_began(exit_code: int, said: str, ran: bool) -> None:
-    assert apptainer.has_run("", exit_code, said) is ran
+    assert apptainer.has_run({}, exit_code, said) is ran

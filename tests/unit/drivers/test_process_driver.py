@@ -20,6 +20,7 @@ from tests.conftest import require_root
 from vac.config.machinetype import Machinetype
 from vac.config.settings import Settings
 from vac.drivers.base import CreationFailed, EngineState, MachineSpec, Observed
+from vac.drivers.images import ImageVersion
 from vac.drivers.processes import launch_plan, machine_watch
 from vac.drivers.processes.launch_plan import STATUS_FILE, read_status, spawn
 from vac.drivers.processes.machine_watch import KEPT_BYTES, SLACK_BYTES, MachineWatcher, close_up, limit
@@ -167,7 +168,7 @@ def test_a_machine_whose_command_has_not_begun_is_half_made(site: Site) -> None:
     creation.start()
     other = site.new_driver()
     deadline = time.monotonic() + PATIENCE
-    while '"machine"' not in read_status(spec.directory).text:  # the launcher says so before it enters
+    while "machine" not in read_status(spec.directory).told:  # the launcher says so before it enters
         assert time.monotonic() < deadline
     assert site.listed(other).state is EngineState.HALF_MADE
     assert site.driver.list() == [], "its creation goes on"
@@ -284,7 +285,7 @@ def test_the_status_tells_how_the_machine_began_and_ended(tmp_path: Path) -> Non
     before = time.time()
     start(tmp_path, IMAGE)
     status = read_status(tmp_path)
-    lines = [json.loads(line) for line in status.text.splitlines()]
+    lines = [json.loads(line) for line in (tmp_path / STATUS_FILE).read_text().splitlines()]
     assert lines[0].keys() == {"machine", "model", "pid"}
     assert lines[1:] == [
         {"image_path": IMAGE, "stamp": list(stamp_of(IMAGE))},
@@ -293,14 +294,15 @@ def test_the_status_tells_how_the_machine_began_and_ended(tmp_path: Path) -> Non
     ]
     assert before <= (status.started_time or 0.0) <= time.time()
     assert status.exit_code == 7
-    assert status.first_process == lines[0]["pid"]
+    assert status.told["pid"] == lines[0]["pid"]
+    assert status.image == (IMAGE, ImageVersion(IMAGE, stamp_of(IMAGE)))
     assert status.model is not None
 
 
 def test_a_reason_not_to_launch_is_told(tmp_path: Path) -> None:
     said, exit_code = start(tmp_path, "/bad")
     assert (said, exit_code) == ("", 1)
-    assert '{"failure": "the image is bad"}' in read_status(tmp_path).text
+    assert read_status(tmp_path).told["failure"] == "the image is bad"
 
 
 MOST = 2 * KEPT_BYTES + SLACK_BYTES

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from tests.fake_driver import FakeDriver, FakeEngine
+from tests.fake_driver import FakeDriver, FakeEngine, InlineEngine
 from tests.simulated import HoldingEngine, World
 from vac.cli.machine_commands import known_of
 from vac.config.settings import Settings
-from vac.drivers.engine import InlineEngine
 from vac.host.connections import Contact
 from vac.machines.slots import find_ended
 

@@ -15,7 +15,7 @@ from tests.fake_driver import FakeDriver, Script
 from tests.simulated import START, World, one_type
 from tests.unit.factory.conftest import MakeWorld
 from vac.drivers.base import EngineState, Observed, Usage
-from vac.drivers.engine import Changed, InlineEngine, _Call
+from vac.drivers.engine import Changed, Engine, _Call
 from vac.factory.state import Stop
 from vac.lifecycle.phases import Releasing, SetAside
 from vac.machines import files
@@ -156,7 +156,7 @@ def test_a_stopping_factory_credits_nothing_while_its_engine_hangs(
     seen = world.clock.now - (world.clock.boot() - listed)
     world.clock.now += 25
     waiting = _Call("", world.clock.boot() - 5.0, world.clock.boot() + 25.0)
-    monkeypatch.setattr(InlineEngine, "_outstanding", lambda engine: [waiting])
+    monkeypatch.setattr(Engine, "_outstanding", lambda engine: [waiting])
     world.inbox.put(Stop())
     world.factory.run(lambda: None, lambda: None)
     assert world.machine().heartbeat_time == seen

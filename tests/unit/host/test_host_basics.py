@@ -22,7 +22,7 @@ def test_the_kernels_name_and_processors_are_taken() -> None:
     found = facts.read({})
     assert found.name == os.uname().nodename.lower()
     assert (found.processors, found.assumed, found.problem) == (os.cpu_count(), False, "")
-    assert found.same(facts.read({}))
+    assert found == facts.read({})
 
 
 @pytest.mark.parametrize(

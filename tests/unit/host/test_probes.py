@@ -151,7 +151,7 @@ def test_a_path_that_hangs_is_waited_for_no_longer_than_asked(
     image = str(place / "a.b/file")
     assert problem_of(image) == late
     with pytest.raises(CreationFailed, match=f"{image} {late}"):
-        ImageFiles(None, lambda: None).path(image, None, place)
+        ImageFiles(None, lambda: None).held(image, None, place)
 
 
 def test_paths_elsewhere_are_not_looked_at(place: Path) -> None:

@@ -10,7 +10,6 @@ import contextlib
 import io
 import json
 import logging
-import os
 import re
 import tarfile
 from collections.abc import Generator, Mapping
@@ -24,7 +23,8 @@ import docker.errors
 from vac.drivers.base import CreationFailed, MachineSpec
 from vac.drivers.docker.docker_api import Client, explanation
 from vac.drivers.docker.docker_images import Image
-from vac.host.cgroups import CPU_PERIOD
+from vac.host.cgroups import CPU_PERIOD, MOST_SHARES
+from vac.host.filesystems import CVMFS
 from vac.host.syscall_filter import Rule, rules
 from vac.text import without_url_secrets
 
@@ -37,7 +37,6 @@ LABEL_DIRECTORY = "vac.directory"
 LABEL_IMAGE = "vac.image"
 LABEL_DIGEST = "vac.digest"
 
-CVMFS = "/cvmfs"
 FEATURES = {
     "MACHINEFEATURES": "/etc/machinefeatures",
     "JOBFEATURES": "/etc/jobfeatures",
@@ -48,8 +47,8 @@ FUSE = Path("/dev/fuse")
 """Lets unprivileged programs mount image files: the kernel asks for no more than a user namespace."""
 LONGEST_HOST_NAME = 64
 """Of the kernel, bytes."""
-MOST_CPU_SHARES = 262144
-"""Of the kernel and of Docker."""
+PROFILE = "seccomp.json"
+"""In the machine's directory, the seccomp profile for Podman, which takes the path of a file."""
 LOG_OPTIONS = {"max-size": "1m", "max-file": "2"}
 PASSWD = "/etc/passwd"
 LONGEST_PASSWD_BYTES = 1024 * 1024
@@ -84,7 +83,7 @@ def make_container(client: Client, spec: MachineSpec, image: Image) -> str:
             uid = _uid(client, container_id, user)
             if uid == 0 and opens_proc(spec):
                 raise CreationFailed(f"container_user {user} is root in the image: not with container_nested")
-            hand_over(spec, uid)
+            spec.hand_over(uid)
             _check_command(client, container_id, spec, image)
             client.start(container_id)
         except BaseException:
@@ -107,7 +106,7 @@ def _create(client: Client, spec: MachineSpec, image: Image) -> str:
         systemd=client.info().get("CgroupDriver") == "systemd",
     )
     if engine.podman:
-        path = _profile_path(spec)
+        path = spec.directory / PROFILE
         try:
             path.write_text(seccomp_profile(opens_namespaces(spec)))
         except OSError as error:  # without a file's name if it is the write itself that fails
@@ -261,9 +260,8 @@ def _check_sources(spec: MachineSpec) -> None:
     tokens = spec.machinetype.token_dir
     if tokens is not None and not tokens.is_dir():
         raise CreationFailed(f"{tokens}, the token_dir, is no directory of this host")
-    if (
-        spec.machinetype.cvmfs_repositories and Path(CVMFS) not in Path("/").iterdir()
-    ):  # not touched: it may hang
+    present = Path(CVMFS) in Path("/").iterdir()  # not touched: it may hang
+    if spec.machinetype.cvmfs_repositories and not present:
         raise CreationFailed(
             f"{CVMFS} doesn't exist on this host, and the machinetype has cvmfs_repositories"
         )
@@ -277,64 +275,37 @@ def make_tmp_binds(spec: MachineSpec) -> None:
         directory.chmod(0o1777)
 
 
-def hand_over(spec: MachineSpec, uid: int) -> None:
-    """Give the container's user what it must execute and write: user_data is for that user alone."""
-    user_data = spec.directory / "user_data"
-    os.chown(user_data, uid, -1)
-    user_data.chmod(0o500)
-    os.chown(spec.directory / "joboutputs", uid, -1)
-
-
-def _profile_path(spec: MachineSpec) -> Path:
-    """Return the place of the seccomp profile for Podman, which takes the path of a file."""
-    return spec.directory / "seccomp.json"
-
-
 def tmp_bind_directory(spec: MachineSpec, path: str) -> Path:
     """Return the host's directory that the machine sees at this path of tmp_binds."""
     return spec.directory / "mnt" / quote(path.strip("/"), safe="")
 
 
 def _mounts(spec: MachineSpec) -> list[dict[str, object]]:
-    machinetype = spec.machinetype
-    mounts = [_bind(spec.directory / "user_data", "/user_data")]
-    mounts += [
-        _bind(spec.directory / name.lower(), path, read_only=name != "JOBOUTPUTS")
-        for name, path in FEATURES.items()
+    fresh = [("rw", str(tmp_bind_directory(spec, path)), path) for path in spec.machinetype.tmp_binds]
+    return [
+        {
+            "Type": "bind",
+            "Source": source,
+            "Target": place,
+            "ReadOnly": mode == "ro",
+            "BindOptions": {"Propagation": "rslave" if place == CVMFS else "rprivate"},
+        }
+        for mode, source, place in [*spec.mounts(FEATURES), *fresh]
     ]
-    mounts += [_bind(tmp_bind_directory(spec, path), path, read_only=False) for path in machinetype.tmp_binds]
-    if machinetype.cvmfs_repositories:
-        mounts.append(_bind(Path(CVMFS), CVMFS, propagation="rslave"))
-    if machinetype.token_dir is not None:
-        mounts.append(_bind(machinetype.token_dir, "/etc/vac-tokens"))
-    return mounts
-
-
-def _bind(
-    source: Path, target: str, *, read_only: bool = True, propagation: str = "rprivate"
-) -> dict[str, object]:
-    return {
-        "Type": "bind",
-        "Source": str(source),
-        "Target": target,
-        "ReadOnly": read_only,
-        "BindOptions": {"Propagation": propagation},
-    }
 
 
 def _limits(spec: MachineSpec) -> Mapping[str, object]:
-    """Reserve the machine's memory and limit it to memory_limit_factor times that, without swap beyond it."""
+    """Reserve the machine's memory, and limit it without swap beyond that."""
+    most, most_bytes = spec.limits, spec.limits.memory_limit_bytes
     limits: dict[str, object] = {
-        "CpuShares": min(1024 * spec.processors, MOST_CPU_SHARES),
-        "MemoryReservation": spec.memory_bytes,
-        "PidsLimit": spec.settings.pids_per_processor * spec.processors,
+        "CpuShares": min(1024 * most.processors, MOST_SHARES),
+        "MemoryReservation": min(most.memory_bytes, most_bytes or most.memory_bytes),
+        "PidsLimit": most.pids,
     }
-    if (quota := spec.cpu_quota) is not None:
-        limits |= {"CpuPeriod": CPU_PERIOD, "CpuQuota": quota}
-    if spec.settings.memory_limit_factor > 0:
-        most_bytes = int(spec.memory_bytes * spec.settings.memory_limit_factor)
-        limits["Memory"] = limits["MemorySwap"] = most_bytes
-        limits["MemoryReservation"] = min(spec.memory_bytes, most_bytes)
+    if most.cpu_quota is not None:
+        limits |= {"CpuPeriod": CPU_PERIOD, "CpuQuota": most.cpu_quota}
+    if most_bytes is not None:
+        limits |= {"Memory": most_bytes, "MemorySwap": most_bytes}
     return limits
 
 
@@ -343,7 +314,7 @@ def _privileges(spec: MachineSpec, engine: EngineKind) -> Mapping[str, object]:
     options = [] if capabilities else ["no-new-privileges:true"]
     privileges: dict[str, object] = {"CapDrop": ["ALL"], "CapAdd": list(capabilities), "SecurityOpt": options}
     if engine.podman:
-        options.append(f"seccomp={_profile_path(spec)}")
+        options.append(f"seccomp={spec.directory / PROFILE}")
     if not spec.machinetype.container_nested:
         return privileges
     options += [

@@ -87,7 +87,7 @@ class Listed:
     """The machine's directory; "" if it isn't known."""
 
 
-@dataclass(frozen=True)
+@dataclass
 class Ownership:
     """Tells this factory's containers from all others."""
 
@@ -142,7 +142,9 @@ class DockerDriver(Driver):
     ) -> None:
         self._ownership = Ownership(settings.factory_name, {})
         self._connection = Connection(settings.docker_host, call_seconds)
-        self._events = EventReader(self._connection, lambda: self._ownership.filters, self._identify)
+        self._events = EventReader(
+            self._connection, lambda: self._ownership.filters, self._ownership.identify
+        )
         self._images = DockerImages(self._connection, self.changed, fetch, limits)
         self._volumes = Volumes()
         self._meter = UsageMeter()
@@ -157,7 +159,7 @@ class DockerDriver(Driver):
         return self._images.prepare(machinetype.root_image, files)
 
     def adopt(self, machines: Mapping[str, str], processes: Mapping[str, LeftProcess]) -> None:
-        self._ownership = Ownership(self._ownership.factory, adoptable(machines))
+        self._ownership.adopted = adoptable(machines)
 
     def list(self) -> Sequence[Observed]:
         """See Driver. Of containers that have ended each is inspected once."""
@@ -230,9 +232,6 @@ class DockerDriver(Driver):
     def close(self) -> None:
         self._events.close()
         self._connection.forget()
-
-    def _identify(self, container_id: str, labels: Mapping[str, str]) -> tuple[str, str] | None:
-        return self._ownership.identify(container_id, labels)
 
     def _find(self, client: Client, name: str | None = None, uuid: str | None = None) -> Sequence[Listed]:
         """Return all machines of this factory, or the one; not those that create() is about to start."""

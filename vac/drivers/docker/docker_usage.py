@@ -16,7 +16,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from vac.drivers.base import Usage
+from vac.drivers.base import Usage, grown
 from vac.host.cgroups import EngineGroup, find_engine_group, find_mounts
 from vac.host.connections import Contact, contacts_by_group, contacts_within
 
@@ -42,18 +42,13 @@ class _Container:
         if used is None:
             self.ended = True
             return
-        peaks = (used.peak_memory_bytes, used.memory_bytes, self.usage.peak_memory_bytes)
-        self.usage = replace(
-            self.usage,
-            cpu_seconds=_largest(self.usage.cpu_seconds, used.cpu_seconds),
-            memory_bytes=used.memory_bytes,
-            busy_tasks=used.busy_tasks,
-            peak_memory_bytes=max((peak for peak in peaks if peak is not None), default=None),
-        )
+        if used.peak_memory_bytes is None:
+            used = replace(used, peak_memory_bytes=used.memory_bytes)
         with contextlib.suppress(OSError):
             if self.own_network and self.is_first_process():
                 received, sent = parse_net_dev((PROC / str(self.pid) / "net" / "dev").read_text())
-                self.usage = replace(self.usage, network_received_bytes=received, network_sent_bytes=sent)
+                used = replace(used, network_received_bytes=received, network_sent_bytes=sent)
+        self.usage = grown(used, self.usage)
 
     def watch(self) -> None:
         """Measure once more as soon as the first process ends, in a thread that waits for that."""
@@ -168,8 +163,3 @@ def _gone(pid: int) -> bool:
         return (PROC / str(pid) / "stat").read_text().rpartition(")")[2].split()[0] in "ZX"
     except (FileNotFoundError, ProcessLookupError):
         return True
-
-
-def _largest(before: float | None, now: float | None) -> float | None:
-    """Return the later of two readings of a counter, whichever thread was the last."""
-    return max((value for value in (before, now) if value is not None), default=None)

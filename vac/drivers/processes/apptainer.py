@@ -7,6 +7,7 @@ or later, with or without their setuid parts. The launcher imports this module, 
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from vac.host.filesystems import real_image, with_other_paths
@@ -31,58 +32,46 @@ _FAILED = 255
 """Their exit code when they fail; the machine's command may end with it as well."""
 
 
-def plan(spec: MachineSpec, program: str) -> dict[str, Any]:
-    """See Model. A root_image with a URL has been replaced by its copy's path."""
-    kind, directory = spec.machinetype, spec.directory
-    image = kind.root_image
+def plan(spec: MachineSpec, program: str, mounts: list[tuple[str, str, str]]) -> dict[str, Any]:
+    """See Model. A root_image with a URL has been replaced by its copy's path.
+
+    tmp, var_tmp and home are --workdir's own; only we can make places in them to mount at.
+    """
+    image, own = spec.machinetype.root_image, spec.directory / "mnt"
     if not image:
         raise ValueError("root_image is not set; singularity takes a directory tree, an image file or a URL")
     if "://" in image:
         raise ValueError("root_image: singularity takes http:// and https:// URLs and paths only")
-    binds = [(str(directory / name), f"/tmp/{name}", "ro") for name in ("machinefeatures", "jobfeatures")]
-    binds.append((str(directory / "joboutputs"), "/tmp/joboutputs", "rw"))
-    if (directory / "user_data").exists():
-        binds.append((str(directory / "user_data"), "/user_data", "ro"))
-    if kind.cvmfs_repositories:
-        binds.append(("/cvmfs", "/cvmfs", "ro"))
-    if kind.token_dir is not None:
-        binds.append((str(kind.token_dir), "/etc/vac-tokens", "ro"))
-    own = directory / "mnt"
-    binds += [(str(own / name), place, "rw") for name, place in scratch(spec) if name.startswith("bind")]
+    paths = [os.path.normpath(path) for path in spec.machinetype.tmp_binds]
+    binds = [("rw", str(own / f"bind{number}"), path) for number, path in enumerate(paths)]
+    places = [place[1:] for _, _, place in mounts if place.startswith("/tmp/")]
     return {
         "program": program,
         "hostname": spec.name,
         "image": str(spec.files / image),
         "workdir": str(own),
         "hidden": with_other_paths([str(spec.settings.state_dir)]),
-        "binds": binds,
-        "command": kind.container_command,
+        "binds": [each for each in (*mounts, *binds) if each[2] != "/user_data" or os.path.exists(each[1])],
+        "fresh": ["tmp", "var_tmp", "home", *places, *(f"bind{number}" for number in range(len(binds)))],
+        "command": spec.machinetype.container_command,
         "environment": {"HOME": str(own / "home")},
     }
 
 
-def scratch(spec: MachineSpec) -> list[tuple[str, str]]:
-    """See Model. tmp, var_tmp and home are --workdir's own; only we can make places in them to mount at."""
-    paths = [os.path.normpath(path) for path in spec.machinetype.tmp_binds]
-    features = [(f"tmp/{name}", f"/tmp/{name}") for name in ("machinefeatures", "jobfeatures", "joboutputs")]
-    binds = [(f"bind{number}", path) for number, path in enumerate(paths)]
-    return [("tmp", "/tmp"), ("var_tmp", "/var/tmp"), ("home", ""), *features, *binds]
-
-
-def running(status: str, first: bytes, others: list[bytes]) -> bool:
+def running(told: Mapping[str, Any], first: bytes, others: list[bytes]) -> bool:
     """See Model: a process that isn't of Apptainer runs beside the init of the machine's own PID namespace."""
     return any(map(_is_init, others)) and any(each and not _is_own(each) for each in others)
 
 
-def executed(status: str) -> bool:
-    return '"executing"' in status
+def executed(told: Mapping[str, Any]) -> bool:
+    return "executing" in told
 
 
 def may_pass(failure: str) -> bool:
     return False
 
 
-def has_run(status: str, exit_code: int, said: str) -> bool:
+def has_run(told: Mapping[str, Any], exit_code: int, said: str) -> bool:
     """See Model: a failure has an exit code that the command may also have, and a last message."""
     return not (exit_code == _FAILED and "FATAL:" in said)
 
@@ -107,7 +96,7 @@ def command_line(plan: dict[str, Any]) -> list[str]:
     return [plan["program"], "--silent", "exec", *isolation, *places, image, plan["command"]]
 
 
-def mount(source: str, destination: str, mode: str) -> str:
+def mount(mode: str, source: str, destination: str) -> str:
     """Return a bind in the form of --mount: fields of a line of CSV (RFC 4180)."""
     fields = ["type=bind", f"source={source}", f"destination={destination}", mode]
     return ",".join('"' + field.replace('"', '""') + '"' for field in fields if field != "rw")

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -36,51 +37,44 @@ OWN_MARK = b"\0--json-status-fd\x003\0"
 """Part of bwrap's own command line that tells it from one that a machine starts."""
 
 
-def plan(spec: MachineSpec, program: str) -> dict[str, Any]:
-    kind, directory = spec.machinetype, spec.directory
+def plan(spec: MachineSpec, program: str, mounts: list[tuple[str, str, str]]) -> dict[str, Any]:
+    kind = spec.machinetype
     if not kind.root_image:
         raise ValueError("root_image is not set; bubblewrap takes / or the path of a directory tree")
     if "://" in kind.root_image:
         raise ValueError("root_image is a URL; bubblewrap takes / or a directory tree")
     root = os.path.normpath(spec.files / kind.root_image)
-    state_dir = str(spec.settings.state_dir)
-    mounts = [("rw", str(directory / "mnt" / source), dest) for source, dest in scratch(spec)]
-    mounts += [("dev", "", "/dev"), ("proc", "", "/proc")]
-    hidden = with_other_paths([*HIDDEN, *map(str, spec.hidden), state_dir])
-    mounts += [("blank", "", path) for path in hidden]
-    mounts += [("try", path, path) for path in RESOLVER_FILES]
-    mounts += [("ro", str(directory / name), f"/tmp/{name}") for name in ("machinefeatures", "jobfeatures")]
-    mounts.append(("rw", str(directory / "joboutputs"), "/tmp/joboutputs"))
-    mounts.append(("ro", str(directory / "user_data"), "/user_data"))
-    if kind.cvmfs_repositories:
-        mounts.append(("ro", "/cvmfs", "/cvmfs"))
-    if kind.token_dir is not None:
-        mounts.append(("ro", str(kind.token_dir), "/etc/vac-tokens"))
+    paths = [os.path.normpath(path) for path in kind.tmp_binds]
+    fresh = {
+        "tmp": "/tmp",
+        "var_tmp": "/var/tmp",
+        **{f"bind{number}": path for number, path in enumerate(paths)},
+    }
+    hidden = with_other_paths([*HIDDEN, *map(str, spec.hidden), str(spec.settings.state_dir)])
     return {
         "program": program,
         "hostname": spec.name,
         "image": root,
         "files": os.path.realpath(spec.files),
-        "mounts": mounts,
+        "mounts": [
+            *(("rw", str(spec.directory / "mnt" / name), place) for name, place in fresh.items()),
+            *(("dev", "", "/dev"), ("proc", "", "/proc")),
+            *(("blank", "", path) for path in hidden),
+            *(("try", path, path) for path in RESOLVER_FILES),
+            *mounts,
+        ],
+        "fresh": list(fresh),
         "command": kind.container_command,
     }
 
 
-def scratch(spec: MachineSpec) -> list[tuple[str, str]]:
-    paths = [os.path.normpath(path) for path in spec.machinetype.tmp_binds]
-    binds = [(f"bind{number}", path) for number, path in enumerate(paths)]
-    return [("tmp", "/tmp"), ("var_tmp", "/var/tmp"), *binds]
-
-
-def running(status: str, first: bytes, others: list[bytes]) -> bool:
+def running(told: Mapping[str, Any], first: bytes, others: list[bytes]) -> bool:
     """See Model: a process that bwrap has forked keeps bwrap's command line until it executes something."""
-    return '"child-pid"' in status and any(
-        each not in (first, b"") and OWN_MARK not in each for each in others
-    )
+    return "child-pid" in told and any(each not in (first, b"") and OWN_MARK not in each for each in others)
 
 
-def executed(status: str) -> bool:
-    return '"child-pid"' in status
+def executed(told: Mapping[str, Any]) -> bool:
+    return "child-pid" in told
 
 
 def may_pass(failure: str) -> bool:
@@ -89,9 +83,9 @@ def may_pass(failure: str) -> bool:
     return failure.startswith("bwrap: Can't ") and gone
 
 
-def has_run(status: str, exit_code: int, said: str) -> bool:
+def has_run(told: Mapping[str, Any], exit_code: int, said: str) -> bool:
     """See Model: bwrap tells an exit code only if it has executed the command."""
-    return '"exit-code"' in status
+    return "exit-code" in told
 
 
 def command_line(plan: dict[str, Any]) -> list[str]:

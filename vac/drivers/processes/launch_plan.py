@@ -12,9 +12,10 @@ import os
 import pwd
 import shutil
 import sys
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol, cast
+from typing import IO, Any, Protocol, cast
 
 import vac
 from vac.config.machinetype import reserved_paths
@@ -22,7 +23,6 @@ from vac.config.settings import Settings, slot_number, slot_uid
 from vac.drivers.base import CreationFailed, MachineSpec
 from vac.drivers.images import ImageVersion
 from vac.drivers.processes import launch
-from vac.host.cgroups import Limits
 from vac.host.filesystems import FileStamp
 from vac.host.privileges import MOST_USER_NAMESPACES, subordinate_ids
 from vac.host.syscall_filter import compiled
@@ -32,11 +32,17 @@ MODELS = {"bubblewrap": "vac.drivers.processes.bubblewrap", "singularity": "vac.
 STATUS_FILE = "launch.status"
 """In the machine's directory, root's own: lines of JSON, as launch.py says."""
 MOST_REASON_CHARACTERS = 300
+FEATURES = {name: f"/tmp/{name.lower()}" for name in ("MACHINEFEATURES", "JOBFEATURES", "JOBOUTPUTS")}
+"""Paths inside, by the variable that tells them."""
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 
 class Model(Protocol):
-    """A module of MODELS. Plans have "program" and "image", its path, among others."""
+    """A module of MODELS.
+
+    Plans have "program", "image", its path, and "fresh", the directories to make in mnt, among others. told is what
+    launcher and program have told in the status file.
+    """
 
     PROGRAMS: tuple[str, ...]
     """Programs that make the machine; the first that is found in PATH is taken."""
@@ -53,29 +59,26 @@ class Model(Protocol):
     FILTERED: bool
     """True: the program takes a filter of system calls as descriptor FILTER; else it is put under one itself."""
 
-    def plan(self, spec: MachineSpec, program: str) -> dict[str, Any]:
-        """Return what the launcher needs, for JSON. Raises ValueError with a reason."""
+    def plan(self, spec: MachineSpec, program: str, mounts: list[tuple[str, str, str]]) -> dict[str, Any]:
+        """Return what the launcher needs, for JSON; mounts as from MachineSpec. Raises ValueError with a reason."""
 
     def command_line(self, plan: dict[str, Any]) -> list[str]:
         """Return the program and its arguments; called in the launcher. Raises OSError or ValueError with a reason."""
 
-    def scratch(self, spec: MachineSpec) -> list[tuple[str, str]]:
-        """Return the fresh directories to make: name below mnt, and place inside."""
-
-    def running(self, status: str, first: bytes, others: list[bytes]) -> bool:
+    def running(self, told: Mapping[str, Any], first: bytes, others: list[bytes]) -> bool:
         """Return True if the machine's own command runs.
 
-        status is the text of the status file; first is the command line of the program, others are those of the
-        machine's other processes, b"" for one that has gone.
+        first is the command line of the program, others are those of the machine's other processes, b"" for one that
+        has gone.
         """
 
-    def executed(self, status: str) -> bool:
+    def executed(self, told: Mapping[str, Any]) -> bool:
         """Return False if the machine's own command was certainly never executed."""
 
     def may_pass(self, failure: str) -> bool:
         """Return True if the same start may succeed at once, since a file has vanished during it."""
 
-    def has_run(self, status: str, exit_code: int, said: str) -> bool:
+    def has_run(self, told: Mapping[str, Any], exit_code: int, said: str) -> bool:
         """Return True if the program, which has ended, had executed the machine's command; said: its last output."""
 
 
@@ -126,7 +129,7 @@ def make_plan(spec: MachineSpec) -> tuple[Model, dict[str, Any]]:
         raise CreationFailed(what)
     program = find_program(kind, spec.settings)
     try:
-        plan = model.plan(spec, program)
+        plan = model.plan(spec, program, spec.mounts(FEATURES))
         if model.FILTERED:
             plan["filter"] = compiled(spec.machinetype.container_nested).hex()
             plan["most_user_namespaces"] = MOST_USER_NAMESPACES * spec.machinetype.container_nested
@@ -136,10 +139,7 @@ def make_plan(spec: MachineSpec) -> tuple[Model, dict[str, Any]]:
         raise CreationFailed(f"{error.filename} {error.strerror}") from error
     except ValueError as error:
         raise CreationFailed(str(error)) from error
-    features = {
-        f"{name.upper()}": f"/tmp/{name}" for name in ("machinefeatures", "jobfeatures", "joboutputs")
-    }
-    plan["environment"] = {"PATH": PATH, "HOME": "/tmp", **features, **plan.get("environment", {})}
+    plan["environment"] = {"PATH": PATH, "HOME": "/tmp", **FEATURES, **plan.get("environment", {})}
     plan["model"], plan["module"], plan["path"] = kind, MODELS[kind], str(Path(vac.__file__).parents[1])
     plan["uid"], plan["gid"] = uid, gid
     return model, plan
@@ -167,29 +167,15 @@ def find_program(machine_model: str, settings: Settings) -> str:
     raise CreationFailed(f"{model.PROGRAMS[0]} is not installed: install the package {model.PACKAGE}")
 
 
-def limits_of(spec: MachineSpec) -> Limits:
-    """Return the limits of the machine's cgroup."""
-    factor = spec.settings.memory_limit_factor
-    return Limits(
-        spec.processors,
-        spec.memory_bytes,
-        int(spec.memory_bytes * factor) if factor else None,
-        spec.settings.pids_per_processor * spec.processors,
-        spec.cpu_quota,
-    )
-
-
-def prepare_directory(spec: MachineSpec, model: Model, uid: int, gid: int) -> None:
+def prepare_directory(spec: MachineSpec, plan: Mapping[str, Any]) -> None:
     """Make the machine's user owner of what it may write or run, and make the fresh directories."""
-    os.chown(spec.directory / "joboutputs", uid, gid)
-    user_data = spec.directory / "user_data"
-    if user_data.exists():
-        os.chown(user_data, uid, gid)
-        user_data.chmod(0o500)
+    uid, gid = plan["uid"], plan["gid"]
+    with contextlib.suppress(FileNotFoundError):  # the machine's program says what is missing
+        spec.hand_over(uid, gid)
     below = spec.directory / "mnt"
     below.mkdir(exist_ok=True)
     below.chmod(0o711)
-    for name, _ in model.scratch(spec):
+    for name in plan["fresh"]:
         (below / name).mkdir(exist_ok=True)
         (below / name).chmod(0o700)
         os.chown(below / name, uid, gid)
@@ -199,29 +185,34 @@ def prepare_directory(spec: MachineSpec, model: Model, uid: int, gid: int) -> No
 class LaunchStatus:
     """The content of a status file."""
 
-    text: str = ""
+    told: Mapping[str, Any] = field(default_factory=dict)
+    """Values by key; of several the first."""
     time: float = 0.0
     """Of the last message, Unix seconds."""
-    first_process: int = 0
-    """Number of the program's process."""
 
     @property
     def model(self) -> Model | None:
         """The machine's model; None if there is no status file, as for machines of a classic factory."""
-        name = told_in(self.text, "model").get("model")
+        name = self.told.get("model")
         return model_of(name) if name in MODELS else None
 
     @property
     def started_time(self) -> float | None:
         """When the launcher became the program, Unix seconds; None: it hasn't, or is an older Vac's."""
-        told = told_in(self.text, "executing").get("executing")
-        return told if isinstance(told, float) else None
+        begun = self.told.get("executing")
+        return begun if isinstance(begun, float) else None
 
     @property
     def exit_code(self) -> int | None:
         """The exit code that the program has told."""
-        told = told_in(self.text, "exit-code").get("exit-code")
-        return told if isinstance(told, int) else None
+        code = self.told.get("exit-code")
+        return code if isinstance(code, int) else None
+
+    @property
+    def image(self) -> tuple[str, ImageVersion | None]:
+        """The image's real path, and its version if it is a file."""
+        path, stamp = str(self.told.get("image_path", "")), self.told.get("stamp")
+        return path, ImageVersion(path, FileStamp(*stamp)) if stamp else None
 
 
 def read_status(directory: Path) -> LaunchStatus:
@@ -231,31 +222,18 @@ def read_status(directory: Path) -> LaunchStatus:
             text, changed = file.read(65536).decode(errors="replace"), os.fstat(file.fileno()).st_mtime
     except OSError:
         return LaunchStatus()
-    first = told_in(text, "pid").get("pid")
-    return LaunchStatus(text, changed, first if isinstance(first, int) else 0)
-
-
-def image_in(said: str) -> tuple[str, ImageVersion | None]:
-    """Return the image's real path, as the launcher has told it, and its version if it is a file."""
-    told = told_in(said, "image_path")
-    path, stamp = str(told.get("image_path", "")), told.get("stamp")
-    return path, ImageVersion(path, FileStamp(*stamp)) if stamp else None
-
-
-def told_in(said: str, key: str) -> dict[str, Any]:
-    """Return the JSON object with this key among those that launcher and program have written; empty if none has it."""
-    for line in said.splitlines():
+    told: dict[str, Any] = {}
+    for line in text.splitlines():
         with contextlib.suppress(json.JSONDecodeError):
-            told = json.loads(line)
-            if isinstance(told, dict) and key in told:
-                return told
-    return {}
+            message = json.loads(line)
+            told = {**message, **told} if isinstance(message, dict) else told
+    return LaunchStatus(told, changed)
 
 
-def open_for_root(file: Path, flags: int = 0) -> int:
+def open_for_root(file: Path, flags: int = 0) -> IO[bytes]:
     """Open a file of root's own for appending."""
     flags |= os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC
-    return os.open(file, flags, 0o600)
+    return os.fdopen(os.open(file, flags, 0o600), "ab", buffering=0)
 
 
 def spawn(plan: dict[str, Any], output: int, status: int) -> int:

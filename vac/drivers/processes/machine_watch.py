@@ -80,9 +80,7 @@ class MachineWatcher:
     def _limit_logs(self) -> None:
         for directory in self._directories():
             try:
-                limit(
-                    f"{directory}/{CONSOLE_LOG}"
-                )  # many times a minute: making a Path costs more than the look
+                limit(directory / CONSOLE_LOG)
             except FileNotFoundError:
                 continue
             except OSError as error:
@@ -91,9 +89,9 @@ class MachineWatcher:
                     _log.warning("%s/%s can't be limited: %s", directory, CONSOLE_LOG, error.strerror)
 
 
-def limit(log: str | Path) -> None:
+def limit(log: Path) -> None:
     """Free the middle of a log that takes too much disk. Raises OSError."""
-    found = os.stat(log)  # noqa: PTH116
+    found = log.stat()
     if found.st_blocks * _BLOCK <= 2 * KEPT_BYTES + SLACK_BYTES:
         return
     end = (found.st_size - KEPT_BYTES) // _PAGE * _PAGE

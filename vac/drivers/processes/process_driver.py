@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import itertools
 import logging
 import os
 import pwd
 import threading
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,8 +39,6 @@ from vac.drivers.processes.launch_plan import (
     LaunchStatus,
     Model,
     identity,
-    image_in,
-    limits_of,
     make_plan,
     model_of,
     named_user,
@@ -49,7 +48,6 @@ from vac.drivers.processes.launch_plan import (
     read_status,
     said_in,
     spawn,
-    told_in,
 )
 from vac.drivers.processes.machine_watch import CONSOLE_LOG, MachineWatcher, close_up
 from vac.drivers.volumes import Volumes
@@ -148,14 +146,14 @@ class ProcessDriver(Driver):
         group = f"{spec.name}_{spec.uuid}"
         known = self._known[group] = _Known(spec.directory, starting=True)
         try:
-            self._groups.create(group, limits_of(spec))
+            self._groups.create(group, spec.limits)
             plan["entrances"] = [str(entrance) for entrance in self._groups.entrances(group)]
-            prepare_directory(spec, model, plan["uid"], plan["gid"])
-            told = self._start(spec, model, plan, group)
+            prepare_directory(spec, plan)
+            self._start(spec, model, plan, group)
             self._limit(spec, group)
             known.runs = True
             self._watcher.add(group)
-            path, image = image_in(told)
+            path, image = self._status(group).image
             self._facts.note(spec.uuid, _facts(spec, path), image)
         except (OSError, CgroupError, CreationFailed) as error:
             self._clear(group)
@@ -194,7 +192,7 @@ class ProcessDriver(Driver):
             group = f"{process.name}_{uuid}"
             if take_over(self._groups, group, process):
                 self._watcher.add(group)
-            if self._groups.exists(group):
+            if group in self._groups.names():
                 used = self._groups.usage(group).cpu_seconds or 0.0
                 self._taken_over[uuid] = max(0.0, process.cpu_seconds - used)
         if self._left is left:
@@ -230,7 +228,7 @@ class ProcessDriver(Driver):
         kind = spec.machinetype
         if not _fetches(kind):
             return spec
-        path = self._images.path(kind.root_image, None, spec.files)
+        path, _ = self._images.held(kind.root_image, None, spec.files)
         try:
             slots_own = spec.settings.slot_uids is not None
             os.chown(path, -1, 0 if slots_own else identity(spec)[1])
@@ -261,7 +259,7 @@ class ProcessDriver(Driver):
             runs = self._of(group).runs or self._has_begun(group)
             return Observed(*identity, EngineState.RUNNING if runs else EngineState.HALF_MADE)
         status = self._status(group)
-        executed = status.model is None or status.model.executed(status.text)
+        executed = status.model is None or status.model.executed(status.told)
         if not executed or not self._groups.usage(group).cpu_seconds:
             return Observed(*identity, EngineState.HALF_MADE)
         known = self._of(group)
@@ -276,13 +274,15 @@ class ProcessDriver(Driver):
     def _has_begun(self, group: str) -> bool:
         """Find out if the command of a machine runs that another process of the factory was making."""
         status = self._status(group)
-        if status.model is not None:
-            first = status.first_process
-            others = [_command_line(each) for each in self._groups.processes(group) if each != first]
-            if not status.model.running(status.text, _command_line(first), others):
-                return False
+        if status.model is not None and not self._command_runs(group, status.model, status.told):
+            return False
         self._known.setdefault(group, _Known()).runs = True
         return True
+
+    def _command_runs(self, group: str, model: Model, told: Mapping[str, Any]) -> bool:
+        first = told.get("pid", 0)
+        others = [_command_line(each) for each in self._groups.processes(group) if each != first]
+        return model.running(told, _command_line(first), others)
 
     def _usage(self, group: str) -> Usage:
         used, before = self._groups.usage(group), self._taken_over.get(_identity(group)[1])
@@ -291,31 +291,22 @@ class ProcessDriver(Driver):
         # memory that was allocated before a process is moved stays charged to the group it came from
         return Usage(None if used.cpu_seconds is None else used.cpu_seconds + before)
 
-    def _start(self, spec: MachineSpec, model: Model, plan: dict[str, Any], group: str) -> str:
-        """Start the machine; return what launcher and program have told."""
+    def _start(self, spec: MachineSpec, model: Model, plan: dict[str, Any], group: str) -> None:
+        """Start the machine. Raises CreationFailed."""
         for _ in range(START_ATTEMPTS):
-            told, failure = self._try_to_start(spec, model, plan, group)
+            failure = self._try_to_start(spec, model, plan, group)
             if not failure:
-                return told
+                return
             if not model.may_pass(failure):
                 break
         raise CreationFailed(failure)
 
-    def _try_to_start(
-        self, spec: MachineSpec, model: Model, plan: dict[str, Any], group: str
-    ) -> tuple[str, str]:
-        """Return what launcher and program have told, and the reason why the machine hasn't started, or ""."""
-        console = spec.directory / CONSOLE_LOG
-        output = open_for_root(console)
-        said_before = os.fstat(output).st_size
-        try:
-            status = open_for_root(spec.directory / STATUS_FILE, os.O_TRUNC)
-            try:
-                child = spawn({**plan, "machine": group}, output, status)
-            finally:
-                os.close(status)
-        finally:
-            os.close(output)
+    def _try_to_start(self, spec: MachineSpec, model: Model, plan: dict[str, Any], group: str) -> str:
+        """Return the reason why the machine hasn't started, or ""."""
+        console, status = spec.directory / CONSOLE_LOG, spec.directory / STATUS_FILE
+        with open_for_root(console) as output, open_for_root(status, os.O_TRUNC) as messages:
+            said_before = os.fstat(output.fileno()).st_size
+            child = spawn({**plan, "machine": group}, output.fileno(), messages.fileno())
         with self._lock:
             self._children[child] = group
             known = self._known[group]
@@ -323,13 +314,12 @@ class ProcessDriver(Driver):
         note_pid(spec.directory, child)
         told, exit_code = self._wait_for_start(model, child, group)
         said = said_in(console, said_before) if exit_code is not None else ""
-        failure = str(told_in(told, "failure").get("failure", ""))
-        begun = exit_code is None or (told_in(told, "executing") and model.has_run(told, exit_code, said))
-        if begun and not failure:
-            return told, ""
-        return told, failure or said or f"{Path(plan['program']).name} ended at once"
+        begun = exit_code is None or ("executing" in told and model.has_run(told, exit_code, said))
+        if begun and "failure" not in told:
+            return ""
+        return told.get("failure") or said or f"{Path(plan['program']).name} ended at once"
 
-    def _wait_for_start(self, model: Model, child: int, group: str) -> tuple[str, int | None]:
+    def _wait_for_start(self, model: Model, child: int, group: str) -> tuple[Mapping[str, Any], int | None]:
         """Wait until the machine's command runs, or the program has ended; return what was told, and its exit code."""
         deadline = time.monotonic() + START_SECONDS
         pause_seconds = 0.001
@@ -337,11 +327,10 @@ class ProcessDriver(Driver):
             self._reap()
             with self._lock:
                 ended, exit_code = child not in self._children, self._known[group].exit_code
-            told = self._status(group).text
+            told = self._status(group).told
             if ended:
                 return told, exit_code or 0
-            others = [_command_line(each) for each in self._groups.processes(group) if each != child]
-            if model.running(told, _command_line(child), others):
+            if self._command_runs(group, model, told):
                 return told, None
             time.sleep(pause_seconds)
             pause_seconds = min(pause_seconds * 1.5, 0.05)
@@ -378,7 +367,7 @@ class ProcessDriver(Driver):
             places = sorted(self._machines_directory.glob(f"*_{_identity(group)[0]}"), reverse=True)
         for place in places:
             status = read_status(place)
-            if told_in(status.text, "machine").get("machine") == group:
+            if status.told.get("machine") == group:
                 known = self._known.setdefault(group, _Known())
                 known.directory, known.started_time = place, status.started_time
                 return status
@@ -416,7 +405,7 @@ def _exit_code(child: int) -> int | None:
 
 def _command_line(process: int) -> bytes:
     with contextlib.suppress(OSError):
-        return Path(f"/proc/{process}/cmdline").read_bytes()
+        return (PROC / str(process) / "cmdline").read_bytes()
     return b""
 
 
@@ -439,21 +428,22 @@ def take_over(groups: Groups, group: str, left: LeftProcess) -> bool:
     """
     if not still_runs(left):
         return False
-    if not groups.exists(group):
+    if group not in groups.names():
         groups.create(group, Limits(left.processors, left.memory_bytes, None, MOST_PIDS))
     moved: set[int] = set()
     while fresh := {left.pid, *descendants(left.pid)} - moved:
-        for process in fresh:
-            _enter(groups.entrances(group), process)
+        for process, entrance in itertools.product(fresh, groups.entrances(group)):
+            with contextlib.suppress(ProcessLookupError):
+                entrance.write_text(str(process))
         moved |= fresh
     return True
 
 
-def still_runs(left: LeftProcess, proc: Path = PROC) -> bool:
+def still_runs(left: LeftProcess) -> bool:
     """Return True if the process with this number is still the one that was noted, by its owner, age and command."""
-    place = proc / str(left.pid)
+    place = PROC / str(left.pid)
     try:
-        state, _, begun_time = _stat(place, proc)
+        state, _, begun_time = _stat(place)
         owner = next(line for line in (place / "status").read_text().splitlines() if line.startswith("Uid:"))
         command = (place / "cmdline").read_bytes().lower()
     except (FileNotFoundError, ProcessLookupError):
@@ -471,13 +461,12 @@ def still_runs(left: LeftProcess, proc: Path = PROC) -> bool:
     )
 
 
-def descendants(pid: int, proc: Path = PROC) -> set[int]:
+def descendants(pid: int) -> set[int]:
     """Return the process's children, their children, and so on."""
     children: dict[int, list[int]] = {}
-    for place in proc.iterdir():
-        if place.name.isdigit():
-            with contextlib.suppress(FileNotFoundError, ProcessLookupError):
-                children.setdefault(_stat(place, proc)[1], []).append(int(place.name))
+    for place in PROC.glob("[0-9]*"):
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+            children.setdefault(_stat(place)[1], []).append(int(place.name))
     found: set[int] = set()
     todo = [pid]
     while todo:
@@ -487,14 +476,8 @@ def descendants(pid: int, proc: Path = PROC) -> set[int]:
     return found
 
 
-def _stat(place: Path, proc: Path) -> tuple[str, int, float]:
+def _stat(place: Path) -> tuple[str, int, float]:
     """Return state, parent and start (Unix seconds) of a process."""
     fields = (place / "stat").read_text(errors="replace").rpartition(")")[2].split()
-    boot = next(line for line in (proc / "stat").read_text().splitlines() if line.startswith("btime "))
+    boot = next(line for line in (PROC / "stat").read_text().splitlines() if line.startswith("btime "))
     return fields[0], int(fields[1]), int(boot.split()[1]) + int(fields[19]) / os.sysconf("SC_CLK_TCK")
-
-
-def _enter(entrances: Iterable[Path], process: int) -> None:
-    with contextlib.suppress(ProcessLookupError):
-        for entrance in entrances:
-            entrance.write_text(str(process))
