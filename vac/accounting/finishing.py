@@ -31,7 +31,8 @@ def finish(state: StateDir, machine: Machine, usage: Usage, now: Moment, *, watc
     if machine.started_time is not None:
         if not machine.start_written:
             mark_started(state, machine, now)
-        if usage.signal == signal.SIGTERM and not shutdown_message(machine):
+        stopped = machine.model == "docker" and usage.signal == signal.SIGTERM
+        if stopped and not shutdown_message(machine):
             machine.ended_by_people = True  # or by its engine, which was stopped
         write_final_heartbeat(state, machine, now, usage, watched=watched)
         keep_shutdown_message(state, machine, now.unix)

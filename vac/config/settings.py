@@ -134,6 +134,7 @@ class Settings:
         1.0,
         "hard limit of a container's processor time as a multiple of its processors; 0 is no limit, only its share",
         least=0,
+        most=1000,
     )
     pids_per_processor: int = option(
         Kind.INTEGER, 4096, "limit of tasks of a container per processor", least=16

@@ -11,6 +11,7 @@ from __future__ import annotations
 import abc
 import contextlib
 import errno
+import logging
 import os
 import select
 import signal
@@ -42,6 +43,9 @@ SWAP = "memory.swap.max"
 """The limit of swap, which memory.max doesn't count; there only if the kernel counts swap."""
 LEAF = "init"
 """The leaf of vac-machines.service's own process: a group with processes can't have controllers below."""
+
+
+log = logging.getLogger(__name__)
 
 
 class CgroupError(Exception):
@@ -260,9 +264,7 @@ class GroupsV1(Groups):
         memory = self._home["memory"] / name
         (self._home["cpu"] / name / "cpu.shares").write_text(str(shares))
         if limits.cpu_quota is not None:
-            # the group around it may have less, or the kernel no such limit
-            with contextlib.suppress(OSError):
-                (self._home["cpu"] / name / "cpu.cfs_quota_us").write_text(str(limits.cpu_quota))
+            _set_quota(self._home["cpu"] / name / "cpu.cfs_quota_us", str(limits.cpu_quota))
         (memory / "memory.soft_limit_in_bytes").write_text(str(limits.memory_bytes))
         if limits.memory_limit_bytes is not None:
             for limit in (memory / "memory.limit_in_bytes", memory / MEMORY_AND_SWAP):
@@ -330,7 +332,7 @@ class GroupsV2(Groups):
         if "cpu" in self.controllers:
             (group / "cpu.weight").write_text(str(min(100 * limits.processors, MOST_WEIGHT)))
             if limits.cpu_quota is not None:
-                (group / "cpu.max").write_text(f"{limits.cpu_quota} {CPU_PERIOD}")
+                _set_quota(group / "cpu.max", f"{limits.cpu_quota} {CPU_PERIOD}")
         if "memory" in self.controllers:
             (group / "memory.low").write_text(str(limits.memory_bytes))
             most = limits.memory_limit_bytes
@@ -342,6 +344,14 @@ class GroupsV2(Groups):
 
     def _kill(self, name: str) -> None:
         (self._home / name / "cgroup.kill").write_text("1")
+
+
+def _set_quota(file: Path, text: str) -> None:
+    """Limit processor time, unless the group around has less (v1 refuses that), or the kernel has no such limit."""
+    try:
+        file.write_text(text)
+    except OSError as error:
+        log.warning("%s can't be set to %s: %s", file, text, error.strerror)
 
 
 @dataclass(frozen=True)

@@ -163,7 +163,8 @@ def _load(
         else:
             found.slots[parsed.name] = (machine, phase)
     except OSError as error:
-        log.warning("%s can't be read: %s", directory, error)
+        if slot_file is not SlotFile.NAMES_IT:  # of those, the factory tells
+            log.warning("%s can't be read: %s", directory, error)
         if parsed.name not in found.slots:
             found.unreadable[parsed.name] = str(error)
 

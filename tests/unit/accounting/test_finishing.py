@@ -119,20 +119,21 @@ def test_only_sites_with_name_and_benchmark_report_to_apel(
 
 
 @pytest.mark.parametrize(
-    ("told", "message", "counts"),
+    ("model", "told", "message", "counts"),
     [
-        ({"signal": 15}, None, False),
-        ({"signal": 15}, "700 Idle", True),
-        ({"signal": 9}, None, True),
-        ({"exit_code": 137}, None, True),
-        ({"exit_code": 1}, None, True),
+        ("docker", {"signal": 15}, None, False),
+        ("docker", {"signal": 15}, "700 Idle", True),
+        ("docker", {"signal": 9}, None, True),
+        ("docker", {"exit_code": 137}, None, True),
+        ("docker", {"exit_code": 1}, None, True),
+        ("bubblewrap", {"signal": 15}, None, True),
     ],
 )
-def test_a_machine_that_is_terminated_is_not_early(
-    tmp_path: Path, told: dict[str, Any], message: str | None, counts: bool
+def test_a_container_ended_with_its_engine_is_not_early(
+    tmp_path: Path, model: str, told: dict[str, Any], message: str | None, counts: bool
 ) -> None:
     state = new_state(tmp_path)
-    machine = running_machine(state, machinetype=machinetype_of(fizzle_seconds=600))
+    machine = running_machine(state, machinetype=machinetype_of(machine_model=model, fizzle_seconds=600))
     if message is not None:
         (machine.directory / "joboutputs" / "shutdown_message").write_text(message)
     usage = Usage(**told, ended_time=STARTED + 5)

@@ -229,6 +229,17 @@ def test_a_machine_listed_as_ended_ended_when_that_was_seen_first() -> None:
     assert [machine.ended_time for machine in samples.all()] == [1100.0]
 
 
+def test_a_machine_that_is_listed_again_has_not_ended() -> None:
+    now = 1000.0
+    samples = Samples(lambda: now)
+    for machines in ([seen("a", 1.0)], [], [seen("a", 2.0)]):
+        samples.take(machines)
+    assert [(each.state, each.ended_time) for each in samples.all()] == [(EngineState.RUNNING, None)]
+    now = 2000.0
+    samples.take([])
+    assert [machine.ended_time for machine in samples.all()] == [2000.0]
+
+
 def test_figures_of_a_dying_process_do_not_go_back() -> None:
     samples = Samples()
     samples.take([seen("a", 7.0, 500)])

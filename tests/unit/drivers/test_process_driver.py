@@ -157,7 +157,9 @@ def test_a_successor_knows_what_runs_and_how_it_ended(site: Site) -> None:
     assert before - PATIENCE < (found.ended_time or 0.0) <= before
 
 
-def test_a_machine_whose_command_has_not_begun_is_half_made(site: Site) -> None:
+def test_a_machine_whose_command_has_not_begun_is_half_made(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
     spec = site.spec("sleep 600")
 
     def create() -> None:
@@ -171,6 +173,9 @@ def test_a_machine_whose_command_has_not_begun_is_half_made(site: Site) -> None:
     while "machine" not in read_status(spec.directory).told:  # the launcher says so before it enters
         assert time.monotonic() < deadline
     assert site.listed(other).state is EngineState.HALF_MADE
+    monkeypatch.setattr(time, "sleep", lambda seconds: pytest.fail("it stays so: nothing waits for it again"))
+    assert site.listed(other).state is EngineState.HALF_MADE
+    monkeypatch.undo()
     assert site.driver.list() == [], "its creation goes on"
     other.stop(spec.name, spec.uuid)
     creation.join(PATIENCE)

@@ -397,8 +397,9 @@ class Samples:
         with self._condition:
             for uuid, before in self._seen.items():
                 if uuid in now:
+                    ended = before.ended_time if now[uuid].state is EngineState.ENDED else None
                     usage = _grown(now[uuid].usage, before.usage)
-                    now[uuid] = replace(now[uuid], usage=usage, ended_time=before.ended_time)
+                    now[uuid] = replace(now[uuid], usage=usage, ended_time=ended)
                 else:
                     now[uuid] = replace(before, state=EngineState.ENDED)
             self._seen = {uuid: self._timed(machine) for uuid, machine in now.items()}

@@ -121,6 +121,8 @@ class ProcessDriver(Driver):
         self._left: Mapping[str, LeftProcess] = {}
         self._taken_over: dict[str, float] = {}
         """By uuid of a classic machine, CPU seconds that it has used outside its group."""
+        self._half_made: set[str] = set()
+        """Uuids of those that have stayed so for SETTLE_SECONDS."""
 
     def list(self) -> Sequence[Observed]:
         self._reap()
@@ -129,7 +131,9 @@ class ProcessDriver(Driver):
             self._take_over()
             while True:
                 found = [self._observed(group) for group in self._machines()]
-                if time.monotonic() > deadline or EngineState.HALF_MADE not in {each.state for each in found}:
+                half_made = {each.uuid for each in found if each.state is EngineState.HALF_MADE}
+                if time.monotonic() > deadline or half_made <= self._half_made:
+                    self._half_made = half_made
                     return found
                 time.sleep(SETTLE_SECONDS / 100)
 
