@@ -70,7 +70,10 @@ class Place:
         """Run it with the shell that is first in the programs."""
         environment = {"PATH": str(self.programs), "TMPDIR": str(self.temporary), "no_proxy": "*"}
         return subprocess.Popen(
-            [self.programs / "sh", script], env=environment, cwd=self.home, stdin=subprocess.DEVNULL
+            [require_tool("env"), "--default-signal=HUP", self.programs / "sh", script],  # nohup ignores it
+            env=environment,
+            cwd=self.home,
+            stdin=subprocess.DEVNULL,
         )
 
     def run(self, script: Path) -> str:
