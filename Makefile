@@ -3,7 +3,7 @@
 
 PYTHON ?= python3
 RELEASE ?= bookworm
-WORKERS ?= -n 6 --dist loadfile --no-loadscope-reorder
+WORKERS ?= -n 4 --dist loadfile --no-loadscope-reorder
 BIN := .venv/bin
 LOCK := requirements/checkout.lock
 INSTALL := $(BIN)/pip install -qq --no-build-isolation --constraint $(LOCK)
