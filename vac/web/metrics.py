@@ -19,7 +19,7 @@ from prometheus_client.core import (
 
 from vac.host.facts import REBOOT_REQUIRED
 from vac.machines.machine import Machine
-from vac.machines.status import Happening, Status
+from vac.machines.status import CountedEvent, Status
 from vac.scheduling.eligibility import GUARD_NAMES
 from vac.vacquery.messages import FactoryStatus, Kind, MachinetypeStatus, Reason
 from vac.vacquery.responder import dropped_as
@@ -62,7 +62,7 @@ class Metrics(Collector):
         if snapshot is not None:
             yield from _factory(snapshot.status, snapshot.factory)
             yield from _slots(snapshot)
-            yield from _happenings(snapshot.status)
+            yield from _event_counts(snapshot.status)
             yield from _machinetypes(snapshot)
             yield from _holds(snapshot.status)
             yield from _troubles(snapshot.status)
@@ -150,31 +150,31 @@ def _slots(snapshot: Snapshot) -> Iterator[Metric]:
     yield _gauge("vac_factory_slots", "Slots by state.", ("state",), rows)
 
 
-def _happenings(status: Status) -> Iterator[Metric]:
+def _event_counts(status: Status) -> Iterator[Metric]:
     """Yield the factory's counters since its start."""
     summaries = (
-        (Happening.CYCLE, "vac_factory_cycle_duration_seconds", "Cycles of the factory.", ()),
+        (CountedEvent.CYCLE, "vac_factory_cycle_duration_seconds", "Cycles of the factory.", ()),
         (
-            Happening.CREATION,
+            CountedEvent.CREATION,
             "vac_machine_creation_duration_seconds",
             "Creations, from the decision to the machine's start, or the failure.",
             ("model", "outcome"),
         ),
         (
-            Happening.DESTRUCTION,
+            CountedEvent.DESTRUCTION,
             "vac_machine_destruction_duration_seconds",
             "Attempts to remove ended machines, from their end on.",
             ("model", "outcome"),
         ),
     )
-    for what, metric, text, labels in summaries:
+    for event, metric, text, labels in summaries:
         family = SummaryMetricFamily(metric, text, labels=labels)
-        for one in status.tallies:
-            if one.what == what.value:
+        for one in status.event_counts:
+            if one.event == event.value:
                 values = (name(one.kind), name(one.outcome)) if labels else ()
                 family.add_metric(values, one.count, one.seconds)
         yield family
-    ends = [one for one in status.tallies if one.what == Happening.END.value]
+    ends = [one for one in status.event_counts if one.event == CountedEvent.END.value]
     by_code = ("machinetype", "code")
     text = "Machines that ended, by the hundred of their shutdown code; 300 and above are aborts."
     rows = (([name(one.kind), name(one.outcome)], one.count) for one in ends)
