@@ -76,6 +76,12 @@ _counter = partial(_family, CounterMetricFamily)
 _info = partial(_family, InfoMetricFamily)
 
 
+def _single(*numbers: tuple[str, str, float | None]) -> Iterator[Metric]:
+    """Yield metrics without labels of these names, texts and numbers."""
+    for metric, text, number in numbers:
+        yield _gauge(metric, text, (), [((), number)])
+
+
 def _processes(view: View) -> Iterator[Metric]:
     text = "Time of the last sign of life of a vacd process."
     heartbeats = (([role], time) for role, time in view.heartbeats.items())
@@ -110,20 +116,16 @@ def _factory(snapshot: Snapshot) -> Iterator[Metric]:
         "os": shown(factory.os_issue),
     }
     yield _info("vac_factory", "Name, space, site and version of this factory.", (), [((), facts)])
-    for metric, text, number in (
-        ("report_timestamp_seconds", "Time of the factory's last report.", status.time),
-        ("start_timestamp_seconds", "Start time of the factory's process.", status.begin),
-        ("processors", "Processors that may be allocated.", status.total_processors),
-        ("running_processors", "Processors of running machines.", factory.running_processors),
-        ("hs06", "HS06 of all processors that may be allocated.", factory.max_hs06),
-        ("running_hs06", "HS06 of running machines.", factory.running_hs06),
-        ("load15", "Load average of the host over 15 minutes.", factory.load_average),
-        ("reboot_required", _REBOOT_REQUIRED, int(REBOOT_REQUIRED.exists())),
-        ("configuration_problems", _CONFIGURATION_PROBLEMS, len(status.problems)),
-        ("warnings", "Warnings about this node or the space.", len(status.warnings)),
-        ("shutdown_timestamp_seconds", "No machine may run past this time.", status.shutdown_time),
-    ):
-        yield _gauge(f"vac_factory_{metric}", text, (), [((), number)])
+    yield from _single(
+        ("vac_factory_report_timestamp_seconds", "Time of the factory's last report.", status.time),
+        ("vac_factory_start_timestamp_seconds", "Start time of the factory's process.", status.begin),
+        ("vac_factory_processors", "Processors that may be allocated.", status.total_processors),
+        ("vac_factory_running_processors", "Processors of running machines.", factory.running_processors),
+        ("vac_factory_hs06", "HS06 of all processors that may be allocated.", factory.max_hs06),
+        ("vac_factory_running_hs06", "HS06 of running machines.", factory.running_hs06),
+        ("vac_factory_load15", "Load average of the host over 15 minutes.", factory.load_average),
+        ("vac_factory_reboot_required", _REBOOT_REQUIRED, int(REBOOT_REQUIRED.exists())),
+    )
     if status.joules is not None:
         text = "Energy of the host's processors and memory, if the kernel measures it."
         yield _counter("vac_factory_energy_joules", text, (), [((), status.joules)])
@@ -138,13 +140,20 @@ def _factory(snapshot: Snapshot) -> Iterator[Metric]:
     blocked = (([guard], float(guard == status.guard_name)) for guard in GUARD_NAMES)
     text = "1 for the reason why no machine can be created now."
     yield _gauge("vac_factory_creation_blocked", text, ("reason",), blocked)
+    yield from _single(
+        ("vac_factory_configuration_problems", _CONFIGURATION_PROBLEMS, len(status.problems)),
+        ("vac_factory_warnings", "Warnings about this node or the space.", len(status.warnings)),
+        (
+            "vac_factory_shutdown_timestamp_seconds",
+            "No machine may run past this time.",
+            status.shutdown_time,
+        ),
+        ("vac_space_factories", "Configured factories of the space.", len(status.factories)),
+        ("vac_space_silent_factories", "Factories of the space that don't answer.", len(status.silent)),
+    )
     states = [machine.state for machine in snapshot.machines]
     rows = (([state], float(states.count(state))) for state in STATES)
     yield _gauge("vac_factory_slots", "Slots by state.", ("state",), rows)
-    peers, silent = len(status.factories), len(status.silent)
-    yield _gauge("vac_space_factories", "Configured factories of the space.", (), [((), peers)])
-    text = "Factories of the space that don't answer."
-    yield _gauge("vac_space_silent_factories", text, (), [((), silent)])
 
 
 def _happenings(status: Status) -> Iterator[Metric]:
