@@ -22,7 +22,7 @@ from typing import Any
 from vac.daemon import role_process
 from vac.daemon.command import main as vacd
 from vac.daemon.role_supervisor import Timing
-from vac.roles import EXIT_OTHER_AT_WORK, Role, RoleOptions
+from vac.roles import EXIT_OTHER_AT_WORK, EXIT_TO_BEGIN_ANEW, Role, RoleOptions
 
 PLAN = "VAC_TEST_PLAN"
 NOBODY = 65534
@@ -124,6 +124,12 @@ def superfluous(options: RoleOptions, report: Reporter) -> int:
     return EXIT_OTHER_AT_WORK
 
 
+def beginning_anew(options: RoleOptions, report: Reporter) -> int:
+    """Ends since its configuration is another one."""
+    report("beginning anew")
+    return EXIT_TO_BEGIN_ANEW
+
+
 def leaving(options: RoleOptions, report: Reporter) -> int:
     """A role with a child that lives until its standard input ends, when the test closes the FIFO."""
     command = [sys.executable, "-c", "import sys; sys.stdin.read()"]
@@ -136,7 +142,7 @@ BEHAVIOURS = {
     behaviour.__name__: behaviour
     for behaviour in (
         *(good, unprivileged, ready_when_woken, needing),
-        *(lively, hanging, failing, superfluous, leaving),
+        *(lively, hanging, failing, superfluous, beginning_anew, leaving),
     )
 }
 

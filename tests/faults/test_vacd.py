@@ -186,6 +186,18 @@ def test_a_crash_loop_is_noted_in_the_state_dir(vacd: Vacd) -> None:
     assert vacd.wait() == 0
 
 
+def test_an_end_on_purpose_is_no_failure(vacd: Vacd) -> None:
+    state_dir = vacd.directory / "state"
+    state_dir.mkdir()
+    vacd.start(factory="beginning_anew", timing={"first_pause": 0.05}, state_dir=str(state_dir))
+    for _ in range(5):
+        vacd.wait_for("factory", "beginning anew")
+    vacd.signal(signal.SIGTERM)
+    assert vacd.wait() == 0
+    assert read_restarts(state_dir) == {}
+    assert "ended with exit status 79" in vacd.log()
+
+
 def test_log_files_that_cannot_be_made_anew_are_kept(vacd: Vacd) -> None:
     vacd.start()
     both_ready(vacd)

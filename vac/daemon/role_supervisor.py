@@ -17,7 +17,7 @@ from pathlib import Path
 import vac
 from vac import logs
 from vac.daemon import role_process
-from vac.roles import EXIT_OTHER_AT_WORK, Role, bind
+from vac.roles import EXIT_OTHER_AT_WORK, EXIT_TO_BEGIN_ANEW, Role, bind
 
 BACKLOG = 1024
 NOTIFY_VARIABLES = ("NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID", "FDSTORE")
@@ -276,14 +276,15 @@ class RoleSupervisor:
         child, self.child = self.child, None
         child.link.close()
         end = describe_end(wait_status)
-        other = os.waitstatus_to_exitcode(wait_status) == EXIT_OTHER_AT_WORK
+        status = os.waitstatus_to_exitcode(wait_status)
+        other = status == EXIT_OTHER_AT_WORK
         self.other_since = (self.other_since or child.start_time) if other else None
         if expected or child.dismissed:
             self.end = end
             logger.info("%s (process %d) %s", self.role.name, child.pid, end)
         else:
             ran_seconds = now - child.start_time
-            if not other:
+            if status not in (EXIT_OTHER_AT_WORK, EXIT_TO_BEGIN_ANEW):
                 self.failures.append(time.time())
             self._pause(ran_seconds, f"(process {child.pid}) {end} after {ran_seconds:.1f} s", now)
 

@@ -91,6 +91,8 @@ class Factory:
         self.next_cycle_time = now.boot
         self._clock_offset = now.unix - now.boot
         self.stopping = False
+        self.begins_anew = False
+        """True: it stops because another process is to begin with a changed configuration."""
         self._health: BackgroundWork[str | None] = state.background("health", self._health_checked)
         self.health_time: float | None = None
         self._unavailable: set[str] = set()
@@ -264,7 +266,7 @@ class Factory:
         changed = [name for name in FIXED_SETTINGS if getattr(after, name) != getattr(before, name)]
         if changed:
             log.warning("%s: changed; starting anew", " and ".join(changed))
-            self.stopping = True
+            self.stopping = self.begins_anew = True
         else:
             self.state.configure(configuration)
 

@@ -41,7 +41,7 @@ from vac.machines import files
 from vac.machines import status as statuses
 from vac.machines.layout import StateDir, StateDirBusy, lock_name
 from vac.machines.slots import finished_machines, load_slots
-from vac.roles import EXIT_OTHER_AT_WORK, RoleOptions
+from vac.roles import EXIT_OTHER_AT_WORK, EXIT_TO_BEGIN_ANEW, RoleOptions
 from vac.scheduling.backoff import History
 from vac.vacquery.poll import Resolver
 from vac.vacquery.vacmon import VacMon
@@ -76,6 +76,7 @@ def main(options: RoleOptions) -> int:
                 directory, configuration, loader, inbox, error, ask=ask, names=names, need=options.need
             )
             factory.run(alive=options.alive, ready=options.ready)
+            return EXIT_TO_BEGIN_ANEW if factory.begins_anew else 0
     except StateDirBusy as busy:
         log.error("%s", busy)
         return EXIT_OTHER_AT_WORK
@@ -83,7 +84,6 @@ def main(options: RoleOptions) -> int:
         log.critical("leaving, to be started anew: %s", stuck)
         logging.shutdown()
         os._exit(EXIT_STUCK)
-    return 0
 
 
 def _take(

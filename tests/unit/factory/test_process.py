@@ -28,7 +28,7 @@ from vac.factory.state import Message, Wake
 from vac.machines import layout
 from vac.machines.layout import StateDir, StateDirBusy, lock_name
 from vac.machines.machine import load
-from vac.roles import EXIT_OTHER_AT_WORK, RoleOptions
+from vac.roles import EXIT_OTHER_AT_WORK, EXIT_TO_BEGIN_ANEW, RoleOptions
 
 PATIENCE_SECONDS = 60.0
 CONFIGURATION = """
@@ -228,6 +228,16 @@ def test_a_broken_configuration_at_start_is_repaired_later(started: Process) -> 
     started.wait_for_machine()
     finish(started, thread)
     assert not started.state.factory_error.exists()
+
+
+def test_another_engine_address_is_for_a_new_process(started: Process) -> None:
+    started.configure()
+    thread = started.start()
+    started.wait_for_machine()
+    started.configure(CONFIGURATION.replace("[settings]", "[settings]\ndocker_host = unix:///run/p.sock"))
+    started.wake()
+    thread.join(PATIENCE_SECONDS)
+    assert started.status == EXIT_TO_BEGIN_ANEW
 
 
 def test_an_engine_that_hangs_for_good_ends_the_process(make_world: MakeWorld) -> None:
