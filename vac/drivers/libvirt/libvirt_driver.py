@@ -15,7 +15,7 @@ import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Callable
 
@@ -34,6 +34,7 @@ from vac.drivers.base import (
     MachineSpec,
     Observed,
     Usage,
+    with_growing_counters,
 )
 from vac.drivers.images import ImageFacts, ImageFiles, version_of
 from vac.drivers.libvirt.libvirt_api import (
@@ -398,7 +399,7 @@ class Samples:
             for uuid, before in self._seen.items():
                 if uuid in now:
                     ended = before.ended_time if now[uuid].state is EngineState.ENDED else None
-                    usage = _grown(now[uuid].usage, before.usage)
+                    usage = with_growing_counters(now[uuid].usage, before.usage)
                     now[uuid] = replace(now[uuid], usage=usage, ended_time=ended)
                 else:
                     now[uuid] = replace(before, state=EngineState.ENDED)
@@ -474,15 +475,6 @@ def usage_of(statistics: Mapping[str, object], cpu_nanoseconds: int) -> Usage:
         network_received_bytes=_cards(statistics, "rx"),
         network_sent_bytes=_cards(statistics, "tx"),
     )
-
-
-def _grown(new: Usage, old: Usage) -> Usage:
-    """Return new usage whose counters never go back: a dying process may tell less. The peak is the largest sample."""
-    both = {field.name: (getattr(new, field.name), getattr(old, field.name)) for field in fields(Usage)}
-    largest: dict[str, Any] = {
-        name: max((each for each in pair if each is not None), default=None) for name, pair in both.items()
-    }
-    return Usage(**{**largest, "memory_bytes": new.memory_bytes})
 
 
 def _cards(statistics: Mapping[str, object], direction: str) -> int | None:
