@@ -190,13 +190,13 @@ def test_a_machine_whose_command_has_not_begun_is_half_made(
     while "machine" not in read_status(spec.directory).told:  # the launcher says so before it enters
         assert time.monotonic() < deadline
     assert site.listed(other).state is EngineState.HALF_MADE
-    sleep, this_thread = time.sleep, threading.get_ident()
+    own, sleep = threading.current_thread(), time.sleep
 
-    def only_elsewhere(seconds: float) -> None:
-        assert threading.get_ident() != this_thread, "it stays so: nothing waits for it again"
+    def sleep_elsewhere(seconds: float) -> None:
+        assert threading.current_thread() is not own, "it stays so: nothing waits for it again"
         sleep(seconds)
 
-    monkeypatch.setattr(time, "sleep", only_elsewhere)
+    monkeypatch.setattr(time, "sleep", sleep_elsewhere)
     assert site.listed(other).state is EngineState.HALF_MADE
     monkeypatch.undo()
     assert site.driver.list() == [], "its creation goes on"
