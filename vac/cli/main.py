@@ -67,15 +67,13 @@ _BY_MODULE = {
         "finish": ("tell a machine to end: its shutdown time becomes now + grace_secs", "finish vac-01-00"),
         "destroy": ("end a machine at once; what it did is accounted", "destroy vac-01-00"),
     },
-    "doctor": {
-        "doctor": ("check that this host is fit for what is configured", "doctor"),
-    },
+    "doctor": {"doctor": ("check that this host is fit for what is configured", "doctor")},
     "config_commands": {
         "config": ("check or show the configuration, or list all options", "config check"),
         "pipe": ("check a Vacuum Pipe's document, or show the configured pipes", "pipe check vo.pipe"),
     },
     "simulate_command": {
-        "simulate": ("show how a whole space would behave, in virtual time", "simulate --hours 48"),
+        "simulate": ("show how a whole space would behave, in virtual time", "simulate --hours 48")
     },
     "accounting_commands": {
         "usage": (
@@ -114,9 +112,7 @@ _BY_MODULE = {
             "proxy-init -c x509cert.pem -k x509key.pem",
         ),
     },
-    "main": {
-        "completion": ("print a script by which bash or zsh completes what is typed", "completion"),
-    },
+    "main": {"completion": ("print a script by which bash or zsh completes what is typed", "completion")},
 }
 """By module: what each command does, and an example of its use."""
 COMMANDS = {
