@@ -77,7 +77,10 @@ _BY_MODULE = {
     },
     "accounting_commands": {
         "usage": (
-            "sum up this factory's accounting records, which fizzled machines don't have: hours, efficiency, shares",
+            (
+                "sum this factory's accounting records up: machines, hours, efficiency, shares; "
+                "what fizzled is not in them"
+            ),
             "usage --month 202611 --by fqan",
         ),
         "apel-sync": (
@@ -96,7 +99,10 @@ _BY_MODULE = {
     },
     "context_commands": {
         "squid-conf": (
-            "add the space's factories to Squid's configuration as clients and sibling caches; status 1: no change",
+            (
+                "copy Squid's configuration IN to OUT with the space's factories as clients and sibling caches; "
+                "exit status 0 if OUT changed, 1 if not, 2 on an error"
+            ),
             "squid-conf /etc/squid/squid.conf.in /etc/squid/squid.conf",
         ),
         "user-data": (
