@@ -101,7 +101,7 @@ ELSEWHERE = {
     "make deb": (BUILDS, '"deb"'),
     "make rpm": (BUILDS, '"rpm"'),
     "make site": ("tests/docs/test_site.py", '"make", "site"'),
-    "make try-deb": ("Makefile", "tools/fresh $(RELEASE) packaging/try_deb"),
+    "make try-deb": ("Makefile", "tools/fresh $(RELEASE) env GUEST=$(GUEST) packaging/try_deb"),
     "make puppet": ("Makefile", "tools/fresh $(RELEASE) packaging/try_managed puppet"),
     "make ansible": ("Makefile", "tools/fresh $(RELEASE) packaging/try_managed ansible"),
     "make test-all": ("Makefile", 'pytest $(WORKERS) -m ""'),

@@ -214,9 +214,9 @@ LEAST_WINDOW_SECONDS = 30
 factories could not know the results of the probes before them."""
 PROBE_SECONDS = 120
 """Most probes start, find no work and end in this time; a window isn't shorter (or than fizzle_seconds, if less)."""
-BELIEVED = 2
+LEAST_ABORTING_FACTORIES = 2
 """Factories that have to abort: one node's troubles are that node's."""
-YOUNG_PER_ABORT = 4
+MACHINES_PER_ABORT = 4
 """Machines before fizzle, other than probes, that outweigh one aborting factory."""
 
 
@@ -259,7 +259,7 @@ def classic_hold(machinetype: Machinetype, own: Own, space: SpaceView, now: floa
     if now < opens:
         return _held(f"held back in the space after an abort for another {duration(opens - now)}", opens)
     ends = opens + machinetype.fizzle_seconds
-    if now < ends and others.before_fizzle + own.report.young:
+    if now < ends and others.before_fizzle + own.report.counted_before_fizzle:
         return _held(
             "held back in the space after an abort while a machine of it is younger than fizzle_seconds, "
             f"for another {duration(ends - now)} at most",
@@ -271,12 +271,12 @@ def classic_hold(machinetype: Machinetype, own: Own, space: SpaceView, now: floa
 def last_abort(machinetype: Machinetype, own: Own, space: SpaceView, now: float) -> float | None:
     """Return the abort time that counts for the deficit policy; None: there are too few aborts.
 
-    Where factories have several young machines, and so do more than probe, more of the others must have aborted
+    Where factories have several machines before fizzle, and so do more than probe, more of the others must have aborted
     lately, that is since these machines or those before them were created.
     """
     others = space.others(machinetype.name)
-    believed = min(BELIEVED, len(space.factories))
-    needed = believed + (others.beyond_probes + own.report.beyond_probe) // YOUNG_PER_ABORT
+    least = min(LEAST_ABORTING_FACTORIES, len(space.factories))
+    needed = least + (others.beyond_probes + own.report.beyond_probe) // MACHINES_PER_ABORT
     elsewhere = (time for time, name in others.aborts if name != space.factory and name not in space.failing)
     times = list(islice(elsewhere, needed))
     if own.report.abort_time is not None and space.factory not in space.failing:
@@ -285,7 +285,7 @@ def last_abort(machinetype: Machinetype, own: Own, space: SpaceView, now: float)
     if len(times) < needed:
         return None
     lately = now - 2 * machinetype.backoff_seconds - machinetype.fizzle_seconds
-    return None if needed > believed and times[needed - 1] < lately else times[believed - 1]
+    return None if needed > least and times[needed - 1] < lately else times[least - 1]
 
 
 def proven_since(time: float, machinetype: Machinetype, own: Own, space: SpaceView, now: float) -> bool:

@@ -23,7 +23,7 @@ MOMENT_SECONDS = 15
 """Draws within this time are spread evenly over the factories."""
 REPAY_SECONDS = 3 * 3600.0
 """Time in which a debt is repaid by whole machines. From 1 to 6 h it makes little difference."""
-PART = 60.0 / REPAY_SECONDS
+PARTIAL_MACHINE_WEIGHT = 60.0 / REPAY_SECONDS
 """How much a part of a machine counts: a debt of a minute of a machine outweighs it."""
 LONGEST_STEP_SECONDS = 3600.0
 """A longer time between two decisions counts as this: the running machines of that time are a guess."""
@@ -214,7 +214,7 @@ def apportion(
 def _lack(missing: float, owed: float, size: float, weight: float) -> float:
     """Return what something lacks for its weight, with parts of a machine counting little."""
     whole = math.floor(missing / size + ROUNDING) * size
-    return (whole + owed) / weight + (missing - whole) * PART
+    return (whole + owed) / weight + (missing - whole) * PARTIAL_MACHINE_WEIGHT
 
 
 def _divide(

@@ -100,19 +100,23 @@ _NONE = Own(NO_REPORT)
 def _own(
     ones: Sequence[Occupied], past: TypeHistory, fizzle_seconds: float, hs06_per_processor: float, now: float
 ) -> Own:
-    started, outlived, young = [], [], []
+    started, outlived, fizzle_times = [], [], []
     for one in ones:
         if one.started_time is not None:
             started.append(one.created_time)
         fizzle_time = (now if one.started_time is None else one.started_time) + fizzle_seconds
         if one.started_time is None or now < fizzle_time:
-            young.append(fizzle_time)
+            fizzle_times.append(fizzle_time)
         else:
             outlived.append(one.created_time)
     processors = sum([one.processors for one in ones])
     hs06 = processors * hs06_per_processor
-    report = TypeReport(len(ones), processors, hs06, len(young), past.abort_time, past.abort_says_no_work)
-    return Own(report, max(started, default=None), max(outlived, default=None), min(young, default=None))
+    report = TypeReport(
+        len(ones), processors, hs06, len(fizzle_times), past.abort_time, past.abort_says_no_work
+    )
+    return Own(
+        report, max(started, default=None), max(outlived, default=None), min(fizzle_times, default=None)
+    )
 
 
 # The sum of all
@@ -123,7 +127,7 @@ class _Sums:
     """One machinetype in the whole space; the last result is kept until something changes."""
 
     hs06: float = 0.0
-    young: int = 0
+    before_fizzle: int = 0
     beyond_probes: int = 0
     outlived: int = 0
     aborts: list[tuple[float, str]] = field(default_factory=list)
@@ -134,7 +138,7 @@ class _Sums:
         for sign, report in ((1, after), (-1, before)):
             if report is not NO_REPORT:
                 self.hs06 = max(0.0, self.hs06 + sign * report.running_hs06)
-                self.young += sign * report.young
+                self.before_fizzle += sign * report.counted_before_fizzle
                 self.beyond_probes += sign * report.beyond_probe
                 self.outlived += sign * report.outlived
         self.totals = None
@@ -147,7 +151,7 @@ class _Sums:
     def result(self) -> TypeTotals:
         if self.totals is None:
             aborts = tuple(reversed(self.aborts))
-            self.totals = TypeTotals(self.hs06, self.young, self.beyond_probes, self.outlived, aborts)
+            self.totals = TypeTotals(self.hs06, self.before_fizzle, self.beyond_probes, self.outlived, aborts)
         return self.totals
 
 
@@ -216,20 +220,20 @@ def view(
     a factory without one runs stands in. Factories that aren't configured are left out.
     """
     names = tuple(dict.fromkeys((*factories, factory)))
-    capacity_hs06 = believed_capacities(names, reports, capacities)
+    capacity_hs06 = plausible_capacities(names, reports, capacities)
     totals = SpaceTotals()
     own: Reports = {}
     for name in names:
         if name in reports:
-            believed = not_above(capacity_hs06[name], reports[name])
-            believed = {machinetype: _not_later(one, now) for machinetype, one in believed.items()}
-            totals.change(name, None, believed)
+            plausible = capped_reports(capacity_hs06[name], reports[name])
+            plausible = {machinetype: _not_later(one, now) for machinetype, one in plausible.items()}
+            totals.change(name, None, plausible)
             if name == factory:
-                own = believed
+                own = plausible
     return totals.view(factory, names, sum(capacity_hs06.values()), own, silent)
 
 
-def believed_capacities(
+def plausible_capacities(
     names: Sequence[str], reports: Mapping[str, Reports], capacities: Mapping[str, float]
 ) -> dict[str, float]:
     """Return the HS06 of these factories as far as they have told it, else what they run.
@@ -247,7 +251,7 @@ def believed_capacities(
     return {name: median if claim > most else claim for name, claim in claimed.items()}
 
 
-def not_above(capacity_hs06: float, said: Reports) -> Reports:
+def capped_reports(capacity_hs06: float, said: Reports) -> Reports:
     """Return one factory's reports, scaled down if it claims to run more than it can."""
     running = _running_hs06(said)
     if running <= capacity_hs06:

@@ -82,7 +82,7 @@ def find_openings(
         opening = Opening(min(lacking, free), end)
         if not opening.processors:
             continue
-        times += [time for one in types for time in _turning_times(one, end)]
+        times += [time for one in types for time in _change_times(one, end)]
         if any(fits(one, opening, now) for one in types):
             openings.append(opening)
         elif _keeps(opening, types, now, waiting, keep_seconds):
@@ -134,7 +134,7 @@ def _least_left(machinetype: Machinetype) -> int:
     return max(machinetype.min_wallclock_seconds, least)
 
 
-def _turning_times(machinetype: Machinetype, end: int) -> tuple[int, int]:
+def _change_times(machinetype: Machinetype, end: int) -> tuple[int, int]:
     """Return from when on a type fits a superslot with that end, and when it ceases to."""
     return end - machinetype.max_wallclock_seconds, end - _least_left(machinetype) + 1
 

@@ -89,7 +89,7 @@ class Node:
     answered_time: float | None = None
     """When it ended; the view's age is counted from then, as in the daemon."""
     polling: bool = False
-    unheard: dict[str, float | None] = field(default_factory=dict)
+    silent_since: dict[str, float | None] = field(default_factory=dict)
     """Factories that did not answer the last poll, and when they did last."""
     capacity_time: float | None = None
     capacities_of: int = 0
@@ -148,7 +148,7 @@ class Node:
         self.up, self.polling, self.alarm = False, False, None
         self.memory = Memory(ledger=self.memory.ledger)
         self.view = self.asked_time = self.answered_time = self.capacity_time = None
-        self.unheard = {}
+        self.silent_since = {}
         self.life += 1
 
 
@@ -172,10 +172,10 @@ def make_nodes(scenario: Scenario, now: float) -> list[Node]:
     rng = random.Random(f"{space.seed} nodes")
     names = tuple(f"vac-{number:04}.example.org" for number in range(space.factories))
     kinds = list((scenario.hardware or {"default": Hardware()}).values())
-    hardware = _dealt(kinds, [kind.part for kind in kinds], len(names), rng)
+    hardware = _distributed(kinds, [kind.part for kind in kinds], len(names), rng)
     part = 1.0 if space.policy == "classic" else space.classic
-    classic = _dealt([True, False], [part, 1 - part], len(names), rng)
-    broken = _dealt([True, False], [space.broken, 1 - space.broken], len(names), rng)
+    classic = _distributed([True, False], [part, 1 - part], len(names), rng)
+    broken = _distributed([True, False], [space.broken, 1 - space.broken], len(names), rng)
     return [
         _node(scenario, name, names, one, old, bad, now)
         for name, one, old, bad in zip(names, hardware, classic, broken)
@@ -214,7 +214,7 @@ def _node(
     )
 
 
-def _dealt(values: Sequence[T], parts: Sequence[float], number: int, rng: random.Random) -> list[T]:
+def _distributed(values: Sequence[T], parts: Sequence[float], number: int, rng: random.Random) -> list[T]:
     """Return so many of the values, each as often as its part says; the largest remainders are rounded up."""
     total = sum(parts)
     exact = [part / total * number for part in parts]
