@@ -99,7 +99,7 @@ class Factory:
         """Engines that have a problem."""
         self._handlers: dict[type, Callable[..., None]] = {
             engines.Observation: self._observed,
-            engines.ObservationFailed: self._observation_failed,
+            engines.Unobserved: self._unobserved,
             engines.ActionDone: self._acted,
             engines.Changed: self._changed,
             Wake: self._woken,
@@ -302,7 +302,7 @@ class Factory:
         self.watcher.observed(message)
         self.rules.look_again()
 
-    def _observation_failed(self, message: engines.ObservationFailed) -> None:
+    def _unobserved(self, message: engines.Unobserved) -> None:
         """Note that an end may have gone unseen; conclude nothing else."""
         self.state.unobserved_times[message.engine] = message.time
 

@@ -193,7 +193,7 @@ class FactoryState:
     observed: set[str] = field(default_factory=set)
     """Engines that have answered; nothing is created before."""
     unobserved_times: dict[str, float] = field(default_factory=dict)
-    """By engine, when it last could not be observed."""
+    """By engine, when it last could not be observed, or its events broke off."""
     created: deque[Creation] = field(default_factory=lambda: deque(maxlen=REMEMBERED_CREATIONS))
     """The last creations, newest first."""
     failed: dict[str, Creation] = field(default_factory=dict)

@@ -97,9 +97,6 @@ class Node:
     alarm: float | None = None
     """When it wakes up by itself, if nothing happens before."""
 
-    def __post_init__(self) -> None:
-        self._engines: dict[str, str | None] = {one.machine_model: None for one in self.machinetypes.values()}
-
     @property
     def free(self) -> int:
         """Processors not in use, as far as it has noticed."""
@@ -125,7 +122,7 @@ class Node:
             history=self.history,
             space=self.view,
             host=Host(self.load.averages(now), PLENTY_BYTES, self.settings.host_processors),
-            engines=self._engines,
+            engines={one.machine_model: None for one in self.machinetypes.values()},
             now=now,
         )
         decision, self.memory = decide(situation, self.memory, self.rng)
@@ -140,8 +137,14 @@ class Node:
         outcome = MachineEnd(
             seen.machinetype, seen.created_time, seen.started_time, machine.ended_time, machine.message
         )
-        history = self.history.add(outcome, fizzle_seconds)
-        self.history = _without_own_holds(history) if self.classic else history
+        past = self.history.get(seen.machinetype).add(outcome, fizzle_seconds)
+        if self.classic:  # it remembers the abort time only, which it reports
+            past = TypeHistory(
+                newest_created=past.newest_created,
+                abort_time=past.abort_time,
+                abort_says_no_work=past.abort_says_no_work,
+            )
+        self.history = History({**self.history.types, seen.machinetype: past})
 
     def forget(self) -> None:
         """Drop what a restarted daemon can't know; the ledger is kept in a file."""
@@ -150,20 +153,6 @@ class Node:
         self.view = self.asked_time = self.answered_time = self.capacity_time = None
         self.silent_since = {}
         self.life += 1
-
-
-def _without_own_holds(history: History) -> History:
-    """Return what the classic remembers: the abort time that it reports."""
-    return History(
-        {
-            name: TypeHistory(
-                newest_created=one.newest_created,
-                abort_time=one.abort_time,
-                abort_says_no_work=one.abort_says_no_work,
-            )
-            for name, one in history.types.items()
-        }
-    )
 
 
 def make_nodes(scenario: Scenario, now: float) -> list[Node]:
@@ -176,42 +165,23 @@ def make_nodes(scenario: Scenario, now: float) -> list[Node]:
     part = 1.0 if space.policy == "classic" else space.classic
     classic = _distributed([True, False], [part, 1 - part], len(names), rng)
     broken = _distributed([True, False], [space.broken, 1 - space.broken], len(names), rng)
-    return [
-        _node(scenario, name, names, one, old, bad, now)
-        for name, one, old, bad in zip(names, hardware, classic, broken)
-    ]
-
-
-def _node(
-    scenario: Scenario,
-    name: str,
-    names: tuple[str, ...],
-    hardware: Hardware,
-    classic: bool,
-    broken: bool,
-    now: float,
-) -> Node:
-    settings = replace(
-        scenario.settings,
-        factory_name=name,
-        factories=names,
-        share_policy="classic" if classic else "deficit",
-        machines_per_cycle=CLASSIC_MACHINES_PER_CYCLE if classic else scenario.settings.machines_per_cycle,
-        total_processors=hardware.processors,
-        host_processors=hardware.processors,
-        hs06_per_processor=hardware.hs06_per_processor,
-    )
-    wanted = hardware.machinetypes or tuple(scenario.machinetypes)
-    return Node(
-        name=name,
-        settings=settings,
-        machinetypes={key: one for key, one in scenario.machinetypes.items() if key in wanted},
-        factories=names,
-        rng=random.Random(f"{scenario.space.seed} {name}"),
-        load=Load(now),
-        classic=classic,
-        broken=broken,
-    )
+    nodes = []
+    for name, kind, old, bad in zip(names, hardware, classic, broken):
+        settings = replace(
+            scenario.settings,
+            factory_name=name,
+            factories=names,
+            share_policy="classic" if old else "deficit",
+            machines_per_cycle=CLASSIC_MACHINES_PER_CYCLE if old else scenario.settings.machines_per_cycle,
+            total_processors=kind.processors,
+            host_processors=kind.processors,
+            hs06_per_processor=kind.hs06_per_processor,
+        )
+        wanted = kind.machinetypes or tuple(scenario.machinetypes)
+        types = {key: one for key, one in scenario.machinetypes.items() if key in wanted}
+        own_rng = random.Random(f"{space.seed} {name}")
+        nodes.append(Node(name, settings, types, names, own_rng, Load(now), old, bad))
+    return nodes
 
 
 def _distributed(values: Sequence[T], parts: Sequence[float], number: int, rng: random.Random) -> list[T]:
