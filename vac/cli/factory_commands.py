@@ -38,7 +38,7 @@ AWAY = "is to be rebooted"
 REBOOT = ("shutdown", "-r", "now")
 _PAUSE_SECONDS = (20.0, 60.0)
 """Random, so that factories which have stood back for each other don't meet again."""
-_TOLD_SECONDS = 120.0
+_DRAIN_REPORTED_SECONDS = 120.0
 """Longest wait for this host's factory to report that it drains."""
 
 
@@ -128,7 +128,7 @@ def _take_turn(state: StateDir, name: str, order: requests.Drain, query: Query |
         if len(away) < at_most:
             requests.drain(state, order)
             wake(state)
-            told = _is_told(state, name, order, query)
+            told = _drain_is_reported(state, name, order, query)
             away = _away(query, name)
             if told and len(away) < at_most:
                 return True
@@ -160,12 +160,12 @@ def _away(query: Query | None, but: str = "") -> dict[str, str]:
     return away
 
 
-def _is_told(state: StateDir, name: str, order: requests.Drain, query: Query | None) -> bool:
+def _drain_is_reported(state: StateDir, name: str, order: requests.Drain, query: Query | None) -> bool:
     """Wait until the factory drains by this order and its answers say so; False if they don't.
 
     Only then are others asked: of two factories at once, the later one to ask sees the other.
     """
-    end = time.monotonic() + _TOLD_SECONDS
+    end = time.monotonic() + _DRAIN_REPORTED_SECONDS
     while time.monotonic() < end:
         status = statuses.read(state)
         drains = status is not None and status.drain == order and order.reason in (status.guard or "")
@@ -283,7 +283,7 @@ def reasons(
         yield from (f"{kind} {name}: {trouble}." for name, trouble in troubles.items() if trouble)
     if status.silent:
         yield f"No answer from {len(status.silent)} of {len(status.factories)} factories: {', '.join(status.silent)}."
-    yield from _distrust(status, counters)
+    yield from _unusable_answers(status, counters)
     if status.dropped:
         counts = ", ".join(f"{count} {reason}" for reason, count in status.dropped.items())
         yield f"Datagrams that the last poll has dropped: {counts}."
@@ -292,7 +292,7 @@ def reasons(
             yield from _of_type(status, facts.name, failures.get(facts.name), now)
 
 
-def _distrust(status: Status, counters: Mapping[str, int]) -> Iterator[str]:
+def _unusable_answers(status: Status, counters: Mapping[str, int]) -> Iterator[str]:
     """Yield signs that keys, clocks or programs differ, rather than that peers are away."""
     for factory, why in status.unusable.items():
         yield f"{factory}: its answer can't be used: {why}."

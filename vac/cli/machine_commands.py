@@ -197,13 +197,13 @@ def _words(name: str, value: object) -> str:
     if isinstance(value, list) and name == "contacts":
         return "".join(map(_contact_line, value))
     if isinstance(value, list) and name == "console's end":
-        return "".join(f"\n  {_harmless(line)}" for line in value)
+        return "".join(f"\n  {_escaped_lines(line)}" for line in value)
     if isinstance(value, list):
         return " ".join(map(printable, value))
     return escaped(str(value))
 
 
-def _harmless(text: str) -> str:
+def _escaped_lines(text: str) -> str:
     """Return the text with all but line ends and tabs escaped that a terminal would obey."""
     lines = text.replace("\r\n", "\n").split("\n")
     return "\n".join("\t".join(map(escaped, line.split("\t"))) for line in lines)
@@ -276,7 +276,7 @@ def _print(pieces: Iterator[bytes]) -> None:
         if sys.stdout.isatty():
             text = kept + decode(piece)
             kept = "\r" if text.endswith("\r") else ""  # perhaps half a line end
-            sys.stdout.write(_harmless(text[: len(text) - len(kept)]))
+            sys.stdout.write(_escaped_lines(text[: len(text) - len(kept)]))
         else:
             sys.stdout.buffer.write(piece)
         sys.stdout.flush()

@@ -35,7 +35,7 @@ class Timing:
     """Pause before a restart, doubled with each restart …"""
     longest_pause: float = 60.0
     """… up to this, …"""
-    ran_well: float = 120.0
+    stable: float = 120.0
     """… and reset after a process that ran this long."""
     stop: float = 20.0
     """From SIGTERM to SIGKILL."""
@@ -52,7 +52,7 @@ TIMING = Timing()
 
 def next_pause(last: float | None, ran_seconds: float, timing: Timing) -> float:
     """Return the pause before the restart of a process that ended after ran_seconds."""
-    if last is None or ran_seconds >= timing.ran_well:
+    if last is None or ran_seconds >= timing.stable:
         return timing.first_pause
     return min(2 * last, timing.longest_pause)
 
@@ -264,7 +264,7 @@ class RoleSupervisor:
         limit = self.role.stuck_seconds
         return math.inf if limit is None or child.stuck else child.alive_time + limit
 
-    def hopeless_time(self) -> float:
+    def kill_failed_time(self) -> float:
         """Return the time at which killing the stuck process counts as failed."""
         if self.child is None or self.role.stuck_seconds is None:
             return math.inf

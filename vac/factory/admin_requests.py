@@ -63,7 +63,7 @@ class AdminRequests:
             log.info("%s: asked to finish", slot.name)
             return self._lower(slot, self.state.clock.unix())
         self.waiting |= isinstance(slot.phase, (Starting, Uncertain))
-        self.effects.happen(slot, StopOrdered(DESTROYED))
+        self.effects.handle(slot, StopOrdered(DESTROYED))
         return False
 
     def obey_shutdown_time(self) -> None:
@@ -76,5 +76,5 @@ class AdminRequests:
 
     def _lower(self, slot: Slot, wanted: float) -> bool:
         """Lower a machine's end; return False if it has to be tried again."""
-        self.effects.happen(slot, EndLowered(wanted))
+        self.effects.handle(slot, EndLowered(wanted))
         return slot.machine is None or f"end {slot.machine.uuid}" not in self.state.troubles

@@ -81,7 +81,7 @@ class Effects:
             effect: getattr(self, f"_{effect.name.lower()}") for effect in Effect
         }
 
-    def happen(self, slot: Slot, stimulus: Stimulus) -> None:
+    def handle(self, slot: Slot, stimulus: Stimulus) -> None:
         """Apply a stimulus to a slot."""
         taken = take_step(slot.phase, stimulus, self.state.clock.boot())
         slot.phase = taken.after
@@ -91,14 +91,14 @@ class Effects:
             checkpoint(slot, effect)
             follows = self._carry_out[effect](slot, taken)
             if follows is not None:
-                self.happen(slot, follows)
+                self.handle(slot, follows)
                 return
 
     def begin(self, slot: Slot, order: Create) -> None:
         """Give the slot a machine that has been decided on."""
         machinetype = self.state.configuration.machinetypes[order.machinetype]
         uuid = str(uuids.UUID(int=self.state.rng.getrandbits(128), version=4))
-        self.happen(slot, Decided(PendingCreation(order, uuid, machinetype, self.state.clock.boot())))
+        self.handle(slot, Decided(PendingCreation(order, uuid, machinetype, self.state.clock.boot())))
 
     def account_for_orphans(self, engine: str, listed: Collection[str]) -> None:
         """Write the end of machines that are in no slot, once their engine doesn't list their uuids any more."""
@@ -124,11 +124,11 @@ class Effects:
         for slot in self.state.slots:
             if isinstance(slot.phase, Preparing) and slot.phase.pending.uuid == made.key:
                 if made.value is None:
-                    self.happen(slot, ContextFailed(made.failure))
+                    self.handle(slot, ContextFailed(made.failure))
                 else:
                     self._tell_mistakes(slot.phase.pending.machinetype, made.value.mistakes)
                     ready = ContextReady(made.value.content)
-                    self.happen(slot, ready if self._wanted(slot) else NotWanted())
+                    self.handle(slot, ready if self._wanted(slot) else NotWanted())
                 return
 
     def _tell_mistakes(self, machinetype: Machinetype, mistakes: str) -> None:

@@ -138,7 +138,7 @@ class Factory:
         self._check_engines()
         self.rules.check(now)
         for slot in self.state.slots:
-            self.effects.happen(slot, Time())
+            self.effects.handle(slot, Time())
         self.decisions.decide_if_due()
         if due:
             self.state.counters.add(CountedEvent.CYCLE, "", "", self.state.clock.boot() - now.boot)
@@ -318,7 +318,7 @@ class Factory:
         slot = self.state.slots.get(name)
         stimulus = _answer(message)
         if stimulus is not None and slot and slot.machine and slot.machine.uuid == uuid:
-            self.effects.happen(slot, stimulus)
+            self.effects.handle(slot, stimulus)
             self.rules.look_again()
 
     def _say_action(self, message: engines.ActionDone) -> None:

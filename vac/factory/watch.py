@@ -81,7 +81,7 @@ class Watcher:
             self._note_observed(slot, found, seen)
         if stimulus in _NEVER_RAN and isinstance(slot.phase, Uncertain) and outputs.has_any(machine):
             stimulus = ListedEnded
-        self.effects.happen(slot, stimulus(seen.asked_time))
+        self.effects.handle(slot, stimulus(seen.asked_time))
 
     def _note_observed(self, slot: Slot, found: Observed, seen: Observation) -> None:
         usage = seen.usage.get(found.uuid, found.usage)
@@ -233,7 +233,7 @@ class Rules:
         )
         verdict = judge(watched, _limits(machine), self.state.started.boot, now.boot)
         if verdict.message is not None:
-            self.effects.happen(slot, StopOrdered(StopOrder(verdict.message)))
+            self.effects.handle(slot, StopOrdered(StopOrder(verdict.message)))
             return None
         return verdict.next_time
 

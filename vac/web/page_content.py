@@ -50,7 +50,7 @@ li { min-width: 0; }
 ul.slots { display: grid; grid-template-columns: repeat(auto-fill, minmax(3.75rem, 1fr)); gap: .25rem; }
 ul.slots a { display: block; padding: .5rem 0; text-align: center; border: 2px solid var(--line);
   text-decoration: none; color: var(--ink); }
-ul.slots a.busy { color: #000; } ul.slots a.odd { border: 3px double var(--bad); font-weight: 700; }
+ul.slots a.busy { color: #000; } ul.slots a.abnormal { border: 3px double var(--bad); font-weight: 700; }
 ul.slots a.new { border-style: dashed; }
 .swatch { display: inline-block; width: 1rem; height: 1rem; border: 1px solid var(--line); vertical-align: -.15rem;
   margin-right: .3rem; }
@@ -162,8 +162,8 @@ class _Page:
                 kinds = [self.styles[machine.machinetype], "busy"]
                 words += f", {name(machine.machinetype)}, {count(machine.processors, 'processor')}"
                 size = f"×{machine.processors}" if machine.processors > 1 else ""
-            kinds += {"Starting": ["new"], "Running": [], "Shut down": []}.get(said.state, ["odd"])
-            text = f"{number}{size}" + ("!" if "odd" in kinds else "")
+            kinds += {"Starting": ["new"], "Running": [], "Shut down": []}.get(said.state, ["abnormal"])
+            text = f"{number}{size}" + ("!" if "abnormal" in kinds else "")
             link = _text(SubElement(cells, "li"), "a", text, href=_path("machine", slot.name), title=words)
             link.set("class", " ".join(kinds))
             _text(link, "span", f" {words}", "hidden")

@@ -34,7 +34,7 @@ from vac.drivers.base import (
     MachineSpec,
     Observed,
     Usage,
-    grown,
+    with_growing_counters,
 )
 from vac.drivers.images import ImageFacts, ImageFiles, version_of
 from vac.drivers.libvirt.libvirt_api import (
@@ -377,7 +377,7 @@ class Samples:
             for uuid, before in self._seen.items():
                 if uuid in now:
                     ended = before.ended_time if now[uuid].state is EngineState.ENDED else None
-                    usage = grown(now[uuid].usage, before.usage)
+                    usage = with_growing_counters(now[uuid].usage, before.usage)
                     now[uuid] = replace(now[uuid], usage=usage, ended_time=ended)
                 else:
                     now[uuid] = replace(before, state=EngineState.ENDED)
