@@ -16,7 +16,7 @@ from vac.config.settings import Settings
 from vac.context.user_data import LIMIT_BYTES, ContextRequest, values
 
 PAGE = (Path(__file__).parents[2] / "docs" / "vacuum-pipes.md").read_text()
-JSON = {Kind.NUMBER: "number", Kind.INTEGER: "integer", Kind.BOOLEAN: "boolean"}
+JSON: dict[object, str] = {Kind.NUMBER: "number", Kind.INTEGER: "integer", Kind.BOOLEAN: "boolean"}
 
 
 def rows(heading: str) -> list[list[str]]:
