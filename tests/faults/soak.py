@@ -178,6 +178,7 @@ class Soak:
             hs06_per_processor=10,
             vacquery_port=self.ports[0],
             metrics_listen=f"127.0.0.1:{self.ports[1]}",
+            singularity_user="nobody",
             **({"docker_host": self.containers.url} if self.containers else {}),
             **({**VM_SETTINGS, "libvirt_uri": self.vms.uri} if self.vms else {}),
         )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import select
 import signal
 import tempfile
@@ -155,6 +156,22 @@ def test_a_successor_knows_what_runs_and_how_it_ended(site: Site) -> None:
     assert (found.state, found.exit_code) == (EngineState.ENDED, 3)
     assert begun <= (driver.usage()["u"].started_time or 0.0) <= before
     assert before - PATIENCE < (found.ended_time or 0.0) <= before
+
+
+def test_start_is_the_commands_even_if_its_program_was_slow(site: Site) -> None:
+    begun = time.time()
+    spec = site.spec(f"{BEGIN}; while [ ! -e {site.path}/go ]; do sleep 0.02; done; {END}")
+    site.driver.create(spec)
+    status = spec.directory / launch_plan.STATUS_FILE
+    launched = begun - 50
+    status.write_text(re.sub('"executing": [0-9.]+', f'"executing": {launched}', status.read_text()))
+    driver = site.new_driver()
+    assert site.listed(driver).state is EngineState.RUNNING
+    assert abs((driver.usage()["u"].started_time or 0.0) - begun) < 25
+    (site.path / "go").touch()
+    site.wait_for(EngineState.ENDED, driver)
+    assert abs((driver.usage()["u"].started_time or 0.0) - begun) < 25
+    assert site.new_driver().usage()["u"].started_time in (None, launched), "its processes have gone"
 
 
 def test_a_machine_whose_command_has_not_begun_is_half_made(

@@ -68,9 +68,11 @@ def plan(spec: MachineSpec, program: str, mounts: list[tuple[str, str, str]]) ->
     }
 
 
-def running(told: Mapping[str, Any], first: bytes, others: list[bytes]) -> bool:
+def command_pids(told: Mapping[str, Any], first: bytes, others: Mapping[int, bytes]) -> list[int]:
     """See Model: a process that bwrap has forked keeps bwrap's command line until it executes something."""
-    return "child-pid" in told and any(each not in (first, b"") and OWN_MARK not in each for each in others)
+    if "child-pid" not in told:
+        return []
+    return [pid for pid, each in others.items() if each not in (first, b"") and OWN_MARK not in each]
 
 
 def executed(told: Mapping[str, Any]) -> bool:
