@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import pytest
@@ -148,7 +148,7 @@ def test_observation_tells_machines_usage_and_when_it_was_asked(
     assert [(m.name, m.uuid, m.state) for m in seen.machines] == [
         ("f1-00.example.com", "u0", EngineState.RUNNING)
     ]
-    assert seen.usage["u0"].cpu_seconds == 5.0
+    assert [m.usage.cpu_seconds for m in seen.machines] == [5.0]
     assert (seen.engine, seen.asked_time) == ("fake", 1010.0)
 
 
@@ -347,8 +347,8 @@ class BuggyDriver(FakeDriver):
 
     mended = False
 
-    def usage(self) -> dict[str, object]:  # type: ignore[override]
-        return {} if self.mended else {"a": 1 // 0}
+    def list(self) -> Sequence[Observed]:
+        return super().list() if self.mended or 1 // 0 else ()
 
     def create(self, spec: MachineSpec) -> None:
         if not self.mended:

@@ -148,7 +148,7 @@ class DockerDriver(Driver):
         self._images = DockerImages(self._connection, self.changed, fetch, limits)
         self._volumes = Volumes()
         self._meter = UsageMeter()
-        self._listed: Sequence[Listed] | None = None
+        self._listed: Sequence[Listed] = ()
         self._creating: set[str] = set()
         self._ends: Mapping[str, End | None] = {}
         self._starts: dict[str, float | None] = {}
@@ -162,29 +162,22 @@ class DockerDriver(Driver):
         self._ownership.adopted = adoptable(machines)
 
     def list(self) -> Sequence[Observed]:
-        """See Driver. Of containers that have ended each is inspected once."""
+        """See Driver. Each container is inspected when it is measured for the first time, and when it has ended."""
         with self._connection.client() as client:
             listed = self._listed = self._find(client)
-            ended = [each.id for each in listed if each.state is EngineState.ENDED]
-            self._ends = {each: self._ends.get(each) or self._end_of(client, each) for each in ended}
-        return [
-            Observed(each.name, each.uuid, each.state, **(self._ends.get(each.id) or End())._asdict())
-            for each in listed
-        ]
-
-    def usage(self) -> Mapping[str, Usage]:
-        """See Driver. The engine is asked only for containers that are measured for the first time."""
-        with self._connection.client() as client:
-            listed = self._find(client) if self._listed is None else self._listed
             for each in listed:
                 if each.state in ALIVE and not self._meter.knows(each.id):
                     self._measure(client, each.id, each.own_network)
+            ended = [each.id for each in listed if each.state is EngineState.ENDED]
+            self._ends = {each: self._ends.get(each) or self._end_of(client, each) for each in ended}
         used = self._meter.read(each.id for each in listed)
         self._starts = {each.id: self._starts.get(each.id) for each in listed}
-        return {
-            each.uuid: replace(used.get(each.id, Usage()), started_time=self._starts[each.id])
-            for each in listed
-        }
+        found = []
+        for each in listed:
+            end, started_time = self._ends.get(each.id) or End(), self._starts[each.id]
+            usage = replace(used.get(each.id, Usage()), started_time=started_time, **end._asdict())
+            found.append(Observed(each.name, each.uuid, each.state, usage))
+        return found
 
     def create(self, spec: MachineSpec) -> None:
         self._creating.add(spec.uuid)
@@ -224,7 +217,7 @@ class DockerDriver(Driver):
 
     def contacts(self) -> Mapping[str, frozenset[Contact]]:
         found = self._meter.contacts()
-        return {each.uuid: found[each.id] for each in self._listed or () if each.id in found}
+        return {each.uuid: found[each.id] for each in self._listed if each.id in found}
 
     def events(self) -> Iterator[str]:
         return self._events.listen()

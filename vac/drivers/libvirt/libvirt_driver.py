@@ -145,10 +145,6 @@ class LibvirtDriver(Driver):
         self._look()
         return self._samples.all()
 
-    def usage(self) -> Mapping[str, Usage]:
-        """See Driver. It comes with the listing."""
-        return {machine.uuid: machine.usage for machine in self._samples.all()}
-
     def create(self, spec: MachineSpec) -> None:
         kind = spec.machinetype
         with self._connection.use(ACT) as connection:
@@ -376,9 +372,9 @@ class Samples:
         with self._condition:
             for uuid, before in self._seen.items():
                 if uuid in now:
-                    ended = before.ended_time if now[uuid].state is EngineState.ENDED else None
-                    usage = grown(now[uuid].usage, before.usage)
-                    now[uuid] = replace(now[uuid], usage=usage, ended_time=ended)
+                    ended = before.usage.ended_time if now[uuid].state is EngineState.ENDED else None
+                    usage = replace(grown(now[uuid].usage, before.usage), ended_time=ended)
+                    now[uuid] = replace(now[uuid], usage=usage)
                 else:
                     now[uuid] = replace(before, state=EngineState.ENDED)
             self._seen = {uuid: self._timed(machine) for uuid, machine in now.items()}
@@ -386,9 +382,10 @@ class Samples:
 
     def _timed(self, machine: Observed) -> Observed:
         """Give a machine that has ended the time of its end."""
-        if machine.state is not EngineState.ENDED or machine.ended_time is not None:
+        if machine.state is not EngineState.ENDED or machine.usage.ended_time is not None:
             return machine
-        return replace(machine, ended_time=self._ends.get(machine.uuid) or self._clock())
+        ended_time = self._ends.get(machine.uuid) or self._clock()
+        return replace(machine, usage=replace(machine.usage, ended_time=ended_time))
 
     def note_reason(self, uuid: str, reason: str) -> None:
         """Note libvirt's reason for the end of a domain, which may be listed still."""
