@@ -397,9 +397,5 @@ def driver_for(machine_model: str, settings: Settings, fetch: Fetch | None = Non
     try:
         module = importlib.import_module(MODULES[engine])
     except ImportError as error:
-        if error.name == MODULES[engine]:
-            reason = f"machine_model {machine_model} is not available in this version"
-        else:
-            reason = f"{error}; install {PACKAGES.get(engine, 'it')}"
-        raise EngineUnavailable(reason) from error
+        raise EngineUnavailable(f"{error}; install {PACKAGES.get(engine, 'it')}") from error
     return cast(Driver, module.open_driver(settings, fetch))

@@ -1,4 +1,4 @@
-"""The one way to run a program and wait for its end: argument list, time limit, bounded output, errors as values.
+"""Ends of processes, and the one way to run a program: argument list, time limit, bounded output, errors as values.
 
     done = run(["vgs", "--noheadings"], time_limit_seconds=20)
     if done.failure:      # "vgs is not installed", "vgs took longer than 20 s", "vgs failed (5): LAST LINE"
@@ -13,18 +13,21 @@ from __future__ import annotations
 
 import contextlib
 import os
+import select
 import selectors
 import signal
 import subprocess
+import threading
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import IO, Any
+from typing import IO, Any, Callable
 
 MOST_BYTES = 16 * 1024 * 1024
 KILL_SECONDS = 1.0
 """Longest wait for a killed child: one that the kernel holds, on a file system that hangs, may stay."""
 MOST_CHARACTERS = 200
+_HIGHEST_PRIORITY = -20
 
 
 @dataclass(frozen=True)
@@ -102,6 +105,22 @@ def run(
         return Finished(None, output, errors, failure, late=True)
     failure = _failure(words[0], child.returncode, errors or output) if child.returncode else ""
     return Finished(child.returncode, output, errors, failure)
+
+
+def call_at_end(pid: int, call: Callable[[], object], name: str) -> None:
+    """Call this in a daemon thread of this name as soon as any process has ended. Raises OSError if it has already."""
+    process = os.pidfd_open(pid)
+
+    def wait() -> None:
+        with contextlib.suppress(PermissionError):
+            os.setpriority(os.PRIO_PROCESS, 0, _HIGHEST_PRIORITY)  # on Linux, of this thread alone
+        end = select.poll()
+        end.register(process, select.POLLIN)
+        end.poll()
+        os.close(process)
+        call()
+
+    threading.Thread(target=wait, name=name, daemon=True).start()
 
 
 def _read_until_end(

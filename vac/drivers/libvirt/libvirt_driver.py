@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import logging
 import os
-import select
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -66,6 +65,7 @@ from vac.drivers.libvirt.libvirt_domain import (
 )
 from vac.drivers.libvirt.libvirt_network import NetworkKeeper
 from vac.drivers.volumes import GB, Volumes
+from vac.host.child_processes import call_at_end
 from vac.host.connections import Contact, tracked
 from vac.host.nat import NatHost
 from vac.logs import OnChange
@@ -354,15 +354,11 @@ class Samples:
         if uuid in self._ends:
             return
         with suppress(OSError, ValueError):
-            process = os.pidfd_open(int((PID_FILES / f"{name}.pid").read_text()))
+            process = int((PID_FILES / f"{name}.pid").read_text())
             self._ends[uuid] = None
-            threading.Thread(target=self._await_end, args=(uuid, process), name="vm-end", daemon=True).start()
+            call_at_end(process, lambda: self._note_end(uuid), "vm-end")
 
-    def _await_end(self, uuid: str, process: int) -> None:
-        end = select.poll()
-        end.register(process, select.POLLIN)
-        end.poll()
-        os.close(process)
+    def _note_end(self, uuid: str) -> None:
         if uuid in self._ends:
             self._ends[uuid] = self._clock()
 
