@@ -139,7 +139,7 @@ def taps(xml: str) -> list[str]:
 
 
 def ensure_network(connection: Any, settings: Settings, host: NatHost) -> None:
-    """Make the network right. Raises NatProblem if no VM can be made all the same, libvirtError if the connection fails.
+    """Make the network right. Raises NatProblem if no VM can be made, libvirtError if the connection fails.
 
     connection is a virConnect. With fix_networking off only what is missing is made: nothing existing is changed except
     the DHCP entries of slots.
