@@ -51,7 +51,7 @@ def in_docker(script: str = lasting(IN_DOCKER), **options: Option) -> Kind:
 
 BESIDE = Kind(lasting(IN_BUBBLEWRAP), {"fizzle_seconds": FIZZLE_SECONDS})
 CYCLES_WITHOUT = 5
-"""So often the factory looks around while the engine is down."""
+"""Number of the factory's observations while the engine is down."""
 AT_ONCE = 100
 """machines_per_cycle: what the ramp does is tested elsewhere."""
 

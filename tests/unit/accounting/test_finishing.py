@@ -289,7 +289,7 @@ class Life:
         finish(self.state, machine, FINAL, at(ENDED + 30), watched=True)
 
     def recover(self) -> Machine | None:
-        """What a factory does that is started again later."""
+        """Finish it as a factory that is started again later."""
         self.state.prepare()
         found = load_slots(self.state, {}, None).slots.get(NAME)
         machine = found[0] if found else None

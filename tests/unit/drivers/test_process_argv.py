@@ -331,7 +331,7 @@ def arguments(spec: MachineSpec) -> list[str]:
 
 
 def mounts(words: list[str]) -> dict[str, tuple[str, bool]]:
-    """What is bound where: source, and whether it is read-only, by destination."""
+    """Return binds by destination: the source, and True if it is read-only."""
     rows = csv.reader(word.partition("=")[2] for word in words if word.startswith("--mount="))
     found = {}
     for row in rows:

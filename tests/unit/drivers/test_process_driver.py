@@ -271,7 +271,7 @@ unshare -Ur unshare -Ur unshare -Ur unshare -Ur true 2>/dev/null || echo not fou
 
 
 def start(tmp_path: Path, image: str, script: str = LOOK, **more: Any) -> tuple[str, int]:
-    """What the program has printed, and its exit code."""
+    """Return the program's output and its exit code."""
     require_root()
     (tmp_path / "standin_model.py").write_text(MODEL)
     plan: dict[str, Any] = {

@@ -1,4 +1,4 @@
-"""What the factory tells others of itself: status, counters, notes, VacMon."""
+"""The factory's reports: status, counters, notes, VacMon."""
 
 from __future__ import annotations
 
