@@ -134,7 +134,7 @@ class LeftProcess:
     pid: int
     """Its first process."""
     noted_time: float
-    """When that number was written down, Unix seconds: the process had started by then."""
+    """Time at which that number was written down, Unix seconds: the process had started by then."""
     user: str
     """The account it runs as."""
     processors: int

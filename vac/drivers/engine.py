@@ -102,7 +102,7 @@ class Observation:
     engine: str
     machines: tuple[Observed, ...]
     asked_time: float
-    """When the engine was asked: the listing says nothing of a machine that was created later."""
+    """Time at which the engine was asked: the listing says nothing of a machine that was created later."""
     details: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     """By uuid of running machines, facts that have not been told before."""
     contacts: Mapping[str, frozenset[Contact]] = field(default_factory=dict)

@@ -73,7 +73,7 @@ from vac.logs import OnChange
 GRACE_SECONDS = 30.0
 """From pressing a machine's power button to ending it by force."""
 LOOK_SECONDS = 1.0
-"""How often a machine that is to end by itself is checked, should its event be lost."""
+"""Interval at which a machine that is to end by itself is checked, should its event be lost."""
 OBSERVE, ACT, PRESS = "observe", "act", "press"
 """Purposes of connections. A power button is pressed by the hypervisor's process, which may hang: so not by ACT."""
 STATISTICS = (

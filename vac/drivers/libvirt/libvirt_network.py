@@ -24,7 +24,7 @@ from vac.host.nat import BRIDGE, NatHost, NatProblem, hosts_line, update_hosts
 from vac.logs import OnChange
 
 CHECK_SECONDS, RETRY_SECONDS = 60.0, 10.0
-"""How long it is taken as right, and as wrong, before it is checked again."""
+"""Age up to which the result that it is right, or wrong, is used."""
 MOCK = "test:"
 """Prefix of the URIs of libvirt's mock, whose machines have no network."""
 NETWORK_PURPOSE = "network"
