@@ -191,7 +191,13 @@ def test_a_machine_whose_command_has_not_begun_is_half_made(
     while "machine" not in read_status(spec.directory).told:  # the launcher says so before it enters
         assert time.monotonic() < deadline
     assert site.listed(other).state is EngineState.HALF_MADE
-    monkeypatch.setattr(time, "sleep", lambda seconds: pytest.fail("it stays so: nothing waits for it again"))
+    own, sleep = threading.current_thread(), time.sleep
+
+    def sleep_elsewhere(seconds: float) -> None:
+        assert threading.current_thread() is not own, "it stays so: nothing waits for it again"
+        sleep(seconds)
+
+    monkeypatch.setattr(time, "sleep", sleep_elsewhere)
     assert site.listed(other).state is EngineState.HALF_MADE
     monkeypatch.undo()
     assert site.driver.list() == [], "its creation goes on"
