@@ -244,7 +244,7 @@ class World:
             spawn=self.spawn,
         )
         if not self.wrong_directory:
-            self.factory.state.knew_nothing = False
+            self.factory.state.began_empty = False
         return self.factory
 
     def turn(self) -> None:

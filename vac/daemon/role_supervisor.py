@@ -17,7 +17,7 @@ from pathlib import Path
 import vac
 from vac import logs
 from vac.daemon import role_process
-from vac.roles import EXIT_OTHER_AT_WORK, EXIT_TO_BEGIN_ANEW, Role, bind
+from vac.roles import EXIT_OTHER_AT_WORK, EXIT_TO_RESTART, Role, bind
 
 BACKLOG = 1024
 NOTIFY_VARIABLES = ("NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID", "FDSTORE")
@@ -284,7 +284,7 @@ class RoleSupervisor:
             logger.info("%s (process %d) %s", self.role.name, child.pid, end)
         else:
             ran_seconds = now - child.start_time
-            if status not in (EXIT_OTHER_AT_WORK, EXIT_TO_BEGIN_ANEW):
+            if status not in (EXIT_OTHER_AT_WORK, EXIT_TO_RESTART):
                 self.failures.append(time.time())
             self._pause(ran_seconds, f"(process {child.pid}) {end} after {ran_seconds:.1f} s", now)
 

@@ -110,7 +110,7 @@ class Observation:
 
 
 @dataclass(frozen=True)
-class Disturbed:
+class Unobserved:
     """The engine couldn't be asked, or its events broke off: machines may have ended unseen, even by its own doing."""
 
     engine: str
@@ -125,7 +125,7 @@ class Changed:
     name: str
 
 
-Message = Union[Observation, Disturbed, ActionDone, Changed]
+Message = Union[Observation, Unobserved, ActionDone, Changed]
 
 
 @dataclass(frozen=True)
@@ -274,7 +274,7 @@ class Engine:
             seen = self._attempt("", OBSERVATION_SECONDS, lambda driver: self._look(driver, asked_time))
         except (CreationFailed, EngineUnavailable) as failure:
             self._observation_failure = str(failure)
-            self._post(Disturbed(self.name, self._clock()))
+            self._post(Unobserved(self.name, self._clock()))
         else:
             self._observation_failure = None
             self._post(seen)
@@ -339,7 +339,7 @@ class Engine:
             except Exception as error:  # noqa: BLE001  a bug in a driver must not end the thread
                 _log.exception("engine %s: unexpected error while listening for events", self.name)
                 reason = f"unexpected {type(error).__name__}: {error}"
-            self._post(Disturbed(self.name, self._clock()))
+            self._post(Unobserved(self.name, self._clock()))
             self._answers_again.wait(pause_seconds)
             self._answers_again.clear()
             _log.info("engine %s: listening for events again: %s", self.name, reason)

@@ -36,7 +36,7 @@ from vac.lifecycle.table import (
     Time,
 )
 from vac.machines.slots import load_slots
-from vac.machines.status import Happening
+from vac.machines.status import CountedEvent
 from vac.scheduling.eligibility import NO_ANSWER
 from vac.vacquery.signed_json import identity
 from vac.vacquery.vacmon import VacMon
@@ -91,7 +91,7 @@ class Factory:
         self.next_cycle_time = now.boot
         self._clock_offset = now.unix - now.boot
         self.stopping = False
-        self.begins_anew = False
+        self.must_restart = False
         """True: it stops because another process is to begin with a changed configuration."""
         self._health: BackgroundWork[str | None] = state.background("health", self._health_checked)
         self.health_time: float | None = None
@@ -99,7 +99,7 @@ class Factory:
         """Engines that have a problem."""
         self._handlers: dict[type, Callable[..., None]] = {
             engines.Observation: self._observed,
-            engines.Disturbed: self._disturbed,
+            engines.Unobserved: self._unobserved,
             engines.ActionDone: self._acted,
             engines.Changed: self._changed,
             Wake: self._woken,
@@ -113,7 +113,7 @@ class Factory:
         while not self.stopping:
             alive()
             self.turn(self._wait_seconds())
-        self._note_last_sights()
+        self._note_last_observed()
 
     def turn(self, wait_seconds: float) -> None:
         """Wait for messages, at most so long; handle them, then what time has brought; then decide if it is due."""
@@ -141,7 +141,7 @@ class Factory:
             self.effects.happen(slot, Time())
         self.decisions.decide_if_due()
         if due:
-            self.state.counters.add(Happening.CYCLE, "", "", self.state.clock.boot() - now.boot)
+            self.state.counters.add(CountedEvent.CYCLE, "", "", self.state.clock.boot() - now.boot)
         self.report.report_if_due()
 
     def _check_clock(self) -> None:
@@ -215,14 +215,14 @@ class Factory:
             self.state.no_trouble(f"slot {slot.name}")
             self.state.changed = True
 
-    def _note_last_sights(self) -> None:
+    def _note_last_observed(self) -> None:
         """Write when machines were last seen alive, since they go on running unobserved."""
         for slot in self.state.slots:
             machine = slot.machine
             if machine is not None and isinstance(slot.phase, (Running, Stopping)):
                 engine = self.state.engine_of(machine.model)
-                if slot.sight.alive_time is not None and engine.answers():
-                    slot.sight.alive_time = self.state.clock.boot()
+                if slot.observed.alive_time is not None and engine.answers():
+                    slot.observed.alive_time = self.state.clock.boot()
                 self.effects.renew_heartbeat(slot)
 
     def _need_roles(self) -> None:
@@ -266,7 +266,7 @@ class Factory:
         changed = [name for name in FIXED_SETTINGS if getattr(after, name) != getattr(before, name)]
         if changed:
             log.warning("%s: changed; starting anew", " and ".join(changed))
-            self.stopping = self.begins_anew = True
+            self.stopping = self.must_restart = True
         else:
             self.state.configure(configuration)
 
@@ -279,7 +279,7 @@ class Factory:
                 self.state.changes.clear(f"engine {name}")
                 continue
             unavailable.add(name)
-            self.state.disturbed[name] = self.state.clock.boot()
+            self.state.unobserved_times[name] = self.state.clock.boot()
             said = "it doesn't answer in time" if engine.stuck_seconds() > 0 else problem
             self.state.changes.say(f"engine {name}", f"{name}: {said}", logging.WARNING)
             if engine.stuck_seconds() > STUCK_SECONDS:
@@ -302,9 +302,9 @@ class Factory:
         self.watcher.observed(message)
         self.rules.look_again()
 
-    def _disturbed(self, message: engines.Disturbed) -> None:
+    def _unobserved(self, message: engines.Unobserved) -> None:
         """Note that an end may have gone unseen; conclude nothing else."""
-        self.state.disturbed[message.engine] = message.time
+        self.state.unobserved_times[message.engine] = message.time
 
     def _acted(self, message: engines.ActionDone) -> None:
         """Take in an engine's answer; it may be one whose connection has been given up since."""

@@ -77,9 +77,9 @@ class Watcher:
         stimulus: type[Listed] = ListedAbsent
         if found is not None:
             stimulus = _STIMULI[found.state]
-            slot.sight.usage = found.usage
-            if found.state is not slot.sight.engine_state:
-                slot.sight.engine_state = found.state
+            slot.observed.usage = found.usage
+            if found.state is not slot.observed.engine_state:
+                slot.observed.engine_state = found.state
                 self.state.changed = True
         if stimulus in _NEVER_RAN and isinstance(slot.phase, Uncertain) and outputs.has_any(machine):
             stimulus = ListedEnded
@@ -115,7 +115,7 @@ class Watcher:
         state = self.state
         unknown = [one.name for uuid, one in listed.items() if uuid not in state.own_uuids]
         text = None
-        if state.knew_nothing and unknown and not state.dir.remove_unknown.exists():
+        if state.began_empty and unknown and not state.dir.remove_unknown.exists():
             text = (
                 f"{engine} has machines of {state.settings.factory_name} ({', '.join(sorted(unknown)[:5])}), but "
                 f"{state.dir.root} knew of none: if it is the wrong directory (not mounted?), put it right and start "
@@ -172,11 +172,11 @@ class Rules:
         """Have disk use measured of those machines for which it's time; once a cycle."""
         now = self.state.clock.boot()
         for slot in self.state.slots:
-            machine, sight = slot.machine, slot.sight
+            machine, observed = slot.machine, slot.observed
             if machine is None or not slot.running or _disk_limit(machine) is None:
                 continue
-            if sight.measured_time is None or now - sight.measured_time >= sight.measure_seconds:
-                sight.measured_time = now
+            if observed.measured_time is None or now - observed.measured_time >= observed.measure_seconds:
+                observed.measured_time = now
                 self._disk.start(
                     machine.uuid, functools.partial(measure_disk, machine.uuid, _directories(machine))
                 )
@@ -191,35 +191,37 @@ class Rules:
             if slot.machine is not None and slot.machine.uuid == outcome.key:
                 self._note_disk_use(slot, outcome.value.used_bytes)
                 pause_seconds = outcome.value.seconds / MEASURE_PART
-                slot.sight.measure_seconds = min(max(LEAST_PAUSE_SECONDS, pause_seconds), MOST_PAUSE_SECONDS)
+                slot.observed.measure_seconds = min(
+                    max(LEAST_PAUSE_SECONDS, pause_seconds), MOST_PAUSE_SECONDS
+                )
         self.look_again()
 
     def _note_disk_use(self, slot: Slot, used_bytes: int | None) -> None:
-        sight, now = slot.sight, self.state.clock.boot()
+        observed, now = slot.observed, self.state.clock.boot()
         if used_bytes is not None:
-            sight.disk_used_bytes, sight.unmeasured_time = used_bytes, None
-        elif sight.unmeasured_time is None:
-            sight.unmeasured_time = now
+            observed.disk_used_bytes, observed.unmeasured_time = used_bytes, None
+        elif observed.unmeasured_time is None:
+            observed.unmeasured_time = now
             text = "%s: du takes too long to measure its disk use; ended if that goes on for %.0f minutes"
             log.warning(text, slot.name, UNMEASURED_SECONDS / 60)
 
     def _check(self, slot: Slot, now: Moment) -> float | None:
         """Judge one machine; return when to ask again. All times are in seconds since boot."""
-        machine, sight = slot.machine, slot.sight
+        machine, observed = slot.machine, slot.observed
         if machine is None or machine.started_time is None or not isinstance(slot.phase, Running):
             return None
-        if sight.engine_state is None or self.state.engine_of(machine.model).problem():
+        if observed.engine_state is None or self.state.engine_of(machine.model).problem():
             return None
         started = now.boot - machine.age(now)
         _note_activity(slot, machine, started)
         watched = Watched(
             started_time=started,
             shutdown_time=started + machine.shutdown_time - machine.started_time,
-            paused=sight.engine_state is EngineState.PAUSED,
+            paused=observed.engine_state is EngineState.PAUSED,
             heartbeat_file_time=self._heartbeat_file_time(slot, machine, now),
-            disk_used_bytes=sight.disk_used_bytes,
-            disk_unmeasured_time=sight.unmeasured_time,
-            busy_time=sight.busy_time,
+            disk_used_bytes=observed.disk_used_bytes,
+            disk_unmeasured_time=observed.unmeasured_time,
+            busy_time=observed.busy_time,
         )
         verdict = judge(watched, _limits(machine), self.state.started.boot, now.boot)
         if verdict.message is not None:
@@ -229,18 +231,18 @@ class Rules:
 
     def _heartbeat_file_time(self, slot: Slot, machine: Machine, now: Moment) -> float | None:
         """Return when the machine last wrote its heartbeat_file, however the wall clock was set meanwhile."""
-        sight, name = slot.sight, machine.options.heartbeat_file
+        observed, name = slot.observed, machine.options.heartbeat_file
         if not name:
             return None
-        looked, sight.looked_time = sight.looked_time, now.boot
+        looked, observed.looked_time = observed.looked_time, now.boot
         try:
             mtime = files.untrusted_mtime(machine.directory / "joboutputs", name)
         except (FileNotFoundError, files.Unreadable):
             return None
-        if sight.heartbeat_file is None or sight.heartbeat_file[0] != mtime:
+        if observed.heartbeat_file is None or observed.heartbeat_file[0] != mtime:
             most = machine.age(now) if looked is None else now.boot - looked
-            sight.heartbeat_file = (mtime, now.boot - min(max(0.0, now.unix - mtime), most))
-        return sight.heartbeat_file[1]
+            observed.heartbeat_file = (mtime, now.boot - min(max(0.0, now.unix - mtime), most))
+        return observed.heartbeat_file[1]
 
 
 class EnergyShares:
@@ -298,4 +300,4 @@ def _note_activity(slot: Slot, machine: Machine, started: float) -> None:
     """Count recent CPU use that isn't below the limit, until when it was measured."""
     limit, percent = machine.options.idle_cpu_percent, machine.cpu_percent
     if limit is not None and percent is not None and machine.sample is not None and percent >= limit:
-        slot.sight.busy_time = started + machine.sample[0]
+        slot.observed.busy_time = started + machine.sample[0]

@@ -18,7 +18,7 @@ from prometheus_client.core import (
 )
 
 from vac.host.facts import REBOOT_REQUIRED
-from vac.machines.status import Happening, Status
+from vac.machines.status import CountedEvent, Status
 from vac.scheduling.eligibility import GUARD_NAMES
 from vac.vacquery.messages import Kind, Reason
 from vac.vacquery.responder import dropped_as
@@ -55,7 +55,7 @@ class Metrics(Collector):
         snapshot = self._view.snapshot
         if snapshot is not None:
             yield from _factory(snapshot)
-            yield from _happenings(snapshot.status)
+            yield from _event_counts(snapshot.status)
             yield from _machinetypes(snapshot)
             yield from _holds(snapshot.status)
             yield from _troubles(snapshot.status)
@@ -156,22 +156,22 @@ def _factory(snapshot: Snapshot) -> Iterator[Metric]:
     yield _gauge("vac_factory_slots", "Slots by state.", ("state",), rows)
 
 
-def _happenings(status: Status) -> Iterator[Metric]:
+def _event_counts(status: Status) -> Iterator[Metric]:
     """Yield the factory's counters since its start."""
     creation = "Creations, from the decision to the machine's start, or the failure."
     destruction = "Attempts to remove ended machines, from their end on."
-    for what, thing, text, labels in (
-        (Happening.CYCLE, "factory_cycle", "Cycles of the factory.", ()),
-        (Happening.CREATION, "machine_creation", creation, ("model", "outcome")),
-        (Happening.DESTRUCTION, "machine_destruction", destruction, ("model", "outcome")),
+    for event, thing, text, labels in (
+        (CountedEvent.CYCLE, "factory_cycle", "Cycles of the factory.", ()),
+        (CountedEvent.CREATION, "machine_creation", creation, ("model", "outcome")),
+        (CountedEvent.DESTRUCTION, "machine_destruction", destruction, ("model", "outcome")),
     ):
         family = SummaryMetricFamily(f"vac_{thing}_duration_seconds", text, labels=labels)
-        for one in status.tallies:
-            if one.what == what.value:
+        for one in status.event_counts:
+            if one.event == event.value:
                 values = (name(one.kind), name(one.outcome)) if labels else ()
                 family.add_metric(values, one.count, one.seconds)
         yield family
-    ends = [one for one in status.tallies if one.what == Happening.END.value]
+    ends = [one for one in status.event_counts if one.event == CountedEvent.END.value]
     labels = ("machinetype", "code")
     counts = (([name(one.kind), name(one.outcome)], one.count) for one in ends)
     text = "Machines that ended, by the hundred of their shutdown code; 300 and above are aborts."

@@ -32,10 +32,10 @@ from vac.drivers.engine import (
     ActionDone,
     ActionKind,
     Changed,
-    Disturbed,
     Engine,
     Message,
     Observation,
+    Unobserved,
     driver_for,
     engine_name,
 )
@@ -282,7 +282,7 @@ def test_late_creation_is_named(factory: Factory, fake: FakeEngine, clock: Clock
 def test_unavailable_engine_is_a_problem_until_it_answers_again(factory: Factory, fake: FakeEngine) -> None:
     fake.unavailable = "cannot connect"
     factory.engine.request_observation()
-    assert factory.next(Disturbed) == Disturbed("fake", 1000.0)
+    assert factory.next(Unobserved) == Unobserved("fake", 1000.0)
     assert factory.engine.problem() == "cannot connect"
     fake.unavailable = None
     factory.engine.request_observation()
@@ -297,7 +297,7 @@ def test_observation_that_failed_is_made_again_without_being_asked_for(
     factory = Factory(clock, fake.driver())
     fake.hook = failing_once("list")
     factory.engine.request_observation()
-    assert factory.next(Disturbed, Observation) == Disturbed("fake", clock.now)
+    assert factory.next(Unobserved, Observation) == Unobserved("fake", clock.now)
     assert factory.next(Observation)
     assert factory.engine.problem() is None
 
@@ -363,7 +363,7 @@ def test_bug_in_a_driver_is_a_failure_with_a_traceback_and_the_threads_live_on(
     factory = Factory(clock, driver)
     with caplog.at_level(logging.ERROR):
         factory.engine.request_observation()
-        factory.next(Disturbed)
+        factory.next(Unobserved)
         assert (factory.engine.problem() or "").startswith("unexpected ZeroDivisionError")
         factory.engine.create(spec())
         refused = factory.done(CREATE)
@@ -397,8 +397,10 @@ class BreakingDriver(FakeDriver):
 def test_broken_events_are_listened_to_again(clock: Clock, fake: FakeEngine) -> None:
     driver = BreakingDriver(fake)
     factory = Factory(clock, driver)
-    assert factory.next(Disturbed, Changed) == Disturbed("fake", clock.now), "it may end its machines now"
-    assert factory.next(Disturbed, Changed) == Changed("fake", ""), "something may have been missed meanwhile"
+    assert factory.next(Unobserved, Changed) == Unobserved("fake", clock.now), "it may end its machines now"
+    assert factory.next(Unobserved, Changed) == Changed("fake", ""), (
+        "something may have been missed meanwhile"
+    )
     factory.engine.create(spec())
     assert factory.next(Changed) == Changed("fake", "f1-00.example.com")
     assert driver.attempts == 2
@@ -488,7 +490,7 @@ def test_a_driver_that_cannot_be_opened_yet_is_tried_again() -> None:
 
     engine, posted = engine_of(opener)
     engine.request_observation()
-    assert isinstance(posted(), Disturbed)
+    assert isinstance(posted(), Unobserved)
     assert engine.problem() == "no socket"
     for _ in range(2):
         engine.request_observation()

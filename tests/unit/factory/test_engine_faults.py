@@ -13,7 +13,7 @@ from tests.fake_driver import Script
 from tests.simulated import START, World, one_type
 from tests.unit.factory.conftest import MakeWorld
 from vac.drivers.base import EngineState, EngineUnavailable, Observed
-from vac.drivers.engine import Changed, Disturbed, Observation
+from vac.drivers.engine import Changed, Observation, Unobserved
 from vac.lifecycle.phases import Empty
 from vac.machines import files, requests
 from vac.machines.machine import Machine
@@ -115,7 +115,7 @@ def test_an_end_after_events_broke_off_is_not_early(world: World, broken_off: bo
     machine = world.machine()
     world.run(90)
     if broken_off:
-        world.inbox.put(Disturbed("docker", world.clock.boot()))
+        world.inbox.put(Unobserved("docker", world.clock.boot()))
     world.run(60, step=15.0)
     assert machine.finished
     assert outcome(machine).early_counts is not broken_off
