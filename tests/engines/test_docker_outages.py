@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.driver_contract import usages
 from tests.engines.docker_fixture import PrivateDocker, PrivateEngine
 from tests.engines.docker_machines import Machines
 from tests.engines.podman_fixture import PrivatePodman
@@ -40,7 +41,7 @@ def test_machines_are_found_again_after_an_outage(engine: PrivateEngine, tmp_pat
     with contextlib.closing(Machines(engine.url, tmp_path)) as machines:
         spec = machines.spec(SLEEP)
         machines.create(spec)
-        before = machines.driver.usage()[spec.uuid]
+        before = usages(machines.driver)[spec.uuid]
         with machines.listening() as news:
             assert news.get(timeout=300) == ""
             engine.kill()
@@ -56,12 +57,12 @@ def test_machines_are_found_again_after_an_outage(engine: PrivateEngine, tmp_pat
             engine.start()
             kept = EngineState.RUNNING if engine.live_restore else EngineState.ENDED
             assert machines.state(spec) is kept
-            after = machines.driver.usage()[spec.uuid]
+            after = usages(machines.driver)[spec.uuid]
             assert (after.cpu_seconds or 0) >= (before.cpu_seconds or 0) > 0
             another = machines.spec(SLEEP)
             machines.create(another)
             assert machines.state(another) is EngineState.RUNNING
-            assert machines.successor().usage().keys() == {spec.uuid, another.uuid}
+            assert usages(machines.successor()).keys() == {spec.uuid, another.uuid}
 
 
 @pytest.mark.parametrize("kind", [PrivateDocker, PrivatePodman], ids=["docker", "podman"])
@@ -88,6 +89,6 @@ def test_an_engine_that_hangs_is_unavailable_until_it_goes_on(
 
 def test_an_engine_that_isnt_installed_is_unavailable(tmp_path: Path) -> None:
     with contextlib.closing(Machines(f"unix://{tmp_path}/none.sock", tmp_path)) as machines:
-        for call in (machines.driver.list, machines.driver.usage, lambda: list(machines.driver.events())):
+        for call in (machines.driver.list, lambda: list(machines.driver.events())):
             with pytest.raises(EngineUnavailable, match=r"none\.sock: no such socket"):
                 call()
