@@ -173,15 +173,11 @@ class DockerDriver(Driver):
                     self._inspect(client, each.id)
         used = self._meter.read(each.id for each in listed)
         self._told = {each.id: self._told.get(each.id, Usage()) for each in listed}
-        return [
-            Observed(
-                each.name,
-                each.uuid,
-                each.state,
-                with_growing_counters(used.get(each.id, Usage()), self._told[each.id]),
-            )
-            for each in listed
-        ]
+        found = []
+        for each in listed:
+            usage = with_growing_counters(used.get(each.id, Usage()), self._told[each.id])
+            found.append(Observed(each.name, each.uuid, each.state, usage))
+        return found
 
     def create(self, spec: MachineSpec) -> None:
         self._creating.add(spec.uuid)
