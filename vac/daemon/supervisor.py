@@ -15,7 +15,6 @@ import selectors
 import signal
 import socket
 import time
-from array import array
 from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -45,12 +44,12 @@ class Notifier:
         """Send `NAME=value` lines, and descriptors to be stored. Failures are logged."""
         if self.address is None:
             return
-        ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array("i", descriptors))] if descriptors else []
         address = "\0" + self.address[1:] if self.address.startswith("@") else self.address
         trouble = None
         try:
             with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK) as sender:
-                sender.sendmsg(["\n".join(assignments).encode()], ancillary, 0, address)
+                sender.connect(address)
+                socket.send_fds(sender, ["\n".join(assignments).encode()], descriptors)
         except OSError as error:
             trouble = f"can't notify the service manager at {self.address}: {error}"
         self._trouble.tell(self.address, trouble)

@@ -324,11 +324,6 @@ class FactoryState:
             if not self.troubles:
                 statuses.clear_error(self.dir, ErrorKind.DISK)
 
-    def forget_troubles(self, uuid: str) -> None:
-        """Forget what could not be written of a machine whose end is on disk."""
-        for key in [key for key in self.troubles if key.endswith(uuid)]:
-            self.no_trouble(key)
-
     def doubts_about(self, kind: str, text: str | None) -> None:
         """Note, or no longer, why factory_name or state_dir may be wrong."""
         self.changed |= self.changes.tell(("doubt", kind), text, logging.ERROR)

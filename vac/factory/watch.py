@@ -197,19 +197,16 @@ class Rules:
             return
         for slot in self.state.slots:
             if slot.machine is not None and slot.machine.uuid == outcome.key:
-                self._note_disk_use(slot, outcome.value.used_bytes)
+                sight, used_bytes = slot.sight, outcome.value.used_bytes
+                if used_bytes is not None:
+                    sight.disk_used_bytes, sight.unmeasured_time = used_bytes, None
+                elif sight.unmeasured_time is None:
+                    sight.unmeasured_time = self.state.clock.boot()
+                    text = "%s: du takes too long to measure its disk use; ended if that goes on for %.0f minutes"
+                    log.warning(text, slot.name, UNMEASURED_SECONDS / 60)
                 pause_seconds = outcome.value.seconds / MEASURE_PART
-                slot.sight.measure_seconds = min(max(LEAST_PAUSE_SECONDS, pause_seconds), MOST_PAUSE_SECONDS)
+                sight.measure_seconds = min(max(LEAST_PAUSE_SECONDS, pause_seconds), MOST_PAUSE_SECONDS)
         self.look_again()
-
-    def _note_disk_use(self, slot: Slot, used_bytes: int | None) -> None:
-        sight, now = slot.sight, self.state.clock.boot()
-        if used_bytes is not None:
-            sight.disk_used_bytes, sight.unmeasured_time = used_bytes, None
-        elif sight.unmeasured_time is None:
-            sight.unmeasured_time = now
-            text = "%s: du takes too long to measure its disk use; ended if that goes on for %.0f minutes"
-            log.warning(text, slot.name, UNMEASURED_SECONDS / 60)
 
     def _check(self, slot: Slot, now: Moment) -> float | None:
         """Judge one machine; return when to ask again. All times are in seconds since boot."""
@@ -218,8 +215,18 @@ class Rules:
             return None
         if sight.engine_state is None or self.state.engine_of(machine.model).problem():
             return None
-        started = now.boot - machine.age(now)
-        _note_activity(slot, machine, started)
+        started, options = now.boot - machine.age(now), machine.options
+        least_percent, percent, sample = options.idle_cpu_percent, machine.cpu_percent, machine.sample
+        if least_percent is not None and percent is not None and sample and percent >= least_percent:
+            sight.busy_time = started + sample[0]
+        limits = Limits(
+            fizzle_seconds=options.fizzle_seconds,
+            heartbeat_file=options.heartbeat_file,
+            heartbeat_seconds=options.heartbeat_seconds,
+            idle_cpu_percent=least_percent,
+            idle_seconds=options.idle_seconds,
+            disk_bytes=_disk_limit(machine),
+        )
         watched = Watched(
             started_time=started,
             shutdown_time=started + machine.shutdown_time - machine.started_time,
@@ -229,7 +236,7 @@ class Rules:
             disk_unmeasured_time=sight.unmeasured_time,
             busy_time=sight.busy_time,
         )
-        verdict = judge(watched, _limits(machine), self.state.started.boot, now.boot)
+        verdict = judge(watched, limits, self.state.started.boot, now.boot)
         if verdict.message is not None:
             self.effects.happen(slot, StopOrdered(StopOrder(verdict.message)))
             return None
@@ -276,18 +283,6 @@ class EnergyShares:
             machine.joules = (machine.joules or 0.0) + used[0] * spent[uuid] / whole
 
 
-def _limits(machine: Machine) -> Limits:
-    options = machine.options
-    return Limits(
-        fizzle_seconds=options.fizzle_seconds,
-        heartbeat_file=options.heartbeat_file,
-        heartbeat_seconds=options.heartbeat_seconds,
-        idle_cpu_percent=options.idle_cpu_percent,
-        idle_seconds=options.idle_seconds,
-        disk_bytes=_disk_limit(machine),
-    )
-
-
 def _disk_limit(machine: Machine) -> int | None:
     """Return the bytes that a container's directories may use; None: a VM's disk has its size, or no limit is set."""
     per_processor = machine.options.disk_gb_per_processor
@@ -300,10 +295,3 @@ def _directories(machine: Machine) -> list[Path]:
     """Return the machine's own directory and others that its engine has told of."""
     told = outputs.read_details(machine).get(WRITES_TO, "")
     return [machine.directory, *(Path(path) for path in told.split(":") if path)]
-
-
-def _note_activity(slot: Slot, machine: Machine, started: float) -> None:
-    """Count recent CPU use that isn't below the limit, until when it was measured."""
-    limit, percent = machine.options.idle_cpu_percent, machine.cpu_percent
-    if limit is not None and percent is not None and machine.sample is not None and percent >= limit:
-        slot.sight.busy_time = started + machine.sample[0]
