@@ -118,7 +118,7 @@ class Listener:
                 ready = selector.select(None if self._log_file is None else LOG_CHECK_SECONDS)
                 if self._log_file is not None and is_renamed(self._log_file, os.fstat(2)):
                     logs.reopen(self._log_file)
-                ended = any([key.data() for key, _ in ready])
+                ended = any(key.data() for key, _ in ready)
                 if ready and not ended:
                     wake()
         stop()

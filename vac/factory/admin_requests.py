@@ -39,9 +39,8 @@ class AdminRequests:
         for request in pending:
             if self._carry_out(request):
                 text = f"{request.machine}: the request to {request.action} it can't be removed"
-                self.state.written(
-                    "requests", text, functools.partial(requests.done, self.state.dir, request)
-                )
+                remove = functools.partial(requests.done, self.state.dir, request)
+                self.state.written("requests", text, remove)
 
     def _look_at_drain(self) -> None:
         now, before = self.state.clock.unix(), self.state.drain
@@ -49,10 +48,8 @@ class AdminRequests:
         if before is not None and order == dataclasses.replace(before, since=now):
             order = before  # the request doesn't say since when it is in force
         if before != order:
-            self.state.drain = order
-            text = f"draining: {order.reason or 'as asked'}" if order else "no longer draining"
-            log.info("%s", text)
-            self.state.changed = True
+            self.state.drain, self.state.changed = order, True
+            log.info("%s", f"draining: {order.reason or 'as asked'}" if order else "no longer draining")
 
     def _carry_out(self, request: requests.Request) -> bool:
         """Carry out one request. Return True when it is done or can't be; a destruction, when the machine has ended."""

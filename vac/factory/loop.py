@@ -6,11 +6,12 @@ the monotonic clock.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import queue
 from collections.abc import Callable
 
-from vac.background import BackgroundWork, Outcome
+from vac.background import BackgroundWork
 from vac.config.load import ConfigurationError, Loader
 from vac.config.machinetype import VM_MODELS
 from vac.drivers import engine as engines
@@ -93,18 +94,12 @@ class Factory:
         self.stopping = False
         self.begins_anew = False
         """True: it stops because another process is to begin with a changed configuration."""
-        self._health: BackgroundWork[str | None] = state.background("health", self._health_checked)
+        self._health: BackgroundWork[str | None] = state.background(
+            "health", lambda outcome: self._note_health(outcome.failure or outcome.value)
+        )
         self.health_time: float | None = None
         self._unavailable: set[str] = set()
         """Engines that have a problem."""
-        self._handlers: dict[type, Callable[..., None]] = {
-            engines.Observation: self._observed,
-            engines.ObservationFailed: self._observation_failed,
-            engines.ActionDone: self._acted,
-            engines.Changed: self._changed,
-            Wake: self._woken,
-            Stop: self._stop,
-        }
 
     def run(self, alive: Callable[[], None], ready: Callable[[], None]) -> None:
         """Take turns until a Stop comes. alive is called each time, ready after the first one. Raises Stuck."""
@@ -117,12 +112,13 @@ class Factory:
 
     def turn(self, wait_seconds: float) -> None:
         """Wait for messages, at most so long; handle them, then what time has brought; then decide if it is due."""
-        for message in self._receive(wait_seconds):
-            handle = self._handlers.get(type(message))
-            if handle is not None:
-                handle(message)
-            elif callable(message):
-                message()
+        received: list[Message] = []
+        with contextlib.suppress(queue.Empty):
+            received.append(self.inbox.get(timeout=max(0.0, wait_seconds)))
+            while True:
+                received.append(self.inbox.get_nowait())
+        for message in received:
+            self._handle(message)
         now = self.state.clock.moment()
         self._check_clock()
         due = now.boot >= self.next_cycle_time
@@ -155,14 +151,25 @@ class Factory:
             self.rules.look_again()
             self.next_cycle_time = now.boot
 
-    def _receive(self, wait_seconds: float) -> list[Message]:
-        received: list[Message] = []
-        try:
-            received.append(self.inbox.get(timeout=max(0.0, wait_seconds)))
-            while True:
-                received.append(self.inbox.get_nowait())
-        except queue.Empty:
-            return received
+    def _handle(self, message: Message) -> None:
+        if isinstance(message, engines.Observation):
+            self._observed(message)
+        elif isinstance(
+            message, engines.ObservationFailed
+        ):  # an end may have gone unseen; no more is concluded
+            self.state.disturbed[message.engine] = message.time
+        elif isinstance(message, engines.ActionDone):
+            self._acted(message)
+        elif isinstance(message, engines.Changed):
+            if message.engine in self.state.engines:
+                self.state.engines[message.engine].request_observation()
+            self.state.changed |= not message.name
+        elif isinstance(message, Wake):
+            self.next_cycle_time = self.state.clock.boot()
+        elif isinstance(message, Stop):
+            self.stopping = True
+        else:
+            message()
 
     def _wait_seconds(self) -> float:
         now = self.state.clock.boot()
@@ -247,9 +254,6 @@ class Factory:
             self.health_time = now
             self._health.start("health", lambda: health_problem(command))
 
-    def _health_checked(self, outcome: Outcome[str | None]) -> None:
-        self._note_health(outcome.failure or outcome.value)
-
     def _note_health(self, problem: str | None) -> None:
         if problem != self.decisions.health_problem:
             self.decisions.health_problem = problem
@@ -288,11 +292,6 @@ class Factory:
             self._unavailable = unavailable
             self.state.changed = True
 
-    def _look(self, name: str) -> None:
-        engine = self.state.engines.get(name)
-        if engine is not None:
-            engine.request_observation()
-
     def _observed(self, message: engines.Observation) -> None:
         if message.engine not in self.state.engines:
             return
@@ -301,10 +300,6 @@ class Factory:
             self.state.changed = True
         self.watcher.observed(message)
         self.rules.look_again()
-
-    def _observation_failed(self, message: engines.ObservationFailed) -> None:
-        """Note that an end may have gone unseen; conclude nothing else."""
-        self.state.disturbed[message.engine] = message.time
 
     def _acted(self, message: engines.ActionDone) -> None:
         """Take in an engine's answer; it may be one whose connection has been given up since."""
@@ -335,17 +330,6 @@ class Factory:
     def _answered(self, message: Answers) -> None:
         self.space.answered(message)
         self.state.changed = True
-
-    def _changed(self, message: engines.Changed) -> None:
-        self._look(message.engine)
-        if not message.name:
-            self.state.changed = True
-
-    def _woken(self, message: Wake) -> None:
-        self.next_cycle_time = self.state.clock.boot()
-
-    def _stop(self, message: Stop) -> None:
-        self.stopping = True
 
 
 def _answer(message: engines.ActionDone) -> Stimulus | None:

@@ -44,10 +44,11 @@ class Pipes:
         """Ask for the documents of which it is time to; now is in Unix seconds."""
         pipes = self._pipes()
         for key in [key for key in self._copies if key not in pipes]:
+            name = key.partition(" ")[0]
             del self._copies[key]
             self._work.forget(key)
-            self.state.pipes.pop(_name(key), None)
-            self.state.changes.clear(f"pipe {_name(key)}")
+            self.state.pipes.pop(name, None)
+            self.state.changes.clear(f"pipe {name}")
         for key, pipe in pipes.items():
             if key not in self._copies:
                 self._take(pipe, self._read(pipe))
@@ -126,7 +127,3 @@ class Pipes:
 
 def _key(pipe: VacuumPipe) -> str:
     return f"{pipe.name} {pipe.vacuum_pipe_url}"
-
-
-def _name(key: str) -> str:
-    return key.partition(" ")[0]
