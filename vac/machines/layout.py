@@ -33,18 +33,6 @@ RUN_DIRECTORY = Path("/run")
 SHIELD = frozenset(("nosuid", "nodev"))
 """Options of the mount that state_dir is on. With noexec as well no container could run its /user_data."""
 _MOUNT_SECONDS = 20.0
-_PUBLIC_DIRECTORIES = (
-    "slots",
-    "machines",
-    "finishes",
-    "machinetypes",
-    "imagecache",
-    "pipescache",
-    "apel-archive",
-    "apel-outgoing",
-    "space-census",
-    "tmp",
-)
 
 
 class StateDirBusy(Exception):
@@ -158,8 +146,16 @@ class StateDir:
     def prepare(self) -> None:
         """Make what directories are missing, discard what was left in tmp/, and set the reserve aside."""
         self.root.mkdir(mode=0o755, parents=True, exist_ok=True)
-        for name in _PUBLIC_DIRECTORIES:
-            files.make_directory(self.root / name, exist_ok=True)
+        public = (
+            self.slots,
+            self.machines,
+            self.finishes,
+            self.machinetypes,
+            self.imagecache,
+            self.pipescache,
+        )
+        for path in (*public, self.apel_archive, self.apel_outgoing, self.space_census, self.tmp):
+            files.make_directory(path, exist_ok=True)
         files.make_directory(self.requests, mode=0o700, exist_ok=True)
         for leftover in sorted(set(self.tmp.iterdir()).difference(files.trash(self.tmp))):
             files.discard(leftover, tmp=self.tmp)
