@@ -76,27 +76,27 @@ def spawn(
     It gets its own session, so that Ctrl-C on a terminal reaches the supervisor alone, and starts in the directory of
     the package, where `-m` looks first. log_descriptor: its standard output and error. Raises OSError.
     """
-    environment = {name: value for name, value in os.environ.items() if name not in NOTIFY_VARIABLES}
     ours, theirs = role_process.link_pair()
-    try:
-        environment[role_process.LINK_VARIABLE] = str(theirs.fileno())
-        if listening is not None:
-            environment[role_process.LISTENING_VARIABLE] = str(listening.fileno())
-        process = subprocess.Popen(
-            command,
-            stdin=subprocess.DEVNULL,
-            stdout=log_descriptor,
-            stderr=log_descriptor,
-            cwd=PACKAGE_ROOT,
-            env=environment,
-            pass_fds=[theirs.fileno(), *([] if listening is None else [listening.fileno()])],
-            start_new_session=True,
-        )
-    except OSError:
-        ours.close()
-        raise
-    finally:
-        theirs.close()
+    passed = {role_process.LINK_VARIABLE: theirs.fileno()}
+    if listening is not None:
+        passed[role_process.LISTENING_VARIABLE] = listening.fileno()
+    environment = {name: value for name, value in os.environ.items() if name not in NOTIFY_VARIABLES}
+    environment.update({name: str(descriptor) for name, descriptor in passed.items()})
+    with theirs:
+        try:
+            process = subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=log_descriptor,
+                stderr=log_descriptor,
+                cwd=PACKAGE_ROOT,
+                env=environment,
+                pass_fds=list(passed.values()),
+                start_new_session=True,
+            )
+        except OSError:
+            ours.close()
+            raise
     process.returncode = 0  # the supervisor reaps it, not Popen
     return process.pid, ours
 

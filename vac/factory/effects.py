@@ -77,9 +77,6 @@ class Effects:
         self._contexts: BackgroundWork[UserData] = state.background(
             "context", self._context_done, at_once=MOST_CONTEXTS
         )
-        self._carry_out: dict[Effect, Callable[[Slot, Step], Stimulus | None]] = {
-            effect: getattr(self, f"_{effect.name.lower()}") for effect in Effect
-        }
 
     def happen(self, slot: Slot, stimulus: Stimulus) -> None:
         """Apply a stimulus to a slot."""
@@ -89,7 +86,8 @@ class Effects:
             self.state.changed = True
         for effect in taken.effects:
             checkpoint(slot, effect)
-            follows = self._carry_out[effect](slot, taken)
+            carry_out: Callable[[Slot, Step], Stimulus | None] = getattr(self, f"_{effect.name.lower()}")
+            follows = carry_out(slot, taken)
             if follows is not None:
                 self.happen(slot, follows)
                 return
