@@ -6,6 +6,7 @@ moment by that clock; usage.json has how long it had run when it was last seen a
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import math
@@ -310,10 +311,8 @@ def _lived(machine: Machine, now: Moment, usage: Usage, watched: bool) -> float:
     """
     age, seen = machine.age(now), last_seen(machine)
     if usage.ended_time is not None:
-        for lived in (
-            age - (now.unix - usage.ended_time),
-            usage.ended_time - (machine.started_time or 0.0),
-        ):
+        by_start = usage.ended_time - (machine.started_time or 0.0)
+        for lived in (age - (now.unix - usage.ended_time), by_start):
             if seen - CLOCK_TOLERANCE_SECONDS <= lived <= age + CLOCK_TOLERANCE_SECONDS:
                 return max(seen, min(lived, age))
     return max(seen, age if watched else _latest_sign(machine, now))
@@ -331,29 +330,14 @@ def _latest_sign(machine: Machine, now: Moment) -> float:
 
     Times of files are Unix times of a clock that may have been set since; those that can't be are passed over.
     """
-    age, step = machine.age(now), machine.clock_step(now)
-    signs = [min(age, machine.cpu_seconds / machine.processors)]
-    for time in _file_times(machine):
-        for since_start in (
-            time - (machine.started_time or 0.0),
-            time - (machine.started_time or 0.0) - step,
-        ):
-            if 0.0 <= since_start <= age:
-                signs.append(since_start)
-                break
-    return max(signs)
-
-
-def _file_times(machine: Machine) -> list[float]:
-    """Return when the machine last wrote to its files, Unix seconds."""
+    started, age, step = machine.started_time or 0.0, machine.age(now), machine.clock_step(now)
     times = [_mtime(machine.directory / "console.log") or 0.0, machine.heartbeat_time or 0.0]
-    try:
-        with os.scandir(machine.directory / "joboutputs") as entries:
-            for entry, _ in zip(entries, range(MOST_SIGNS)):
-                times.append(entry.stat(follow_symlinks=False).st_mtime)
-    except OSError:
-        pass
-    return times
+    with contextlib.suppress(OSError), os.scandir(machine.directory / "joboutputs") as entries:
+        for entry, _ in zip(entries, range(MOST_SIGNS)):
+            times.append(entry.stat(follow_symlinks=False).st_mtime)
+    ages = [(time - started, time - started - step) for time in times]
+    possible = [next((one for one in pair if 0.0 <= one <= age), 0.0) for pair in ages]
+    return max(*possible, min(age, machine.cpu_seconds / machine.processors))
 
 
 def _take_usage(machine: Machine, usage: Usage) -> None:
