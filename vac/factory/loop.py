@@ -7,6 +7,8 @@ the monotonic clock.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
+import functools
 import logging
 import queue
 from collections.abc import Callable
@@ -16,26 +18,28 @@ from vac.config.load import ConfigurationError, Loader
 from vac.config.machinetype import VM_MODELS
 from vac.drivers import engine as engines
 from vac.drivers.engine import ActionKind
-from vac.factory.admin_requests import AdminRequests
 from vac.factory.decisions import Decisions, Repositories
 from vac.factory.effects import Effects
 from vac.factory.peers import Answers, Ask, Space
 from vac.factory.pipes import Pipes
 from vac.factory.report import Report
-from vac.factory.state import FactoryState, Message, Stop, Wake
+from vac.factory.state import FactoryState, Message, Slot, Stop, Wake
 from vac.factory.watch import EnergyShares, Rules, Watcher
 from vac.host.probes import health_problem
-from vac.lifecycle.phases import Empty, Running, SetAside, Stopping
+from vac.lifecycle.phases import Empty, Running, SetAside, Starting, StopOrder, Stopping, Uncertain
 from vac.lifecycle.table import (
+    EndLowered,
     Released,
     ReleaseFailed,
     Started,
     StartFailed,
     StartUnknown,
     Stimulus,
+    StopOrdered,
     Stopped,
     Time,
 )
+from vac.machines import requests
 from vac.machines.slots import load_slots
 from vac.machines.status import Happening
 from vac.scheduling.eligibility import NO_ANSWER
@@ -55,11 +59,73 @@ FIXED_SETTINGS = ("state_dir", "factory_name", "docker_host", "libvirt_uri", "vm
 CLOCK_STEP_SECONDS = 2.0
 """A greater change of the wall clock between two turns is a step, and logged."""
 
+DESTROYED = StopOrder("100 Destroyed by the administrator", by_people=True)
+
 log = logging.getLogger(__name__)
 
 
 class Stuck(Exception):
     """A thread of an engine never returned; only a new process helps."""
+
+
+class AdminRequests:
+    """Administrators' requests: draining, finishing, destroying; and the site's shutdown time."""
+
+    def __init__(self, state: FactoryState, effects: Effects) -> None:
+        self.state = state
+        self.effects = effects
+        self.waiting = False
+        """True while a machine is to be destroyed whose engine hasn't reported its creation yet."""
+
+    def look(self) -> None:
+        """Read what is asked and do it. Each request is removed after it has been carried out."""
+        self._look_at_drain()
+        self.waiting = False
+        try:
+            pending = requests.pending(self.state.dir)
+        except OSError as error:
+            self.state.trouble("requests", f"{self.state.dir.requests} can't be read: {error}")
+            return
+        self.state.no_trouble("requests")
+        for request in pending:
+            if self._carry_out(request):
+                text = f"{request.machine}: the request to {request.action} it can't be removed"
+                remove = functools.partial(requests.done, self.state.dir, request)
+                self.state.written("requests", text, remove)
+
+    def _look_at_drain(self) -> None:
+        now, before = self.state.clock.unix(), self.state.drain
+        order = requests.draining(self.state.dir, now)
+        if before is not None and order == dataclasses.replace(before, since=now):
+            order = before  # the request doesn't say since when it is in force
+        if before != order:
+            self.state.drain, self.state.changed = order, True
+            log.info("%s", f"draining: {order.reason or 'as asked'}" if order else "no longer draining")
+
+    def _carry_out(self, request: requests.Request) -> bool:
+        """Carry out one request. Return True when it is done or can't be; a destruction, when the machine has ended."""
+        slot = self.state.slots.get(request.machine)
+        if slot is None or slot.machine is None or slot.machine.uuid != request.uuid or slot.machine.finished:
+            return True
+        if request.action == "finish":
+            log.info("%s: asked to finish", slot.name)
+            return self._lower(slot, self.state.clock.unix())
+        self.waiting |= isinstance(slot.phase, (Starting, Uncertain))
+        self.effects.happen(slot, StopOrdered(DESTROYED))
+        return False
+
+    def obey_shutdown_time(self) -> None:
+        """Lower the end of every machine to the site's shutdown_time."""
+        shutdown_time = self.state.settings.shutdown_time
+        if shutdown_time is not None:
+            for slot in self.state.slots:
+                if slot.occupied:
+                    self._lower(slot, shutdown_time)
+
+    def _lower(self, slot: Slot, wanted: float) -> bool:
+        """Lower a machine's end; return False if it has to be tried again."""
+        self.effects.happen(slot, EndLowered(wanted))
+        return slot.machine is None or f"end {slot.machine.uuid}" not in self.state.troubles
 
 
 class Factory:
