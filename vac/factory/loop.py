@@ -164,8 +164,6 @@ class Factory:
             "health", lambda outcome: self._note_health(outcome.failure or outcome.value)
         )
         self.health_time: float | None = None
-        self._unavailable: set[str] = set()
-        """Engines that have a problem."""
 
     def run(self, alive: Callable[[], None], ready: Callable[[], None]) -> None:
         """Take turns until a Stop comes. alive is called each time, ready after the first one. Raises Stuck."""
@@ -341,22 +339,15 @@ class Factory:
             self.state.configure(configuration)
 
     def _check_engines(self) -> None:
-        """Note which engines have become unavailable or available again: a reason to decide and report anew."""
-        unavailable = set()
+        """Note engines' problems: each new one, or its end, is a reason to decide and report anew."""
         for name, engine in self.state.engines.items():
             problem = engine.problem()
-            if problem is None:
-                self.state.changes.clear(f"engine {name}")
-                continue
-            unavailable.add(name)
-            self.state.disturbed[name] = self.state.clock.boot()
             said = "it doesn't answer in time" if engine.stuck_seconds() > 0 else problem
-            self.state.changes.say(f"engine {name}", f"{name}: {said}", logging.WARNING)
-            if engine.stuck_seconds() > STUCK_SECONDS:
-                raise Stuck(f"{name}: {problem}")
-        if unavailable != self._unavailable:
-            self._unavailable = unavailable
-            self.state.changed = True
+            self.state.changed |= self.state.changes.tell(f"engine {name}", problem and f"{name}: {said}")
+            if problem is not None:
+                self.state.disturbed[name] = self.state.clock.boot()
+                if engine.stuck_seconds() > STUCK_SECONDS:
+                    raise Stuck(f"{name}: {problem}")
 
     def _observed(self, message: engines.Observation) -> None:
         if message.engine not in self.state.engines:
