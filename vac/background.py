@@ -229,6 +229,6 @@ class BackgroundWork(Generic[_T]):
             job.late = True
             self._late += 1
             self._threads -= 1
-        late = Outcome[_T](key, failure=f"isn't done within {self._deadline_seconds:g} s", late=True)
+        late: Outcome[_T] = Outcome(key, failure=f"isn't done within {self._deadline_seconds:g} s", late=True)
         self._post(lambda: self._done(late))
         self._employ()
