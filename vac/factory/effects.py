@@ -200,19 +200,15 @@ class Effects:
 
     def _root_key(self) -> bytes | None:
         """Return the ssh key offered to VMs; None if the site has none. A broken one holds no machine up."""
-        path = self.state.settings.root_public_key
+        path, key, problem = self.state.settings.root_public_key, None, None
         try:
             key = path.read_bytes()
             problem = "it holds a private key" if b"PRIVATE KEY" in key else None
-        except FileNotFoundError:
-            return None
         except OSError as error:
-            key, problem = b"", error.strerror
-        if problem is None:
-            return key
-        text = f"root_public_key {path} is not offered to VMs: {problem}"
-        self.state.changes.say("root_public_key", text, logging.WARNING)
-        return None
+            problem = None if isinstance(error, FileNotFoundError) else error.strerror
+        text = problem and f"root_public_key {path} is not offered to VMs: {problem}"
+        self.state.changes.tell("root_public_key", text)
+        return None if problem else key
 
     def _write_started(self, slot: Slot, taken: Step) -> None:
         machine, now = _machine(slot), self.state.clock.moment()
@@ -364,7 +360,7 @@ class Effects:
         machine = _machine(slot)
         end = slot_files.outcome(machine, machine.clock_step(self.state.clock.moment()))
         for key in [key for key in self.state.troubles if key.endswith(machine.uuid)]:
-            self.state.no_trouble(key)
+            self.state.trouble(key, None)
         self.state.remember(end, machine.options.fizzle_seconds)
         lived = end.ended_time - (end.started_time or end.ended_time)
         words = f"{end.message or 'no shutdown message'}, after {lived:.0f} s"

@@ -86,7 +86,7 @@ class AdminRequests:
         except OSError as error:
             self.state.trouble("requests", f"{self.state.dir.requests} can't be read: {error}")
             return
-        self.state.no_trouble("requests")
+        self.state.trouble("requests", None)
         for request in pending:
             if self._carry_out(request):
                 text = f"{request.machine}: the request to {request.action} it can't be removed"
@@ -283,7 +283,7 @@ class Factory:
                 machine.note_clock(now)
             slot.put(machine)
             slot.phase = phase(now.boot)
-            self.state.no_trouble(f"slot {slot.name}")
+            self.state.trouble(f"slot {slot.name}", None)
             self.state.changed = True
 
     def _note_last_sights(self) -> None:

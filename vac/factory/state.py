@@ -303,26 +303,22 @@ class FactoryState:
 
         key: the subject. what: what couldn't be done, in words.
         """
+        problem = None
         try:
             self.dir.spending_reserve(write)
         except OSError as error:
-            self.trouble(key, f"{what}: {error}")
-            return False
-        self.no_trouble(key)
-        return True
+            problem = f"{what}: {error}"
+        self.trouble(key, problem)
+        return problem is None
 
-    def trouble(self, key: str, text: str) -> None:
-        """Report that something in state_dir can't be written or read."""
-        if self.changes.say(("disk", key), text, logging.ERROR):
-            self.reported = False
-        statuses.set_error(self.dir, ErrorKind.DISK, text)
-
-    def no_trouble(self, key: str) -> None:
-        """Forget a trouble that is over."""
-        if self.changes.clear(("disk", key)):
-            self.reported = False
-            if not self.troubles:
-                statuses.clear_error(self.dir, ErrorKind.DISK)
+    def trouble(self, key: str, text: str | None) -> None:
+        """Report that something in state_dir can't be written or read; None: that it can, now."""
+        news = self.changes.tell(("disk", key), text, logging.ERROR)
+        self.reported &= not news
+        if text is not None:
+            statuses.set_error(self.dir, ErrorKind.DISK, text)
+        elif news and not self.troubles:
+            statuses.clear_error(self.dir, ErrorKind.DISK)
 
     def doubts_about(self, kind: str, text: str | None) -> None:
         """Note, or no longer, why factory_name or state_dir may be wrong."""
