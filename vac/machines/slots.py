@@ -71,9 +71,7 @@ def note_finish(state: StateDir, machine: Machine) -> None:
         files.write_atomic(state.finish(machine.machinetype), content, tmp=state.tmp)
 
 
-def read_slots(
-    state: StateDir, machinetypes: Mapping[str, Machinetype] | None = None, settings: Settings | None = None
-) -> dict[str, Machine]:
+def read_slots(state: StateDir) -> dict[str, Machine]:
     """Return the present or last machine of every slot, by name, also of slots above the present number.
 
     Changes nothing: for those who look while a factory is at work.
@@ -82,11 +80,7 @@ def read_slots(
     for path in sorted(state.slots.iterdir()) if state.slots.is_dir() else ():
         try:
             slot = read_slot(path)
-            if slot is None:
-                continue
-            machine = load(
-                state.machine(slot.directory), model=slot.model, machinetypes=machinetypes, settings=settings
-            )
+            machine = None if slot is None else load(state.machine(slot.directory), model=slot.model)
         except OSError as error:
             log.warning("slot %s can't be read: %s", path.name, error)
             continue
