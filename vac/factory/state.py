@@ -16,17 +16,7 @@ from vac.config.settings import Settings
 from vac.drivers import engine as engines
 from vac.drivers.base import EngineState, Usage
 from vac.drivers.engine import Engine, engine_name
-from vac.lifecycle.phases import (
-    Empty,
-    Ended,
-    Phase,
-    Releasing,
-    Running,
-    Starting,
-    Stopping,
-    Stuck,
-    Uncertain,
-)
+from vac.lifecycle.phases import Empty, Ended, Phase, Preparing, Running, SetAside, Stopping
 from vac.logs import OnChange
 from vac.machines import machine as machines
 from vac.machines import requests
@@ -38,8 +28,6 @@ from vac.scheduling.backoff import History
 from vac.scheduling.model import MachineEnd
 
 REMEMBERED_CREATIONS = 10
-_OCCUPIED = (Starting, Uncertain, Running, Stopping, Ended, Releasing, Stuck)
-_RUNNING = (Running, Stopping, Ended)
 
 log = logging.getLogger(__name__)
 
@@ -98,12 +86,12 @@ class Slot:
     @property
     def occupied(self) -> bool:
         """True while it holds a machine of which something may be left in its engine."""
-        return isinstance(self.phase, _OCCUPIED)
+        return not isinstance(self.phase, (Empty, Preparing, SetAside))
 
     @property
     def running(self) -> bool:
         """True while its machine has started and its end is not on disk."""
-        return isinstance(self.phase, _RUNNING)
+        return isinstance(self.phase, (Running, Stopping, Ended))
 
     def put(self, machine: Machine | None) -> None:
         """Replace its machine."""
