@@ -218,9 +218,8 @@ class Factory:
     def _handle(self, message: Message) -> None:
         if isinstance(message, engines.Observation):
             self._observed(message)
-        elif isinstance(
-            message, engines.ObservationFailed
-        ):  # an end may have gone unseen; no more is concluded
+        elif isinstance(message, engines.ObservationFailed):
+            # an end may have gone unseen; no more is concluded
             self.state.disturbed[message.engine] = message.time
         elif isinstance(message, engines.ActionDone):
             self._acted(message)

@@ -218,14 +218,12 @@ class StateDir:
             files.remove(self.reserve)
             write()
 
-    @contextlib.contextmanager
-    def lock(self) -> Iterator[None]:
+    def lock(self) -> contextlib.AbstractContextManager[None]:
         """Hold the lock that makes this the only factory process of the state_dir; factory.pid has its number.
 
         Raises StateDirBusy if another process holds it.
         """
-        with _locked(self.pid("factory"), str(self.root), "another state_dir"):
-            yield
+        return _locked(self.pid("factory"), str(self.root), "another state_dir")
 
 
 def _failure_of(command: list[str | Path]) -> str | None:
