@@ -198,10 +198,9 @@ def ask_peers(
 
     capacity, unrated, results = None, frozenset[str](), []
     if with_capacities:
-        first = ask(Kind.FACTORIES, doubtful)
-        capacity, unrated = capacities(first.answers)
-        doubtful = {*doubtful, *first.missing}
-        results.append(first)
+        results.append(ask(Kind.FACTORIES, doubtful))
+        capacity, unrated = capacities(results[0].answers)
+        doubtful = {*doubtful, *results[0].missing}
     result = ask(Kind.MACHINETYPES, doubtful)
     now = clock()
     results.append(result)
