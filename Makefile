@@ -62,8 +62,8 @@ deb: packages-package  ## Debian package of HEAD, in build/deb
 rpm: packages-package  ## RPM of HEAD for EL9, in build/rpm; on Debian with stand-ins for macros of EL9
 	packaging/build rpm
 
-try-deb: packages-fresh  ## build, install, use, upgrade and remove it in a bare Debian root: RELEASE=trixie or bookworm
-	tools/fresh $(RELEASE) packaging/try_deb
+try-deb: packages-fresh  ## build, install, use, upgrade and remove it in a bare Debian root: RELEASE=trixie or bookworm; GUEST=1 also in an emulated host
+	tools/fresh $(RELEASE) env GUEST=$(GUEST) packaging/try_deb
 
 puppet: packages-fresh  ## check puppet/vac and apply it in a bare Debian root: RELEASE=trixie (Puppet 8) or bookworm (7)
 	tools/fresh $(RELEASE) packaging/try_managed puppet

@@ -1,4 +1,4 @@
-"""What the Docker driver costs: observing 1, 64 and 256 containers, how fast they are made and removed, and how fast
+"""Cost of the Docker driver: observing 1, 64 and 256 containers, how fast they are made and removed, and how fast
 a factory fills its slots with them.
 
 It runs on a dockerd of its own, with the fixture of the engine tests.

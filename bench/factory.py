@@ -1,4 +1,4 @@
-"""What a factory costs: one cycle with so many machines, simulated and real, and how fast slots fill.
+"""Cost of a factory: one cycle with so many machines, simulated and real, and the time until slots are full.
 
 Absolute times depend on the host and on what else runs there. The ratios are to a plain Python loop, timed in turn
 with the real thing, that writes and reads as many files as that can't do without.
@@ -30,9 +30,9 @@ ROUNDS = 9
 CYCLE_SECONDS = 60.0
 SLOTS = 64
 REPLACED = 50
-"""So many replacements are waited for."""
+"""Number of replacements to wait for."""
 GROUP_FILES = 4
-"""What has to be read of a machine's cgroup: processes, CPU time, memory, peak memory."""
+"""Files of a machine's cgroup that have to be read: processes, CPU time, memory, peak memory."""
 SLEEP = "#!/bin/sh\nexec sleep 3600\n"
 WORK = """
 sleep $(( 20 + 0x$(cut -c1-2 $JOBFEATURES/job_id) * 20 / 256 ))
@@ -92,7 +92,7 @@ def _cycle(world: World) -> Step:
 
 
 def _writing(root: Path, size: int) -> Step:
-    """What a cycle can't do without: a file of a few bytes for each machine, which appears whole."""
+    """Measure the least that a cycle needs: a file of a few bytes for each machine, which appears whole."""
     new, place = root / "new", root / "heartbeat"
 
     def write() -> None:
@@ -104,7 +104,7 @@ def _writing(root: Path, size: int) -> Step:
 
 
 def _reading(world: RealWorld) -> Step:
-    """What observing can't do without: some small files of each machine's cgroup."""
+    """Measure the least that observing needs: some small files of each machine's cgroup."""
     groups = open_groups(world.settings.factory_name)
     paths: Sequence[Path] = [groups.entrances(name)[0] for name in groups.names()] * GROUP_FILES
 

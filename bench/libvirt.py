@@ -1,4 +1,4 @@
-"""What the libvirt driver costs: observing 1, 8 and 256 domains, and how long it takes to make one.
+"""Cost of the libvirt driver: observing 1, 8 and 256 domains, and making one.
 
 The first two are machines of plain QEMU on a libvirtd of its own, with the fixture of the engine tests; for 256
 it is libvirt's own mock inside this process, which says what the driver itself costs.

@@ -1,4 +1,4 @@
-"""What vacd needs while 256 bubblewrap machines run: memory of all processes, threads, open files, CPU of a cycle.
+"""Resources of vacd while 256 bubblewrap machines run: memory of all processes, threads, open files, CPU of a cycle.
 
 `python -m bench resources`; VAC_BENCH_MINUTES says for how long, by default ten.
 """

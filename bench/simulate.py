@@ -1,4 +1,4 @@
-"""How fast the simulator is: virtual time per time, and what a decision costs in spaces of growing size."""
+"""Speed of the simulator: virtual time per time, and the cost of a decision in spaces of growing size."""
 
 from __future__ import annotations
 

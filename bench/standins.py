@@ -37,7 +37,7 @@ class LoopbackNames(Resolver):
 
 
 def factory_names(count: int) -> list[str]:
-    """So many factories."""
+    """Return the names of this many factories."""
     return [f"factory-{number}.example.org" for number in range(count)]
 
 

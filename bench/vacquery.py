@@ -31,7 +31,7 @@ Serve = Callable[[Connection, object], None]
 
 @dataclass(frozen=True)
 class Rate:
-    """What clients saw of a server."""
+    """Result of a server's clients."""
 
     per_second: float
     p50_ms: float

@@ -42,7 +42,7 @@ CALLS = ("list", "usage", "create", "stop", "destroy", "events")
 
 @dataclass(frozen=True)
 class Script:
-    """How a machine fares. The default runs until somebody ends it, using one processor in full."""
+    """A machine's behaviour. The default runs until somebody ends it, using one processor in full."""
 
     lifetime_seconds: float | None = None
     shutdown_message: str | None = None
@@ -66,16 +66,16 @@ class FakeMachine:
     script: Script
     created_time: float
     stopped_time: float | None = None
-    """When it was ended by force."""
+    """Time at which it was ended by force."""
 
     def end_time(self) -> float | None:
-        """When it ends or has ended; None: not by itself."""
+        """Return the time of its end; None: it doesn't end by itself."""
         lifetime = self.script.lifetime_seconds
         own = None if lifetime is None or self.script.paused else self.created_time + lifetime
         return min((time for time in (own, self.stopped_time) if time is not None), default=None)
 
     def observed(self, now: float) -> Observed:
-        """How the engine lists it at this time."""
+        """Return its state in the engine's listing at this time."""
         end_time = self.end_time()
         ended = end_time is not None and end_time <= now
         running = EngineState.PAUSED if self.script.paused else EngineState.RUNNING

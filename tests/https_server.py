@@ -26,7 +26,7 @@ HTML = b"<!DOCTYPE html>\n<html><head><title>Please log in</title></head></html>
 
 @dataclass
 class Page:
-    """What is answered at one path."""
+    """Answer at one path."""
 
     content: bytes = b""
     status: int = 200

@@ -113,7 +113,7 @@ def one_type(name: str = "t", **options: Any) -> Machinetype:
 
 
 def broken(text: str = "no such model", settings: Settings | None = None) -> ConfigurationError:
-    """What the loader raises."""
+    """Return an error such as the loader raises."""
     return ConfigurationError(
         [Problem("vac.conf", "machinetype t", "machine_model", text)], settings=settings
     )
@@ -244,7 +244,7 @@ class World:
             spawn=self.spawn,
         )
         if not self.wrong_directory:
-            self.factory.state.knew_nothing = False
+            self.factory.state.began_empty = False
         return self.factory
 
     def turn(self) -> None:
@@ -323,7 +323,7 @@ class World:
         self.engine(engine).machines[uuid] = FakeMachine(spec, Script(), self.clock.steady())
 
     def engine_machines(self) -> list[FakeMachine]:
-        """What all engines hold."""
+        """Return the machines of all engines."""
         return [machine for engine in self.engines.values() for machine in engine.machines.values()]
 
     def running(self) -> list[str]:
@@ -337,7 +337,7 @@ class World:
         return [message_fields(path.read_text(encoding="ascii")) for path in paths]
 
     def status(self) -> Status:
-        """What the factory has last reported."""
+        """Return the factory's last report."""
         found = statuses.read(self.state)
         assert found is not None
         return found

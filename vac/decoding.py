@@ -63,7 +63,7 @@ class Number(float):
     text: str
 
 
-class _Odd(NamedTuple):
+class _BadNumber(NamedTuple):
     """Placeholder for a number that isn't one."""
 
     text: str
@@ -89,37 +89,37 @@ def parse(
     text = content if isinstance(content, str) else _decoded(content)
     if text.count("[") + text.count("{") > MOST_DEPTH:
         _check_depth(text)
-    traps: list[object] = []
+    suspicious: list[object] = []
 
-    def odd(written: str) -> _Odd:
-        traps.append(written)
-        return _Odd(written)
+    def bad_number(written: str) -> _BadNumber:
+        suspicious.append(written)
+        return _BadNumber(written)
 
-    def integer(written: str) -> int | _Odd:
-        return int(written) if len(written) <= MOST_DIGITS else odd(written)
+    def integer(written: str) -> int | _BadNumber:
+        return int(written) if len(written) <= MOST_DIGITS else bad_number(written)
 
-    def number(written: str) -> float | _Odd:
+    def number(written: str) -> float | _BadNumber:
         value = Number(written) if as_written else float(written)
         if isinstance(value, Number):
             value.text = written
-        return value if math.isfinite(value) else odd(written)
+        return value if math.isfinite(value) else bad_number(written)
 
     def mapping(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         found = dict(pairs)
         if len(found) == len(pairs):
             return found
-        traps.append(pairs)
+        suspicious.append(pairs)
         return _Object(pairs)
 
     try:
         tree = json.loads(
-            text, object_pairs_hook=mapping, parse_int=integer, parse_float=number, parse_constant=odd
+            text, object_pairs_hook=mapping, parse_int=integer, parse_float=number, parse_constant=bad_number
         )
     except json.JSONDecodeError as error:
         what = "is empty" if not text.strip() else f"is not JSON: {error.msg}"
         raise BadJson(Flaw("$", f"{what} (line {error.lineno}, column {error.colno})")) from None
-    if traps or "\\u" in text or _SURROGATE.search(text):
-        flaws = first(_traps(tree, "$"))
+    if suspicious or "\\u" in text or _SURROGATE.search(text):
+        flaws = first(_value_flaws(tree, "$"))
         if flaws:
             raise BadJson(*flaws)
     return tree
@@ -172,19 +172,19 @@ def _check_depth(text: str) -> None:
             raise BadJson(Flaw("$", f"is nested more than {MOST_DEPTH} levels deep"))
 
 
-def _traps(value: Any, path: str) -> Iterator[Flaw]:
-    if isinstance(value, _Odd):
+def _value_flaws(value: Any, path: str) -> Iterator[Flaw]:
+    if isinstance(value, _BadNumber):
         yield Flaw(path, f"{quoted(value.text)} is not a number of JSON's, or too long a one")
     elif isinstance(value, str) and _SURROGATE.search(value):
         yield Flaw(path, "holds half a surrogate pair, which is no text")
     elif isinstance(value, list):
         for number, each in enumerate(value):
-            yield from _traps(each, f"{path}[{number}]")
+            yield from _value_flaws(each, f"{path}[{number}]")
     elif isinstance(value, dict):
         for key in value.twice if isinstance(value, _Object) else ():
             yield Flaw(path + step(key), "is there twice")
         for key, each in value.items():
-            yield from _traps(each, path + step(key))
+            yield from _value_flaws(each, path + step(key))
 
 
 def filled(stand_in: _T, value: object) -> _T:

@@ -40,7 +40,7 @@ class Role:
 
 EXIT_OTHER_AT_WORK = 75
 """Exit status of a role whose work another process does; EX_TEMPFAIL of sysexits.h."""
-EXIT_TO_BEGIN_ANEW = 79
+EXIT_TO_RESTART = 79
 """Exit status of a role that needs a new process, not because of a failure; sysexits.h has no such status."""
 
 _WAITRESS = "python3-waitress, or pip install 'vac-factory[vms]'"

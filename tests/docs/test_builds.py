@@ -1,4 +1,4 @@
-"""What README says of packages and of pip, done for real from a clone of HEAD; it fetches packages."""
+"""README's steps with packages and pip, done for real from a clone of HEAD; it fetches packages."""
 
 from __future__ import annotations
 

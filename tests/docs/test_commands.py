@@ -21,6 +21,7 @@ from tests.engines.factory_fixture import factory_site
 from tests.unit.state_dirs import new_machine, new_state
 from tests.waiting import wait_for
 from vac import daemon as vacd
+from vac.accounting import gocdb
 from vac.accounting.history import finish
 from vac.cli import check_vacd
 from vac.cli.main import COMMANDS, command_parser, main
@@ -100,7 +101,7 @@ ELSEWHERE = {
     "make deb": (BUILDS, '"deb"'),
     "make rpm": (BUILDS, '"rpm"'),
     "make site": ("tests/docs/test_site.py", '"make", "site"'),
-    "make try-deb": ("Makefile", "tools/fresh $(RELEASE) packaging/try_deb"),
+    "make try-deb": ("Makefile", "tools/fresh $(RELEASE) env GUEST=$(GUEST) packaging/try_deb"),
     "make puppet": ("Makefile", "tools/fresh $(RELEASE) packaging/try_managed puppet"),
     "make ansible": ("Makefile", "tools/fresh $(RELEASE) packaging/try_managed ansible"),
     "make test-all": ("Makefile", 'pytest $(WORKERS) -m ""'),
@@ -305,6 +306,13 @@ def test_configurations_can_be_used(block: Block, tmp_path: Path) -> None:
     assert configuration.errors == ()
     assert [text for text in configuration.warnings if "unknown" in str(text)] == []
     assert not configuration.unusable
+
+
+def test_the_catalogue_of_capacities_can_be_used(tmp_path: Path) -> None:
+    page, state = ROOT / "docs" / "accounting.md", new_state(tmp_path)
+    text = next(block.text for block in blocks(page) if block.language == "json")
+    state.space_catalogue.write_text(text)
+    assert gocdb.census(state, {}, 0.0) == {"node1.example.org": gocdb.Capacity(64, 64, 800)}
 
 
 class Site:

@@ -50,7 +50,7 @@ EOF
 mkdir -p /mnt/etc/systemd/system/cloud-init-local.service.requires
 ln -sf ../aws.service /mnt/etc/systemd/system/cloud-init-local.service.requires/aws.service
 """
-"""What tells cloud-init that the host is Amazon's: it gets a token first then, as IMDSv2 demands."""
+"""Sign of an Amazon host to cloud-init, which then gets a token first, as IMDSv2 demands."""
 SIZE_MB = 1500
 
 

@@ -47,7 +47,6 @@ def main(version: str) -> None:
             assert isinstance(refused, ActionDone), refused
             assert "user_data" in (refused.problem or ""), "it is looked at, and lacks an interpreter"
             site.driver.destroy(other.name, other.uuid)
-            engine.close()
             subprocess.run(["umount", "--lazy", mounted], check=True)
 
 

@@ -12,12 +12,12 @@ import sys
 
 from vac.background import Rest
 from vac.daemon import command, main
+from vac.drivers import engine
 from vac.drivers.docker import docker_driver as docker_engine
 from vac.drivers.docker.docker_driver import DockerDriver
 from vac.drivers.docker.docker_images import PullLimits
-from vac.drivers.engine import Deadlines, Engine
 from vac.drivers.libvirt import libvirt_api as api
-from vac.factory import effects, process, watch
+from vac.factory import effects, watch
 from vac.roles import Role
 
 RENEW_SECONDS = 3.0
@@ -36,8 +36,7 @@ if __name__ == "__main__":
     effects.RENEW_SECONDS = RENEW_SECONDS
     api.KEEPALIVE_SECONDS = KEEPALIVE_SECONDS
     watch.LEAST_PAUSE_SECONDS = watch.MOST_PAUSE_SECONDS = RENEW_SECONDS
-    deadlines = Deadlines(observation_seconds=OBSERVATION_SECONDS)
+    engine.OBSERVATION_SECONDS = OBSERVATION_SECONDS
     limits = PullLimits(stall_seconds=STALL_SECONDS, rest=Rest(6 * 3600.0, first_failure_seconds=1.0))
-    process.Engine = functools.partial(Engine, deadlines=deadlines)  # type: ignore[attr-defined, assignment]
     docker_engine.open_driver = functools.partial(DockerDriver, limits=limits)  # type: ignore[assignment]
     sys.exit(main(command=impatient))

@@ -20,7 +20,7 @@ pytestmark = [pytest.mark.engine]
 
 DEMO = [sys.executable, str(Path(__file__).parents[2] / "examples" / "demo" / "demo.py"), "--seconds", "40"]
 IN_A_CHROOT = ("unshare", "--mount", "sh", "-ec", 'mount --rbind / "$0"; exec chroot "$0" "$@"')
-"""In which the kernel refuses user namespaces."""
+"""A host whose kernel refuses user namespaces."""
 PATIENCE_SECONDS = 300.0
 
 

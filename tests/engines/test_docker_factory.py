@@ -51,7 +51,7 @@ def in_docker(script: str = lasting(IN_DOCKER), **options: Option) -> Kind:
 
 BESIDE = Kind(lasting(IN_BUBBLEWRAP), {"fizzle_seconds": FIZZLE_SECONDS})
 CYCLES_WITHOUT = 5
-"""So often the factory looks around while the engine is down."""
+"""Number of the factory's observations while the engine is down."""
 AT_ONCE = 100
 """machines_per_cycle: what the ramp does is tested elsewhere."""
 
@@ -321,6 +321,9 @@ def test_an_end_with_the_engine_is_nobodys_abort() -> None:
             site.wait_for((docked.directory / "finished").exists, "it has ended with its engine")
             site.wait_for(lambda: site.running("docked"), "another one is in its place")
             assert site.status().held_here == {}
+        with contextlib.closing(engine.client()) as client:
+            client.kill(site.running("docked")[0].name, signal="SIGTERM")
+        site.wait_for(lambda: "docked" in site.status().held_here, "an end that is its own holds it back")
 
 
 def test_a_type_that_cannot_be_made_has_a_reason_and_harms_none(

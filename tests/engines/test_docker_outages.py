@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import gc
 import time
 from collections.abc import Iterator
 from functools import partial
@@ -35,7 +34,6 @@ def engine(request: pytest.FixtureRequest) -> Iterator[PrivateEngine]:
     engine = request.param()
     yield engine
     engine.close()
-    gc.collect()
 
 
 def test_machines_are_found_again_after_an_outage(engine: PrivateEngine, tmp_path: Path) -> None:
@@ -70,21 +68,22 @@ def test_machines_are_found_again_after_an_outage(engine: PrivateEngine, tmp_pat
 def test_an_engine_that_hangs_is_unavailable_until_it_goes_on(
     kind: type[PrivateEngine], tmp_path: Path
 ) -> None:
-    with contextlib.closing(kind()) as engine:
-        with contextlib.closing(Machines(engine.url, tmp_path, call_seconds=CALL_SECONDS)) as machines:
-            spec = machines.spec(SLEEP)
-            machines.create(spec)
-            with engine.hanging():
-                started = time.monotonic()
-                with pytest.raises(EngineUnavailable, match=f"no answer for {CALL_SECONDS:g} s"):
-                    machines.driver.list()
-                assert machines.prepared(spec) is None
-                fresh = machines.successor()
-                reason = fresh.prepare(spec.machinetype, spec.settings, spec.files)
-                assert reason is not None and ("is being looked for" in reason or "no answer" in reason)
-                assert time.monotonic() - started < 60, "the engine hangs for longer than anybody waits"
-            assert machines.state(spec) is EngineState.RUNNING
-        gc.collect()
+    with (
+        contextlib.closing(kind()) as engine,
+        contextlib.closing(Machines(engine.url, tmp_path, call_seconds=CALL_SECONDS)) as machines,
+    ):
+        spec = machines.spec(SLEEP)
+        machines.create(spec)
+        with engine.hanging():
+            started = time.monotonic()
+            with pytest.raises(EngineUnavailable, match=f"no answer for {CALL_SECONDS:g} s"):
+                machines.driver.list()
+            assert machines.prepared(spec) is None
+            fresh = machines.successor()
+            reason = fresh.prepare(spec.machinetype, spec.settings, spec.files)
+            assert reason is not None and ("is being looked for" in reason or "no answer" in reason)
+            assert time.monotonic() - started < 60, "the engine hangs for longer than anybody waits"
+        assert machines.state(spec) is EngineState.RUNNING
 
 
 def test_an_engine_that_isnt_installed_is_unavailable(tmp_path: Path) -> None:
@@ -92,4 +91,3 @@ def test_an_engine_that_isnt_installed_is_unavailable(tmp_path: Path) -> None:
         for call in (machines.driver.list, machines.driver.usage, lambda: list(machines.driver.events())):
             with pytest.raises(EngineUnavailable, match=r"none\.sock: no such socket"):
                 call()
-    gc.collect()

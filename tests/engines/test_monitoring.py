@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from tests.conftest import require_tool
+from tests.docs.pages import ROOT, blocks
 from tests.engines.factory_fixture import AT_ONCE, LOOK_SECONDS, Kind, factory_site
 from tests.engines.test_page_process import free_port, get
 from tests.waiting import PATIENCE_SECONDS
@@ -101,6 +102,13 @@ def _alerts(port: int) -> set[str]:
 def test_promtool_finds_no_fault_and_alerts_come_when_they_should(tmp_path: Path) -> None:
     promtool = require_tool("promtool")
     subprocess.run([promtool, "check", "rules", RULES], check=True, capture_output=True)
+    documented = next(
+        block.text for block in blocks(ROOT / "docs" / "monitoring.md") if block.language == "yaml"
+    )
+    (tmp_path / "prometheus.yml").write_text(documented)
+    subprocess.run(
+        [promtool, "check", "config", tmp_path / "prometheus.yml"], check=True, capture_output=True
+    )
     series = {
         'vac_factory_creation_blocked{instance="n1",reason="disk"}': "1x60",
         'vac_factory_creation_blocked{instance="n2",reason="full"}': "1x60",

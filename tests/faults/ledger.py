@@ -45,13 +45,13 @@ Each tick renews the heartbeat file, too, unless the machine is mute.
 """
 
 REPORT_SECONDS = 1.5
-"""So often a machine reports, on a host that isn't slow."""
+"""Interval between a machine's reports, on a host that isn't slow."""
 TICKS_PER_SECOND = 100
 
 
 @dataclass
 class Life:
-    """What one machine has reported: moments of the monotonic clock, CPU seconds."""
+    """Reports of one machine: moments of the monotonic clock, CPU seconds."""
 
     began: float
     last: float
@@ -60,18 +60,18 @@ class Life:
     mute: bool = False
     """It leaves no sign of life in its directory."""
     unlooked_seconds: float = 0.0
-    """So long before it went away vacd may have looked at it last."""
+    """Longest time between vacd's last look at it and vacd's end."""
     gap_seconds: float = 0.0
     """The longest between two reports."""
 
     @property
     def seconds(self) -> float:
-        """How long it is known to have lived."""
+        """Known lifetime."""
         return self.last - self.began
 
     @property
     def late_seconds(self) -> float:
-        """How much later than it should one of its reports came: how slow the host was to it."""
+        """Greatest delay of its reports, which shows how slow the host was to it."""
         return max(0.0, self.gap_seconds - REPORT_SECONDS)
 
 

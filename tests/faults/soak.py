@@ -47,7 +47,7 @@ LOOK_SECONDS = 0.5
 """From one look at the processes of VMs to the next."""
 MODELS = ("bubblewrap", "singularity", "docker")
 BRIDGES = {"docker": "172.17.0.1", "podman": "10.88.0.1"}
-"""Where containers see the host."""
+"""Address of the host as containers see it."""
 STAND_IN = """\
 #!/bin/bash
 sleep 0.$(( RANDOM % 4 ))
@@ -70,7 +70,7 @@ SCRIPTS: Mapping[str, str] = {
     "contained": f"live $(( 40 + RANDOM % 200 ))\nreport END\n{SAY_DONE}",
     "guest": "sleep $(( 4 + RANDOM % 20 ))\nput shutdown_message '200 done'",
 }
-"""How long the machines of each type live, and how they end."""
+"""Lifetimes of the machines of each type, and their ends."""
 OPTIONS: Mapping[str, Mapping[str, Option]] = {
     "endless": {"max_wallclock_seconds": 25},
     "docked": {"machine_model": "docker", "root_image": f"docker://{IMAGE}"},
@@ -94,12 +94,12 @@ class Soak:
     models: Collection[str] = MODELS
     containers: PrivateEngine | None = None
     place: tuple[str, int] = ("", 0)
-    """Where its containers reach the ledger."""
+    """Address at which its containers reach the ledger."""
     vms: PrivateLibvirt | None = None
     done: list[str] = field(default_factory=list)
     """The faults so far, in words."""
     away: list[tuple[float, float]] = field(default_factory=list)
-    """When no factory looked: moments of the monotonic clock."""
+    """Times without a running factory: moments of the monotonic clock."""
 
     def start(self) -> None:
         """Start vacd with all its processes."""
@@ -178,6 +178,7 @@ class Soak:
             hs06_per_processor=10,
             vacquery_port=self.ports[0],
             metrics_listen=f"127.0.0.1:{self.ports[1]}",
+            singularity_user="nobody",
             **({"docker_host": self.containers.url} if self.containers else {}),
             **({**VM_SETTINGS, "libvirt_uri": self.vms.uri} if self.vms else {}),
         )

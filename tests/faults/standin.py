@@ -22,7 +22,7 @@ from typing import Any
 from vac.daemon import role_process
 from vac.daemon.command import main as vacd
 from vac.daemon.role_supervisor import Timing
-from vac.roles import EXIT_OTHER_AT_WORK, EXIT_TO_BEGIN_ANEW, Role, RoleOptions
+from vac.roles import EXIT_OTHER_AT_WORK, EXIT_TO_RESTART, Role, RoleOptions
 
 PLAN = "VAC_TEST_PLAN"
 NOBODY = 65534
@@ -127,7 +127,7 @@ def superfluous(options: RoleOptions, report: Reporter) -> int:
 def beginning_anew(options: RoleOptions, report: Reporter) -> int:
     """Ends since its configuration is another one."""
     report("beginning anew")
-    return EXIT_TO_BEGIN_ANEW
+    return EXIT_TO_RESTART
 
 
 def leaving(options: RoleOptions, report: Reporter) -> int:

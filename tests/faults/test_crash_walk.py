@@ -72,7 +72,7 @@ class Life:
     recorded: bool = True
     """Did it run long enough for a record, if the factory sees it?"""
     failures: int = 0
-    """So many creations fail before one succeeds."""
+    """Number of creations that fail before one succeeds."""
     max_wallclock_seconds: int = 86400
     asked: str | None = None
     """A request to the factory 150 s after its start."""

@@ -39,7 +39,7 @@ def test_a_killed_role_is_started_again_after_a_growing_pause(vacd: Vacd) -> Non
 
 
 def test_a_role_that_ran_well_is_restarted_after_a_short_pause(vacd: Vacd) -> None:
-    vacd.start(timing={"first_pause": 0.05, "ran_well": 0.0})
+    vacd.start(timing={"first_pause": 0.05, "stable": 0.0})
     pid = vacd.wait_for("factory", "ready")["pid"]
     for _ in range(2):
         os.kill(pid, signal.SIGKILL)

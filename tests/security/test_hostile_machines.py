@@ -72,7 +72,7 @@ def _a_key_of_roots() -> None:
 
 @dataclass
 class Place:
-    """Where machines of one model are made. create returns when the machine runs."""
+    """Site for machines of one model. create returns when the machine runs."""
 
     model: str
     state_dir: Path

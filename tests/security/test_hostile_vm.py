@@ -115,7 +115,7 @@ sleep 600
 
 
 def page_table() -> dict[str, str]:
-    """What the page says of VMs' attempts."""
+    """Return the page's table of VMs' attempts."""
     return dict(re.findall(r"^\| `(vm-[a-z-]+)` .*\| (stopped|possible) \|$", PAGE.read_text(), re.MULTILINE))
 
 

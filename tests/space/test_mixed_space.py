@@ -74,7 +74,7 @@ class Node:
         self._classic = None
 
     def classic_vac(self, kind: str) -> list[Message]:
-        """What Vac 3's `vac` gets from all factories when it runs here."""
+        """Return the answers of all factories to Vac 3's `vac` on this host."""
         command = [sys.executable, classic_factory.__file__, "ask", kind, self.space, *self.names]
         done = subprocess.run(
             self.factory.host.inside(*command),

@@ -30,7 +30,7 @@ FIZZLE_SECONDS = 3
 BACKOFF_SECONDS = 15
 GENERATION_SECONDS = 15
 GENERATIONS = 5
-"""So many make the means that shares are judged by safe: docs/testing.md tells more."""
+"""Enough for reliable means of the shares; docs/testing.md explains it."""
 WORK = """
 cat /tmp/jobfeatures/job_id > /tmp/joboutputs/job_id
 sleep $(( 8 + 0x$(cut -c1-2 /tmp/jobfeatures/job_id) * 14 / 256 ))

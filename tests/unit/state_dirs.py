@@ -119,7 +119,7 @@ def checkpoints(function: Any) -> Iterator[None]:
 
 
 def classic_state(path: Path) -> StateDir:
-    """What a classic factory left, with the times of its heartbeats and starts as it reported them."""
+    """Make the state directory of a classic factory, with the times of heartbeats and starts that it reported."""
     state = new_state(path)
     for line in CLASSIC.read_text(encoding="ascii").splitlines():
         name, _, content = line.partition("\t")

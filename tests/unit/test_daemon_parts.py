@@ -154,19 +154,19 @@ def test_a_role_takes_its_link_out_of_the_environment() -> None:
     assert role_process.inherited({}) is None
 
 
-@pytest.mark.parametrize(("stuck_seconds", "hopeless_time"), [(600.0, 1300.0), (None, float("inf"))])
+@pytest.mark.parametrize(("stuck_seconds", "kill_failed_time"), [(600.0, 1300.0), (None, float("inf"))])
 def test_a_role_that_killing_does_not_help_is_hopeless(
-    stuck_seconds: float | None, hopeless_time: float
+    stuck_seconds: float | None, kill_failed_time: float
 ) -> None:
     supervisor = RoleSupervisor(Role("factory", "m", stuck_seconds=stuck_seconds), Timing())
-    assert supervisor.hopeless_time() == float("inf")
+    assert supervisor.kill_failed_time() == float("inf")
     ours, theirs = role_process.link_pair()
     with ours, theirs:
         supervisor.child = Child(pid=1, link=ours, start_time=5.0, alive_time=100.0)
-        assert supervisor.hopeless_time() == hopeless_time
+        assert supervisor.kill_failed_time() == kill_failed_time
         role_process.send(theirs, b"alive")
         assert supervisor.hear(now=1000.0)
-        assert supervisor.hopeless_time() == hopeless_time + 900
+        assert supervisor.kill_failed_time() == kill_failed_time + 900
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""What ends up in the log, and how it looks."""
+"""Content and format of the log."""
 
 from __future__ import annotations
 

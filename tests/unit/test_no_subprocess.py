@@ -1,4 +1,4 @@
-"""What tests run under: a guard that keeps unit tests from starting processes, and a usual environment."""
+"""The guard that keeps unit tests from starting processes, and the tests' usual environment."""
 
 from __future__ import annotations
 

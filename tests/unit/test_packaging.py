@@ -1,4 +1,4 @@
-"""What gets installed, the launchers, the systemd units, and limits that no linter keeps."""
+"""Installed files, launchers, systemd units, and limits that no linter keeps."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ UNITS = sorted((CHECKOUT / "systemd").glob("*.service"))
 
 @pytest.fixture
 def setup_arguments(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
-    """What setup.py hands to setuptools, which need not be installed for this."""
+    """Return setup.py's arguments to setuptools, which need not be installed for this."""
     arguments: dict[str, Any] = {}
     monkeypatch.chdir(CHECKOUT)
     setuptools: Any = types.ModuleType("setuptools")

@@ -10,13 +10,13 @@ from collections.abc import Mapping
 
 from vac.accounting import archive, gocdb, history
 from vac.cli import common
+from vac.cli.common import CommandFailed
+from vac.cli.space_commands import prepare
 from vac.machines import status as statuses
 from vac.machines.layout import StateDir
 from vac.machines.status import Status
 from vac.text import printable
 from vac.vacquery.messages import FactoryStatus, Kind
-from vac.vacquery.poll import Resolver, poll
-from vac.vacquery.signed_json import read_key
 
 
 def add_arguments(parser: argparse.ArgumentParser, name: str) -> None:
@@ -24,19 +24,14 @@ def add_arguments(parser: argparse.ArgumentParser, name: str) -> None:
     if name == "apel-sync":
         help_text = "default: the month of 24 hours ago"
         parser.add_argument("months", nargs="*", type=_month, metavar="YYYYMM", help=help_text)
-        parser.set_defaults(run=run_sync)
     elif name == "gocdb":
         help_text = "print what would be sent, and send nothing"
         parser.add_argument("--dry-run", action="store_true", help=help_text)
-        parser.set_defaults(run=run_gocdb)
-    elif name == "apel-bundle":
-        parser.set_defaults(run=run_bundle)
     elif name == "apel-republish":
         parser.add_argument("months", nargs="+", type=_month, metavar="YYYYMM")
         help_text = "as records of this site (default: the one they have)"
         parser.add_argument("--site", metavar="NAME", help=help_text)
-        parser.set_defaults(run=run_republish)
-    else:
+    elif name == "usage":
         period = parser.add_mutually_exclusive_group()
         help_text = "machines that ended in the last N days (default: 30)"
         days = common.number(float, 1e-6, 36500, "a number of days above 0, at most 36500")
@@ -44,10 +39,11 @@ def add_arguments(parser: argparse.ArgumentParser, name: str) -> None:
         period.add_argument("--month", type=_month, metavar="YYYYMM", help="in this month, in UTC")
         parser.add_argument("--by", choices=("type", "fqan", "model"), default="type", help="default: type")
         parser.add_argument("-J", "--json", action="store_true", help="as JSON; times are Unix seconds")
-        parser.set_defaults(run=run_usage)
+    commands = {"usage": run_usage, "apel-sync": run_sync, "gocdb": run_gocdb, "apel-bundle": run_bundle}
+    parser.set_defaults(run=commands.get(name, run_republish))
 
 
-def run_usage(arguments: argparse.Namespace) -> int:
+def run_usage(arguments: argparse.Namespace) -> None:
     """Print sums of the archive's records."""
     state, now = StateDir(common.settings(arguments).state_dir), time.time()
     status = statuses.read(state) or Status()
@@ -79,7 +75,7 @@ def run_usage(arguments: argparse.Namespace) -> int:
     ]
     if arguments.json:
         print(json.dumps({"from": bounds[0], "until": bounds[1], "usage": table}, indent=1))
-        return 0
+        return
     if not found:
         print(f"vac usage: no records in {state.apel_archive} of that time", file=sys.stderr)
     width = max((len(printable(str(one[arguments.by]))) for one in table), default=0)
@@ -88,7 +84,6 @@ def run_usage(arguments: argparse.Namespace) -> int:
     for one in table:
         cells = ("-" if one[key] is None else format(one[key], form) for _, key, form in _COLUMNS)
         print(f"{printable(str(one[arguments.by])):<{width}} {' '.join(f'{cell:>10}' for cell in cells)}")
-    return 0
 
 
 _COLUMNS = (
@@ -105,37 +100,26 @@ _COLUMNS = (
 """Headings, names and forms."""
 
 
-def run_sync(arguments: argparse.Namespace) -> int:
+def run_sync(arguments: argparse.Namespace) -> None:
     """Write sync records of these months."""
     settings = common.settings(arguments)
     if not settings.gocdb_sitename:
         print("No sync records: [settings] has no gocdb_sitename, so nothing is sent to APEL from here")
-        return 0
+        return
     try:
         print("\n".join(archive.sync(StateDir(settings.state_dir), arguments.months, time.time())))
     except OSError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    return 0
+        raise CommandFailed(f"error: {error}") from None
 
 
-def run_gocdb(arguments: argparse.Namespace) -> int:
+def run_gocdb(arguments: argparse.Namespace) -> None:
     """Publish the space's capacity, if that is configured."""
     configuration, now = common.configuration(arguments), time.time()
     settings = configuration.settings
     if not (settings.gocdb_sitename and settings.gocdb_cert_file and settings.gocdb_key_file):
         print("Nothing is published: that takes gocdb_sitename, gocdb_cert_file and gocdb_key_file")
-        return 0
-    result = poll(
-        settings.factories,
-        Kind.FACTORIES,
-        settings.vac_space,
-        names=Resolver(settings.factory_name),
-        port=settings.vacquery_port,
-        timeout=settings.udp_timeout_seconds,
-        key=read_key(settings.vacquery_key_file),
-        client="vac-gocdb",
-    )
+        return
+    result = prepare(settings, Kind.FACTORIES).ask("vac-gocdb")
     answered = {
         factory: gocdb.Capacity(one.status.max_processors, one.status.max_machines, one.status.max_hs06)
         for factory, answers in result.answers.items()
@@ -152,29 +136,24 @@ def run_gocdb(arguments: argparse.Namespace) -> int:
         else:
             print(f"{len(found)} factories in {gocdb.publish(settings, values)}")
     except (gocdb.Failed, OSError) as error:
-        print(f"vac gocdb: {printable(str(error))}", file=sys.stderr)
-        return 1
-    return 0
+        raise CommandFailed(f"vac gocdb: {printable(str(error))}") from None
 
 
-def run_bundle(arguments: argparse.Namespace) -> int:
+def run_bundle(arguments: argparse.Namespace) -> None:
     """Put waiting records together."""
     state = StateDir(common.settings(arguments).state_dir)
     for path in archive.bundle(state, time.time()):
         print(path)
-    return 0
 
 
-def run_republish(arguments: argparse.Namespace) -> int:
+def run_republish(arguments: argparse.Namespace) -> None:
     """Copy the archive's records of these months to the outgoing queue."""
     state = StateDir(common.settings(arguments).state_dir)
     try:
         sent = archive.republish(state, arguments.months, arguments.site)
     except OSError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+        raise CommandFailed(f"error: {error}") from None
     print(f"{len(sent)} records of {' '.join(arguments.months)} copied to {state.apel_outgoing}")
-    return 0
 
 
 def _month(text: str) -> str:

@@ -1,4 +1,4 @@
-"""Shared by several commands: this factory's configuration, times as people write them, failed creations."""
+"""Shared by several commands: their failure, this factory's configuration, times as people write them."""
 
 from __future__ import annotations
 
@@ -17,6 +17,14 @@ if TYPE_CHECKING:
     from vac.machines.status import Status
 
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+
+
+class CommandFailed(Exception):
+    """A command ends with this message on standard error and this exit code."""
+
+    def __init__(self, text: object, code: int = 1) -> None:
+        super().__init__(text)
+        self.code = code
 
 
 def configuration(arguments: argparse.Namespace) -> Configuration:

@@ -16,6 +16,7 @@ import uuid
 from pathlib import Path
 
 from vac.cli import common
+from vac.cli.common import CommandFailed
 from vac.config.checks import template_mistakes
 from vac.config.load import ConfigurationError
 from vac.config.settings import Settings
@@ -32,20 +33,16 @@ def add_arguments(parser: argparse.ArgumentParser, name: str) -> None:
         parser.add_argument("machinetype", metavar="MACHINETYPE")
         help_text = "with the values of user_data_option_XXX, user_data_file_XXX and the proxy, instead of their sizes"
         parser.add_argument("--secrets", action="store_true", help=help_text)
-        parser.set_defaults(run=run_user_data)
     elif name == "cernvm-signature":
         parser.add_argument("image", type=Path, metavar="IMAGE")
         help_text = "regular expression that the DN has to match, as image_signing_dn; default: any"
         parser.add_argument("--dn", default="", type=_regex, metavar="REGEX", help=help_text)
         help_text = "trusted CAs; default: /etc/grid-security/certificates"
         parser.add_argument("--ca-directory", type=Path, metavar="DIR", help=help_text)
-        parser.set_defaults(run=run_signature)
     elif name == "squid-conf":
-        parser.add_argument(
-            "source", type=Path, metavar="IN", help="Squid's configuration without the factories"
-        )
+        help_text = "Squid's configuration without the factories"
+        parser.add_argument("source", type=Path, metavar="IN", help=help_text)
         parser.add_argument("target", type=Path, metavar="OUT", help="the file to write")
-        parser.set_defaults(run=run_squid_conf)
     else:
         help_text = "certificate, perhaps a proxy with its chain, in PEM"
         parser.add_argument("-c", "--cert", type=Path, required=True, metavar="CERT", help=help_text)
@@ -53,31 +50,21 @@ def add_arguments(parser: argparse.ArgumentParser, name: str) -> None:
         parser.add_argument("-k", "--key", type=Path, required=True, metavar="KEY", help=help_text)
         help_text = "a Globus legacy proxy instead of RFC 3820"
         parser.add_argument("-l", "--legacy", action="store_true", help=help_text)
-        parser.set_defaults(run=run_proxy)
+    commands = {"user-data": run_user_data, "cernvm-signature": run_signature, "squid-conf": run_squid_conf}
+    parser.set_defaults(run=commands.get(name, run_proxy))
 
 
-def run_user_data(arguments: argparse.Namespace) -> int:
-    """Print user_data byte for byte; 1 with the reason if there is none."""
-    from vac.context.user_data import (
-        ContextError,
-        ContextRequest,
-        Templates,
-        load_template,
-        masked,
-        substitute,
-        values,
-    )
+def run_user_data(arguments: argparse.Namespace) -> None:
+    """Print user_data byte for byte."""
+    from vac.context import user_data
 
     configuration = common.configuration(arguments)
     kind, settings = configuration.machinetypes.get(arguments.machinetype), configuration.settings
     if kind is None:
         known = " ".join(configuration.machinetypes) or "none"
-        print(
-            f"vac: no machinetype {arguments.machinetype} is configured; there are: {known}", file=sys.stderr
-        )
-        return 1
+        raise CommandFailed(f"vac: no machinetype {arguments.machinetype} is configured; there are: {known}")
     now = time.time()
-    wanted = ContextRequest(
+    wanted = user_data.ContextRequest(
         kind,
         settings,
         slot_name(settings.factory_name, 0),
@@ -87,21 +74,19 @@ def run_user_data(arguments: argparse.Namespace) -> int:
         now + kind.max_wallclock_seconds,
     )
     try:
-        template, url = load_template(wanted, Templates())
-        found = values(wanted, url)
-        content = substitute(template, found if arguments.secrets else masked(found))
-        for line, text in template_mistakes(kind, template):
-            print(f"vac: warning: user_data: line {line}: {text}", file=sys.stderr)
-    except ContextError as error:
-        print(f"vac: {kind.name}: {error}", file=sys.stderr)
-        return 1
+        template, url = user_data.load_template(wanted, user_data.Templates())
+        values = user_data.values(wanted, url)
+        content = user_data.substitute(template, values if arguments.secrets else user_data.masked(values))
+    except user_data.ContextError as error:
+        raise CommandFailed(f"vac: {kind.name}: {error}") from None
+    for line, text in template_mistakes(kind, template):
+        print(f"vac: warning: user_data: line {line}: {text}", file=sys.stderr)
     sys.stdout.flush()
     sys.stdout.buffer.write(content)
-    return 0
 
 
 def run_signature(arguments: argparse.Namespace) -> int:
-    """Print DN, dates and verdict; 1 if the signature doesn't count."""
+    """Print DN, dates and verdict; return 1 if the signature doesn't count."""
     from vac.context.certificates import shown_name, validity
     from vac.context.downloads import GRID_CERTIFICATES
     from vac.context.signatures import SignatureRefused, judge, read_signature
@@ -118,8 +103,7 @@ def run_signature(arguments: argparse.Namespace) -> int:
         print(f"verdict:    refused: {refusal}")
         return 1
     except OSError as error:
-        print(f"vac: {arguments.image} can't be read: {error.strerror}", file=sys.stderr)
-        return 1
+        raise CommandFailed(f"vac: {arguments.image} can't be read: {error.strerror}") from None
     print("verdict:    good")
     return 0
 
@@ -132,8 +116,8 @@ def _regex(text: str) -> str:
     return text
 
 
-def run_proxy(arguments: argparse.Namespace) -> int:
-    """Print the proxy; 1 if it can't be made."""
+def run_proxy(arguments: argparse.Namespace) -> None:
+    """Print the proxy."""
     from vac.context.certificates import CertificateError
     from vac.context.proxies import proxy_from_files
 
@@ -145,14 +129,12 @@ def run_proxy(arguments: argparse.Namespace) -> int:
         if stat.S_IMODE(arguments.key.stat().st_mode) & 0o077:
             print(f"vac: warning: others can read {arguments.key}: chmod 600 it", file=sys.stderr)
     except (CertificateError, OSError) as error:
-        print(f"vac: {error}", file=sys.stderr)
-        return 1
+        raise CommandFailed(f"vac: {error}") from None
     sys.stdout.write(proxy.decode("ascii"))
-    return 0
 
 
 def run_squid_conf(arguments: argparse.Namespace) -> int:
-    """Write OUT if it changes; return 0 if it did, 1 if not, 2 on an error."""
+    """Write OUT if it changes; return 1 if it doesn't. Raises CommandFailed with exit code 2."""
     try:
         settings = common.configuration(arguments).settings
         content = squid_conf(arguments.source.read_bytes(), settings)
@@ -168,12 +150,9 @@ def run_squid_conf(arguments: argparse.Namespace) -> int:
             owner, mode = (found.st_uid, found.st_gid), stat.S_IMODE(found.st_mode)
             write_atomic(target, content, tmp=target.parent, mode=mode, owner=owner)
     except ConfigurationError as error:
-        for problem in error.problems:
-            print(f"vac: {problem}", file=sys.stderr)
-        return 2
+        raise CommandFailed("\n".join(f"vac: {problem}" for problem in error.problems), 2) from None
     except OSError as error:
-        print(f"vac squid-conf: {error}", file=sys.stderr)
-        return 2
+        raise CommandFailed(f"vac squid-conf: {error}", 2) from None
     return 0
 
 

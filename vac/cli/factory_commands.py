@@ -6,7 +6,6 @@ import argparse
 import json
 import random
 import subprocess
-import sys
 import time
 from collections.abc import Iterator, Mapping
 from types import MappingProxyType
@@ -14,9 +13,11 @@ from types import MappingProxyType
 from vac.accounting import history
 from vac.accounting.history import Ended
 from vac.cli import common
+from vac.cli.common import CommandFailed
 from vac.cli.machine_commands import in_slot
 from vac.cli.space_commands import Query, prepare
 from vac.clock import Clock
+from vac.config.settings import Settings
 from vac.machines import requests
 from vac.machines import status as statuses
 from vac.machines.layout import StateDir, disk_problem
@@ -37,7 +38,7 @@ AWAY = "is to be rebooted"
 REBOOT = ("shutdown", "-r", "now")
 _PAUSE_SECONDS = (20.0, 60.0)
 """Random, so that factories which have stood back for each other don't meet again."""
-_TOLD_SECONDS = 120.0
+_DRAIN_REPORTED_SECONDS = 120.0
 """Longest wait for this host's factory to report that it drains."""
 
 
@@ -48,8 +49,7 @@ def add_arguments(parser: argparse.ArgumentParser, name: str) -> None:
         parser.add_argument("-J", "--json", action="store_true", help="as JSON; times are Unix seconds")
     elif name in ("finish", "destroy"):
         help_text = (
-            "host name of the machine, short or in full. Give the uuid instead to be sure that a repeated command "
-            "doesn't end the slot's next machine"
+            "host name, short or in full; by its uuid, a repeated command can't end the slot's next machine"
         )
         parser.add_argument("machine", metavar="NAME", help=help_text)
         parser.set_defaults(action=name)
@@ -57,88 +57,66 @@ def add_arguments(parser: argparse.ArgumentParser, name: str) -> None:
         help_text = "+2h, 2026-11-21T18:00 or Unix seconds; default: until undrain"
         parser.add_argument("--until", metavar="TIME", help=help_text)
         parser.add_argument("--reason", metavar="TEXT", default="", help="shown with why nothing is created")
-        help_text = (
-            "return when no machine is left; alone, it leaves an order to drain that is in force as it is"
-        )
+        help_text = "return when no machine is left; alone, it leaves an order in force as it is"
         parser.add_argument("--wait", action="store_true", help=help_text)
-        help_text = (
-            "when no machine is left, reboot this host, which then creates machines again; see also --at-most"
-        )
+        help_text = "when no machine is left, reboot this host, which then creates machines again"
         parser.add_argument("--reboot", action="store_true", help=help_text)
-        parser.add_argument(
-            "--at-most",
-            type=common.number(int, 1, 999_999, "a number of factories, 1 or more"),
-            default=1,
-            metavar="N",
-            help="with --reboot: begin when fewer than N others of the space reboot or don't answer; default 1",
+        help_text = (
+            "with --reboot: begin when fewer than N others of the space reboot or don't answer; default 1"
         )
-    parser.set_defaults(run=_RUN[name])
+        number = common.number(int, 1, 999_999, "a number of factories, 1 or more")
+        parser.add_argument("--at-most", type=number, default=1, metavar="N", help=help_text)
+    commands = {"why": run_why, "drain": run_drain, "undrain": run_undrain}
+    parser.set_defaults(run=commands.get(name, run_end))
 
 
-def run_drain(arguments: argparse.Namespace) -> int:
-    """Leave the order to drain and, with --wait, return when no machine is left."""
-    if arguments.reboot:
-        if not arguments.until:
-            return run_reboot(arguments)
-        print("vac drain: --reboot has no --until", file=sys.stderr)
-        return 2
-    now = time.time()
-    try:
-        until = common.point_in_time(arguments.until, now) if arguments.until else None
-    except ValueError as problem:
-        print(f"vac drain: --until {problem}", file=sys.stderr)
-        return 2
-    if until is not None and until <= now:
-        print(f"vac drain: --until {arguments.until} is in the past", file=sys.stderr)
-        return 2
+def run_drain(arguments: argparse.Namespace) -> None:
+    """Leave the order to drain and, with --wait, return when no machine is left; with --reboot, reboot then."""
+    if arguments.reboot and arguments.until:
+        raise CommandFailed("vac drain: --reboot has no --until", 2)
+    now, until = time.time(), None
+    if arguments.until:
+        try:
+            until = common.point_in_time(arguments.until, now)
+        except ValueError as problem:
+            raise CommandFailed(f"vac drain: --until {problem}", 2) from None
+        if until <= now:
+            raise CommandFailed(f"vac drain: --until {arguments.until} is in the past", 2)
     settings = common.settings(arguments)
-    state = StateDir(settings.state_dir)
+    state, name = StateDir(settings.state_dir), settings.factory_name
+    if arguments.reboot:
+        _drain_and_reboot(arguments, settings, state)
+        return
     order = requests.Drain(now, until, arguments.reason)
     if arguments.wait and until is None and not arguments.reason:
         order = requests.draining(state, now) or order
     requests.drain(state, order)
-    end = f" until {local_time(order.until)}" if order.until else ""
-    print(f"{settings.factory_name} drains{end}{wake(state)}")
-    try:
-        if arguments.wait:
-            wait_until_empty(state)
-    except KeyboardInterrupt:
-        print(f"\n{settings.factory_name} goes on draining; `vac undrain` ends that", file=sys.stderr)
-        return 130
-    return 0
+    print(f"{name} drains{f' until {local_time(order.until)}' if order.until else ''}{wake(state)}")
+    if arguments.wait:
+        _wait_until_empty(state, name)
 
 
-def run_reboot(arguments: argparse.Namespace) -> int:
+def _drain_and_reboot(arguments: argparse.Namespace, settings: Settings, state: StateDir) -> None:
     """Wait for this factory's turn, drain, wait until no machine is left, and reboot.
 
     A factory whose turn it is says so in its answers, as the reason for draining, before it asks the others. Of more
     than at_most factories at once, the last one to say so sees all others, and stands back: nobody has to coordinate
     them.
     """
-    settings = common.settings(arguments)
-    state = StateDir(settings.state_dir)
     name = settings.factory_name
     if requests.running(state) is None:
-        print(f"vac drain: no factory runs on {state.root}, which could tell the others", file=sys.stderr)
-        return 1
+        raise CommandFailed(f"vac drain: no factory runs on {state.root}, which could tell the others")
     alone = all(factory == name for factory in settings.factories)
     query = None if alone else prepare(settings, Kind.FACTORIES, [*settings.factories, name])
     reason = f"{REASON}: {arguments.reason}" if arguments.reason else REASON
     order = requests.Drain(time.time(), None, reason, Clock().boot_id)
     if not _take_turn(state, name, order, query, arguments.at_most):
-        print("vac drain: the factory doesn't report that it drains; see `vac why`", file=sys.stderr)
-        return 1
+        raise CommandFailed("vac drain: the factory doesn't report that it drains; see `vac why`")
     print(f"{name} drains, to be rebooted", flush=True)
-    try:
-        as_asked = wait_until_empty(state, order)
-    except KeyboardInterrupt:
-        print(f"\n{name} goes on draining until it is rebooted; `vac undrain` ends that", file=sys.stderr)
-        return 130
-    if not as_asked:
-        print(f"vac drain: {name} was told otherwise meanwhile; it is not rebooted", file=sys.stderr)
-        return 1
+    _wait_until_empty(state, name, order)
     print(f"{name} reboots", flush=True)
-    return subprocess.run(REBOOT, check=False).returncode
+    if code := subprocess.run(REBOOT, check=False).returncode:
+        raise CommandFailed(f"vac drain: {' '.join(REBOOT)} has failed", code)
 
 
 def _take_turn(state: StateDir, name: str, order: requests.Drain, query: Query | None, at_most: int) -> bool:
@@ -150,7 +128,7 @@ def _take_turn(state: StateDir, name: str, order: requests.Drain, query: Query |
         if len(away) < at_most:
             requests.drain(state, order)
             wake(state)
-            told = _is_told(state, name, order, query)
+            told = _drain_is_reported(state, name, order, query)
             away = _away(query, name)
             if told and len(away) < at_most:
                 return True
@@ -168,13 +146,8 @@ def _take_turn(state: StateDir, name: str, order: requests.Drain, query: Query |
         time.sleep(random.uniform(*_PAUSE_SECONDS))
 
 
-def _away(query: Query | None, name: str) -> dict[str, str]:
-    """Return the factories but this one that are being rebooted or don't answer, as they do meanwhile."""
-    return {factory: why for factory, why in _ask(query).items() if factory != name}
-
-
-def _ask(query: Query | None) -> dict[str, str]:
-    """Return what is told by and of factories that are away, this one among them."""
+def _away(query: Query | None, but: str = "") -> dict[str, str]:
+    """Return the factories but this one that are being rebooted or don't answer, as they do meanwhile, and why."""
     if query is None:
         return {}
     result = query.ask()
@@ -183,25 +156,43 @@ def _ask(query: Query | None) -> dict[str, str]:
         for status in (answer.status for answer in answers):
             if isinstance(status, FactoryStatus) and f": {REASON}" in (status.creation_blocked or ""):
                 away[factory] = AWAY
+    away.pop(but, None)
     return away
 
 
-def _is_told(state: StateDir, name: str, order: requests.Drain, query: Query | None) -> bool:
+def _drain_is_reported(state: StateDir, name: str, order: requests.Drain, query: Query | None) -> bool:
     """Wait until the factory drains by this order and its answers say so; False if they don't.
 
     Only then are others asked: of two factories at once, the later one to ask sees the other.
     """
-    end = time.monotonic() + _TOLD_SECONDS
+    end = time.monotonic() + _DRAIN_REPORTED_SECONDS
     while time.monotonic() < end:
         status = statuses.read(state)
         drains = status is not None and status.drain == order and order.reason in (status.guard or "")
-        if drains and (query is None or _ask(query).get(name) == AWAY):
+        if drains and (query is None or _away(query).get(name) == AWAY):
             return True
         time.sleep(0.2)
     return False
 
 
-def run_undrain(arguments: argparse.Namespace) -> int:
+def _wait_until_empty(state: StateDir, name: str, order: requests.Drain | None = None) -> None:
+    """Return when no machine is left. Raises CommandFailed if the order to reboot is no longer in force by then."""
+    before = -1
+    try:
+        while left := [slot for slot, machine in read_slots(state).items() if not machine.finished]:
+            if len(left) != before:
+                before = len(left)
+                names = " ".join(slot.partition(".")[0] for slot in left[:_MOST_NAMES])
+                print(f"{before} left: {names}", flush=True)
+            time.sleep(_LOOK_SECONDS)
+            if order is not None and requests.draining(state, time.time()) != order:
+                raise CommandFailed(f"vac drain: {name} was told otherwise meanwhile; it is not rebooted")
+    except KeyboardInterrupt:
+        until = "" if order is None else " until it is rebooted"
+        raise CommandFailed(f"\n{name} goes on draining{until}; `vac undrain` ends that", 130) from None
+
+
+def run_undrain(arguments: argparse.Namespace) -> None:
     """Take the order to drain back."""
     settings = common.settings(arguments)
     state = StateDir(settings.state_dir)
@@ -211,36 +202,19 @@ def run_undrain(arguments: argparse.Namespace) -> int:
         print(f"{settings.factory_name} no longer drains{wake(state)}")
     if settings.draining:
         print("but [settings] draining = yes is in its configuration")
-    return 0
 
 
-def wait_until_empty(state: StateDir, order: requests.Drain | None = None) -> bool:
-    """Return when no machine is left; False as soon as another order to drain, or none, is in force."""
-    before = -1
-    while left := [name for name, machine in read_slots(state).items() if not machine.finished]:
-        if len(left) != before:
-            before = len(left)
-            names = " ".join(name.partition(".")[0] for name in left[:_MOST_NAMES])
-            print(f"{before} left: {names}", flush=True)
-        time.sleep(_LOOK_SECONDS)
-        if order is not None and requests.draining(state, time.time()) != order:
-            return False
-    return True
-
-
-def run_end(arguments: argparse.Namespace) -> int:
-    """Leave the request to finish or destroy a machine and wake the factory; 1 if there is no such machine."""
+def run_end(arguments: argparse.Namespace) -> None:
+    """Leave the request to finish or destroy a machine and wake the factory."""
     settings = common.settings(arguments)
     state = StateDir(settings.state_dir)
     action, machine = arguments.action, in_slot(state, arguments.machine)
     if machine is None or machine.finished:
         what = "has ended already" if machine else f"is no machine of {settings.factory_name}"
-        print(f"vac {action}: {arguments.machine} {what}; `vac machines` lists them", file=sys.stderr)
-        return 1
+        raise CommandFailed(f"vac {action}: {arguments.machine} {what}; `vac machines` lists them")
     requests.ask(state, requests.Request(action, machine.name, machine.uuid))
     now = " now, since grace_secs is 0" if action == "finish" and not settings.grace_secs else ""
     print(f"{machine.name}: asked to {action} machine {machine.uuid}{now}{wake(state)}")
-    return 0
 
 
 def wake(state: StateDir) -> str:
@@ -248,8 +222,8 @@ def wake(state: StateDir) -> str:
     return "" if requests.wake(state) else " (no factory runs on this state_dir: it will when it starts)"
 
 
-def run_why(arguments: argparse.Namespace) -> int:
-    """Print why nothing is created; 1 if the factory has never said, or the machinetype isn't configured."""
+def run_why(arguments: argparse.Namespace) -> None:
+    """Print why nothing is created."""
     state = StateDir(common.settings(arguments).state_dir)
     status = statuses.read(state)
     troubles = [text for text in (disk_problem(state.root), crash_loop(state.root, time.time())) if text]
@@ -257,13 +231,11 @@ def run_why(arguments: argparse.Namespace) -> int:
         text = f"no factory has run with {state.root} (no {state.status.name} there)"
         if state.status.exists():
             text = f"{state.status} can't be read"
-        print("\n".join(f"vac why: {each}" for each in (text, *troubles)), file=sys.stderr)
-        return 1
+        raise CommandFailed("\n".join(f"vac why: {each}" for each in (text, *troubles)))
     name = arguments.machinetype
     if name and status.machinetype(name) is None:
         known = " ".join(facts.name for facts in status.machinetypes) or "none"
-        print(f"vac why: no machinetype {name} is configured; there are: {known}", file=sys.stderr)
-        return 1
+        raise CommandFailed(f"vac why: no machinetype {name} is configured; there are: {known}")
     if state.runs("factory") is False:
         troubles.insert(0, "vacd doesn't run now; all this is as it was then")
     lines = [f"Warning: {text}." for text in troubles]
@@ -283,7 +255,6 @@ def run_why(arguments: argparse.Namespace) -> int:
         print(json.dumps(content, indent=1))
     else:
         print("\n".join(map(escaped, lines)))
-    return 0
 
 
 def reasons(
@@ -312,7 +283,7 @@ def reasons(
         yield from (f"{kind} {name}: {trouble}." for name, trouble in troubles.items() if trouble)
     if status.silent:
         yield f"No answer from {len(status.silent)} of {len(status.factories)} factories: {', '.join(status.silent)}."
-    yield from _distrust(status, counters)
+    yield from _unusable_answers(status, counters)
     if status.dropped:
         counts = ", ".join(f"{count} {reason}" for reason, count in status.dropped.items())
         yield f"Datagrams that the last poll has dropped: {counts}."
@@ -321,7 +292,7 @@ def reasons(
             yield from _of_type(status, facts.name, failures.get(facts.name), now)
 
 
-def _distrust(status: Status, counters: Mapping[str, int]) -> Iterator[str]:
+def _unusable_answers(status: Status, counters: Mapping[str, int]) -> Iterator[str]:
     """Yield signs that keys, clocks or programs differ, rather than that peers are away."""
     for factory, why in status.unusable.items():
         yield f"{factory}: its answer can't be used: {why}."
@@ -339,12 +310,3 @@ def _of_type(status: Status, name: str, failure: Ended | None, now: float) -> It
     if failure is not None:
         machine, ago = failure.machine.partition(".")[0], duration(max(0.0, now - failure.ended))
         yield f"{name}: {machine} failed {ago} ago: {failure.words} (`vac machine {failure.uuid}` tells more)"
-
-
-_RUN = {
-    "why": run_why,
-    "drain": run_drain,
-    "undrain": run_undrain,
-    "finish": run_end,
-    "destroy": run_end,
-}

@@ -25,8 +25,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from vac.accounting import history
-from vac.accounting.history import Ended
 from vac.cli import common
+from vac.cli.common import CommandFailed
 from vac.config.machinetype import VM_MODELS
 from vac.config.settings import Settings
 from vac.drivers.base import EngineUnavailable
@@ -53,9 +53,6 @@ _MOST_OUTPUTS = 50
 _MOST_LOGGED_BYTES = 65536
 """Of exec.log."""
 _TIMES = ("created", "started", "ended", "last seen alive", "must end by")
-NAME_HELP = (
-    "host name of the machine, short or in full; for earlier ones the uuid or the name of the directory"
-)
 
 
 def add_arguments(parser: argparse.ArgumentParser, name: str) -> None:
@@ -67,7 +64,8 @@ def add_arguments(parser: argparse.ArgumentParser, name: str) -> None:
         help_text = "show aborts only, and machines whose command failed"
         parser.add_argument("--failed", action="store_true", help=help_text)
     else:
-        parser.add_argument("machine", metavar="NAME", help=NAME_HELP)
+        help_text = "host name, short or in full; for earlier machines the uuid or the name of the directory"
+        parser.add_argument("machine", metavar="NAME", help=help_text)
     if name == "exec":
         help_text = "and its arguments (default: sh)"
         parser.add_argument("command", nargs=argparse.REMAINDER, metavar="COMMAND", help=help_text)
@@ -92,13 +90,21 @@ def in_slot(state: StateDir, name: str) -> Machine | None:
     return None
 
 
-def run_machine(arguments: argparse.Namespace) -> int:
-    """Print what is known of a machine; 1 if there is no such machine."""
+def find(arguments: argparse.Namespace) -> tuple[Machine, Settings]:
+    """Return the machine that is asked for, and this factory's settings. Raises CommandFailed if there is none."""
     settings = common.settings(arguments)
-    state = StateDir(settings.state_dir)
-    machine = find(arguments, settings, state)
+    state, name = StateDir(settings.state_dir), arguments.machine
+    machine = in_slot(state, name) or find_ended(state, name)
     if machine is None:
-        return 1
+        hint = "`vac machines` and `vac history` list them"
+        raise CommandFailed(f"vac: {settings.factory_name} has no machine {name}; {hint}")
+    return machine, settings
+
+
+def run_machine(arguments: argparse.Namespace) -> None:
+    """Print what is known of a machine."""
+    machine, settings = find(arguments)
+    state = StateDir(settings.state_dir)
     present = in_slot(state, machine.uuid or machine.name)
     facts = known_of(machine, statuses.read(state) if present else None, settings.factory_name)
     if arguments.json:
@@ -106,16 +112,6 @@ def run_machine(arguments: argparse.Namespace) -> int:
     else:
         for name, value in facts.items():
             print(f"{name:18} {_words(name, value)}")
-    return 0
-
-
-def find(arguments: argparse.Namespace, settings: Settings, state: StateDir) -> Machine | None:
-    """Return the machine that is asked for; say so if there is none."""
-    machine = in_slot(state, arguments.machine) or find_ended(state, arguments.machine)
-    if machine is None:
-        text = f"{settings.factory_name} has no machine {arguments.machine}; `vac machines` and `vac history` list them"
-        print(f"vac: {text}", file=sys.stderr)
-    return machine
 
 
 def known_of(machine: Machine, status: Status | None, factory: str) -> dict[str, object]:
@@ -201,44 +197,35 @@ def _words(name: str, value: object) -> str:
     if isinstance(value, list) and name == "contacts":
         return "".join(map(_contact_line, value))
     if isinstance(value, list) and name == "console's end":
-        return "".join(f"\n  {_harmless(line)}" for line in value)
+        return "".join(f"\n  {_escaped_lines(line)}" for line in value)
     if isinstance(value, list):
         return " ".join(map(printable, value))
     return escaped(str(value))
 
 
-def _harmless(text: str) -> str:
+def _escaped_lines(text: str) -> str:
     """Return the text with all but line ends and tabs escaped that a terminal would obey."""
     lines = text.replace("\r\n", "\n").split("\n")
     return "\n".join("\t".join(map(escaped, line.split("\t"))) for line in lines)
 
 
-def run_logs(arguments: argparse.Namespace) -> int:
-    """Print a machine's console or a file of its joboutputs; 1 if there is none."""
-    settings = common.settings(arguments)
-    machine = find(arguments, settings, StateDir(settings.state_dir))
-    if machine is None:
-        return 1
-    name, directory = arguments.file or CONSOLE, machine.directory
+def run_logs(arguments: argparse.Namespace) -> None:
+    """Print a machine's console or a file of its joboutputs."""
+    machine, settings = find(arguments)
+    path = machine.directory / (f"joboutputs/{arguments.file}" if arguments.file else CONSOLE)
     try:
-        if arguments.file:
-            directory = directory / "joboutputs"
-        elif machine.model == "docker" and not (directory / name).exists():
+        if machine.model == "docker" and not arguments.file and not path.exists():
             try:
-                _print(_from_engine(arguments, machine, settings))
-                return 0
+                return _print(_from_engine(arguments, machine, settings))
             except EngineUnavailable:  # it may have just ended: then its console is kept before it is removed
-                if not (directory / name).exists():
+                if not path.exists():
                     raise
-        _print(_from_file(arguments, machine, directory, name))
+        _print(_from_file(arguments, machine))
     except FileNotFoundError:
-        problem = f"{machine.name} has no {name}" + ("" if arguments.file else " (yet)")
+        missing = arguments.file or f"{CONSOLE} (yet)"
+        raise CommandFailed(printable(f"vac logs: {machine.name} has no {missing}")) from None
     except (files.Unreadable, EngineUnavailable) as error:
-        problem = f"{machine.name}: {error}"
-    else:
-        return 0
-    print(f"vac logs: {printable(problem)}", file=sys.stderr)
-    return 1
+        raise CommandFailed(printable(f"vac logs: {machine.name}: {error}")) from None
 
 
 def _from_engine(arguments: argparse.Namespace, machine: Machine, settings: Settings) -> Iterator[bytes]:
@@ -247,14 +234,14 @@ def _from_engine(arguments: argparse.Namespace, machine: Machine, settings: Sett
 
     container = read_details(machine).get("container", machine.name)
     with Connection(settings.docker_host).stream_client(86400.0) as client:
-        pieces = client.logs(container, stream=True, follow=arguments.follow, tail=max(0, arguments.lines))
-        yield from pieces
+        yield from client.logs(container, stream=True, follow=arguments.follow, tail=max(0, arguments.lines))
 
 
-def _from_file(
-    arguments: argparse.Namespace, machine: Machine, directory: Path, name: str
-) -> Iterator[bytes]:
+def _from_file(arguments: argparse.Namespace, machine: Machine) -> Iterator[bytes]:
     """Yield the file's last lines and, if they are wanted, those that come. Raises Unreadable and FileNotFoundError."""
+    directory, name = machine.directory, arguments.file or CONSOLE
+    if arguments.file:
+        directory = directory / "joboutputs"
     start: int | None = None
     while True:
         with files.open_untrusted(directory, name) as (log, found):
@@ -289,19 +276,15 @@ def _print(pieces: Iterator[bytes]) -> None:
         if sys.stdout.isatty():
             text = kept + decode(piece)
             kept = "\r" if text.endswith("\r") else ""  # perhaps half a line end
-            sys.stdout.write(_harmless(text[: len(text) - len(kept)]))
+            sys.stdout.write(_escaped_lines(text[: len(text) - len(kept)]))
         else:
             sys.stdout.buffer.write(piece)
         sys.stdout.flush()
 
 
 def run_exec(arguments: argparse.Namespace) -> int:
-    """Run a command in a running machine and return its exit status; 1 if that is impossible."""
-    settings = common.settings(arguments)
-    state = StateDir(settings.state_dir)
-    machine = find(arguments, settings, state)
-    if machine is None:
-        return 1
+    """Run a command in a running machine and return its exit status."""
+    machine, settings = find(arguments)
     command = [word for place, word in enumerate(arguments.command) if place or word != "--"] or ["sh"]
     try:
         if machine.finished or machine.started_time is None:
@@ -310,16 +293,16 @@ def run_exec(arguments: argparse.Namespace) -> int:
         _note_command(machine, command)
         return _run_on_terminal(words)
     except (EngineUnavailable, CgroupError) as error:
-        print(f"vac exec: {machine.name}: {error}", file=sys.stderr)
-        return 1
+        raise CommandFailed(f"vac exec: {machine.name}: {error}") from None
 
 
 def _entering(machine: Machine, settings: Settings, command: list[str]) -> list[str]:
     """Return the command line that runs it in the machine. Raises EngineUnavailable, CgroupError and OSError."""
     if machine.model in VM_MODELS:
+        number = slot_number(settings.factory_name, machine.name)
         raise EngineUnavailable(
             f"it is a VM: try `virsh -c {settings.libvirt_uri} console {machine.name}`, or ssh to "
-            f"{_address(machine, settings)} with the key of root_public_key"
+            f"{'its address' if number is None else slot_address(number)} with the key of root_public_key"
         )
     if machine.model == "docker":
         podman = "podman" in settings.docker_host
@@ -328,45 +311,32 @@ def _entering(machine: Machine, settings: Settings, command: list[str]) -> list[
             raise EngineUnavailable(
                 f"the program {name} isn't installed, which runs commands in its containers"
             )
-        terminal = [
-            "-it" if sys.stdin.isatty() else "-i",
-            read_details(machine).get("container", machine.name),
-        ]
-        return [name, option, settings.docker_host, "exec", *terminal, *command]
+        terminal, container = "-it" if sys.stdin.isatty() else "-i", read_details(machine).get("container")
+        return [name, option, settings.docker_host, "exec", terminal, container or machine.name, *command]
     groups, group = open_groups(settings.factory_name), f"{machine.name}_{machine.uuid}"
     process = launch.first_process(groups.processes(group))
     if process is None:
         raise EngineUnavailable("none of its processes is the first of a PID namespace")
     environment = Path(f"/proc/{process}/environ").read_bytes().decode(errors="replace").split("\0")
+    variables = dict(line.split("=", 1) for line in environment if "=" in line)
     plan = {
         "pid": process,
         "entrances": [str(path) for path in groups.entrances(group)],
         "filter": compiled(False).hex(),
-        "environment": {
-            **dict(line.split("=", 1) for line in environment if "=" in line),
-            "TERM": os.environ.get("TERM", "dumb"),
-        },
+        "environment": {**variables, "TERM": os.environ.get("TERM", "dumb")},
         "command": command,
     }
     return [sys.executable, "-I", "-S", launch.__file__, json.dumps(plan)]
 
 
-def _address(machine: Machine, settings: Settings) -> str:
-    number = slot_number(settings.factory_name, machine.name)
-    return "its address" if number is None else slot_address(number)
-
-
 def _note_command(machine: Machine, command: list[str]) -> None:
     """Log who runs what, in the machine's exec.log and by syslog."""
     who = os.environ.get("SUDO_USER") or getpass.getuser()
-    line = f"{local_time(time.time())} {who}: {shlex.join(command)}"
-    files.append_line(
-        machine.directory / "exec.log", escaped(line).encode(errors="replace"), _MOST_LOGGED_BYTES
-    )
+    line = escaped(f"{local_time(time.time())} {who}: {shlex.join(command)}").encode(errors="replace")
+    files.append_line(machine.directory / "exec.log", line, _MOST_LOGGED_BYTES)
     syslog.openlog("vac", facility=syslog.LOG_AUTHPRIV)
-    syslog.syslog(
-        syslog.LOG_NOTICE, escaped(f"{who} runs in {machine.name} ({machine.uuid}): {shlex.join(command)}")
-    )
+    text = f"{who} runs in {machine.name} ({machine.uuid}): {shlex.join(command)}"
+    syslog.syslog(syslog.LOG_NOTICE, escaped(text))
 
 
 def _run_on_terminal(words: list[str]) -> int:
@@ -384,13 +354,12 @@ def _run_on_terminal(words: list[str]) -> int:
     return os.waitstatus_to_exitcode(pty.spawn(words, read))
 
 
-def run_history(arguments: argparse.Namespace) -> int:
-    """Print a line for each machine that ended; 2 if --since is no time."""
+def run_history(arguments: argparse.Namespace) -> None:
+    """Print a line for each machine that ended."""
     try:
         since = common.point_in_time(arguments.since, time.time(), ago=True)
     except ValueError as problem:
-        print(f"vac history: --since {problem}", file=sys.stderr)
-        return 2
+        raise CommandFailed(f"vac history: --since {problem}", 2) from None
     wanted = [
         one
         for one in history.read(StateDir(common.settings(arguments).state_dir), since)
@@ -398,30 +367,28 @@ def run_history(arguments: argparse.Namespace) -> int:
     ]
     if arguments.json:
         print(json.dumps([dataclasses.asdict(one) for one in wanted], indent=1))
-        return 0
+        return
+    times = local_time(since)
     if not wanted:
-        print(
-            f"vac history: no such machine is known to have ended since {local_time(since)}",
-            file=sys.stderr,
-        )
+        print(f"vac history: no such machine is known to have ended since {times}", file=sys.stderr)
     width = max(len(name) for name in ("TYPE", *(one.machinetype for one in wanted)))
-    if sys.stdout.isatty():
-        times = len(local_time(since))
-        title = (
-            f"{'END':<{times}} {'START':<{times}} {'MACHINE':<15} {'TYPE':<{width}}    LIVED   CPU      EXIT"
-        )
-        print(f"{title} {'UUID':<36} MESSAGE")
-    for one in wanted:
-        print(_history_row(one, width))
-    return 0
-
-
-def _history_row(one: Ended, width: int) -> str:
-    """Return a line of the table; the end is an exit code, a signal's name or a VM's reason."""
-    code = one.exit_code if one.exit_code is not None and one.signal is None else one.exit_words or "-"
-    name = printable(one.machine.partition(".")[0])
-    return (
-        f"{local_time(one.ended)} {local_time(one.started)} {name:<15} {printable(one.machinetype):<{width}} "
-        f"{duration(one.lived_seconds):>8} {one.efficiency:5.0%} {code!s:>9} {one.uuid:<36} "
-        f"{printable(one.message or '-')}"
+    row = (
+        f"{{:<{len(times)}}} {{:<{len(times)}}} {{:<15}} {{:<{width}}} {{:>8}} {{:>5}} {{:>9}} {{:<36}} {{}}"
     )
+    if sys.stdout.isatty():
+        print(row.format("END", "START", "MACHINE", "TYPE", "LIVED", "CPU", "EXIT", "UUID", "MESSAGE"))
+    for one in wanted:
+        code = one.exit_code if one.exit_code is not None and one.signal is None else one.exit_words or "-"
+        print(
+            row.format(
+                local_time(one.ended),
+                local_time(one.started),
+                printable(one.machine.partition(".")[0]),
+                printable(one.machinetype),
+                duration(one.lived_seconds),
+                f"{one.efficiency:.0%}",
+                code,
+                one.uuid,
+                printable(one.message or "-"),
+            )
+        )

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import NamedTuple, NoReturn
 
 import vac
+from vac.cli.common import CommandFailed
 from vac.config.load import ConfigurationError
 
 
@@ -20,128 +21,108 @@ class Command(NamedTuple):
     """One sub-command. Its module is imported when it runs."""
 
     module: str
-    """In vac.cli; its add_arguments(parser, name) sets `run`."""
+    """In vac.cli; its add_arguments(parser, name) sets `run`, which returns the exit code, or None for 0."""
     does: str
     example: str
 
 
+_BY_MODULE = {
+    "space_commands": {
+        "machines": ("show every slot of the space's factories and its machine", "machines -t 3"),
+        "machinetypes": (
+            "show what runs of every machinetype in the space; with NAME, of that one on each factory",
+            "machinetypes example",
+        ),
+        "machinetype": ("show what runs of one machinetype on each factory", "machinetype example"),
+        "factories": (
+            "show the space's factories: processors and machines in use, load, KB free on / and state_dir, memory",
+            "factories --json",
+        ),
+    },
+    "machine_commands": {
+        "machine": (
+            "show everything known of one machine of this factory: how it ended, if it has, and where its files are",
+            "machine vac-01-00",
+        ),
+        "logs": (
+            "show the console of a machine of this factory, running or ended, or a file of its joboutputs",
+            "logs -f vac-01-00",
+        ),
+        "exec": (
+            "run a command, or a shell, in a running container of this factory, as the machine's user",
+            "exec vac-01-00 ps aux",
+        ),
+        "history": (
+            "list machines of this factory that have ended, with exit code or signal and shutdown message",
+            "history --since 12h --failed",
+        ),
+    },
+    "factory_commands": {
+        "why": ("say why nothing, or nothing of a machinetype, is being created now", "why example"),
+        "drain": (
+            "create no more machines; those that run finish by themselves; then reboot, if asked to",
+            "drain --until +2h --wait",
+        ),
+        "undrain": ("create machines again", "undrain"),
+        "finish": ("tell a machine to end: its shutdown time becomes now + grace_secs", "finish vac-01-00"),
+        "destroy": ("end a machine at once; what it did is accounted", "destroy vac-01-00"),
+    },
+    "doctor": {
+        "doctor": ("check that this host is fit for what is configured", "doctor"),
+    },
+    "config_commands": {
+        "config": ("check or show the configuration, or list all options", "config check"),
+        "pipe": ("check a Vacuum Pipe's document, or show the configured pipes", "pipe check vo.pipe"),
+    },
+    "simulate_command": {
+        "simulate": ("show how a whole space would behave, in virtual time", "simulate --hours 48"),
+    },
+    "accounting_commands": {
+        "usage": (
+            "sum up this factory's accounting records, which fizzled machines don't have: hours, efficiency, shares",
+            "usage --month 202611 --by fqan",
+        ),
+        "apel-sync": (
+            "write sync records: how many jobs each month had, by their ends (UTC)",
+            "apel-sync 202611",
+        ),
+        "gocdb": ("publish the space's capacity in GOCDB, as properties of its service", "gocdb --dry-run"),
+        "apel-bundle": (
+            "put the records that wait in apel-outgoing together, up to 1,000 to a message; not while ssmsend runs",
+            "apel-bundle",
+        ),
+        "apel-republish": (
+            "copy the archive's job records of these months to apel-outgoing, to be sent once more",
+            "apel-republish 202611",
+        ),
+    },
+    "context_commands": {
+        "squid-conf": (
+            "add the space's factories to Squid's configuration as clients and sibling caches; status 1: no change",
+            "squid-conf /etc/squid/squid.conf.in /etc/squid/squid.conf",
+        ),
+        "user-data": (
+            "print the user_data that a machine of this type would get now, with an invented uuid",
+            "user-data example",
+        ),
+        "cernvm-signature": (
+            "show who has signed a CernVM image, and if the signature counts; exit status 1 if not",
+            "cernvm-signature ucernvm-prod.iso",
+        ),
+        "proxy-init": (
+            "make a limited X.509 proxy that lasts 12 hours; proxy, key and chain come on standard output",
+            "proxy-init -c x509cert.pem -k x509key.pem",
+        ),
+    },
+    "main": {
+        "completion": ("print a script by which bash or zsh completes what is typed", "completion"),
+    },
+}
+"""By module: what each command does, and an example of its use."""
 COMMANDS = {
-    "machines": Command(
-        "space_commands", "show every slot of the space's factories and its machine", "machines -t 3"
-    ),
-    "machinetypes": Command(
-        "space_commands",
-        "show what runs of every machinetype in the space; with NAME, of that one on each factory",
-        "machinetypes example",
-    ),
-    "machinetype": Command(
-        "space_commands", "show what runs of one machinetype on each factory", "machinetype example"
-    ),
-    "factories": Command(
-        "space_commands",
-        "show the space's factories: processors and machines in use, load, KB free on / and state_dir, memory",
-        "factories --json",
-    ),
-    "squid-conf": Command(
-        "context_commands",
-        "copy Squid's configuration IN to OUT with the space's factories as clients and sibling caches; "
-        "exit status 0 if OUT changed, 1 if not, 2 on an error",
-        "squid-conf /etc/squid/squid.conf.in /etc/squid/squid.conf",
-    ),
-    "machine": Command(
-        "machine_commands",
-        "show everything known of one machine of this factory: how it ended, if it has, and where its files are",
-        "machine vac-01-00",
-    ),
-    "logs": Command(
-        "machine_commands",
-        "show the console of a machine of this factory, running or ended, or a file of its joboutputs",
-        "logs -f vac-01-00",
-    ),
-    "exec": Command(
-        "machine_commands",
-        "run a command, or a shell, in a running container of this factory, as the machine's user",
-        "exec vac-01-00 ps aux",
-    ),
-    "history": Command(
-        "machine_commands",
-        "list machines of this factory that have ended, with exit code or signal and shutdown message",
-        "history --since 12h --failed",
-    ),
-    "why": Command(
-        "factory_commands",
-        "say why nothing, or nothing of a machinetype, is being created now",
-        "why example",
-    ),
-    "drain": Command(
-        "factory_commands",
-        "create no more machines; those that run finish by themselves; then reboot, if asked to",
-        "drain --until +2h --wait",
-    ),
-    "undrain": Command("factory_commands", "create machines again", "undrain"),
-    "finish": Command(
-        "factory_commands",
-        "tell a machine to end: its shutdown time becomes now + grace_secs",
-        "finish vac-01-00",
-    ),
-    "destroy": Command(
-        "factory_commands", "end a machine at once; what it did is accounted", "destroy vac-01-00"
-    ),
-    "doctor": Command("doctor", "check that this host is fit for what is configured", "doctor"),
-    "config": Command(
-        "config_commands", "check or show the configuration, or list all options", "config check"
-    ),
-    "pipe": Command(
-        "config_commands",
-        "check a Vacuum Pipe's document, or show the configured pipes",
-        "pipe check vo.pipe",
-    ),
-    "simulate": Command(
-        "simulate_command", "show how a whole space would behave, in virtual time", "simulate --hours 48"
-    ),
-    "usage": Command(
-        "accounting_commands",
-        "sum this factory's accounting records up: machines, hours, efficiency, shares; what fizzled is not in them",
-        "usage --month 202611 --by fqan",
-    ),
-    "apel-sync": Command(
-        "accounting_commands",
-        "write sync records: how many jobs each month had, by their ends (UTC)",
-        "apel-sync 202611",
-    ),
-    "gocdb": Command(
-        "accounting_commands",
-        "publish the space's capacity in GOCDB, as properties of its service",
-        "gocdb --dry-run",
-    ),
-    "apel-bundle": Command(
-        "accounting_commands",
-        "put the records that wait in apel-outgoing together, up to 1,000 to a message; not while ssmsend runs",
-        "apel-bundle",
-    ),
-    "apel-republish": Command(
-        "accounting_commands",
-        "copy the archive's job records of these months to apel-outgoing, to be sent once more",
-        "apel-republish 202611",
-    ),
-    "user-data": Command(
-        "context_commands",
-        "print the user_data that a machine of this type would get now, with an invented uuid",
-        "user-data example",
-    ),
-    "cernvm-signature": Command(
-        "context_commands",
-        "show who has signed a CernVM image, and if the signature counts; exit status 1 if not",
-        "cernvm-signature ucernvm-prod.iso",
-    ),
-    "proxy-init": Command(
-        "context_commands",
-        "make a limited X.509 proxy that lasts 12 hours; proxy, key and chain come on standard output",
-        "proxy-init -c x509cert.pem -k x509key.pem",
-    ),
-    "completion": Command(
-        "main", "print a script by which bash or zsh completes what is typed", "completion"
-    ),
+    name: Command(module, *texts)
+    for module, commands in _BY_MODULE.items()
+    for name, texts in commands.items()
 }
 _NAMING = ("machine", "logs", "exec", "finish", "destroy")
 """Commands that take a machine's name."""
@@ -183,8 +164,11 @@ def main(words: Sequence[str] | None = None) -> int:
         return 0 if name else 2
     arguments = parse(name, [*options, *rest])
     try:
-        code: int = arguments.run(arguments)
+        code: int = arguments.run(arguments) or 0
         sys.stdout.flush()
+    except CommandFailed as failure:
+        print(failure, file=sys.stderr)
+        return failure.code
     except ConfigurationError as error:
         for problem in error.problems:
             print(f"vac: {problem}", file=sys.stderr)
@@ -259,7 +243,7 @@ def add_arguments(parser: argparse.ArgumentParser, _: str) -> None:
     parser.set_defaults(run=print_completion)
 
 
-def print_completion(_: argparse.Namespace) -> int:
+def print_completion(_: argparse.Namespace) -> None:
     """Print a script for bash and zsh that completes commands, their options and this host's machines."""
     cases = [f"        '') words='{' '.join(COMMANDS)} help --help --version --config' ;;"]
     for name in COMMANDS:
@@ -269,7 +253,6 @@ def print_completion(_: argparse.Namespace) -> int:
         machines = " $(ls /var/lib/vac/slots 2>/dev/null)" if name in _NAMING else ""
         cases.append(f'        {name}) words="{" ".join(found)}{machines}" ;;')
     print(_SCRIPT.format(cases="\n".join(cases)), end="")
-    return 0
 
 
 def _no_command(name: str) -> NoReturn:

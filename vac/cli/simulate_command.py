@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from pathlib import Path
 
 from vac.cli import common
+from vac.cli.common import CommandFailed
 from vac.simulate import simulate
 from vac.simulate.results import draw, lines
 from vac.simulate.scenario import MOST_FACTORIES, POLICIES, Scenario, Site, Space, read_scenario
@@ -15,13 +15,8 @@ from vac.simulate.scenario import MOST_FACTORIES, POLICIES, Scenario, Site, Spac
 
 def add_arguments(parser: argparse.ArgumentParser, _: str) -> None:
     """Add the arguments."""
-    parser.add_argument(
-        "scenario",
-        nargs="?",
-        type=Path,
-        metavar="SCENARIO",
-        help="a scenario file; machinetypes that it doesn't have are those of the configuration",
-    )
+    help_text = "a scenario file; machinetypes that it doesn't have are those of the configuration"
+    parser.add_argument("scenario", nargs="?", type=Path, metavar="SCENARIO", help=help_text)
     parser.add_argument("--policy", choices=POLICIES, help="how factories decide")
     number = common.number(int, 1, MOST_FACTORIES, f"an integer from 1 to {MOST_FACTORIES}")
     parser.add_argument("--factories", type=number, metavar="N", help="number of factories")
@@ -32,32 +27,24 @@ def add_arguments(parser: argparse.ArgumentParser, _: str) -> None:
     parser.set_defaults(run=run)
 
 
-def run(arguments: argparse.Namespace) -> int:
-    """Simulate and report; return 2 if the arguments make no sense."""
+def run(arguments: argparse.Namespace) -> None:
+    """Simulate and report."""
     if arguments.plot and arguments.plot.suffix != ".svg":
-        print(f"vac simulate: --plot {arguments.plot}: the name has to end in .svg", file=sys.stderr)
-        return 2
+        raise CommandFailed(f"vac simulate: --plot {arguments.plot}: the name has to end in .svg", 2)
     if arguments.hours is not None and not 0 < arguments.hours <= 10000:
-        print(f"vac simulate: --hours {arguments.hours:g}: has to be above 0, at most 10000", file=sys.stderr)
-        return 2
-    scenario = _scenario(arguments).changed(
-        policy=arguments.policy,
-        factories=arguments.factories,
-        hours=arguments.hours,
-        seed=arguments.seed,
-    )
-    result = simulate(scenario)
-    for line in lines(result):
-        print(line)
+        text = f"vac simulate: --hours {arguments.hours:g}: has to be above 0, at most 10000"
+        raise CommandFailed(text, 2)
+    options = {name: getattr(arguments, name) for name in ("policy", "factories", "hours", "seed")}
+    result = simulate(_scenario(arguments).changed(**options))
+    print("\n".join(lines(result)))
     try:
         if arguments.json:
             arguments.json.write_text(json.dumps(result.json(), indent=1, sort_keys=True) + "\n")
         if arguments.plot:
             arguments.plot.write_bytes(draw(result))
     except OSError as error:
-        print(f"vac simulate: {error.filename}: can't be written: {error.strerror}", file=sys.stderr)
-        return 1
-    return 0
+        text = f"vac simulate: {error.filename}: can't be written: {error.strerror}"
+        raise CommandFailed(text) from None
 
 
 def _scenario(arguments: argparse.Namespace) -> Scenario:

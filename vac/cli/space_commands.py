@@ -18,6 +18,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from vac.cli import common
+from vac.cli.common import CommandFailed
 from vac.config.machinetype import MODELS
 from vac.config.settings import Settings
 from vac.machines.layout import StateDir
@@ -64,8 +65,8 @@ class Query:
     key: bytes | None
     names: Resolver
 
-    def ask(self) -> PollResult:
-        """Poll the factories."""
+    def ask(self, client: str = "vac-command") -> PollResult:
+        """Poll the factories as this client."""
         if not self.factories:
             return PollResult({}, frozenset(), (), frozenset(), {}, 0.0)
         return poll(
@@ -76,67 +77,48 @@ class Query:
             port=self.settings.vacquery_port,
             timeout=self.timeout,
             key=self.key,
-            client="vac-command",
+            client=client,
         )
 
 
 def add_arguments(parser: argparse.ArgumentParser, name: str) -> None:
     """Add the arguments of one of these commands."""
-    if name not in _KINDS:
-        parser.add_argument(
-            "name", nargs="?" if name == "machinetypes" else None, metavar="NAME", help="a machinetype"
-        )
-    parser.add_argument(
-        "factories", nargs="*", metavar="FACTORY", help="ask these only; default: all of them"
-    )
+    kind = _KINDS.get(name, Kind.MACHINETYPES)
+    parser.set_defaults(run=run, kind=kind, name=None, state=None, sort=None)
+    if kind is Kind.MACHINETYPES:
+        number = "?" if name == "machinetypes" else None
+        parser.add_argument("name", nargs=number, metavar="NAME", help="a machinetype")
+    help_text = "ask these only; default: all of them"
+    parser.add_argument("factories", nargs="*", metavar="FACTORY", help=help_text)
     seconds = common.number(float, 0.1, 86400, "a number of seconds from 0.1 to 86400")
     parser.add_argument("-s", "--space", help="name of the space, instead of the configured one")
-    parser.add_argument(
-        "-t",
-        "--timeout",
-        type=seconds,
-        metavar="SECONDS",
-        help="longest that it may take; default: udp_timeout_seconds",
-    )
+    help_text = "longest that it may take; default: udp_timeout_seconds"
+    parser.add_argument("-t", "--timeout", type=seconds, metavar="SECONDS", help=help_text)
     parser.add_argument("-J", "--json", action="store_true", help="print the factories' messages as JSON")
-    if name == "machines":
+    if kind is Kind.MACHINES:
         parser.add_argument("--state", metavar="STATE", help="show these only, such as running or starting")
         help_text = "show machines of this machinetype only"
         parser.add_argument("--type", dest="name", metavar="NAME", help=help_text)
-    if name in _KINDS:
-        keys = _SORT_KEYS[_KINDS[name]]
-        parser.add_argument("--sort", choices=keys, help="order of the rows; default: by factory")
+    if kind in _SORT_KEYS:
+        help_text = "order of the rows; default: by factory"
+        parser.add_argument("--sort", choices=_SORT_KEYS[kind], help=help_text)
     parser.add_argument("-H", "--include-hs06", action="store_true", help="accepted and ignored")
-    parser.add_argument(
-        "--watch",
-        nargs="?",
-        type=seconds,
-        const=WATCH_SECONDS,
-        metavar="SECONDS",
-        help=f"ask again and again, so often; default {WATCH_SECONDS:g}",
-    )
-    parser.set_defaults(run=run, kind=_KINDS.get(name, Kind.MACHINETYPES))
+    help_text, default = f"ask again and again, so often; default {WATCH_SECONDS:g}", WATCH_SECONDS
+    parser.add_argument("--watch", nargs="?", type=seconds, const=default, metavar="SECONDS", help=help_text)
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Ask and print, once or again and again. Return 1 if no factory answered or could be asked."""
+    settings, space, timeout = common.settings(arguments), arguments.space, arguments.timeout
     try:
-        query = prepare(
-            common.settings(arguments),
-            arguments.kind,
-            arguments.factories,
-            arguments.space,
-            arguments.timeout,
-        )
+        query = prepare(settings, arguments.kind, arguments.factories, space, timeout)
     except PermissionError:
         raise
     except OSError as error:
-        print(f"vac: {error}", file=sys.stderr)
-        return 1
-    problem = _silence_here(query.settings)
-    if problem is not None:
+        raise CommandFailed(f"vac: {error}") from None
+    if problem := _silence_here(settings):
         print(f"vac: {problem}", file=sys.stderr)
-        others = tuple(name for name in query.factories if name != query.settings.factory_name)
+        others = tuple(name for name in query.factories if name != settings.factory_name)
         query = replace(query, factories=others)
     if not arguments.watch:
         return _ask_and_show(arguments, query)
@@ -178,19 +160,6 @@ def _is_refused(port: int) -> bool:
     return False
 
 
-def _ask_and_show(arguments: argparse.Namespace, query: Query) -> int:
-    result = query.ask()
-    code = _show(arguments, query, result)
-    lines: Iterable[str] = ()
-    if query.kind is Kind.MACHINETYPES and not arguments.json:
-        lines = _failures_here(arguments, query)
-    elif query.kind is Kind.FACTORIES and not arguments.json:
-        lines = news(result, time.time())
-    for line in lines:
-        print(line, file=sys.stdout if sys.stdout.isatty() else sys.stderr)
-    return code
-
-
 def prepare(
     settings: Settings,
     kind: Kind,
@@ -199,60 +168,65 @@ def prepare(
     timeout: float | None = None,
     names: Resolver | None = None,
 ) -> Query:
-    """Return a query to these factories (or all) of this space (or the configured one). Raises OSError for the key."""
+    """Return a query to these factories (or all) of this space (or the configured one). Raises OSError for the key.
+
+    Of factories' names, `.` is this one, and a bare name gets this one's domain.
+    """
+    own = settings.factory_name
+    domain = own.partition(".")[2]
+    full = (own if name == "." else name.lower() for name in factories)
+    chosen = tuple(name if "." in name or not domain else f"{name}.{domain}" for name in full)
     return Query(
         kind,
         settings,
-        full_names(factories, settings) or settings.factories,
+        chosen or settings.factories,
         space or settings.vac_space,
         timeout or settings.udp_timeout_seconds,
         read_key(settings.vacquery_key_file),
-        names or Resolver(settings.factory_name),
+        names or Resolver(own),
     )
 
 
-def full_names(given: Iterable[str], settings: Settings) -> tuple[str, ...]:
-    """Return full names: `.` is this factory, and a bare name gets this one's domain."""
-    domain = settings.factory_name.partition(".")[2]
-    names = (settings.factory_name if name == "." else name.lower() for name in given)
-    return tuple(name if "." in name or not domain else f"{name}.{domain}" for name in names)
-
-
-def _show(arguments: argparse.Namespace, query: Query, result: PollResult) -> int:
+def _ask_and_show(arguments: argparse.Namespace, query: Query) -> int:
     """Print the answers, and as errors which factories didn't answer. Return 1 if none did, else 0."""
-    kind, name = query.kind, getattr(arguments, "name", None)
+    result, kind, name = query.ask(), query.kind, arguments.name
     answers = [answer for factory in sorted(result.answers) for answer in result.answers[factory]]
     wanted = [one for one in answers if name in (None, getattr(one.status, "machinetype", name))]
-    if state := getattr(arguments, "state", None):
-        wanted = [one for one in wanted if getattr(one.status, "state", "").lower() == state.lower()]
-    if sort := getattr(arguments, "sort", None):
-        key = _SORT_KEYS[kind][sort]
+    if arguments.state:
+        state = arguments.state.lower()
+        wanted = [one for one in wanted if getattr(one.status, "state", "").lower() == state]
+    if arguments.sort:
+        key = _SORT_KEYS[kind][arguments.sort]
         wanted.sort(key=lambda answer: key(answer.status))
     if arguments.json:
         print(f"[{','.join(json.dumps(answer.message) for answer in wanted)}]")
     else:
-        terminal, statuses = sys.stdout.isatty(), [answer.status for answer in wanted]
-        if terminal and kind in _HEADERS:
-            print(_HEADERS[kind])
-        for row in _rows(kind, name, statuses, terminal and "NO_COLOR" not in os.environ):
+        for row in _rows(kind, name, [answer.status for answer in wanted]):
             print(row)
     for line in problems(query, result):
         print(f"vac: {line}", file=sys.stderr)
-    known = {getattr(answer.status, "machinetype", None) for answer in answers} - {None}
-    if kind is Kind.MACHINETYPES and name not in (None, *known) and known:
-        names = printable(" ".join(sorted(map(str, known))))
+    known = {answer.status.machinetype for answer in answers if isinstance(answer.status, MachinetypeStatus)}
+    unknown = bool(known) and name not in (None, *known)
+    if unknown:
+        names = printable(" ".join(sorted(known)))
         print(f"vac: no factory has a machinetype {name}; there are: {names}", file=sys.stderr)
-        return 1
-    return 0 if result.answers else 1
+    if not arguments.json:
+        told = _failures_here(arguments, query) if kind is Kind.MACHINETYPES else news(result, time.time())
+        for line in told:
+            print(line, file=sys.stdout if sys.stdout.isatty() else sys.stderr)
+    return int(unknown or not result.answers)
 
 
-def _rows(kind: Kind, name: str | None, statuses: Sequence[Any], colour: bool) -> list[str]:
-    """Return the table of these answers."""
+def _rows(kind: Kind, name: str | None, statuses: Sequence[Any]) -> list[str]:
+    """Return the table of these answers; on a terminal only, it has a heading and colours."""
+    terminal = sys.stdout.isatty()
+    colour = terminal and "NO_COLOR" not in os.environ
+    heading = [_HEADERS[kind]] if terminal and kind in _HEADERS else []
     if kind is Kind.MACHINES:
         now = time.time()
-        return [_machine_row(status, now, colour) for status in statuses]
+        return heading + [_machine_row(status, now, colour) for status in statuses]
     if kind is Kind.FACTORIES:
-        return factory_rows(statuses)
+        return heading + factory_rows(statuses)
     return _type_rows(statuses, colour) if name is None else machinetype_rows(statuses, colour)
 
 

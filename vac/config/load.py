@@ -124,7 +124,7 @@ def load(paths: Sequence[Path] | None, host: HostFacts) -> Configuration:
         local[name] = parse_section(f"machinetype {name}", MACHINETYPE, section, contents.common, own)
         _stop(name, own, reasons, stopped)
     pipes, copies, found = _pipes(sections["vacuum_pipe"], contents, local, settings, stopped)
-    for name in local.keys() - found.keys():
+    for name in sorted(local.keys() - found.keys()):
         machinetype = build_machinetype(name, local[name], settings)
         if _fits(machinetype, settings, local[name], pipes, reasons, stopped):
             found[name] = FromPipe(machinetype, local[name])
@@ -303,7 +303,8 @@ class Loader:
         self._facts = facts
         self._host = facts()
         self._host_time: float | None = None
-        self._stamps: list[object] | None = None
+        self._read: list[object] | None = None
+        """What the configuration was made of."""
         self._configuration: Configuration | None = None
 
     @property
@@ -317,38 +318,25 @@ class Loader:
         Raises ConfigurationError, and tries everything anew the next time: the cause may be something else
         than a file, such as a missing account.
         """
-        same_host = self._refresh_host(now)
-        files, before = self._files(), self._configuration
-        if (
-            before is not None
-            and same_host
-            and files is not None
-            and [*files, *_copies(before)] == self._stamps
-        ):
-            return before
-        self._configuration = None
-        configuration = load(self._paths, self._host)
-        self._stamps = None if files is None else [*files, *_copies(configuration)]
-        if before is not None and configuration == before:
-            configuration = before
-        self._configuration = configuration
-        return configuration
-
-    def _refresh_host(self, now: float) -> bool:
-        """Ask for the host's facts if they are due; return True if they are as before."""
         if self._host_time is None:
             self._host_time = now
-        if 0 <= now - self._host_time < FACTS_SECONDS:
-            return True
-        before, self._host, self._host_time = self._host, self._facts(), now
-        return self._host == before
+        if not 0 <= now - self._host_time < FACTS_SECONDS:
+            self._host, self._host_time = self._facts(), now
+        before, self._configuration = self._configuration, None
+        inputs = self._inputs()
+        if before is None or inputs is None or [*inputs, *_copies(before)] != self._read:
+            configuration = load(self._paths, self._host)
+            self._read = None if inputs is None else [*inputs, *_copies(configuration)]
+            before = configuration if before is None or configuration != before else before
+        self._configuration = before
+        return before
 
-    def _files(self) -> list[tuple[Path, FileStamp]] | None:
-        """Return the files with their stamps; None if some can't be examined."""
+    def _inputs(self) -> list[object] | None:
+        """Return the host's facts and the files with their stamps; None if some can't be examined."""
         report = Report()
         found = find(self._paths, report)
         try:
-            return None if report.errors else [(path, stamp_of(path)) for path in found]
+            return None if report.errors else [self._host, *((path, stamp_of(path)) for path in found)]
         except OSError:
             return None
 

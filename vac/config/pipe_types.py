@@ -166,12 +166,8 @@ def expand(
     total = 0.0
     for name, entry in _named(pipe, document, prefixes, problems):
         parsed = _overlaid(f"machinetype {name}", pipe, entry, section, local.get(name, _NOTHING))
-        machinetype = dataclasses.replace(build_machinetype(name, parsed, settings), pipe=pipe.name)
-        own = Report()
-        check_machinetype(machinetype, settings, parsed, own)
+        machinetype, own = _checked(name, pipe, parsed, settings, repositories)
         problems.warnings += own.warnings
-        if not own.errors and (text := _too_many(repositories, machinetype)):
-            own.error(*parsed.where("cvmfs_repositories"), text)
         for error in own.errors:
             problems.warn(
                 error.file, error.section, error.option, f"the machinetype is left out: {error.text}"
@@ -195,13 +191,9 @@ def review(document: PipeDocument) -> Iterator[Flaw]:
         parsed = _overlaid(title, pipe, entry, _NOTHING, _NOTHING)
         processors = entry.values.get("min_processors", 1)
         settings = Settings(singularity_user="user", processors_per_superslot=processors)
-        machinetype = build_machinetype("pipe", parsed, settings)
-        found = Report()
-        check_machinetype(machinetype, settings, parsed, found)
+        machinetype, found = _checked("pipe", pipe, parsed, settings, repositories)
         for problems, serious in ((found.errors, True), (found.warnings, False)):
             yield from (Flaw(f"{entry.path}.{each.option}", each.text, serious) for each in problems)
-        if not found.errors and (text := _too_many(repositories, machinetype)):
-            yield Flaw(f"{entry.path}.cvmfs_repositories", text, serious=True)
         reason = unusable(machinetype, settings)
         if reason is not None:
             path = entry.path if reason.site else f"{entry.path}.{reason.option}"
@@ -236,13 +228,20 @@ def _named(
         problems.warn(_source(pipe), f"vacuum_pipe {pipe.name}", f"{entry.path}.suffix", text)
 
 
-def _too_many(repositories: set[str], machinetype: Machinetype) -> str | None:
-    """Add the repositories that this type needs to the pipe's; return why not if they are too many."""
+def _checked(
+    name: str, pipe: VacuumPipe, parsed: Parsed, settings: Settings, repositories: set[str]
+) -> tuple[Machinetype, Report]:
+    """Return a machinetype and its problems; repositories, which the pipe needs, get its own."""
+    machinetype = dataclasses.replace(build_machinetype(name, parsed, settings), pipe=pipe.name)
+    report = Report()
+    check_machinetype(machinetype, settings, parsed, report)
     more = repositories.union(needed_repositories(machinetype))
-    if len(more) > MOST_REPOSITORIES:
-        return f"with it the pipe needs {len(more)} CernVM-FS repositories; at most {MOST_REPOSITORIES} are looked at"
-    repositories |= more
-    return None
+    if not report.errors and len(more) > MOST_REPOSITORIES:
+        text = f"with it the pipe needs {len(more)} CernVM-FS repositories; at most {MOST_REPOSITORIES} are looked at"
+        report.error(*parsed.where("cvmfs_repositories"), text)
+    elif not report.errors:
+        repositories |= more
+    return machinetype, report
 
 
 def _overlaid(title: str, pipe: VacuumPipe, entry: Entry, section: Parsed, local: Parsed) -> Parsed:

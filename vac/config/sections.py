@@ -9,7 +9,7 @@ from typing import Any
 
 from vac.config.ini import Contents, Report, Section, Value
 from vac.config.machinetype import Machinetype, VacuumPipe
-from vac.config.options import LISTS, BadValue, Option, allowed, declared, parse, parse_entries, render
+from vac.config.options import LISTS, BadValue, Option, allowed, declared, parse, parse_entry, render
 from vac.config.settings import Settings
 from vac.text import quoted
 
@@ -206,10 +206,13 @@ def _parse(
             report.error(given.file, section, spelling, str(error))
             return None, False
         if option.kind in LISTS:
-            entries, wrong = parse_entries(option, given.text)
-            for each in wrong:
-                report.warn(given.file, section, spelling, f"{each}; it is left out")
-            return entries or None, True
+            entries: list[Any] = []
+            for word in given.text.split():
+                try:
+                    entries.append(parse_entry(option, word))
+                except BadValue as each:
+                    report.warn(given.file, section, spelling, f"{each}; it is left out")
+            return tuple(entries) or None, True
         default = getattr(Settings, name)
         used = "it counts as unset" if default in (None, "") else f"{render(option, default)} is used"
         report.warn(given.file, section, spelling, f"{error}; {used}")

@@ -18,7 +18,7 @@ from typing import BinaryIO
 import vac
 from vac import logs
 from vac.daemon import role_process
-from vac.roles import EXIT_OTHER_AT_WORK, EXIT_TO_BEGIN_ANEW, Role, bind
+from vac.roles import EXIT_OTHER_AT_WORK, EXIT_TO_RESTART, Role, bind
 
 BACKLOG = 1024
 NOTIFY_VARIABLES = ("NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID", "FDSTORE")
@@ -36,7 +36,7 @@ class Timing:
     """Pause before a restart, doubled with each restart …"""
     longest_pause: float = 60.0
     """… up to this, …"""
-    ran_well: float = 120.0
+    stable: float = 120.0
     """… and reset after a process that ran this long."""
     stop: float = 20.0
     """From SIGTERM to SIGKILL."""
@@ -53,7 +53,7 @@ TIMING = Timing()
 
 def next_pause(last: float | None, ran_seconds: float, timing: Timing) -> float:
     """Return the pause before the restart of a process that ended after ran_seconds."""
-    if last is None or ran_seconds >= timing.ran_well:
+    if last is None or ran_seconds >= timing.stable:
         return timing.first_pause
     return min(2 * last, timing.longest_pause)
 
@@ -262,7 +262,7 @@ class RoleSupervisor:
         limit = self.role.stuck_seconds
         return math.inf if limit is None or child.stuck else child.alive_time + limit
 
-    def hopeless_time(self) -> float:
+    def kill_failed_time(self) -> float:
         """Return the time at which killing the stuck process counts as failed."""
         if self.child is None or self.role.stuck_seconds is None:
             return math.inf
@@ -282,7 +282,7 @@ class RoleSupervisor:
             logger.info("%s (process %d) %s", self.role.name, child.pid, end)
         else:
             ran_seconds = now - child.start_time
-            if status not in (EXIT_OTHER_AT_WORK, EXIT_TO_BEGIN_ANEW):
+            if status not in (EXIT_OTHER_AT_WORK, EXIT_TO_RESTART):
                 self.failures.append(time.time())
             self._pause(ran_seconds, f"(process {child.pid}) {end} after {ran_seconds:.1f} s", now)
 

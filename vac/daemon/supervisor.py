@@ -258,5 +258,5 @@ class Supervisor:
         if now >= self._watchdog_time:
             assert self._notifier.watchdog_seconds is not None
             self._watchdog_time = now + self._notifier.watchdog_seconds / 2
-            if all(now < one.hopeless_time() for one in self._roles):
+            if all(now < one.kill_failed_time() for one in self._roles):
                 self._notifier.send("WATCHDOG=1")

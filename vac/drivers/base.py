@@ -27,7 +27,7 @@ WRITES_TO = "writes_to"
 a container's layer; absolute, separated by colons. They count towards its disk limit."""
 
 
-def grown(new: Usage, old: Usage) -> Usage:
+def with_growing_counters(new: Usage, old: Usage) -> Usage:
     """Return new usage whose counters never go back: a dying process may tell less. The peak is the largest sample."""
     both = {field.name: (getattr(new, field.name), getattr(old, field.name)) for field in fields(Usage)}
     largest: dict[str, Any] = {

@@ -35,6 +35,10 @@ from vac.host.connections import Contact, Sampling
 FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 1.0, 60.0
 """Between attempts to listen for events again, after they broke off, unless observing shows that they can work."""
 
+OBSERVATION_SECONDS, ACTION_SECONDS = 30.0, 300.0
+"""Deadlines of calls, after which the engine counts as late."""
+RETRY_SECONDS = 5.0
+"""From an observation that failed to the next attempt, if nobody asks sooner."""
 ANSWER_SECONDS = 2.0
 """An engine that has not answered for so long may not have told of a machine's end."""
 
@@ -109,8 +113,8 @@ class Observation:
 
 
 @dataclass(frozen=True)
-class ObservationFailed:
-    """The engine couldn't be asked: nothing may be concluded about its machines."""
+class Unobserved:
+    """The engine couldn't be asked, or its events broke off: machines may have ended unseen, even by its own doing."""
 
     engine: str
     time: float
@@ -124,17 +128,7 @@ class Changed:
     name: str
 
 
-Message = Union[Observation, ObservationFailed, ActionDone, Changed]
-
-
-@dataclass(frozen=True)
-class Deadlines:
-    """Time limits of calls, after which the engine counts as late, and the pause after a failed one."""
-
-    observation_seconds: float = 30.0
-    action_seconds: float = 300.0
-    retry_seconds: float = 5.0
-    """From an observation that failed to the next attempt, if nobody asks sooner."""
+Message = Union[Observation, Unobserved, ActionDone, Changed]
 
 
 @dataclass(frozen=True)
@@ -159,17 +153,14 @@ class Engine:
         open_driver: Callable[[], Driver],
         post: Callable[[Message], object],
         clock: Callable[[], float],
-        deadlines: Deadlines = Deadlines(),
         apart: Collection[ActionKind] = (),
     ) -> None:
         self.name = name
         self._open_driver = open_driver
         self._driver: Driver | None = None
         self._opening = threading.Lock()
-        self._closed = threading.Event()
         self._post = post
         self._clock = clock
-        self._deadlines = deadlines
         self._lock = threading.Lock()
         self._calls: dict[int, _Call] = {}
         self._pending: set[Action] = set()
@@ -253,32 +244,13 @@ class Engine:
         now = self._clock()
         return max((now - call.deadline for call in self._outstanding() if now > call.deadline), default=0.0)
 
-    def close(self) -> None:
-        """Let go of the engine. Actions that have not begun are dropped; a driver still being opened is closed then."""
-        self._closed.set()
-        self._close_driver()
-        self._observation_wanted.set()
-        self._answers_again.set()
-
     def _opened(self) -> Driver:
         with self._opening:
-            if self._closed.is_set():
-                raise EngineUnavailable("its connection has been closed")
             if self._driver is None:
                 self._driver = self._open_driver()
                 self._driver.wake = lambda: self._post(Changed(self.name, ""))
                 self.adopt(*self._adopted)
-            driver = self._driver
-        if self._closed.is_set():
-            self._close_driver()
-        return driver
-
-    def _close_driver(self) -> None:
-        """Close the driver once, if it is open."""
-        with self._lock:
-            driver, self._driver = self._driver, None
-        if driver is not None:
-            driver.close()
+            return self._driver
 
     def _ask(self, action: Action, call: Callable[[Driver], None]) -> None:
         with self._lock:
@@ -289,16 +261,12 @@ class Engine:
 
     def _submit(self, action: Action, call: Callable[[Driver], None]) -> None:
         key = action.name if action.kind in self._apart else ""
-        self._executor.submit(key, lambda: self._act_unless_closed(action, call))
-
-    def _act_unless_closed(self, action: Action, call: Callable[[Driver], None]) -> None:
-        if not self._closed.is_set():
-            self._act(action, call)
+        self._executor.submit(key, lambda: self._act(action, call))
 
     def _act(self, action: Action, call: Callable[[Driver], None]) -> None:
         problem, unavailable = None, False
         try:
-            self._attempt(f" to {action.kind.value} {action.name}", self._deadlines.action_seconds, call)
+            self._attempt(f" to {action.kind.value} {action.name}", ACTION_SECONDS, call)
         except (CreationFailed, EngineUnavailable) as failure:
             problem, unavailable = str(failure), isinstance(failure, EngineUnavailable)
         self._post(ActionDone(self.name, action, self._clock(), problem, unavailable))
@@ -306,11 +274,10 @@ class Engine:
     def _observe(self) -> None:
         asked_time = self._clock()
         try:
-            limit_seconds = self._deadlines.observation_seconds
-            seen = self._attempt("", limit_seconds, lambda driver: self._look(driver, asked_time))
+            seen = self._attempt("", OBSERVATION_SECONDS, lambda driver: self._look(driver, asked_time))
         except (CreationFailed, EngineUnavailable) as failure:
             self._observation_failure = str(failure)
-            self._post(ObservationFailed(self.name, self._clock()))
+            self._post(Unobserved(self.name, self._clock()))
         else:
             self._observation_failure = None
             self._post(seen)
@@ -356,9 +323,7 @@ class Engine:
     def _keep_observing(self) -> None:
         while True:
             failure = self._observation_failure
-            self._observation_wanted.wait(None if failure is None else self._deadlines.retry_seconds)
-            if self._closed.is_set():
-                return
+            self._observation_wanted.wait(None if failure is None else RETRY_SECONDS)
             self._observation_wanted.clear()
             self._observe()
             if failure is not None and self._observation_failure is None:
@@ -366,7 +331,7 @@ class Engine:
 
     def _keep_listening(self) -> None:
         pause_seconds = FIRST_PAUSE_SECONDS
-        while not self._closed.is_set():
+        while True:
             try:
                 for machine in self._opened().events():
                     pause_seconds = FIRST_PAUSE_SECONDS
@@ -377,12 +342,12 @@ class Engine:
             except Exception as error:  # noqa: BLE001  a bug in a driver must not end the thread
                 _log.exception("engine %s: unexpected error while listening for events", self.name)
                 reason = f"unexpected {type(error).__name__}: {error}"
+            self._post(Unobserved(self.name, self._clock()))
             self._answers_again.wait(pause_seconds)
             self._answers_again.clear()
-            if not self._closed.is_set():
-                _log.info("engine %s: listening for events again: %s", self.name, reason)
-                pause_seconds = min(pause_seconds * 2, LONGEST_PAUSE_SECONDS)
-                self._post(Changed(self.name, ""))
+            _log.info("engine %s: listening for events again: %s", self.name, reason)
+            pause_seconds = min(pause_seconds * 2, LONGEST_PAUSE_SECONDS)
+            self._post(Changed(self.name, ""))
 
 
 class KeyedSerialExecutor:

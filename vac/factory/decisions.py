@@ -253,7 +253,7 @@ class Decisions:
         now = self.state.clock.boot()
         rest = self._excess * math.exp(min(0.0, self._excess_time + CYCLE_SECONDS - now) / LOAD_SECONDS)
         excess = sum(
-            max(0, (slot.sight.usage.busy_tasks or 0) - slot.machine.processors)
+            max(0, (slot.observed.usage.busy_tasks or 0) - slot.machine.processors)
             for slot in self.state.slots
             if slot.machine is not None and slot.running
         )

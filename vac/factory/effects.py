@@ -45,7 +45,7 @@ from vac.machines.files import TrashCollector
 from vac.machines.layout import slot_address, slot_number
 from vac.machines.machine import Machine
 from vac.machines.outputs import set_shutdown_message
-from vac.machines.status import Creation, ErrorKind, Happening
+from vac.machines.status import CountedEvent, Creation, ErrorKind
 from vac.scheduling.backoff import code_group, says_no_work
 from vac.scheduling.model import Create, MachineEnd
 from vac.text import without_url_secrets
@@ -78,7 +78,7 @@ class Effects:
             "context", self._context_done, at_once=MOST_CONTEXTS
         )
 
-    def happen(self, slot: Slot, stimulus: Stimulus) -> None:
+    def handle(self, slot: Slot, stimulus: Stimulus) -> None:
         """Apply a stimulus to a slot."""
         taken = take_step(slot.phase, stimulus, self.state.clock.boot())
         slot.phase = taken.after
@@ -89,14 +89,14 @@ class Effects:
             carry_out: Callable[[Slot, Step], Stimulus | None] = getattr(self, f"_{effect.name.lower()}")
             follows = carry_out(slot, taken)
             if follows is not None:
-                self.happen(slot, follows)
+                self.handle(slot, follows)
                 return
 
     def begin(self, slot: Slot, order: Create) -> None:
         """Give the slot a machine that has been decided on."""
         machinetype = self.state.configuration.machinetypes[order.machinetype]
         uuid = str(uuids.UUID(int=self.state.rng.getrandbits(128), version=4))
-        self.happen(slot, Decided(PendingCreation(order, uuid, machinetype, self.state.clock.boot())))
+        self.handle(slot, Decided(PendingCreation(order, uuid, machinetype, self.state.clock.boot())))
 
     def account_for_orphans(self, engine: str, listed: Collection[str]) -> None:
         """Write the end of machines that are in no slot, once their engine doesn't list their uuids any more."""
@@ -123,13 +123,13 @@ class Effects:
             if isinstance(slot.phase, Preparing) and slot.phase.pending.uuid == made.key:
                 machinetype = slot.phase.pending.machinetype
                 if made.value is None:
-                    self.happen(slot, ContextFailed(made.failure))
+                    self.handle(slot, ContextFailed(made.failure))
                     return
                 place, mistakes = without_url_secrets(machinetype.user_data or ""), made.value.mistakes
                 text = f"{machinetype.name}: user_data {place}: {mistakes}" if mistakes else None
                 self.state.changes.tell(f"user_data {machinetype.name}", text)
                 wanted = self._wanted(slot, machinetype)
-                self.happen(slot, ContextReady(made.value.content) if wanted else NotWanted())
+                self.handle(slot, ContextReady(made.value.content) if wanted else NotWanted())
                 return
 
     def _wanted(self, slot: Slot, machinetype: Machinetype) -> bool:
@@ -216,12 +216,12 @@ class Effects:
             started = now.at(taken.stimulus.time)
             log.info("%s (%s): started", machine.name, machine.machinetype)
         else:
-            age, told = machine.age_of_creation(now), slot.sight.usage.started_time
+            age, told = machine.age_of_creation(now), slot.observed.usage.started_time
             started = Moment(machine.created_time, now.boot - age, now.boot_id)
             if told is not None and 0.0 <= now.unix - told <= age:
                 started = now.at(now.boot - (now.unix - told))
             log.info("%s (%s): found started", machine.name, machine.machinetype)
-        slot.sight.alive_time = now.boot if isinstance(taken.stimulus, Started) else None
+        slot.observed.alive_time = now.boot if isinstance(taken.stimulus, Started) else None
         text = f"{machine.name}: its start can't be written"
         self.state.written(
             machine.uuid, text, lambda: machines.mark_started(self.state.dir, machine, started)
@@ -230,7 +230,7 @@ class Effects:
     def _count_creation(self, slot: Slot, taken: Step) -> None:
         state, machine = self.state, _machine(slot)
         seconds = state.clock.boot() - self._begin(slot, taken.before)
-        state.counters.add(Happening.CREATION, machine.model, "created", seconds)
+        state.counters.add(CountedEvent.CREATION, machine.model, "created", seconds)
         state.failed.pop(machine.machinetype, None)
         state.changes.clear(f"create {machine.machinetype}")
         statuses.clear_error(state.dir, ErrorKind.CREATION)
@@ -249,7 +249,7 @@ class Effects:
         state.remember(MachineEnd(machinetype, now.at(begin).unix, None, now.unix, None), 0.0)
         kind = state.configuration.machinetypes.get(machinetype)
         model = kind.machine_model if kind else "unknown"
-        state.counters.add(Happening.CREATION, model, "failed", now.boot - begin)
+        state.counters.add(CountedEvent.CREATION, model, "failed", now.boot - begin)
         state.failed[machinetype] = Creation(now.unix, machinetype, reason=reason)
         state.changes.say(f"create {machinetype}", f"{machinetype}: not created: {reason}", logging.WARNING)
         if begin >= state.started.boot:
@@ -282,12 +282,12 @@ class Effects:
 
     def _renew_heartbeat(self, slot: Slot, taken: Step) -> None:
         assert isinstance(taken.stimulus, Listed)
-        slot.sight.alive_time = taken.stimulus.asked_time
+        slot.observed.alive_time = taken.stimulus.asked_time
         self.renew_heartbeat(slot, RENEW_SECONDS)
 
     def renew_heartbeat(self, slot: Slot, after_seconds: float = 0.0) -> None:
         """Write when the machine was last seen alive, if the last time is so long ago."""
-        machine, alive_time = _machine(slot), slot.sight.alive_time
+        machine, alive_time = _machine(slot), slot.observed.alive_time
         if alive_time is None:
             return
         moment = self.state.clock.moment().at(alive_time)
@@ -297,7 +297,7 @@ class Effects:
         self.state.written(
             f"heartbeat {machine.uuid}",
             f"{machine.name}: that it is alive can't be written",
-            lambda: machines.renew_heartbeat(self.state.dir, machine, moment, slot.sight.usage),
+            lambda: machines.renew_heartbeat(self.state.dir, machine, moment, slot.observed.usage),
         )
 
     def _lower_end(self, slot: Slot, taken: Step) -> None:
@@ -339,14 +339,14 @@ class Effects:
         self.state.engine_of(machine.model).stop(machine.name, machine.uuid)
 
     def _account(self, slot: Slot, taken: Step) -> Stimulus | None:
-        machine, alive_time, now = _machine(slot), slot.sight.alive_time, self.state.clock.moment()
-        disturbed = self.state.disturbed.get(engine_name(machine.model), -math.inf)
-        if slot.sight.ended_time is None:
-            slot.sight.ended_time = now.boot
-        ended, usage = slot.sight.ended_time, slot.sight.usage
+        machine, alive_time, now = _machine(slot), slot.observed.alive_time, self.state.clock.moment()
+        unobserved = self.state.unobserved_times.get(engine_name(machine.model), -math.inf)
+        if slot.observed.ended_time is None:
+            slot.observed.ended_time = now.boot
+        ended, usage = slot.observed.ended_time, slot.observed.usage
         if alive_time is not None and not machine.final:
             machine.alive_seconds = max(machines.last_seen(machine), machine.age(now.at(alive_time)))
-        watched = alive_time is not None and disturbed < alive_time and ended - alive_time < WATCHED_SECONDS
+        watched = alive_time is not None and unobserved < alive_time and ended - alive_time < WATCHED_SECONDS
         return EndWritten() if self._finish(machine, usage, now.at(ended), watched=watched) else None
 
     def _finish(self, machine: Machine, usage: Usage, now: Moment, *, watched: bool) -> bool:
@@ -367,7 +367,7 @@ class Effects:
         if says_no_work(end.message):
             words += "; that is how long it took to find no work (see fizzle_seconds)"
         log.info("%s (%s): ended: %s", machine.name, machine.machinetype, words)
-        self.state.counters.add(Happening.END, machine.machinetype, code_group(end.message), lived)
+        self.state.counters.add(CountedEvent.END, machine.machinetype, code_group(end.message), lived)
         self.vacmon.tell(self.state.settings.vacmon_hostport, machine.directory)
 
     def _release(self, slot: Slot, taken: Step) -> None:
@@ -380,7 +380,7 @@ class Effects:
         if isinstance(taken.before, Stuck) and outcome == "destroyed":
             log.info("%s: what was left of its machine is gone", slot.name)
         seconds = self.state.clock.boot() - taken.before.begin
-        self.state.counters.add(Happening.DESTRUCTION, _machine(slot).model, outcome, seconds)
+        self.state.counters.add(CountedEvent.DESTRUCTION, _machine(slot).model, outcome, seconds)
 
     def _report_stuck(self, slot: Slot, taken: Step) -> None:
         log.warning("%s: what is left of its machine can't be removed; its slot stays taken", slot.name)

@@ -41,7 +41,7 @@ from vac.lifecycle.table import (
 )
 from vac.machines import requests
 from vac.machines.slots import load_slots
-from vac.machines.status import Happening
+from vac.machines.status import CountedEvent
 from vac.scheduling.eligibility import NO_ANSWER
 from vac.vacquery.signed_json import identity
 from vac.vacquery.vacmon import VacMon
@@ -111,7 +111,7 @@ class AdminRequests:
             log.info("%s: asked to finish", slot.name)
             return self._lower(slot, self.state.clock.unix())
         self.waiting |= isinstance(slot.phase, (Starting, Uncertain))
-        self.effects.happen(slot, StopOrdered(DESTROYED))
+        self.effects.handle(slot, StopOrdered(DESTROYED))
         return False
 
     def obey_shutdown_time(self) -> None:
@@ -124,7 +124,7 @@ class AdminRequests:
 
     def _lower(self, slot: Slot, wanted: float) -> bool:
         """Lower a machine's end; return False if it has to be tried again."""
-        self.effects.happen(slot, EndLowered(wanted))
+        self.effects.handle(slot, EndLowered(wanted))
         return slot.machine is None or f"end {slot.machine.uuid}" not in self.state.troubles
 
 
@@ -158,7 +158,7 @@ class Factory:
         self.next_cycle_time = now.boot
         self._clock_offset = now.unix - now.boot
         self.stopping = False
-        self.begins_anew = False
+        self.must_restart = False
         """True: it stops because another process is to begin with a changed configuration."""
         self._health: BackgroundWork[str | None] = state.background(
             "health", lambda outcome: self._note_health(outcome.failure or outcome.value)
@@ -172,7 +172,7 @@ class Factory:
         while not self.stopping:
             alive()
             self.turn(self._wait_seconds())
-        self._note_last_sights()
+        self._note_last_observed()
 
     def turn(self, wait_seconds: float) -> None:
         """Wait for messages, at most so long; handle them, then what time has brought; then decide if it is due."""
@@ -198,10 +198,10 @@ class Factory:
         self._check_engines()
         self.rules.check(now)
         for slot in self.state.slots:
-            self.effects.happen(slot, Time())
+            self.effects.handle(slot, Time())
         self.decisions.decide_if_due()
         if due:
-            self.state.counters.add(Happening.CYCLE, "", "", self.state.clock.boot() - now.boot)
+            self.state.counters.add(CountedEvent.CYCLE, "", "", self.state.clock.boot() - now.boot)
         self.report.report_if_due()
 
     def _check_clock(self) -> None:
@@ -218,9 +218,9 @@ class Factory:
     def _handle(self, message: Message) -> None:
         if isinstance(message, engines.Observation):
             self._observed(message)
-        elif isinstance(message, engines.ObservationFailed):
+        elif isinstance(message, engines.Unobserved):
             # an end may have gone unseen; no more is concluded
-            self.state.disturbed[message.engine] = message.time
+            self.state.unobserved_times[message.engine] = message.time
         elif isinstance(message, engines.ActionDone):
             self._acted(message)
         elif isinstance(message, engines.Changed):
@@ -285,14 +285,14 @@ class Factory:
             self.state.trouble(f"slot {slot.name}", None)
             self.state.changed = True
 
-    def _note_last_sights(self) -> None:
+    def _note_last_observed(self) -> None:
         """Write when machines were last seen alive, since they go on running unobserved."""
         for slot in self.state.slots:
             machine = slot.machine
             if machine is not None and isinstance(slot.phase, (Running, Stopping)):
                 engine = self.state.engine_of(machine.model)
-                if slot.sight.alive_time is not None and engine.answers():
-                    slot.sight.alive_time = self.state.clock.boot()
+                if slot.observed.alive_time is not None and engine.answers():
+                    slot.observed.alive_time = self.state.clock.boot()
                 self.effects.renew_heartbeat(slot)
 
     def _need_roles(self) -> None:
@@ -333,7 +333,7 @@ class Factory:
         changed = [name for name in FIXED_SETTINGS if getattr(after, name) != getattr(before, name)]
         if changed:
             log.warning("%s: changed; starting anew", " and ".join(changed))
-            self.stopping = self.begins_anew = True
+            self.stopping = self.must_restart = True
         else:
             self.state.configure(configuration)
 
@@ -344,7 +344,7 @@ class Factory:
             said = "it doesn't answer in time" if engine.stuck_seconds() > 0 else problem
             self.state.changed |= self.state.changes.tell(f"engine {name}", problem and f"{name}: {said}")
             if problem is not None:
-                self.state.disturbed[name] = self.state.clock.boot()
+                self.state.unobserved_times[name] = self.state.clock.boot()
                 if engine.stuck_seconds() > STUCK_SECONDS:
                     raise Stuck(f"{name}: {problem}")
 
@@ -369,7 +369,7 @@ class Factory:
         slot = self.state.slots.get(name)
         stimulus = _answer(message)
         if stimulus is not None and slot and slot.machine and slot.machine.uuid == uuid:
-            self.effects.happen(slot, stimulus)
+            self.effects.handle(slot, stimulus)
             self.rules.look_again()
 
     def _say_action(self, message: engines.ActionDone) -> None:

@@ -38,7 +38,7 @@ class Answers:
     reports: Mapping[str, Mapping[str, TypeReport]] = field(default_factory=dict)
     capacities: Mapping[str, float] | None = None
     """max_hs06; None: not asked for this time."""
-    unrated: Collection[str] = ()
+    without_hs06: Collection[str] = ()
     """Those of the factories in capacities on which a processor's HS06 isn't configured, and counts as 1."""
     partial: Mapping[str, Mapping[str, TypeReport]] = field(default_factory=dict)
     """Reports of factories that have not answered in full."""
@@ -68,7 +68,7 @@ class Space:
         self.last = Answers(-math.inf)
         """Results of the last poll; before the first one, of one that was infinitely long ago."""
         self._capacities: dict[str, tuple[float, float]] = {}
-        self._unrated: set[str] = set()
+        self._without_hs06: set[str] = set()
         self._view: SpaceView | None = None
         """The space as the last poll and these settings show it, if it has been asked for since."""
         self._settings: Settings | None = None
@@ -112,7 +112,7 @@ class Space:
             self._capacity_time = answers.time
             for factory, capacity in answers.capacities.items():
                 self._capacities[factory] = (answers.time, capacity)
-            self._unrated = {*self._unrated.difference(answers.capacities), *answers.unrated}
+            self._without_hs06 = {*self._without_hs06.difference(answers.capacities), *answers.without_hs06}
 
     def silent(self, settings: Settings) -> dict[str, float | None]:
         """Return peers that did not answer the last poll in full, with the time of their last full answer."""
@@ -124,15 +124,15 @@ class Space:
 
     def warning(self, settings: Settings) -> str | None:
         """Return a text if some factories have configured their HS06 and others haven't: shares mean nothing then."""
-        unrated = [name for name in settings.factories if name in self._unrated]
+        without_hs06 = [name for name in settings.factories if name in self._without_hs06]
         if settings.hs06 == 1.0:
-            unrated.append(settings.factory_name)
+            without_hs06.append(settings.factory_name)
         known = {*self._capacities, settings.factory_name}.intersection(settings.factories)
-        if not unrated or len(unrated) >= len(known):
+        if not without_hs06 or len(without_hs06) >= len(known):
             return None
         return (
-            f"{len(unrated)} of {len(known)} factories have no hs06_per_processor "
-            f"({_listed(sorted(unrated))}), the others have: "
+            f"{len(without_hs06)} of {len(known)} factories have no hs06_per_processor "
+            f"({_listed(sorted(without_hs06))}), the others have: "
             "shares are counted in HS06, so all of them should have it, or none"
         )
 
@@ -196,10 +196,10 @@ def ask_peers(
             doubtful=doubtful,
         )
 
-    capacity, unrated, results = None, frozenset[str](), []
+    capacity, without_hs06, results = None, frozenset[str](), []
     if with_capacities:
         results.append(ask(Kind.FACTORIES, doubtful))
-        capacity, unrated = capacities(results[0].answers)
+        capacity, without_hs06 = capacities(results[0].answers)
         doubtful = {*doubtful, *results[0].missing}
     result = ask(Kind.MACHINETYPES, doubtful)
     now = clock()
@@ -210,4 +210,4 @@ def ask_peers(
     dropped = Counter({Reason.MACHINETYPE.value: unknown} if unknown else {})
     for each in results:
         dropped.update({reason.value: count for reason, count in each.dropped.items()})
-    return Answers(now, reports, capacity, unrated, partial, unusable, dict(dropped))
+    return Answers(now, reports, capacity, without_hs06, partial, unusable, dict(dropped))

@@ -41,7 +41,7 @@ from vac.machines import files
 from vac.machines import status as statuses
 from vac.machines.layout import StateDir, StateDirBusy, lock_name
 from vac.machines.slots import finished_machines, load_slots
-from vac.roles import EXIT_OTHER_AT_WORK, EXIT_TO_BEGIN_ANEW, RoleOptions
+from vac.roles import EXIT_OTHER_AT_WORK, EXIT_TO_RESTART, RoleOptions
 from vac.scheduling.backoff import History
 from vac.vacquery.poll import Resolver
 from vac.vacquery.vacmon import VacMon
@@ -76,7 +76,7 @@ def main(options: RoleOptions) -> int:
                 directory, configuration, loader, inbox, error, ask=ask, names=names, need=options.need
             )
             factory.run(alive=options.alive, ready=options.ready)
-            return EXIT_TO_BEGIN_ANEW if factory.begins_anew else 0
+            return EXIT_TO_RESTART if factory.must_restart else 0
     except StateDirBusy as busy:
         log.error("%s", busy)
         return EXIT_OTHER_AT_WORK
@@ -201,7 +201,7 @@ def open_factory(
         changes=OnChange(log),
         history=_history(directory, configuration).no_later_than(now.unix),
         orphans=found.orphans,
-        knew_nothing=not any(directory.machines.iterdir()) and not any(directory.slots.iterdir()),
+        began_empty=not any(directory.machines.iterdir()) and not any(directory.slots.iterdir()),
     )
     for name, reason in found.unreadable.items():
         state.trouble(f"slot {name}", f"{name}: its machine's files can't be read, it is set aside: {reason}")

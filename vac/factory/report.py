@@ -109,12 +109,12 @@ class Report:
             slot_states={slot.name: told for slot in state.slots if (told := self._slot_state(slot))},
             joules=state.joules,
             disk_used={
-                slot.machine.uuid: slot.sight.disk_used_bytes
+                slot.machine.uuid: slot.observed.disk_used_bytes
                 for slot in state.slots
-                if slot.running and slot.machine and slot.sight.disk_used_bytes is not None
+                if slot.running and slot.machine and slot.observed.disk_used_bytes is not None
             },
             begin=state.started.unix,
-            tallies=state.counters.tell(state.configuration.machinetypes),
+            event_counts=state.counters.totals(state.configuration.machinetypes),
         )
 
     def _slot_state(self, slot: Slot) -> str | None:
@@ -129,4 +129,4 @@ class Report:
             return None
         if slot.running and self.state.engine_of(slot.machine.model).problem():
             return "Unknown"
-        return "Paused" if slot.sight.engine_state is EngineState.PAUSED else None
+        return "Paused" if slot.observed.engine_state is EngineState.PAUSED else None

@@ -23,7 +23,7 @@ from vac.machines import requests
 from vac.machines import status as statuses
 from vac.machines.layout import StateDir, slot_name
 from vac.machines.machine import Machine
-from vac.machines.status import Creation, ErrorKind, Happening, Tally
+from vac.machines.status import CountedEvent, Creation, ErrorKind, EventCount
 from vac.scheduling.backoff import History
 from vac.scheduling.model import MachineEnd
 
@@ -49,7 +49,7 @@ _T = TypeVar("_T")
 
 
 @dataclass
-class Sight:
+class ObservedState:
     """Observations of one machine by this process. Times are by the monotonic clock."""
 
     alive_time: float | None = None
@@ -81,7 +81,7 @@ class Slot:
     """Host name of its machines."""
     phase: Phase
     machine: Machine | None = None
-    sight: Sight = field(default_factory=Sight)
+    observed: ObservedState = field(default_factory=ObservedState)
 
     @property
     def occupied(self) -> bool:
@@ -95,7 +95,7 @@ class Slot:
 
     def put(self, machine: Machine | None) -> None:
         """Replace its machine."""
-        self.machine, self.sight = machine, Sight()
+        self.machine, self.observed = machine, ObservedState()
 
 
 class Slots:
@@ -135,19 +135,19 @@ class Counters:
 
     def __init__(self) -> None:
         self._counts: dict[tuple[str, str, str], tuple[int, float]] = {}
-        """By a Happening's value, kind and outcome."""
+        """By a CountedEvent's value, kind and outcome."""
 
-    def add(self, what: Happening, kind: str, outcome: str, seconds: float) -> None:
+    def add(self, event: CountedEvent, kind: str, outcome: str, seconds: float) -> None:
         """Record one occurrence and its duration."""
-        count, total = self._counts.get((what.value, kind, outcome), (0, 0.0))
-        self._counts[what.value, kind, outcome] = count + 1, total + max(0.0, seconds)
+        count, total = self._counts.get((event.value, kind, outcome), (0, 0.0))
+        self._counts[event.value, kind, outcome] = count + 1, total + max(0.0, seconds)
 
-    def tell(self, machinetypes: Collection[str]) -> tuple[Tally, ...]:
+    def totals(self, machinetypes: Collection[str]) -> tuple[EventCount, ...]:
         """Return all counts, after dropping ends of machinetypes other than these: pipes bring ever new ones."""
-        for key in [key for key in self._counts if key[0] == Happening.END.value]:
+        for key in [key for key in self._counts if key[0] == CountedEvent.END.value]:
             if key[1] not in machinetypes:
                 del self._counts[key]
-        return tuple(Tally(*key, *counted) for key, counted in sorted(self._counts.items()))
+        return tuple(EventCount(*key, *counted) for key, counted in sorted(self._counts.items()))
 
 
 @dataclass
@@ -175,13 +175,13 @@ class FactoryState:
     """By name, since when an engine has shown a machine of this factory that is in no slot."""
     own_uuids: set[str] = field(default_factory=set)
     """Machines that this process has asked engines for."""
-    knew_nothing: bool = False
+    began_empty: bool = False
     """No machine was on disk when this process began: the directory may be the wrong one."""
     engines: dict[str, Engine] = field(default_factory=dict)
     observed: set[str] = field(default_factory=set)
     """Engines that have answered; nothing is created before."""
-    disturbed: dict[str, float] = field(default_factory=dict)
-    """By engine, when it last could not be observed."""
+    unobserved_times: dict[str, float] = field(default_factory=dict)
+    """By engine, when it last could not be observed, or its events broke off."""
     created: deque[Creation] = field(default_factory=lambda: deque(maxlen=REMEMBERED_CREATIONS))
     """The last creations, newest first."""
     failed: dict[str, Creation] = field(default_factory=dict)

@@ -78,19 +78,19 @@ class Watcher:
         stimulus: type[Listed] = ListedAbsent
         if found is not None:
             stimulus = _STIMULI[found.state]
-            self._note_sight(slot, found, seen)
+            self._note_observed(slot, found, seen)
         if stimulus in _NEVER_RAN and isinstance(slot.phase, Uncertain) and outputs.has_any(machine):
             stimulus = ListedEnded
-        self.effects.happen(slot, stimulus(seen.asked_time))
+        self.effects.handle(slot, stimulus(seen.asked_time))
 
-    def _note_sight(self, slot: Slot, found: Observed, seen: Observation) -> None:
+    def _note_observed(self, slot: Slot, found: Observed, seen: Observation) -> None:
         usage = seen.usage.get(found.uuid, found.usage)
         ended_time = found.ended_time if usage.ended_time is None else usage.ended_time
-        slot.sight.usage = dataclasses.replace(
+        slot.observed.usage = dataclasses.replace(
             usage, ended_time=ended_time, exit_code=found.exit_code, signal=found.signal
         )
-        if found.state is not slot.sight.engine_state:
-            slot.sight.engine_state = found.state
+        if found.state is not slot.observed.engine_state:
+            slot.observed.engine_state = found.state
             self.state.changed = True
 
     def _may_be_elsewhere(self, machine: Machine) -> bool:
@@ -123,7 +123,7 @@ class Watcher:
         state = self.state
         unknown = [one.name for uuid, one in listed.items() if uuid not in state.own_uuids]
         text = None
-        if state.knew_nothing and unknown and not state.dir.remove_unknown.exists():
+        if state.began_empty and unknown and not state.dir.remove_unknown.exists():
             text = (
                 f"{engine} has machines of {state.settings.factory_name} ({', '.join(sorted(unknown)[:5])}), but "
                 f"{state.dir.root} knew of none: if it is the wrong directory (not mounted?), put it right and start "
@@ -180,11 +180,11 @@ class Rules:
         """Have disk use measured of those machines for which it's time; once a cycle."""
         now = self.state.clock.boot()
         for slot in self.state.slots:
-            machine, sight = slot.machine, slot.sight
+            machine, observed = slot.machine, slot.observed
             if machine is None or not slot.running or _disk_limit(machine) is None:
                 continue
-            if sight.measured_time is None or now - sight.measured_time >= sight.measure_seconds:
-                sight.measured_time = now
+            if observed.measured_time is None or now - observed.measured_time >= observed.measure_seconds:
+                observed.measured_time = now
                 self._disk.start(
                     machine.uuid, functools.partial(measure_disk, machine.uuid, _directories(machine))
                 )
@@ -197,28 +197,28 @@ class Rules:
             return
         for slot in self.state.slots:
             if slot.machine is not None and slot.machine.uuid == outcome.key:
-                sight, used_bytes = slot.sight, outcome.value.used_bytes
+                observed, used_bytes = slot.observed, outcome.value.used_bytes
                 if used_bytes is not None:
-                    sight.disk_used_bytes, sight.unmeasured_time = used_bytes, None
-                elif sight.unmeasured_time is None:
-                    sight.unmeasured_time = self.state.clock.boot()
+                    observed.disk_used_bytes, observed.unmeasured_time = used_bytes, None
+                elif observed.unmeasured_time is None:
+                    observed.unmeasured_time = self.state.clock.boot()
                     text = "%s: du takes too long to measure its disk use; ended if that goes on for %.0f minutes"
                     log.warning(text, slot.name, UNMEASURED_SECONDS / 60)
                 pause_seconds = outcome.value.seconds / MEASURE_PART
-                sight.measure_seconds = min(max(LEAST_PAUSE_SECONDS, pause_seconds), MOST_PAUSE_SECONDS)
+                observed.measure_seconds = min(max(LEAST_PAUSE_SECONDS, pause_seconds), MOST_PAUSE_SECONDS)
         self.look_again()
 
     def _check(self, slot: Slot, now: Moment) -> float | None:
         """Judge one machine; return when to ask again. All times are in seconds since boot."""
-        machine, sight = slot.machine, slot.sight
+        machine, observed = slot.machine, slot.observed
         if machine is None or machine.started_time is None or not isinstance(slot.phase, Running):
             return None
-        if sight.engine_state is None or self.state.engine_of(machine.model).problem():
+        if observed.engine_state is None or self.state.engine_of(machine.model).problem():
             return None
         started, options = now.boot - machine.age(now), machine.options
         least_percent, percent, sample = options.idle_cpu_percent, machine.cpu_percent, machine.sample
         if least_percent is not None and percent is not None and sample and percent >= least_percent:
-            sight.busy_time = started + sample[0]
+            observed.busy_time = started + sample[0]
         limits = Limits(
             fizzle_seconds=options.fizzle_seconds,
             heartbeat_file=options.heartbeat_file,
@@ -230,32 +230,32 @@ class Rules:
         watched = Watched(
             started_time=started,
             shutdown_time=started + machine.shutdown_time - machine.started_time,
-            paused=sight.engine_state is EngineState.PAUSED,
+            paused=observed.engine_state is EngineState.PAUSED,
             heartbeat_file_time=self._heartbeat_file_time(slot, machine, now),
-            disk_used_bytes=sight.disk_used_bytes,
-            disk_unmeasured_time=sight.unmeasured_time,
-            busy_time=sight.busy_time,
+            disk_used_bytes=observed.disk_used_bytes,
+            disk_unmeasured_time=observed.unmeasured_time,
+            busy_time=observed.busy_time,
         )
         verdict = judge(watched, limits, self.state.started.boot, now.boot)
         if verdict.message is not None:
-            self.effects.happen(slot, StopOrdered(StopOrder(verdict.message)))
+            self.effects.handle(slot, StopOrdered(StopOrder(verdict.message)))
             return None
         return verdict.next_time
 
     def _heartbeat_file_time(self, slot: Slot, machine: Machine, now: Moment) -> float | None:
         """Return when the machine last wrote its heartbeat_file, however the wall clock was set meanwhile."""
-        sight, name = slot.sight, machine.options.heartbeat_file
+        observed, name = slot.observed, machine.options.heartbeat_file
         if not name:
             return None
-        looked, sight.looked_time = sight.looked_time, now.boot
+        looked, observed.looked_time = observed.looked_time, now.boot
         try:
             mtime = files.untrusted_mtime(machine.directory / "joboutputs", name)
         except (FileNotFoundError, files.Unreadable):
             return None
-        if sight.heartbeat_file is None or sight.heartbeat_file[0] != mtime:
+        if observed.heartbeat_file is None or observed.heartbeat_file[0] != mtime:
             most = machine.age(now) if looked is None else now.boot - looked
-            sight.heartbeat_file = (mtime, now.boot - min(max(0.0, now.unix - mtime), most))
-        return sight.heartbeat_file[1]
+            observed.heartbeat_file = (mtime, now.boot - min(max(0.0, now.unix - mtime), most))
+        return observed.heartbeat_file[1]
 
 
 class EnergyShares:

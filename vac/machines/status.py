@@ -137,7 +137,7 @@ class Creation:
     reason: str = ""
 
 
-class Happening(enum.Enum):
+class CountedEvent(enum.Enum):
     """Events that are counted."""
 
     CYCLE = "cycle"
@@ -150,11 +150,11 @@ class Happening(enum.Enum):
 
 
 @dataclass(frozen=True)
-class Tally:
+class EventCount:
     """Number of such events since the factory's process began."""
 
-    what: str = ""
-    """A Happening's value."""
+    event: str = ""
+    """A CountedEvent's value."""
     kind: str = ""
     outcome: str = ""
     count: int = 0
@@ -221,8 +221,8 @@ class Status:
     disk_used: Mapping[str, int] = field(default_factory=dict)
     """By uuid of running machines, bytes; what else they use is in their directories."""
     begin: float | None = None
-    """When the factory's process began, and with it its tallies."""
-    tallies: tuple[Tally, ...] = ()
+    """When the factory's process began; event_counts are those since then."""
+    event_counts: tuple[EventCount, ...] = ()
 
     def machinetype(self, name: str) -> TypeFacts | None:
         """Return the facts of this machinetype; None if it isn't configured (any more)."""

@@ -11,11 +11,10 @@ fizzle_seconds. Where factories start more than probes, more of them must abort.
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from itertools import islice
 
@@ -120,45 +119,32 @@ class TypeHistory:
         Of machines that were created together only the first that fails counts: the others were made before
         anything was known.
         """
+        created, ended, lacked_work = outcome.created_time, outcome.ended_time, says_no_work(outcome.message)
         if outcome.started_time is None:
-            end = max(outcome.created_time, outcome.ended_time)
-            again = not self.failures or outcome.created_time > self.last_failure
-            return dataclasses.replace(
-                self,
-                failures=self.failures + again,
-                last_failure=max(self.last_failure, end),
-            )
-        return self._ended(outcome, outcome.ended_time - outcome.started_time, fizzle_seconds)
-
-    def _ended(self, outcome: MachineEnd, lived: float, fizzle_seconds: float) -> TypeHistory:
-        abort = is_abort(outcome.message)
+            failures = self.failures + (not self.failures or created > self.last_failure)
+            return replace(self, failures=failures, last_failure=max(self.last_failure, created, ended))
+        lived, abort = ended - outcome.started_time, is_abort(outcome.message)
         changed = self
-        if outcome.created_time >= self.last_failure:
-            changed = dataclasses.replace(changed, failures=0)
-        if self.newest_created is None or outcome.created_time >= self.newest_created:
-            changed = dataclasses.replace(
-                changed,
-                newest_created=outcome.created_time,
-                abort_time=outcome.ended_time if abort else None,
-                abort_says_no_work=says_no_work(outcome.message),
+        if created >= self.last_failure:
+            changed = replace(changed, failures=0)
+        if self.newest_created is None or created >= self.newest_created:
+            abort_time = ended if abort else None
+            changed = replace(
+                changed, newest_created=created, abort_time=abort_time, abort_says_no_work=lacked_work
             )
         short = min(SHORT_SECONDS, fizzle_seconds) if fizzle_seconds else SHORT_SECONDS
         if abort or (lived < short and outcome.early_counts):
-            newest = outcome.ended_time >= self.last_end
-            return dataclasses.replace(
-                changed,
-                aborts=self.aborts + (self.aborts == 0 or outcome.created_time >= self.last_end),
-                last_end=max(self.last_end, outcome.ended_time),
-                no_work=says_no_work(outcome.message) if newest else self.no_work,
-            )
+            aborts = self.aborts + (self.aborts == 0 or created >= self.last_end)
+            no_work = lacked_work if ended >= self.last_end else self.no_work
+            return replace(changed, aborts=aborts, last_end=max(self.last_end, ended), no_work=no_work)
         if lived >= fizzle_seconds:
-            outlived = max(self.outlived_time, outcome.ended_time)
-            return dataclasses.replace(changed, aborts=0, no_work=False, outlived_time=outlived)
+            outlived_time = max(self.outlived_time, ended)
+            return replace(changed, aborts=0, no_work=False, outlived_time=outlived_time)
         return changed
 
     def no_later_than(self, now: float) -> TypeHistory:
         """Return the same with future times, noted by a clock that was set back since, replaced by now."""
-        return dataclasses.replace(
+        return replace(
             self,
             last_end=min(self.last_end, now),
             last_failure=min(self.last_failure, now),
@@ -183,12 +169,11 @@ class History:
 
         fizzle_seconds is by machinetype; types that it doesn't name are left out.
         """
-        types: dict[str, TypeHistory] = {}
+        history = cls()
         for outcome in sorted(outcomes, key=lambda one: one.ended_time):
-            name = outcome.machinetype
-            if name in fizzle_seconds:
-                types[name] = types.get(name, _NOTHING).add(outcome, fizzle_seconds[name])
-        return cls(types)
+            if outcome.machinetype in fizzle_seconds:
+                history = history.add(outcome, fizzle_seconds[outcome.machinetype])
+        return history
 
     def get(self, machinetype: str) -> TypeHistory:
         """Return the history of one type, an empty one if there is none."""
@@ -214,9 +199,9 @@ LEAST_WINDOW_SECONDS = 30
 factories could not know the results of the probes before them."""
 PROBE_SECONDS = 120
 """Most probes start, find no work and end in this time; a window isn't shorter (or than fizzle_seconds, if less)."""
-BELIEVED = 2
+LEAST_ABORTING_FACTORIES = 2
 """Factories that have to abort: one node's troubles are that node's."""
-YOUNG_PER_ABORT = 4
+MACHINES_PER_ABORT = 4
 """Machines before fizzle, other than probes, that outweigh one aborting factory."""
 
 
@@ -259,7 +244,7 @@ def classic_hold(machinetype: Machinetype, own: Own, space: SpaceView, now: floa
     if now < opens:
         return _held(f"held back in the space after an abort for another {duration(opens - now)}", opens)
     ends = opens + machinetype.fizzle_seconds
-    if now < ends and others.before_fizzle + own.report.young:
+    if now < ends and others.before_fizzle + own.report.counted_before_fizzle:
         return _held(
             "held back in the space after an abort while a machine of it is younger than fizzle_seconds, "
             f"for another {duration(ends - now)} at most",
@@ -271,12 +256,12 @@ def classic_hold(machinetype: Machinetype, own: Own, space: SpaceView, now: floa
 def last_abort(machinetype: Machinetype, own: Own, space: SpaceView, now: float) -> float | None:
     """Return the abort time that counts for the deficit policy; None: there are too few aborts.
 
-    Where factories have several young machines, and so do more than probe, more of the others must have aborted
+    Where factories have several machines before fizzle, and so do more than probe, more of the others must have aborted
     lately, that is since these machines or those before them were created.
     """
     others = space.others(machinetype.name)
-    believed = min(BELIEVED, len(space.factories))
-    needed = believed + (others.beyond_probes + own.report.beyond_probe) // YOUNG_PER_ABORT
+    least = min(LEAST_ABORTING_FACTORIES, len(space.factories))
+    needed = least + (others.beyond_probes + own.report.beyond_probe) // MACHINES_PER_ABORT
     elsewhere = (time for time, name in others.aborts if name != space.factory and name not in space.failing)
     times = list(islice(elsewhere, needed))
     if own.report.abort_time is not None and space.factory not in space.failing:
@@ -285,7 +270,7 @@ def last_abort(machinetype: Machinetype, own: Own, space: SpaceView, now: float)
     if len(times) < needed:
         return None
     lately = now - 2 * machinetype.backoff_seconds - machinetype.fizzle_seconds
-    return None if needed > believed and times[needed - 1] < lately else times[believed - 1]
+    return None if needed > least and times[needed - 1] < lately else times[least - 1]
 
 
 def proven_since(time: float, machinetype: Machinetype, own: Own, space: SpaceView, now: float) -> bool:

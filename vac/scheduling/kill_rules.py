@@ -55,12 +55,11 @@ def judge(watched: Watched, limits: Limits, factory_started_time: float, now: fl
 
     The factory's own start delays rules about what it must have seen.
     """
-    deadlines: list[float] = []
-    for due_time, message in _rules(watched, limits, factory_started_time):
+    rules = [*_rules(watched, limits, factory_started_time)]
+    for due_time, message in rules:
         if now >= due_time:
             return Verdict(message)
-        deadlines.append(due_time)
-    return Verdict(None, min(deadlines, default=None))
+    return Verdict(None, min(due_time for due_time, _ in rules))
 
 
 def _rules(watched: Watched, limits: Limits, factory_started_time: float) -> Iterator[tuple[float, str]]:
@@ -74,18 +73,13 @@ def _rules(watched: Watched, limits: Limits, factory_started_time: float) -> Ite
     if limits.disk_bytes and watched.disk_unmeasured_time is not None:
         yield watched.disk_unmeasured_time + UNMEASURED_SECONDS, "700 Disk use takes too long to measure"
     if limits.heartbeat_file and limits.fizzle_seconds > 0:
-        yield from _heartbeat(watched, limits, factory_started_time)
+        earliest = max(watched.started_time, factory_started_time) + limits.fizzle_seconds
+        if watched.heartbeat_file_time is None:
+            yield earliest, "700 Heartbeat file not created"
+        elif limits.heartbeat_seconds > 0:
+            late = watched.heartbeat_file_time + limits.heartbeat_seconds
+            yield max(earliest, late), "700 Heartbeat file not updated"
     if limits.idle_cpu_percent is not None:
-        since = max(
-            watched.started_time + limits.fizzle_seconds, factory_started_time, watched.busy_time or 0.0
-        )
+        fizzled_time = watched.started_time + limits.fizzle_seconds
+        since = max(fizzled_time, factory_started_time, watched.busy_time or 0.0)
         yield since + limits.idle_seconds, "700 Idle"
-
-
-def _heartbeat(watched: Watched, limits: Limits, factory_started_time: float) -> Iterator[tuple[float, str]]:
-    earliest = max(watched.started_time, factory_started_time) + limits.fizzle_seconds
-    if watched.heartbeat_file_time is None:
-        yield earliest, "700 Heartbeat file not created"
-    elif limits.heartbeat_seconds > 0:
-        late = watched.heartbeat_file_time + limits.heartbeat_seconds
-        yield max(earliest, late), "700 Heartbeat file not updated"

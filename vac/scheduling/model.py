@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-MOST_YOUNG = 16
+MOST_BEFORE_FIZZLE = 16
 """Most machines before fizzle with which one factory counts in TypeTotals."""
 
 
@@ -61,14 +61,14 @@ class TypeReport:
         return self.running_machines > self.before_fizzle
 
     @property
-    def young(self) -> int:
+    def counted_before_fizzle(self) -> int:
         """Machines before fizzle as TypeTotals counts them."""
-        return self.before_fizzle if self.before_fizzle < MOST_YOUNG else MOST_YOUNG
+        return self.before_fizzle if self.before_fizzle < MOST_BEFORE_FIZZLE else MOST_BEFORE_FIZZLE
 
     @property
     def beyond_probe(self) -> int:
         """Machines before fizzle besides the one that may be a probe, as TypeTotals counts them."""
-        return max(0, self.young - 1)
+        return max(0, self.counted_before_fizzle - 1)
 
 
 NO_REPORT = TypeReport()
@@ -80,7 +80,7 @@ class TypeTotals:
 
     running_hs06: float = 0.0
     before_fizzle: int = 0
-    """Machines that are starting or younger than fizzle_seconds, at most MOST_YOUNG of each factory."""
+    """Machines that are starting or younger than fizzle_seconds, at most MOST_BEFORE_FIZZLE of each factory."""
     beyond_probes: int = 0
     """Those of them that aren't the only one of their factory, as a probe is."""
     outlived_factories: int = 0
@@ -115,7 +115,7 @@ class SpaceView:
         totals, own = self.types.get(machinetype, _NO_TOTALS), self.own.get(machinetype, NO_REPORT)
         return TypeTotals(
             max(0.0, totals.running_hs06 - own.running_hs06),
-            totals.before_fizzle - own.young,
+            totals.before_fizzle - own.counted_before_fizzle,
             totals.beyond_probes - own.beyond_probe,
             totals.outlived_factories - own.outlived,
             totals.aborts,

@@ -27,7 +27,7 @@ class RampState:
     """When the last step (or cycle, with machines_per_cycle) began."""
     machines: Mapping[str, int] = field(default_factory=dict)
     """Machines by type after the last decision, those just created included."""
-    vacated: tuple[float, ...] = ()
+    freed_times: tuple[float, ...] = ()
     """When machines were found to have ended whose places have not been taken since."""
     created: int = 0
     """Machines created since step_time; used with machines_per_cycle."""
@@ -52,9 +52,9 @@ class Ramp:
         self._known = known
         self._machines = dict(machines)
         self._per_cycle = machines_per_cycle
-        self._vacated = [time for time in state.vacated if now - REPLACE_SECONDS < time <= now]
+        self._freed_times = [time for time in state.freed_times if now - REPLACE_SECONDS < time <= now]
         for name, before in state.machines.items():
-            self._vacated.extend([now] * (before - machines.get(name, 0)))
+            self._freed_times.extend([now] * (before - machines.get(name, 0)))
         self._pause = PACE_SECONDS if machines_per_cycle else STEP_SECONDS
         self._step_time = state.step_time
         self._due = state.step_time is None or not state.step_time <= now < state.step_time + self._pause
@@ -68,11 +68,11 @@ class Ramp:
             return max(0, self._per_cycle - self._created)
         if any(name in self._known for name in machinetypes):
             return math.inf
-        return len(self._vacated) + self._growth
+        return len(self._freed_times) + self._growth
 
     def allows(self, machinetype: str) -> bool:
         """Return True if one more machine of this type may be created now."""
-        if self._per_cycle or self._vacated or machinetype in self._known:
+        if self._per_cycle or self._freed_times or machinetype in self._known:
             return self.left((machinetype,)) > 0
         return self._growth > 0 and self._growth_left(machinetype) > 0
 
@@ -82,8 +82,8 @@ class Ramp:
             if self._due and not self._created:
                 self._step_time = self._now
             self._created += 1
-        elif self._vacated:
-            self._vacated.pop(0)
+        elif self._freed_times:
+            self._freed_times.pop(0)
         elif machinetype not in self._known:
             self._growth -= 1
             self._growth_of[machinetype] = self._growth_left(machinetype) - 1
@@ -96,7 +96,7 @@ class Ramp:
 
     def state(self) -> RampState:
         """Return the memory for the next decision."""
-        return RampState(self._step_time, self._machines, tuple(self._vacated), self._created)
+        return RampState(self._step_time, self._machines, tuple(self._freed_times), self._created)
 
     def _growth_left(self, machinetype: str) -> int:
         return self._growth_of.get(machinetype, max(1, self._machines.get(machinetype, 0)))

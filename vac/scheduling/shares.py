@@ -23,7 +23,7 @@ MOMENT_SECONDS = 15
 """Draws within this time are spread evenly over the factories."""
 REPAY_SECONDS = 3 * 3600.0
 """Time in which a debt is repaid by whole machines. From 1 to 6 h it makes little difference."""
-PART = 60.0 / REPAY_SECONDS
+PARTIAL_MACHINE_WEIGHT = 60.0 / REPAY_SECONDS
 """How much a part of a machine counts: a debt of a minute of a machine outweighs it."""
 LONGEST_STEP_SECONDS = 3600.0
 """A longer time between two decisions counts as this: the running machines of that time are a guess."""
@@ -121,7 +121,7 @@ def owed_hs06(candidates: Sequence[Candidate]) -> dict[str, float]:
 
     The debts are weighted as _weights says, and shifted to sum to 0, so that they change nothing but the order.
     """
-    weights = _weights(_by_type(candidates, lambda one: one.target_share))
+    weights = _weights({one.machinetype: one.target_share for one in candidates})
     mean = sum(weights[one.machinetype] * one.debt_hs06s for one in candidates) / sum(weights.values())
     return {
         one.machinetype: weights[one.machinetype] * (one.debt_hs06s - mean) / REPAY_SECONDS
@@ -140,19 +140,15 @@ def _weights(shares: Mapping[str, float]) -> dict[str, float]:
 
 
 def deficit_order(
-    candidates: Sequence[Candidate],
-    reached_hs06: float,
-    free_hs06: float,
-    point: float,
-    rng: random.Random,
+    candidates: Sequence[Candidate], reached_hs06: float, free_hs06: float, point: float, rng: random.Random
 ) -> Iterator[RankedType]:
     """Yield all candidates, drawn one after the other by their parts of what is free.
 
     Lazy, because mostly only the first is wanted.
     """
-    lacks = lacking(candidates, reached_hs06)
     missing, owed = missing_hs06(candidates, reached_hs06), owed_hs06(candidates)
-    groups = _by_group(candidates, lambda one: lacks[one.machinetype])
+    lacks = {name: missing[name] + owed[name] for name in missing}
+    groups = _by_group(candidates, lacks)
     least = NEGLIGIBLE * reached_hs06
     left = list(candidates)
     while left:
@@ -176,15 +172,12 @@ def apportion(
     machine counts little: where shares aren't whole machines, types have to take turns by their debts. A probe of a
     type that lacks something comes first, as it might never have its turn otherwise.
     """
-    group_weights = _weights(_by_group(candidates, lambda one: one.target_share))
-    weights = _weights(_by_type(candidates, lambda one: one.target_share))
+    shares = {one.machinetype: one.target_share for one in candidates}
+    weights, group_weights = _weights(shares), _weights(_by_group(candidates, shares))
     if free_hs06 > MOST_ROUNDS * min(one.machine_hs06 for one in candidates):
         lacks = {name: missing[name] + owed[name] for name in weights}
-        groups = _by_group(candidates, lambda one: lacks[one.machinetype])
-        return _divide(candidates, lacks, groups, weights, group_weights, free_hs06)
-    left = dict(missing)
-    groups = _by_group(candidates, lambda one: missing[one.machinetype])
-    groups_owed = _by_group(candidates, lambda one: owed[one.machinetype])
+        return _divide(candidates, lacks, weights, group_weights, free_hs06)
+    left, groups, groups_owed = dict(missing), _by_group(candidates, missing), _by_group(candidates, owed)
     sizes: dict[str, float] = {}
     for one in candidates:
         sizes[one.machinegroup] = max(sizes.get(one.machinegroup, 0.0), one.machine_hs06)
@@ -214,20 +207,19 @@ def apportion(
 def _lack(missing: float, owed: float, size: float, weight: float) -> float:
     """Return what something lacks for its weight, with parts of a machine counting little."""
     whole = math.floor(missing / size + ROUNDING) * size
-    return (whole + owed) / weight + (missing - whole) * PART
+    return (whole + owed) / weight + (missing - whole) * PARTIAL_MACHINE_WEIGHT
 
 
 def _divide(
     candidates: Sequence[Candidate],
     lacks: Mapping[str, float],
-    groups: Mapping[str, float],
     weights: Mapping[str, float],
     group_weights: Mapping[str, float],
     free_hs06: float,
 ) -> list[float]:
     """Return the same for so many machines that it doesn't matter that these are whole."""
     parts: dict[str, float] = {}
-    for group, part in _level(groups, group_weights, free_hs06).items():
+    for group, part in _level(_by_group(candidates, lacks), group_weights, free_hs06).items():
         members = {one.machinetype: lacks[one.machinetype] for one in candidates if one.machinegroup == group}
         parts.update(_level(members, weights, part) if len(members) > 1 else dict.fromkeys(members, part))
     return [parts[one.machinetype] / one.machine_hs06 for one in candidates]
@@ -246,42 +238,37 @@ def _level(lacks: Mapping[str, float], weights: Mapping[str, float], amount: flo
 
 
 def classic_order(
-    candidates: Sequence[Candidate],
-    reached_hs06: float,
-    free_hs06: float,
-    point: float,
-    rng: random.Random,
+    candidates: Sequence[Candidate], reached_hs06: float, free_hs06: float, point: float, rng: random.Random
 ) -> Iterator[RankedType]:
     """Yield all candidates, lowest (group score, type score, random) first; a score is running HS06 ÷ target_share.
 
     A group's score is the sum of its types'. Only the candidates and chance count.
     """
-    scores = _by_group(candidates, lambda one: one.running_hs06 / one.target_share)
-
-    def score_of(one: Candidate) -> tuple[float, float, float]:
-        return scores[one.machinegroup], one.running_hs06 / one.target_share, rng.random()
-
-    for one in sorted(candidates, key=score_of):
-        yield RankedType(one.machinetype, 0.0)
-
-
-def _by_type(candidates: Sequence[Candidate], value: Callable[[Candidate], float]) -> dict[str, float]:
-    return {one.machinetype: value(one) for one in candidates}
+    scores = {one.machinetype: one.running_hs06 / one.target_share for one in candidates}
+    groups = _by_group(candidates, scores)
+    ranks = {
+        one.machinetype: (groups[one.machinegroup], scores[one.machinetype], rng.random())
+        for one in candidates
+    }
+    for name in sorted(ranks, key=ranks.__getitem__):
+        yield RankedType(name, 0.0)
 
 
-def _by_group(candidates: Sequence[Candidate], value: Callable[[Candidate], float]) -> dict[str, float]:
+def _by_group(candidates: Sequence[Candidate], values: Mapping[str, float]) -> dict[str, float]:
+    """Return the sums of machinetypes' values by machinegroup."""
     sums: dict[str, float] = {}
     for one in candidates:
-        sums[one.machinegroup] = sums.get(one.machinegroup, 0.0) + value(one)
+        sums[one.machinegroup] = sums.get(one.machinegroup, 0.0) + values[one.machinetype]
     return sums
 
 
 def _draw(weights: Sequence[float], point: float) -> int:
     """Return the place by weight that a number from 0 to 1 points to."""
-    positive = [place for place, weight in enumerate(weights) if weight > 0]
     left = point * sum(weights)
-    for place in positive:
-        left -= weights[place]
-        if left < 0:
-            break
-    return place
+    for place, weight in enumerate(weights):
+        if weight > 0:
+            drawn = place
+            left -= weight
+            if left < 0:
+                break
+    return drawn

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from vac.config.machinetype import Machinetype
-from vac.scheduling.backoff import History, TypeHistory
+from vac.scheduling.backoff import History
 from vac.scheduling.model import NO_REPORT, Occupied, Own, SpaceView, TypeReport, TypeTotals
 
 FRESH_SECONDS = 30.0
@@ -67,18 +67,27 @@ def survey(
     """Return what this factory has of every configured machinetype, and of others that still run."""
     machines: dict[str, list[Occupied]] = {name: [] for name in machinetypes}
     for one in occupied:
-        if one.machinetype in machines:
-            machines[one.machinetype].append(one)
-        else:
-            machines[one.machinetype] = [one]
+        machines.setdefault(one.machinetype, []).append(one)
     found = {}
     for name, ones in machines.items():
         past = history.get(name)
-        if ones or past.abort_time is not None:
-            fizzle_seconds = machinetypes[name].fizzle_seconds if name in machinetypes else 0
-            found[name] = _own(ones, past, fizzle_seconds, hs06_per_processor, now)
-        else:
-            found[name] = _NONE
+        fizzle_seconds = machinetypes[name].fizzle_seconds if name in machinetypes else 0
+        started, outlived, fizzle_times = [], [], []
+        for one in ones:
+            if one.started_time is not None:
+                started.append(one.created_time)
+            fizzle_time = (now if one.started_time is None else one.started_time) + fizzle_seconds
+            if one.started_time is None or now < fizzle_time:
+                fizzle_times.append(fizzle_time)
+            else:
+                outlived.append(one.created_time)
+        processors = sum([one.processors for one in ones])
+        hs06 = processors * hs06_per_processor
+        report = TypeReport(
+            len(ones), processors, hs06, len(fizzle_times), past.abort_time, past.abort_says_no_work
+        )
+        newest, proven = max(started, default=None), max(outlived, default=None)
+        found[name] = Own(report, newest, proven, min(fizzle_times, default=None))
     return found
 
 
@@ -94,27 +103,6 @@ def own_reports(
     return {name: own.report for name, own in found.items()}
 
 
-_NONE = Own(NO_REPORT)
-
-
-def _own(
-    ones: Sequence[Occupied], past: TypeHistory, fizzle_seconds: float, hs06_per_processor: float, now: float
-) -> Own:
-    started, outlived, young = [], [], []
-    for one in ones:
-        if one.started_time is not None:
-            started.append(one.created_time)
-        fizzle_time = (now if one.started_time is None else one.started_time) + fizzle_seconds
-        if one.started_time is None or now < fizzle_time:
-            young.append(fizzle_time)
-        else:
-            outlived.append(one.created_time)
-    processors = sum([one.processors for one in ones])
-    hs06 = processors * hs06_per_processor
-    report = TypeReport(len(ones), processors, hs06, len(young), past.abort_time, past.abort_says_no_work)
-    return Own(report, max(started, default=None), max(outlived, default=None), min(young, default=None))
-
-
 # The sum of all
 
 
@@ -123,7 +111,7 @@ class _Sums:
     """One machinetype in the whole space; the last result is kept until something changes."""
 
     hs06: float = 0.0
-    young: int = 0
+    before_fizzle: int = 0
     beyond_probes: int = 0
     outlived: int = 0
     aborts: list[tuple[float, str]] = field(default_factory=list)
@@ -132,11 +120,10 @@ class _Sums:
 
     def change(self, factory: str, before: TypeReport, after: TypeReport) -> None:
         for sign, report in ((1, after), (-1, before)):
-            if report is not NO_REPORT:
-                self.hs06 = max(0.0, self.hs06 + sign * report.running_hs06)
-                self.young += sign * report.young
-                self.beyond_probes += sign * report.beyond_probe
-                self.outlived += sign * report.outlived
+            self.hs06 = max(0.0, self.hs06 + sign * report.running_hs06)
+            self.before_fizzle += sign * report.counted_before_fizzle
+            self.beyond_probes += sign * report.beyond_probe
+            self.outlived += sign * report.outlived
         self.totals = None
         if before.abort_time != after.abort_time:
             if before.abort_time is not None:
@@ -147,7 +134,7 @@ class _Sums:
     def result(self) -> TypeTotals:
         if self.totals is None:
             aborts = tuple(reversed(self.aborts))
-            self.totals = TypeTotals(self.hs06, self.young, self.beyond_probes, self.outlived, aborts)
+            self.totals = TypeTotals(self.hs06, self.before_fizzle, self.beyond_probes, self.outlived, aborts)
         return self.totals
 
 
@@ -167,7 +154,7 @@ class SpaceTotals:
             old, new = was.get(name, NO_REPORT), will_be.get(name, NO_REPORT)
             if name not in self._sums:
                 self._sums[name] = _Sums()
-            if old is NO_REPORT or old != new:
+            if old != new:
                 self._sums[name].change(factory, old, new)
         self._answering += (after is not None) - (before is not None)
         self._idle += (after is not None and _idles(after)) - (before is not None and _idles(before))
@@ -216,20 +203,20 @@ def view(
     a factory without one runs stands in. Factories that aren't configured are left out.
     """
     names = tuple(dict.fromkeys((*factories, factory)))
-    capacity_hs06 = believed_capacities(names, reports, capacities)
+    capacity_hs06 = plausible_capacities(names, reports, capacities)
     totals = SpaceTotals()
     own: Reports = {}
     for name in names:
         if name in reports:
-            believed = not_above(capacity_hs06[name], reports[name])
-            believed = {machinetype: _not_later(one, now) for machinetype, one in believed.items()}
-            totals.change(name, None, believed)
+            plausible = capped_reports(capacity_hs06[name], reports[name])
+            plausible = {machinetype: _not_later(one, now) for machinetype, one in plausible.items()}
+            totals.change(name, None, plausible)
             if name == factory:
-                own = believed
+                own = plausible
     return totals.view(factory, names, sum(capacity_hs06.values()), own, silent)
 
 
-def believed_capacities(
+def plausible_capacities(
     names: Sequence[str], reports: Mapping[str, Reports], capacities: Mapping[str, float]
 ) -> dict[str, float]:
     """Return the HS06 of these factories as far as they have told it, else what they run.
@@ -247,7 +234,7 @@ def believed_capacities(
     return {name: median if claim > most else claim for name, claim in claimed.items()}
 
 
-def not_above(capacity_hs06: float, said: Reports) -> Reports:
+def capped_reports(capacity_hs06: float, said: Reports) -> Reports:
     """Return one factory's reports, scaled down if it claims to run more than it can."""
     running = _running_hs06(said)
     if running <= capacity_hs06:

@@ -79,10 +79,11 @@ def find_openings(
     times: list[float] = []
     kept, until = 0, 0
     for end, lacking in _incomplete(occupied, total_processors, processors_per_superslot):
-        opening = Opening(min(lacking, free), end)
-        if not opening.processors:
+        if not lacking or not free:
             continue
-        times += [time for one in types for time in _turning_times(one, end)]
+        opening = Opening(min(lacking, free), end)
+        times += [end - one.max_wallclock_seconds for one in types]
+        times += [end - _least_left(one) + 1 for one in types]
         if any(fits(one, opening, now) for one in types):
             openings.append(opening)
         elif _keeps(opening, types, now, waiting, keep_seconds):
@@ -132,11 +133,6 @@ def _least_left(machinetype: Machinetype) -> int:
     """Return the least remaining time with which a machine of this type joins a superslot."""
     least = min(LEAST_JOIN_SECONDS, machinetype.max_wallclock_seconds)
     return max(machinetype.min_wallclock_seconds, least)
-
-
-def _turning_times(machinetype: Machinetype, end: int) -> tuple[int, int]:
-    """Return from when on a type fits a superslot with that end, and when it ceases to."""
-    return end - machinetype.max_wallclock_seconds, end - _least_left(machinetype) + 1
 
 
 def fits(machinetype: Machinetype, opening: Opening, now: float) -> bool:

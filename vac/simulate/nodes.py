@@ -89,16 +89,13 @@ class Node:
     answered_time: float | None = None
     """When it ended; the view's age is counted from then, as in the daemon."""
     polling: bool = False
-    unheard: dict[str, float | None] = field(default_factory=dict)
+    silent_since: dict[str, float | None] = field(default_factory=dict)
     """Factories that did not answer the last poll, and when they did last."""
     capacity_time: float | None = None
     capacities_of: int = 0
     """Number of factories, in the order of their starts, that had told their capacity by then."""
     alarm: float | None = None
     """When it wakes up by itself, if nothing happens before."""
-
-    def __post_init__(self) -> None:
-        self._engines: dict[str, str | None] = {one.machine_model: None for one in self.machinetypes.values()}
 
     @property
     def free(self) -> int:
@@ -125,7 +122,7 @@ class Node:
             history=self.history,
             space=self.view,
             host=Host(self.load.averages(now), PLENTY_BYTES, self.settings.host_processors),
-            engines=self._engines,
+            engines={one.machine_model: None for one in self.machinetypes.values()},
             now=now,
         )
         decision, self.memory = decide(situation, self.memory, self.rng)
@@ -140,30 +137,22 @@ class Node:
         outcome = MachineEnd(
             seen.machinetype, seen.created_time, seen.started_time, machine.ended_time, machine.message
         )
-        history = self.history.add(outcome, fizzle_seconds)
-        self.history = _without_own_holds(history) if self.classic else history
+        past = self.history.get(seen.machinetype).add(outcome, fizzle_seconds)
+        if self.classic:  # it remembers the abort time only, which it reports
+            past = TypeHistory(
+                newest_created=past.newest_created,
+                abort_time=past.abort_time,
+                abort_says_no_work=past.abort_says_no_work,
+            )
+        self.history = History({**self.history.types, seen.machinetype: past})
 
     def forget(self) -> None:
         """Drop what a restarted daemon can't know; the ledger is kept in a file."""
         self.up, self.polling, self.alarm = False, False, None
         self.memory = Memory(ledger=self.memory.ledger)
         self.view = self.asked_time = self.answered_time = self.capacity_time = None
-        self.unheard = {}
+        self.silent_since = {}
         self.life += 1
-
-
-def _without_own_holds(history: History) -> History:
-    """Return what the classic remembers: the abort time that it reports."""
-    return History(
-        {
-            name: TypeHistory(
-                newest_created=one.newest_created,
-                abort_time=one.abort_time,
-                abort_says_no_work=one.abort_says_no_work,
-            )
-            for name, one in history.types.items()
-        }
-    )
 
 
 def make_nodes(scenario: Scenario, now: float) -> list[Node]:
@@ -172,49 +161,30 @@ def make_nodes(scenario: Scenario, now: float) -> list[Node]:
     rng = random.Random(f"{space.seed} nodes")
     names = tuple(f"vac-{number:04}.example.org" for number in range(space.factories))
     kinds = list((scenario.hardware or {"default": Hardware()}).values())
-    hardware = _dealt(kinds, [kind.part for kind in kinds], len(names), rng)
+    hardware = _distributed(kinds, [kind.part for kind in kinds], len(names), rng)
     part = 1.0 if space.policy == "classic" else space.classic
-    classic = _dealt([True, False], [part, 1 - part], len(names), rng)
-    broken = _dealt([True, False], [space.broken, 1 - space.broken], len(names), rng)
-    return [
-        _node(scenario, name, names, one, old, bad, now)
-        for name, one, old, bad in zip(names, hardware, classic, broken)
-    ]
+    classic = _distributed([True, False], [part, 1 - part], len(names), rng)
+    broken = _distributed([True, False], [space.broken, 1 - space.broken], len(names), rng)
+    nodes = []
+    for name, kind, old, bad in zip(names, hardware, classic, broken):
+        settings = replace(
+            scenario.settings,
+            factory_name=name,
+            factories=names,
+            share_policy="classic" if old else "deficit",
+            machines_per_cycle=CLASSIC_MACHINES_PER_CYCLE if old else scenario.settings.machines_per_cycle,
+            total_processors=kind.processors,
+            host_processors=kind.processors,
+            hs06_per_processor=kind.hs06_per_processor,
+        )
+        wanted = kind.machinetypes or tuple(scenario.machinetypes)
+        types = {key: one for key, one in scenario.machinetypes.items() if key in wanted}
+        own_rng = random.Random(f"{space.seed} {name}")
+        nodes.append(Node(name, settings, types, names, own_rng, Load(now), old, bad))
+    return nodes
 
 
-def _node(
-    scenario: Scenario,
-    name: str,
-    names: tuple[str, ...],
-    hardware: Hardware,
-    classic: bool,
-    broken: bool,
-    now: float,
-) -> Node:
-    settings = replace(
-        scenario.settings,
-        factory_name=name,
-        factories=names,
-        share_policy="classic" if classic else "deficit",
-        machines_per_cycle=CLASSIC_MACHINES_PER_CYCLE if classic else scenario.settings.machines_per_cycle,
-        total_processors=hardware.processors,
-        host_processors=hardware.processors,
-        hs06_per_processor=hardware.hs06_per_processor,
-    )
-    wanted = hardware.machinetypes or tuple(scenario.machinetypes)
-    return Node(
-        name=name,
-        settings=settings,
-        machinetypes={key: one for key, one in scenario.machinetypes.items() if key in wanted},
-        factories=names,
-        rng=random.Random(f"{scenario.space.seed} {name}"),
-        load=Load(now),
-        classic=classic,
-        broken=broken,
-    )
-
-
-def _dealt(values: Sequence[T], parts: Sequence[float], number: int, rng: random.Random) -> list[T]:
+def _distributed(values: Sequence[T], parts: Sequence[float], number: int, rng: random.Random) -> list[T]:
     """Return so many of the values, each as often as its part says; the largest remainders are rounded up."""
     total = sum(parts)
     exact = [part / total * number for part in parts]

@@ -14,8 +14,8 @@ from vac.scheduling.space import (
     SILENT_SECONDS,
     Reports,
     SpaceTotals,
-    believed_capacities,
-    not_above,
+    capped_reports,
+    plausible_capacities,
 )
 from vac.simulate.nodes import Node
 from vac.simulate.scenario import Scenario
@@ -78,7 +78,7 @@ class Polling:
         self._names = [node.name for node in nodes]
         self._store = ReportStore()
         told = {node.name: node.capacity_hs06 for node in nodes}
-        self._believed = believed_capacities(self._names, {}, told)
+        self._plausible = plausible_capacities(self._names, {}, told)
         self._changed: dict[str, Node] = {}
         self._down = set(self._names)
         self._started: list[str] = []
@@ -93,7 +93,7 @@ class Polling:
         self._down.discard(node.name)
         if node.name not in self._started:
             self._started.append(node.name)
-            self._capacities.append(self._capacities[-1] + self._believed[node.name])
+            self._capacities.append(self._capacities[-1] + self._plausible[node.name])
         self.changed(node)
 
     def stopped(self, node: Node, now: float) -> None:
@@ -114,11 +114,11 @@ class Polling:
         silent = self._down | set(self._lost())
         silent.discard(node.name)
         duration = self._duration(node, silent)
-        unheard = {name: node.unheard.get(name, node.asked_time) for name in silent}
-        totals = self._as_heard(unheard, now) if unheard else self._store.totals
+        silent_since = {name: node.silent_since.get(name, node.asked_time) for name in silent}
+        totals = self._totals_as_known(silent_since, now) if silent_since else self._store.totals
         own = self._store.last(node.name) or {}
-        view = totals.view(node.name, node.factories, self._capacity(node, now), own, unheard)
-        node.unheard = unheard
+        view = totals.view(node.name, node.factories, self._capacity(node, now), own, silent_since)
+        node.silent_since = silent_since
 
         def take() -> None:
             node.asked_time, node.answered_time = now, now + duration
@@ -128,7 +128,7 @@ class Polling:
 
     def _post(self, now: float) -> None:
         for node in self._changed.values():
-            said = not_above(self._believed[node.name], node.reports(now))
+            said = capped_reports(self._plausible[node.name], node.reports(now))
             self._store.post(node.name, said, now)
         self._changed.clear()
         self._posted_time = now
@@ -146,7 +146,7 @@ class Polling:
     def _duration(self, node: Node, silent: set[str]) -> float:
         if node.classic:
             return self.classic_seconds
-        if silent - node.unheard.keys():
+        if silent - node.silent_since.keys():
             return self._timeout
         duration = LEAST_POLL_SECONDS + POLL_SECONDS_PER_FACTORY * len(self._names)
         if self._loss:
@@ -154,10 +154,10 @@ class Polling:
             duration += sum(RETRY_SECONDS[: int(last)])
         return max(duration, DOUBTFUL_SECONDS) if silent else duration
 
-    def _as_heard(self, unheard: Mapping[str, float | None], now: float) -> SpaceTotals:
+    def _totals_as_known(self, silent_since: Mapping[str, float | None], now: float) -> SpaceTotals:
         heard = {
             name: self._store.at(name, time) if time is not None and now - time < SILENT_SECONDS else None
-            for name, time in unheard.items()
+            for name, time in silent_since.items()
         }
         differing = {name: one for name, one in heard.items() if one != self._store.last(name)}
         return self._store.without(differing) if differing else self._store.totals

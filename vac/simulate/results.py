@@ -9,7 +9,7 @@ import dataclasses
 import math
 import statistics
 import xml.etree.ElementTree as ET
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -92,11 +92,7 @@ def summarize(scenario: Scenario, measure: Measure) -> Result:
     since_full = [one for one in samples if filled is not None and one.seconds >= filled]
     settled = [one for one in since_full if _settled(one)] if measure.returns else since_full
     used = statistics.fmean(one.used for one in samples)
-    idle, since = (
-        (measure.idle_seconds, 0.0)
-        if filled is None
-        else (measure.idle_seconds - measure.idle_at_fill, filled)
-    )
+    idle, since = measure.idle_seconds - measure.idle_at_fill, filled or 0.0
     return Result(
         name=scenario.name,
         space=dataclasses.asdict(scenario.space),
@@ -239,24 +235,40 @@ FONT = {"font-family": "sans-serif", "font-size": "12"}
 
 @dataclass(frozen=True)
 class Panel:
-    """A rectangle with time to the right and a part of the space upwards."""
+    """A rectangle of the picture with time to the right and a part of the space upwards."""
 
+    svg: ET.Element
     top: float
     height: float
     seconds: float
     most: float
 
-    def point(self, seconds: float, part: float) -> str:
-        """Return coordinates as SVG writes them."""
-        return f"{self.x(seconds):.1f},{self.y(part):.1f}"
+    def point(self, seconds: float, part: float) -> tuple[float, float]:
+        """Return the position in the picture."""
+        x = LEFT + (WIDTH - LEFT - RIGHT) * seconds / self.seconds
+        return x, self.top + self.height * (1 - min(part, self.most) / self.most)
 
-    def x(self, seconds: float) -> float:
-        """Return the horizontal position."""
-        return LEFT + (WIDTH - LEFT - RIGHT) * seconds / self.seconds
+    def draw(self, kind: str, points: Iterable[tuple[float, float]], **attributes: str) -> None:
+        """Draw a polygon or polyline through points of time and part."""
+        at = " ".join("{:.1f},{:.1f}".format(*self.point(*point)) for point in points)
+        _add(self.svg, kind, points=at, **attributes)
 
-    def y(self, part: float) -> float:
-        """Return the vertical position, downwards."""
-        return self.top + self.height * (1 - min(part, self.most) / self.most)
+    def line(self, points: Iterable[tuple[float, float]], colour: str, dashes: str = "none") -> None:
+        """Draw a line, perhaps a dotted one."""
+        self.draw("polyline", points, fill="none", stroke=colour, stroke_dasharray=dashes)
+
+    def axes(self, parts: Sequence[float]) -> None:
+        """Draw a line for each of the parts, with its percentage, and write the hours below."""
+        for part in parts:
+            _, y = self.point(0.0, part)
+            _add(self.svg, "line", x1=LEFT, x2=WIDTH - RIGHT, y1=f"{y:.1f}", y2=f"{y:.1f}", stroke="#cccccc")
+            _text(self.svg, LEFT - 6, y + 4, percent(part), "end")
+        hours = self.seconds / 3600
+        step = 10 ** math.floor(math.log10(hours / 2))
+        step *= next(factor for factor in (1, 2, 5, 10) if hours / (step * factor) <= 8)
+        for number in range(int(hours / step) + 1):
+            x, bottom = self.point(number * step * 3600, 0.0)
+            _text(self.svg, x, bottom + 18, f"{number * step:g} h", "middle")
 
 
 def draw(result: Result) -> bytes:
@@ -267,63 +279,34 @@ def draw(result: Result) -> bytes:
     )
     svg.attrib.update({"viewBox": f"0 0 {WIDTH} {height}", **FONT})
     _add(svg, "rect", width="100%", height="100%", fill="white")
-    space = result.space
+    space, samples, right = result.space, result.samples, WIDTH - RIGHT + 10
     title = f"{result.name}: {space['factories']} factories, policy {space['policy']}, seed {space['seed']}"
     _text(svg, LEFT, TOP - 15, title)
-    seconds = max(1.0, result.samples[-1].seconds)
-    shares = Panel(TOP, SHARES_HEIGHT, seconds, 1.0)
-    _axes(svg, shares, [0, 0.25, 0.5, 0.75, 1.0])
-    _shares(svg, shares, result)
-    highest = max(0.01, *(one.error for one in result.samples))
-    _text(svg, WIDTH - RIGHT + 10, TOP + SHARES_HEIGHT - 4, "dotted: wanted")
-    errors = Panel(TOP + SHARES_HEIGHT + GAP, ERRORS_HEIGHT, seconds, highest)
-    _axes(svg, errors, [0, highest / 2, highest])
-    _line(svg, errors, [(one.seconds, one.error) for one in result.samples], COLOURS[1])
-    _text(svg, WIDTH - RIGHT + 10, errors.top + 12, "share error")
+    seconds = max(1.0, samples[-1].seconds)
+    shares = Panel(svg, TOP, SHARES_HEIGHT, seconds, 1.0)
+    shares.axes([0, 0.25, 0.5, 0.75, 1.0])
+    floor = [0.0] * len(samples)
+    for number, name in enumerate(samples[0].parts):
+        colour, y = COLOURS[number % len(COLOURS)], TOP + 12 + 20 * number
+        ceiling = [low + one.parts[name] for low, one in zip(floor, samples)]
+        times = [one.seconds for one in samples]
+        outline = [*zip(times, ceiling), *reversed([*zip(times, floor)])]
+        shares.draw("polygon", outline, fill=colour, fill_opacity="0.7")
+        wanted = [
+            (one.seconds, low + one.wanted[name]) for low, one in zip(floor, samples) if name in one.wanted
+        ]
+        shares.line(wanted, "black", "2 4")
+        _add(svg, "rect", x=right, y=y - 10, width=12, height=12, fill=colour)
+        _text(svg, right + 18, y, name)
+        floor = ceiling
+    _text(svg, right, TOP + SHARES_HEIGHT - 4, "dotted: wanted")
+    highest = max(0.01, *(one.error for one in samples))
+    errors = Panel(svg, TOP + SHARES_HEIGHT + GAP, ERRORS_HEIGHT, seconds, highest)
+    errors.axes([0, highest / 2, highest])
+    errors.line([(one.seconds, one.error) for one in samples], COLOURS[1])
+    _text(svg, right, errors.top + 12, "share error")
     picture: bytes = ET.tostring(svg, encoding="utf-8", xml_declaration=True)
     return picture
-
-
-def _shares(svg: ET.Element, panel: Panel, result: Result) -> None:
-    floor = [0.0] * len(result.samples)
-    for number, name in enumerate(result.samples[0].parts):
-        colour = COLOURS[number % len(COLOURS)]
-        ceiling = [low + one.parts[name] for low, one in zip(floor, result.samples)]
-        times = [one.seconds for one in result.samples]
-        outline = [panel.point(*at) for at in zip(times, ceiling)]
-        outline += reversed([panel.point(*at) for at in zip(times, floor)])
-        _add(svg, "polygon", points=" ".join(outline), fill=colour, fill_opacity="0.7")
-        wanted = [
-            (one.seconds, low + one.wanted[name])
-            for low, one in zip(floor, result.samples)
-            if name in one.wanted
-        ]
-        _line(svg, panel, wanted, "black", "2 4")
-        y = panel.top + 12 + 20 * number
-        x = WIDTH - RIGHT + 10
-        _add(svg, "rect", x=x, y=y - 10, width=12, height=12, fill=colour)
-        _text(svg, x + 18, y, name)
-        floor = ceiling
-
-
-def _line(
-    svg: ET.Element, panel: Panel, points: Sequence[tuple[float, float]], colour: str, dashes: str = "none"
-) -> None:
-    coordinates = " ".join(panel.point(*at) for at in points)
-    _add(svg, "polyline", points=coordinates, fill="none", stroke=colour, stroke_dasharray=dashes)
-
-
-def _axes(svg: ET.Element, panel: Panel, parts: Sequence[float]) -> None:
-    for part in parts:
-        y = f"{panel.y(part):.1f}"
-        _add(svg, "line", x1=LEFT, x2=WIDTH - RIGHT, y1=y, y2=y, stroke="#cccccc")
-        _text(svg, LEFT - 6, panel.y(part) + 4, percent(part), "end")
-    hours = panel.seconds / 3600
-    step = 10 ** math.floor(math.log10(hours / 2))
-    step *= next(factor for factor in (1, 2, 5, 10) if hours / (step * factor) <= 8)
-    for number in range(int(hours / step) + 1):
-        at = panel.x(number * step * 3600)
-        _text(svg, at, panel.top + panel.height + 18, f"{number * step:g} h", "middle")
 
 
 def _text(svg: ET.Element, x: float, y: float, words: str, anchor: str = "start") -> None:

@@ -16,14 +16,7 @@ from vac.config.ini import COMMON, Report, read
 from vac.config.load import ConfigurationError
 from vac.config.machinetype import Machinetype
 from vac.config.options import Kind, declared, option
-from vac.config.sections import (
-    MACHINETYPE,
-    SETTINGS,
-    Schema,
-    build_machinetype,
-    nearest,
-    parse_section,
-)
+from vac.config.sections import MACHINETYPE, SETTINGS, Schema, build_machinetype, nearest, parse_section
 from vac.config.settings import Settings
 
 HOUR = 3600.0

@@ -142,13 +142,20 @@ def name(value: object) -> str:
 
 
 def json_field(
-    check: Callable[[Any], Any], *names: str, default: Any = dataclasses.MISSING, **metadata: Any
+    check: Callable[[Any], Any],
+    *names: str,
+    default: Any = dataclasses.MISSING,
+    needed: bool = False,
+    left_out: bool = False,
 ) -> Any:
     """Declare a field with these names on the wire (its own, if none is given).
 
-    check takes the JSON value and returns the field's, or raises ValueError.
+    check takes the JSON value and returns the field's, or raises ValueError. needed: an answer is useless without it;
+    classic factories of every version send it. left_out: omit it, rather than send null, if there is no value.
     """
-    return dataclasses.field(default=default, metadata={"check": check, "names": names, **metadata})
+    needed = needed or default is dataclasses.MISSING
+    metadata = {"check": check, "names": names, "needed": needed, "left_out": left_out}
+    return dataclasses.field(default=default, metadata=metadata)
 
 
 @dataclass(frozen=True)
@@ -247,17 +254,24 @@ class FactoryStatus(Answer):
 
 
 AnyStatus = Union[MachinetypeStatus, MachineStatus, FactoryStatus]
-_STATUSES: dict[str, type[AnyStatus]] = {
-    "machinetype_status": MachinetypeStatus,
-    "machine_status": MachineStatus,
-    "factory_status": FactoryStatus,
-}
-_STATUS_NAMES = {status: name for name, status in _STATUSES.items()}
 ANSWERED_WITH: dict[Kind, type[AnyStatus]] = {
     Kind.MACHINETYPES: MachinetypeStatus,
     Kind.MACHINES: MachineStatus,
     Kind.FACTORIES: FactoryStatus,
 }
+_MESSAGE_TYPES: dict[type[AnyStatus], str] = {
+    MachinetypeStatus: "machinetype_status",
+    MachineStatus: "machine_status",
+    FactoryStatus: "factory_status",
+}
+_FIELDS = {
+    status: tuple(
+        (field.name, field.metadata["names"] or (field.name,), field.metadata)
+        for field in dataclasses.fields(status)
+    )
+    for status in _MESSAGE_TYPES
+}
+"""Attribute, names on the wire, and json_field()'s details of each field."""
 _SHORTENED = (
     "creation_blocked",
     "shutdown_message",
@@ -268,35 +282,6 @@ _SHORTENED = (
     "site",
 )
 """Texts to be cut in an answer that would be too long, in this order."""
-
-
-@dataclass(frozen=True)
-class _Field:
-    """One field of a status on the wire."""
-
-    attribute: str
-    names: tuple[str, ...]
-    check: Callable[[object], Any]
-    needed: bool
-    """An answer is useless without it; classic factories of every version send it."""
-    left_out: bool
-    """Omit it, rather than send null, if there is no value."""
-
-
-def _fields(status: type[AnyStatus]) -> tuple[_Field, ...]:
-    return tuple(
-        _Field(
-            field.name,
-            field.metadata["names"] or (field.name,),
-            field.metadata["check"],
-            field.default is dataclasses.MISSING or "needed" in field.metadata,
-            "left_out" in field.metadata,
-        )
-        for field in dataclasses.fields(status)
-    )
-
-
-_FIELDS = {status: _fields(status) for status in _STATUSES.values()}
 
 
 def part(status: AnyStatus) -> str:
@@ -375,7 +360,7 @@ def decode_answer(
     factory = cookies.get(sent_cookie) if type(sent_cookie) is str else None
     if factory is None:
         return Dropped(Reason.COOKIE)
-    if message.get("message_type") != _STATUS_NAMES[ANSWERED_WITH[kind]]:
+    if message.get("message_type") != _MESSAGE_TYPES[ANSWERED_WITH[kind]]:
         return Dropped(Reason.KIND, factory=factory)
     if message.get("space") != space:
         return Dropped(Reason.SPACE, factory=factory)
@@ -390,18 +375,18 @@ def decode_answer(
 def read_status(message: Mapping[str, Any], status: type[AnyStatus]) -> AnyStatus | Dropped:
     """Return a message's fields, each checked."""
     values: dict[str, Any] = {}
-    for field in _FIELDS[status]:
-        for key in field.names:
+    for attribute, names, details in _FIELDS[status]:
+        for key in names:
             value = message.get(key)
             if value is not None:
                 try:
-                    values[field.attribute] = field.check(value)
+                    values[attribute] = details["check"](value)
                 except ValueError as error:
                     return Dropped(Reason.FIELD, f"{key}: {error}")
                 break
         else:
-            if field.needed:
-                return Dropped(Reason.FIELD, f"{field.names[0]}: missing")
+            if details["needed"]:
+                return Dropped(Reason.FIELD, f"{names[0]}: missing")
     for power, number_of in (("running_hs06", "running_processors"), ("max_hs06", "max_processors")):
         if values.get(power, 0) > MOST_HS06_PER_PROCESSOR * values.get(number_of, 0):
             return Dropped(Reason.FIELD, f"{power}: far too much for {number_of}")
@@ -411,13 +396,13 @@ def read_status(message: Mapping[str, Any], status: type[AnyStatus]) -> AnyStatu
 def message_of(status: AnyStatus) -> dict[str, Any]:
     """Return all fields of an answer under all their names, without cookie and time_sent."""
     message: dict[str, Any] = {
-        "message_type": _STATUS_NAMES[type(status)],
+        "message_type": _MESSAGE_TYPES[type(status)],
         "vacquery_version": VACQUERY_VERSION,
     }
-    for field in _FIELDS[type(status)]:
-        value = getattr(status, field.attribute)
-        if value is not None or not field.left_out:
-            message.update((key, value) for key in field.names)
+    for attribute, names, details in _FIELDS[type(status)]:
+        value = getattr(status, attribute)
+        if value is not None or not details["left_out"]:
+            message.update((key, value) for key in names)
     return message
 
 
@@ -431,9 +416,10 @@ def shortened(message: Mapping[str, Any], limit: int) -> dict[str, Any] | None:
         while short.get(key) and len(canonical(short)) > limit:
             kept = len(short[key]) - max(1, (len(canonical(short)) - limit) // 12)
             short[key] = short[key][: max(0, kept)]
-    fields = _FIELDS[_STATUSES[message["message_type"]]]
-    dispensable = [field.names[1:] for field in fields]
-    dispensable += [field.names for field in reversed(fields) if not field.needed]
+    status = next(status for status, name in _MESSAGE_TYPES.items() if name == message["message_type"])
+    fields = _FIELDS[status]
+    dispensable = [names[1:] for _, names, _ in fields]
+    dispensable += [names for _, names, details in reversed(fields) if not details["needed"]]
     for keys in dispensable:
         if len(canonical(short)) <= limit:
             break

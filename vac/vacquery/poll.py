@@ -429,5 +429,5 @@ def capacities(answers: Mapping[str, Iterable[Received]]) -> tuple[dict[str, flo
         for answer in received
         if isinstance(answer.status, FactoryStatus)
     }
-    unrated = frozenset(factory for factory, one in found.items() if one.max_hs06 == one.max_processors)
-    return {factory: one.max_hs06 for factory, one in found.items()}, unrated
+    without_hs06 = frozenset(factory for factory, one in found.items() if one.max_hs06 == one.max_processors)
+    return {factory: one.max_hs06 for factory, one in found.items()}, without_hs06

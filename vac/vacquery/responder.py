@@ -54,7 +54,7 @@ NOT_ALLOWED = (
 MOST_BYTES_PER_SECOND = 256 * 1024
 """Answers to one source, except this host; a query below this limit is answered completely."""
 MOST_REMEMBERED = 10_000
-"""Sources whose admission is remembered, and signatures of each of two generations."""
+"""Signatures of each of two generations."""
 SEND_LIMIT = struct.pack("ll", 1, 0)
 """One second, as the kernel's timeval."""
 _LOOPBACK = (ip_network("127.0.0.0/8"), ip_network("::1/128"))
@@ -63,25 +63,18 @@ NO_IPV6 = (errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL, errno.EPROTONOSUPPORT)
 
 
 class AccessList:
-    """Addresses and networks that may query, fast for recurring sources."""
+    """Addresses and networks that may query."""
 
     def __init__(self, addresses: Iterable[str] = (), networks: Iterable[Network] = ()) -> None:
         self._addresses = frozenset(filter(None, map(plain_address, addresses)))
         self._networks = (*_LOOPBACK, *networks)
-        self._known: dict[str, bool] = {}
 
     def allows(self, host: str) -> bool:
         """Return True if this source address, as recvfrom returns it, may query."""
-        allowed = self._known.get(host)
-        if allowed is None:
-            address = plain_address(host)
-            allowed = address is not None and (
-                address in self._addresses or any(address in network for network in self._networks)
-            )
-            if len(self._known) >= MOST_REMEMBERED:
-                self._known.clear()
-            self._known[host] = allowed
-        return allowed
+        address = plain_address(host)
+        if address is None:
+            return False
+        return address in self._addresses or any(address in network for network in self._networks)
 
 
 class SeenSignatures:
@@ -215,12 +208,12 @@ class Refresher:
             self._tell_alive()
 
     def _build(self, now: float) -> Snapshot | None:
+        problem, snapshot = "", None
         try:
             snapshot = self._builder.build(now)
         except OSError as error:
-            self._changes.say("state", f"state can't be read, old answers remain: {error}", logging.ERROR)
-            return None
-        self._changes.clear("state")
+            problem = f"state can't be read, old answers remain: {error}"
+        self._changes.tell("state", problem, logging.ERROR)
         return snapshot
 
     def _refresh_access(self, status: Status) -> None:
@@ -233,16 +226,15 @@ class Refresher:
 
     def _tell_alive(self) -> None:
         """Touch responder-heartbeat; write changed counters."""
-        counts = dict(self._responder.counts)
+        counts, problem = dict(self._responder.counts), ""
         try:
             os.utime(self._state.heartbeat("responder"))
             if counts != self._written:
                 write_counters(counters_file(self._state), counts)
                 self._written = counts
-            self._changes.clear("files")
         except OSError as error:
-            text = f"heartbeat and counters can't be written: {error}"
-            self._changes.say("files", text, logging.ERROR)
+            problem = f"heartbeat and counters can't be written: {error}"
+        self._changes.tell("files", problem, logging.ERROR)
 
 
 def dropped_as(reason: Reason) -> str:

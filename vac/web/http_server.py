@@ -366,7 +366,10 @@ class Server(TcpWSGIServer):
     def stop(self) -> None:
         """End serve(), from another thread."""
         trigger: Any = self.trigger
-        trigger.pull_trigger(self._close_all)
+        with contextlib.suppress(
+            OSError
+        ):  # serve() was awake, and has closed the trigger before it was pulled
+            trigger.pull_trigger(self._close_all)
 
     def _close_all(self) -> None:
         for channel in list(self._channels.values()):

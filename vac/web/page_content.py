@@ -7,7 +7,7 @@ sign of anything.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from urllib.parse import quote
 from xml.etree.ElementTree import Element, SubElement, tostring
 
@@ -50,7 +50,7 @@ li { min-width: 0; }
 ul.slots { display: grid; grid-template-columns: repeat(auto-fill, minmax(3.75rem, 1fr)); gap: .25rem; }
 ul.slots a { display: block; padding: .5rem 0; text-align: center; border: 2px solid var(--line);
   text-decoration: none; color: var(--ink); }
-ul.slots a.busy { color: #000; } ul.slots a.odd { border: 3px double var(--bad); font-weight: 700; }
+ul.slots a.busy { color: #000; } ul.slots a.abnormal { border: 3px double var(--bad); font-weight: 700; }
 ul.slots a.new { border-style: dashed; }
 .swatch { display: inline-block; width: 1rem; height: 1rem; border: 1px solid var(--line); vertical-align: -.15rem;
   margin-right: .3rem; }
@@ -134,36 +134,39 @@ class _Page:
         self._shares()
         self._charts()
         self._ends_by_code()
-        _table(body, "Machinetypes", _TYPE_COLUMNS, _type_rows(self.snapshot, self.now))
+        _table(body, "Machinetypes", _type_rows(self.snapshot, self.now).values())
         self._slots()
-        _table(body, "Engines", ("Engine", "State"), _troubles(status.engines.items()))
-        _table(body, "Vacuum Pipes", ("Pipe", "State"), _troubles(status.pipes.items()))
-        peers = ((name(one), _silence(one, status)) for one in status.factories if one != status.factory)
-        _table(body, "Other factories of the space", ("Factory", "Last poll"), peers)
+        for title, kind, troubles in (
+            ("Engines", "Engine", status.engines),
+            ("Vacuum Pipes", "Pipe", status.pipes),
+        ):
+            states = {one: "ok" if trouble is None else _long(trouble) for one, trouble in troubles.items()}
+            _table(body, title, ({kind: name(one), "State": state} for one, state in states.items()))
+        peers = (one for one in status.factories if one != status.factory)
+        polls = ({"Factory": name(one), "Last poll": _silence(one, status)} for one in peers)
+        _table(body, "Other factories of the space", polls)
 
     def _slot_map(self) -> None:
-        body, styles = self.main, self.styles
-        _text(body, "h2", "Slot map")
-        legend = SubElement(body, "ul", {"aria-label": "Colours of machinetypes"})
-        for one, style in styles.items():
+        _text(self.main, "h2", "Slot map")
+        legend = SubElement(self.main, "ul", {"aria-label": "Colours of machinetypes"})
+        for one, style in self.styles.items():
             entry = SubElement(legend, "li")
             SubElement(entry, "span", {"class": f"swatch {style}"})
-            _link(entry, "machinetype", one).tail = ""
-        cells = SubElement(body, "ul", {"class": "slots", "aria-label": "Slots"})
+            _link(entry, "machinetype", one)
+        cells = SubElement(self.main, "ul", {"class": "slots", "aria-label": "Slots"})
         for number, (slot, said) in enumerate(zip(self.snapshot.slots, self.snapshot.machines)):
-            machine = slot.machine if slot.machine and not slot.machine.finished else None
-            kinds = [styles[machine.machinetype], "busy"] if machine else []
-            kinds += {"Starting": ["new"], "Running": [], "Shut down": []}.get(said.state, ["odd"])
-            words = f" {name(slot.name)}: {shown(said.state)}"
-            if machine:
+            kinds, size = [], ""
+            words = f"{name(slot.name)}: {shown(said.state)}"
+            machine = slot.machine
+            if machine and not machine.finished:
+                kinds = [self.styles[machine.machinetype], "busy"]
                 words += f", {name(machine.machinetype)}, {count(machine.processors, 'processor')}"
-            link = SubElement(
-                SubElement(cells, "li"), "a", {"href": _path("machine", slot.name), "title": words.strip()}
-            )
+                size = f"×{machine.processors}" if machine.processors > 1 else ""
+            kinds += {"Starting": ["new"], "Running": [], "Shut down": []}.get(said.state, ["abnormal"])
+            text = f"{number}{size}" + ("!" if "abnormal" in kinds else "")
+            link = _text(SubElement(cells, "li"), "a", text, href=_path("machine", slot.name), title=words)
             link.set("class", " ".join(kinds))
-            more = f"×{machine.processors}" if machine and machine.processors > 1 else ""
-            link.text = f"{number}{more}" + ("!" if "odd" in kinds else "")
-            _text(link, "span", words, "hidden")
+            _text(link, "span", f" {words}", "hidden")
 
     def _shares(self) -> None:
         target, actual = shares(self.snapshot)
@@ -207,34 +210,31 @@ class _Page:
             day.setdefault(one.machinetype, Counter())[group] += one.ended > self.now - DAY
         codes = sorted({code for one in found.values() for code in one})
         rows = (
-            [name(one), *(f"{day[one][code]} / {total[code]}" if total[code] else "" for code in codes)]
+            {"Machinetype": name(one)}
+            | {code: f"{day[one][code]} / {total[code]}" if total[code] else "" for code in codes}
             for one, total in sorted(found.items())
         )
-        _table(self.main, "Ends by shutdown code, day / week", ("Machinetype", *codes), rows)
+        _table(self.main, "Ends by shutdown code, day / week", rows)
 
     def _machine(self, slot: Slot, said: MachineStatus) -> None:
-        columns = [*_SLOT_COLUMNS, "UUID", "Created", "Started", "FQAN", "CPU seconds", "Directory"]
-        values = [*_slot_row(slot, said, self.status, self.now)]
+        facts = _slot_row(slot, said, self.status, self.now)
         machine = slot.machine
         if machine is not None:
-            started = "" if machine.started_time is None else utc_time(machine.started_time)
-            values += [
-                shown(machine.uuid),
-                utc_time(machine.created_time),
-                started,
-                shown(machine.fqan or ""),
-            ]
-            values += [f"{machine.cpu_seconds:.0f}", shown(machine.directory.name)]
-        _facts(self.main, "Present or last machine", [pair for pair in zip(columns, values) if pair[1]])
+            facts["UUID"] = shown(machine.uuid)
+            facts["Created"] = utc_time(machine.created_time)
+            facts["Started"] = "" if machine.started_time is None else utc_time(machine.started_time)
+            facts["FQAN"] = shown(machine.fqan or "")
+            facts["CPU seconds"] = f"{machine.cpu_seconds:.0f}"
+            facts["Directory"] = shown(machine.directory.name)
+        _facts(self.main, "Present or last machine", facts)
         self._ended_table([one for one in self.ends if one.machine == slot.name])
 
     def _machinetype(self, own: str) -> None:
-        rows = zip(self.status.machinetypes, _type_rows(self.snapshot, self.now))
-        row = next((row for facts, row in rows if facts.name == own), None)
+        row = _type_rows(self.snapshot, self.now).get(own)
         if row is None:
             _text(self.main, "p", "It isn't configured any more.")
         else:
-            _facts(self.main, "Now", [pair for pair in zip(_TYPE_COLUMNS, row) if pair[1]])
+            _facts(self.main, "Now", row)
         self._charts(own)
         self._slots(own)
         self._ended_table([one for one in self.ends if one.machinetype == own])
@@ -245,18 +245,22 @@ class _Page:
             for slot, said in zip(self.snapshot.slots, self.snapshot.machines)
             if only is None or (slot.machine and slot.machine.machinetype == only)
         )
-        _table(self.main, "Slots", _SLOT_COLUMNS, rows)
+        _table(self.main, "Slots", rows, _SLOT_COLUMNS)
 
     def _ended_table(self, ends: Sequence[Ended]) -> None:
         rows = (
-            (
-                *(utc_time(one.ended), name(one.machine), name(one.machinetype), duration(one.lived_seconds)),
-                *(f"{one.efficiency:.0%}", one.exit_words, _long(one.message or "no shutdown message")),
-            )
+            {
+                "End": utc_time(one.ended),
+                "Machine": name(one.machine),
+                "Machinetype": name(one.machinetype),
+                "Lived": duration(one.lived_seconds),
+                "CPU": f"{one.efficiency:.0%}",
+                "Exit": one.exit_words,
+                "Shutdown message": _long(one.message or "no shutdown message"),
+            }
             for one in reversed(ends[-_MOST_ENDS:])
         )
-        columns = ("End", "Machine", "Machinetype", "Lived", "CPU", "Exit", "Shutdown message")
-        _table(self.main, f"The last {_MOST_ENDS} ends within a week", columns, rows)
+        _table(self.main, f"The last {_MOST_ENDS} ends within a week", rows)
 
 
 def _document(title: str, main: Element) -> bytes:
@@ -267,14 +271,12 @@ def _document(title: str, main: Element) -> bytes:
     _text(head, "title", title)
     _text(head, "style", _STYLE + _COLOUR_STYLES)
     body = SubElement(html, "body")
-    _text(body, "a", "To the content", "skip").set("href", "#content")
+    _text(body, "a", "To the content", "skip", href="#content")
     _text(SubElement(body, "header"), "h1", title)
     body.append(main)
     foot = SubElement(SubElement(body, "footer"), "p")
     for words, path in _PAGES:
-        link = _text(foot, "a", words)
-        link.set("href", path)
-        link.tail = " "
+        _text(foot, "a", words, href=path).tail = " "
     return f"<!DOCTYPE html>\n{tostring(html, encoding='unicode', method='html')}".encode()
 
 
@@ -314,30 +316,32 @@ def _silence(factory: str, status: Status) -> str:
     return "no answer yet" if last is None else f"no answer since {utc_time(last)}"
 
 
-_TYPE_COLUMNS = (
-    *("Machinetype", "Model", "Machines", "Processors", "HS06", "Share", "Target"),
-    *("Why no more are created", "Held back until", "Last creation that failed", "Last end"),
-)
-
-
-def _type_rows(snapshot: Snapshot, now: float) -> Iterator[Sequence[str]]:
+def _type_rows(snapshot: Snapshot, now: float) -> dict[str, dict[str, str]]:
+    """Return the rows of the table of machinetypes, by name."""
     status = snapshot.status
     target, actual = shares(snapshot)
+    rows = {}
     for facts, one in zip(status.machinetypes, snapshot.machinetypes):
-        reason = status.passed_over.get(facts.name)
-        held = max(
-            filter(None, (times.get(facts.name) for times in (status.held_here, status.held_in_space))),
-            default=None,
-        )
+        held = [
+            times[facts.name] for times in (status.held_here, status.held_in_space) if facts.name in times
+        ]
         failed = status.failed.get(facts.name)
-        failure = "" if failed is None else f"{duration(now - failed.time)} ago: {_long(failed.reason)}"
-        yield (
-            *(name(facts.name), name(facts.machine_model), str(one.running_machines)),
-            *(f"{one.running_processors:.0f}", f"{one.running_hs06:.1f}"),
-            *(f"{actual[facts.name]:.0%}", f"{target[facts.name]:.0%}"),
-            *("" if reason is None else _long(reason), "" if held is None else utc_time(held), failure),
-            _long(one.shutdown_message or ""),
-        )
+        rows[facts.name] = {
+            "Machinetype": name(facts.name),
+            "Model": name(facts.machine_model),
+            "Machines": str(one.running_machines),
+            "Processors": f"{one.running_processors:.0f}",
+            "HS06": f"{one.running_hs06:.1f}",
+            "Share": f"{actual[facts.name]:.0%}",
+            "Target": f"{target[facts.name]:.0%}",
+            "Why no more are created": _long(status.passed_over.get(facts.name, "")),
+            "Held back until": utc_time(max(held)) if held else "",
+            "Last creation that failed": f"{duration(now - failed.time)} ago: {_long(failed.reason)}"
+            if failed
+            else "",
+            "Last end": _long(one.shutdown_message or ""),
+        }
+    return rows
 
 
 _SLOT_COLUMNS = (
@@ -346,29 +350,23 @@ _SLOT_COLUMNS = (
 )
 
 
-def _slot_row(slot: Slot, said: MachineStatus, status: Status, now: float) -> Sequence[str]:
+def _slot_row(slot: Slot, said: MachineStatus, status: Status, now: float) -> dict[str, str]:
+    """Return what is known of _SLOT_COLUMNS."""
+    row = {"Slot": name(slot.name), "State": shown(said.state)}
     machine = slot.machine
-    beginning = (name(slot.name), shown(said.state))
     if machine is None:
-        return (*beginning, *[""] * (len(_SLOT_COLUMNS) - len(beginning)))
-    made = (*beginning, name(machine.machinetype), name(machine.model))
+        return row
+    row |= {"Machinetype": name(machine.machinetype), "Model": name(machine.model)}
     if machine.finished:
-        gone = len(_SLOT_COLUMNS) - len(made) - 1
-        return (*made, *[""] * gone, _long(slot.message or "no shutdown message"))
-    memory = "" if machine.memory_bytes is None else f"{machine.memory_bytes / _BYTES_PER_MB:.0f} MB"
-    return (
-        *made,
-        str(machine.processors),
-        duration(now - (machine.started_time or machine.created_time)),
-        "" if machine.cpu_percent is None else f"{machine.cpu_percent:.0f} %",
-        memory,
-        utc_time(machine.shutdown_time),
-        "",
-    )
-
-
-def _troubles(troubles: Iterable[tuple[str, str | None]]) -> Iterator[Sequence[str]]:
-    return ((name(one), "ok" if trouble is None else _long(trouble)) for one, trouble in troubles)
+        return row | {"Last end": _long(slot.message or "no shutdown message")}
+    memory = machine.memory_bytes
+    return row | {
+        "Processors": str(machine.processors),
+        "Age": duration(now - (machine.started_time or machine.created_time)),
+        "CPU": "" if machine.cpu_percent is None else f"{machine.cpu_percent:.0f} %",
+        "Memory": "" if memory is None else f"{memory / _BYTES_PER_MB:.0f} MB",
+        "Ends by": utc_time(machine.shutdown_time),
+    }
 
 
 def _long(text: str) -> str:
@@ -380,13 +378,11 @@ def _path(kind: str, one: str) -> str:
 
 
 def _link(parent: Element, kind: str, one: str) -> Element:
-    link = _text(parent, "a", name(one))
-    link.set("href", _path(kind, one))
-    return link
+    return _text(parent, "a", name(one), href=_path(kind, one))
 
 
-def _text(parent: Element, tag: str, text: str, style: str = "") -> Element:
-    element = SubElement(parent, tag, {"class": style} if style else {})
+def _text(parent: Element, tag: str, text: str, style: str = "", **attributes: str) -> Element:
+    element = SubElement(parent, tag, {"class": style} if style else {}, **attributes)
     element.text = text
     return element
 
@@ -398,23 +394,25 @@ def _region(body: Element, title: str) -> Element:
     return SubElement(SubElement(body, "div", region), "table")
 
 
-def _open_table(body: Element, title: str, columns: Sequence[str]) -> Element:
+def _open_table(body: Element, title: str, columns: Iterable[str]) -> Element:
     table = _region(body, title)
     line = SubElement(table, "tr")
     for column in columns:
-        _text(line, "th", column).set("scope", "col")
+        _text(line, "th", column, scope="col")
     return table
 
 
-def _table(body: Element, title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
-    """Append a table with its heading, unless it has no rows."""
+def _table(body: Element, title: str, rows: Iterable[Mapping[str, str]], columns: Sequence[str] = ()) -> None:
+    """Append a table with its heading, unless it has no rows; columns: by default those of the first row."""
     found = list(rows)
     if not found:
         return
+    columns = columns or tuple(found[0])
     table = _open_table(body, title, columns)
     for row in found:
         line = SubElement(table, "tr")
-        for column, cell in zip(columns, row):
+        for column in columns:
+            cell = row.get(column, "")
             place = SubElement(line, "td", _style_of(cell))
             if column in ("Slot", "Machinetype") and cell:
                 _link(place, "machine" if column == "Slot" else "machinetype", cell)
@@ -422,12 +420,14 @@ def _table(body: Element, title: str, columns: Sequence[str], rows: Iterable[Seq
                 place.text = cell
 
 
-def _facts(body: Element, title: str, pairs: Iterable[tuple[str, str]]) -> None:
+def _facts(body: Element, title: str, facts: Mapping[str, str]) -> None:
+    """Append a table of those that are known."""
     table = _region(body, title)
-    for key, text in pairs:
-        line = SubElement(table, "tr")
-        _text(line, "th", key).set("scope", "row")
-        SubElement(line, "td", _style_of(text)).text = text
+    for key, text in facts.items():
+        if text:
+            line = SubElement(table, "tr")
+            _text(line, "th", key, scope="row")
+            SubElement(line, "td", _style_of(text)).text = text
 
 
 def _style_of(cell: str) -> dict[str, str]:

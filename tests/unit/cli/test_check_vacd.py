@@ -97,7 +97,7 @@ def test_what_keeps_them_in_ordinary_life_is_not(state: StateDir, guard: str | N
 
 
 class Disk:
-    """What statvfs tells."""
+    """Result of statvfs."""
 
     def __init__(self, flag: int = 0, blocks: int = 9, inodes: int = 9) -> None:
         self.f_flag, self.f_bfree, self.f_files, self.f_ffree = flag, blocks, 9, inodes

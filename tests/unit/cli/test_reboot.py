@@ -163,7 +163,7 @@ def test_a_factory_that_stands_back_has_its_earlier_order_again(host: SimpleName
 def test_a_factory_that_does_not_react_is_not_rebooted(
     host: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(factory_commands, "_TOLD_SECONDS", 0.0)
+    monkeypatch.setattr(factory_commands, "_DRAIN_REPORTED_SECONDS", 0.0)
     assert drain(host, "--reboot") == 1
     monkeypatch.setattr(requests, "running", lambda state: None)
     assert drain(host, "--reboot") == 1

@@ -58,7 +58,7 @@ user_data_option_x = hunter2
 
 
 def run(host: HostFacts, *words: str) -> int:
-    """What `vac WORDS…` does with these words."""
+    """Run `vac WORDS…`."""
     options, name, rest = split(words)
     arguments = command_parser(name).parse_intermixed_args([*options, *rest])
     return config_commands.run_config(arguments, host)
@@ -194,7 +194,7 @@ def test_show_keeps_bytes_that_are_not_utf8(
 
 
 def without_secrets(configuration: Configuration) -> Configuration:
-    """What is left of a configuration when what `show` leaves out, and the files' names, are left out."""
+    """Return a configuration without what `show` leaves out, and without the files' names."""
     settings_ = dataclasses.replace(configuration.settings, user_data_options={}, docker_host="")
     kinds = {
         name: dataclasses.replace(kind, user_data_options={})

@@ -1,4 +1,4 @@
-"""What the configured pipes' copies in the cache become: machinetypes, in which the site's word is last."""
+"""Machinetypes from the configured pipes' copies in the cache; the site's options override the document's."""
 
 from __future__ import annotations
 
@@ -323,7 +323,7 @@ def test_the_corpus_s_good_type_is_good(site: Site) -> None:
 
 
 class TestCopies:
-    """What the cache says of a pipe."""
+    """Copies of pipes in the cache, and their states."""
 
     def read(self, site: Site, url: str = URL) -> PipeCopy:
         return read_copy(site.cache, VacuumPipe("vo", url))

@@ -20,8 +20,8 @@ def command_line(plan: dict[str, Any]) -> list[str]:
     return ["/bin/sh", "-c", plan["command"]]
 
 
-def running(told: Mapping[str, Any], first: bytes, others: list[bytes]) -> bool:
-    return "child-pid" in told
+def command_pids(told: Mapping[str, Any], first: bytes, others: Mapping[int, bytes]) -> list[int]:
+    return [told["pid"]] if "child-pid" in told else []
 
 
 def executed(told: Mapping[str, Any]) -> bool:

@@ -457,7 +457,7 @@ class ArchiveSite:
         self.keeper = DockerImages(cast(Connection, engine), lambda: None, clock=lambda: self.now)
 
     def load(self, content: bytes) -> str | None:
-        """Why it can't be used."""
+        """Return the reason why it can't be used."""
         self.archive.write_bytes(content)
         self.now += 10**6
         self.keeper.prepare(str(self.archive), Path("/"))

@@ -32,11 +32,10 @@ from vac.drivers.engine import (
     ActionDone,
     ActionKind,
     Changed,
-    Deadlines,
     Engine,
     Message,
     Observation,
-    ObservationFailed,
+    Unobserved,
     driver_for,
     engine_name,
 )
@@ -63,18 +62,10 @@ class Factory:
         self,
         clock: Clock,
         driver: FakeDriver,
-        retry_seconds: float = 600.0,
         apart: Collection[ActionKind] = (),
     ) -> None:
         self.messages: queue.SimpleQueue[Message] = queue.SimpleQueue()
-        self.engine = Engine(
-            "fake",
-            lambda: driver,
-            self.messages.put,
-            clock,
-            Deadlines(retry_seconds=retry_seconds),
-            apart=apart,
-        )
+        self.engine = Engine("fake", lambda: driver, self.messages.put, clock, apart=apart)
 
     def next(self, *kinds: type) -> Message:
         """The next message of these kinds; others are dropped."""
@@ -108,17 +99,32 @@ def fake(clock: Clock) -> FakeEngine:
     return FakeEngine(clock)
 
 
+@pytest.fixture(autouse=True)
+def nothing_is_observed_unasked(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("vac.drivers.engine.RETRY_SECONDS", 600.0)
+
+
 @pytest.fixture
-def factory(clock: Clock, fake: FakeEngine) -> Iterator[Factory]:
-    factory = Factory(clock, fake.driver())
-    yield factory
-    factory.engine.close()
+def factory(clock: Clock, fake: FakeEngine) -> Factory:
+    return Factory(clock, fake.driver())
 
 
 def spec(
     name: str = "f1-00.example.com", uuid: str = "u0", directory: Path = Path("/nowhere")
 ) -> MachineSpec:
     return MachineSpec(name, uuid, Machinetype("t"), Settings(), 1, 2**31, directory, directory)
+
+
+def failing_once(*calls: str) -> Callable[[str, str], None]:
+    """Return a hook of a FakeEngine whose first such calls fail."""
+    failing = set(calls)
+
+    def hook(call: str, moment: str) -> None:
+        if call in failing:
+            failing.remove(call)
+            raise EngineUnavailable("cannot connect")
+
+    return hook
 
 
 def wait_until_blocked(driver_call: threading.Event, engine: Engine) -> None:
@@ -194,7 +200,6 @@ def test_stops_that_take_their_time_hold_up_neither_each_other_nor_creations(
     assert factory.done(CREATE, STOP).action.kind is CREATE
     gate.set()
     assert {factory.done(STOP).action.name for _ in names} == set(names)
-    factory.engine.close()
 
 
 def test_life_of_a_machine_is_reported_step_by_step(factory: Factory) -> None:
@@ -216,7 +221,6 @@ def test_hung_engine_does_not_hold_up_another(clock: Clock, fake: FakeEngine, fa
     other = Factory(clock, FakeEngine(clock).driver())
     other.engine.request_observation()
     assert other.next(Observation)
-    other.engine.close()
     gate.set()
 
 
@@ -242,7 +246,6 @@ def test_of_independent_machines_one_that_hangs_holds_up_no_other(clock: Clock, 
     assert own == [Action(kind, "f1-00.example.com", "u0") for kind in (CREATE, DESTROY)]
     factory.engine.create(spec(uuid="u2"))
     assert factory.created().action.uuid == "u2", "there is a thread for it again"
-    factory.engine.close()
 
 
 def test_engine_is_late_after_its_deadline_and_stuck_from_then(
@@ -279,7 +282,7 @@ def test_late_creation_is_named(factory: Factory, fake: FakeEngine, clock: Clock
 def test_unavailable_engine_is_a_problem_until_it_answers_again(factory: Factory, fake: FakeEngine) -> None:
     fake.unavailable = "cannot connect"
     factory.engine.request_observation()
-    assert factory.next(ObservationFailed) == ObservationFailed("fake", 1000.0)
+    assert factory.next(Unobserved) == Unobserved("fake", 1000.0)
     assert factory.engine.problem() == "cannot connect"
     fake.unavailable = None
     factory.engine.request_observation()
@@ -288,16 +291,15 @@ def test_unavailable_engine_is_a_problem_until_it_answers_again(factory: Factory
 
 
 def test_observation_that_failed_is_made_again_without_being_asked_for(
-    clock: Clock, fake: FakeEngine
+    clock: Clock, fake: FakeEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    factory = Factory(clock, fake.driver(), retry_seconds=0.01)
-    fake.unavailable = "cannot connect"
+    monkeypatch.setattr("vac.drivers.engine.RETRY_SECONDS", 0.01)
+    factory = Factory(clock, fake.driver())
+    fake.hook = failing_once("list")
     factory.engine.request_observation()
-    assert factory.next(ObservationFailed) and factory.next(ObservationFailed)
-    fake.unavailable = None
+    assert factory.next(Unobserved, Observation) == Unobserved("fake", clock.now)
     assert factory.next(Observation)
     assert factory.engine.problem() is None
-    factory.engine.close()
 
 
 @pytest.mark.parametrize(
@@ -361,7 +363,7 @@ def test_bug_in_a_driver_is_a_failure_with_a_traceback_and_the_threads_live_on(
     factory = Factory(clock, driver)
     with caplog.at_level(logging.ERROR):
         factory.engine.request_observation()
-        factory.next(ObservationFailed)
+        factory.next(Unobserved)
         assert (factory.engine.problem() or "").startswith("unexpected ZeroDivisionError")
         factory.engine.create(spec())
         refused = factory.done(CREATE)
@@ -372,7 +374,6 @@ def test_bug_in_a_driver_is_a_failure_with_a_traceback_and_the_threads_live_on(
     assert factory.next(Observation)
     factory.engine.create(dataclasses.replace(spec(), uuid="u1"))
     assert factory.created()
-    factory.engine.close()
 
 
 def test_event_of_a_machine_is_posted(factory: Factory, fake: FakeEngine) -> None:
@@ -396,46 +397,31 @@ class BreakingDriver(FakeDriver):
 def test_broken_events_are_listened_to_again(clock: Clock, fake: FakeEngine) -> None:
     driver = BreakingDriver(fake)
     factory = Factory(clock, driver)
-    assert factory.next(Changed) == Changed("fake", ""), "something may have been missed meanwhile"
+    assert factory.next(Unobserved, Changed) == Unobserved("fake", clock.now), "it may end its machines now"
+    assert factory.next(Unobserved, Changed) == Changed("fake", ""), (
+        "something may have been missed meanwhile"
+    )
     factory.engine.create(spec())
     assert factory.next(Changed) == Changed("fake", "f1-00.example.com")
     assert driver.attempts == 2
-    factory.engine.close()
 
 
 def test_events_are_listened_to_as_soon_as_an_observation_shows_that_the_engine_is_back(
     clock: Clock, fake: FakeEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("vac.drivers.engine.FIRST_PAUSE_SECONDS", 1000.0)
-    fake.unavailable = "cannot connect"
-    factory = Factory(clock, fake.driver(), retry_seconds=0.01)
+    monkeypatch.setattr("vac.drivers.engine.RETRY_SECONDS", 0.01)
+    fake.hook = failing_once("list", "events")
+    factory = Factory(clock, fake.driver())
     factory.engine.request_observation()
-    factory.next(ObservationFailed)
-    fake.unavailable = None
     assert factory.next(Changed) == Changed("fake", ""), "something may have been missed meanwhile"
     factory.engine.create(spec())
     assert factory.next(Changed) == Changed("fake", "f1-00.example.com")
-    factory.engine.close()
-
-
-@pytest.mark.parametrize("apart", [(), ActionKind])
-def test_closed_engine_does_not_begin_what_was_queued(
-    clock: Clock, fake: FakeEngine, apart: Collection[ActionKind]
-) -> None:
-    factory = Factory(clock, fake.driver(), apart=apart)
-    gate = fake.hang("create")
-    factory.engine.create(spec())
-    wait_until_blocked(gate, factory.engine)
-    factory.engine.create(spec("f1-00.example.com", "u1"))
-    factory.engine.close()
-    gate.set()
-    assert factory.created()
-    assert set(fake.machines) == {"u0"}
 
 
 def test_inline_engine_answers_before_it_returns(clock: Clock, fake: FakeEngine) -> None:
     messages: list[Message] = []
-    engine = InlineEngine("fake", fake.driver, messages.append, clock, Deadlines(1, 1))
+    engine = InlineEngine("fake", fake.driver, messages.append, clock)
     engine.create(spec())
     engine.request_observation()
     assert [type(message) for message in messages] == [ActionDone, Observation]
@@ -504,7 +490,7 @@ def test_a_driver_that_cannot_be_opened_yet_is_tried_again() -> None:
 
     engine, posted = engine_of(opener)
     engine.request_observation()
-    assert isinstance(posted(), ObservationFailed)
+    assert isinstance(posted(), Unobserved)
     assert engine.problem() == "no socket"
     for _ in range(2):
         engine.request_observation()
@@ -569,32 +555,6 @@ def test_a_driver_without_the_abilities_needs_none() -> None:
     assert isinstance(message, Observation) and message.details == {}
     assert engine.notices() == ()
     assert engine.prepare(TYPE, SETTINGS, FILES) is None
-
-
-def test_a_driver_that_is_still_being_opened_is_closed_afterwards(talkative: Talkative) -> None:
-    asked, go = threading.Event(), threading.Event()
-    closed: list[str] = []
-    talkative.close = lambda: closed.append("once")
-
-    def opener() -> Driver:
-        asked.set()
-        go.wait(60)
-        return talkative
-
-    engine, posted = engine_of(opener)
-    opening = threading.Thread(target=engine.request_observation)
-    opening.start()
-    asked.wait(60)
-    engine.close()
-    assert closed == []
-    go.set()
-    opening.join(60)
-    engine.close()
-    assert closed == ["once"]
-    posted()
-    engine.request_observation()
-    assert isinstance(posted(), ObservationFailed)
-    assert "closed" in (engine.problem() or "")
 
 
 @pytest.mark.parametrize("model", MODELS)

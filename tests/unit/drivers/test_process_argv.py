@@ -282,12 +282,12 @@ OUTER = b"bwrap\0--unshare-user\0--\0/user_data\0"
 def test_machine_runs_once_something_else_than_bwrap_does(
     told: dict[str, int], others: list[bytes], running: bool
 ) -> None:
-    assert bubblewrap.running(told, OUTER, others) is running
+    assert bool(bubblewrap.command_pids(told, OUTER, dict(enumerate(others)))) is running
 
 
 def test_what_a_dead_bwrap_has_left_waiting_is_no_machine(tmp_path: Path) -> None:
     own = b"\0".join(map(str.encode, command_line(make_spec(tmp_path))))
-    assert not bubblewrap.running({"child-pid": 7}, b"", [own])
+    assert not bubblewrap.command_pids({"child-pid": 7}, b"", {7: own})
 
 
 KEYS = """
@@ -331,7 +331,7 @@ def arguments(spec: MachineSpec) -> list[str]:
 
 
 def mounts(words: list[str]) -> dict[str, tuple[str, bool]]:
-    """What is bound where: source, and whether it is read-only, by destination."""
+    """Return binds by destination: the source, and True if it is read-only."""
     rows = csv.reader(word.partition("=")[2] for word in words if word.startswith("--mount="))
     found = {}
     for row in rows:
@@ -413,7 +413,7 @@ def test_a_state_dir_with_a_colon_or_comma_is_refused(tmp_path: Path) -> None:
     ],
 )
 def test_it_runs_when_a_process_is_the_machines_own(others: list[bytes], runs: bool) -> None:
-    assert apptainer.running({}, b"apptainer\0exec", others) is runs
+    assert bool(apptainer.command_pids({}, b"apptainer\0exec", dict(enumerate(others)))) is runs
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import select
 import signal
 import tempfile
@@ -157,6 +158,22 @@ def test_a_successor_knows_what_runs_and_how_it_ended(site: Site) -> None:
     assert before - PATIENCE < (found.ended_time or 0.0) <= before
 
 
+def test_start_is_the_commands_even_if_its_program_was_slow(site: Site) -> None:
+    begun = time.time()
+    spec = site.spec(f"{BEGIN}; while [ ! -e {site.path}/go ]; do sleep 0.02; done; {END}")
+    site.driver.create(spec)
+    status = spec.directory / launch_plan.STATUS_FILE
+    launched = begun - 50
+    status.write_text(re.sub('"executing": [0-9.]+', f'"executing": {launched}', status.read_text()))
+    driver = site.new_driver()
+    assert site.listed(driver).state is EngineState.RUNNING
+    assert abs((driver.usage()["u"].started_time or 0.0) - begun) < 25
+    (site.path / "go").touch()
+    site.wait_for(EngineState.ENDED, driver)
+    assert abs((driver.usage()["u"].started_time or 0.0) - begun) < 25
+    assert site.new_driver().usage()["u"].started_time in (None, launched), "its processes have gone"
+
+
 def test_a_machine_whose_command_has_not_begun_is_half_made(
     site: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -173,7 +190,13 @@ def test_a_machine_whose_command_has_not_begun_is_half_made(
     while "machine" not in read_status(spec.directory).told:  # the launcher says so before it enters
         assert time.monotonic() < deadline
     assert site.listed(other).state is EngineState.HALF_MADE
-    monkeypatch.setattr(time, "sleep", lambda seconds: pytest.fail("it stays so: nothing waits for it again"))
+    own, sleep = threading.current_thread(), time.sleep
+
+    def sleep_elsewhere(seconds: float) -> None:
+        assert threading.current_thread() is not own, "it stays so: nothing waits for it again"
+        sleep(seconds)
+
+    monkeypatch.setattr(time, "sleep", sleep_elsewhere)
     assert site.listed(other).state is EngineState.HALF_MADE
     monkeypatch.undo()
     assert site.driver.list() == [], "its creation goes on"
@@ -253,7 +276,7 @@ unshare -Ur unshare -Ur unshare -Ur unshare -Ur true 2>/dev/null || echo not fou
 
 
 def start(tmp_path: Path, image: str, script: str = LOOK, **more: Any) -> tuple[str, int]:
-    """What the program has printed, and its exit code."""
+    """Return the program's output and its exit code."""
     require_root()
     (tmp_path / "standin_model.py").write_text(MODEL)
     plan: dict[str, Any] = {

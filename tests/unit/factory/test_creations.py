@@ -1,4 +1,4 @@
-"""How machines begin: their contexts, their directories, what drivers are told, and what is left of failures."""
+"""Creation of machines: contexts, directories, what drivers are told, and what is left of failures."""
 
 from __future__ import annotations
 

@@ -13,10 +13,11 @@ from tests.fake_driver import Script
 from tests.simulated import START, World, one_type
 from tests.unit.factory.conftest import MakeWorld
 from vac.drivers.base import EngineState, EngineUnavailable, Observed
-from vac.drivers.engine import Changed, Observation
+from vac.drivers.engine import Changed, Observation, Unobserved
 from vac.lifecycle.phases import Empty
 from vac.machines import files, requests
 from vac.machines.machine import Machine
+from vac.machines.slots import outcome
 
 
 def two_engines(make_world: MakeWorld) -> World:
@@ -104,6 +105,20 @@ def test_an_unseen_end_is_accounted_once_the_engine_answers(world: World) -> Non
     assert last_seen is not None
     assert int(records[machine.uuid]["EndTime"]) == int(last_seen)
     assert len(world.records()) == 2
+
+
+@pytest.mark.parametrize("broken_off", [True, False])
+def test_an_end_after_events_broke_off_is_not_early(world: World, broken_off: bool) -> None:
+    """An engine that stops its machines as it stops itself may be back before anybody asks it."""
+    world.scripts = lambda spec: Script(97.0)
+    world.fill()
+    machine = world.machine()
+    world.run(90)
+    if broken_off:
+        world.inbox.put(Unobserved("docker", world.clock.boot()))
+    world.run(60, step=15.0)
+    assert machine.finished
+    assert outcome(machine).early_counts is not broken_off
 
 
 def test_an_engine_that_is_late_is_said_to_be_once(

@@ -1,4 +1,4 @@
-"""What people ask: destroy, finish, drain, and the site's shutdown time."""
+"""Orders of people: destroy, finish, drain, and the site's shutdown time."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from vac.machines.machine import Machine
 
 
 def mjf(machine: Machine) -> tuple[int, int]:
-    """When the machine is told that it must end."""
+    """Return the time at which the machine is told that it must end."""
     keys = ("machinefeatures/shutdowntime", "jobfeatures/shutdowntime_job")
     first, second = (int((machine.directory / key).read_text()) for key in keys)
     return first, second

@@ -1,4 +1,4 @@
-"""What the factory remembers of its peers, and what it warns of when it compares itself with them."""
+"""The factory's memory of its peers, and its warnings when it compares itself with them."""
 
 from __future__ import annotations
 

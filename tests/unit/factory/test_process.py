@@ -28,7 +28,7 @@ from vac.factory.state import Message, Wake
 from vac.machines import layout
 from vac.machines.layout import StateDir, StateDirBusy, lock_name
 from vac.machines.machine import load
-from vac.roles import EXIT_OTHER_AT_WORK, EXIT_TO_BEGIN_ANEW, RoleOptions
+from vac.roles import EXIT_OTHER_AT_WORK, EXIT_TO_RESTART, RoleOptions
 
 PATIENCE_SECONDS = 60.0
 CONFIGURATION = """
@@ -237,7 +237,7 @@ def test_another_engine_address_is_for_a_new_process(started: Process) -> None:
     started.configure(CONFIGURATION.replace("[settings]", "[settings]\ndocker_host = unix:///run/p.sock"))
     started.wake()
     thread.join(PATIENCE_SECONDS)
-    assert started.status == EXIT_TO_BEGIN_ANEW
+    assert started.status == EXIT_TO_RESTART
 
 
 def test_an_engine_that_hangs_for_good_ends_the_process(make_world: MakeWorld) -> None:
@@ -276,8 +276,6 @@ def test_an_engine_that_hangs_for_good_ends_the_process(make_world: MakeWorld) -
     with pytest.raises(Stuck, match="docker: no answer for 640 s"):
         factory.turn(0.0)
     hang.set()
-    for engine in opened:
-        engine.close()
 
 
 def test_a_stuck_process_leaves_at_once(

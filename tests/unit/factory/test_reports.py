@@ -1,4 +1,4 @@
-"""What the factory tells others of itself: status, counters, notes, VacMon."""
+"""The factory's reports: status, counters, notes, VacMon."""
 
 from __future__ import annotations
 
@@ -117,14 +117,14 @@ def test_images_that_no_machinetype_names_leave_the_cache(make_world: MakeWorld)
 
 
 def counts(world: World) -> dict[tuple[str, str, str], int]:
-    return {(one.what, one.kind, one.outcome): one.count for one in world.status().tallies}
+    return {(one.event, one.kind, one.outcome): one.count for one in world.status().event_counts}
 
 
 def seconds(world: World, what: str, kind: str, outcome: str) -> float:
     return sum(
         one.seconds
-        for one in world.status().tallies
-        if (one.what, one.kind, one.outcome) == (what, kind, outcome)
+        for one in world.status().event_counts
+        if (one.event, one.kind, one.outcome) == (what, kind, outcome)
     )
 
 

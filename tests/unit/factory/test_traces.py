@@ -1,4 +1,4 @@
-"""What a driver sees of its machines is kept with them, beyond their end."""
+"""Facts that a driver knows of its machines are kept with them, beyond their end."""
 
 from __future__ import annotations
 

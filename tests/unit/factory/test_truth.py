@@ -151,7 +151,7 @@ def test_a_stopping_factory_credits_nothing_while_its_engine_hangs(
 ) -> None:
     world.fill()
     world.run(60)
-    listed = world.slot().sight.alive_time
+    listed = world.slot().observed.alive_time
     assert listed is not None
     seen = world.clock.now - (world.clock.boot() - listed)
     world.clock.now += 25

@@ -1,4 +1,4 @@
-"""Which cgroups are taken, and what is written to their files, in directories of plain files."""
+"""Choice of cgroups and the content of their files, in directories of plain files."""
 
 from __future__ import annotations
 

@@ -119,7 +119,7 @@ def test_a_check_that_is_not_there_is_a_problem(tmp_path: Path) -> None:
 
 @pytest.fixture
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Where /cvmfs is."""
+    """Directory that stands for /cvmfs."""
     place = tmp_path / "cvmfs"
     (place / "a.b/empty").mkdir(parents=True)
     (place / "a.b/file").write_text("it answers")

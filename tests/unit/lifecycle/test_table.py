@@ -193,7 +193,7 @@ class Life(RuleBasedStateMachine):
         self.accounted = 0
         self.disk_full = False
 
-    def happen(self, stimulus: Stimulus) -> None:
+    def handle(self, stimulus: Stimulus) -> None:
         before = self.phase
         taken = step(before, stimulus, self.now)
         self.phase = taken.after
@@ -201,7 +201,7 @@ class Life(RuleBasedStateMachine):
             self.carry_out(effect, taken)
             if effect is Effect.ACCOUNT and not self.disk_full:
                 self.accounted += 1
-                self.happen(EndWritten())
+                self.handle(EndWritten())
                 return
 
     def carry_out(self, effect: Effect, taken: Step) -> None:
@@ -226,19 +226,19 @@ class Life(RuleBasedStateMachine):
     def anything(self, kind: type[Stimulus]) -> None:
         if kind is DirectoryFailed and isinstance(self.phase, Starting):
             return  # that is no message: it comes from the effect
-        self.happen(stimulus_of(kind))
+        self.handle(stimulus_of(kind))
 
     @rule(
         kind=st.sampled_from([ListedAlive, ListedEnded, ListedHalfMade, ListedAbsent]),
         age=st.floats(0.0, 100.0),
     )
     def listing(self, kind: type[Stimulus], age: float) -> None:
-        self.happen(stimulus_of(kind, asked_time=self.now - age))
+        self.handle(stimulus_of(kind, asked_time=self.now - age))
 
     @rule(seconds=st.sampled_from([0.0, 1.0, 20.0, 100.0, 1000.0]))
     def time(self, seconds: float) -> None:
         self.now += seconds
-        self.happen(Time())
+        self.handle(Time())
 
     @rule(full=st.booleans())
     def disk(self, full: bool) -> None:

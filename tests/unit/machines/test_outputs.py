@@ -1,4 +1,4 @@
-"""What machines and engines leave: shutdown messages, honest and planted, and connections."""
+"""Shutdown messages, honest and planted, and connections."""
 
 from __future__ import annotations
 

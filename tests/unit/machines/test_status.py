@@ -21,7 +21,7 @@ from vac.machines import status as statefiles
 from vac.machines import status as statuses
 from vac.machines.layout import StateDir
 from vac.machines.requests import Drain
-from vac.machines.status import Creation, ErrorKind, Status, Tally, TypeFacts
+from vac.machines.status import Creation, ErrorKind, EventCount, Status, TypeFacts
 
 FULL = Status(
     time=1.5,
@@ -58,7 +58,7 @@ FULL = Status(
     joules=1.5,
     disk_used={"uuid": 5},
     begin=9.5,
-    tallies=(Tally("end", "t", "200", 3, 4.5),),
+    event_counts=(EventCount("end", "t", "200", 3, 4.5),),
 )
 json_values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(),

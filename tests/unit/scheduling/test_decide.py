@@ -32,7 +32,7 @@ from vac.scheduling.shares import Ledger
 NAMES = ("a", "b", "c", "d")
 OTHERS = ("g.example.com", "h.example.com", "i.example.com")
 ALONE = SpaceView(FACTORY, (FACTORY,), 64.0)
-READY = Memory(RampState(machines={"a": 64}, vacated=()))
+READY = Memory(RampState(machines={"a": 64}, freed_times=()))
 """A ramp that has seen 64 machines, so that all places may be taken at once."""
 
 _recent = st.floats(START - 5000, START)

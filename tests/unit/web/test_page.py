@@ -29,7 +29,7 @@ from vac.machines.layout import StateDir
 from vac.machines.machine import renew_heartbeat
 from vac.machines.requests import Drain
 from vac.machines.slots import write_slot
-from vac.machines.status import Creation, Status, Tally, TypeFacts
+from vac.machines.status import Creation, EventCount, Status, TypeFacts
 from vac.roles import ROLES
 from vac.text import utc_time
 from vac.vacquery.responder import counters_file, write_counters
@@ -80,12 +80,12 @@ STATUS = Status(
     joules=5000.5,
     disk_used={UUID: 300},
     begin=NOW - 500,
-    tallies=(
-        Tally("cycle", "", "", 7, 0.5),
-        Tally("creation", "bubblewrap", "created", 4, 6.0),
-        Tally("creation", "docker", "failed", 2, 3.0),
-        Tally("destruction", "bubblewrap", "destroyed", 3, 1.5),
-        Tally("end", "lhcb-prod", "300", 2, 20.0),
+    event_counts=(
+        EventCount("cycle", "", "", 7, 0.5),
+        EventCount("creation", "bubblewrap", "created", 4, 6.0),
+        EventCount("creation", "docker", "failed", 2, 3.0),
+        EventCount("destruction", "bubblewrap", "destroyed", 3, 1.5),
+        EventCount("end", "lhcb-prod", "300", 2, 20.0),
     ),
 )
 
@@ -332,7 +332,7 @@ def hostile(key: str, text: str) -> Status:
         failed={key: Creation(NOW, key, reason=text)},
         pipes={key: text, key + "x": text},
         slot_states={"node1-02.example.org": text},
-        tallies=(Tally("end", key, key, 1, 1.0),),
+        event_counts=(EventCount("end", key, key, 1, 1.0),),
     )
 
 

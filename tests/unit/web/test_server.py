@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import http.client
+import os
 import select
 import socket
 import threading
@@ -294,6 +295,23 @@ def test_an_address_can_be_listened_at_before_this_host_has_it() -> None:
     with bind("169.254.169.254", 0, future=True) as bound:
         bound.listen()
         assert bound.getsockname()[0] == "169.254.169.254"
+
+
+def test_a_server_that_stops_at_once_can_be_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
+    one = Server(lambda *_: [], bind(QUICK, 0), adjustments(BODY_LIMIT), is_slot)
+    thread = threading.Thread(target=one.serve)
+    thread.start()
+    write = os.write
+
+    def late_write(descriptor: int, data: bytes) -> int:
+        """Write what wakes the server up twice: only then has it closed everything for certain."""
+        write(descriptor, data)
+        thread.join(PATIENCE)
+        return write(descriptor, data)
+
+    monkeypatch.setattr(os, "write", late_write)
+    one.stop()
+    assert not thread.is_alive()
 
 
 def test_a_taken_port_is_an_error() -> None:

@@ -16,7 +16,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from vac.drivers.base import Usage, grown
+from vac.drivers.base import Usage, with_growing_counters
 from vac.host.cgroups import EngineGroup, find_engine_group, find_mounts
 from vac.host.connections import Contact, contacts_by_group, contacts_within
 
@@ -48,7 +48,7 @@ class _Container:
             if self.own_network and self.is_first_process():
                 received, sent = parse_net_dev((PROC / str(self.pid) / "net" / "dev").read_text())
                 used = replace(used, network_received_bytes=received, network_sent_bytes=sent)
-        self.usage = grown(used, self.usage)
+        self.usage = with_growing_counters(used, self.usage)
 
     def watch(self) -> None:
         """Measure once more as soon as the first process ends, in a thread that waits for that."""

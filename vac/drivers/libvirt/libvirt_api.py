@@ -66,8 +66,8 @@ class Connection:
         self.uri = uri
         self._hypervisor_type = hypervisor_type
         self._connections: dict[str, libvirt.virConnect] = {}
-        self._errors: dict[str, Exception] = {}
-        """By purpose, why the last attempt to connect has failed."""
+        self._failures: dict[str, str] = {}
+        """By purpose, why the last attempt to connect has failed; "" if it hasn't."""
         self._opening: BackgroundWork[Any] = BackgroundWork("libvirt-open", self._note_opened, at_once=None)
         self._hypervisor: Hypervisor | None = None
 
@@ -84,10 +84,10 @@ class Connection:
             return self._connections.pop(purpose)
 
     def _open(self, purpose: str) -> libvirt.virConnect:
-        """Return the connection for this purpose, a new one if it has none that lives. Raises libvirtError.
+        """Return the connection for this purpose, a new one if it has none that lives.
 
-        Raises EngineUnavailable if that takes too long: keepalive works on open connections only. One that opens too
-        late is there for the next call.
+        Raises EngineUnavailable, also if that takes too long: keepalive works on open connections only. One that opens
+        too late is there for the next call.
         """
         connection = self._connections.get(purpose)
         if connection is None or not connection.isAlive():
@@ -97,26 +97,24 @@ class Connection:
                 raise EngineUnavailable(f"{self.uri}: libvirtd doesn't answer")
             connection = self._connections.get(purpose)
             if connection is None:
-                raise self._errors[purpose]
+                raise EngineUnavailable(f"{self.uri}: {self._failures[purpose]}")
         return connection
 
     def _connect(self) -> Any:
-        """Return a connection or the error: it may take for ever."""
+        """Return a connection: it may take for ever. Raises OSError."""
         try:
             connection = libvirt.open(self.uri)
         except libvirt.libvirtError as error:
-            return error
+            raise OSError(explanation(error)) from error
         with suppress(libvirt.libvirtError):  # a mock inside this process needs none
             connection.setKeepAlive(KEEPALIVE_SECONDS, KEEPALIVE_COUNT)
         return connection
 
     def _note_opened(self, outcome: Outcome[Any]) -> None:
-        self._hypervisor = None
-        if isinstance(outcome.value, libvirt.virConnect):
+        self._hypervisor, self._failures[outcome.key] = None, outcome.failure
+        self._connections.pop(outcome.key, None)
+        if outcome.value is not None:
             self._connections[outcome.key] = outcome.value
-        else:
-            self._connections.pop(outcome.key, None)
-            self._errors[outcome.key] = outcome.value or EngineUnavailable(outcome.failure)
 
     @contextmanager
     def explained(self) -> Iterator[None]:
@@ -166,24 +164,16 @@ class EventReader:
         self._sample = sample
         self._ours = ours
         self._ended = ended
-        self._lock = threading.Lock()
-        self._listener: queue.Queue[_News] | None = None
-        self._closed = False
+        self._news: queue.Queue[_News] = queue.Queue()
+        """Of one connection; None: the end."""
 
     def close(self) -> None:
         """End listen()."""
-        with self._lock:
-            self._closed = True
-            if self._listener is not None:
-                self._listener.put(None)
+        self._news.put(None)
 
     def listen(self) -> Iterator[str]:
         """Yield names of machines that have changed, "" for any. Ends with close()."""
-        news: queue.Queue[_News] = queue.Queue()
-        with self._lock:
-            if self._closed:
-                return
-            self._listener = news
+        news = self._news
         connection = self._connection.take("events")
         callback = None
         try:
@@ -192,11 +182,10 @@ class EventReader:
             yield ""
             yield from self._read(news)
         finally:
-            with self._lock:
-                self._listener = None
+            self._news = queue.Queue()
             _hang_up(connection, callback)
 
-    def _register(self, connection: libvirt.virConnect, news: queue.Queue[_News]) -> int:
+    def _register(self, connection: libvirt.virConnect, news: queue.Queue[_News]) -> Any:
         """Have the event loop's thread, which must not be kept waiting, note what happens."""
 
         def happened(_connection: object, domain: Any, event: int, detail: int, _context: object) -> None:
@@ -210,9 +199,7 @@ class EventReader:
 
         with suppress(libvirt.libvirtError):  # a mock inside this process doesn't close
             connection.registerCloseCallback(closed, None)
-        kind = libvirt.VIR_DOMAIN_EVENT_ID_LIFECYCLE
-        callback: int = connection.domainEventRegisterAny(None, kind, happened, None)
-        return callback
+        return connection.domainEventRegisterAny(None, libvirt.VIR_DOMAIN_EVENT_ID_LIFECYCLE, happened, None)
 
     def _read(self, news: queue.Queue[_News]) -> Iterator[str]:
         sample_time = time.monotonic() + SAMPLE_SECONDS

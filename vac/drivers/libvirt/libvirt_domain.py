@@ -39,12 +39,9 @@ DEFAULT_GB_PER_PROCESSOR = 40
 """Of file-backed disks, if nothing is configured."""
 QEMU_IMG_SECONDS = 60.0
 _QCOW2_MAGIC = b"QFI\xfb"
-_QCOW2_HEADER = struct.Struct(">4sIQ")
-"""magic, version, backing_file_offset"""
-_QCOW2_INCOMPATIBLE = slice(72, 80)
+_QCOW2_HEADER = struct.Struct(">4sIQ56xQ")
+"""magic, version, backing_file_offset, incompatible features of version 3"""
 _EXTERNAL_DATA_FILE = 1 << 2
-_BUSES = {"vd": "virtio", "hd": "ide"}
-_OTHER_BUS = "sata"
 
 ET.register_namespace("vac", NAMESPACE)
 
@@ -90,7 +87,7 @@ class Disk:
     @property
     def bus(self) -> str:
         """Bus that its name stands for."""
-        return _BUSES.get(self.device[:2], _OTHER_BUS)
+        return {"vd": "virtio", "hd": "ide"}.get(self.device[:2], "sata")
 
 
 @dataclass(frozen=True)
@@ -301,11 +298,8 @@ def _devices(spec: MachineSpec, hypervisor: Hypervisor) -> Iterator[ET.Element]:
 
 def make_sparse(path: Path, size_bytes: int) -> Path:
     """Make a file of this size without using any block. Raises OSError."""
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-    try:
-        os.ftruncate(descriptor, size_bytes)
-    finally:
-        os.close(descriptor)
+    with open(path, "xb", opener=lambda name, flags: os.open(name, flags, 0o600)) as file:
+        file.truncate(size_bytes)
     return path
 
 
@@ -339,15 +333,14 @@ def open_image(path: Path, cvmfs: str = str(CVMFS)) -> Image:
         mode = os.fstat(file.fileno()).st_mode
         if not stat.S_ISREG(mode):
             raise CreationFailed(f"root_image {path} is no regular file; a disk image would be right")
-        header = file.read(_QCOW2_INCOMPATIBLE.stop)
+        header = file.read(_QCOW2_HEADER.size)
     readable = bool(mode & stat.S_IROTH)
     if not header.startswith(_QCOW2_MAGIC):
         return Image(path, "raw", readable)
-    if len(header) < _QCOW2_INCOMPATIBLE.stop:
+    if len(header) < _QCOW2_HEADER.size:
         raise CreationFailed(f"{path.name}: a qcow2 image that is cut off")
-    _, version, backing_file_offset = _QCOW2_HEADER.unpack_from(header)
-    incompatible = int.from_bytes(header[_QCOW2_INCOMPATIBLE], "big") if version >= 3 else 0
-    if backing_file_offset or incompatible & _EXTERNAL_DATA_FILE:
+    _, version, backing_file_offset, incompatible = _QCOW2_HEADER.unpack(header)
+    if backing_file_offset or (version >= 3 and incompatible & _EXTERNAL_DATA_FILE):
         raise CreationFailed(
             f"{path.name}: a qcow2 image that refers to another file; `qemu-img convert` makes a whole one"
         )

@@ -15,13 +15,13 @@ import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Callable
 
 import libvirt
 
-from vac.background import BackgroundWork, Outcome
+from vac.background import BackgroundWork
 from vac.config.machinetype import Machinetype
 from vac.config.settings import Settings, slot_number
 from vac.drivers.base import (
@@ -34,6 +34,7 @@ from vac.drivers.base import (
     MachineSpec,
     Observed,
     Usage,
+    with_growing_counters,
 )
 from vac.drivers.images import ImageFacts, ImageFiles, version_of
 from vac.drivers.libvirt.libvirt_api import (
@@ -114,7 +115,7 @@ class LibvirtDriver(Driver):
         self._image_facts = ImageFacts()
         self._volumes = Volumes()
         self._changes = OnChange(_log)
-        self._pressing: BackgroundWork[bool] = BackgroundWork("power-button", self._pressed, at_once=None)
+        self._pressing: BackgroundWork[None] = BackgroundWork("power-button", at_once=None)
         self._refused: set[str] = set()
         """Machines whose power button couldn't be pressed."""
         self._samples = Samples()
@@ -122,7 +123,6 @@ class LibvirtDriver(Driver):
         self._looking = threading.Lock()
         self._facts: dict[str, DomainFacts] = {}
         self._adopted: Mapping[str, str] = {}
-        self._closed = False
 
     def prepare(self, machinetype: Machinetype, settings: Settings, files: Path) -> str | None:
         """See Driver: network and image have to be there."""
@@ -168,9 +168,7 @@ class LibvirtDriver(Driver):
             self._refused.discard(uuid)
             self._pressing.start(uuid, lambda: self._press(uuid))
             deadline = time.monotonic() + self._grace_seconds
-            while is_active(domain) and time.monotonic() < deadline and not self._closed:
-                if uuid in self._refused:
-                    break
+            while time.monotonic() < deadline and uuid not in self._refused and is_active(domain):
                 self._samples.wait_for_end(uuid, LOOK_SECONDS)
             self._look()
             end_domain(domain)
@@ -212,7 +210,6 @@ class LibvirtDriver(Driver):
         return self._events.listen()
 
     def close(self) -> None:
-        self._closed = True
         self._events.close()
         self._connection.close()
 
@@ -231,51 +228,41 @@ class LibvirtDriver(Driver):
 
     def _seen(self, domain: Any, statistics: Mapping[str, Any]) -> Observed | None:
         """Return the machine that the domain is; None if it isn't this factory's, or has just ended."""
+        name, uuid = domain.name(), domain.UUIDString()
         try:
-            if not self._is_ours(domain, statistics):
+            facts = self._facts.get(uuid) or domain_facts(domain.XMLDesc())
+            ours = self._belongs(uuid, facts)
+            if not starting_up(statistics):  # until then it may be made once more, without the filter
+                if ours:
+                    remove_names(facts.own_files)  # its maker may have died before it could do that
+                    facts = replace(facts, own_files=())
+                    self._samples.watch(uuid, name)
+                self._facts[uuid] = facts
+            if not ours:
                 return None
-            if not starting_up(statistics):
-                self._samples.watch(domain.UUIDString(), domain.name())
-            usage = replace(usage_of(statistics, domain.info()[4]), started_time=started_time(domain.name()))
+            usage = replace(usage_of(statistics, domain.info()[4]), started_time=started_time(name))
         except libvirt.libvirtError as error:
             if error.get_error_code() in GONE:
                 return None
             raise
-        return Observed(domain.name(), domain.UUIDString(), machine_state(statistics), usage)
+        return Observed(name, uuid, machine_state(statistics), usage)
 
     def _may_be_ours(self, name: str) -> bool:
         return slot_number(self._settings.factory_name, name) is not None
-
-    def _is_ours(self, domain: Any, statistics: Mapping[str, Any]) -> bool:
-        uuid = domain.UUIDString()
-        facts = self._facts.get(uuid)
-        if facts is None:
-            facts = domain_facts(domain.XMLDesc())
-            if not starting_up(statistics):  # it may be made once more, without the filter
-                self._facts[uuid] = facts
-        if not self._belongs(uuid, facts):
-            return False
-        if facts.own_files and not starting_up(statistics):
-            # its maker may have died before it could do that
-            remove_names(facts.own_files)
-            self._facts[uuid] = replace(facts, own_files=())
-        return True
 
     def _belongs(self, uuid: str, facts: DomainFacts) -> bool:
         if facts.factory is None:
             return uuid in self._adopted
         return facts.factory == self._settings.factory_name
 
-    def _press(self, uuid: str) -> bool:
-        """Press the machine's power button; return False if that is impossible."""
+    def _press(self, uuid: str) -> None:
+        """Press the machine's power button, if that is possible."""
+        pressed = False
         with suppress(EngineUnavailable), self._connection.use(PRESS) as connection:
             domain = find_domain(connection, uuid)
-            return domain is not None and press_power_button(domain)
-        return False
-
-    def _pressed(self, outcome: Outcome[bool]) -> None:
-        if not outcome.value:
-            self._refused.add(outcome.key)
+            pressed = domain is not None and press_power_button(domain)
+        if not pressed:
+            self._refused.add(uuid)
 
     def _make(
         self, connection: libvirt.virConnect, spec: MachineSpec, hypervisor: Hypervisor, image: Path
@@ -286,19 +273,24 @@ class LibvirtDriver(Driver):
         """
         names = [spec.directory / name for name in (IMAGE, OVERLAY, SPARSE)]
         try:
-            root_image, disks = self._parts(spec, hypervisor, image)
+            root_image = open_image(image)
+            disks = self._disks(spec, root_image)
+            for disk in disks:
+                if hypervisor.owner is not None and not disk.block:
+                    os.chown(disk.path, *hypervisor.owner)
             cd_image = None if spec.machinetype.machine_model == "vm-raw" else root_image
             self._start(connection, spec, hypervisor, disks, cd_image)
-        except libvirt.libvirtError as error:
-            if lost(error):
-                raise
+        except (libvirt.libvirtError, CreationFailed, OSError) as error:
+            reason = str(error)
+            if isinstance(error, libvirt.libvirtError):
+                if lost(error):
+                    raise
+                reason = explanation(error)
+            elif isinstance(error, OSError):
+                reason = f"{error.filename or spec.directory}: {error.strerror or error}"
             remove_names(names)
             self._volumes.discard(spec)
-            raise CreationFailed(explanation(error)) from error
-        except CreationFailed:
-            remove_names(names)
-            self._volumes.discard(spec)
-            raise
+            raise CreationFailed(reason) from error
         remove_names(names)
 
     def _start(
@@ -325,19 +317,6 @@ class LibvirtDriver(Driver):
         connection.createXML(domain_xml(spec, without, disks, cd_image), 0)
         if spec.address is not None:
             self._changes.say(FILTER, f"VMs are made without the filter {FILTER}: {reason}", logging.WARNING)
-
-    def _parts(self, spec: MachineSpec, hypervisor: Hypervisor, image: Path) -> tuple[Image, Sequence[Disk]]:
-        """Return the image, and all disks. Raises CreationFailed."""
-        try:
-            root_image = open_image(image)
-            disks = self._disks(spec, root_image)
-            if hypervisor.owner is not None:
-                for disk in disks:
-                    if not disk.block:
-                        os.chown(disk.path, *hypervisor.owner)
-        except OSError as error:
-            raise CreationFailed(f"{error.filename or spec.directory}: {error.strerror or error}") from error
-        return root_image, disks
 
     def _disks(self, spec: MachineSpec, image: Image) -> Sequence[Disk]:
         """Make an empty disk beside the CD, or the image's overlay and, on LVM, scratch. Raises OSError,
@@ -398,7 +377,7 @@ class Samples:
             for uuid, before in self._seen.items():
                 if uuid in now:
                     ended = before.ended_time if now[uuid].state is EngineState.ENDED else None
-                    usage = _grown(now[uuid].usage, before.usage)
+                    usage = with_growing_counters(now[uuid].usage, before.usage)
                     now[uuid] = replace(now[uuid], usage=usage, ended_time=ended)
                 else:
                     now[uuid] = replace(before, state=EngineState.ENDED)
@@ -431,13 +410,11 @@ class Samples:
 
     def wait_for_end(self, uuid: str, seconds: float) -> bool:
         """Wait at most so long until the machine has been listed as ended; return True if it has."""
-
-        def ended() -> bool:
-            machine = self._seen.get(uuid)
-            return machine is not None and machine.state is EngineState.ENDED
-
         with self._condition:
-            return self._condition.wait_for(ended, seconds)
+            return self._condition.wait_for(lambda: self._ended(uuid), seconds)
+
+    def _ended(self, uuid: str) -> bool:
+        return uuid in self._seen and self._seen[uuid].state is EngineState.ENDED
 
 
 def machine_state(statistics: Mapping[str, object]) -> EngineState:
@@ -474,15 +451,6 @@ def usage_of(statistics: Mapping[str, object], cpu_nanoseconds: int) -> Usage:
         network_received_bytes=_cards(statistics, "rx"),
         network_sent_bytes=_cards(statistics, "tx"),
     )
-
-
-def _grown(new: Usage, old: Usage) -> Usage:
-    """Return new usage whose counters never go back: a dying process may tell less. The peak is the largest sample."""
-    both = {field.name: (getattr(new, field.name), getattr(old, field.name)) for field in fields(Usage)}
-    largest: dict[str, Any] = {
-        name: max((each for each in pair if each is not None), default=None) for name, pair in both.items()
-    }
-    return Usage(**{**largest, "memory_bytes": new.memory_bytes})
 
 
 def _cards(statistics: Mapping[str, object], direction: str) -> int | None:

@@ -307,7 +307,7 @@ class NetworkKeeper:
         """Return None if VMs can be made, else the reason, from memory; start another check if it is due."""
         if self._connection.uri.startswith(MOCK):
             return None
-        if self._settings is not None and _relevant(settings) != _relevant(self._settings):
+        if self._settings not in (None, settings):
             self._work.wake(NETWORK)
         if self._work.start(NETWORK, lambda: self._check(settings)):
             self._settings = settings
@@ -337,7 +337,3 @@ class NetworkKeeper:
         before, self._problem = self._problem, outcome.failure or None
         if self._problem is None and before is not None:
             self._wake()
-
-
-def _relevant(settings: Settings) -> tuple[object, ...]:
-    return settings.factory_name, settings.host_processors, settings.forward_dev, settings.fix_networking

@@ -58,9 +58,11 @@ def plan(spec: MachineSpec, program: str, mounts: list[tuple[str, str, str]]) ->
     }
 
 
-def running(told: Mapping[str, Any], first: bytes, others: list[bytes]) -> bool:
-    """See Model: a process that isn't of Apptainer runs beside the init of the machine's own PID namespace."""
-    return any(map(_is_init, others)) and any(each and not _is_own(each) for each in others)
+def command_pids(told: Mapping[str, Any], first: bytes, others: Mapping[int, bytes]) -> list[int]:
+    """See Model: processes that aren't Apptainer's, beside the init of the machine's own PID namespace."""
+    if not any(map(_is_init, others.values())):
+        return []
+    return [pid for pid, each in others.items() if each and not _is_own(each)]
 
 
 def executed(told: Mapping[str, Any]) -> bool:

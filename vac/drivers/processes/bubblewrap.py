@@ -68,9 +68,11 @@ def plan(spec: MachineSpec, program: str, mounts: list[tuple[str, str, str]]) ->
     }
 
 
-def running(told: Mapping[str, Any], first: bytes, others: list[bytes]) -> bool:
+def command_pids(told: Mapping[str, Any], first: bytes, others: Mapping[int, bytes]) -> list[int]:
     """See Model: a process that bwrap has forked keeps bwrap's command line until it executes something."""
-    return "child-pid" in told and any(each not in (first, b"") and OWN_MARK not in each for each in others)
+    if "child-pid" not in told:
+        return []
+    return [pid for pid, each in others.items() if each not in (first, b"") and OWN_MARK not in each]
 
 
 def executed(told: Mapping[str, Any]) -> bool:
@@ -207,7 +209,7 @@ def inside(path: str, points: dict[str, tuple[str, str]]) -> bool:
 
 def compose(root: str, points: dict[str, tuple[str, str]]) -> list[str]:
     """Return the arguments that make the machine's file system: image, mounts, and writable only what must be."""
-    arguments = lay(root, "/", points, directories_to_open(root, points))
+    arguments = bind_entries(root, "/", points, directories_to_open(root, points))
     blanks = []
     for place, (kind, source) in sorted(points.items(), key=lambda point: point[0].split("/")):
         if kind == "blank":
@@ -241,7 +243,9 @@ def directories_to_open(root: str, points: dict[str, tuple[str, str]]) -> set[st
     return opened
 
 
-def lay(root: str, directory: str, points: dict[str, tuple[str, str]], opened: set[str]) -> list[str]:
+def bind_entries(
+    root: str, directory: str, points: dict[str, tuple[str, str]], opened: set[str]
+) -> list[str]:
     """Return arguments that bring the entries of a directory of the image into the machine.
 
     One that vanishes meanwhile, as in the host's own tree others' files may, is left out.
@@ -256,7 +260,7 @@ def lay(root: str, directory: str, points: dict[str, tuple[str, str]], opened: s
                 if entry.is_symlink():
                     arguments += ["--symlink", os.readlink(entry.path), place]
                 elif place in opened:
-                    arguments += ["--dir", place, *lay(root, place, points, opened)]
+                    arguments += ["--dir", place, *bind_entries(root, place, points, opened)]
                 elif entry.is_dir() or entry.is_file():
                     arguments += ["--ro-bind-try", entry.path, place]
     return arguments

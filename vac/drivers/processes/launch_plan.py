@@ -65,8 +65,8 @@ class Model(Protocol):
     def command_line(self, plan: dict[str, Any]) -> list[str]:
         """Return the program and its arguments; called in the launcher. Raises OSError or ValueError with a reason."""
 
-    def running(self, told: Mapping[str, Any], first: bytes, others: list[bytes]) -> bool:
-        """Return True if the machine's own command runs.
+    def command_pids(self, told: Mapping[str, Any], first: bytes, others: Mapping[int, bytes]) -> list[int]:
+        """Return the processes of the machine's own command; none as long as it hasn't begun.
 
         first is the command line of the program, others are those of the machine's other processes, b"" for one that
         has gone.

@@ -16,7 +16,7 @@ import os
 import pwd
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -278,15 +278,18 @@ class ProcessDriver(Driver):
     def _has_begun(self, group: str) -> bool:
         """Find out if the command of a machine runs that another process of the factory was making."""
         status = self._status(group)
-        if status.model is not None and not self._command_runs(group, status.model, status.told):
-            return False
-        self._known.setdefault(group, _Known()).runs = True
+        pids: Sequence[int] = ()
+        if status.model is not None:
+            pids = self._command_pids(group, status.model, status.told)
+            if not pids:
+                return False
+        known = self._known.setdefault(group, _Known())
+        known.runs, known.started_time = True, _first_start(pids) or known.started_time
         return True
 
-    def _command_runs(self, group: str, model: Model, told: Mapping[str, Any]) -> bool:
-        first = told.get("pid", 0)
-        others = [_command_line(each) for each in self._groups.processes(group) if each != first]
-        return model.running(told, _command_line(first), others)
+    def _command_pids(self, group: str, model: Model, told: Mapping[str, Any]) -> Sequence[int]:
+        others = {pid: _command_line(pid) for pid in self._groups.processes(group)}
+        return model.command_pids(told, others.pop(told.get("pid", 0), b""), others)
 
     def _usage(self, group: str) -> Usage:
         used, before = self._groups.usage(group), self._taken_over.get(_identity(group)[1])
@@ -334,7 +337,7 @@ class ProcessDriver(Driver):
             told = self._status(group).told
             if ended:
                 return told, exit_code or 0
-            if self._command_runs(group, model, told):
+            if self._command_pids(group, model, told):
                 return told, None
             time.sleep(pause_seconds)
             pause_seconds = min(pause_seconds * 1.5, 0.05)
@@ -373,7 +376,8 @@ class ProcessDriver(Driver):
             status = read_status(place)
             if status.told.get("machine") == group:
                 known = self._known.setdefault(group, _Known())
-                known.directory, known.started_time = place, status.started_time
+                known.directory = place
+                known.started_time = known.started_time or status.started_time
                 return status
         return LaunchStatus()
 
@@ -465,6 +469,15 @@ def still_runs(left: LeftProcess) -> bool:
     )
 
 
+def _first_start(pids: Iterable[int]) -> float | None:
+    """Return when the oldest of these processes began, Unix seconds; None if all have gone."""
+    starts = []
+    for pid in pids:
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+            starts.append(_stat(PROC / str(pid))[2])
+    return min(starts, default=None)
+
+
 def descendants(pid: int) -> set[int]:
     """Return the process's children, their children, and so on."""
     children: dict[int, list[int]] = {}
@@ -483,5 +496,5 @@ def descendants(pid: int) -> set[int]:
 def _stat(place: Path) -> tuple[str, int, float]:
     """Return state, parent and start (Unix seconds) of a process."""
     fields = (place / "stat").read_text(errors="replace").rpartition(")")[2].split()
-    boot = next(line for line in (PROC / "stat").read_text().splitlines() if line.startswith("btime "))
-    return fields[0], int(fields[1]), int(boot.split()[1]) + int(fields[19]) / os.sysconf("SC_CLK_TCK")
+    age_seconds = time.clock_gettime(time.CLOCK_BOOTTIME) - int(fields[19]) / os.sysconf("SC_CLK_TCK")
+    return fields[0], int(fields[1]), time.time() - age_seconds
