@@ -7,7 +7,6 @@ arrive through a pipe (signal.set_wakeup_fd) in a thread of their own, even whil
 
 from __future__ import annotations
 
-import contextlib
 import faulthandler
 import importlib
 import logging
@@ -45,8 +44,10 @@ GONE = b""
 
 
 def link_pair() -> tuple[socket.socket, socket.socket]:
-    """Return the supervisor's end and the role's. Neither blocks, and message boundaries are kept."""
-    return socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_NONBLOCK)
+    """Return the supervisor's end, which never blocks, and the role's end. Message boundaries are kept."""
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    ours.setblocking(False)
+    return ours, theirs
 
 
 def inherited(environ: MutableMapping[str, str], variable: str = LINK_VARIABLE) -> socket.socket | None:
@@ -61,8 +62,13 @@ def inherited(environ: MutableMapping[str, str], variable: str = LINK_VARIABLE) 
 
 def send(link: socket.socket, message: bytes, descriptor: int | None = None) -> None:
     """Send without waiting. The message is lost if the other side has ended or reads too slowly."""
-    with contextlib.suppress(BlockingIOError, ConnectionError):
-        socket.send_fds(link, [message], [] if descriptor is None else [descriptor])
+    ancillary = []
+    if descriptor is not None:
+        ancillary.append((socket.SOL_SOCKET, socket.SCM_RIGHTS, struct.pack("i", descriptor)))
+    try:
+        link.sendmsg([message], ancillary, socket.MSG_DONTWAIT)
+    except (BlockingIOError, ConnectionError):
+        return
 
 
 def receive(link: socket.socket) -> tuple[bytes, int | None]:
@@ -72,7 +78,10 @@ def receive(link: socket.socket) -> tuple[bytes, int | None]:
         message, ancillary, _, _ = link.recvmsg(LONGEST, room, socket.MSG_CMSG_CLOEXEC)
     except (BlockingIOError, ConnectionError):
         return GONE, None
-    return message, struct.unpack("i", ancillary[0][2])[0] if ancillary else None
+    if not ancillary:
+        return message, None
+    (descriptor,) = struct.unpack("i", ancillary[0][2])
+    return message, descriptor
 
 
 def is_renamed(log_file: Path, opened: os.stat_result) -> bool:
@@ -109,19 +118,23 @@ class Listener:
         threading.Thread(target=self._run, args=(stop, wake), name="listener", daemon=True).start()
 
     def _run(self, stop: Callable[[], None], wake: Callable[[], None]) -> None:
+        stopped = False
         with selectors.DefaultSelector() as selector:
-            selector.register(self._signals, selectors.EVENT_READ, self._read_signals)
+            selector.register(self._signals, selectors.EVENT_READ)
             if self._link is not None:
-                selector.register(self._link, selectors.EVENT_READ, self._read_message)
-            ended = False
-            while not ended:
+                selector.register(self._link, selectors.EVENT_READ)
+            while True:
                 ready = selector.select(None if self._log_file is None else LOG_CHECK_SECONDS)
                 if self._log_file is not None and is_renamed(self._log_file, os.fstat(2)):
                     logs.reopen(self._log_file)
-                ended = any(key.data() for key, _ in ready)
-                if ready and not ended:
-                    wake()
-        stop()
+                for key, _ in ready:
+                    if key.fileobj == self._signals:
+                        end = self._read_signals()
+                    else:
+                        end = self._read_message(selector)
+                    if not stopped:
+                        stopped = end
+                        (stop if end else wake)()
 
     def _read_signals(self) -> bool:
         """Return True if the process is to end."""
@@ -131,7 +144,7 @@ class Listener:
             logger.info("stopping: %s", stopping.name)
         return stopping is not None
 
-    def _read_message(self) -> bool:
+    def _read_message(self, selector: selectors.BaseSelector) -> bool:
         """Return True if the process is to end, since the supervisor has."""
         assert self._link is not None
         message, log_descriptor = receive(self._link)
@@ -139,6 +152,7 @@ class Listener:
             logs.write_to(log_descriptor)
         if message != GONE:
             return False
+        selector.unregister(self._link)
         logger.warning("stopping: the supervisor has ended")
         deadline = threading.Timer(ORPHAN_SECONDS, os._exit, (1,))
         deadline.daemon = True
