@@ -107,12 +107,8 @@ def _take(
                 options.uses(directory.root)
                 directory.prepare()
                 unshielded = directory.shield()
-                if unshielded is not None:
-                    changes.say(
-                        "shield",
-                        f"{directory.root} can't be mounted nosuid,nodev: {unshielded}",
-                        logging.WARNING,
-                    )
+                text = unshielded and f"{directory.root} can't be mounted nosuid,nodev: {unshielded}"
+                changes.tell("shield", text)
                 locks.push(tried.pop_all())
                 changes.clear("state_dir")
                 return True
