@@ -208,9 +208,11 @@ def test_a_machine_whose_command_has_not_begun_is_half_made(
 
 def test_a_start_that_may_pass_is_tried_again(site: Site) -> None:
     flag = site.path / "flag"
-    fails = f"[ -e {flag} ] || {{ touch {flag}; echo try again; exit 1; }}"
+    fails = f"[ -e {flag} ] || {{ date +%s.%N >{flag}; echo try again; exit 1; }}"
     site.driver.create(site.spec(f"{fails}; {BEGIN}; sleep 600"))
-    assert site.listed().state is EngineState.RUNNING
+    found = site.listed()
+    assert found.state is EngineState.RUNNING
+    assert (found.usage.started_time or 0.0) > float(flag.read_text()), "it started at the second attempt"
 
 
 @pytest.mark.parametrize(

@@ -317,7 +317,7 @@ class ProcessDriver(Driver):
         with self._lock:
             self._children[child] = group
             known = self._known[group]
-            known.ended_time = known.exit_code = None
+            known.started_time = known.ended_time = known.exit_code = None
         note_pid(spec.directory, child)
         told, exit_code = self._wait_for_start(model, child, group)
         said = said_in(console, said_before) if exit_code is not None else ""
