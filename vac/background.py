@@ -127,7 +127,7 @@ class BackgroundWork(Generic[_T]):
                 job.settled.clear()
                 self._waiting.append(key)
         if begins:
-            self._employ()
+            self._start_worker()
         return begins
 
     def busy(self, key: str) -> bool:
@@ -158,7 +158,7 @@ class BackgroundWork(Generic[_T]):
             if key in self._jobs and self._jobs[key].work is None:
                 del self._jobs[key]
 
-    def _employ(self) -> None:
+    def _start_worker(self) -> None:
         """Start a thread if there is work and a place for it."""
         with self._lock:
             if not self._waiting or self._threads >= self._at_once or self._late >= self._most_late:
@@ -195,11 +195,11 @@ class BackgroundWork(Generic[_T]):
         timer.cancel()
         self._finish(key, job, outcome)
         if was_late:
-            self._employ()
+            self._start_worker()
         return not was_late
 
     def _timer(self, key: str, job: _Job[_T]) -> threading.Timer:
-        timer = threading.Timer(self._deadline_seconds or 0.0, self._be_late, [key, job])
+        timer = threading.Timer(self._deadline_seconds or 0.0, self._mark_late, [key, job])
         timer.daemon = True
         if self._deadline_seconds is not None:
             with contextlib.suppress(RuntimeError):  # no more threads: then without a deadline
@@ -238,7 +238,7 @@ class BackgroundWork(Generic[_T]):
     def _tell(self, outcome: Outcome[_T]) -> None:
         self._post(lambda: self._done(outcome))
 
-    def _be_late(self, key: str, job: _Job[_T]) -> None:
+    def _mark_late(self, key: str, job: _Job[_T]) -> None:
         with self._lock:
             if job.work is None or job.late:
                 return
@@ -246,4 +246,4 @@ class BackgroundWork(Generic[_T]):
             self._late += 1
             self._threads -= 1
         self._tell(Outcome(key, failure=f"isn't done within {self._deadline_seconds:g} s", late=True))
-        self._employ()
+        self._start_worker()

@@ -277,10 +277,10 @@ class Decisions:
             self.state.changes.clear("guard")
         elif self.decision.guard_name != decision.guard_name:
             self.state.changes.say("guard", f"nothing is created: {decision.guard}")
-        self._tell_holds(decision)
+        self._log_holds(decision)
         self._notes.only({note: note for note in decision.notes})
 
-    def _tell_holds(self, decision: Decision) -> None:
+    def _log_holds(self, decision: Decision) -> None:
         """Log which types are held back from now on, and which no longer; a changed deadline isn't logged."""
         before, holds = _holds(self.decision), _holds(decision)
         for name, where in holds.items():

@@ -126,12 +126,12 @@ class Effects:
                 if made.value is None:
                     self.handle(slot, ContextFailed(made.failure))
                 else:
-                    self._tell_mistakes(slot.phase.pending.machinetype, made.value.mistakes)
+                    self._log_mistakes(slot.phase.pending.machinetype, made.value.mistakes)
                     ready = ContextReady(made.value.content)
                     self.handle(slot, ready if self._wanted(slot) else NotWanted())
                 return
 
-    def _tell_mistakes(self, machinetype: Machinetype, mistakes: str) -> None:
+    def _log_mistakes(self, machinetype: Machinetype, mistakes: str) -> None:
         place = without_url_secrets(machinetype.user_data or "")
         text = f"{machinetype.name}: user_data {place}: {mistakes}" if mistakes else None
         self.state.changes.tell(f"user_data {machinetype.name}", text)

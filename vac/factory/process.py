@@ -106,11 +106,11 @@ def _take(
                 tried.enter_context(directory.lock())
                 options.uses(directory.root)
                 directory.prepare()
-                unshielded = directory.shield()
-                if unshielded is not None:
+                failure = directory.mount_nosuid()
+                if failure is not None:
                     changes.say(
-                        "shield",
-                        f"{directory.root} can't be mounted nosuid,nodev: {unshielded}",
+                        "nosuid",
+                        f"{directory.root} can't be mounted nosuid,nodev: {failure}",
                         logging.WARNING,
                     )
                 locks.push(tried.pop_all())
