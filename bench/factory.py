@@ -75,7 +75,7 @@ def run() -> None:
 def _observe_and_cycle(world: RealWorld, size: int, reading: Step, writing: Step) -> None:
     driver = world.driver
     _tell(f"one cycle, {size:3} bubblewrap machines", size, _cycle(world), lambda: (reading(), writing()))
-    _tell(f"observing  {size:3} of them", size, lambda: (driver.list(), driver.usage()), reading)
+    _tell(f"observing  {size:3} of them", size, driver.list, reading)
 
 
 def _settings(size: int) -> dict[str, int | bool]:

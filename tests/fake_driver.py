@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Callable
 
@@ -37,7 +37,7 @@ class InlineEngine(Engine):
         self._act(action, call)
 
 
-CALLS = ("list", "usage", "create", "stop", "destroy", "events")
+CALLS = ("list", "create", "stop", "destroy", "events")
 
 
 @dataclass(frozen=True)
@@ -83,9 +83,10 @@ class FakeMachine:
         used = 0.0 if self.script.paused else seconds * self.script.processors_used
         memory = self.script.memory_bytes
         usage = Usage(used, 0 if ended and memory is not None else memory, memory)
-        usage = dataclasses.replace(usage, busy_tasks=self.script.busy_tasks)
-        state = EngineState.ENDED if ended else running
-        return Observed(self.spec.name, self.spec.uuid, state, usage, end_time if ended else None)
+        usage = dataclasses.replace(
+            usage, busy_tasks=self.script.busy_tasks, ended_time=end_time if ended else None
+        )
+        return Observed(self.spec.name, self.spec.uuid, EngineState.ENDED if ended else running, usage)
 
 
 class FakeEngine:
@@ -189,14 +190,6 @@ class FakeDriver(Driver):
         machines = [machine.observed(now) for machine in list(self._engine.machines.values())]
         self._engine.leave("list")
         return machines
-
-    def usage(self) -> Mapping[str, Usage]:
-        """See Driver."""
-        self._engine.enter("usage")
-        now = self._engine.clock()
-        usage = {uuid: machine.observed(now).usage for uuid, machine in list(self._engine.machines.items())}
-        self._engine.leave("usage")
-        return usage
 
     def create(self, spec: MachineSpec) -> None:
         """See Driver."""

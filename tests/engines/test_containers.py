@@ -20,6 +20,7 @@ from typing import Callable
 import docker
 import pytest
 
+from tests.driver_contract import usages
 from tests.engines.docker_fixture import IMAGE, PrivateDocker, PrivateEngine, root_tar
 from tests.engines.docker_machines import FACTORY, LOOK, Machines
 from tests.engines.factory_fixture import Kind, factory_site
@@ -156,7 +157,7 @@ def test_a_memory_eater_dies_alone_and_its_peak_is_known(machines: Machines) -> 
         machines.wait_for_state(eater, EngineState.ENDED)
         assert machines.state(neighbour) is EngineState.RUNNING
         assert machines.driver.details(eater.uuid)["exit_code"] == "137"
-        return machines.driver.usage()[eater.uuid].peak_memory_bytes or 0
+        return usages(machines.driver)[eater.uuid].peak_memory_bytes or 0
 
     limit_bytes = 2 * neighbour.memory_bytes
     assert limit_bytes * 0.9 <= max(peak_bytes() for _ in range(READINGS)) <= limit_bytes
@@ -173,7 +174,7 @@ def test_usage_until_the_end_is_known_after_it(machines: Machines) -> None:
         machines.create(spec)
         machines.wait_for_state(spec, EngineState.ENDED)
         own = (spec.directory / "joboutputs/times").read_text().splitlines()[0].split()
-        usage = machines.driver.usage()[spec.uuid]
+        usage = usages(machines.driver)[spec.uuid]
         return (usage.cpu_seconds or 0.0) - sum(map(shell_seconds, own)), usage
 
     more, usage = max((used() for _ in range(READINGS)), key=lambda found: found[0])
@@ -190,7 +191,7 @@ def test_network_bytes_are_counted_on_an_own_network_only(
     machines.create(spec)
     outputs = machines.wait_for_output(spec, "done")
     assert (outputs / "hostname").read_text().strip() == spec.name
-    usage = machines.driver.usage()[spec.uuid]
+    usage = usages(machines.driver)[spec.uuid]
     assert (usage.network_sent_bytes is not None) is counted
     assert bool(machines.driver.details(spec.uuid).get("addresses")) is counted
 
@@ -250,7 +251,7 @@ def test_an_older_vacs_container_is_adopted_by_its_id_alone(
     assert [(each.name, each.uuid, each.state) for each in machines.driver.list()] == [
         (name, ours, EngineState.RUNNING)
     ]
-    assert machines.driver.usage()[ours].cpu_seconds is not None
+    assert usages(machines.driver)[ours].cpu_seconds is not None
     machines.driver.stop(name, ours)
     assert [each.state for each in machines.driver.list()] == [EngineState.ENDED]
     machines.driver.destroy(name, ours)
@@ -311,12 +312,12 @@ def test_a_machine_whose_monitor_was_killed_leaves_nothing(machines: Machines) -
     process = int(machines.driver.details(spec.uuid)["pid"])
     monitor = int(Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[1])
     assert any(name in Path(f"/proc/{monitor}/cmdline").read_text() for name in ("containerd-shim", "conmon"))
-    assert machines.driver.usage()[spec.uuid].cpu_seconds is not None
+    assert usages(machines.driver)[spec.uuid].cpu_seconds is not None
     os.kill(monitor, signal.SIGKILL)
     with contextlib.suppress(ProcessLookupError):  # Docker has ended it; Podman doesn't notice either end
         os.kill(process, signal.SIGKILL)
     machines.wait_for_state(spec, EngineState.ENDED)
-    assert machines.driver.usage()[spec.uuid].cpu_seconds is not None
+    assert usages(machines.driver)[spec.uuid].cpu_seconds is not None
     machines.driver.stop(spec.name, spec.uuid)
     machines.driver.destroy(spec.name, spec.uuid)
     assert machines.driver.list() == []
@@ -329,9 +330,9 @@ def test_a_driver_that_did_not_see_the_end_knows_when_and_how(machines: Machines
     machines.wait_for_state(spec, EngineState.ENDED)
     driver = machines.successor()
     (seen,) = driver.list()
-    assert seen.ended_time is not None
-    assert int(begun) <= seen.ended_time <= time.time()
-    assert seen.exit_code == 7
+    assert seen.usage.ended_time is not None
+    assert int(begun) <= seen.usage.ended_time <= time.time()
+    assert seen.usage.exit_code == 7
 
 
 def test_what_a_container_said_last_stays_with_its_machine(machines: Machines) -> None:
@@ -432,9 +433,9 @@ def test_many_machines_are_listed_and_measured(engine: PrivateEngine, machines: 
         machines.create(spec)
     started = time.perf_counter()
     listed = machines.driver.list()
-    seen = time.perf_counter()
-    usage = machines.driver.usage()
-    print(f"{many} containers: list {seen - started:.4f} s, usage {time.perf_counter() - seen:.4f} s")
-    assert {each.uuid for each in listed} == {spec.uuid for spec in specs} == set(usage)
-    assert all(each.cpu_seconds is not None and each.memory_bytes is not None for each in usage.values())
-    wait_for(lambda: machines.successor().list() == listed, "a new driver lists the same")
+    print(f"{many} containers: list {time.perf_counter() - started:.4f} s")
+    assert {each.uuid for each in listed} == {spec.uuid for spec in specs}
+    usage = [each.usage for each in listed]
+    assert all(each.cpu_seconds is not None and each.memory_bytes is not None for each in usage)
+    uuids = [each.uuid for each in listed]
+    wait_for(lambda: [*usages(machines.successor())] == uuids, "a new driver lists the same")

@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import require_root, require_tool
+from tests.driver_contract import usages
 from tests.engines.factory_fixture import FactorySite, Kind, factory_site, records
 from tests.engines.process_site import Site, group_makers, open_site
 from tests.waiting import wait_for
@@ -81,7 +82,7 @@ def test_a_classic_machine_is_adopted_and_ends_as_a_whole(site: Site) -> None:
             (NAME, UUID, EngineState.RUNNING)
         ]
         assert set(site.groups.processes(f"{NAME}_{UUID}")) == {pid, *below}
-        used = site.driver.usage()[UUID]
+        used = usages(site.driver)[UUID]
         assert (used.cpu_seconds or 0.0) >= 100.0
         assert used.peak_memory_bytes is None, "the kernel doesn't tell: what was allocated is accounted for"
         successor = ProcessDriver(site.groups)

@@ -307,7 +307,7 @@ def test_an_end_in_an_outage_is_when_its_process_ended(
     machines.wait_for_state(spec, EngineState.ENDED)
     seen = machines.observed(spec)
     assert seen is not None
-    assert ended - 2 < (seen.ended_time or 0.0) < ended + 2
+    assert ended - 2 < (seen.usage.ended_time or 0.0) < ended + 2
     machines.driver.destroy(spec.name, spec.uuid)
 
 

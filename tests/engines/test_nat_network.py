@@ -27,7 +27,7 @@ from vac.drivers.libvirt.libvirt_network import (
     slot_hosts,
     wanted_facts,
 )
-from vac.host.nat import NatHost
+from vac.host.nat import NatHost, NatProblem
 
 pytestmark = pytest.mark.engine
 NETWORK = "vac_169.254.0.0"
@@ -49,8 +49,11 @@ class Site:
 
     def ensure(self, **changes: object) -> list[str]:
         with self.engine.connection() as connection:
-            problem = ensure_network(connection, replace(self.settings, **changes), self.host)  # type: ignore[arg-type]
-        return [] if problem is None else [problem]
+            try:
+                ensure_network(connection, replace(self.settings, **changes), self.host)  # type: ignore[arg-type]
+            except NatProblem as problem:
+                return [str(problem)]
+        return []
 
     def xml(self, *words: str) -> str:
         return self.engine.virsh("net-dumpxml", *words, NETWORK)

@@ -8,7 +8,7 @@ from pathlib import Path
 from vac import decoding
 from vac.config import pipe_document, pipe_types
 from vac.config.machinetype import MODELS, Machinetype
-from vac.config.options import LISTS, Kind
+from vac.config.options import Kind
 from vac.config.pipe_document import ACCEPTED
 from vac.config.pipe_types import LEAST_CACHE_SECONDS
 from vac.config.reference import entries
@@ -16,7 +16,7 @@ from vac.config.settings import Settings
 from vac.context.user_data import LIMIT_BYTES, ContextRequest, values
 
 PAGE = (Path(__file__).parents[2] / "docs" / "vacuum-pipes.md").read_text()
-JSON = {Kind.NUMBER: "number", Kind.INTEGER: "integer", Kind.BOOLEAN: "boolean"}
+JSON: dict[object, str] = {Kind.NUMBER: "number", Kind.INTEGER: "integer", Kind.BOOLEAN: "boolean"}
 
 
 def rows(heading: str) -> list[list[str]]:
@@ -31,7 +31,7 @@ def test_keys_are_there_with_type_and_default() -> None:
     for entry in entries():
         if entry.section == "machinetype NAME" and entry.pipe:
             kind = ACCEPTED[entry.name].kind if entry.name in ACCEPTED else Kind.TEXT
-            expected[entry.name] = ("list" if kind in LISTS else JSON.get(kind, "text"), entry.default)
+            expected[entry.name] = ("list" if kind.many else JSON.get(kind, "text"), entry.default)
     found = {cells[0].strip("`"): (cells[1], cells[2]) for cells in rows("The document")}
     assert found == expected
     (models,) = [cells[3] for cells in rows("The document") if cells[0] == "`machine_model`"]

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from vac.config.options import Kind, option
+from vac.config.options import WEB_URL, Kind, matching, option
 
 WEB = ("http://", "https://")
 DOCKER = "docker://"
@@ -45,6 +45,7 @@ MODELS = {
 }
 VM_MODELS = tuple(name for name, model in MODELS.items() if model is _VM)
 CONTAINER_MODELS = tuple(name for name, model in MODELS.items() if model is not _VM)
+_DEVICE = matching(r"[a-z0-9]+", "a name of a-z and 0-9")
 CAPABILITIES = (
     "CHOWN",
     "DAC_OVERRIDE",
@@ -132,13 +133,11 @@ class Machinetype:
         sample="vo.example.org",
     )
     heartbeat_file: str | None = option(
-        Kind.NAME,
+        matching(r"(?!\.{1,2}$)[^\s/]+", "a file's name without directory"),
         None,
         "file that a machine must make in its joboutputs within fizzle_seconds",
         pipe=True,
         retained=True,
-        pattern=r"(?!\.{1,2}$)[^\s/]+",
-        pattern_doc="a file's name without directory",
         sample="vm-heartbeat",
     )
     heartbeat_seconds: int = option(
@@ -154,12 +153,14 @@ class Machinetype:
     )
     idle_seconds: int = option(Kind.INTEGER, 3600, "period of idle_cpu_percent", least=1, retained=True)
     cvmfs_repositories: tuple[str, ...] = option(
-        Kind.LIST,
+        matching(
+            r"[A-Za-z0-9_][A-Za-z0-9._-]*(/[A-Za-z0-9_][A-Za-z0-9._-]*)*",
+            "a repository's name, such as grid.cern.ch",
+            many=True,
+        ),
         (),
         "CernVM-FS repositories that containers need; they get /cvmfs",
         pipe=True,
-        pattern=r"[A-Za-z0-9_][A-Za-z0-9._-]*(/[A-Za-z0-9_][A-Za-z0-9._-]*)*",
-        pattern_doc="a repository's name, such as grid.cern.ch",
         sample="grid.cern.ch vo.example.org",
     )
     tmp_binds: tuple[str, ...] = option(
@@ -173,12 +174,13 @@ class Machinetype:
         Kind.INNER_PATH, "/user_data", "program that a container runs, without arguments", pipe=True
     )
     container_user: str | None = option(
-        Kind.NAME,
+        matching(
+            r"[A-Za-z0-9_.][A-Za-z0-9_.-]*(:[A-Za-z0-9_.][A-Za-z0-9_.-]*)?",
+            "a user or uid, perhaps with ':' and a group",
+        ),
         None,
         "user or uid inside Docker containers",
         default_doc="the image's",
-        pattern=r"[A-Za-z0-9_.][A-Za-z0-9_.-]*(:[A-Za-z0-9_.][A-Za-z0-9_.-]*)?",
-        pattern_doc="a user or uid, perhaps with ':' and a group",
         sample="1000",
     )
     container_capabilities: tuple[str, ...] = option(
@@ -210,22 +212,8 @@ class Machinetype:
         pipe=True,
         sample="/CN=cvm-sign01\\.cern\\.ch$",
     )
-    root_device: str = option(
-        Kind.NAME,
-        "vda",
-        "name of a VM's root disk",
-        pipe=True,
-        pattern=r"[a-z0-9]+",
-        pattern_doc="a name of a-z and 0-9",
-    )
-    scratch_device: str = option(
-        Kind.NAME,
-        "vdb",
-        "name of a VM's scratch disk",
-        pipe=True,
-        pattern=r"[a-z0-9]+",
-        pattern_doc="a name of a-z and 0-9",
-    )
+    root_device: str = option(_DEVICE, "vda", "name of a VM's root disk", pipe=True)
+    scratch_device: str = option(_DEVICE, "vdb", "name of a VM's scratch disk", pipe=True)
     disk_gb_per_processor: int | None = option(
         Kind.INTEGER,
         None,
@@ -255,12 +243,10 @@ class VacuumPipe:
     name: str
     """PREFIX: its machinetypes are called PREFIX-suffix."""
     vacuum_pipe_url: str = option(
-        Kind.URL,
+        WEB_URL,
         "",
         "URL of the pipe's document",
         required=True,
-        pattern=r"https?://[^\s]+",
-        pattern_doc="an http:// or https:// URL",
         sample="https://vo.example.org/vacuum.pipe",
     )
     target_share: float = option(

@@ -14,7 +14,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from vac.text import quoted
 
@@ -64,9 +64,9 @@ def boolean(text: str) -> bool | None:
     return True if word in TRUE else False if word in FALSE else None
 
 
-def _matching(pattern: str) -> Callable[[str], str | None]:
+def _matches(pattern: str) -> Callable[[str], str | None]:
     compiled = re.compile(pattern)
-    return lambda text: text if compiled.fullmatch(text) else None
+    return lambda text: _text(text) if compiled.fullmatch(text) else None
 
 
 def _text(text: str) -> str:
@@ -109,8 +109,8 @@ def _capability(text: str) -> str | None:
     return name if name in LINUX_CAPABILITIES or name == "NONE" else None
 
 
-_name = _matching(r"\S+")
-_inner_path = _matching(r"(?!.*/\.{1,2}(/|$))/\S*[^\s/]/?")
+_name = _matches(r"\S+")
+_inner_path = _matches(r"(?!.*/\.{1,2}(/|$))/\S*[^\s/]/?")
 
 
 class Kind(enum.Enum):
@@ -120,7 +120,7 @@ class Kind(enum.Enum):
     NAME = ("a name without blanks", _name)
     PATH = ("an absolute path", _path)
     INNER_PATH = ("an absolute path without blanks and '..'", _inner_path)
-    URL = ("a URL (scheme://…)", _matching(r"[a-z][a-z0-9+.-]*://\S*"))
+    URL = ("a URL (scheme://…)", _matches(r"[a-z][a-z0-9+.-]*://\S*"))
     REGEX = ("a regular expression of Python's", _regex)
     INTEGER = ("an integer", _integer)
     NUMBER = ("a number", lambda text: float(text) if _NUMBER.fullmatch(text) else None)
@@ -148,7 +148,20 @@ class Kind(enum.Enum):
         self.many = many
 
 
-LISTS = tuple(kind for kind in Kind if kind.many)
+class Form(NamedTuple):
+    """Type of a single option's values, with what Kind's members have."""
+
+    words: str
+    read: Callable[[str], Any]
+    many: bool
+
+
+def matching(pattern: str, words: str, *, many: bool = False) -> Form:
+    """Return the form of texts that match a regular expression in full; many: of lists of these."""
+    return Form(words, _matches(pattern), many)
+
+
+WEB_URL = matching(r"https?://[^\s]+", "an http:// or https:// URL")
 NUMBERS = (Kind.INTEGER, Kind.NUMBER, Kind.TIME, Kind.COUNT_OR_BOOLEAN)
 EMPTY_IS_BAD = (*NUMBERS, Kind.BOOLEAN, Kind.CHOICE, Kind.CAPABILITIES)
 """Kinds for which `option =` can't mean that the default is wanted."""
@@ -158,7 +171,7 @@ EMPTY_IS_BAD = (*NUMBERS, Kind.BOOLEAN, Kind.CHOICE, Kind.CAPABILITIES)
 class Option:
     """One option of the reference."""
 
-    kind: Kind
+    kind: Kind | Form
     doc: str
     choices: tuple[str, ...] = ()
     least: float | None = None
@@ -166,10 +179,6 @@ class Option:
     most: float | None = None
     old: tuple[str, ...] = ()
     """Deprecated spellings, still accepted with a warning."""
-    pattern: str = ""
-    """Regular expression that a name, or each entry of a list, must match in full."""
-    pattern_doc: str = ""
-    """The pattern in words."""
     sample: str = ""
     """Value in the sample configuration, where the default says too little."""
     required: bool = False
@@ -183,7 +192,7 @@ class Option:
     """Accepted because the classic has it; nothing uses it yet."""
 
 
-def option(kind: Kind, default: Any, doc: str, **details: Any) -> Any:
+def option(kind: Kind | Form, default: Any, doc: str, **details: Any) -> Any:
     """Declare a dataclass field that is an option; details are Option's other fields."""
     return dataclasses.field(default=default, metadata={"option": Option(kind, doc, **details)})
 
@@ -229,7 +238,7 @@ def parse_entry(option: Option, text: str) -> Any:
         if value > most and option.most is None:
             more = f" (the largest is {largest})"
         value = value if least <= value <= most else None
-    if value is None or (option.pattern and not re.fullmatch(option.pattern, text)):
+    if value is None:
         raise BadValue(f"{quoted(text)} is not {_allowed_one(option)}{more}")
     return value
 
@@ -254,7 +263,7 @@ def allowed(option: Option) -> str:
 
 
 def _allowed_one(option: Option) -> str:
-    words = option.pattern_doc or option.kind.words + ", ".join(option.choices)
+    words = option.kind.words + ", ".join(option.choices)
     if option.most is not None:
         return f"{words} from {option.least:g} to {option.most:g}"
     return f"{words}, {option.least:g} or more" if option.least is not None else words

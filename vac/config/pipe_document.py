@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any, Callable
 
 from vac.config.machinetype import Machinetype
-from vac.config.options import LISTS, NUMBERS, BadValue, Kind, Option, allowed, declared, parse
+from vac.config.options import NUMBERS, BadValue, Kind, Option, allowed, declared, matching, parse
 from vac.config.sections import USER_DATA_FILE, USER_DATA_OPTION, nearest
 from vac.decoding import MOST_FLAWS, BadJson, Flaw, Number, first, kind_of, shown, step
 from vac.decoding import parse as parse_json
@@ -36,7 +36,7 @@ ACCEPTED: Mapping[str, Option] = {
 _SITES_OWN = frozenset(declared(Machinetype)) - frozenset(ACCEPTED)
 _OLD_SPELLINGS = {old: name for name, option in ACCEPTED.items() for old in option.old}
 _CACHE_SECONDS = Option(Kind.INTEGER, "how long a copy serves", least=0)
-_SUFFIX = Option(Kind.NAME, "", pattern="[a-z0-9-]{1,100}", pattern_doc="a name of a-z, 0-9 and -")
+_SUFFIX = Option(matching("[a-z0-9-]{1,100}", "a name of a-z, 0-9 and -"), "")
 _TEXT = Option(Kind.TEXT, "")
 
 _FILE = r"(?!\.{1,2}$)[A-Za-z0-9_.][A-Za-z0-9_.+@=,-]*"
@@ -180,7 +180,7 @@ def _entry(found: Any, path: str, flaws: list[Flaw]) -> Entry | None:
 def _value(option: Option, given: Any, pattern: str = "", words: str = "", *, strip: bool = True) -> Any:
     """Return the option's value of a JSON value; None: as if it were not there. Raises BadValue."""
     words = words or allowed(option)
-    if option.kind in LISTS and isinstance(given, list):
+    if option.kind.many and isinstance(given, list):
         for number, each in enumerate(given):
             if not isinstance(each, str) or len(each.split()) != 1:
                 raise _BadPart(number, f"{shown(each)} is not a text without blanks")
@@ -188,7 +188,7 @@ def _value(option: Option, given: Any, pattern: str = "", words: str = "", *, st
         given = " ".join(given)
     text = _option_text(option, given)
     text = text.strip() if strip else text
-    parts = text.split() if option.kind in LISTS else [text]
+    parts = text.split() if option.kind.many else [text]
     if len(parts) > MOST_ENTRIES:
         raise BadValue(f"{len(parts)} entries are more than the {MOST_ENTRIES} that a list may have")
     for part in parts:

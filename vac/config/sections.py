@@ -9,7 +9,7 @@ from typing import Any
 
 from vac.config.ini import Contents, Report, Section, Value
 from vac.config.machinetype import Machinetype, VacuumPipe
-from vac.config.options import LISTS, BadValue, Option, allowed, declared, parse, parse_entry, render
+from vac.config.options import BadValue, Option, allowed, declared, parse, parse_entry, render
 from vac.config.settings import Settings
 from vac.text import quoted
 
@@ -205,7 +205,7 @@ def _parse(
         if name not in _LENIENT or section != "settings":
             report.error(given.file, section, spelling, str(error))
             return None, False
-        if option.kind in LISTS:
+        if option.kind.many:
             entries: list[Any] = []
             for word in given.text.split():
                 try:

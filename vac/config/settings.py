@@ -8,7 +8,7 @@ from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
 from typing import Union
 
-from vac.config.options import Kind, option
+from vac.config.options import WEB_URL, Kind, matching, option
 
 Network = Union[IPv4Network, IPv6Network]
 _FIRST_SERVICE_ADDRESS = 253
@@ -20,12 +20,13 @@ class Settings:
     """[settings], with every default worked out. Units as the names say; GB are 1000³ bytes, MB are MiB."""
 
     vac_space: str = option(
-        Kind.NAME,
+        matching(
+            r"[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?",
+            "a name of letters, digits, '.', '-' and '_', such as vac01.example.org",
+        ),
         "",
         "name of the space, like a host name; also the virtual CE's name",
         required=True,
-        pattern=r"[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?",
-        pattern_doc="a name of letters, digits, '.', '-' and '_', such as vac01.example.org",
         sample="vac01.example.org",
     )
     description: str = option(
@@ -43,12 +44,10 @@ class Settings:
         sample="vac-01.example.org vac-02.example.org",
     )
     factory_name: str = option(
-        Kind.NAME,
+        matching(r"[A-Za-z0-9._-]+", "a fully qualified host name such as vac-01.example.org"),
         "",
         "name of this factory, fully qualified; lets several share one host",
         default_doc="the kernel's host name",
-        pattern=r"[A-Za-z0-9._-]+",
-        pattern_doc="a fully qualified host name such as vac-01.example.org",
         sample="vac-01.example.org",
     )
     state_dir: Path = option(Kind.PATH, Path("/var/lib/vac"), "directory of everything that Vac writes")
@@ -140,12 +139,12 @@ class Settings:
         Kind.INTEGER, 4096, "limit of tasks of a container per processor", least=16
     )
     volume_group: str | None = option(
-        Kind.NAME,
+        matching(
+            r"(?!\.{1,2}$)[A-Za-z0-9+_.][A-Za-z0-9+_.-]*", "a name of letters, digits, '+', '_', '.' and '-'"
+        ),
         None,
         "LVM volume group for machines' disks",
         default_doc="vac_volume_group if there is one",
-        pattern=r"(?!\.{1,2}$)[A-Za-z0-9+_.][A-Za-z0-9+_.-]*",
-        pattern_doc="a name of letters, digits, '+', '_', '.' and '-'",
         sample="vac_volume_group",
     )
     shutdown_time: int | None = option(
@@ -168,20 +167,19 @@ class Settings:
         sample="/usr/local/sbin/node-health",
     )
     singularity_user: str | None = option(
-        Kind.NAME,
+        matching(r"[^\s:/-][^\s:/]*", "a user's name"),
         None,
         "unprivileged account that Singularity machines run as, and bubblewrap's instead of nobody",
-        pattern=r"[^\s:/-][^\s:/]*",
-        pattern_doc="a user's name",
         sample="vacuser",
     )
     slot_uids: str | None = option(
-        Kind.NAME,
+        matching(
+            r"[1-9][0-9]{3,9}-[1-9][0-9]{3,9}",
+            "the first and the last uid, from 1000 on, with a hyphen between them",
+        ),
         None,
         "uids of bubblewrap and Singularity machines, one for each slot, instead of singularity_user's",
         default_doc="for bubblewrap those of account vac in /etc/subuid",
-        pattern=r"[1-9][0-9]{3,9}-[1-9][0-9]{3,9}",
-        pattern_doc="the first and the last uid, from 1000 on, with a hyphen between them",
         sample="200000-200255",
     )
     singularity_path: Path | None = option(
@@ -198,11 +196,9 @@ class Settings:
     )
     fix_networking: bool = option(Kind.BOOLEAN, True, "repair the VMs' NAT network when it can't be created")
     forward_dev: str | None = option(
-        Kind.NAME,
+        matching(r"[^\s/]{1,15}", "a network interface's name"),
         None,
         "outgoing interface of the VMs' NAT network",
-        pattern=r"[^\s/]{1,15}",
-        pattern_doc="a network interface's name",
         sample="eth0",
     )
     root_public_key: Path = option(Kind.PATH, Path("/root/.ssh/id_rsa.pub"), "ssh key offered to VMs")
@@ -223,11 +219,9 @@ class Settings:
     )
     gocdb_key_file: Path | None = option(Kind.PATH, None, "its key", sample="/etc/grid-security/hostkey.pem")
     gocdb_url: str = option(
-        Kind.URL,
+        WEB_URL,
         "https://goc.egi.eu",
         "base of the GOCDB API",
-        pattern=r"https?://[^\s]+",
-        pattern_doc="an http:// or https:// URL",
     )
     version_logger: int = option(
         Kind.COUNT_OR_BOOLEAN, 0, "factory messages a day to version_logger_hostport", no_effect=True

@@ -23,6 +23,7 @@ import time
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from http import HTTPStatus
 from ipaddress import ip_address
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Callable
@@ -46,9 +47,6 @@ SYSTEM_CERTIFICATES = (
     Path("/etc/ssl/ca-bundle.pem"),
 )
 """CA files of the distributions: a PycURL from a wheel doesn't know the host's."""
-_TIMED_OUT_STATUS = 408
-_TOO_MANY_STATUS = 429
-_NOT_MODIFIED_STATUS = 304
 _PROXY_PORT = 1080
 """Default of libcurl."""
 LEFT_FREE_BYTES = 2 * 1000**3
@@ -190,7 +188,7 @@ def get(
     finally:
         curl.close()
         opened.close()
-    if answer.status != 200 and (known_time is None or answer.status != _NOT_MODIFIED_STATUS):
+    if answer.status != 200 and (known_time is None or answer.status != HTTPStatus.NOT_MODIFIED):
         raise DownloadFailed(f"the server answers with status {answer.status} instead of 200")
 
 
@@ -270,7 +268,8 @@ def _set_up(api: Any, curl: pycurl.Curl, limits: Limits) -> None:
         api.SSL_VERIFYPEER: 1,
         api.SSL_VERIFYHOST: 2,
     }
-    trusted = _system_certificates()
+    chosen = os.environ.get("SSL_CERT_FILE")
+    trusted = Path(chosen) if chosen else next(filter(Path.exists, SYSTEM_CERTIFICATES), None)
     if trusted is not None:
         options[api.CAINFO] = str(trusted)
     if GRID_CERTIFICATES.is_dir():
@@ -279,16 +278,11 @@ def _set_up(api: Any, curl: pycurl.Curl, limits: Limits) -> None:
         curl.setopt(option, value)
 
 
-def _system_certificates() -> Path | None:
-    chosen = os.environ.get("SSL_CERT_FILE")
-    return Path(chosen) if chosen else next(filter(Path.exists, SYSTEM_CERTIFICATES), None)
-
-
 def _explained(api: Any, curl: pycurl.Curl, code: int, limits: Limits) -> DownloadFailed:
     """Return the reason of a failed transfer. libcurl's own texts may quote URLs and are not used."""
     if code == api.E_HTTP_RETURNED_ERROR:
         status = curl.getinfo(api.RESPONSE_CODE)
-        passing = status >= 500 or status in (_TIMED_OUT_STATUS, _TOO_MANY_STATUS)
+        passing = status >= 500 or status in (HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.TOO_MANY_REQUESTS)
         return DownloadFailed(f"the server answers with status {status}", passing=passing)
     if code == api.E_PEER_FAILED_VERIFICATION:
         result = curl.getinfo(api.SSL_VERIFYRESULT) if "OpenSSL" in api.version else -1
@@ -414,7 +408,7 @@ class ImageCache:
 
                 answer = Answer(write)
                 self._get(url, answer, known_time=known_time)
-                if answer.status == _NOT_MODIFIED_STATUS and known_time is not None:
+                if answer.status == HTTPStatus.NOT_MODIFIED and known_time is not None:
                     if self._server_date(url, answer) in (None, known_time):
                         return known_time
                     self._get(url, answer)

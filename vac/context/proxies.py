@@ -70,7 +70,8 @@ def make_proxy(
     for each in chain:
         _check_lifetime(each, now, end)
     issuer_key = _load_key(key_pem)
-    if _public(issuer_key.public_key()) != _public(chain[0].public_key()):
+    form = serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo
+    if issuer_key.public_key().public_bytes(*form) != chain[0].public_key().public_bytes(*form):
         raise CertificateError(f"the key doesn't belong to the first certificate, {shown_name(chain[0])}")
     own_key = rsa.generate_private_key(public_exponent=65537, key_size=KEY_BITS)
     common_name = _LEGACY_NAME if legacy else name[:LONGEST_NAME]
@@ -138,13 +139,6 @@ def _load_key(content: bytes) -> _Key:
     if not isinstance(key, (rsa.RSAPrivateKey, ec.EllipticCurvePrivateKey)):
         raise CertificateError("the key is neither an RSA nor an EC key")
     return key
-
-
-def _public(key: object) -> bytes:
-    """Return a public key's bytes for comparison."""
-    if not isinstance(key, (rsa.RSAPublicKey, ec.EllipticCurvePublicKey)):
-        return b""
-    return key.public_bytes(serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo)
 
 
 def _time(unix_seconds: float) -> datetime.datetime:

@@ -174,7 +174,13 @@ def values(request: ContextRequest, user_data_url: str = "") -> dict[str, bytes]
     for key, text in machinetype.user_data_options.items():
         found[f"user_data_option_{key}"] = _bytes(text)
     if machinetype.user_data_proxy:
-        found["user_data_option_x509_proxy"] = _proxy(request)
+        files = (request.directory / CERTIFICATE_FILE, request.directory / KEY_FILE)
+        legacy, end = machinetype.legacy_proxy, request.shutdown_time
+        try:
+            proxy = proxy_from_files(*files, machinetype.name, now=request.now, end=end, legacy=legacy)
+        except CertificateError as error:
+            raise ContextError(str(error)) from error
+        found["user_data_option_x509_proxy"] = proxy
     for key, text in built_in.items():
         for spelling in (key, *_OTHER_SPELLINGS.get(key, ())):
             found[spelling] = _bytes(text)
@@ -190,20 +196,6 @@ def masked(found: Mapping[str, bytes]) -> dict[str, bytes]:
     for name in ("user_data_url", "user_data_root_image_url"):
         shown[name] = _bytes(without_url_secrets(found.get(name, b"").decode("utf-8", "surrogateescape")))
     return shown
-
-
-def _proxy(request: ContextRequest) -> bytes:
-    try:
-        return proxy_from_files(
-            request.directory / CERTIFICATE_FILE,
-            request.directory / KEY_FILE,
-            request.machinetype.name,
-            now=request.now,
-            end=request.shutdown_time,
-            legacy=request.machinetype.legacy_proxy,
-        )
-    except CertificateError as error:
-        raise ContextError(str(error)) from error
 
 
 def _read(path: Path, what: str) -> bytes:

@@ -65,12 +65,6 @@ class Observed:
     uuid: str
     state: EngineState
     usage: Usage = field(default_factory=Usage)
-    ended_time: float | None = None
-    """End of an ended machine, Unix seconds by the engine's clock; None: the engine doesn't tell."""
-    exit_code: int | None = None
-    """Exit code of an ended machine's command, if the engine tells."""
-    signal: int | None = None
-    """Number of the signal that ended the machine's command, if the engine tells."""
 
 
 @dataclass(frozen=True)
@@ -140,7 +134,7 @@ class LeftProcess:
     pid: int
     """Its first process."""
     noted_time: float
-    """When that number was written down, Unix seconds: the process had started by then."""
+    """Time at which that number was written down, Unix seconds: the process had started by then."""
     user: str
     """The account it runs as."""
     processors: int
@@ -177,11 +171,7 @@ class Driver(ABC):
 
     @abstractmethod
     def list(self) -> Sequence[Observed]:
-        """Return all machines of this factory, and no others, in one call. Usage may be left out."""
-
-    @abstractmethod
-    def usage(self) -> Mapping[str, Usage]:
-        """Return usage by uuid of all machines that list() names, in one pass."""
+        """Return all machines of this factory, and no others, in one pass."""
 
     @abstractmethod
     def create(self, spec: MachineSpec) -> None:

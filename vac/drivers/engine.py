@@ -28,7 +28,6 @@ from vac.drivers.base import (
     LeftProcess,
     MachineSpec,
     Observed,
-    Usage,
 )
 from vac.host.connections import Contact, Sampling
 
@@ -98,14 +97,12 @@ class ActionDone:
 
 @dataclass(frozen=True)
 class Observation:
-    """The engine's machines and what they use."""
+    """The engine's machines."""
 
     engine: str
     machines: tuple[Observed, ...]
-    usage: Mapping[str, Usage]
-    """By uuid."""
     asked_time: float
-    """When the engine was asked: the listing says nothing of a machine that was created later."""
+    """Time at which the engine was asked: the listing says nothing of a machine that was created later."""
     details: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     """By uuid of running machines, facts that have not been told before."""
     contacts: Mapping[str, frozenset[Contact]] = field(default_factory=dict)
@@ -284,12 +281,12 @@ class Engine:
 
     def _look(self, driver: Driver, asked_time: float) -> Observation:
         machines = tuple(driver.list())
-        usage, details = dict(driver.usage()), self._details(driver, machines)
+        details = self._details(driver, machines)
         for uuid, facts in driver.new_details().items():
             details[uuid] = {**details.get(uuid, {}), **facts}
         contacts = {uuid: ends for uuid, ends in self._sampling.sample(driver.contacts).items() if ends}
         details = {uuid: facts for uuid, facts in details.items() if facts}
-        return Observation(self.name, machines, usage, asked_time, details, contacts)
+        return Observation(self.name, machines, asked_time, details, contacts)
 
     def _details(self, driver: Driver, machines: Sequence[Observed]) -> dict[str, dict[str, str]]:
         """Ask for the details of each running machine until they are known."""
@@ -400,9 +397,5 @@ def driver_for(machine_model: str, settings: Settings, fetch: Fetch | None = Non
     try:
         module = importlib.import_module(MODULES[engine])
     except ImportError as error:
-        if error.name == MODULES[engine]:
-            reason = f"machine_model {machine_model} is not available in this version"
-        else:
-            reason = f"{error}; install {PACKAGES.get(engine, 'it')}"
-        raise EngineUnavailable(reason) from error
+        raise EngineUnavailable(f"{error}; install {PACKAGES.get(engine, 'it')}") from error
     return cast(Driver, module.open_driver(settings, fetch))

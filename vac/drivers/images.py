@@ -23,7 +23,7 @@ from vac.host.probes import problem_of, sha256_of
 from vac.text import without_url_secrets
 
 FIRST_LOOK_SECONDS = 1.0
-"""How long missing() waits for an image that may be there already."""
+"""Longest that missing() waits for an image that may be there already."""
 REST = Rest(success_seconds=600.0, first_failure_seconds=30.0, longest_seconds=1800.0)
 """Of image files: how often a server is asked for a newer version, and pauses after failures."""
 

@@ -25,9 +25,9 @@ DEFAULT_GROUP = "vac_volume_group"
 TAG = "vac.uuid="
 LVM_SECONDS = 60.0
 GROUP_LOOK_SECONDS = 300.0
-"""How long it is remembered whether the default group exists."""
+"""Age up to which the answer if the default group exists is used."""
 WIPE_PATIENCE_SECONDS = 5.0
-"""How long a machine's removal waits for its volume to be wiped, before it has to be asked for again."""
+"""Longest that a machine's removal waits for its volume to be wiped, before it has to be asked for again."""
 Run = Callable[[Sequence[str]], str]
 """Runs a command and returns its output; raises CreationFailed with what it says."""
 PACKAGES = {"blkdiscard": "util-linux", "mkfs.ext4": "e2fsprogs", "mount": "mount", "umount": "mount"}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import logging
 from collections.abc import Mapping
@@ -78,20 +77,13 @@ class Watcher:
         stimulus: type[Listed] = ListedAbsent
         if found is not None:
             stimulus = _STIMULI[found.state]
-            self._note_observed(slot, found, seen)
+            slot.observed.usage = found.usage
+            if found.state is not slot.observed.engine_state:
+                slot.observed.engine_state = found.state
+                self.state.changed = True
         if stimulus in _NEVER_RAN and isinstance(slot.phase, Uncertain) and outputs.has_any(machine):
             stimulus = ListedEnded
         self.effects.handle(slot, stimulus(seen.asked_time))
-
-    def _note_observed(self, slot: Slot, found: Observed, seen: Observation) -> None:
-        usage = seen.usage.get(found.uuid, found.usage)
-        ended_time = found.ended_time if usage.ended_time is None else usage.ended_time
-        slot.observed.usage = dataclasses.replace(
-            usage, ended_time=ended_time, exit_code=found.exit_code, signal=found.signal
-        )
-        if found.state is not slot.observed.engine_state:
-            slot.observed.engine_state = found.state
-            self.state.changed = True
 
     def _may_be_elsewhere(self, machine: Machine) -> bool:
         """Return True if this listing may be another factory's than the machine's, so that it isn't in it."""

@@ -85,7 +85,7 @@ class Usage:
     started_time: float | None = None
     """Unix seconds by its engine's clock."""
     ended_time: float | None = None
-    """Of an ended machine, Unix seconds by its engine's clock; the next two are its command's, if the engine tells."""
+    """Of an ended machine, Unix seconds by its engine's clock; the next two are its command's."""
     exit_code: int | None = None
     signal: int | None = None
     shutoff_reason: str | None = None

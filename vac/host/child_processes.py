@@ -1,4 +1,4 @@
-"""The one way to run a program and wait for its end: argument list, time limit, bounded output, errors as values.
+"""Ends of processes, and the one way to run a program: argument list, time limit, bounded output, errors as values.
 
     done = run(["vgs", "--noheadings"], time_limit_seconds=20)
     if done.failure:      # "vgs is not installed", "vgs took longer than 20 s", "vgs failed (5): LAST LINE"
@@ -13,18 +13,21 @@ from __future__ import annotations
 
 import contextlib
 import os
+import select
 import selectors
 import signal
 import subprocess
+import threading
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import IO, Any
+from typing import IO, Any, Callable
 
 MOST_BYTES = 16 * 1024 * 1024
 KILL_SECONDS = 1.0
 """Longest wait for a killed child: one that the kernel holds, on a file system that hangs, may stay."""
 MOST_CHARACTERS = 200
+_HIGHEST_PRIORITY = -20
 
 
 @dataclass(frozen=True)
@@ -56,13 +59,12 @@ def run(
     merge: bool = False,
     environment: Mapping[str, str] | None = None,
     identity: tuple[int, int] | None = None,
-    most_bytes: int = MOST_BYTES,
     kill_seconds: float | None = KILL_SECONDS,
 ) -> Finished:
     """Run a program in / until its end, or kill it when its time is over. Never raises OSError.
 
     time_limit_seconds None: it may take for ever. merge: errors go into the output. environment None: as ours.
-    identity: uid and gid to run as, without supplementary groups. Of each stream most_bytes are kept, and the rest is
+    identity: uid and gid to run as, without supplementary groups. Of each stream MOST_BYTES are kept, and the rest is
     read and dropped. kill_seconds None: wait for the end of a killed child however long it takes.
     """
     identified: dict[str, Any] = {}
@@ -87,7 +89,7 @@ def run(
     streams = [stream for stream in (child.stdout, child.stderr) if stream is not None]
     kept = [bytearray() for _ in streams]
     try:
-        in_time = _read_until_end(child.pid, streams, kept, time_limit_seconds, most_bytes)
+        in_time = _read_until_end(child.pid, streams, kept, time_limit_seconds)
         if not in_time:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(child.pid, signal.SIGKILL)
@@ -104,8 +106,24 @@ def run(
     return Finished(child.returncode, output, errors, failure)
 
 
+def call_at_end(pid: int, call: Callable[[], object], name: str) -> None:
+    """Call this in a daemon thread of this name as soon as any process has ended. Raises OSError if it has already."""
+    process = os.pidfd_open(pid)
+
+    def wait() -> None:
+        with contextlib.suppress(PermissionError):
+            os.setpriority(os.PRIO_PROCESS, 0, _HIGHEST_PRIORITY)  # on Linux, of this thread alone
+        end = select.poll()
+        end.register(process, select.POLLIN)
+        end.poll()
+        os.close(process)
+        call()
+
+    threading.Thread(target=wait, name=name, daemon=True).start()
+
+
 def _read_until_end(
-    pid: int, streams: Sequence[IO[bytes]], kept: Sequence[bytearray], seconds: float | None, most_bytes: int
+    pid: int, streams: Sequence[IO[bytes]], kept: Sequence[bytearray], seconds: float | None
 ) -> bool:
     """Read what the child writes until it has ended; False if the time was over before."""
     deadline = None if seconds is None else time.monotonic() + seconds
@@ -120,11 +138,11 @@ def _read_until_end(
                 left = None if deadline is None else deadline - time.monotonic()
                 ready = selector.select(left)
                 for key, _ in ready:
-                    if key.data is not None and not _take(key.fd, key.data, most_bytes):
+                    if key.data is not None and not _take(key.fd, key.data):
                         selector.unregister(key.fileobj)
                 if any(key.data is None for key, _ in ready):
                     for stream, content in zip(streams, kept):
-                        while _take(stream.fileno(), content, most_bytes):
+                        while _take(stream.fileno(), content):
                             pass
                     return True
                 if left is not None and left <= 0:
@@ -133,13 +151,13 @@ def _read_until_end(
         os.close(ended)
 
 
-def _take(descriptor: int, kept: bytearray, most_bytes: int) -> bool:
+def _take(descriptor: int, kept: bytearray) -> bool:
     """Read what there is without waiting; False at the end of the stream, or if there is nothing."""
     try:
         piece = os.read(descriptor, 65536)
     except BlockingIOError:
         return False
-    kept += piece[: max(0, most_bytes - len(kept))]
+    kept += piece[: max(0, MOST_BYTES - len(kept))]
     return bool(piece)
 
 

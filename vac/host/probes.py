@@ -151,7 +151,7 @@ def _unlinked(processes: Iterable[int], directories: Sequence[Path]) -> int:
 
 def health_problem(command: Path, time_limit_seconds: float = HEALTH_SECONDS) -> str | None:
     """Run the site's program. Return the first line of its output, or why there is none; None: all is well. Blocks."""
-    done = run([command], time_limit_seconds=time_limit_seconds, merge=True, most_bytes=4096)
+    done = run([command], time_limit_seconds=time_limit_seconds, merge=True)
     if done.exit_code == 0 or done.exit_code is None:
         return done.failure or None
     lines = done.text.strip().splitlines()

@@ -15,7 +15,7 @@ from typing import Any
 from vac.config.ini import COMMON, Report, read
 from vac.config.load import ConfigurationError
 from vac.config.machinetype import Machinetype
-from vac.config.options import Kind, declared, option
+from vac.config.options import Kind, declared, matching, option
 from vac.config.sections import MACHINETYPE, SETTINGS, Schema, build_machinetype, nearest, parse_section
 from vac.config.settings import Settings
 
@@ -33,7 +33,7 @@ LEAST_SECONDS = 0.1
 
 def _span(default: str, doc: str) -> Any:
     """Declare an option that spread() reads."""
-    return option(Kind.TEXT, default, doc, pattern=_SPREAD, pattern_doc=SPREAD_DOC)
+    return option(matching(_SPREAD, SPREAD_DOC), default, doc)
 
 
 @dataclass(frozen=True)
@@ -85,11 +85,9 @@ class Work:
     """[work MACHINETYPE] of a scenario file: what its machines find to do, and how long they live."""
 
     when: tuple[str, ...] = option(
-        Kind.LIST,
+        matching(_PERIOD, "always, never, or a period such as 12h-24h or 36h-", many=True),
         ("always",),
         "periods with work, from the beginning",
-        pattern=_PERIOD,
-        pattern_doc="always, never, or a period such as 12h-24h or 36h-",
         sample="0h-12h 24h-",
     )
     probability: float = option(

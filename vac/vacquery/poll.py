@@ -163,16 +163,15 @@ class _Asked:
     active_time: float = 0.0
     """Time of the last query or answer."""
     parts: dict[str, Received] = field(default_factory=dict)
-    expected: int = 1
     complete: bool = False
 
 
-def enlarge_buffer(receiver: socket.socket, wanted_bytes: int = BUFFER_BYTES) -> int:
-    """Request a receive buffer of this size, beyond rmem_max if permitted (root). Return the present size."""
+def enlarge_buffer(receiver: socket.socket) -> int:
+    """Request BUFFER_BYTES for what arrives, beyond rmem_max if permitted (root). Return the present size."""
     try:
-        receiver.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, wanted_bytes)
+        receiver.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, BUFFER_BYTES)
     except OSError:
-        receiver.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, wanted_bytes)
+        receiver.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, BUFFER_BYTES)
     return receiver.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF)
 
 
@@ -267,7 +266,7 @@ class _Poll:
         self._asked: dict[str, _Asked] = {}
         self._cookies: dict[str, str] = {}
         self._due: list[tuple[float, str]] = []
-        self._unresolved: dict[str, None] = {}
+        self._unresolved = dict.fromkeys(self.factories)
         self._burst: set[str] = set()
         self._burst_end = 0.0
         self._resolve_time = 0.0
@@ -303,7 +302,6 @@ class _Poll:
             query = Query(self.kind, self.space, tie, self.client)
             self._cookies[tie] = factory
             self._asked[factory] = _Asked(factory, query, encode_query(query, now, self.key))
-        self._unresolved = dict.fromkeys(self.factories)
         self.names.request(self.factories)
         self._resolve_time = start
 
@@ -371,8 +369,7 @@ class _Poll:
             return
         asked.active_time = at
         asked.parts[part(received.status)] = received
-        asked.expected = expected(received.status)
-        if len(asked.parts) >= asked.expected:
+        if len(asked.parts) >= expected(received.status):
             asked.complete = True
             self._incomplete -= 1
             self._burst.discard(asked.factory)

@@ -160,11 +160,7 @@ class Responder:
 
 def canonical_cookie(cookie: object) -> bytes:
     """Return the JSON text of a client's cookie, which may be any value."""
-    return (
-        b'"%b"' % cookie.encode()
-        if type(cookie) is str and cookie.isalnum() and cookie.isascii()
-        else (canonical({"": cookie})[len('{"":') : -1])
-    )
+    return canonical({"": cookie})[len('{"":') : -1]
 
 
 class Refresher:
@@ -314,7 +310,14 @@ def _bound(family: socket.AddressFamily, host: str, port: int) -> socket.socket:
 
 def main(options: RoleOptions) -> int:
     """Run the role `responder`: 0 when told to end, 1 if it can't work as configured."""
-    settings, status = _configuration(options)
+    status: Status | None = None
+    settings: Settings | None
+    try:
+        configuration = load(options.configs or None, facts.read())
+        settings, status = configuration.settings, configured(configuration)
+    except ConfigurationError as error:
+        log.error("the configuration is broken: %s", error)
+        settings = error.settings
     if settings is None:
         return 1
     try:
@@ -328,16 +331,6 @@ def main(options: RoleOptions) -> int:
     options.uses(settings.state_dir)
     state = StateDir(settings.state_dir)
     return run(state, receiver, stop, key=key, configured=status, ready=options.ready)
-
-
-def _configuration(options: RoleOptions) -> tuple[Settings | None, Status | None]:
-    """Return [settings] and a status made of the configuration; of a broken one, what can be used."""
-    try:
-        found = load(options.configs or None, facts.read())
-    except ConfigurationError as error:
-        log.error("the configuration is broken: %s", error)
-        return error.settings, None
-    return found.settings, configured(found)
 
 
 def run(

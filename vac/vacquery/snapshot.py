@@ -14,7 +14,7 @@ import secrets
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from vac import __version__
 from vac.config.machinetype import Machinetype
@@ -169,6 +169,7 @@ def factory_status(
 ) -> FactoryStatus:
     """Return the answer about the factory, without starting machines. heartbeats: Unix seconds by role."""
     running = [slot.machine for slot in slots if slot.machine and is_running(slot.machine, now)]
+    guard = None if status.guard_name == "full" else status.guard  # all processors in use is no reason
     return FactoryStatus(
         **_common(status, program),
         running_processors=sum(machine.processors for machine in running),
@@ -193,13 +194,8 @@ def factory_status(
         swap_free_kb=host.swap_free_kb,
         mem_used_kb=host.memory_used_kb,
         mem_total_kb=host.memory_total_kb,
-        creation_blocked=_blocked(status),
+        creation_blocked=untrusted(guard, LONGEST_GUARD) if guard else None,
     )
-
-
-def _blocked(status: Status) -> str | None:
-    """Return why nothing can be created. All processors in use is no reason."""
-    return untrusted(status.guard, LONGEST_GUARD) if status.guard and status.guard_name != "full" else None
 
 
 class SnapshotBuilder:
@@ -219,16 +215,17 @@ class SnapshotBuilder:
         self._host = host
         self._status: tuple[object, Status | None] = (None, None)
         self._slots: dict[Path, tuple[object, Slot]] = {}
+        self._before = self._slots
+        """By machine's directory what this build has read, and the one before: the files' stamps, and the slot."""
 
     def build(self, now: float) -> Snapshot | None:
         """Return the present snapshot; None if no factory has ever written its status. Raises OSError."""
         status = self._read_status()
         if status is None or not status.space or not status.factory:
             return None
-        read = dict(self._slots)
-        self._slots = {}
-        slots = [self._slot(slot_name(status.factory, number), read) for number in range(status.slots)]
-        finishes = {facts.name: self._finish(facts.name, read) for facts in status.machinetypes}
+        self._before, self._slots = self._slots, {}
+        slots = [self._slot(slot_name(status.factory, number)) for number in range(status.slots)]
+        finishes = {facts.name: self._finish(facts.name) for facts in status.machinetypes}
         roles = ("factory", "responder", "mjf", "metadata")
         heartbeats = {role: int(self._state.heartbeat_time(role) or 0) for role in roles}
         return Snapshot(
@@ -257,36 +254,38 @@ class SnapshotBuilder:
             self._status = (present, statuses.read(self._state))
         return self._status[1] or self._configured
 
-    def _slot(self, name: str, read: Mapping[Path, tuple[object, Slot]]) -> Slot:
+    def _slot(self, name: str) -> Slot:
         with contextlib.suppress(OSError):
             found = read_slot(self._state.slot(name))
             if found is not None:
-                return self._ended_or_alive(found.directory, found.model, read) or Slot(name)
+                return self._ended_or_alive(found.directory, found.model) or Slot(name)
         return Slot(name)
 
-    def _finish(self, machinetype: str, read: Mapping[Path, tuple[object, Slot]]) -> Slot | None:
+    def _finish(self, machinetype: str) -> Slot | None:
         with contextlib.suppress(OSError):
             directory = read_finish(self._state.finish(machinetype))
-            return None if directory is None else self._ended_or_alive(directory, None, read)
+            return None if directory is None else self._ended_or_alive(directory, None)
         return None
 
-    def _ended_or_alive(
-        self, name: DirectoryName, model: str | None, read: Mapping[Path, tuple[object, Slot]]
-    ) -> Slot | None:
+    def _ended_or_alive(self, name: DirectoryName, model: str | None) -> Slot | None:
         path = self._state.machine(name)
-        known = self._slots.get(path)
-        if known:
-            return known[1]
-        inside = ("", "started", "finished", "heartbeat", "shutdown_message", "joboutputs/shutdown_message")
-        present = (model, *(stamp_if_there(path / part) for part in inside))
-        known = read.get(path)
-        if known is None or known[0] != present:
-            slot = self._load(path, name, model)
+        if path not in self._slots:
+            inside = (
+                "",
+                "started",
+                "finished",
+                "heartbeat",
+                "shutdown_message",
+                "joboutputs/shutdown_message",
+            )
+            present = (model, *(stamp_if_there(path / part) for part in inside))
+            stamps, slot = self._before.get(path, (None, None))
+            if stamps != present:
+                slot = self._load(path, name, model)
             if slot is None:
                 return None
-            known = (present, slot)
-        self._slots[path] = known
-        return known[1]
+            self._slots[path] = (present, slot)
+        return self._slots[path][1]
 
     def _load(self, path: Path, name: DirectoryName, model: str | None) -> Slot | None:
         """Read one machine; one that can't be read is as if it weren't there.
@@ -323,14 +322,6 @@ _SIGNATURE_BYTES = len(',"hmac":""') + 64
 _GAP = secrets.token_hex(16)
 
 
-class _Template(NamedTuple):
-    """An answer's canonical text around cookie and time_sent."""
-
-    before: bytes
-    between: bytes
-    after: bytes
-
-
 class Answers:
     """Prepared datagrams of a snapshot: a query costs one join of bytes per answer."""
 
@@ -338,7 +329,8 @@ class Answers:
         self.snapshot = snapshot
         self._key = key
         self._limit = ANSWER_LIMIT - _TIME_BYTES - (_SIGNATURE_BYTES if key else 0)
-        self._prepared: dict[tuple[Kind, int], list[_Template]] = {}
+        self._prepared: dict[tuple[Kind, int], list[list[bytes]]] = {}
+        """By kind and size: each answer's canonical text, divided where cookie and time_sent belong."""
         for kind in Kind:
             self._templates(kind, COOKIE_SIZES[0])
 
@@ -356,18 +348,18 @@ class Answers:
             return texts
         return [b'%b,"hmac":"%b"}' % (text[:-1], signature(text, self._key).encode()) for text in texts]
 
-    def _templates(self, kind: Kind, size: int) -> list[_Template]:
+    def _templates(self, kind: Kind, size: int) -> list[list[bytes]]:
         if (kind, size) not in self._prepared:
             found = [self._template(status, size) for status in self.snapshot.answers(kind)]
             self._prepared[kind, size] = [template for template in found if template is not None]
         return self._prepared[kind, size]
 
-    def _template(self, status: AnyStatus, size: int) -> _Template | None:
+    def _template(self, status: AnyStatus, size: int) -> list[bytes] | None:
         message = {**message_of(status), "cookie": 0, "time_sent": 0}
-        message_or_none = shortened(message, self._limit - size + len("00"))
-        if message_or_none is None:
+        short = shortened(message, self._limit - size + len("00"))
+        if short is None:
             if size == COOKIE_SIZES[0]:
                 log.error("no answer about %s: too long for a datagram", part(status))
             return None
-        text = canonical({**message_or_none, "cookie": _GAP, "time_sent": _GAP})
-        return _Template(*text.split(b'"%b"' % _GAP.encode()))
+        text = canonical({**short, "cookie": _GAP, "time_sent": _GAP})
+        return text.split(b'"%b"' % _GAP.encode())

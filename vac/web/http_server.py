@@ -260,11 +260,6 @@ class Channel(HTTPChannel):
         in_transit = sum(request.in_transit_bytes() for request in requests if request is not None)
         return bool(in_transit > MOST_BODIES * (self.adj.max_request_body_size - 1))
 
-    def is_late(self) -> bool:
-        """Return True if a request has taken too long to arrive."""
-        request = self.request
-        return bool(request and time.monotonic() > request.begun_time + LONGEST_REQUEST_SECONDS)
-
     def write_soon(self, data: Any) -> int:
         """Queue data for the client; close the connection if too much is unread already."""
         unread = sum(channel.total_outbufs_len for channel in self._of_this_client())
@@ -359,8 +354,9 @@ class Server(TcpWSGIServer):
         """Close idle connections, and those whose request takes too long; called every few seconds."""
         super().maintenance(now)
         self._alive()
+        begun_before = time.monotonic() - LONGEST_REQUEST_SECONDS
         for channel in self._channels.values():
-            if channel.is_late():
+            if channel.request is not None and channel.request.begun_time < begun_before:
                 channel.will_close = True
 
     def stop(self) -> None:

@@ -157,7 +157,7 @@ def values_of(option: Option) -> st.SearchStrategy[Any]:
     paths = st.lists(st.text("abcZ0_é-", min_size=1), min_size=1).map(lambda parts: "/" + "/".join(parts))
     numbers = st.integers(0, 2**32 - 1) | st.integers(2**32, 2**128 - 1)
     addresses: st.SearchStrategy[Any] = numbers.map(ipaddress.ip_address)
-    strategies: dict[Kind, st.SearchStrategy[Any]] = {
+    strategies: dict[object, st.SearchStrategy[Any]] = {
         Kind.INTEGER: st.integers(low, 10**9),
         Kind.TIME: st.integers(low, 10**11),
         Kind.COUNT_OR_BOOLEAN: st.integers(0, 10**9),

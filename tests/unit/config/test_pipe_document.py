@@ -10,7 +10,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from tests.hostile_pipes import CORPUS, GOOD, IGNORED, LEFT_OUT, REFUSED, UNFIT, Hostile
-from vac.config.options import LISTS, Kind
+from vac.config.options import Kind
 from vac.config.pipe_document import (
     ACCEPTED,
     CACHE_SECONDS,
@@ -199,7 +199,7 @@ def check_bounds(document: PipeDocument) -> None:
         assert set(entry.values) <= set(ACCEPTED)
         assert set(entry.suffix) <= set("abcdefghijklmnopqrstuvwxyz0123456789-")
         for name, value in entry.values.items():
-            for text in value if ACCEPTED[name].kind in LISTS else [str(value)]:
+            for text in value if ACCEPTED[name].kind.many else [str(value)]:
                 assert text.isprintable()
                 assert len(text) <= MOST_CHARACTERS
                 assert ".." not in text.split("/") or ACCEPTED[name].kind is Kind.REGEX

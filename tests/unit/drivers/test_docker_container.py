@@ -21,7 +21,6 @@ from vac.drivers.base import CreationFailed, MachineSpec
 from vac.drivers.docker.docker_api import Client
 from vac.drivers.docker.docker_container import (
     LONGEST_PASSWD_BYTES,
-    EngineKind,
     container_config,
     creation_failure,
     make_container,
@@ -36,7 +35,6 @@ from vac.host.syscall_filter import REFUSED
 
 GOLDEN = Path(__file__).parents[2] / "data" / "docker-create.json"
 IMAGE = Image("sha256:1234", "example.com/pilot@sha256:5678", "", entrypoint=False)
-DOCKER = EngineKind()
 UUID = "4b0a5e86-6d0f-4a7a-8a3c-9f3f0f1d2c3b"
 
 
@@ -59,8 +57,12 @@ def make_spec(
     )
 
 
-def host_config(spec: MachineSpec, engine: EngineKind = DOCKER) -> dict[str, Any]:
-    return cast("dict[str, Any]", container_config(spec, IMAGE, engine)["HostConfig"])
+def config_of(spec: MachineSpec, *, podman: bool = False, systemd: bool = False) -> dict[str, Any]:
+    return container_config(spec, IMAGE, podman=podman, systemd=systemd)
+
+
+def host_config(spec: MachineSpec, *, podman: bool = False) -> dict[str, Any]:
+    return cast("dict[str, Any]", config_of(spec, podman=podman)["HostConfig"])
 
 
 def test_the_create_call_is_as_recorded() -> None:
@@ -70,11 +72,11 @@ def test_the_create_call_is_as_recorded() -> None:
         token_dir=Path("/etc/grid-tokens"),
         container_dns=("192.0.2.53",),
     )
-    assert container_config(spec, IMAGE, EngineKind(systemd=True)) == json.loads(GOLDEN.read_text())
+    assert config_of(spec, systemd=True) == json.loads(GOLDEN.read_text())
 
 
 def test_a_password_in_the_image_s_url_is_in_no_label() -> None:
-    config = container_config(make_spec(root_image="https://me:hunter2@example.com/image.tar"), IMAGE)
+    config = config_of(make_spec(root_image="https://me:hunter2@example.com/image.tar"))
     assert "hunter2" not in json.dumps(config)
     assert "https://***@example.com/image.tar" in json.dumps(config["Labels"])
 
@@ -149,9 +151,7 @@ def test_nested_machines_have_dockers_personalities(argument: int, refused: bool
 )
 def test_podmans_machines_make_no_namespaces_unless_allowed(options: dict[str, Any], refused: bool) -> None:
     spec = make_spec(**options)
-    assert (
-        f"seccomp={spec.directory}/seccomp.json" in host_config(spec, EngineKind(podman=True))["SecurityOpt"]
-    )
+    assert f"seccomp={spec.directory}/seccomp.json" in host_config(spec, podman=True)["SecurityOpt"]
     calls = json.loads(seccomp_profile(opens_namespaces(spec)))["syscalls"]
     assert (["clone3"] in [each["names"] for each in calls]) == refused
 
@@ -171,7 +171,7 @@ def test_a_full_disk_is_no_unexpected_error_with_podman(tmp_path: Path) -> None:
 
 def test_podman_has_the_profile_in_a_file() -> None:
     spec = make_spec(**PILOT)
-    found = host_config(spec, EngineKind(podman=True))
+    found = host_config(spec, podman=True)
     assert {f"seccomp={spec.directory}/seccomp.json", "unmask=/proc/*"} <= set(found["SecurityOpt"])
     assert not {"MaskedPaths", "ReadonlyPaths"} & found.keys()
 
@@ -188,7 +188,7 @@ def test_podman_has_the_profile_in_a_file() -> None:
     ],
 )
 def test_proc_stays_masked_where_there_may_be_a_root(options: dict[str, Any], podman: bool) -> None:
-    found = host_config(make_spec(**{**PILOT, **options}), EngineKind(podman=podman))
+    found = host_config(make_spec(**{**PILOT, **options}), podman=podman)
     assert not {"MaskedPaths", "ReadonlyPaths"} & found.keys()
     assert not [option for option in found["SecurityOpt"] if "unmask" in option]
 
@@ -213,7 +213,7 @@ def test_nested_machines_have_fuse_where_the_host_has_it(
     ],
 )
 def test_a_name_that_the_kernel_cant_hold_is_split(name: str, hostname: str, domainname: str) -> None:
-    config = container_config(dataclasses.replace(make_spec(), name=name), IMAGE)
+    config = config_of(dataclasses.replace(make_spec(), name=name))
     assert (config["Hostname"], config["Domainname"]) == (hostname, domainname)
 
 

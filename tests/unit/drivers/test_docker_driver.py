@@ -26,11 +26,10 @@ from vac.drivers.docker import docker_usage
 from vac.drivers.docker.docker_api import Connection, EventReader
 from vac.drivers.docker.docker_driver import (
     DockerDriver,
-    End,
     Ownership,
     adoptable,
     container_details,
-    end_of,
+    start_and_end,
     written_directories,
 )
 from vac.drivers.docker.docker_usage import UsageMeter, parse_net_dev
@@ -155,12 +154,15 @@ def test_events_are_news_of_our_machines_or_nothing(event: dict[str, Any], name:
     ],
 )
 def test_when_and_how_a_container_ended(told: str | None, seconds: float | None) -> None:
-    assert end_of({"State": {"FinishedAt": told}}) == End(seconds)
+    assert start_and_end({"FinishedAt": told}) == Usage(ended_time=seconds)
+    assert start_and_end({"StartedAt": told}) == Usage(started_time=seconds)
     ended = {"Status": "exited", "ExitCode": 137, "FinishedAt": told}
-    assert end_of({"State": ended}) == End(seconds, 137)
-    assert end_of({"State": {**ended, "Status": "running"}}).exit_code is None
-    assert end_of({"State": {**ended, "ExitCode": 143}}) == End(seconds, None, 15), "its engine was stopped"
-    assert end_of({"State": {**ended, "ExitCode": 255}}) == End(None, 255), "dockerd has missed its end"
+    assert start_and_end(ended) == Usage(ended_time=seconds, exit_code=137)
+    assert start_and_end({**ended, "Status": "running"}).exit_code is None
+    terminated = Usage(ended_time=seconds, signal=15)
+    assert start_and_end({**ended, "ExitCode": 143}) == terminated, "its engine was stopped"
+    lost = Usage(exit_code=255)
+    assert start_and_end({**ended, "ExitCode": 255}) == lost, "dockerd has missed its end"
 
 
 def test_details_leave_out_what_is_not_known() -> None:

@@ -18,7 +18,7 @@ import libvirt
 import pytest
 import requests
 
-from tests.driver_contract import ContractSite, DriverContract
+from tests.driver_contract import ContractSite, DriverContract, usages
 from tests.fake_driver import FakeEngine, Script
 from vac.config.machinetype import Machinetype
 from vac.config.settings import Settings
@@ -275,7 +275,7 @@ def test_stopped_machine_leaves_no_message_and_keeps_its_usage(tmp_path: Path) -
     driver.stop("f1-00.example.com", "u0")
     clock.now += 100
     assert [m.state for m in driver.list()] == [EngineState.ENDED]
-    assert driver.usage()["u0"].cpu_seconds == 10.0
+    assert usages(driver)["u0"].cpu_seconds == 10.0
     assert not (tmp_path / "joboutputs/shutdown_message").exists()
     driver.destroy("f1-00.example.com", "u0")
     assert not driver.list()

@@ -210,9 +210,9 @@ def test_a_vanished_machine_has_ended_with_its_last_usage() -> None:
     samples.take([seen("b", 3.0)])
     listed = {machine.uuid: machine for machine in samples.all()}
     assert listed["a"].state is EngineState.ENDED
-    assert listed["a"].ended_time == 1000.0
-    assert listed["b"].ended_time is None
-    assert listed["a"].usage == Usage(2.0, 300, 500)
+    assert listed["a"].usage.ended_time == 1000.0
+    assert listed["b"].usage.ended_time is None
+    assert listed["a"].usage == Usage(2.0, 300, 500, ended_time=1000.0)
     assert listed["b"].state is EngineState.RUNNING
     assert samples.wait_for_end("a", 0.0)
     assert not samples.wait_for_end("b", 0.0)
@@ -226,7 +226,7 @@ def test_a_machine_listed_as_ended_ended_when_that_was_seen_first() -> None:
     samples.take([seen("a", 1.0)])
     for now in (1100.0, 1200.0):  # noqa: B007  the clock's
         samples.take([replace(seen("a", 1.0), state=EngineState.ENDED)])
-    assert [machine.ended_time for machine in samples.all()] == [1100.0]
+    assert [machine.usage.ended_time for machine in samples.all()] == [1100.0]
 
 
 def test_a_machine_that_is_listed_again_has_not_ended() -> None:
@@ -234,10 +234,10 @@ def test_a_machine_that_is_listed_again_has_not_ended() -> None:
     samples = Samples(lambda: now)
     for machines in ([seen("a", 1.0)], [], [seen("a", 2.0)]):
         samples.take(machines)
-    assert [(each.state, each.ended_time) for each in samples.all()] == [(EngineState.RUNNING, None)]
+    assert [(each.state, each.usage.ended_time) for each in samples.all()] == [(EngineState.RUNNING, None)]
     now = 2000.0
     samples.take([])
-    assert [machine.ended_time for machine in samples.all()] == [2000.0]
+    assert [machine.usage.ended_time for machine in samples.all()] == [2000.0]
 
 
 def test_figures_of_a_dying_process_do_not_go_back() -> None:

@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 
 from tests.conftest import require_root
+from tests.driver_contract import usages
 from vac.config.machinetype import Machinetype
 from vac.config.settings import Settings
 from vac.drivers.base import CreationFailed, EngineState, MachineSpec, Observed
@@ -136,8 +137,8 @@ def test_a_machine_runs_ends_and_is_released(site: Site) -> None:
     assert site.listed().state is EngineState.RUNNING
     (site.path / "go").touch()
     ended = site.wait_for(EngineState.ENDED)
-    assert ended.exit_code == 3
-    assert abs((ended.ended_time or 0.0) - time.time()) < PATIENCE
+    assert ended.usage.exit_code == 3
+    assert abs((ended.usage.ended_time or 0.0) - time.time()) < PATIENCE
     assert (spec.directory / "console.log").read_text() == "hello\n"
     assert (spec.directory / "joboutputs").stat().st_uid == launch_plan.account(spec.settings).pw_uid
     site.driver.destroy(spec.name, spec.uuid)
@@ -153,9 +154,9 @@ def test_a_successor_knows_what_runs_and_how_it_ended(site: Site) -> None:
     before = time.time()
     driver = site.new_driver()
     found = site.listed(driver)
-    assert (found.state, found.exit_code) == (EngineState.ENDED, 3)
-    assert begun <= (driver.usage()["u"].started_time or 0.0) <= before
-    assert before - PATIENCE < (found.ended_time or 0.0) <= before
+    assert (found.state, found.usage.exit_code) == (EngineState.ENDED, 3)
+    assert begun <= (usages(driver)["u"].started_time or 0.0) <= before
+    assert before - PATIENCE < (found.usage.ended_time or 0.0) <= before
 
 
 def test_start_is_the_commands_even_if_its_program_was_slow(site: Site) -> None:
@@ -167,11 +168,11 @@ def test_start_is_the_commands_even_if_its_program_was_slow(site: Site) -> None:
     status.write_text(re.sub('"executing": [0-9.]+', f'"executing": {launched}', status.read_text()))
     driver = site.new_driver()
     assert site.listed(driver).state is EngineState.RUNNING
-    assert abs((driver.usage()["u"].started_time or 0.0) - begun) < 25
+    assert abs((usages(driver)["u"].started_time or 0.0) - begun) < 25
     (site.path / "go").touch()
     site.wait_for(EngineState.ENDED, driver)
-    assert abs((driver.usage()["u"].started_time or 0.0) - begun) < 25
-    assert site.new_driver().usage()["u"].started_time in (None, launched), "its processes have gone"
+    assert abs((usages(driver)["u"].started_time or 0.0) - begun) < 25
+    assert usages(site.new_driver())["u"].started_time in (None, launched), "its processes have gone"
 
 
 def test_a_machine_whose_command_has_not_begun_is_half_made(
@@ -227,11 +228,11 @@ def test_an_end_by_a_signal_is_told(site: Site) -> None:
     before = time.time()
     (site.path / "go").touch()
     site.wait_for(EngineState.ENDED)
-    while (found := site.listed()).signal is None:  # it can be waited for a moment later
+    while (found := site.listed()).usage.signal is None:  # it can be waited for a moment later
         time.sleep(0.01)
-    assert (found.exit_code, found.signal) == (None, 9)
-    assert before <= (found.ended_time or 0.0) <= time.time()
-    assert site.listed().ended_time == found.ended_time
+    assert (found.usage.exit_code, found.usage.signal) == (None, 9)
+    assert before <= (found.usage.ended_time or 0.0) <= time.time()
+    assert site.listed().usage.ended_time == found.usage.ended_time
 
 
 def test_what_outlives_its_killed_program_ends_the_machine(site: Site) -> None:
@@ -244,8 +245,8 @@ def test_what_outlives_its_killed_program_ends_the_machine(site: Site) -> None:
     before = time.time()
     (site.path / "go").touch()
     found = site.wait_for(EngineState.ENDED)
-    assert found.signal == 9
-    assert (found.ended_time or 0.0) >= before
+    assert found.usage.signal == 9
+    assert (found.usage.ended_time or 0.0) >= before
 
 
 IMAGE = "/etc/passwd"

@@ -208,7 +208,7 @@ def test_an_end_listed_before_the_creation_is_told_is_seen(world: World) -> None
             world.engine().wake()
             world.told_of_changes("docker")
             seen, now = tuple(world.engine().driver().list()), world.clock.now
-            world.inbox.put(Observation("docker", seen, {}, now))
+            world.inbox.put(Observation("docker", seen, now))
             world.clock.now += 1
 
     world.hook = end

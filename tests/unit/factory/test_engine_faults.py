@@ -175,7 +175,7 @@ def test_a_listing_from_before_a_creation_does_not_count(world: World) -> None:
     world.start()
     world.turn()
     machine, now = world.machine(), world.clock.boot()
-    world.inbox.put(Observation("docker", (), {}, asked_time=now - 0.1))
+    world.inbox.put(Observation("docker", (), asked_time=now - 0.1))
     world.turn()
     assert not machine.finished
     assert world.running() == [machine.uuid]
@@ -350,7 +350,7 @@ def test_a_listing_from_before_a_removal_does_not_count(world: World) -> None:
     listed = (Observed(machine.name, machine.uuid, EngineState.ENDED),)
     world.hold = True
     asked_time = machine.created_time + 299.9 - world.clock.now + world.clock.boot()
-    world.inbox.put(Observation("docker", listed, {}, asked_time))
+    world.inbox.put(Observation("docker", listed, asked_time))
     world.turn()
     assert isinstance(world.slot().phase, Empty)
     assert world.held == []

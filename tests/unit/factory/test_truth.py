@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.fake_driver import FakeDriver, Script
+from tests.fake_driver import FakeMachine, Script
 from tests.simulated import START, World, one_type
 from tests.unit.factory.conftest import MakeWorld
-from vac.drivers.base import EngineState, Observed, Usage
+from vac.drivers.base import EngineState, Observed
 from vac.drivers.engine import Changed, Engine, _Call
 from vac.factory.state import Stop
 from vac.lifecycle.phases import Releasing, SetAside
@@ -201,15 +201,14 @@ def test_the_engines_own_end_time_is_the_machines_end(world: World, monkeypatch:
     world.scripts = lambda spec: Script(300.0, "200 Success")
     told = START + 300.0
     world.fill()
-    listing = type(world.engine().driver()).list
+    observed = FakeMachine.observed
 
-    def with_end(self: object) -> list[Observed]:
-        return [
-            dataclasses.replace(one, ended_time=told if one.state is EngineState.ENDED else None)
-            for one in listing(self)  # type: ignore[arg-type]
-        ]
+    def with_end(self: FakeMachine, now: float) -> Observed:
+        seen = observed(self, now)
+        ended_time = told if seen.state is EngineState.ENDED else None
+        return dataclasses.replace(seen, usage=dataclasses.replace(seen.usage, ended_time=ended_time))
 
-    monkeypatch.setattr(type(world.engine().driver()), "list", with_end)
+    monkeypatch.setattr(FakeMachine, "observed", with_end)
     world.engine().unavailable = "dockerd is stopped"
     world.run(270)
     world.types = (one_type(target_share=0.0),)
@@ -231,15 +230,14 @@ def test_a_start_that_nobody_saw_is_when_the_engine_tells(
     world.hold, world.held = False, []
     world.clock.now += 40
     begin()  # … and the factory dies before it hears of that
-    usage = type(world.engine().driver()).usage
+    observed = FakeMachine.observed
 
-    def with_start(self: FakeDriver) -> dict[str, Usage]:
-        starts = {uuid: one.created_time for uuid, one in world.engine().machines.items()}
-        return {
-            uuid: dataclasses.replace(used, started_time=starts[uuid]) for uuid, used in usage(self).items()
-        }
+    def with_start(self: FakeMachine, now: float) -> Observed:
+        seen = observed(self, now)
+        usage = dataclasses.replace(seen.usage, started_time=self.created_time)
+        return dataclasses.replace(seen, usage=usage)
 
-    monkeypatch.setattr(type(world.engine().driver()), "usage", with_start)
+    monkeypatch.setattr(FakeMachine, "observed", with_start)
     world.types = (one_type(target_share=0.0),)
     world.start()
     world.run(400)

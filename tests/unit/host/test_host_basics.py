@@ -235,8 +235,9 @@ def test_a_daemon_that_is_left_behind_is_not_waited_for() -> None:
     assert done.exit_code == 0
 
 
-def test_of_much_output_only_the_beginning_is_kept() -> None:
-    done = shell("head -c 3000000 /dev/zero; echo end >&2; exit 1", most_bytes=1000)
+def test_of_much_output_only_the_beginning_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("vac.host.child_processes.MOST_BYTES", 1000)
+    done = shell("head -c 3000000 /dev/zero; echo end >&2; exit 1")
     assert (len(done.output), done.failure) == (1000, "/bin/sh failed (1): end")
 
 

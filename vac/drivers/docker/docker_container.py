@@ -13,7 +13,6 @@ import logging
 import re
 import tarfile
 from collections.abc import Generator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
 from urllib.parse import quote
@@ -60,15 +59,6 @@ FILE_TYPE_BITS = 0x8F280000
 _log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class EngineKind:
-    """Properties of the engine that a container's configuration depends on."""
-
-    podman: bool = False
-    systemd: bool = False
-    """True if it leaves cgroups to systemd."""
-
-
 def make_container(client: Client, spec: MachineSpec, image: Image) -> str:
     """Make and start the machine's container, and return its id; on failure remove it again.
 
@@ -101,17 +91,15 @@ def make_container(client: Client, spec: MachineSpec, image: Image) -> str:
 
 def _create(client: Client, spec: MachineSpec, image: Image) -> str:
     parts = client.version(api_version=False).get("Components") or []
-    engine = EngineKind(
-        podman=any("podman" in str(part.get("Name", "")).lower() for part in parts),
-        systemd=client.info().get("CgroupDriver") == "systemd",
-    )
-    if engine.podman:
+    podman = any("podman" in str(part.get("Name", "")).lower() for part in parts)
+    if podman:
         path = spec.directory / PROFILE
         try:
             path.write_text(seccomp_profile(opens_namespaces(spec)))
         except OSError as error:  # without a file's name if it is the write itself that fails
             raise CreationFailed(f"{path}: {error.strerror}") from error
-    config = container_config(spec, image, engine)
+    systemd = client.info().get("CgroupDriver") == "systemd"
+    config = container_config(spec, image, podman=podman, systemd=systemd)
     try:
         return client.make_container(config, spec.name)
     except docker.errors.APIError as error:
@@ -142,8 +130,8 @@ def _check_command(client: Client, container_id: str, spec: MachineSpec, image: 
         raise CreationFailed(f"the image has no {command}, which is the container_command")
 
 
-def container_config(spec: MachineSpec, image: Image, engine: EngineKind = EngineKind()) -> dict[str, object]:
-    """Return the container of this machine, in vac.slice where systemd is, else where the engine puts them."""
+def container_config(spec: MachineSpec, image: Image, *, podman: bool, systemd: bool) -> dict[str, object]:
+    """Return the container of this machine, in vac.slice where the engine leaves cgroups to systemd."""
     machinetype = spec.machinetype
     fits = len(spec.name.encode()) <= LONGEST_HOST_NAME
     short, _, domain = spec.name.partition(".")
@@ -173,8 +161,8 @@ def container_config(spec: MachineSpec, image: Image, engine: EngineKind = Engin
             "Dns": list(machinetype.container_dns),
             "Mounts": _mounts(spec),
             **_limits(spec),
-            **({"CgroupParent": "vac.slice"} if engine.systemd else {}),
-            **_privileges(spec, engine),
+            **({"CgroupParent": "vac.slice"} if systemd else {}),
+            **_privileges(spec, podman=podman),
         },
     }
 
@@ -309,23 +297,23 @@ def _limits(spec: MachineSpec) -> Mapping[str, object]:
     return limits
 
 
-def _privileges(spec: MachineSpec, engine: EngineKind) -> Mapping[str, object]:
+def _privileges(spec: MachineSpec, *, podman: bool) -> Mapping[str, object]:
     capabilities = spec.machinetype.container_capabilities
     options = [] if capabilities else ["no-new-privileges:true"]
     privileges: dict[str, object] = {"CapDrop": ["ALL"], "CapAdd": list(capabilities), "SecurityOpt": options}
-    if engine.podman:
+    if podman:
         options.append(f"seccomp={spec.directory / PROFILE}")
     if not spec.machinetype.container_nested:
         return privileges
     options += [
-        *([] if engine.podman else [f"seccomp={seccomp_profile(nested=True)}"]),
+        *([] if podman else [f"seccomp={seccomp_profile(nested=True)}"]),
         "apparmor=unconfined",
     ]
     if FUSE.exists():
         privileges["Devices"] = [
             {"PathOnHost": str(FUSE), "PathInContainer": str(FUSE), "CgroupPermissions": "rw"}
         ]
-    if opens_proc(spec) and engine.podman:
+    if opens_proc(spec) and podman:
         options.append("unmask=/proc/*")
     elif opens_proc(spec):
         privileges |= {"MaskedPaths": ["/sys/firmware"], "ReadonlyPaths": []}

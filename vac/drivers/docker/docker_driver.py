@@ -16,7 +16,7 @@ import signal
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Callable, NamedTuple
+from typing import Any, Callable
 
 import docker.errors
 import requests
@@ -33,6 +33,7 @@ from vac.drivers.base import (
     MachineSpec,
     Observed,
     Usage,
+    with_growing_counters,
 )
 from vac.drivers.docker.docker_api import (
     CALL_SECONDS,
@@ -148,11 +149,10 @@ class DockerDriver(Driver):
         self._images = DockerImages(self._connection, self.changed, fetch, limits)
         self._volumes = Volumes()
         self._meter = UsageMeter()
-        self._listed: Sequence[Listed] | None = None
+        self._listed: Sequence[Listed] = ()
         self._creating: set[str] = set()
-        self._ends: Mapping[str, End | None] = {}
-        self._starts: dict[str, float | None] = {}
-        """By id of containers that have been inspected."""
+        self._told: dict[str, Usage] = {}
+        """Start and end, by id, of containers that have been inspected."""
 
     def prepare(self, machinetype: Machinetype, settings: Settings, files: Path) -> str | None:
         """See Driver: the image has to be there."""
@@ -162,29 +162,22 @@ class DockerDriver(Driver):
         self._ownership.adopted = adoptable(machines)
 
     def list(self) -> Sequence[Observed]:
-        """See Driver. Of containers that have ended each is inspected once."""
+        """See Driver. Each container is inspected when it is measured for the first time, and when it has ended."""
         with self._connection.client() as client:
             listed = self._listed = self._find(client)
-            ended = [each.id for each in listed if each.state is EngineState.ENDED]
-            self._ends = {each: self._ends.get(each) or self._end_of(client, each) for each in ended}
-        return [
-            Observed(each.name, each.uuid, each.state, **(self._ends.get(each.id) or End())._asdict())
-            for each in listed
-        ]
-
-    def usage(self) -> Mapping[str, Usage]:
-        """See Driver. The engine is asked only for containers that are measured for the first time."""
-        with self._connection.client() as client:
-            listed = self._find(client) if self._listed is None else self._listed
             for each in listed:
-                if each.state in ALIVE and not self._meter.knows(each.id):
+                told = self._told.get(each.id)
+                if each.state in ALIVE and (told is None or not self._meter.knows(each.id)):
                     self._measure(client, each.id, each.own_network)
+                elif each.state is EngineState.ENDED and not (told and _end_is_known(told)):
+                    self._inspect(client, each.id)
         used = self._meter.read(each.id for each in listed)
-        self._starts = {each.id: self._starts.get(each.id) for each in listed}
-        return {
-            each.uuid: replace(used.get(each.id, Usage()), started_time=self._starts[each.id])
-            for each in listed
-        }
+        self._told = {each.id: self._told.get(each.id, Usage()) for each in listed}
+        found = []
+        for each in listed:
+            usage = with_growing_counters(used.get(each.id, Usage()), self._told[each.id])
+            found.append(Observed(each.name, each.uuid, each.state, usage))
+        return found
 
     def create(self, spec: MachineSpec) -> None:
         self._creating.add(spec.uuid)
@@ -224,7 +217,7 @@ class DockerDriver(Driver):
 
     def contacts(self) -> Mapping[str, frozenset[Contact]]:
         found = self._meter.contacts()
-        return {each.uuid: found[each.id] for each in self._listed or () if each.id in found}
+        return {each.uuid: found[each.id] for each in self._listed if each.id in found}
 
     def events(self) -> Iterator[str]:
         return self._events.listen()
@@ -253,9 +246,8 @@ class DockerDriver(Driver):
         process = self._meter.ended_process(machine.id)
         if process is None or machine.state not in ALIVE:
             return machine
-        with contextlib.suppress(docker.errors.NotFound):
-            if client.inspect_container(machine.id)["State"].get("Pid") not in (0, process):
-                return machine
+        if self._inspect(client, machine.id).get("Pid", 0) not in (0, process):
+            return machine
         return replace(machine, state=EngineState.ENDED)
 
     def _image(self, client: Client, spec: MachineSpec) -> Image:
@@ -271,23 +263,17 @@ class DockerDriver(Driver):
         return image
 
     def _measure(self, client: Client, container_id: str, own_network: bool) -> None:
-        with contextlib.suppress(docker.errors.NotFound):
-            pid = self._state(client, container_id).get("Pid", 0)
-            if pid:
-                self._meter.add(container_id, pid, own_network)
+        pid = self._inspect(client, container_id).get("Pid", 0)
+        if pid:
+            self._meter.add(container_id, pid, own_network)
 
-    def _end_of(self, client: Client, container_id: str) -> End | None:
-        """Return the end of a container; None if the engine doesn't know it (yet)."""
+    def _inspect(self, client: Client, container_id: str) -> Mapping[str, Any]:
+        """Return the state of a container, {} if there is none, and remember its start and end."""
         with contextlib.suppress(docker.errors.NotFound):
-            end = end_of({"State": self._state(client, container_id)})
-            return end if end.ended_time is not None or end.exit_code == LOST_EXIT_CODE else None
-        return None
-
-    def _state(self, client: Client, container_id: str) -> Mapping[str, Any]:
-        """Return the state of a container, and remember when it started."""
-        state: Mapping[str, Any] = client.inspect_container(container_id).get("State") or {}
-        self._starts[container_id] = unix_time(state.get("StartedAt"))
-        return state
+            state: Mapping[str, Any] = client.inspect_container(container_id).get("State") or {}
+            self._told[container_id] = start_and_end(state)
+            return state
+        return {}
 
 
 open_driver = DockerDriver
@@ -341,30 +327,27 @@ ENDED = ("exited", "dead", "stopped")
 LOST_EXIT_CODE = 255
 """Of a container whose end the engine has missed."""
 TERMINATED_EXIT_CODE = 128 + signal.SIGTERM
-"""Of one that people or its engine, which was stopped, have stopped."""
+"""Of one that SIGTERM has ended: that of people, or of its engine as it is stopped."""
 
 
-class End(NamedTuple):
-    """End of a container; None: unknown, or it hasn't ended."""
-
-    ended_time: float | None = None
-    exit_code: int | None = None
-    signal: int | None = None
-    """Its init gives the command's end by a signal as an exit code."""
-
-
-def end_of(inspected: Mapping[str, Any]) -> End:
-    """Return when and how the container ended last. Engines give the year 1 to one that never did.
+def start_and_end(state: Mapping[str, Any]) -> Usage:
+    """Return when a container in this state started, and when and how it ended last; the year 1 stands for never.
 
     dockerd gives one whose end it has missed, since it was killed itself, the time of its own next start and
-    LOST_EXIT_CODE: then nobody knows when.
+    LOST_EXIT_CODE: then nobody knows when. Its init gives the command's end by a signal as an exit code.
     """
-    state = inspected.get("State") or {}
     exit_code = state.get("ExitCode") if state.get("Status") in ENDED else None
-    seconds = unix_time(state.get("FinishedAt")) if exit_code != LOST_EXIT_CODE else None
-    if exit_code == TERMINATED_EXIT_CODE:
-        return End(seconds, signal=signal.SIGTERM)
-    return End(seconds, exit_code if isinstance(exit_code, int) else None)
+    terminated = exit_code == TERMINATED_EXIT_CODE
+    return Usage(
+        started_time=unix_time(state.get("StartedAt")),
+        ended_time=unix_time(state.get("FinishedAt")) if exit_code != LOST_EXIT_CODE else None,
+        exit_code=exit_code if isinstance(exit_code, int) and not terminated else None,
+        signal=signal.SIGTERM if terminated else None,
+    )
+
+
+def _end_is_known(told: Usage) -> bool:
+    return told.ended_time is not None or told.exit_code == LOST_EXIT_CODE
 
 
 def unix_time(text: object) -> float | None:

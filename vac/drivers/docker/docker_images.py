@@ -40,7 +40,7 @@ ARCHIVES = "vac-archive/"
 """Prefix of the names of loaded archives."""
 REST = Rest(success_seconds=6 * 3600.0, first_failure_seconds=60.0, longest_seconds=3600.0)
 ARCHIVE_LOOK_SECONDS = 60.0
-"""How often an archive on this host is checked for having been replaced."""
+"""Interval at which an archive on this host is checked for having been replaced."""
 LARGEST_PART_BYTES = 4 * 1024 * 1024
 """Of an archive: manifest.json, or a header."""
 UNREACHABLE = (

@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import os
-import select
 import threading
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
@@ -18,10 +16,10 @@ from pathlib import Path
 
 from vac.drivers.base import Usage, with_growing_counters
 from vac.host.cgroups import EngineGroup, find_engine_group, find_mounts
+from vac.host.child_processes import call_at_end
 from vac.host.connections import Contact, contacts_by_group, contacts_within
 
 PROC = Path("/proc")
-HIGHEST_PRIORITY = -20
 
 _log = logging.getLogger(__name__)
 
@@ -51,24 +49,16 @@ class _Container:
         self.usage = with_growing_counters(used, self.usage)
 
     def watch(self) -> None:
-        """Measure once more as soon as the first process ends, in a thread that waits for that."""
+        """Measure once more as soon as the first process ends."""
         try:
-            process = os.pidfd_open(self.pid)
+            call_at_end(self.pid, self._end, "docker-end")
         except OSError as error:
             _log.debug("cannot watch process %s: %s", self.pid, error)
             self.ended = isinstance(error, ProcessLookupError)
-            return
-        threading.Thread(target=self._await_end, args=(process,), name="docker-end", daemon=True).start()
 
-    def _await_end(self, process: int) -> None:
-        with contextlib.suppress(PermissionError):
-            os.setpriority(os.PRIO_PROCESS, 0, HIGHEST_PRIORITY)  # on Linux, of this thread alone
-        end = select.poll()
-        end.register(process, select.POLLIN)
-        end.poll()
+    def _end(self) -> None:
         self.measure()
         self.ended = True
-        os.close(process)
 
     def is_first_process(self) -> bool:
         """Tell if the process number is still the container's. Raises OSError if there is no such process."""

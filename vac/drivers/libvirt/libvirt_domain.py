@@ -159,14 +159,15 @@ def domain_facts(xml: str) -> DomainFacts:
     """Return the facts of a domain's XML, be it ours or not."""
     domain = ET.fromstring(xml)
     own = domain.find(f"metadata/{{{NAMESPACE}}}machine")
-    directory = own.get("directory", "") if own is not None else ""
+    told = own.attrib if own is not None else {}
+    directory = told.get("directory", "")
     files = [Path(source.get("file", "")) for source in domain.iterfind("devices/disk//source")]
     return DomainFacts(
-        factory=own.get("factory") if own is not None else None,
+        factory=told.get("factory"),
         domain_type=domain.get("type", ""),
-        root_image=own.get("root_image", "") if own is not None else "",
+        root_image=told.get("root_image", ""),
         own_files=tuple(path for path in files if directory and str(path.parent) == directory),
-        address=own.get("address", "") if own is not None else "",
+        address=told.get("address", ""),
         display=_display(domain.find("devices/graphics")),
         filtered=all(
             card.find(f"filterref[@filter='{FILTER}']") is not None

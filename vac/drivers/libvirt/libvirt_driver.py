@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import logging
 import os
-import select
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -66,6 +65,7 @@ from vac.drivers.libvirt.libvirt_domain import (
 )
 from vac.drivers.libvirt.libvirt_network import NetworkKeeper
 from vac.drivers.volumes import GB, Volumes
+from vac.host.child_processes import call_at_end
 from vac.host.connections import Contact, tracked
 from vac.host.nat import NatHost
 from vac.logs import OnChange
@@ -73,7 +73,7 @@ from vac.logs import OnChange
 GRACE_SECONDS = 30.0
 """From pressing a machine's power button to ending it by force."""
 LOOK_SECONDS = 1.0
-"""How often a machine that is to end by itself is checked, should its event be lost."""
+"""Interval at which a machine that is to end by itself is checked, should its event be lost."""
 OBSERVE, ACT, PRESS = "observe", "act", "press"
 """Purposes of connections. A power button is pressed by the hypervisor's process, which may hang: so not by ACT."""
 STATISTICS = (
@@ -144,10 +144,6 @@ class LibvirtDriver(Driver):
         self._network.keep()
         self._look()
         return self._samples.all()
-
-    def usage(self) -> Mapping[str, Usage]:
-        """See Driver. It comes with the listing."""
-        return {machine.uuid: machine.usage for machine in self._samples.all()}
 
     def create(self, spec: MachineSpec) -> None:
         kind = spec.machinetype
@@ -358,15 +354,11 @@ class Samples:
         if uuid in self._ends:
             return
         with suppress(OSError, ValueError):
-            process = os.pidfd_open(int((PID_FILES / f"{name}.pid").read_text()))
+            process = int((PID_FILES / f"{name}.pid").read_text())
             self._ends[uuid] = None
-            threading.Thread(target=self._await_end, args=(uuid, process), name="vm-end", daemon=True).start()
+            call_at_end(process, lambda: self._note_end(uuid), "vm-end")
 
-    def _await_end(self, uuid: str, process: int) -> None:
-        end = select.poll()
-        end.register(process, select.POLLIN)
-        end.poll()
-        os.close(process)
+    def _note_end(self, uuid: str) -> None:
         if uuid in self._ends:
             self._ends[uuid] = self._clock()
 
@@ -376,9 +368,9 @@ class Samples:
         with self._condition:
             for uuid, before in self._seen.items():
                 if uuid in now:
-                    ended = before.ended_time if now[uuid].state is EngineState.ENDED else None
-                    usage = with_growing_counters(now[uuid].usage, before.usage)
-                    now[uuid] = replace(now[uuid], usage=usage, ended_time=ended)
+                    ended = before.usage.ended_time if now[uuid].state is EngineState.ENDED else None
+                    usage = replace(with_growing_counters(now[uuid].usage, before.usage), ended_time=ended)
+                    now[uuid] = replace(now[uuid], usage=usage)
                 else:
                     now[uuid] = replace(before, state=EngineState.ENDED)
             self._seen = {uuid: self._timed(machine) for uuid, machine in now.items()}
@@ -386,9 +378,10 @@ class Samples:
 
     def _timed(self, machine: Observed) -> Observed:
         """Give a machine that has ended the time of its end."""
-        if machine.state is not EngineState.ENDED or machine.ended_time is not None:
+        if machine.state is not EngineState.ENDED or machine.usage.ended_time is not None:
             return machine
-        return replace(machine, ended_time=self._ends.get(machine.uuid) or self._clock())
+        ended_time = self._ends.get(machine.uuid) or self._clock()
+        return replace(machine, usage=replace(machine.usage, ended_time=ended_time))
 
     def note_reason(self, uuid: str, reason: str) -> None:
         """Note libvirt's reason for the end of a domain, which may be listed still."""

@@ -24,7 +24,7 @@ from vac.host.nat import BRIDGE, NatHost, NatProblem, hosts_line, update_hosts
 from vac.logs import OnChange
 
 CHECK_SECONDS, RETRY_SECONDS = 60.0, 10.0
-"""How long it is taken as right, and as wrong, before it is checked again."""
+"""Age up to which the result that it is right, or wrong, is used."""
 MOCK = "test:"
 """Prefix of the URIs of libvirt's mock, whose machines have no network."""
 NETWORK_PURPOSE = "network"
@@ -138,17 +138,15 @@ def taps(xml: str) -> list[str]:
     return [tap for each in interfaces for target in each.iterfind("target") if (tap := target.get("dev"))]
 
 
-def ensure_network(connection: Any, settings: Settings, host: NatHost) -> str | None:
-    """Make the network right, and return what is still wrong; None: VMs can be made.
+def ensure_network(connection: Any, settings: Settings, host: NatHost) -> None:
+    """Make the network right. Raises NatProblem if no VM can be made, libvirtError if the connection fails.
 
     connection is a virConnect. With fix_networking off only what is missing is made: nothing existing is changed except
-    the DHCP entries of slots. Raises libvirtError if the connection fails.
+    the DHCP entries of slots.
     """
     try:
         _write_hosts_file(settings, host)
         _Repair(connection, settings, host).run()
-    except NatProblem as problem:
-        return str(problem)
     except libvirt.libvirtError as error:
         if lost(error):
             raise
@@ -157,8 +155,7 @@ def ensure_network(connection: Any, settings: Settings, host: NatHost) -> str | 
             hint = f"; remove the route of {SERVER.rsplit('.', 2)[0]}.0.0/16 from it (EL9: NOZEROCONF=yes)"
         elif "bridge name" in text or "File exists" in text:
             hint = f"; {BRIDGE} belongs to something else: give that another name"
-        return f"network {NETWORK}: {text}{hint}"
-    return None
+        raise NatProblem(f"network {NETWORK}: {text}{hint}") from error
 
 
 class _Repair:
@@ -325,13 +322,12 @@ class NetworkKeeper:
     def _check(self, settings: Settings) -> None:
         try:
             with self._connection.use(NETWORK_PURPOSE) as connection:
-                problem = ensure_network(connection, settings, self._host)
+                ensure_network(connection, settings, self._host)
         except EngineUnavailable as error:
             raise NatProblem(str(error)) from error
-        self._notices = [f"VMs' network: {one}" for one in self._host.missing()]
-        self._changes.only({one: one for one in self._notices}, logging.WARNING)
-        if problem is not None:
-            raise NatProblem(problem)
+        finally:
+            self._notices = [f"VMs' network: {one}" for one in self._host.missing()]
+            self._changes.only({one: one for one in self._notices}, logging.WARNING)
 
     def _done(self, outcome: Outcome[None]) -> None:
         before, self._problem = self._problem, outcome.failure or None

@@ -198,7 +198,7 @@ class LaunchStatus:
 
     @property
     def started_time(self) -> float | None:
-        """When the launcher became the program, Unix seconds; None: it hasn't, or is an older Vac's."""
+        """Time at which the launcher became the program, Unix seconds; None: it hasn't, or is an older Vac's."""
         begun = self.told.get("executing")
         return begun if isinstance(begun, float) else None
 

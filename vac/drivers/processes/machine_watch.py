@@ -24,7 +24,7 @@ KEPT_BYTES = 4 * 1024 * 1024
 SLACK_BYTES = 8 * 1024 * 1024
 """May be allocated beyond that."""
 LOOK_SECONDS = 1.0
-"""How often new machines and logs are looked for."""
+"""Interval at which new machines and logs are looked for."""
 _BLOCK = 512
 _PAGE = 1 << 16
 _KEEP_SIZE, _PUNCH_HOLE = 0x1, 0x2  # linux/falloc.h

@@ -137,10 +137,6 @@ class ProcessDriver(Driver):
                     return found
                 time.sleep(SETTLE_SECONDS / 100)
 
-    def usage(self) -> Mapping[str, Usage]:
-        with _unavailable():
-            return {_identity(group)[1]: self._usage(group) for group in self._machines()}
-
     def create(self, spec: MachineSpec) -> None:
         with self._volumes.mounted(spec):
             self._create(spec)
@@ -261,10 +257,12 @@ class ProcessDriver(Driver):
         identity = _identity(group)
         if self._groups.populated(group):
             runs = self._of(group).runs or self._has_begun(group)
-            return Observed(*identity, EngineState.RUNNING if runs else EngineState.HALF_MADE)
+            state = EngineState.RUNNING if runs else EngineState.HALF_MADE
+            return Observed(*identity, state, self._usage(group))
         status = self._status(group)
         executed = status.model is None or status.model.executed(status.told)
-        if not executed or not self._groups.usage(group).cpu_seconds:
+        used = self._usage(group)
+        if not executed or not used.cpu_seconds:
             return Observed(*identity, EngineState.HALF_MADE)
         known = self._of(group)
         ended_time, exit_code = known.ended_time, known.exit_code
@@ -272,8 +270,10 @@ class ProcessDriver(Driver):
             ended_time, exit_code = status.time, status.exit_code
         if exit_code is not None and exit_code < 0:
             known.ended_time = known.ended_time or time.time()
-            return Observed(*identity, EngineState.ENDED, ended_time=known.ended_time, signal=-exit_code)
-        return Observed(*identity, EngineState.ENDED, ended_time=ended_time, exit_code=exit_code)
+            used = dataclasses.replace(used, ended_time=known.ended_time, signal=-exit_code)
+        else:
+            used = dataclasses.replace(used, ended_time=ended_time, exit_code=exit_code)
+        return Observed(*identity, EngineState.ENDED, used)
 
     def _has_begun(self, group: str) -> bool:
         """Find out if the command of a machine runs that another process of the factory was making."""
