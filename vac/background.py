@@ -60,10 +60,6 @@ def in_thread(work: Callable[[], None], name: str) -> None:
     threading.Thread(target=work, name=name, daemon=True).start()
 
 
-def _at_once(call: Callable[[], object]) -> None:
-    call()
-
-
 class _Job(Generic[_T]):
     """A key's present or last work."""
 
@@ -94,7 +90,7 @@ class BackgroundWork(Generic[_T]):
         rest: Rest | None = None,
         most_late: int = 16,
         clock: Callable[[], float] = time.monotonic,
-        post: Callable[[Callable[[], object]], object] = _at_once,
+        post: Callable[[Callable[[], object]], object] = lambda call: call(),
         spawn: Callable[[Callable[[], None], str], object] = in_thread,
     ) -> None:
         """name: of the threads. post: has done called, at once unless told otherwise."""
@@ -175,36 +171,27 @@ class BackgroundWork(Generic[_T]):
                 self._finish(key, job, Outcome(key, failure=str(error)))
 
     def _keep_working(self) -> None:
-        holds_place = True
-        while holds_place:
+        """Do what waits. A thread whose work was late has given up its place, and ends."""
+        was_late = False
+        while not was_late:
             with self._lock:
                 if not self._waiting:
                     self._threads -= 1
                     return
                 key = self._waiting.popleft()
-            holds_place = self._work_on(key)
-
-    def _work_on(self, key: str) -> bool:
-        """Work on the key; return False if it was late, and its place was given up."""
-        job = self._jobs[key]
-        timer = self._timer(key, job)
-        outcome = self._outcome(key, job)
-        with self._lock:
-            was_late, job.late = job.late, False
-            self._late -= was_late
-        timer.cancel()
-        self._finish(key, job, outcome)
-        if was_late:
-            self._start_worker()
-        return not was_late
-
-    def _timer(self, key: str, job: _Job[_T]) -> threading.Timer:
-        timer = threading.Timer(self._deadline_seconds or 0.0, self._mark_late, [key, job])
-        timer.daemon = True
-        if self._deadline_seconds is not None:
-            with contextlib.suppress(RuntimeError):  # no more threads: then without a deadline
-                timer.start()
-        return timer
+            job = self._jobs[key]
+            timer = threading.Timer(self._deadline_seconds or 0.0, self._mark_late, [key, job])
+            timer.daemon = True
+            if self._deadline_seconds is not None:
+                with contextlib.suppress(RuntimeError):  # no more threads: then without a deadline
+                    timer.start()
+            outcome = self._outcome(key, job)
+            with self._lock:
+                was_late, job.late = job.late, False
+                self._late -= was_late
+            timer.cancel()
+            self._finish(key, job, outcome)
+        self._start_worker()
 
     def _outcome(self, key: str, job: _Job[_T]) -> Outcome[_T]:
         work = job.work
@@ -224,7 +211,7 @@ class BackgroundWork(Generic[_T]):
             job.next_time = self._clock() + rest_seconds if rest_seconds else float("-inf")
             job.work = None
         try:
-            self._tell(outcome)
+            self._post(lambda: self._done(outcome))
         except Exception:
             shown = without_url_secrets(key)
             log.exception("%s: unexpected error while the end of work for %s was told", self._name, shown)
@@ -235,9 +222,6 @@ class BackgroundWork(Generic[_T]):
                     if job.next_time == float("-inf") and self._jobs.get(key) is job:
                         del self._jobs[key]
 
-    def _tell(self, outcome: Outcome[_T]) -> None:
-        self._post(lambda: self._done(outcome))
-
     def _mark_late(self, key: str, job: _Job[_T]) -> None:
         with self._lock:
             if job.work is None or job.late:
@@ -245,5 +229,6 @@ class BackgroundWork(Generic[_T]):
             job.late = True
             self._late += 1
             self._threads -= 1
-        self._tell(Outcome(key, failure=f"isn't done within {self._deadline_seconds:g} s", late=True))
+        late: Outcome[_T] = Outcome(key, failure=f"isn't done within {self._deadline_seconds:g} s", late=True)
+        self._post(lambda: self._done(late))
         self._start_worker()

@@ -77,20 +77,13 @@ def set_up(name: str, level: str) -> None:
 
 
 def _log_uncaught(kind: type[BaseException], exception: BaseException, trace: TracebackType | None) -> None:
-    logger.critical("uncaught %s", kind.__name__, exc_info=(kind, exception, trace))
+    logger.critical("uncaught %s", kind.__name__, exc_info=exception)
 
 
 def _log_uncaught_in_thread(args: threading.ExceptHookArgs) -> None:
-    if args.exc_type is SystemExit:
-        return
-    thread = args.thread.name if args.thread else "unknown"
-    exception = args.exc_value or args.exc_type()
-    logger.critical(
-        "uncaught %s in thread %s",
-        args.exc_type.__name__,
-        thread,
-        exc_info=(args.exc_type, exception, args.exc_traceback),
-    )
+    if args.exc_type is not SystemExit:
+        thread = args.thread.name if args.thread else "unknown"
+        logger.critical("uncaught %s in thread %s", args.exc_type.__name__, thread, exc_info=args.exc_value)
 
 
 def open_file(path: Path) -> int:

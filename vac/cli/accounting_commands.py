@@ -106,10 +106,7 @@ def run_sync(arguments: argparse.Namespace) -> None:
     if not settings.gocdb_sitename:
         print("No sync records: [settings] has no gocdb_sitename, so nothing is sent to APEL from here")
         return
-    try:
-        print("\n".join(archive.sync(StateDir(settings.state_dir), arguments.months, time.time())))
-    except OSError as error:
-        raise CommandFailed(f"error: {error}") from None
+    print("\n".join(archive.sync(StateDir(settings.state_dir), arguments.months, time.time())))
 
 
 def run_gocdb(arguments: argparse.Namespace) -> None:
@@ -149,10 +146,7 @@ def run_bundle(arguments: argparse.Namespace) -> None:
 def run_republish(arguments: argparse.Namespace) -> None:
     """Copy the archive's records of these months to the outgoing queue."""
     state = StateDir(common.settings(arguments).state_dir)
-    try:
-        sent = archive.republish(state, arguments.months, arguments.site)
-    except OSError as error:
-        raise CommandFailed(f"error: {error}") from None
+    sent = archive.republish(state, arguments.months, arguments.site)
     print(f"{len(sent)} records of {' '.join(arguments.months)} copied to {state.apel_outgoing}")
 
 

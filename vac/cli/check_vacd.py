@@ -57,13 +57,7 @@ def make_parser() -> argparse.ArgumentParser:
         description="Nagios check: check that vacd's factory and responder work without errors.",
         epilog="Example: check-vacd -w 180 -c 600",
     )
-    parser.add_argument(
-        "seconds",
-        nargs="?",
-        type=float,
-        metavar="SECONDS",
-        help="as -c SECONDS",
-    )
+    parser.add_argument("seconds", nargs="?", type=float, metavar="SECONDS", help="as -c SECONDS")
     help_text = f"critical if a heartbeat is older (default {DEFAULT_SECONDS})"
     parser.add_argument("-c", "--critical", type=float, metavar="SECONDS", help=help_text)
     help_text = "a warning if a heartbeat is older"

@@ -49,7 +49,8 @@ def add_arguments(parser: argparse.ArgumentParser, name: str) -> None:
         parser.add_argument("-J", "--json", action="store_true", help="as JSON; times are Unix seconds")
     elif name in ("finish", "destroy"):
         help_text = (
-            "host name, short or in full; by its uuid, a repeated command can't end the slot's next machine"
+            "host name of the machine, short or in full. Give the uuid instead to be sure that a repeated command "
+            "doesn't end the slot's next machine"
         )
         parser.add_argument("machine", metavar="NAME", help=help_text)
         parser.set_defaults(action=name)
@@ -57,9 +58,13 @@ def add_arguments(parser: argparse.ArgumentParser, name: str) -> None:
         help_text = "+2h, 2026-11-21T18:00 or Unix seconds; default: until undrain"
         parser.add_argument("--until", metavar="TIME", help=help_text)
         parser.add_argument("--reason", metavar="TEXT", default="", help="shown with why nothing is created")
-        help_text = "return when no machine is left; alone, it leaves an order in force as it is"
+        help_text = (
+            "return when no machine is left; alone, it leaves an order to drain that is in force as it is"
+        )
         parser.add_argument("--wait", action="store_true", help=help_text)
-        help_text = "when no machine is left, reboot this host, which then creates machines again"
+        help_text = (
+            "when no machine is left, reboot this host, which then creates machines again; see also --at-most"
+        )
         parser.add_argument("--reboot", action="store_true", help=help_text)
         help_text = (
             "with --reboot: begin when fewer than N others of the space reboot or don't answer; default 1"

@@ -64,7 +64,7 @@ def add_arguments(parser: argparse.ArgumentParser, name: str) -> None:
         help_text = "show aborts only, and machines whose command failed"
         parser.add_argument("--failed", action="store_true", help=help_text)
     else:
-        help_text = "host name, short or in full; for earlier machines the uuid or the name of the directory"
+        help_text = "host name of the machine, short or in full; for earlier ones the uuid or the name of the directory"
         parser.add_argument("machine", metavar="NAME", help=help_text)
     if name == "exec":
         help_text = "and its arguments (default: sh)"

@@ -67,19 +67,20 @@ _BY_MODULE = {
         "finish": ("tell a machine to end: its shutdown time becomes now + grace_secs", "finish vac-01-00"),
         "destroy": ("end a machine at once; what it did is accounted", "destroy vac-01-00"),
     },
-    "doctor": {
-        "doctor": ("check that this host is fit for what is configured", "doctor"),
-    },
+    "doctor": {"doctor": ("check that this host is fit for what is configured", "doctor")},
     "config_commands": {
         "config": ("check or show the configuration, or list all options", "config check"),
         "pipe": ("check a Vacuum Pipe's document, or show the configured pipes", "pipe check vo.pipe"),
     },
     "simulate_command": {
-        "simulate": ("show how a whole space would behave, in virtual time", "simulate --hours 48"),
+        "simulate": ("show how a whole space would behave, in virtual time", "simulate --hours 48")
     },
     "accounting_commands": {
         "usage": (
-            "sum up this factory's accounting records, which fizzled machines don't have: hours, efficiency, shares",
+            (
+                "sum this factory's accounting records up: machines, hours, efficiency, shares; "
+                "what fizzled is not in them"
+            ),
             "usage --month 202611 --by fqan",
         ),
         "apel-sync": (
@@ -98,7 +99,10 @@ _BY_MODULE = {
     },
     "context_commands": {
         "squid-conf": (
-            "add the space's factories to Squid's configuration as clients and sibling caches; status 1: no change",
+            (
+                "copy Squid's configuration IN to OUT with the space's factories as clients and sibling caches; "
+                "exit status 0 if OUT changed, 1 if not, 2 on an error"
+            ),
             "squid-conf /etc/squid/squid.conf.in /etc/squid/squid.conf",
         ),
         "user-data": (
@@ -114,9 +118,7 @@ _BY_MODULE = {
             "proxy-init -c x509cert.pem -k x509key.pem",
         ),
     },
-    "main": {
-        "completion": ("print a script by which bash or zsh completes what is typed", "completion"),
-    },
+    "main": {"completion": ("print a script by which bash or zsh completes what is typed", "completion")},
 }
 """By module: what each command does, and an example of its use."""
 COMMANDS = {

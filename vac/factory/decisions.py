@@ -24,7 +24,7 @@ from vac.machines import files
 from vac.scheduling.backoff import broken_here
 from vac.scheduling.decide import Memory, decide
 from vac.scheduling.eligibility import NO_ANSWER, Situation, total_processors
-from vac.scheduling.model import Decision, Host, Occupied, SpaceView
+from vac.scheduling.model import Decision, Host, Occupied
 from vac.scheduling.shares import Ledger
 from vac.scheduling.space import CYCLE_SECONDS, own_reports
 
@@ -134,7 +134,7 @@ class Decisions:
 
     def decide(self, now: float) -> None:
         """Make one decision and begin what it says."""
-        occupied = self.occupied()
+        occupied = [one for slot in self.state.slots if (one := self._occupied(slot)) is not None]
         settings, order = self.state.settings, self.state.drain
         full = sum(one.processors for one in occupied) >= total_processors(settings)
         machinetypes, unusable = self._usable(fetch=not (full or settings.draining or order))
@@ -158,7 +158,10 @@ class Decisions:
         self._tell(decision)
         self.decision = dataclasses.replace(decision, passed_over={**decision.passed_over, **unusable})
         self.decision_time = now
-        self._warn(decision, situation.space)
+        mixed = self.space.warning(settings)
+        warnings = [*broken_here(decision.held_here, situation.space).values(), *([mixed] if mixed else [])]
+        self._warnings.only({text: text for text in warnings}, logging.WARNING)
+        self.warnings = tuple(warnings)
         times = (decision.next_time, now + CYCLE_SECONDS)
         self.next_time = min(time for time in times if time is not None)
         for create in decision.creates:
@@ -167,23 +170,15 @@ class Decisions:
                 self.effects.begin(slot, create)
         self.state.reported = False
 
-    def occupied(self) -> list[Occupied]:
-        """Return the slots that aren't free, in the scheduler's terms."""
-        found = (self._occupied(slot) for slot in self.state.slots)
-        return [one for one in found if one is not None]
-
     def _occupied(self, slot: Slot) -> Occupied | None:
-        """Return what is in a slot, with its times by the wall clock as it is set now."""
-        machine = slot.machine
+        """Return what is in a slot that isn't free, with its times by the wall clock as it is set now."""
+        machine, now = slot.machine, self.state.clock.moment()
         if isinstance(slot.phase, Preparing):
-            order, begin = (
-                slot.phase.pending.order,
-                self.state.clock.moment().at(slot.phase.pending.begin).unix,
-            )
+            order, begin = slot.phase.pending.order, now.at(slot.phase.pending.begin).unix
             return Occupied(order.machinetype, order.processors, begin, None, order.shutdown_time)
         if machine is None or not slot.occupied:
             return None
-        step = round(machine.clock_step(self.state.clock.moment()))
+        step = round(machine.clock_step(now))
         started = None if machine.started_time is None else machine.started_time + step
         return Occupied(
             machine.machinetype,
@@ -266,22 +261,13 @@ class Decisions:
             self._excess, self._excess_time = float(excess), now
         return max(float(excess), rest)
 
-    def _warn(self, decision: Decision, space: SpaceView) -> None:
-        mixed = self.space.warning(self.state.settings)
-        warnings = [*broken_here(decision.held_here, space).values(), *([mixed] if mixed else [])]
-        self._warnings.only({text: text for text in warnings}, logging.WARNING)
-        self.warnings = tuple(warnings)
-
     def _tell(self, decision: Decision) -> None:
+        """Log what is new in a decision; a changed deadline of a hold-back isn't."""
         if decision.guard is None or decision.guard_name == "full" or self._begins(decision):
             self.state.changes.clear("guard")
         elif self.decision.guard_name != decision.guard_name:
             self.state.changes.say("guard", f"nothing is created: {decision.guard}")
-        self._log_holds(decision)
         self._notes.only({note: note for note in decision.notes})
-
-    def _log_holds(self, decision: Decision) -> None:
-        """Log which types are held back from now on, and which no longer; a changed deadline isn't logged."""
         before, holds = _holds(self.decision), _holds(decision)
         for name, where in holds.items():
             if before.get(name) != where:

@@ -77,9 +77,6 @@ class Effects:
         self._contexts: BackgroundWork[UserData] = state.background(
             "context", self._context_done, at_once=MOST_CONTEXTS
         )
-        self._carry_out: dict[Effect, Callable[[Slot, Step], Stimulus | None]] = {
-            effect: getattr(self, f"_{effect.name.lower()}") for effect in Effect
-        }
 
     def handle(self, slot: Slot, stimulus: Stimulus) -> None:
         """Apply a stimulus to a slot."""
@@ -89,7 +86,8 @@ class Effects:
             self.state.changed = True
         for effect in taken.effects:
             checkpoint(slot, effect)
-            follows = self._carry_out[effect](slot, taken)
+            carry_out: Callable[[Slot, Step], Stimulus | None] = getattr(self, f"_{effect.name.lower()}")
+            follows = carry_out(slot, taken)
             if follows is not None:
                 self.handle(slot, follows)
                 return
@@ -105,7 +103,7 @@ class Effects:
         for machine in list(self.state.orphans):
             if engine_name(machine.model) != engine or machine.uuid in listed:
                 continue
-            if self._finish(machine, None, watched=False):
+            if self._finish(machine, Usage(), self.state.clock.moment(), watched=False):
                 self.state.orphans.remove(machine)
                 log.warning("%s: was in no slot; its end is written", machine.directory.name)
 
@@ -123,23 +121,20 @@ class Effects:
     def _context_done(self, made: background.Outcome[UserData]) -> None:
         for slot in self.state.slots:
             if isinstance(slot.phase, Preparing) and slot.phase.pending.uuid == made.key:
+                machinetype = slot.phase.pending.machinetype
                 if made.value is None:
                     self.handle(slot, ContextFailed(made.failure))
-                else:
-                    self._log_mistakes(slot.phase.pending.machinetype, made.value.mistakes)
-                    ready = ContextReady(made.value.content)
-                    self.handle(slot, ready if self._wanted(slot) else NotWanted())
+                    return
+                place, mistakes = without_url_secrets(machinetype.user_data or ""), made.value.mistakes
+                text = f"{machinetype.name}: user_data {place}: {mistakes}" if mistakes else None
+                self.state.changes.tell(f"user_data {machinetype.name}", text)
+                wanted = self._wanted(slot, machinetype)
+                self.handle(slot, ContextReady(made.value.content) if wanted else NotWanted())
                 return
 
-    def _log_mistakes(self, machinetype: Machinetype, mistakes: str) -> None:
-        place = without_url_secrets(machinetype.user_data or "")
-        text = f"{machinetype.name}: user_data {place}: {mistakes}" if mistakes else None
-        self.state.changes.tell(f"user_data {machinetype.name}", text)
-
-    def _wanted(self, slot: Slot) -> bool:
+    def _wanted(self, slot: Slot, machinetype: Machinetype) -> bool:
         """Return False if things have changed since the machine was decided on."""
-        assert isinstance(slot.phase, Preparing)
-        state, machinetype = self.state, slot.phase.pending.machinetype
+        state = self.state
         refused = state.drain or state.settings.draining or state.configuration_problem or state.doubt
         unchanged = state.configuration.machinetypes.get(machinetype.name) == machinetype
         return unchanged and not refused and slot.name not in state.foreign
@@ -171,9 +166,8 @@ class Effects:
         assert isinstance(taken.after, Starting)
         machine, pending, settings = _machine(slot), taken.after.pending, self.state.settings
         machinetype, processors = pending.machinetype, pending.order.processors
-        log.info(
-            "%s (%s): creating it, %s: %s", slot.name, machinetype.name, pending.uuid, pending.order.reason
-        )
+        reason = pending.order.reason
+        log.info("%s (%s): creating it, %s: %s", slot.name, machinetype.name, pending.uuid, reason)
         self.state.own_uuids.add(pending.uuid)
         self.state.engine_of(machinetype.machine_model).create(
             MachineSpec(
@@ -206,19 +200,15 @@ class Effects:
 
     def _root_key(self) -> bytes | None:
         """Return the ssh key offered to VMs; None if the site has none. A broken one holds no machine up."""
-        path = self.state.settings.root_public_key
+        path, key, problem = self.state.settings.root_public_key, None, None
         try:
             key = path.read_bytes()
             problem = "it holds a private key" if b"PRIVATE KEY" in key else None
-        except FileNotFoundError:
-            return None
         except OSError as error:
-            key, problem = b"", error.strerror
-        if problem is None:
-            return key
-        text = f"root_public_key {path} is not offered to VMs: {problem}"
-        self.state.changes.say("root_public_key", text, logging.WARNING)
-        return None
+            problem = None if isinstance(error, FileNotFoundError) else error.strerror
+        text = problem and f"root_public_key {path} is not offered to VMs: {problem}"
+        self.state.changes.tell("root_public_key", text)
+        return None if problem else key
 
     def _write_started(self, slot: Slot, taken: Step) -> None:
         machine, now = _machine(slot), self.state.clock.moment()
@@ -280,10 +270,8 @@ class Effects:
     def _discard(self, slot: Slot, taken: Step) -> None:
         machine = _machine(slot)
         log.info("%s (%s): discarding %s: %s", machine.name, machine.machinetype, machine.uuid, taken.reason)
-        text = f"{machine.name}: its directory can't be discarded"
-        if self.state.written(
-            f"discard {slot.name}", text, lambda: slot_files.discard(self.state.dir, machine)
-        ):
+        key, text = f"discard {slot.name}", f"{machine.name}: its directory can't be discarded"
+        if self.state.written(key, text, lambda: slot_files.discard(self.state.dir, machine)):
             self.trash.start()
         slot.put(None)
 
@@ -355,16 +343,13 @@ class Effects:
         unobserved = self.state.unobserved_times.get(engine_name(machine.model), -math.inf)
         if slot.observed.ended_time is None:
             slot.observed.ended_time = now.boot
-        ended = slot.observed.ended_time
+        ended, usage = slot.observed.ended_time, slot.observed.usage
         if alive_time is not None and not machine.final:
             machine.alive_seconds = max(machines.last_seen(machine), machine.age(now.at(alive_time)))
         watched = alive_time is not None and unobserved < alive_time and ended - alive_time < WATCHED_SECONDS
-        return EndWritten() if self._finish(machine, slot, watched=watched) else None
+        return EndWritten() if self._finish(machine, usage, now.at(ended), watched=watched) else None
 
-    def _finish(self, machine: Machine, slot: Slot | None, *, watched: bool) -> bool:
-        usage, now = slot.observed.usage if slot else Usage(), self.state.clock.moment()
-        if slot and slot.observed.ended_time is not None:
-            now = now.at(slot.observed.ended_time)
+    def _finish(self, machine: Machine, usage: Usage, now: Moment, *, watched: bool) -> bool:
         return self.state.written(
             f"finish {machine.uuid or machine.directory.name}",
             f"{machine.name}: its end can't be written",
@@ -374,10 +359,14 @@ class Effects:
     def _remember_end(self, slot: Slot, taken: Step) -> None:
         machine = _machine(slot)
         end = slot_files.outcome(machine, machine.clock_step(self.state.clock.moment()))
-        self.state.forget_troubles(machine.uuid)
+        for key in [key for key in self.state.troubles if key.endswith(machine.uuid)]:
+            self.state.trouble(key, None)
         self.state.remember(end, machine.options.fizzle_seconds)
-        log.info("%s (%s): ended: %s", machine.name, machine.machinetype, _end_text(end))
         lived = end.ended_time - (end.started_time or end.ended_time)
+        words = f"{end.message or 'no shutdown message'}, after {lived:.0f} s"
+        if says_no_work(end.message):
+            words += "; that is how long it took to find no work (see fizzle_seconds)"
+        log.info("%s (%s): ended: %s", machine.name, machine.machinetype, words)
         self.state.counters.add(CountedEvent.END, machine.machinetype, code_group(end.message), lived)
         self.vacmon.tell(self.state.settings.vacmon_hostport, machine.directory)
 
@@ -419,11 +408,3 @@ def _hidden(configuration: Configuration) -> tuple[Path, ...]:
     """Return files with VOs' secrets that other machines' user may be able to read: configuration and tokens."""
     tokens = (one.token_dir for one in configuration.machinetypes.values())
     return (*(Path(file).absolute() for file in configuration.files), *filter(None, tokens))
-
-
-def _end_text(outcome: MachineEnd) -> str:
-    lived = outcome.ended_time - (outcome.started_time or outcome.ended_time)
-    words = f"{outcome.message or 'no shutdown message'}, after {lived:.0f} s"
-    if says_no_work(outcome.message):
-        words += "; that is how long it took to find no work (see fizzle_seconds)"
-    return words

@@ -6,35 +6,40 @@ the monotonic clock.
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
+import functools
 import logging
 import queue
 from collections.abc import Callable
 
-from vac.background import BackgroundWork, Outcome
+from vac.background import BackgroundWork
 from vac.config.load import ConfigurationError, Loader
 from vac.config.machinetype import VM_MODELS
 from vac.drivers import engine as engines
 from vac.drivers.engine import ActionKind
-from vac.factory.admin_requests import AdminRequests
 from vac.factory.decisions import Decisions, Repositories
 from vac.factory.effects import Effects
 from vac.factory.peers import Answers, Ask, Space
 from vac.factory.pipes import Pipes
 from vac.factory.report import Report
-from vac.factory.state import FactoryState, Message, Stop, Wake
+from vac.factory.state import FactoryState, Message, Slot, Stop, Wake
 from vac.factory.watch import EnergyShares, Rules, Watcher
 from vac.host.probes import health_problem
-from vac.lifecycle.phases import Empty, Running, SetAside, Stopping
+from vac.lifecycle.phases import Empty, Running, SetAside, Starting, StopOrder, Stopping, Uncertain
 from vac.lifecycle.table import (
+    EndLowered,
     Released,
     ReleaseFailed,
     Started,
     StartFailed,
     StartUnknown,
     Stimulus,
+    StopOrdered,
     Stopped,
     Time,
 )
+from vac.machines import requests
 from vac.machines.slots import load_slots
 from vac.machines.status import CountedEvent
 from vac.scheduling.eligibility import NO_ANSWER
@@ -54,11 +59,73 @@ FIXED_SETTINGS = ("state_dir", "factory_name", "docker_host", "libvirt_uri", "vm
 CLOCK_STEP_SECONDS = 2.0
 """A greater change of the wall clock between two turns is a step, and logged."""
 
+DESTROYED = StopOrder("100 Destroyed by the administrator", by_people=True)
+
 log = logging.getLogger(__name__)
 
 
 class Stuck(Exception):
     """A thread of an engine never returned; only a new process helps."""
+
+
+class AdminRequests:
+    """Administrators' requests: draining, finishing, destroying; and the site's shutdown time."""
+
+    def __init__(self, state: FactoryState, effects: Effects) -> None:
+        self.state = state
+        self.effects = effects
+        self.waiting = False
+        """True while a machine is to be destroyed whose engine hasn't reported its creation yet."""
+
+    def look(self) -> None:
+        """Read what is asked and do it. Each request is removed after it has been carried out."""
+        self._look_at_drain()
+        self.waiting = False
+        try:
+            pending = requests.pending(self.state.dir)
+        except OSError as error:
+            self.state.trouble("requests", f"{self.state.dir.requests} can't be read: {error}")
+            return
+        self.state.trouble("requests", None)
+        for request in pending:
+            if self._carry_out(request):
+                text = f"{request.machine}: the request to {request.action} it can't be removed"
+                remove = functools.partial(requests.done, self.state.dir, request)
+                self.state.written("requests", text, remove)
+
+    def _look_at_drain(self) -> None:
+        now, before = self.state.clock.unix(), self.state.drain
+        order = requests.draining(self.state.dir, now)
+        if before is not None and order == dataclasses.replace(before, since=now):
+            order = before  # the request doesn't say since when it is in force
+        if before != order:
+            self.state.drain, self.state.changed = order, True
+            log.info("%s", f"draining: {order.reason or 'as asked'}" if order else "no longer draining")
+
+    def _carry_out(self, request: requests.Request) -> bool:
+        """Carry out one request. Return True when it is done or can't be; a destruction, when the machine has ended."""
+        slot = self.state.slots.get(request.machine)
+        if slot is None or slot.machine is None or slot.machine.uuid != request.uuid or slot.machine.finished:
+            return True
+        if request.action == "finish":
+            log.info("%s: asked to finish", slot.name)
+            return self._lower(slot, self.state.clock.unix())
+        self.waiting |= isinstance(slot.phase, (Starting, Uncertain))
+        self.effects.handle(slot, StopOrdered(DESTROYED))
+        return False
+
+    def obey_shutdown_time(self) -> None:
+        """Lower the end of every machine to the site's shutdown_time."""
+        shutdown_time = self.state.settings.shutdown_time
+        if shutdown_time is not None:
+            for slot in self.state.slots:
+                if slot.occupied:
+                    self._lower(slot, shutdown_time)
+
+    def _lower(self, slot: Slot, wanted: float) -> bool:
+        """Lower a machine's end; return False if it has to be tried again."""
+        self.effects.handle(slot, EndLowered(wanted))
+        return slot.machine is None or f"end {slot.machine.uuid}" not in self.state.troubles
 
 
 class Factory:
@@ -93,18 +160,10 @@ class Factory:
         self.stopping = False
         self.must_restart = False
         """True: it stops because another process is to begin with a changed configuration."""
-        self._health: BackgroundWork[str | None] = state.background("health", self._health_checked)
+        self._health: BackgroundWork[str | None] = state.background(
+            "health", lambda outcome: self._note_health(outcome.failure or outcome.value)
+        )
         self.health_time: float | None = None
-        self._unavailable: set[str] = set()
-        """Engines that have a problem."""
-        self._handlers: dict[type, Callable[..., None]] = {
-            engines.Observation: self._observed,
-            engines.Unobserved: self._unobserved,
-            engines.ActionDone: self._acted,
-            engines.Changed: self._changed,
-            Wake: self._woken,
-            Stop: self._stop,
-        }
 
     def run(self, alive: Callable[[], None], ready: Callable[[], None]) -> None:
         """Take turns until a Stop comes. alive is called each time, ready after the first one. Raises Stuck."""
@@ -117,12 +176,13 @@ class Factory:
 
     def turn(self, wait_seconds: float) -> None:
         """Wait for messages, at most so long; handle them, then what time has brought; then decide if it is due."""
-        for message in self._receive(wait_seconds):
-            handle = self._handlers.get(type(message))
-            if handle is not None:
-                handle(message)
-            elif callable(message):
-                message()
+        received: list[Message] = []
+        with contextlib.suppress(queue.Empty):
+            received.append(self.inbox.get(timeout=max(0.0, wait_seconds)))
+            while True:
+                received.append(self.inbox.get_nowait())
+        for message in received:
+            self._handle(message)
         now = self.state.clock.moment()
         self._check_clock()
         due = now.boot >= self.next_cycle_time
@@ -155,14 +215,24 @@ class Factory:
             self.rules.look_again()
             self.next_cycle_time = now.boot
 
-    def _receive(self, wait_seconds: float) -> list[Message]:
-        received: list[Message] = []
-        try:
-            received.append(self.inbox.get(timeout=max(0.0, wait_seconds)))
-            while True:
-                received.append(self.inbox.get_nowait())
-        except queue.Empty:
-            return received
+    def _handle(self, message: Message) -> None:
+        if isinstance(message, engines.Observation):
+            self._observed(message)
+        elif isinstance(message, engines.Unobserved):
+            # an end may have gone unseen; no more is concluded
+            self.state.unobserved_times[message.engine] = message.time
+        elif isinstance(message, engines.ActionDone):
+            self._acted(message)
+        elif isinstance(message, engines.Changed):
+            if message.engine in self.state.engines:
+                self.state.engines[message.engine].request_observation()
+            self.state.changed |= not message.name
+        elif isinstance(message, Wake):
+            self.next_cycle_time = self.state.clock.boot()
+        elif isinstance(message, Stop):
+            self.stopping = True
+        else:
+            message()
 
     def _wait_seconds(self) -> float:
         now = self.state.clock.boot()
@@ -212,7 +282,7 @@ class Factory:
                 machine.note_clock(now)
             slot.put(machine)
             slot.phase = phase(now.boot)
-            self.state.no_trouble(f"slot {slot.name}")
+            self.state.trouble(f"slot {slot.name}", None)
             self.state.changed = True
 
     def _note_last_observed(self) -> None:
@@ -247,9 +317,6 @@ class Factory:
             self.health_time = now
             self._health.start("health", lambda: health_problem(command))
 
-    def _health_checked(self, outcome: Outcome[str | None]) -> None:
-        self._note_health(outcome.failure or outcome.value)
-
     def _note_health(self, problem: str | None) -> None:
         if problem != self.decisions.health_problem:
             self.decisions.health_problem = problem
@@ -271,27 +338,15 @@ class Factory:
             self.state.configure(configuration)
 
     def _check_engines(self) -> None:
-        """Note which engines have become unavailable or available again: a reason to decide and report anew."""
-        unavailable = set()
+        """Note engines' problems: each new one, or its end, is a reason to decide and report anew."""
         for name, engine in self.state.engines.items():
             problem = engine.problem()
-            if problem is None:
-                self.state.changes.clear(f"engine {name}")
-                continue
-            unavailable.add(name)
-            self.state.unobserved_times[name] = self.state.clock.boot()
             said = "it doesn't answer in time" if engine.stuck_seconds() > 0 else problem
-            self.state.changes.say(f"engine {name}", f"{name}: {said}", logging.WARNING)
-            if engine.stuck_seconds() > STUCK_SECONDS:
-                raise Stuck(f"{name}: {problem}")
-        if unavailable != self._unavailable:
-            self._unavailable = unavailable
-            self.state.changed = True
-
-    def _look(self, name: str) -> None:
-        engine = self.state.engines.get(name)
-        if engine is not None:
-            engine.request_observation()
+            self.state.changed |= self.state.changes.tell(f"engine {name}", problem and f"{name}: {said}")
+            if problem is not None:
+                self.state.unobserved_times[name] = self.state.clock.boot()
+                if engine.stuck_seconds() > STUCK_SECONDS:
+                    raise Stuck(f"{name}: {problem}")
 
     def _observed(self, message: engines.Observation) -> None:
         if message.engine not in self.state.engines:
@@ -301,10 +356,6 @@ class Factory:
             self.state.changed = True
         self.watcher.observed(message)
         self.rules.look_again()
-
-    def _unobserved(self, message: engines.Unobserved) -> None:
-        """Note that an end may have gone unseen; conclude nothing else."""
-        self.state.unobserved_times[message.engine] = message.time
 
     def _acted(self, message: engines.ActionDone) -> None:
         """Take in an engine's answer; it may be one whose connection has been given up since."""
@@ -335,17 +386,6 @@ class Factory:
     def _answered(self, message: Answers) -> None:
         self.space.answered(message)
         self.state.changed = True
-
-    def _changed(self, message: engines.Changed) -> None:
-        self._look(message.engine)
-        if not message.name:
-            self.state.changed = True
-
-    def _woken(self, message: Wake) -> None:
-        self.next_cycle_time = self.state.clock.boot()
-
-    def _stop(self, message: Stop) -> None:
-        self.stopping = True
 
 
 def _answer(message: engines.ActionDone) -> Stimulus | None:

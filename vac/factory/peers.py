@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -61,11 +62,11 @@ class Space:
         self._clock = clock
         self._work: BackgroundWork[Answers] = BackgroundWork("poll", self._polled)
         self._asking = False
-        self._last_poll: float | None = None
-        self._capacity_poll: float | None = None
+        self._capacity_time = -math.inf
+        """When capacities were last told."""
         self._reports: dict[str, tuple[float, Mapping[str, TypeReport]]] = {}
-        self.last = Answers(0.0)
-        """Results of the last poll."""
+        self.last = Answers(-math.inf)
+        """Results of the last poll; before the first one, of one that was infinitely long ago."""
         self._capacities: dict[str, tuple[float, float]] = {}
         self._without_hs06: set[str] = set()
         self._view: SpaceView | None = None
@@ -80,10 +81,10 @@ class Space:
         if factories < 2:
             return True
         now = self._clock()
-        age = None if self._last_poll is None else now - self._last_poll
+        age = now - self.last.time
         if is_due(age, factories) and not self._asking:
             self._asking = True
-            due = self._capacity_poll is None or not 0 <= now - self._capacity_poll < CAPACITY_SECONDS
+            due = not 0 <= now - self._capacity_time < CAPACITY_SECONDS
             doubtful = tuple(self.silent(configuration.settings))
             self._work.start("peers", lambda: self._ask(configuration, due, doubtful))
         return is_fresh(age)
@@ -97,7 +98,6 @@ class Space:
         """Take in what a poll has brought."""
         self._asking = False
         self._view = None
-        self._last_poll = answers.time
         if answers.unusable != self.last.unusable:
             told = [f"{name}: {why}" for name, why in sorted(answers.unusable.items())]
             level = logging.WARNING if told else logging.INFO
@@ -109,7 +109,7 @@ class Space:
         for factory, reports in answers.reports.items():
             self._reports[factory] = (answers.time, reports)
         if answers.capacities is not None:
-            self._capacity_poll = answers.time
+            self._capacity_time = answers.time
             for factory, capacity in answers.capacities.items():
                 self._capacities[factory] = (answers.time, capacity)
             self._without_hs06 = {*self._without_hs06.difference(answers.capacities), *answers.without_hs06}
@@ -117,10 +117,10 @@ class Space:
     def silent(self, settings: Settings) -> dict[str, float | None]:
         """Return peers that did not answer the last poll in full, with the time of their last full answer."""
         peers = [name for name in settings.factories if name != settings.factory_name]
-        if self._last_poll is None:
+        if self.last.time == -math.inf:
             return {}
         heard = {name: self._reports[name][0] if name in self._reports else None for name in peers}
-        return {name: time for name, time in heard.items() if time is None or time < self._last_poll}
+        return {name: time for name, time in heard.items() if time is None or time < self.last.time}
 
     def warning(self, settings: Settings) -> str | None:
         """Return a text if some factories have configured their HS06 and others haven't: shares mean nothing then."""
@@ -198,10 +198,9 @@ def ask_peers(
 
     capacity, without_hs06, results = None, frozenset[str](), []
     if with_capacities:
-        first = ask(Kind.FACTORIES, doubtful)
-        capacity, without_hs06 = capacities(first.answers)
-        doubtful = {*doubtful, *first.missing}
-        results.append(first)
+        results.append(ask(Kind.FACTORIES, doubtful))
+        capacity, without_hs06 = capacities(results[0].answers)
+        doubtful = {*doubtful, *results[0].missing}
     result = ask(Kind.MACHINETYPES, doubtful)
     now = clock()
     results.append(result)

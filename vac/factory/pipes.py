@@ -44,13 +44,14 @@ class Pipes:
         """Ask for the documents of which it is time to; now is in Unix seconds."""
         pipes = self._pipes()
         for key in [key for key in self._copies if key not in pipes]:
+            name = key.partition(" ")[0]
             del self._copies[key]
             self._work.forget(key)
-            self.state.pipes.pop(_name(key), None)
-            self.state.changes.clear(f"pipe {_name(key)}")
+            self.state.pipes.pop(name, None)
+            self.state.changes.clear(f"pipe {name}")
         for key, pipe in pipes.items():
             if key not in self._copies:
-                self._take(pipe, self._read(pipe))
+                self._take(pipe, read_copy(self.state.dir.pipescache, pipe))
             copy = self._copies[key]
             failed_lately = copy.failure is not None and 0 <= now - copy.failure_time < RETRY_SECONDS
             if copy.due(now) and not failed_lately:
@@ -75,41 +76,30 @@ class Pipes:
             return
         now, failure = self.state.clock.unix(), outcome.failure
         try:
-            if outcome.value is not None:
-                self._keep(pipe, outcome.value, now)
-            else:
-                self._forget_other_urls(pipe)
-                self._write_record(pipe, record(pipe.vacuum_pipe_url, failure, now))
+            self._store(pipe, outcome.value, failure, now)
         except OSError as error:
             failure = f"{failure}{'; ' if failure else ''}its copy can't be written: {error.strerror}"
         before = self._copies[outcome.key].digest
-        self._take(pipe, dataclasses.replace(self._read(pipe), failure=failure or None, failure_time=now))
+        copy = read_copy(self.state.dir.pipescache, pipe)
+        self._take(pipe, dataclasses.replace(copy, failure=failure or None, failure_time=now))
         if self._copies[outcome.key].digest != before:
             log.info("pipe %s: a new document", pipe.name)
             self.state.post(Wake())
 
-    def _keep(self, pipe: VacuumPipe, content: bytes, now: float) -> None:
-        """Make this the copy that serves from now on; of the same content only the time is noted."""
-        directory, path = self.state.dir, document_path(self.state.dir.pipescache, pipe.name)
-        if self._read(pipe).digest == digest(content):
+    def _store(self, pipe: VacuumPipe, content: bytes | None, failure: str, now: float) -> None:
+        """Make this the copy that serves from now on, of the same content only its time; or note the failure."""
+        directory, tmp = self.state.dir.pipescache, self.state.dir.tmp
+        path, copy = document_path(directory, pipe.name), read_copy(directory, pipe)
+        if content is not None and copy.digest == digest(content):
             os.utime(path, (now, now))
         else:
-            self._forget_other_urls(pipe)
-            files.write_atomic(path, content, tmp=directory.tmp, mode=0o600, mtime=now)
-        self._write_record(pipe, record(pipe.vacuum_pipe_url))
-
-    def _forget_other_urls(self, pipe: VacuumPipe) -> None:
-        """Remove another URL's copy, before the record says that the copy is of this one."""
-        if self._read(pipe).foreign:
-            document_path(self.state.dir.pipescache, pipe.name).unlink(missing_ok=True)
-
-    def _write_record(self, pipe: VacuumPipe, content: bytes) -> None:
-        directory = self.state.dir
-        path = record_path(directory.pipescache, pipe.name)
-        files.write_atomic(path, content, tmp=directory.tmp, mode=0o600)
-
-    def _read(self, pipe: VacuumPipe) -> PipeCopy:
-        return read_copy(self.state.dir.pipescache, pipe)
+            if copy.foreign:  # it has to go before the record says that the copy is of this URL
+                path.unlink(missing_ok=True)
+            if content is not None:
+                files.write_atomic(path, content, tmp=tmp, mode=0o600, mtime=now)
+        url = pipe.vacuum_pipe_url
+        noted = record(url, failure, now) if content is None else record(url)
+        files.write_atomic(record_path(directory, pipe.name), noted, tmp=tmp, mode=0o600)
 
     def _take(self, pipe: VacuumPipe, copy: PipeCopy) -> None:
         """Remember a copy; log what is wrong, once, and keep it for those who ask."""
@@ -126,7 +116,3 @@ class Pipes:
 
 def _key(pipe: VacuumPipe) -> str:
     return f"{pipe.name} {pipe.vacuum_pipe_url}"
-
-
-def _name(key: str) -> str:
-    return key.partition(" ")[0]

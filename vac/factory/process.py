@@ -107,12 +107,8 @@ def _take(
                 options.uses(directory.root)
                 directory.prepare()
                 failure = directory.mount_nosuid()
-                if failure is not None:
-                    changes.say(
-                        "nosuid",
-                        f"{directory.root} can't be mounted nosuid,nodev: {failure}",
-                        logging.WARNING,
-                    )
+                text = failure and f"{directory.root} can't be mounted nosuid,nodev: {failure}"
+                changes.tell("nosuid", text)
                 locks.push(tried.pop_all())
                 changes.clear("state_dir")
                 return True

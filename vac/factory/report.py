@@ -68,15 +68,8 @@ class Report:
             return
         self._report_time = now.boot
         self.state.reported = True
-        self._counts()
-        statuses.write(self.state.dir, self.status(now.unix))
-        ledger = json.dumps(dataclasses.asdict(self.decisions.memory.ledger))
-        statuses.write_text(self.state.dir, self.state.dir.share_ledger, f"{ledger}\n")
-
-    def _counts(self) -> None:
-        settings = self.state.settings
         running = [slot.machine for slot in self.state.slots if slot.running and slot.machine]
-        processors = sum(machine.processors for machine in running)
+        processors, settings = sum(machine.processors for machine in running), self.state.settings
         statuses.write_counts(
             self.state.dir,
             len(running),
@@ -85,16 +78,20 @@ class Report:
             settings.total_processors,
             processors * settings.hs06,
         )
+        statuses.write(self.state.dir, self.status(now.unix))
+        ledger = json.dumps(dataclasses.asdict(self.decisions.memory.ledger))
+        statuses.write_text(self.state.dir, self.state.dir.share_ledger, f"{ledger}\n")
 
     def status(self, now: float) -> Status:
         """Return what others may want to know and what isn't in the machines' directories."""
         state, settings, decision = self.state, self.state.settings, self.decisions.decision
+        notices = [notice for engine in state.engines.values() for notice in engine.notices()]
         return dataclasses.replace(
             statuses.configured(state.configuration),
             time=now,
             engines={name: engine.problem() for name, engine in state.engines.items()},
             problems=state.problems,
-            warnings=(*self.decisions.warnings, *self._notices()),
+            warnings=(*self.decisions.warnings, *state.doubts.values(), *state.troubles.values(), *notices),
             drain=state.drain,
             decision_time=self.decisions.decision_time,
             next_time=self.decisions.next_time,
@@ -109,7 +106,7 @@ class Report:
             created=tuple(state.created),
             failed=dict(state.failed),
             pipes=dict(state.pipes),
-            slot_states=self._slot_states(),
+            slot_states={slot.name: told for slot in state.slots if (told := self._slot_state(slot))},
             joules=state.joules,
             disk_used={
                 slot.machine.uuid: slot.observed.disk_used_bytes
@@ -119,14 +116,6 @@ class Report:
             begin=state.started.unix,
             event_counts=state.counters.totals(state.configuration.machinetypes),
         )
-
-    def _notices(self) -> list[str]:
-        notices = [notice for engine in self.state.engines.values() for notice in engine.notices()]
-        return [*self.state.doubts.values(), *self.state.troubles.values(), *notices]
-
-    def _slot_states(self) -> dict[str, str]:
-        found = {slot.name: self._slot_state(slot) for slot in self.state.slots}
-        return {name: state for name, state in found.items() if state}
 
     def _slot_state(self, slot: Slot) -> str | None:
         """Return what only the engine knows; None if the machine's directory tells all."""

@@ -16,17 +16,7 @@ from vac.config.settings import Settings
 from vac.drivers import engine as engines
 from vac.drivers.base import EngineState, Usage
 from vac.drivers.engine import Engine, engine_name
-from vac.lifecycle.phases import (
-    Empty,
-    Ended,
-    Phase,
-    Releasing,
-    Running,
-    Starting,
-    Stopping,
-    Stuck,
-    Uncertain,
-)
+from vac.lifecycle.phases import Empty, Ended, Phase, Preparing, Running, SetAside, Stopping
 from vac.logs import OnChange
 from vac.machines import machine as machines
 from vac.machines import requests
@@ -38,8 +28,6 @@ from vac.scheduling.backoff import History
 from vac.scheduling.model import MachineEnd
 
 REMEMBERED_CREATIONS = 10
-_OCCUPIED = (Starting, Uncertain, Running, Stopping, Ended, Releasing, Stuck)
-_RUNNING = (Running, Stopping, Ended)
 
 log = logging.getLogger(__name__)
 
@@ -98,12 +86,12 @@ class Slot:
     @property
     def occupied(self) -> bool:
         """True while it holds a machine of which something may be left in its engine."""
-        return isinstance(self.phase, _OCCUPIED)
+        return not isinstance(self.phase, (Empty, Preparing, SetAside))
 
     @property
     def running(self) -> bool:
         """True while its machine has started and its end is not on disk."""
-        return isinstance(self.phase, _RUNNING)
+        return isinstance(self.phase, (Running, Stopping, Ended))
 
     def put(self, machine: Machine | None) -> None:
         """Replace its machine."""
@@ -303,31 +291,22 @@ class FactoryState:
 
         key: the subject. what: what couldn't be done, in words.
         """
+        problem = None
         try:
             self.dir.spending_reserve(write)
         except OSError as error:
-            self.trouble(key, f"{what}: {error}")
-            return False
-        self.no_trouble(key)
-        return True
+            problem = f"{what}: {error}"
+        self.trouble(key, problem)
+        return problem is None
 
-    def trouble(self, key: str, text: str) -> None:
-        """Report that something in state_dir can't be written or read."""
-        if self.changes.say(("disk", key), text, logging.ERROR):
-            self.reported = False
-        statuses.set_error(self.dir, ErrorKind.DISK, text)
-
-    def no_trouble(self, key: str) -> None:
-        """Forget a trouble that is over."""
-        if self.changes.clear(("disk", key)):
-            self.reported = False
-            if not self.troubles:
-                statuses.clear_error(self.dir, ErrorKind.DISK)
-
-    def forget_troubles(self, uuid: str) -> None:
-        """Forget what could not be written of a machine whose end is on disk."""
-        for key in [key for key in self.troubles if key.endswith(uuid)]:
-            self.no_trouble(key)
+    def trouble(self, key: str, text: str | None) -> None:
+        """Report that something in state_dir can't be written or read; None: that it can, now."""
+        news = self.changes.tell(("disk", key), text, logging.ERROR)
+        self.reported &= not news
+        if text is not None:
+            statuses.set_error(self.dir, ErrorKind.DISK, text)
+        elif news and not self.troubles:
+            statuses.clear_error(self.dir, ErrorKind.DISK)
 
     def doubts_about(self, kind: str, text: str | None) -> None:
         """Note, or no longer, why factory_name or state_dir may be wrong."""

@@ -189,21 +189,16 @@ class Rules:
             return
         for slot in self.state.slots:
             if slot.machine is not None and slot.machine.uuid == outcome.key:
-                self._note_disk_use(slot, outcome.value.used_bytes)
+                observed, used_bytes = slot.observed, outcome.value.used_bytes
+                if used_bytes is not None:
+                    observed.disk_used_bytes, observed.unmeasured_time = used_bytes, None
+                elif observed.unmeasured_time is None:
+                    observed.unmeasured_time = self.state.clock.boot()
+                    text = "%s: du takes too long to measure its disk use; ended if that goes on for %.0f minutes"
+                    log.warning(text, slot.name, UNMEASURED_SECONDS / 60)
                 pause_seconds = outcome.value.seconds / MEASURE_PART
-                slot.observed.measure_seconds = min(
-                    max(LEAST_PAUSE_SECONDS, pause_seconds), MOST_PAUSE_SECONDS
-                )
+                observed.measure_seconds = min(max(LEAST_PAUSE_SECONDS, pause_seconds), MOST_PAUSE_SECONDS)
         self.look_again()
-
-    def _note_disk_use(self, slot: Slot, used_bytes: int | None) -> None:
-        observed, now = slot.observed, self.state.clock.boot()
-        if used_bytes is not None:
-            observed.disk_used_bytes, observed.unmeasured_time = used_bytes, None
-        elif observed.unmeasured_time is None:
-            observed.unmeasured_time = now
-            text = "%s: du takes too long to measure its disk use; ended if that goes on for %.0f minutes"
-            log.warning(text, slot.name, UNMEASURED_SECONDS / 60)
 
     def _check(self, slot: Slot, now: Moment) -> float | None:
         """Judge one machine; return when to ask again. All times are in seconds since boot."""
@@ -212,8 +207,18 @@ class Rules:
             return None
         if observed.engine_state is None or self.state.engine_of(machine.model).problem():
             return None
-        started = now.boot - machine.age(now)
-        _note_activity(slot, machine, started)
+        started, options = now.boot - machine.age(now), machine.options
+        least_percent, percent, sample = options.idle_cpu_percent, machine.cpu_percent, machine.sample
+        if least_percent is not None and percent is not None and sample and percent >= least_percent:
+            observed.busy_time = started + sample[0]
+        limits = Limits(
+            fizzle_seconds=options.fizzle_seconds,
+            heartbeat_file=options.heartbeat_file,
+            heartbeat_seconds=options.heartbeat_seconds,
+            idle_cpu_percent=least_percent,
+            idle_seconds=options.idle_seconds,
+            disk_bytes=_disk_limit(machine),
+        )
         watched = Watched(
             started_time=started,
             shutdown_time=started + machine.shutdown_time - machine.started_time,
@@ -223,7 +228,7 @@ class Rules:
             disk_unmeasured_time=observed.unmeasured_time,
             busy_time=observed.busy_time,
         )
-        verdict = judge(watched, _limits(machine), self.state.started.boot, now.boot)
+        verdict = judge(watched, limits, self.state.started.boot, now.boot)
         if verdict.message is not None:
             self.effects.handle(slot, StopOrdered(StopOrder(verdict.message)))
             return None
@@ -270,18 +275,6 @@ class EnergyShares:
             machine.joules = (machine.joules or 0.0) + used[0] * spent[uuid] / whole
 
 
-def _limits(machine: Machine) -> Limits:
-    options = machine.options
-    return Limits(
-        fizzle_seconds=options.fizzle_seconds,
-        heartbeat_file=options.heartbeat_file,
-        heartbeat_seconds=options.heartbeat_seconds,
-        idle_cpu_percent=options.idle_cpu_percent,
-        idle_seconds=options.idle_seconds,
-        disk_bytes=_disk_limit(machine),
-    )
-
-
 def _disk_limit(machine: Machine) -> int | None:
     """Return the bytes that a container's directories may use; None: a VM's disk has its size, or no limit is set."""
     per_processor = machine.options.disk_gb_per_processor
@@ -294,10 +287,3 @@ def _directories(machine: Machine) -> list[Path]:
     """Return the machine's own directory and others that its engine has told of."""
     told = outputs.read_details(machine).get(WRITES_TO, "")
     return [machine.directory, *(Path(path) for path in told.split(":") if path)]
-
-
-def _note_activity(slot: Slot, machine: Machine, started: float) -> None:
-    """Count recent CPU use that isn't below the limit, until when it was measured."""
-    limit, percent = machine.options.idle_cpu_percent, machine.cpu_percent
-    if limit is not None and percent is not None and machine.sample is not None and percent >= limit:
-        slot.observed.busy_time = started + machine.sample[0]

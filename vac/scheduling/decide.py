@@ -84,8 +84,8 @@ class _Work:
         machines = {name: one.running_machines for name, one in reports.items() if one.running_machines}
         known = frozenset(filter(self._is_known, types))
         self.ramp = Ramp(memory.ramp, machines, known, settings.machines_per_cycle, now)
+        # No debt grows beyond a superslot (or machine) that lives as long as it may.
         largest = settings.processors_per_superslot * settings.hs06
-        """HS06 of a superslot (or machine). No debt grows beyond that for as long as it may live."""
         limits = {
             name: largest * one.max_wallclock_seconds for name, one in types.items() if one.target_share > 0
         }

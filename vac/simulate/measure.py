@@ -26,7 +26,7 @@ class Sample:
     """Shares of types that have work; the capacity that others occupy is left out."""
     error: float
     """The largest distance of a type from its wanted part."""
-    way_error: float
+    filling_error: float
     """The same, from its wanted part of what is running yet."""
     had: dict[str, float]
     """HS06·s that each type has had since the beginning."""
@@ -133,11 +133,8 @@ class Measure:
         freed = seen.processors * node.settings.hs06
         passed, created = now - self.beginning, seen.created_time - self.beginning
         for one in self.returns:
-            if (
-                created < one.start_seconds
-                and seen.machinetype != one.machinetype
-                and one.possible_seconds is None
-            ):
+            is_other = created < one.start_seconds and seen.machinetype != one.machinetype
+            if is_other and one.possible_seconds is None:
                 if one.machinetype in node.machinetypes:
                     one.freed_hs06 += freed
                 if one.freed_hs06 >= ARRIVED * one.wanted_hs06:
@@ -227,11 +224,9 @@ class Measure:
 
     def _came_back(self, name: str, now: float) -> None:
         wanted = targets(self._kinds, self._shares(self._with_work), self.capacity)[name]
-        has = self.running[name]
-        free = sum(kind.idle_processors for kind in self._kinds if name in kind.machinetypes) * (
-            self.capacity / self.processors
-        )
-        back = Return(name, now - self.beginning, wanted, has + free)
+        idle = sum(kind.idle_processors for kind in self._kinds if name in kind.machinetypes)
+        free = idle * (self.capacity / self.processors)
+        back = Return(name, now - self.beginning, wanted, self.running[name] + free)
         if back.freed_hs06 >= ARRIVED * wanted:
             back.possible_seconds = 0.0
         self.returns.append(back)
@@ -262,31 +257,27 @@ def targets(kinds: Sequence[Kind], shares: Mapping[str, float], capacity: float)
     left = dict(shares)
     found: dict[str, float] = {}
     while left:
-        tightest, level = _tightest(kinds, left, found, scale)
+        levels = {names: _level(names, kinds, left, found, scale) for names in _sets(kinds, left)}
+        tightest = min(levels, key=levels.__getitem__)
         for name in tightest:
-            found[name] = left.pop(name) * level
+            found[name] = left.pop(name) * levels[tightest]
     return found
 
 
-def _tightest(
-    kinds: Sequence[Kind], left: Mapping[str, float], found: Mapping[str, float], scale: float
-) -> tuple[frozenset[str], float]:
-    """Return the set of types with the least HS06 per share."""
-    best: tuple[float, frozenset[str]] | None = None
-    for names in _sets(kinds, left):
-        share = sum(left[name] for name in names)
-        usable = [kind for kind in kinds if kind.machinetypes & names]
-        hs06 = scale * sum(kind.hs06 for kind in usable)
-        hs06 -= sum(
-            hs06_of
-            for name, hs06_of in found.items()
-            if all(kind in usable for kind in kinds if name in kind.machinetypes)
-        )
-        level = max(0.0, hs06) / share
-        if best is None or level < best[0]:
-            best = level, names
-    assert best is not None
-    return best[1], best[0]
+def _level(
+    names: frozenset[str],
+    kinds: Sequence[Kind],
+    left: Mapping[str, float],
+    found: Mapping[str, float],
+    scale: float,
+) -> float:
+    """Return the HS06 per share that these types could have."""
+    usable = [kind for kind in kinds if kind.machinetypes & names]
+    hs06 = scale * sum(kind.hs06 for kind in usable)
+    for name, taken in found.items():
+        if all(kind in usable for kind in kinds if name in kind.machinetypes):
+            hs06 -= taken
+    return max(0.0, hs06) / sum(left[name] for name in names)
 
 
 def _sets(kinds: Sequence[Kind], left: Mapping[str, float]) -> set[frozenset[str]]:

@@ -448,7 +448,8 @@ def test_an_order_to_drain_that_says_nothing_is_told_once(
     caplog.set_level("INFO")
     (world.state.requests / "drain").touch()
     world.run(600)
-    assert len([record for record in caplog.records if record.name == "vac.factory.admin_requests"]) == 1
+    told = [record for record in caplog.records if record.name == "vac.factory.loop"]
+    assert len([record for record in told if "draining" in record.getMessage()]) == 1
 
 
 @pytest.mark.parametrize("restart", [False, True])
