@@ -12,13 +12,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vac.cli import common
+from vac.cli.common import CommandFailed
 from vac.config import pipe_document, reference
 from vac.config.checks import template_mistakes
 from vac.config.ini import Problem
 from vac.config.load import Configuration, ConfigurationError, load
 from vac.config.machinetype import Machinetype
 from vac.config.pipe_document import PipeDocument, parse_pipe
-from vac.config.pipe_types import PipeCopy, review
+from vac.config.pipe_types import review
 from vac.decoding import BadJson, Flaw
 from vac.host import facts
 from vac.host.facts import HostFacts
@@ -47,9 +48,8 @@ def add_arguments(parser: argparse.ArgumentParser, name: str) -> None:
         style.add_argument("--sample", action="store_true", help="options as a sample configuration file")
         parser.set_defaults(run=run_config)
     else:
-        parser.add_argument(
-            "names", nargs="*", metavar="URL|FILE|PREFIX", help="document to check, or pipes to show"
-        )
+        help_text = "document to check, or pipes to show"
+        parser.add_argument("names", nargs="*", metavar="URL|FILE|PREFIX", help=help_text)
         parser.set_defaults(run=run_pipe)
 
 
@@ -61,18 +61,22 @@ def run_config(arguments: argparse.Namespace, host: HostFacts | None = None) -> 
         return 0
     host = host or facts.read()
     configuration: Configuration | None = None
-    errors: Sequence[Problem] = ()
-    warnings: Sequence[Problem] = ()
     try:
         configuration = load(arguments.config, host)
         errors, warnings = configuration.errors, (*configuration.warnings, *likely_mistakes(configuration))
     except ConfigurationError as error:
-        errors, warnings = error.problems, error.warnings
-    if arguments.action == "check":
-        if arguments.json:
-            _print(_config_json(configuration, errors, warnings))
-        else:
-            _print("\n".join(_config_lines(configuration, errors, warnings, host)))
+        errors, warnings = tuple(error.problems), tuple(error.warnings)
+    if arguments.action == "check" and arguments.json:
+        copies = configuration.copies if configuration else {}
+        content = {
+            "valid": not errors,
+            "errors": [vars(problem) for problem in errors],
+            "warnings": [vars(problem) for problem in warnings],
+            "pipes": {name: copy.trouble() for name, copy in copies.items()},
+        }
+        _print(json.dumps(content, indent=2))
+    elif arguments.action == "check":
+        _print("\n".join(_config_lines(configuration, errors, warnings, host)))
     elif configuration is not None:
         _print(reference.shown_json(configuration) if arguments.json else reference.shown(configuration))
         return 0
@@ -102,19 +106,6 @@ def _config_lines(
         yield f"The configuration can be used ({parts}): {counts}."
 
 
-def _config_json(
-    configuration: Configuration | None, errors: Sequence[Problem], warnings: Sequence[Problem]
-) -> str:
-    copies = configuration.copies if configuration else {}
-    content = {
-        "valid": not errors,
-        "errors": [vars(problem) for problem in errors],
-        "warnings": [vars(problem) for problem in warnings],
-        "pipes": {name: copy.trouble() for name, copy in copies.items()},
-    }
-    return json.dumps(content, indent=2)
-
-
 def likely_mistakes(configuration: Configuration) -> Iterator[Problem]:
     """Yield what is probably wrong in local user_data templates, which the factory tells when it uses them."""
     state = StateDir(configuration.settings.state_dir)
@@ -138,11 +129,23 @@ def run_pipe(arguments: argparse.Namespace) -> int:
     if arguments.action == "show":
         return _show_pipes(common.configuration(arguments), arguments.names, as_json=arguments.json)
     if len(arguments.names) != 1:
-        print("vac pipe check: give one URL or FILE", file=sys.stderr)
-        return 2
+        raise CommandFailed("vac pipe check: give one URL or FILE", 2)
     verdict = examine(_document(arguments.names[0]))
-    print(_verdict_json(verdict) if arguments.json else "\n".join(verdict_lines(verdict)))
-    return 0 if verdict.right else 1
+    if arguments.json:
+        found = verdict.document
+        content = {
+            "valid": verdict.right,
+            "errors": [{"path": flaw.path, "text": flaw.text} for flaw in verdict.flaws if flaw.serious],
+            "warnings": [
+                {"path": flaw.path, "text": flaw.text} for flaw in verdict.flaws if not flaw.serious
+            ],
+            "cache_seconds": found.cache_seconds if found else None,
+            "suffixes": verdict.suffixes,
+        }
+        print(json.dumps(content, indent=2))
+    else:
+        print("\n".join(verdict_lines(verdict)))
+    return int(not verdict.right)
 
 
 @dataclass(frozen=True)
@@ -202,18 +205,6 @@ def verdict_lines(verdict: Verdict) -> Iterator[str]:
         yield f"The document can be used: {types}, asked for again after {seconds} s: {counts}."
 
 
-def _verdict_json(verdict: Verdict) -> str:
-    found = verdict.document
-    content = {
-        "valid": verdict.right,
-        "errors": [{"path": flaw.path, "text": flaw.text} for flaw in verdict.flaws if flaw.serious],
-        "warnings": [{"path": flaw.path, "text": flaw.text} for flaw in verdict.flaws if not flaw.serious],
-        "cache_seconds": found.cache_seconds if found else None,
-        "suffixes": verdict.suffixes,
-    }
-    return json.dumps(content, indent=2)
-
-
 def _show_pipes(configuration: Configuration, chosen: Sequence[str], *, as_json: bool) -> int:
     """Print these pipes, or all; 1 if one isn't configured."""
     unknown = [name for name in chosen if name not in configuration.pipes]
@@ -231,20 +222,6 @@ def _show_pipes(configuration: Configuration, chosen: Sequence[str], *, as_json:
 def _pipe_lines(configuration: Configuration, name: str, now: float) -> Iterator[str]:
     pipe, copy = configuration.pipes[name], configuration.copies[name]
     yield f"[vacuum_pipe {name}] {without_url_secrets(pipe.vacuum_pipe_url)}"
-    yield from _copy_lines(copy, now)
-    types = _types(configuration, name)
-    width = max((len(one.name) for one in types), default=0)
-    for one in types:
-        reason = configuration.unusable.get(one.name)
-        image = without_url_secrets(one.root_image or "-")
-        yield (
-            f"  {one.name:<{width}}  share {one.target_share:g}  {one.machine_model}  {image}"
-            f"{f'  ({reason})' if reason else ''}"
-        )
-    yield from (f"  warning: {warning}" for warning in _warnings(configuration, name))
-
-
-def _copy_lines(copy: PipeCopy, now: float) -> Iterator[str]:
     if copy.document is None or copy.fetched_time is None:
         yield f"  no copy{f': {copy.problem}' if copy.problem else ''}"
     else:
@@ -253,6 +230,14 @@ def _copy_lines(copy: PipeCopy, now: float) -> Iterator[str]:
         yield f"  copy of {local_time(copy.fetched_time)}, {_span(now - copy.fetched_time)} old, {until}"
     if copy.failure is not None:
         yield f"  last attempt failed ({local_time(copy.failure_time)}): {copy.failure}"
+    types = _types(configuration, name)
+    width = max((len(one.name) for one in types), default=0)
+    for one in types:
+        reason = configuration.unusable.get(one.name)
+        image = without_url_secrets(one.root_image or "-")
+        row = f"  {one.name:<{width}}  share {one.target_share:g}  {one.machine_model}  {image}"
+        yield f"{row}  ({reason})" if reason else row
+    yield from (f"  warning: {warning}" for warning in _warnings(configuration, name))
 
 
 def _span(seconds: float) -> str:
@@ -282,9 +267,5 @@ def _types(configuration: Configuration, name: str) -> Sequence[Machinetype]:
 
 def _warnings(configuration: Configuration, name: str) -> Sequence[Problem]:
     """Return warnings about the document, or about its types as this site changes them."""
-    sections = (f"vacuum_pipe {name}", f"machinetype {name}-")
-    return [
-        warning
-        for warning in configuration.warnings
-        if warning.section == sections[0] or warning.section.startswith(sections[1])
-    ]
+    pipe, types = f"vacuum_pipe {name}", f"machinetype {name}-"
+    return [one for one in configuration.warnings if one.section == pipe or one.section.startswith(types)]

@@ -38,6 +38,12 @@ from vac.scheduling.eligibility import LEAST_FREE_BYTES
 from vac.text import escaped, without_url_secrets
 from vac.vacquery.signed_json import read_key
 
+PROCESS_CONTAINERS = {
+    "bubblewrap": "bubblewrap in an unprivileged user namespace",
+    "singularity": "a container made by apptainer or singularity",
+}
+"""By machine model: the trial that is made of it."""
+
 
 def add_arguments(parser: argparse.ArgumentParser, _: str) -> None:
     """Add the arguments."""
@@ -47,19 +53,16 @@ def add_arguments(parser: argparse.ArgumentParser, _: str) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Print every finding; return 1 if a serious one is among them."""
-    worst = 0
-    if arguments.json:
-        findings = [finding._asdict() for finding in examine(arguments)]
-        print(json.dumps(findings, indent=1))
-        return int(any(finding["problem"] and finding["serious"] for finding in findings))
+    findings = []
     for finding in examine(arguments):
-        if finding.problem is None:
-            print(f"ok       {escaped(finding.what)}", flush=True)
-        else:
-            kind = "PROBLEM" if finding.serious else "note   "
-            print(f"{kind}  {escaped(f'{finding.what}: {finding.problem}')}", flush=True)
-            worst = max(worst, int(finding.serious))
-    return worst
+        findings.append(finding)
+        if not arguments.json:
+            kind = "ok     " if finding.problem is None else "PROBLEM" if finding.serious else "note   "
+            text = finding.what if finding.problem is None else f"{finding.what}: {finding.problem}"
+            print(f"{kind}  {escaped(text)}", flush=True)
+    if arguments.json:
+        print(json.dumps([finding._asdict() for finding in findings], indent=1))
+    return int(any(finding.problem and finding.serious for finding in findings))
 
 
 def examine(arguments: argparse.Namespace) -> Iterator[Finding]:
@@ -81,15 +84,15 @@ def examine(arguments: argparse.Namespace) -> Iterator[Finding]:
     for name, copy in configuration.copies.items():
         yield Finding(f"pipe {name}", copy.trouble(), serious=False)
     wanted = [one for one in configuration.machinetypes.values() if one.target_share > 0]
-    models = sorted({one.machine_model for one in wanted})
-    if {"bubblewrap", "singularity"} & set(models):
+    models = {one.machine_model for one in wanted}
+    if models & PROCESS_CONTAINERS.keys():
         yield from _process_containers(settings)
-    if set(VM_MODELS) & set(models):
+    if models & {*VM_MODELS}:
         yield from doctor_engines.vm_findings(settings)
-    if settings.volume_group and not set(VM_MODELS) & set(models):
+    elif settings.volume_group:
         yield from doctor_engines.lvm_findings(settings)
     yield from weakening_findings(settings, wanted)
-    for model in models:
+    for model in sorted(models):
         yield from _model(model, settings, [one for one in wanted if one.machine_model == model])
     broken = set()
     for finding in doctor_engines.cvmfs_findings(wanted):
@@ -107,30 +110,27 @@ def _host(settings: Settings) -> Iterator[Finding]:
     what = f"state_dir {settings.state_dir}"
     place = next(path for path in (settings.state_dir, *settings.state_dir.parents) if path.exists())
     free = shutil.disk_usage(place).free
-    problem = (
-        f"{free / 1000**3:.1f} GB free; nothing is created below 1 GB" if free < LEAST_FREE_BYTES else None
-    )
-    yield Finding(what, problem or _place_problem(place))
+    full = f"{free / 1000**3:.1f} GB free; nothing is created below 1 GB"
+    yield Finding(what, full if free < LEAST_FREE_BYTES else _place_problem(place))
     running = requests.running(state)
     if running:
         problem = "vacd could not (see its log), so setuid files of machines work on this host; restart it, or do it"
         yield Finding(f"{what} is mounted nosuid,nodev", None if state.is_nosuid() else problem)
     if facts.REBOOT_REQUIRED.exists():
         yield Finding("this host", "packages want a reboot: vac drain --reboot", serious=False)
+    problem = "setuid files of machines work there: umount it, or mount -o remount,nosuid,nodev"
     for path in _other_mounts(settings.state_dir, mounts()):
-        problem = "setuid files of machines work there: umount it, or mount -o remount,nosuid,nodev"
         yield Finding(f"{what} is also at {path}", problem, serious=False)
-    hint = "doesn't run: systemctl start vacd"
-    yield Finding("vacd is running") if running else Finding("vacd", hint, serious=False)
+    stopped = Finding("vacd", "doesn't run: systemctl start vacd", serious=False)
+    yield Finding("vacd is running") if running else stopped
     if not serves(state, "responder"):
         yield port_finding(settings.vacquery_port)
     try:
         pwd.getpwnam(PREFERRED)
         yield Finding(f"account {PREFERRED}")
     except KeyError:
-        yield Finding(
-            f"account {PREFERRED}", "the responder runs as nobody; better: useradd -r vac", serious=False
-        )
+        better = "the responder runs as nobody; better: useradd -r vac"
+        yield Finding(f"account {PREFERRED}", better, serious=False)
 
 
 def _other_mounts(state_dir: Path, found: list[Mount]) -> list[str]:
@@ -144,9 +144,8 @@ def _place_problem(place: Path) -> str | None:
     """Return why this is no place for state_dir's content: its owner, its mode, or how its file system is mounted."""
     found, flags = place.stat(), os.statvfs(place).f_flag
     if found.st_uid != 0 and os.geteuid() == 0:
-        return (
-            f"{place} belongs to user {found.st_uid}, who could exchange what root reads: chown root {place}"
-        )
+        owner = f"belongs to user {found.st_uid}, who could exchange what root reads"
+        return f"{place} {owner}: chown root {place}"
     if found.st_mode & 0o022 and not found.st_mode & stat.S_ISVTX:
         return f"others may write into {place}: chmod go-w {place}"
     if flags & os.ST_RDONLY:
@@ -165,15 +164,13 @@ def port_finding(port: int) -> Finding:
     except PermissionError:
         return Finding(what, "only root can try it", serious=False)
     except OSError as error:
-        holder = _holder("udp", port)
-        return Finding(
-            what, f"{error.strerror}{holder and f' by {holder}'}: stop that, or choose another vacquery_port"
-        )
+        taken = f"{error.strerror}{_holder('udp', port)}"
+        return Finding(what, f"{taken}: stop that, or choose another vacquery_port")
     return Finding(what)
 
 
 def _holder(kind: str, port: int) -> str:
-    """Return the process of this host that has the port, as far as that can be seen: `dnsmasq (812)`; or ""."""
+    """Return the process of this host that has the port, as far as that can be seen: ` by dnsmasq (812)`; or ""."""
     inodes = set()
     for table in (Path(f"/proc/net/{kind}"), Path(f"/proc/net/{kind}6")):
         for line in table.read_text().splitlines()[1:] if table.exists() else ():
@@ -184,7 +181,7 @@ def _holder(kind: str, port: int) -> str:
         with contextlib.suppress(OSError):
             if str(descriptor.readlink()) in inodes:
                 process = descriptor.parents[1]
-                return f"{(process / 'comm').read_text().strip()} ({process.name})"
+                return f" by {(process / 'comm').read_text().strip()} ({process.name})"
     return ""
 
 
@@ -195,53 +192,37 @@ def _peers(settings: Settings) -> Iterator[Finding]:
                 socket.getaddrinfo(name, settings.vacquery_port, type=socket.SOCK_DGRAM)
                 yield Finding(f"factory {name} has an address")
             except OSError as error:
-                yield Finding(
-                    f"factory {name}", f"{error.strerror}: put it into the DNS or /etc/hosts", serious=False
-                )
+                problem = f"{error.strerror}: put it into the DNS or /etc/hosts"
+                yield Finding(f"factory {name}", problem, serious=False)
 
 
 def weakening_findings(settings: Settings, machinetypes: Sequence[Machinetype]) -> Iterator[Finding]:
     """Yield options in force that give machines more than their model needs to."""
-    docker = [one for one in machinetypes if one.machine_model == "docker"]
-    for option, types, more in (
-        (
-            "container_nested",
-            [one for one in machinetypes if one.container_nested],
-            "may use more of the kernel; in Docker and Podman they can use up the user namespaces of their uid",
-        ),
-        (
-            "container_network",
-            [one for one in docker if one.container_network == "host"],
-            "reach services on 127.0.0.1",
-        ),
-        (
-            "container_capabilities",
-            [one for one in docker if one.container_capabilities],
-            "can be root inside; none is safer for images that allow it",
-        ),
-        (
-            "cpu_limit_factor 0",
-            [
-                one
-                for one in machinetypes
-                if one.machine_model not in VM_MODELS and not settings.cpu_limit_factor
-            ],
-            "can take processor time from others by forking all the time",
-        ),
-    ):
+    more = {
+        "container_nested": "may use more of the kernel; in Docker and Podman, use up their uid's user namespaces",
+        "container_network": "reach services on 127.0.0.1",
+        "container_capabilities": "can be root inside; none is safer for images that allow it",
+        "cpu_limit_factor 0": "can take processor time from others by forking all the time",
+    }
+    names: dict[str, list[str]] = {option: [] for option in more}
+    for one in machinetypes:
+        docker = one.machine_model == "docker"
+        if one.container_nested:
+            names["container_nested"].append(one.name)
+        if docker and one.container_network == "host":
+            names["container_network"].append(one.name)
+        if docker and one.container_capabilities:
+            names["container_capabilities"].append(one.name)
+        if one.machine_model not in VM_MODELS and not settings.cpu_limit_factor:
+            names["cpu_limit_factor 0"].append(one.name)
+    for option, types in names.items():
         if types:
-            yield Finding(
-                f"{option} of {', '.join(one.name for one in types)}", f"machines {more}", serious=False
-            )
+            yield Finding(f"{option} of {', '.join(types)}", f"machines {more[option]}", serious=False)
 
 
 def _model(model: str, settings: Settings, machinetypes: Sequence[Machinetype]) -> Iterator[Finding]:
-    what = {
-        "bubblewrap": "bubblewrap in an unprivileged user namespace",
-        "singularity": "a container made by apptainer or singularity",
-    }
-    if model in what:
-        yield Finding(what[model], doctor_engines.process_container_problem(model, settings))
+    if model in PROCESS_CONTAINERS:
+        yield Finding(PROCESS_CONTAINERS[model], doctor_engines.process_container_problem(model, settings))
     try:
         driver = driver_for(model, settings)
         driver.list()
@@ -293,12 +274,11 @@ def _machinetype(one: Machinetype, configuration: Configuration, *, touched: boo
         problems += filter(None, [doctor_engines.image_file_problem(settings)])
     if one.machine_model in VM_MODELS and touched:
         problems += doctor_engines.vm_image_problems(one, files)
-    if one.machine_model in ("bubblewrap", "singularity") and touched:
+    if one.machine_model in PROCESS_CONTAINERS and touched:
         problems += filter(None, [tree_problem(one, files)])
     if one.token_dir is not None and not one.token_dir.is_dir():
         problems.append(f"token_dir {one.token_dir} isn't there")
-    for problem in problems:
-        yield Finding(what, problem)
+    yield from (Finding(what, problem) for problem in problems)
     if not problems:
         yield Finding(what)
 
@@ -325,11 +305,35 @@ def file_findings(settings: Settings, paths: Sequence[Path] | None) -> Iterator[
     command, key = settings.health_command, settings.vacquery_key_file
     if command is not None:
         runs = command.is_file() and os.access(command, os.X_OK)
-        problem = "is no program that can be run, and nothing is created until it succeeds"
-        yield Finding(f"health_command {command}", None if runs else problem, True)
+        no_program = "is no program that can be run, and nothing is created until it succeeds"
+        yield Finding(f"health_command {command}", None if runs else no_program)
     if key is not None:
-        yield _key_finding(key)
-    yield from _open_secrets(paths)
+        what, remedy = (
+            f"vacquery_key_file {key}",
+            "make it by `openssl rand -base64 32`, the same on all factories",
+        )
+        try:
+            read_key(key)
+            problem = f"others can read it: chmod 600 {key}" if _open_to_others(key) else None
+            yield Finding(what, problem, serious=False)
+        except OSError as error:
+            yield Finding(what, f"{error.strerror}: {remedy}")
+    secrets: dict[str, str] = {}
+    for section in read(paths).sections.values():
+        for option, value in section.values.items():
+            if option.startswith(USER_DATA_OPTION) or without_url_secrets(value.text) != value.text:
+                secrets.setdefault(value.file, option)
+    for file, option in secrets.items():
+        if _open_to_others(Path(file)):
+            problem = f"others can read it, {option} too, which may be secret: chmod 640 {file}"
+            yield Finding(file, problem, serious=False)
+
+
+def _open_to_others(path: Path) -> bool:
+    try:
+        return bool(path.stat().st_mode & stat.S_IROTH)
+    except OSError:
+        return False
 
 
 def tree_problem(machinetype: Machinetype, files: Path) -> str | None:
@@ -354,51 +358,15 @@ def tree_problem(machinetype: Machinetype, files: Path) -> str | None:
     return None
 
 
-def _key_finding(key: Path) -> Finding:
-    what = f"vacquery_key_file {key}"
-    try:
-        read_key(key)
-    except OSError as error:
-        return Finding(
-            what,
-            f"{error.strerror}: make it by `openssl rand -base64 32`, the same on all factories",
-            True,
-        )
-    return Finding(what, f"others can read it: chmod 600 {key}" if _open_to_others(key) else None, False)
-
-
-def _open_secrets(paths: Sequence[Path] | None) -> Iterator[Finding]:
-    """Yield configuration files with secrets that everybody can read."""
-    secrets: dict[str, str] = {}
-    for section in read(paths).sections.values():
-        for option, value in section.values.items():
-            if option.startswith(USER_DATA_OPTION) or without_url_secrets(value.text) != value.text:
-                secrets.setdefault(value.file, option)
-    for file, option in secrets.items():
-        if _open_to_others(Path(file)):
-            yield Finding(
-                file, f"others can read it, {option} too, which may be secret: chmod 640 {file}", False
-            )
-
-
-def _open_to_others(path: Path) -> bool:
-    try:
-        return bool(path.stat().st_mode & stat.S_IROTH)
-    except OSError:
-        return False
-
-
 def page_findings(settings: Settings) -> Iterator[Finding]:
     """Yield if the status page can be served at its address. The configuration's check sees to its packages."""
     if settings.metrics_listen is None or serves(StateDir(settings.state_dir), "page"):
         return
     host, port = split_host_port(settings.metrics_listen)
     what = f"metrics_listen {settings.metrics_listen}"
+    problem = None
     try:
         bind(host, port).close()
     except OSError as error:
-        holder = _holder("tcp", port)
-        taken = f"{error.strerror}{holder and f' by {holder}'}"
-        yield Finding(what, f"{taken}: choose an address of this host and a free port", False)
-    else:
-        yield Finding(what, None, False)
+        problem = f"{error.strerror}{_holder('tcp', port)}: choose an address of this host and a free port"
+    yield Finding(what, problem, serious=False)

@@ -9,7 +9,6 @@ import errno
 import importlib.util
 import os
 import shutil
-import socket
 import stat
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -30,6 +29,7 @@ from vac.host.nat import BRIDGE, NatHost, NatProblem
 from vac.host.probes import CVMFS, problem_of
 from vac.host.syscall_filter import compiled
 from vac.machines.layout import StateDir
+from vac.roles import bind
 
 TRY_SECONDS = 20.0
 FUSE = Path("/dev/fuse")
@@ -42,7 +42,6 @@ PLACES = tuple(
 )
 """Directories besides PATH in which Docker looks for its init. Distributions' packages come without one."""
 _HINT = "; see sysctl user.max_user_namespaces and kernel.apparmor_restrict_unprivileged_userns"
-_IP_FREEBIND = 15
 _PROGRAMS = (
     (("dnsmasq",), "dnsmasq-base (EL9: dnsmasq)"),
     (("qemu-img",), "qemu-utils (EL9: qemu-img)"),
@@ -75,11 +74,10 @@ def cvmfs_findings(machinetypes: Sequence[Machinetype]) -> Iterator[Finding]:
     """
     if any(one.machine_model in CONTAINER_MODELS and one.cvmfs_repositories for one in machinetypes):
         mount = filesystems.mount_of(CVMFS, filesystems.mounts())
-        shared = mount is not None and any(
-            each.startswith(("shared:", "master:")) for each in mount.propagation
-        )
-        hidden = "isn't mounted shared: repositories mounted later are invisible inside"
-        text = f"{hidden}. Run `mount --make-rshared {CVMFS}`"
+        kinds = () if mount is None else mount.propagation
+        shared = any(each.startswith(("shared:", "master:")) for each in kinds)
+        text = "isn't mounted shared: repositories mounted later are invisible inside. Run "
+        text += f"`mount --make-rshared {CVMFS}`"
         yield Finding(f"{CVMFS} in containers", None if shared else text, False)
     wanted = list(dict.fromkeys(path for one in machinetypes for path in cvmfs_paths(one)))
     with ThreadPoolExecutor(32) as pool:
@@ -97,7 +95,7 @@ def docker_findings(settings: Settings, machinetypes: Sequence[Machinetype]) -> 
             told = client.info()
             podman = "podman" in str(client.version(api_version=False).get("Components")).lower()
     except EngineUnavailable as error:
-        yield Finding("what the container engine offers", str(error), True)
+        yield Finding("what the container engine offers", str(error))
         return
     finally:
         connection.forget()
@@ -125,10 +123,10 @@ def disk_finding(told: Mapping[str, Any]) -> Finding:
     """Return if the disk use of containers' own layers can be measured; containerd's image store hides them."""
     driver = str(told.get("Driver"))
     own = "io.containerd" not in str(told.get("DriverStatus"))
+    known = own and driver in ("overlay2", "overlay", "fuse-overlayfs")
     problem = (
         f"storage driver {driver} doesn't tell where containers write: only their directories are measured"
     )
-    known = own and driver in ("overlay2", "overlay", "fuse-overlayfs")
     return Finding("disk_gb_per_processor of containers", None if known else problem, False)
 
 
@@ -211,9 +209,8 @@ def vm_findings(settings: Settings, host: NatHost | None = None) -> Iterator[Fin
         yield Finding(" or ".join(names), None if there else f"install {packages}", True)
     there = importlib.util.find_spec("waitress") is not None
     yield Finding("web server for VMs", None if there else "install python3-waitress", True)
-    yield from (
-        _port_finding(settings, role, address) for role, address in (("metadata", METADATA), ("mjf", SERVER))
-    )
+    yield _port_finding(settings, "metadata", METADATA)
+    yield _port_finding(settings, "mjf", SERVER)
     yield from _network_findings(host or NatHost())
     key = settings.root_public_key
     no_key = "isn't there, so nobody can log in to VMs as root; make one, or leave it so"
@@ -222,9 +219,8 @@ def vm_findings(settings: Settings, host: NatHost | None = None) -> Iterator[Fin
         slow = (
             "isn't there: VMs are emulated, which is slow; load the module kvm, or allow it in the firmware"
         )
-        yield Finding(
-            "/dev/kvm", None if Path("/dev/kvm").exists() else slow, settings.vm_domain_type == "kvm"
-        )
+        there = Path("/dev/kvm").exists()
+        yield Finding("/dev/kvm", None if there else slow, settings.vm_domain_type == "kvm")
 
 
 def hypervisor_findings(settings: Settings) -> Iterator[Finding]:
@@ -249,9 +245,8 @@ def lvm_findings(settings: Settings, lvm: Run = run_lvm) -> Iterator[Finding]:
     """Yield requirements of disks in a volume group, if one is used."""
     if group_in_use(settings, lvm) is not None:
         missing = [name for name in ("vgs", "lvs", "lvcreate", "lvremove") if shutil.which(name) is None]
-        yield Finding(
-            "LVM's programs", f"{' '.join(missing)} not there: install lvm2" if missing else None, True
-        )
+        problem = f"{' '.join(missing)} not there: install lvm2" if missing else None
+        yield Finding("LVM's programs", problem)
 
 
 def vm_image_problems(one: Machinetype, files: Path, certificates: Path | None = None) -> Iterator[str]:
@@ -274,29 +269,25 @@ def _network_findings(host: NatHost) -> Iterator[Finding]:
         yield Finding(what, str(error), True)
         return
     if addresses is None:
-        yield Finding(what, "isn't there yet: vacd makes it when a VM is due", False)
+        yield Finding(what, "isn't there yet: vacd makes it when a VM is due", serious=False)
         return
     missing = [address for address in (SERVER, METADATA) if address not in addresses]
     problem = f"has not {' and '.join(missing)}: vacd repairs it with fix_networking" if missing else None
-    yield Finding(what, problem, False)
-    for found in host.missing():
-        yield Finding("packet filter", found, True)
+    yield Finding(what, problem, serious=False)
+    yield from (Finding("packet filter", found) for found in host.missing())
 
 
 def _port_finding(settings: Settings, role: str, address: str) -> Finding:
     """Return if our process can listen there, or already does."""
     what = f"TCP port 80 of {address}"
-    taken = "is taken by another service: let that listen at its own addresses only"
-    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as trial:
-        try:
-            trial.setsockopt(socket.IPPROTO_IP, _IP_FREEBIND, 1)
-            trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            trial.bind((address, 80))
-        except OSError as error:
-            if error.errno != errno.EADDRINUSE:
-                return Finding(what, f"can't be tried: {error.strerror}", False)
-            return Finding(what, None if serves(StateDir(settings.state_dir), role) else taken, True)
-    return Finding(what, None, True)
+    try:
+        bind(address, 80, future=True).close()
+    except OSError as error:
+        if error.errno != errno.EADDRINUSE:
+            return Finding(what, f"can't be tried: {error.strerror}", serious=False)
+        taken = "is taken by another service: let that listen at its own addresses only"
+        return Finding(what, None if serves(StateDir(settings.state_dir), role) else taken)
+    return Finding(what)
 
 
 def serves(state: StateDir, role: str) -> bool:
