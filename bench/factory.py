@@ -106,7 +106,7 @@ def _writing(root: Path, size: int) -> Step:
 def _reading(world: RealWorld) -> Step:
     """Measure the least that observing needs: some small files of each machine's cgroup."""
     groups = open_groups(world.settings.factory_name)
-    paths: Sequence[Path] = [groups.entrances(name)[0] for name in groups.names()] * GROUP_FILES
+    paths: Sequence[Path] = [groups.procs_files(name)[0] for name in groups.names()] * GROUP_FILES
 
     def read() -> None:
         for path in paths:

@@ -123,7 +123,7 @@ class BackgroundWork(Generic[_T]):
                 job.settled.clear()
                 self._waiting.append(key)
         if begins:
-            self._employ()
+            self._start_worker()
         return begins
 
     def busy(self, key: str) -> bool:
@@ -154,7 +154,7 @@ class BackgroundWork(Generic[_T]):
             if key in self._jobs and self._jobs[key].work is None:
                 del self._jobs[key]
 
-    def _employ(self) -> None:
+    def _start_worker(self) -> None:
         """Start a thread if there is work and a place for it."""
         with self._lock:
             if not self._waiting or self._threads >= self._at_once or self._late >= self._most_late:
@@ -180,7 +180,7 @@ class BackgroundWork(Generic[_T]):
                     return
                 key = self._waiting.popleft()
             job = self._jobs[key]
-            timer = threading.Timer(self._deadline_seconds or 0.0, self._be_late, [key, job])
+            timer = threading.Timer(self._deadline_seconds or 0.0, self._mark_late, [key, job])
             timer.daemon = True
             if self._deadline_seconds is not None:
                 with contextlib.suppress(RuntimeError):  # no more threads: then without a deadline
@@ -191,7 +191,7 @@ class BackgroundWork(Generic[_T]):
                 self._late -= was_late
             timer.cancel()
             self._finish(key, job, outcome)
-        self._employ()
+        self._start_worker()
 
     def _outcome(self, key: str, job: _Job[_T]) -> Outcome[_T]:
         work = job.work
@@ -222,7 +222,7 @@ class BackgroundWork(Generic[_T]):
                     if job.next_time == float("-inf") and self._jobs.get(key) is job:
                         del self._jobs[key]
 
-    def _be_late(self, key: str, job: _Job[_T]) -> None:
+    def _mark_late(self, key: str, job: _Job[_T]) -> None:
         with self._lock:
             if job.work is None or job.late:
                 return
@@ -231,4 +231,4 @@ class BackgroundWork(Generic[_T]):
             self._threads -= 1
         late: Outcome[_T] = Outcome(key, failure=f"isn't done within {self._deadline_seconds:g} s", late=True)
         self._post(lambda: self._done(late))
-        self._employ()
+        self._start_worker()

@@ -210,7 +210,7 @@ class Demo:
         for name in groups.names():
             groups.kill_all(name, 10.0)
             groups.remove(name)
-        groups.tidy()
+        groups.remove_if_empty()
 
 
 def interrupt(number: int, frame: FrameType | None) -> None:

@@ -67,7 +67,7 @@ def facts_of(site: Site, spec: MachineSpec, wanted: str) -> str:
     found: dict[str, str] = {}
 
     def told() -> bool:
-        found.update(site.driver.news().get(spec.uuid, {}))
+        found.update(site.driver.new_details().get(spec.uuid, {}))
         return wanted in found
 
     wait_for(told, f"{wanted} is known")

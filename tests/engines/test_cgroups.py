@@ -71,14 +71,14 @@ def groups(request: pytest.FixtureRequest) -> Iterator[Groups]:
     for name in groups.names():
         groups.kill_all(name, 60)
         groups.remove(name)
-    groups.tidy()
+    groups.remove_if_empty()
     assert not cgroups_named(factory)
 
 
 @contextlib.contextmanager
 def entered(groups: Groups, name: str) -> Iterator[subprocess.Popen[bytes]]:
     """A process in the group, with a grandchild that has left its session."""
-    arguments = [sys.executable, "-c", ESCAPE, *map(str, groups.entrances(name))]
+    arguments = [sys.executable, "-c", ESCAPE, *map(str, groups.procs_files(name))]
     with subprocess.Popen(arguments, stdout=subprocess.PIPE) as child:
         try:
             assert child.stdout is not None
@@ -109,7 +109,7 @@ def test_tasks_beside_processors_are_counted(groups: Groups, monkeypatch: pytest
     with entered(groups, "m_u"):
         wait_for(lambda: groups.usage("m_u").busy_tasks is None, "those that sleep don't count")
         script = "import os, threading\n" + ESCAPE.split("if os.fork")[0] + SPIN
-        arguments = [sys.executable, "-c", script, *map(str, groups.entrances("m_u"))]
+        arguments = [sys.executable, "-c", script, *map(str, groups.procs_files("m_u"))]
         with subprocess.Popen(arguments):
             wait_for(lambda: groups.usage("m_u").busy_tasks == 12, "all are counted, threads too")
             groups.kill_all("m_u", 60)
@@ -117,7 +117,7 @@ def test_tasks_beside_processors_are_counted(groups: Groups, monkeypatch: pytest
 
 def test_processes_that_run_away_by_forking_are_killed(groups: Groups) -> None:
     groups.create("m_u", LIMITS)
-    with subprocess.Popen([sys.executable, "-c", RUN_AWAY, *map(str, groups.entrances("m_u"))]):
+    with subprocess.Popen([sys.executable, "-c", RUN_AWAY, *map(str, groups.procs_files("m_u"))]):
         wait_for(lambda: len(groups.processes("m_u")) >= 10, "many are in the group")
         groups.kill_all("m_u", 60)
         assert not groups.populated("m_u")
@@ -141,7 +141,7 @@ def test_a_killer_that_dies_leaves_no_process_frozen(groups: Groups, monkeypatch
 
 def test_groups_made_inside_are_emptied_and_removed(groups: Groups) -> None:
     groups.create("m_u", LIMITS)
-    inner = groups.entrances("m_u")[0].parent / "inner"
+    inner = groups.procs_files("m_u")[0].parent / "inner"
     inner.mkdir()
     arguments = [sys.executable, "-c", ESCAPE, str(inner / "cgroup.procs")]
     with subprocess.Popen(arguments, stdout=subprocess.DEVNULL):

@@ -422,16 +422,16 @@ from tests.engines.process_site import Site, group_makers
 from pathlib import Path
 state_dir, factory, version, model = sys.argv[1:5]
 site = Site(group_makers()[version](factory), Path(state_dir), factory, model)
-entrances = site.groups.entrances
+procs_files = site.groups.procs_files
 def freezing(name):
-    found = entrances(name)
+    found = procs_files(name)
     if version == "v1":
         found = (*found, Path(sys.argv[5], "cgroup.procs"))
     else:
         (found[0].parent / "cgroup.freeze").write_text("1")
     print(name, flush=True)
     return found
-site.groups.entrances = freezing
+site.groups.procs_files = freezing
 wait = "while [ ! -e /tmp/joboutputs/go ]; do sleep 0.02; done"
 site.create(site.spec(0, f"{wait}; date +%s >/tmp/joboutputs/end; exit 3"))
 """
@@ -457,7 +457,7 @@ def test_machine_is_half_made_until_its_command_runs(site: Site) -> None:
     if version == "v1":
         (freezer / "freezer.state").write_text("THAWED")
     else:
-        (site.groups.entrances(name)[0].parent / "cgroup.freeze").write_text("0")
+        (site.groups.procs_files(name)[0].parent / "cgroup.freeze").write_text("0")
     wait_for(
         lambda: [each.state for each in successor.list()] == [EngineState.RUNNING], "it waits for nobody"
     )
@@ -654,7 +654,7 @@ def test_sixty_four_machines(site: Site) -> None:
     created = time.monotonic()
     assert len(site.driver.list()) == 64
     listed = time.monotonic()
-    site.driver.news()
+    site.driver.new_details()
     site.driver.contacts()
     traced = time.monotonic()
     for machine in site.driver.list():

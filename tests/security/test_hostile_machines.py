@@ -151,9 +151,7 @@ def _leaves_no_setuid_file(place: Place, left: Path) -> None:
     """It means nothing where vacd has mounted state_dir, as here in a name space of the test's own."""
     assert left.stat().st_mode & 0o6000, "the trick itself has failed"
     script = "import os, sys; from pathlib import Path; from vac.machines.layout import StateDir\n"
-    script += (
-        "StateDir(Path(sys.argv[1])).shield(); sys.exit(not os.statvfs(sys.argv[2]).f_flag & os.ST_NOSUID)"
-    )
+    script += "StateDir(Path(sys.argv[1])).mount_nosuid(); sys.exit(not os.statvfs(sys.argv[2]).f_flag & os.ST_NOSUID)"
     command = ["unshare", "--mount", "--propagation", "private", sys.executable, "-c", script]
     subprocess.run([*command, place.state_dir, left], check=True)
 

@@ -14,7 +14,7 @@ import pytest
 from tests.conftest import require_root, require_tool
 from vac.host.filesystems import Mount, parse_mounts
 from vac.machines import layout
-from vac.machines.layout import SHIELD, StateDir
+from vac.machines.layout import NOSUID_OPTIONS, StateDir
 
 pytestmark = pytest.mark.engine
 
@@ -55,22 +55,22 @@ def a_setuid_file_is_none(home: Path) -> None:
     shutil.copy("/usr/bin/id", left)
     left.chmod(0o4755)
     assert effective_user(left) == "0"
-    assert state.shield() is None
-    assert state.shielded()
+    assert state.mount_nosuid() is None
+    assert state.is_nosuid()
     assert effective_user(left) == "1234"
 
 
 def restarts_do_not_stack_mounts(home: Path) -> None:
     state = own_file_system(home)
     for _ in range(3):
-        assert state.shield() is None
+        assert state.mount_nosuid() is None
     assert len(shown(state.root)) == 1
     assert not list(layout.RUN_DIRECTORY.iterdir())
 
 
 def directories_are_still_renamed_and_linked(home: Path) -> None:
     state = own_file_system(home)
-    state.shield()
+    state.mount_nosuid()
     (state.tmp / "machine").mkdir()
     (state.tmp / "machine").rename(state.machines / "machine")
     (state.imagecache / "image").touch()
@@ -83,12 +83,12 @@ def engines_in_their_own_name_space_see_all_of_it(home: Path) -> None:
     try:
         while "master" not in str([one.propagation for one in shown(home, str(engine.pid))]):
             time.sleep(0.01)
-        state.shield()
+        state.mount_nosuid()
         volume = state.machines / "volume"
         volume.mkdir()
         mount("-t", "tmpfs", "tmpfs", volume)
         for process in ("self", str(engine.pid)):
-            assert [one.options >= SHIELD for one in shown(state.root, process)] == [True, False]
+            assert [one.options >= NOSUID_OPTIONS for one in shown(state.root, process)] == [True, False]
             assert [Path(one.point) for one in shown(volume, process)] == [volume]
         subprocess.run(["umount", volume], check=True)
         assert not shown(volume, str(engine.pid))
@@ -102,9 +102,9 @@ def a_file_system_of_its_own_gets_the_options(home: Path) -> None:
     volume = state.machines / "volume"
     volume.mkdir()
     mount("-t", "tmpfs", "tmpfs", volume)
-    assert state.shield() is None
+    assert state.mount_nosuid() is None
     top, below = shown(state.root)
-    assert {*SHIELD, "noatime"} <= top.options
+    assert {*NOSUID_OPTIONS, "noatime"} <= top.options
     assert below.point == str(volume)
 
 
@@ -113,8 +113,8 @@ def mounts_of_machines_are_not_hidden(home: Path) -> None:
     volume = state.machines / "volume"
     volume.mkdir()
     mount("-t", "tmpfs", "tmpfs", volume)
-    assert "is mounted below it" in (state.shield() or "")
-    assert not state.shielded()
+    assert "is mounted below it" in (state.mount_nosuid() or "")
+    assert not state.is_nosuid()
 
 
 SCENES = (
@@ -140,7 +140,7 @@ def test_state_dir_is_mounted_on_itself(tmp_path: Path, scene: str) -> None:
 
 def test_without_the_right_to_mount_it_says_so(tmp_path: Path) -> None:
     require_root()
-    script = f"from {layout.__name__} import *; print(StateDir(Path({str(tmp_path)!r})).shield())"
+    script = f"from {layout.__name__} import *; print(StateDir(Path({str(tmp_path)!r})).mount_nosuid())"
     command = ["setpriv", "--bounding-set=-sys_admin", "--inh-caps=-sys_admin", sys.executable, "-c", script]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert done.stdout.startswith("mount failed")

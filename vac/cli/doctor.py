@@ -32,7 +32,7 @@ from vac.host.cgroups import CgroupError, open_groups
 from vac.host.filesystems import Mount, mount_of, mounts, other_paths, real_image
 from vac.host.privileges import PREFERRED, subordinate_ids, unprivileged_user
 from vac.machines import requests
-from vac.machines.layout import SHIELD, StateDir
+from vac.machines.layout import NOSUID_OPTIONS, StateDir
 from vac.roles import bind
 from vac.scheduling.eligibility import LEAST_FREE_BYTES
 from vac.text import escaped, without_url_secrets
@@ -115,11 +115,11 @@ def _host(settings: Settings) -> Iterator[Finding]:
     running = requests.running(state)
     if running:
         problem = "vacd could not (see its log), so setuid files of machines work on this host; restart it, or do it"
-        yield Finding(f"{what} is mounted nosuid,nodev", None if state.shielded() else problem)
+        yield Finding(f"{what} is mounted nosuid,nodev", None if state.is_nosuid() else problem)
     if facts.REBOOT_REQUIRED.exists():
         yield Finding("this host", "packages want a reboot: vac drain --reboot", serious=False)
     problem = "setuid files of machines work there: umount it, or mount -o remount,nosuid,nodev"
-    for path in _second_paths(settings.state_dir, mounts()):
+    for path in _other_mounts(settings.state_dir, mounts()):
         yield Finding(f"{what} is also at {path}", problem, serious=False)
     stopped = Finding("vacd", "doesn't run: systemctl start vacd", serious=False)
     yield Finding("vacd is running") if running else stopped
@@ -133,11 +133,11 @@ def _host(settings: Settings) -> Iterator[Finding]:
         yield Finding(f"account {PREFERRED}", better, serious=False)
 
 
-def _second_paths(state_dir: Path, found: list[Mount]) -> list[str]:
+def _other_mounts(state_dir: Path, found: list[Mount]) -> list[str]:
     """Return other paths of state_dir at which setuid files or devices work."""
     paths = other_paths(os.path.realpath(state_dir), found)
     holders = {path: mount_of(path, found) for path in paths}
-    return [path for path, holder in holders.items() if holder and not holder.options >= SHIELD]
+    return [path for path, holder in holders.items() if holder and not holder.options >= NOSUID_OPTIONS]
 
 
 def _place_problem(place: Path) -> str | None:

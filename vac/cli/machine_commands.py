@@ -321,7 +321,7 @@ def _entering(machine: Machine, settings: Settings, command: list[str]) -> list[
     variables = dict(line.split("=", 1) for line in environment if "=" in line)
     plan = {
         "pid": process,
-        "entrances": [str(path) for path in groups.entrances(group)],
+        "procs_files": [str(path) for path in groups.procs_files(group)],
         "filter": compiled(False).hex(),
         "environment": {**variables, "TERM": os.environ.get("TERM", "dumb")},
         "command": command,

@@ -116,7 +116,7 @@ def run(arguments: argparse.Namespace) -> int:
         raise
     except OSError as error:
         raise CommandFailed(f"vac: {error}") from None
-    if problem := _silence_here(settings):
+    if problem := _reason_of_own_silence(settings):
         print(f"vac: {problem}", file=sys.stderr)
         others = tuple(name for name in query.factories if name != settings.factory_name)
         query = replace(query, factories=others)
@@ -133,7 +133,7 @@ def run(arguments: argparse.Namespace) -> int:
         return 0
 
 
-def _silence_here(settings: Settings) -> str | None:
+def _reason_of_own_silence(settings: Settings) -> str | None:
     """Return the reason why this factory can't answer, as far as this host tells; None if it can, or none is known."""
     state, name = StateDir(settings.state_dir), settings.factory_name
     factory, responder = (state.runs(role) for role in ("factory", "responder"))
@@ -211,7 +211,11 @@ def _ask_and_show(arguments: argparse.Namespace, query: Query) -> int:
         names = printable(" ".join(sorted(known)))
         print(f"vac: no factory has a machinetype {name}; there are: {names}", file=sys.stderr)
     if not arguments.json:
-        told = _failures_here(arguments, query) if kind is Kind.MACHINETYPES else news(result, time.time())
+        told = (
+            _failures_here(arguments, query)
+            if kind is Kind.MACHINETYPES
+            else blocked_factories(result, time.time())
+        )
         for line in told:
             print(line, file=sys.stdout if sys.stdout.isatty() else sys.stderr)
     return int(unknown or not result.answers)
@@ -262,7 +266,7 @@ def problems(query: Query, result: PollResult) -> list[str]:
     return lines
 
 
-def news(result: PollResult, now: float) -> Iterator[str]:
+def blocked_factories(result: PollResult, now: float) -> Iterator[str]:
     """Yield which factories create nothing and why; those that don't answer are problems()."""
     for factory in sorted(result.answers):
         for status in (answer.status for answer in result.answers[factory]):

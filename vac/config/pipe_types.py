@@ -165,7 +165,7 @@ def expand(
     repositories: set[str] = set()
     total = 0.0
     for name, entry in _named(pipe, document, prefixes, problems):
-        parsed = _overlaid(f"machinetype {name}", pipe, entry, section, local.get(name, _NOTHING))
+        parsed = _with_site_options(f"machinetype {name}", pipe, entry, section, local.get(name, _NOTHING))
         machinetype, own = _checked(name, pipe, parsed, settings, repositories)
         problems.warnings += own.warnings
         for error in own.errors:
@@ -188,7 +188,7 @@ def review(document: PipeDocument) -> Iterator[Flaw]:
     pipe, title = VacuumPipe("pipe"), "machinetype pipe"
     repositories: set[str] = set()
     for entry in document.entries:
-        parsed = _overlaid(title, pipe, entry, _NOTHING, _NOTHING)
+        parsed = _with_site_options(title, pipe, entry, _NOTHING, _NOTHING)
         processors = entry.values.get("min_processors", 1)
         settings = Settings(singularity_user="user", processors_per_superslot=processors)
         machinetype, found = _checked("pipe", pipe, parsed, settings, repositories)
@@ -244,7 +244,7 @@ def _checked(
     return machinetype, report
 
 
-def _overlaid(title: str, pipe: VacuumPipe, entry: Entry, section: Parsed, local: Parsed) -> Parsed:
+def _with_site_options(title: str, pipe: VacuumPipe, entry: Entry, section: Parsed, local: Parsed) -> Parsed:
     """Return the entry, with [vacuum_pipe PREFIX] over it and [machinetype PREFIX-suffix] over both."""
     source = _source(pipe)
     files = {**dict.fromkeys(entry.values, source), **section.files, **local.files}

@@ -219,7 +219,7 @@ class Driver(ABC):
         """Return facts about one running machine by name; empty if they aren't known yet: then ask again."""
         return {}
 
-    def news(self) -> Mapping[str, Mapping[str, str]]:
+    def new_details(self) -> Mapping[str, Mapping[str, str]]:
         """Return new facts by uuid of running machines; they add to details() or replace them. Call it after list()."""
         return {}
 

@@ -282,7 +282,7 @@ class Engine:
     def _look(self, driver: Driver, asked_time: float) -> Observation:
         machines = tuple(driver.list())
         details = self._details(driver, machines)
-        for uuid, facts in driver.news().items():
+        for uuid, facts in driver.new_details().items():
             details[uuid] = {**details.get(uuid, {}), **facts}
         contacts = {uuid: ends for uuid, ends in self._sampling.sample(driver.contacts).items() if ends}
         details = {uuid: facts for uuid, facts in details.items() if facts}

@@ -278,7 +278,7 @@ class ImageFacts:
         with self._lock:
             self._facts.pop(uuid, None)
 
-    def news(self, running: Iterable[str]) -> Mapping[str, Mapping[str, str]]:
+    def new_details(self, running: Iterable[str]) -> Mapping[str, Mapping[str, str]]:
         """Return, by uuid, facts of running machines that haven't been returned before."""
         news = {}
         with self._lock:

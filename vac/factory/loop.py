@@ -363,7 +363,7 @@ class Factory:
         engine = self.state.engines.get(message.engine)
         if engine is not None:
             engine.settle(message.action)
-        self._say_action(message)
+        self._log_action(message)
         if kind is ActionKind.DESTROY and message.problem is None:
             self.watcher.released(message.engine, uuid)
         slot = self.state.slots.get(name)
@@ -372,7 +372,7 @@ class Factory:
             self.effects.handle(slot, stimulus)
             self.rules.look_again()
 
-    def _say_action(self, message: engines.ActionDone) -> None:
+    def _log_action(self, message: engines.ActionDone) -> None:
         kind, name, uuid = message.action
         key = f"{kind.value} {uuid}"
         if message.problem is None:

@@ -106,9 +106,9 @@ def _take(
                 tried.enter_context(directory.lock())
                 options.uses(directory.root)
                 directory.prepare()
-                unshielded = directory.shield()
-                text = unshielded and f"{directory.root} can't be mounted nosuid,nodev: {unshielded}"
-                changes.tell("shield", text)
+                failure = directory.mount_nosuid()
+                text = failure and f"{directory.root} can't be mounted nosuid,nodev: {failure}"
+                changes.tell("nosuid", text)
                 locks.push(tried.pop_all())
                 changes.clear("state_dir")
                 return True

@@ -60,7 +60,7 @@ class ObservedState:
     usage: Usage = field(default_factory=Usage)
     heartbeat_file: tuple[float, float] | None = None
     """Time of its heartbeat_file, Unix seconds, and when that was written at the latest."""
-    looked_time: float | None = None
+    heartbeat_checked_time: float | None = None
     """When its heartbeat_file was last looked at."""
     busy_time: float | None = None
     """When its CPU use was last measured to be enough."""

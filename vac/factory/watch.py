@@ -239,7 +239,7 @@ class Rules:
         observed, name = slot.observed, machine.options.heartbeat_file
         if not name:
             return None
-        looked, observed.looked_time = observed.looked_time, now.boot
+        looked, observed.heartbeat_checked_time = observed.heartbeat_checked_time, now.boot
         try:
             mtime = files.untrusted_mtime(machine.directory / "joboutputs", name)
         except (FileNotFoundError, files.Unreadable):

@@ -166,7 +166,7 @@ class Groups(abc.ABC):
                 (home / name).mkdir()
             self._set_limits(name, limits)
 
-    def entrances(self, name: str) -> tuple[Path, ...]:
+    def procs_files(self, name: str) -> tuple[Path, ...]:
         """Return the files to which a process writes 0 in order to enter the group, with all that it starts."""
         return tuple(home / name / "cgroup.procs" for home in self._homes)
 
@@ -207,7 +207,7 @@ class Groups(abc.ABC):
             for directory, _, _ in os.walk(home / name, topdown=False):
                 _remove_directory(Path(directory))
 
-    def tidy(self) -> None:
+    def remove_if_empty(self) -> None:
         """Remove the factory's own directories where they are empty."""
         for home in reversed(self._homes):
             for directory in (home, home.parent):

@@ -57,7 +57,7 @@ def unprivileged_user() -> pwd.struct_passwd | None:
         return pwd.struct_passwd((name, password, uid, OWN_GROUP, *rest))
 
 
-def become(user: pwd.struct_passwd | None, keep: tuple[int, ...] = ()) -> None:
+def drop_privileges(user: pwd.struct_passwd | None, keep: tuple[int, ...] = ()) -> None:
     """Drop privileges to this user, without a way back, supplementary groups, or what set-uid programs give.
 
     keep: capabilities of which the first that this process has stays in force. Call it while the process has one

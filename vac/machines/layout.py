@@ -30,7 +30,7 @@ _Result = TypeVar("_Result")
 RESERVE_BYTES = 4 * 1024 * 1024
 RUN_DIRECTORY = Path("/run")
 """For locks that are this host's, whatever the state_dir."""
-SHIELD = frozenset(("nosuid", "nodev"))
+NOSUID_OPTIONS = frozenset(("nosuid", "nodev"))
 """Options of the mount that state_dir is on. With noexec as well no container could run its /user_data."""
 _MOUNT_SECONDS = 20.0
 _PUBLIC_DIRECTORIES = (
@@ -165,13 +165,13 @@ class StateDir:
             files.discard(leftover, tmp=self.tmp)
         self.keep_reserve()
 
-    def shielded(self) -> bool:
+    def is_nosuid(self) -> bool:
         """Return True if setuid files and devices that a machine leaves here are none for this host."""
         holder = mount_of(self.root.resolve(), mounts())
-        return holder is not None and holder.options >= SHIELD
+        return holder is not None and holder.options >= NOSUID_OPTIONS
 
-    def shield(self) -> str | None:
-        """Mount state_dir on itself with the options SHIELD, unless it is; return the reason if that can't be done.
+    def mount_nosuid(self) -> str | None:
+        """Mount state_dir on itself with NOSUID_OPTIONS, unless it is; return the reason if that can't be done.
 
         All of it, since a file can't be renamed, as from tmp/ to machines/, from one mount to another. The mount stays
         when vacd ends. It is made elsewhere first, so that copies in other name spaces have the options, too, and is in
@@ -179,9 +179,9 @@ class StateDir:
         """
         real, found = self.root.resolve(), mounts()
         holder = mount_of(real, found)
-        if holder is None or holder.options >= SHIELD:
+        if holder is None or holder.options >= NOSUID_OPTIONS:
             return None if holder else "this host's mounts can't be told"
-        options = ",".join(sorted(holder.options | SHIELD))
+        options = ",".join(sorted(holder.options | NOSUID_OPTIONS))
         if holder.point == str(real):
             return _failure_of(["mount", "-o", f"remount,bind,{options}", real])
         below = [mount.point for mount in found if mount.point.startswith(f"{real}/")]

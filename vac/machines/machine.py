@@ -160,7 +160,7 @@ def load(
         options,
         accounting_fqan=fqan,
         machine_model=model or options.machine_model,
-        **_told(features, processors),
+        **_options_from_features(features, processors),
     )
     kept = _content(directory / "machinetype.json")
     options = options if kept is None else from_json(kept, options)
@@ -187,7 +187,7 @@ def load(
     return machine
 
 
-def _told(features: Mapping[str, str], processors: int) -> dict[str, Any]:
+def _options_from_features(features: Mapping[str, str], processors: int) -> dict[str, Any]:
     """Return options of which a machine's own jobfeatures tell: they come before the present configuration."""
     numbers = {key: _float(text) for key, text in features.items()}
     told: dict[str, Any] = {}

@@ -26,7 +26,7 @@ class Sample:
     """Shares of types that have work; the capacity that others occupy is left out."""
     error: float
     """The largest distance of a type from its wanted part."""
-    way_error: float
+    filling_error: float
     """The same, from its wanted part of what is running yet."""
     had: dict[str, float]
     """HS06·s that each type has had since the beginning."""

@@ -100,7 +100,7 @@ def summarize(scenario: Scenario, measure: Measure) -> Result:
         useful=used - measure.useless_seconds / (measure.processors * hours),
         lost=idle / (measure.processors * max(1.0, samples[-1].seconds - since)),
         fill_seconds=filled,
-        way=_errors([one.way_error for one in on_the_way]),
+        way=_errors([one.filling_error for one in on_the_way]),
         full=_errors([one.error for one in settled]) if settled else None,
         error=_errors([one.error for one in since_full]) if since_full else None,
         windows=_windows(since_full or samples),

@@ -28,7 +28,7 @@ from vac.config.settings import Settings
 from vac.host import facts
 from vac.host.connections import Network, connected_networks
 from vac.host.filesystems import stamp_if_there
-from vac.host.privileges import become, unprivileged_user
+from vac.host.privileges import drop_privileges, unprivileged_user
 from vac.logs import OnChange
 from vac.machines import files
 from vac.machines.layout import StateDir
@@ -349,7 +349,7 @@ def run(
     """
     user = unprivileged_user()
     prepare_role(state, "responder", user, counters_file(state).parent)
-    become(user)
+    drop_privileges(user)
     responder = Responder(key)
     refresher = Refresher(responder, state, names or Resolver(), key, configured)
     refresher.refresh(time.time())

@@ -34,7 +34,7 @@ from vac.config.load import ConfigurationError, load
 from vac.config.machinetype import VM_MODELS
 from vac.config.settings import Settings
 from vac.host import facts
-from vac.host.privileges import become, unprivileged_user
+from vac.host.privileges import drop_privileges, unprivileged_user
 from vac.machines import files
 from vac.machines.layout import StateDir, address_slot, slot_name
 from vac.machines.outputs import FILE_LIMIT_BYTES
@@ -331,7 +331,7 @@ class Server(TcpWSGIServer):
             return
         host = address[0]
         if not self._admits(host):
-            _turn_away(connection)
+            _reject(connection)
             log.debug("%s isn't a VM's address", host)
             return
         client = self._client_of(host)
@@ -379,7 +379,7 @@ class Server(TcpWSGIServer):
         self.task_dispatcher.shutdown()
 
 
-def _turn_away(connection: socket.socket) -> None:
+def _reject(connection: socket.socket) -> None:
     """Answer 404 as far as that works without waiting, and close."""
     with connection, contextlib.suppress(OSError):
         connection.setblocking(False)
@@ -434,7 +434,7 @@ def run(
     """Serve as an unprivileged process until told to end. Return the exit status.
 
     service_for: returns the service that [settings] ask for, None (here an error) for none. keep: capabilities, as
-    for privileges.become.
+    for drop_privileges().
     """
     settings = _settings(options)
     if settings is None:
@@ -459,7 +459,7 @@ def run(
     respond = service.open(state)
     allow_connections()
     adjusted = adjustments(service.body_limit_bytes)
-    become(user, keep)
+    drop_privileges(user, keep)
 
     def alive() -> None:
         with contextlib.suppress(OSError):

@@ -452,7 +452,7 @@ def test_second_paths_of_state_dir_are_told(options: str, told: list[str]) -> No
         "21 20 8:1 /no/vac /no/vac rw,nosuid,nodev - ext4 /dev/sda1 rw\n"
         f"22 20 8:1 /no/vac /srv/vac {options} - ext4 /dev/sda1 rw\n"
     )
-    assert doctor._second_paths(Path("/no/vac"), [*table]) == told
+    assert doctor._other_mounts(Path("/no/vac"), [*table]) == told
 
 
 def test_a_state_dir_of_somebody_else_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -248,7 +248,7 @@ def test_factories_have_a_heading_on_terminals_and_can_be_sorted(monkeypatch: py
 def test_factories_tells_which_create_nothing_and_why(facts: dict[str, Any], lines: list[str]) -> None:
     status = FactoryStatus(space=SPACE, site="s", factory=FACTORY, max_processors=8, **facts)
     result = PollResult({FACTORY: (Received(status, {}),)}, frozenset(), (), frozenset(), {}, 0.0)
-    assert list(space_commands.news(result, 2200.0)) == lines
+    assert list(space_commands.blocked_factories(result, 2200.0)) == lines
 
 
 def test_an_unknown_machinetype_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:

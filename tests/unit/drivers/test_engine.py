@@ -456,7 +456,7 @@ class Talkative(FakeDriver):
         self.asked.append(uuid)
         return {"image_digest": f"sha256:{uuid}"} if self.knows else {}
 
-    def news(self) -> Mapping[str, Mapping[str, str]]:
+    def new_details(self) -> Mapping[str, Mapping[str, str]]:
         return {"u1": {"user": "nobody"}} if self.knows else {}
 
     def contacts(self) -> Mapping[str, frozenset[Contact]]:

@@ -25,7 +25,7 @@ from vac.drivers.base import CreationFailed, EngineState, MachineSpec, Observed
 from vac.drivers.images import ImageVersion
 from vac.drivers.processes import launch_plan, machine_watch
 from vac.drivers.processes.launch_plan import STATUS_FILE, read_status, spawn
-from vac.drivers.processes.machine_watch import KEPT_BYTES, SLACK_BYTES, MachineWatcher, close_up, limit
+from vac.drivers.processes.machine_watch import KEPT_BYTES, SLACK_BYTES, MachineWatcher, limit, remove_middle
 from vac.drivers.processes.process_driver import ProcessDriver
 from vac.host.cgroups import Groups, GroupsV2, Limits, Usage, Watch
 from vac.host.filesystems import stamp_of
@@ -284,7 +284,7 @@ def start(tmp_path: Path, image: str, script: str = LOOK, **more: Any) -> tuple[
     (tmp_path / "standin_model.py").write_text(MODEL)
     plan: dict[str, Any] = {
         "machine": "m_u", "model": "bubblewrap", "module": "standin_model", "path": str(tmp_path), "image": image,
-        "entrances": [str(tmp_path / "cgroup.procs")], "uid": 65534, "gid": 65534, "script": script, **more,
+        "procs_files": [str(tmp_path / "cgroup.procs")], "uid": 65534, "gid": 65534, "script": script, **more,
         "environment": {"A": "b", "PATH": "/usr/bin:/bin"}, "filter": compiled(False).hex(),
     }  # fmt: skip
     (tmp_path / "cgroup.procs").touch()
@@ -353,7 +353,7 @@ def test_the_beginning_and_the_end_of_a_large_log_are_kept(tmp_path: Path) -> No
         assert used(log) <= MOST + 1_000_000
     os.write(writer, b"end\n")
     os.close(writer)
-    close_up(log)
+    remove_middle(log)
     content = log.read_bytes()
     assert content.startswith(b"begin\nAAA")
     assert content.endswith(b"NNN" + b"end\n")
@@ -367,7 +367,7 @@ def test_a_log_that_is_not_too_large_stays_as_it_is(tmp_path: Path) -> None:
     log = tmp_path / "console.log"
     log.write_bytes(b"x" * MOST)
     limit(log)
-    close_up(log)
+    remove_middle(log)
     assert log.read_bytes() == b"x" * MOST
 
 
@@ -376,7 +376,7 @@ def test_a_log_that_was_blown_up_by_its_machine_is_closed_up(tmp_path: Path) -> 
     log.write_bytes(b"begin")
     os.truncate(log, 2 * 10**12)
     limit(log)
-    close_up(log)
+    remove_middle(log)
     assert log.stat().st_size < 2 * KEPT_BYTES + 100
 
 

@@ -57,19 +57,19 @@ def test_other_engines_work_on_while_one_is_down(make_world: MakeWorld) -> None:
 
 
 def test_an_engines_outage_and_return_are_acted_upon_at_once(world: World) -> None:
-    def news() -> None:
+    def notify() -> None:
         world.inbox.put(Changed("docker", "f1-00.example.com"))
         world.run(1, step=1.0)
 
     world.start()
     world.turn()
     world.engine().unavailable = "connection refused"
-    news()
+    notify()
     assert "connection refused" in (world.status().guard or "")
     world.run(29)
     assert len(world.made) == 1
     world.engine().unavailable = None
-    news()
+    notify()
     assert world.status().engines == {"docker": None}
     assert len(world.made) == 2
 

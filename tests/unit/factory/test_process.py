@@ -59,7 +59,7 @@ class Process:
         monkeypatch.setattr(process, "driver_for", self._driver)
         monkeypatch.setattr(process, "RETRY_SECONDS", 0.05)
         monkeypatch.setattr(layout, "RUN_DIRECTORY", place)
-        monkeypatch.setattr(StateDir, "shield", lambda state: "no mounts in unit tests")
+        monkeypatch.setattr(StateDir, "mount_nosuid", lambda state: "no mounts in unit tests")
         self.state = StateDir(place / "state")
         self.file = place / "vac.conf"
         self.engine = FakeEngine(time.time)

@@ -21,7 +21,7 @@ class Watchful(FakeDriver):
         super().__init__(engine)
         self.looks = 0
 
-    def news(self) -> Mapping[str, Mapping[str, str]]:
+    def new_details(self) -> Mapping[str, Mapping[str, str]]:
         self.looks += 1
         facts = {"user": "nobody"} if self.looks < 5 else {"image_digest": "sha256:1"}
         return {machine.uuid: facts for machine in self.list()}

@@ -125,7 +125,7 @@ def test_v2_moves_the_delegated_groups_own_process_to_a_leaf(tmp_path: Path) -> 
     (service / "cgroup.procs").write_text("4711\n")
     groups = GroupsV2(tmp_path, "f1.example.com")
     groups.create("m_u", LIMITED)
-    assert groups.entrances("m_u") == (service / "f1.example.com/m_u/cgroup.procs",)
+    assert groups.procs_files("m_u") == (service / "f1.example.com/m_u/cgroup.procs",)
     assert (service / "init/cgroup.procs").read_text() == "4711"
     assert (service / "cgroup.subtree_control").read_text() == "+memory +pids"
     assert not (service / "memory.low").exists(), "that is systemd's to set"
@@ -155,7 +155,7 @@ def test_v1_limits(tmp_path: Path, limits: Limits, files: dict[str, str]) -> Non
     assert {name: (tmp_path / name).read_text() for name in files} == files
     unlimited = limits.memory_limit_bytes is None
     assert (tmp_path / "memory/vac/f1/m_u/memory.limit_in_bytes").exists() is not unlimited
-    entered = {str(each.relative_to(tmp_path)) for each in groups.entrances("m_u")}
+    entered = {str(each.relative_to(tmp_path)) for each in groups.procs_files("m_u")}
     assert entered == {f"{each}/vac/f1/m_u/cgroup.procs" for each in ("pids", "memory", "cpu,cpuacct")}
 
 
@@ -198,7 +198,7 @@ def test_v1_leaves_vacd_service_in_systemds_hierarchies_too(tmp_path: Path) -> N
         (tmp_path / each / "vac.slice/vac-machines.service").mkdir(parents=True)
     groups = open_groups("f1", tmp_path / "mountinfo")
     groups.create("m_u", LIMITED)
-    entered = [str(each.relative_to(tmp_path)) for each in groups.entrances("m_u")]
+    entered = [str(each.relative_to(tmp_path)) for each in groups.procs_files("m_u")]
     assert entered == [
         "pids/vac/f1/m_u/cgroup.procs",
         "memory/vac.slice/vac-machines.service/f1/m_u/cgroup.procs",
@@ -225,7 +225,7 @@ def test_group_that_was_left_half_made_is_found_and_removed(tmp_path: Path) -> N
     assert groups.names() == ["m_u"]
     groups.remove("m_u")
     assert groups.names() == []
-    groups.tidy()
+    groups.remove_if_empty()
     assert not (tmp_path / "pids/vac").exists()
 
 

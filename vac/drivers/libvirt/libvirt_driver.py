@@ -196,8 +196,8 @@ class LibvirtDriver(Driver):
         }
         return {name: text for name, text in details.items() if text}
 
-    def news(self) -> Mapping[str, Mapping[str, str]]:
-        return self._image_facts.news(machine.uuid for machine in self._samples.all())
+    def new_details(self) -> Mapping[str, Mapping[str, str]]:
+        return self._image_facts.new_details(machine.uuid for machine in self._samples.all())
 
     def contacts(self) -> Mapping[str, frozenset[Contact]]:
         return tracked({uuid: facts.address for uuid, facts in list(self._facts.items()) if facts.address})

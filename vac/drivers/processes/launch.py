@@ -67,7 +67,7 @@ def tell(message: dict[str, Any]) -> None:
     os.write(STATUS, json.dumps(message).encode() + b"\n")
 
 
-def become(plan: dict[str, Any]) -> None:
+def drop_privileges(plan: dict[str, Any]) -> None:
     """Leave session, descriptors, keys, handling of signals, cgroup and user of the factory."""
     os.setsid()
     for name in os.listdir("/proc/self/fd"):  # noqa: PTH208
@@ -80,8 +80,8 @@ def become(plan: dict[str, Any]) -> None:
     for number in (signal.SIGPIPE, signal.SIGXFSZ):
         signal.signal(number, signal.SIG_DFL)
     join_new_session_keyring()
-    for entrance in plan["entrances"]:
-        descriptor = os.open(entrance, os.O_WRONLY)
+    for procs_file in plan["procs_files"]:
+        descriptor = os.open(procs_file, os.O_WRONLY)
         os.write(descriptor, b"0")
         os.close(descriptor)
     os.umask(0o022)
@@ -166,7 +166,7 @@ def launch(plan: dict[str, Any]) -> NoReturn:
     sys.path.insert(0, plan["path"])
     model = importlib.import_module(plan["module"])  # before the user changes, who may not be able to read it
     try:
-        become(plan)
+        drop_privileges(plan)
         if plan.get("filter"):
             open_filter(plan["filter"])
         arguments = model.command_line(plan)
@@ -230,7 +230,7 @@ def enter(plan: dict[str, Any]) -> NoReturn:
         ]
         seen = {Path(f"/proc/self/ns/{name}").stat().st_ino for name in ("user", *NAMESPACES)}
         spaces = [each for each in spaces if not _seen(each[0], seen)]
-        entrances = [os.open(path, os.O_WRONLY) for path in plan["entrances"]]
+        procs_files = [os.open(path, os.O_WRONLY) for path in plan["procs_files"]]
         libc = ctypes.CDLL(None, use_errno=True)
         join_new_session_keyring()
         os.setgroups([])
@@ -248,8 +248,8 @@ def enter(plan: dict[str, Any]) -> NoReturn:
             os.setpgid(0, 0)
             os.tcsetpgrp(0, os.getpgrp())
             signal.signal(signal.SIGTTOU, signal.SIG_DFL)
-        for entrance in entrances:
-            os.write(entrance, b"0")
+        for procs_file in procs_files:
+            os.write(procs_file, b"0")
         os.fchdir(root)
         os.chroot(".")
         os.chdir("/")

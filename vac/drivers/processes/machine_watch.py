@@ -108,7 +108,7 @@ def limit(log: Path) -> None:
         os.close(descriptor)
 
 
-def close_up(log: Path) -> None:
+def remove_middle(log: Path) -> None:
     """Rewrite the log of a machine that has ended without its middle, if it is too large. Raises OSError."""
     size = log.stat().st_size
     if size <= 2 * KEPT_BYTES + SLACK_BYTES:

@@ -49,7 +49,7 @@ from vac.drivers.processes.launch_plan import (
     said_in,
     spawn,
 )
-from vac.drivers.processes.machine_watch import CONSOLE_LOG, MachineWatcher, close_up
+from vac.drivers.processes.machine_watch import CONSOLE_LOG, MachineWatcher, remove_middle
 from vac.drivers.volumes import Volumes
 from vac.host.cgroups import CgroupError, Groups, Limits, open_groups
 from vac.host.connections import Contact, contacts_by_group, host_addresses
@@ -147,7 +147,7 @@ class ProcessDriver(Driver):
         known = self._known[group] = _Known(spec.directory, starting=True)
         try:
             self._groups.create(group, spec.limits)
-            plan["entrances"] = [str(entrance) for entrance in self._groups.entrances(group)]
+            plan["procs_files"] = [str(procs_file) for procs_file in self._groups.procs_files(group)]
             prepare_directory(spec, plan)
             self._start(spec, model, plan, group)
             self._limit(spec, group)
@@ -174,7 +174,7 @@ class ProcessDriver(Driver):
         directory = self._of(group).directory
         if directory is not None:
             with contextlib.suppress(OSError):
-                close_up(directory / CONSOLE_LOG)
+                remove_middle(directory / CONSOLE_LOG)
         with _unavailable():
             self._groups.remove(group)
         self._volumes.remove(name, uuid)
@@ -209,14 +209,14 @@ class ProcessDriver(Driver):
     def close(self) -> None:
         """See Driver. Where there are no machines, no trace is left."""
         self._watcher.close()
-        self._groups.tidy()
+        self._groups.remove_if_empty()
 
     def prepare(self, machinetype: Machinetype, settings: Settings, files: Path) -> str | None:
         return self._images.prepare(machinetype.root_image, None, files) if _fetches(machinetype) else None
 
-    def news(self) -> Mapping[str, Mapping[str, str]]:
+    def new_details(self) -> Mapping[str, Mapping[str, str]]:
         with _unavailable():
-            return self._facts.news(_identity(group)[1] for group in self._machines())
+            return self._facts.new_details(_identity(group)[1] for group in self._machines())
 
     def contacts(self) -> Mapping[str, frozenset[Contact]]:
         return contacts_by_group(
@@ -440,9 +440,9 @@ def take_over(groups: Groups, group: str, left: LeftProcess) -> bool:
         groups.create(group, Limits(left.processors, left.memory_bytes, None, MOST_PIDS))
     moved: set[int] = set()
     while fresh := {left.pid, *descendants(left.pid)} - moved:
-        for process, entrance in itertools.product(fresh, groups.entrances(group)):
+        for process, procs_file in itertools.product(fresh, groups.procs_files(group)):
             with contextlib.suppress(ProcessLookupError):
-                entrance.write_text(str(process))
+                procs_file.write_text(str(process))
         moved |= fresh
     return True
 
