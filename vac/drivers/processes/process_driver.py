@@ -263,7 +263,7 @@ class ProcessDriver(Driver):
         executed = status.model is None or status.model.executed(status.told)
         used = self._usage(group)
         if not executed or not used.cpu_seconds:
-            return Observed(*identity, EngineState.HALF_MADE)
+            return Observed(*identity, EngineState.HALF_MADE, used)
         known = self._of(group)
         ended_time, exit_code = known.ended_time, known.exit_code
         if status.exit_code is not None:  # written by the program itself, perhaps while there was no factory
