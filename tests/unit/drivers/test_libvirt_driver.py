@@ -15,9 +15,9 @@ import pytest
 
 from vac.config.settings import Settings, slot_number
 from vac.drivers.base import EngineState, EngineUnavailable, Observed, Usage
-from vac.drivers.libvirt import libvirt_api, libvirt_driver, libvirt_network
+from vac.drivers.libvirt import libvirt_api, libvirt_driver
 from vac.drivers.libvirt.libvirt_api import Connection, EventReader
-from vac.drivers.libvirt.libvirt_domain import SERVER
+from vac.drivers.libvirt.libvirt_domain import NETWORK, SERVER
 from vac.drivers.libvirt.libvirt_driver import Samples, machine_state, started_time, starting_up, usage_of
 from vac.drivers.libvirt.libvirt_network import (
     Host,
@@ -286,7 +286,7 @@ def test_without_libvirtd_nothing_is_said_of_rules_that_it_makes(monkeypatch: py
     monkeypatch.setattr(NatHost, "missing", lambda host: ["no rule masquerades"])
     keeper = NetworkKeeper(cast(Connection, Away()), lambda: None)
     keeper.prepare(settings_of(1))
-    assert keeper._work.wait(libvirt_network.NETWORK, 60)
+    assert keeper._work.wait(NETWORK, 60)
     assert keeper.prepare(settings_of(1)) == "libvirtd doesn't answer"
     assert keeper.notices() == []
 
