@@ -17,6 +17,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from typing import Union
 
@@ -68,6 +69,7 @@ LOOKUPS = 16
 LOOPBACK = ("127.0.0.1", "::1")
 
 
+@lru_cache(4096)  # most datagrams come from the same hosts
 def plain_address(host: str) -> Address | None:
     """Return an address without scope, a mapped one as IPv4; None for a name."""
     try:

@@ -105,7 +105,8 @@ class Responder:
         """False while addresses of factories may still be unknown: refusals aren't logged then."""
         self.counts: Counter[str] = Counter()
         self._key = key
-        self._warned: dict[tuple[str, str], float] = {}
+        self._warned: set[tuple[str, str]] = set()
+        self._warned_begin = -math.inf
         self._signatures = SeenSignatures()
         self._second = 0
         self._sent_bytes: Counter[str] = Counter()
@@ -148,13 +149,10 @@ class Responder:
 
     def _warn(self, host: str, reason: str, now: float) -> None:
         """Log at most once a day for each source and reason."""
-        if len(self._warned) >= MOST_LOGGED:
-            self._warned = {key: time for key, time in self._warned.items() if 0 <= now - time < DAY_SECONDS}
-        if (
-            len(self._warned) < MOST_LOGGED
-            and not 0 <= now - self._warned.get((host, reason), -math.inf) < DAY_SECONDS
-        ):
-            self._warned[host, reason] = now
+        if not 0 <= now - self._warned_begin < DAY_SECONDS:
+            self._warned, self._warned_begin = set(), now
+        if len(self._warned) < MOST_LOGGED and (host, reason) not in self._warned:
+            self._warned.add((host, reason))
             log.warning("query from %s not answered: %s", host, reason)
 
 

@@ -11,7 +11,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from ipaddress import ip_network
+from ipaddress import ip_address, ip_network
 from pathlib import Path
 
 import pytest
@@ -38,10 +38,11 @@ from vac.machines import status as statuses
 from vac.machines.layout import StateDir
 from vac.machines.status import TypeFacts, prepare_role
 from vac.vacquery import messages as messages_module
+from vac.vacquery import poll as poll_module
 from vac.vacquery import responder as module
 from vac.vacquery import snapshot as snapshot_module
 from vac.vacquery.messages import Kind, Query, Received, decode_answer, encode_query
-from vac.vacquery.poll import Resolver
+from vac.vacquery.poll import Resolver, plain_address
 from vac.vacquery.responder import (
     AccessList,
     Refresher,
@@ -249,10 +250,32 @@ def test_a_flood_of_spoofed_sources_fills_neither_log_nor_memory(
 ) -> None:
     monkeypatch.setattr(module, "MOST_LOGGED", 10)
     responder = make_responder(state)
-    for number in range(200):
+    for number in range(10):
         assert responder.handle(b"junk", f"203.0.113.{number}", NOW) == ()
+    remembered = responder._warned
+    for number in range(10, 200):
+        assert responder.handle(b"junk", f"203.0.113.{number}", NOW + number) == ()
     assert len(caplog.records) == 10
     assert len(responder._warned) == 10
+    assert responder._warned is remembered, "each refusal costs what all remembered sources cost"
+
+
+@pytest.mark.parametrize("source", ["203.0.113.1", "::ffff:203.0.113.1", "2001:db8:7::1"])
+def test_an_address_is_parsed_once_for_many_datagrams(
+    state: StateDir, source: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parsed: list[str] = []
+
+    def parse(text: str) -> object:
+        parsed.append(text)
+        return ip_address(text)
+
+    monkeypatch.setattr(poll_module, "ip_address", parse)
+    plain_address.cache_clear()
+    responder = make_responder(state)
+    for _ in range(3):
+        assert responder.handle(b"junk", source, NOW) == ()
+    assert parsed.count(source) == 1
 
 
 def test_a_source_refused_again_after_a_day_is_logged_again(
