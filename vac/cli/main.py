@@ -166,11 +166,12 @@ def main(words: Sequence[str] | None = None) -> int:
         return 0 if name else 2
     arguments = parse(name, [*options, *rest])
     try:
-        code: int = arguments.run(arguments) or 0
+        try:
+            code: int = arguments.run(arguments) or 0
+        except CommandFailed as failure:
+            print(failure, file=sys.stderr)
+            code = failure.code
         sys.stdout.flush()
-    except CommandFailed as failure:
-        print(failure, file=sys.stderr)
-        return failure.code
     except ConfigurationError as error:
         for problem in error.problems:
             print(f"vac: {problem}", file=sys.stderr)

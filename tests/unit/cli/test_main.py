@@ -224,6 +224,35 @@ def test_output_that_can_not_be_written_is_one_sentence(tmp_path: Path, output: 
 
 
 @pytest.mark.allow_subprocess
+@pytest.mark.parametrize("output", ["full", "closed"])
+def test_a_failure_after_output_that_can_not_be_written(output: str) -> None:
+    script = (
+        "import sys, vac.cli.main as m, vac.cli.config_commands as c\n"
+        "def fail(*_): print('some'); raise c.CommandFailed('why', 2)\n"
+        "c.run_config = fail; sys.exit(m.main(['config', 'check']))"
+    )
+    read, write = os.pipe()
+    os.close(read)
+    target = write if output == "closed" else os.open("/dev/full", os.O_WRONLY)
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    try:
+        done = subprocess.run(
+            [sys.executable, "-c", script],
+            stdout=target,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+            env={**environment, "LC_ALL": "C"},
+        )
+    finally:
+        for each in {write, target}:
+            os.close(each)
+    assert done.returncode == 1
+    problem = "vac: standard output: No space left on device\n" if output == "full" else ""
+    assert done.stderr == f"why\n{problem}"
+
+
+@pytest.mark.allow_subprocess
 def test_without_standard_output_nothing_breaks() -> None:
     script = "import os, sys, vac.cli.main as m; sys.exit(m.main(['config', 'options']))"
     words = ["sh", "-c", 'exec "$@" >&-', "sh", sys.executable, "-c", script]
