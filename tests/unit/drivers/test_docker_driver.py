@@ -158,7 +158,7 @@ def test_when_and_how_a_container_ended(told: str | None, seconds: float | None)
     assert start_and_end({"StartedAt": told}) == Usage(started_time=seconds)
     ended = {"Status": "exited", "ExitCode": 137, "FinishedAt": told}
     assert start_and_end(ended) == Usage(ended_time=seconds, exit_code=137)
-    assert start_and_end({**ended, "Status": "running"}).exit_code is None
+    assert start_and_end({**ended, "Status": "running"}) == Usage(), "it ended before it was started again"
     terminated = Usage(ended_time=seconds, signal=15)
     assert start_and_end({**ended, "ExitCode": 143}) == terminated, "its engine was stopped"
     lost = Usage(exit_code=255)

@@ -110,7 +110,8 @@ class DockerEngine:
 
     def start(self, id_: str) -> None:
         started = datetime.datetime.now(datetime.timezone.utc).isoformat().replace("+00:00", "Z")
-        self.made[id_].update(State="running", Ended={"StartedAt": started})
+        self.made[id_]["State"] = "running"
+        self.made[id_]["Ended"].update(StartedAt=started, ExitCode=0)
 
     def containers(self, **asked: Any) -> list[dict[str, Any]]:
         wanted = dict(label.split("=", 1) for label in asked["filters"].get("label", ()))
@@ -230,6 +231,20 @@ def site(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[ContractSit
 
 class TestContract(DriverContract):
     """As each of the drivers keeps it."""
+
+
+def test_a_container_that_people_have_restarted_ends_anew(tmp_path: Path) -> None:
+    with contextlib.closing(DockerSite(tmp_path)) as site:
+        spec = site.create()
+        (container_id,) = site.engine.made
+        for exit_code in (1, 7):
+            site.engine.end(container_id, exit_code)
+            if exit_code == 1:
+                site.engine.start(container_id)
+                running = site.seen(spec)
+                assert running is not None and running.usage.ended_time is None
+        ended = site.seen(spec)
+        assert ended is not None and (ended.state, ended.usage.exit_code) == (EngineState.ENDED, 7)
 
 
 class Crash(BaseException):

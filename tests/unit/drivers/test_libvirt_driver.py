@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import queue
 import threading
 from dataclasses import replace
 from pathlib import Path
+from typing import Callable, cast
 
 import libvirt
 import pytest
@@ -15,11 +17,12 @@ from vac.config.settings import Settings, slot_number
 from vac.drivers.base import EngineState, EngineUnavailable, Observed, Usage
 from vac.drivers.libvirt import libvirt_api, libvirt_driver
 from vac.drivers.libvirt.libvirt_api import Connection, EventReader
-from vac.drivers.libvirt.libvirt_domain import SERVER
+from vac.drivers.libvirt.libvirt_domain import NETWORK, SERVER
 from vac.drivers.libvirt.libvirt_driver import Samples, machine_state, started_time, starting_up, usage_of
 from vac.drivers.libvirt.libvirt_network import (
     Host,
     NetworkFacts,
+    NetworkKeeper,
     host_changes,
     network_facts,
     network_xml,
@@ -27,6 +30,7 @@ from vac.drivers.libvirt.libvirt_network import (
     taps,
     wanted_facts,
 )
+from vac.host.nat import NatHost
 
 GOLDEN = Path(__file__).parents[2] / "data" / "network" / "vac_169.254.0.0.xml"
 TEST_UUID = "6695eb01-f6a4-8304-79aa-97f2502e193f"
@@ -245,6 +249,46 @@ def test_figures_of_a_dying_process_do_not_go_back() -> None:
     samples.take([seen("a", 7.0, 500)])
     samples.take([seen("a", 0.0)])
     assert samples.all()[0].usage == Usage(7.0, None, 500)
+
+
+def test_a_machine_whose_process_could_not_be_watched_is_watched_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "name-a.pid").write_text(f"{os.getpid()}")
+    watched: list[tuple[int, Callable[[], object]]] = []
+
+    def call_at_end(pid: int, call: Callable[[], object], name: str) -> None:
+        watched.append((pid, call))
+        if len(watched) == 1:
+            raise OSError(errno.EMFILE, "Too many open files")
+
+    monkeypatch.setattr(libvirt_driver, "PID_FILES", tmp_path)
+    monkeypatch.setattr(libvirt_driver, "call_at_end", call_at_end)
+    now = 1000.0
+    samples = Samples(lambda: now)
+    samples.take([seen("a", 1.0)])
+    for _ in range(3):
+        samples.watch("a", "name-a")
+    assert [pid for pid, _ in watched] == [os.getpid()] * 2
+    watched[-1][1]()
+    now = 2000.0
+    samples.take([])
+    assert [machine.usage.ended_time for machine in samples.all()] == [1000.0]
+
+
+def test_without_libvirtd_nothing_is_said_of_rules_that_it_makes(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Away:
+        uri = "qemu:///system"
+
+        def use(self, purpose: str) -> libvirt.virConnect:
+            raise EngineUnavailable("libvirtd doesn't answer")
+
+    monkeypatch.setattr(NatHost, "missing", lambda host: ["no rule masquerades"])
+    keeper = NetworkKeeper(cast(Connection, Away()), lambda: None)
+    keeper.prepare(settings_of(1))
+    assert keeper._work.wait(NETWORK, 60)
+    assert keeper.prepare(settings_of(1)) == "libvirtd doesn't answer"
+    assert keeper.notices() == []
 
 
 @pytest.mark.parametrize(("way", "reason"), [("destroy", "destroyed"), ("shutdown", "shutdown")])

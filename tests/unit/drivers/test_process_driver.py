@@ -159,7 +159,9 @@ def test_a_successor_knows_what_runs_and_how_it_ended(site: Site) -> None:
     assert before - PATIENCE < (found.usage.ended_time or 0.0) <= before
 
 
-def test_start_is_the_commands_even_if_its_program_was_slow(site: Site) -> None:
+def test_start_is_the_commands_even_if_its_program_was_slow(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
     begun = time.time()
     spec = site.spec(f"{BEGIN}; while [ ! -e {site.path}/go ]; do sleep 0.02; done; {END}")
     site.driver.create(spec)
@@ -173,6 +175,11 @@ def test_start_is_the_commands_even_if_its_program_was_slow(site: Site) -> None:
     site.wait_for(EngineState.ENDED, driver)
     assert abs((usages(driver)["u"].started_time or 0.0) - begun) < 25
     assert usages(site.new_driver())["u"].started_time in (None, launched), "its processes have gone"
+    monkeypatch.setattr(site.groups, "usage", lambda group: Usage(0.0))
+    found = site.listed(site.new_driver())
+    assert (found.state, found.usage.started_time) == (EngineState.HALF_MADE, launched), (
+        "outputs may say it ran"
+    )
 
 
 def test_a_machine_whose_command_has_not_begun_is_half_made(
@@ -208,9 +215,11 @@ def test_a_machine_whose_command_has_not_begun_is_half_made(
 
 def test_a_start_that_may_pass_is_tried_again(site: Site) -> None:
     flag = site.path / "flag"
-    fails = f"[ -e {flag} ] || {{ touch {flag}; echo try again; exit 1; }}"
+    fails = f"[ -e {flag} ] || {{ date +%s.%N >{flag}; echo try again; exit 1; }}"
     site.driver.create(site.spec(f"{fails}; {BEGIN}; sleep 600"))
-    assert site.listed().state is EngineState.RUNNING
+    found = site.listed()
+    assert found.state is EngineState.RUNNING
+    assert (found.usage.started_time or 0.0) > float(flag.read_text()), "it started at the second attempt"
 
 
 @pytest.mark.parametrize(

@@ -334,13 +334,15 @@ def start_and_end(state: Mapping[str, Any]) -> Usage:
     """Return when a container in this state started, and when and how it ended last; the year 1 stands for never.
 
     dockerd gives one whose end it has missed, since it was killed itself, the time of its own next start and
-    LOST_EXIT_CODE: then nobody knows when. Its init gives the command's end by a signal as an exit code.
+    LOST_EXIT_CODE: then nobody knows when. Its init gives the command's end by a signal as an exit code. One that
+    people have started again still has the time of its former end.
     """
+    alive = STATES.get(str(state.get("Status", "")).lower()) in ALIVE
     exit_code = state.get("ExitCode") if state.get("Status") in ENDED else None
     terminated = exit_code == TERMINATED_EXIT_CODE
     return Usage(
         started_time=unix_time(state.get("StartedAt")),
-        ended_time=unix_time(state.get("FinishedAt")) if exit_code != LOST_EXIT_CODE else None,
+        ended_time=None if alive or exit_code == LOST_EXIT_CODE else unix_time(state.get("FinishedAt")),
         exit_code=exit_code if isinstance(exit_code, int) and not terminated else None,
         signal=signal.SIGTERM if terminated else None,
     )

@@ -353,10 +353,12 @@ class Samples:
         """Watch the process of a machine that runs, unless that is done already."""
         if uuid in self._ends:
             return
-        with suppress(OSError, ValueError):
-            process = int((PID_FILES / f"{name}.pid").read_text())
+        try:
             self._ends[uuid] = None
+            process = int((PID_FILES / f"{name}.pid").read_text())
             call_at_end(process, lambda: self._note_end(uuid), "vm-end")
+        except (OSError, ValueError):
+            self._ends.pop(uuid, None)
 
     def _note_end(self, uuid: str) -> None:
         if uuid in self._ends:

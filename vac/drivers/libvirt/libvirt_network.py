@@ -320,14 +320,18 @@ class NetworkKeeper:
             self.prepare(self._settings)
 
     def _check(self, settings: Settings) -> None:
+        problem = None
         try:
             with self._connection.use(NETWORK_PURPOSE) as connection:
                 ensure_network(connection, settings, self._host)
-        except EngineUnavailable as error:
+        except EngineUnavailable as error:  # nothing is said of what libvirtd would make
             raise NatProblem(str(error)) from error
-        finally:
-            self._notices = [f"VMs' network: {one}" for one in self._host.missing()]
-            self._changes.only({one: one for one in self._notices}, logging.WARNING)
+        except NatProblem as error:
+            problem = error
+        self._notices = [f"VMs' network: {one}" for one in self._host.missing()]
+        self._changes.only({one: one for one in self._notices}, logging.WARNING)
+        if problem is not None:
+            raise problem
 
     def _done(self, outcome: Outcome[None]) -> None:
         before, self._problem = self._problem, outcome.failure or None

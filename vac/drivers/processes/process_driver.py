@@ -263,7 +263,7 @@ class ProcessDriver(Driver):
         executed = status.model is None or status.model.executed(status.told)
         used = self._usage(group)
         if not executed or not used.cpu_seconds:
-            return Observed(*identity, EngineState.HALF_MADE)
+            return Observed(*identity, EngineState.HALF_MADE, used)
         known = self._of(group)
         ended_time, exit_code = known.ended_time, known.exit_code
         if status.exit_code is not None:  # written by the program itself, perhaps while there was no factory
@@ -317,7 +317,7 @@ class ProcessDriver(Driver):
         with self._lock:
             self._children[child] = group
             known = self._known[group]
-            known.ended_time = known.exit_code = None
+            known.started_time = known.ended_time = known.exit_code = None
         note_pid(spec.directory, child)
         told, exit_code = self._wait_for_start(model, child, group)
         said = said_in(console, said_before) if exit_code is not None else ""
