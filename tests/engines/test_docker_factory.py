@@ -321,9 +321,6 @@ def test_an_end_with_the_engine_is_nobodys_abort() -> None:
             site.wait_for((docked.directory / "finished").exists, "it has ended with its engine")
             site.wait_for(lambda: site.running("docked"), "another one is in its place")
             assert site.status().held_here == {}
-        with contextlib.closing(engine.client()) as client:
-            client.kill(site.running("docked")[0].name, signal="SIGTERM")
-        site.wait_for(lambda: "docked" in site.status().held_here, "an end that is its own holds it back")
 
 
 def test_a_type_that_cannot_be_made_has_a_reason_and_harms_none(

@@ -5,13 +5,15 @@ Each step can be the last one before a crash: repeating them all gives the same 
 
 from __future__ import annotations
 
+import signal
+
 from vac.accounting import history, records
 from vac.clock import Moment
 from vac.drivers.base import Usage
 from vac.machines import files
 from vac.machines.layout import StateDir
 from vac.machines.machine import Machine, end_time, mark_started, write_final_heartbeat
-from vac.machines.outputs import keep_shutdown_message
+from vac.machines.outputs import keep_shutdown_message, shutdown_message
 from vac.machines.slots import note_finish
 
 
@@ -29,6 +31,11 @@ def finish(state: StateDir, machine: Machine, usage: Usage, now: Moment, *, watc
     if machine.started_time is not None:
         if not machine.start_written:
             mark_started(state, machine, now)
+        stopped = machine.model == "docker" and usage.signal == signal.SIGTERM
+        if stopped and not shutdown_message(machine):
+            machine.ended_by_people = (
+                True  # or by its engine, which may answer until all containers have ended
+            )
         write_final_heartbeat(state, machine, now, usage, watched=watched)
         keep_shutdown_message(state, machine, now.unix)
         if end_time(machine) - machine.started_time >= machine.options.fizzle_seconds:

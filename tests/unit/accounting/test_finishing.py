@@ -118,16 +118,27 @@ def test_only_sites_with_name_and_benchmark_report_to_apel(
     assert len(written(state.apel_outgoing)) == sent
 
 
-@pytest.mark.parametrize("told", [{"signal": 15}, {"signal": 9}, {"exit_code": 137}, {"exit_code": 1}])
 @pytest.mark.parametrize("watched", [True, False])
-@pytest.mark.parametrize("model", ["docker", "bubblewrap"])
-def test_an_end_is_early_unless_its_engine_was_away(
-    tmp_path: Path, model: str, watched: bool, told: dict[str, Any]
+@pytest.mark.parametrize(
+    ("model", "told", "message", "counts"),
+    [
+        ("docker", {"signal": 15}, None, False),
+        ("docker", {"signal": 15}, "700 Idle", True),
+        ("docker", {"signal": 9}, None, True),
+        ("docker", {"exit_code": 137}, None, True),
+        ("docker", {"exit_code": 1}, None, True),
+        ("bubblewrap", {"signal": 15}, None, True),
+    ],
+)
+def test_an_end_with_or_without_its_engine_is_not_early(
+    tmp_path: Path, model: str, told: dict[str, Any], message: str | None, counts: bool, watched: bool
 ) -> None:
     state = new_state(tmp_path)
     machine = running_machine(state, machinetype=machinetype_of(machine_model=model, fizzle_seconds=600))
+    if message is not None:
+        (machine.directory / "joboutputs" / "shutdown_message").write_text(message)
     finish(state, machine, Usage(**told, ended_time=STARTED + 5), at(STARTED + 5), watched=watched)
-    assert outcome(machine).early_counts is watched
+    assert outcome(machine).early_counts is (counts and watched)
 
 
 @pytest.mark.parametrize(
