@@ -353,7 +353,7 @@ def test_a_type_that_cannot_be_made_has_a_reason_and_harms_none(
         wait_for_replacement(site, *both)
         stalling.release()
         end(site.running("docked")[0])
-        site.wait_for(lambda: site.running("stalled"), "what stalled is made once its image has come")
+        site.wait_for(lambda: site.running("stalled"), "what stalled is made once its image has come", 1000)
 
 
 def test_a_memory_eater_is_accounted_with_its_peak(engine: PrivateDocker) -> None:

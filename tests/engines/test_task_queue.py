@@ -155,7 +155,9 @@ def test_work_is_shared_ends_and_resumes(tmp_path: Path) -> None:
         site.factory.wait_for(
             lambda: "300" in {code for _, code in ends(site)}, "a pilot finds no work", PATIENCE
         )
-        assert {code for _, code in ends(site)} == {"200", "300"}
+        assert {code for _, code in ends(site)} == {"200", "300"}, [
+            (life.machinetype, life.message) for life in site.factory.lives()
+        ]
         assert {name for name, code in ends(site) if code == "200"} == set(TYPES)
 
         queue.add(f"echo {number}" for number in range(MORE_TASKS))

@@ -163,6 +163,8 @@ def test_when_and_how_a_container_ended(told: str | None, seconds: float | None)
     assert start_and_end({**ended, "ExitCode": 143}) == terminated, "its engine was stopped"
     lost = Usage(exit_code=255)
     assert start_and_end({**ended, "ExitCode": 255}) == lost, "dockerd has missed its end"
+    assert start_and_end({**ended, "OOMKilled": False}, 4096) == start_and_end(ended)
+    assert start_and_end({**ended, "OOMKilled": True}, 4096).peak_memory_bytes == 4096
 
 
 def test_details_leave_out_what_is_not_known() -> None:

@@ -270,8 +270,9 @@ class DockerDriver(Driver):
     def _inspect(self, client: Client, container_id: str) -> Mapping[str, Any]:
         """Return the state of a container, {} if there is none, and remember its start and end."""
         with contextlib.suppress(docker.errors.NotFound):
-            state: Mapping[str, Any] = client.inspect_container(container_id).get("State") or {}
-            self._told[container_id] = start_and_end(state)
+            inspected = client.inspect_container(container_id)
+            state: Mapping[str, Any] = inspected.get("State") or {}
+            self._told[container_id] = start_and_end(state, (inspected.get("HostConfig") or {}).get("Memory"))
             return state
         return {}
 
@@ -330,8 +331,10 @@ TERMINATED_EXIT_CODE = 128 + signal.SIGTERM
 """Of one that SIGTERM has ended: that of people, or of its engine as it is stopped."""
 
 
-def start_and_end(state: Mapping[str, Any]) -> Usage:
+def start_and_end(state: Mapping[str, Any], limit_bytes: int | None = None) -> Usage:
     """Return when a container in this state started, and when and how it ended last; the year 1 stands for never.
+
+    limit_bytes: its memory limit. One that was killed for its memory had all of it, which may be too late to measure.
 
     dockerd gives one whose end it has missed, since it was killed itself, the time of its own next start and
     LOST_EXIT_CODE: then nobody knows when. Its init gives the command's end by a signal as an exit code. One that
@@ -345,6 +348,7 @@ def start_and_end(state: Mapping[str, Any]) -> Usage:
         ended_time=None if alive or exit_code == LOST_EXIT_CODE else unix_time(state.get("FinishedAt")),
         exit_code=exit_code if isinstance(exit_code, int) and not terminated else None,
         signal=signal.SIGTERM if terminated else None,
+        peak_memory_bytes=limit_bytes if state.get("OOMKilled") is True else None,
     )
 
 
