@@ -43,7 +43,8 @@ LONGEST_FIRST = (
     ),
     *("test_hostile_vm", "test_pipes", "test_shares", "test_mixed_space", "test_fill", "test_libvirt"),
     *("test_task_queue", "test_docker_fill", "test_containers", "test_orders", "test_crash_bubblewrap"),
-    *("test_commands", "test_vm_services", "test_cvmfs", "test_hostile", "test_demo", "test_traces"),
+    *("test_process_machines", "test_crash_walk", "test_apptainer", "test_commands", "test_vm_services"),
+    *("test_cvmfs", "test_hostile", "test_demo", "test_traces", "test_goals", "test_simulate"),
 )
 """Files that take half a minute or more. Much of that is waiting, which is why files are run side by side."""
 
