@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import time
+from contextlib import suppress
+from pathlib import Path
 from typing import Callable
 
 import pytest
@@ -30,3 +32,15 @@ def wait_for(
         if now - begun > seconds:
             pytest.fail(f"not so after {seconds:.0f} s: {what if isinstance(what, str) else what()}")
         time.sleep(min(max(LEAST_PAUSE_SECONDS, 4 * (now - asked)), LONGEST_PAUSE_SECONDS))
+
+
+def wait_until_stopped(pid: int) -> None:
+    """Wait until SIGSTOP has stopped all threads of a process; some may have been about to end."""
+
+    def stopped(task: Path) -> bool:
+        with suppress(FileNotFoundError, ProcessLookupError):
+            return (task / "stat").read_text().rpartition(")")[2].split()[0] == "T"
+        return True
+
+    tasks = Path(f"/proc/{pid}/task")
+    wait_for(lambda: all(stopped(task) for task in tasks.iterdir()), f"all of process {pid} has stopped")

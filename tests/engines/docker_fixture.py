@@ -29,7 +29,7 @@ import pytest
 import requests
 
 from tests.conftest import cgroups_named
-from tests.waiting import wait_for
+from tests.waiting import wait_for, wait_until_stopped
 
 IMAGE = "vactest:1"
 COMMANDS = (
@@ -193,15 +193,8 @@ class PrivateEngine(ABC):
         """Within it the daemon accepts connections and answers nothing."""
         assert self._daemon is not None
         os.kill(self._daemon.pid, signal.SIGSTOP)
-        tasks = Path(f"/proc/{self._daemon.pid}/task")
         try:
-            wait_for(
-                lambda: all(
-                    (task / "stat").read_text().rpartition(")")[2].split()[0] == "T"
-                    for task in tasks.iterdir()
-                ),
-                "all of it has stopped",
-            )
+            wait_until_stopped(self._daemon.pid)
             yield
         finally:
             os.kill(self._daemon.pid, signal.SIGCONT)

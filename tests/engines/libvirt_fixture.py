@@ -22,7 +22,7 @@ import libvirt
 
 from tests.conftest import require_root, require_tool
 from tests.engines.guest_images import CACHE
-from tests.waiting import PATIENCE_SECONDS, wait_for
+from tests.waiting import PATIENCE_SECONDS, wait_for, wait_until_stopped
 from vac.drivers.libvirt.libvirt_api import start_event_loop
 from vac.drivers.libvirt.libvirt_domain import NETWORK
 
@@ -162,8 +162,7 @@ class PrivateLibvirt:
         daemon = self._processes["libvirtd"].pid
         os.kill(daemon, signal.SIGSTOP)
         try:
-            tasks = list(Path(f"/proc/{daemon}/task").iterdir())
-            wait_for(lambda: all(_state(task) == "T" for task in tasks), "all of libvirtd has stopped")
+            wait_until_stopped(daemon)
             yield
         finally:
             os.kill(daemon, signal.SIGCONT)
@@ -216,7 +215,3 @@ class PrivateLibvirt:
 
 def _namespace(process: object, kind: str = "net") -> str:
     return str(Path(f"/proc/{process}/ns/{kind}").readlink())
-
-
-def _state(task: Path) -> str:
-    return (task / "stat").read_text().rpartition(")")[2].split()[0]
