@@ -31,11 +31,10 @@ def finish(state: StateDir, machine: Machine, usage: Usage, now: Moment, *, watc
     if machine.started_time is not None:
         if not machine.start_written:
             mark_started(state, machine, now)
+        # a container that SIGTERM ended: by people, or by its engine, which may answer until all have ended
         stopped = machine.model == "docker" and usage.signal == signal.SIGTERM
         if stopped and not shutdown_message(machine):
-            machine.ended_by_people = (
-                True  # or by its engine, which may answer until all containers have ended
-            )
+            machine.ended_by_people = True
         write_final_heartbeat(state, machine, now, usage, watched=watched)
         keep_shutdown_message(state, machine, now.unix)
         if end_time(machine) - machine.started_time >= machine.options.fizzle_seconds:

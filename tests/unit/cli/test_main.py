@@ -194,9 +194,29 @@ def test_why_there_is_none_is_told(
     assert re.fullmatch(reason, told.err.decode().strip())
 
 
+def run_into(output: str, script: str, *words: str) -> subprocess.CompletedProcess[str]:
+    """Run a program of Python whose standard output is a full disk, or a pipe that nobody reads any more."""
+    read, write = os.pipe()
+    os.close(read)
+    target = os.open("/dev/full", os.O_WRONLY) if output == "full" else write
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    try:
+        return subprocess.run(
+            [sys.executable, "-c", script, *words],
+            stdout=target,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+            env={**environment, "LC_ALL": "C"},
+        )
+    finally:
+        for each in {write, target}:
+            os.close(each)
+
+
 @pytest.mark.allow_subprocess
 @pytest.mark.parametrize("output", ["full", "closed", "interrupted"])
-def test_output_that_can_not_be_written_is_one_sentence(tmp_path: Path, output: str) -> None:
+def test_output_that_can_not_be_written_is_one_sentence(output: str) -> None:
     script = "import sys, vac.cli.main as m; sys.exit(m.main(sys.argv[1:]))"
     if output == "interrupted":
         script = (
@@ -204,21 +224,7 @@ def test_output_that_can_not_be_written_is_one_sentence(tmp_path: Path, output: 
             "def interrupt(*_): raise KeyboardInterrupt\n"
             "c.run_config = interrupt; sys.exit(m.main(sys.argv[1:]))"
         )
-    read, write = os.pipe()
-    os.close(read)
-    target = write if output == "closed" else os.open("/dev/full", os.O_WRONLY)
-    try:
-        done = subprocess.run(
-            [sys.executable, "-c", script, "config", "options"],
-            stdout=target,
-            stderr=subprocess.PIPE,
-            text=True,
-            check=False,
-            env={**os.environ, "LC_ALL": "C"},
-        )
-    finally:
-        for each in {write, target}:
-            os.close(each)
+    done = run_into("closed" if output == "closed" else "full", script, "config", "options")
     assert done.returncode == (130 if output == "interrupted" else 1)
     assert done.stderr == ("vac: standard output: No space left on device\n" if output == "full" else "")
 
@@ -231,22 +237,7 @@ def test_a_failure_after_output_that_can_not_be_written(output: str) -> None:
         "def fail(*_): print('some'); raise c.CommandFailed('why', 2)\n"
         "c.run_config = fail; sys.exit(m.main(['config', 'check']))"
     )
-    read, write = os.pipe()
-    os.close(read)
-    target = write if output == "closed" else os.open("/dev/full", os.O_WRONLY)
-    environment = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
-    try:
-        done = subprocess.run(
-            [sys.executable, "-c", script],
-            stdout=target,
-            stderr=subprocess.PIPE,
-            text=True,
-            check=False,
-            env={**environment, "LC_ALL": "C"},
-        )
-    finally:
-        for each in {write, target}:
-            os.close(each)
+    done = run_into(output, script)
     assert done.returncode == 1
     problem = "vac: standard output: No space left on device\n" if output == "full" else ""
     assert done.stderr == f"why\n{problem}"
