@@ -65,4 +65,4 @@ def test_what_the_caller_has_set_does_not_reach_tests() -> None:
 
 def test_files_that_are_run_first_exist() -> None:
     tests = Path(__file__).parents[1]
-    assert [name for name in LONGEST_FIRST if not list(tests.glob(f"*/{name}.py"))] == []
+    assert [name for name in LONGEST_FIRST if not list(tests.rglob(f"{name}.py"))] == []
