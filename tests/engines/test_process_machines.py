@@ -654,7 +654,6 @@ def test_sixty_four_machines(site: Site) -> None:
     created = time.monotonic()
     assert len(site.driver.list()) == 64
     listed = time.monotonic()
-    site.driver.new_details()
     site.driver.contacts()
     traced = time.monotonic()
     for machine in site.driver.list():

@@ -65,6 +65,8 @@ class Observed:
     uuid: str
     state: EngineState
     usage: Usage = field(default_factory=Usage)
+    details: Mapping[str, str] = field(default_factory=dict)
+    """Facts about it by name, for incident teams: all that are known now."""
 
 
 @dataclass(frozen=True)
@@ -214,14 +216,6 @@ class Driver(ABC):
     def notices(self) -> Sequence[str]:
         """Return probable faults of this host that don't prevent creations, one line each. Doesn't block."""
         return ()
-
-    def details(self, uuid: str) -> Mapping[str, str]:
-        """Return facts about one running machine by name; empty if they aren't known yet: then ask again."""
-        return {}
-
-    def new_details(self) -> Mapping[str, Mapping[str, str]]:
-        """Return new facts by uuid of running machines; they add to details() or replace them. Call it after list()."""
-        return {}
 
     def contacts(self) -> Mapping[str, frozenset[Contact]]:
         """Return the remote ends of present connections by uuid of running machines. Raises OSError and CgroupError."""

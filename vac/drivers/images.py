@@ -1,6 +1,6 @@
 """Images that machines are made from: got, checked and refreshed in the background, so that nobody waits.
 
-For incident teams, facts about machines and the digests of their image files are kept until they are told.
+For incident teams, facts about machines and the digests of their image files are kept as long as the machines.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import os
 import stat
 import threading
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Callable, Generic, NamedTuple, TypeVar
@@ -278,20 +278,12 @@ class ImageFacts:
         with self._lock:
             self._facts.pop(uuid, None)
 
-    def new_details(self, running: Iterable[str]) -> Mapping[str, Mapping[str, str]]:
-        """Return, by uuid, facts of running machines that haven't been returned before."""
-        news = {}
+    def of(self, uuid: str) -> Mapping[str, str]:
+        """Return the facts of a machine that are known now."""
         with self._lock:
-            for uuid in self._facts.keys() & set(running):
-                facts, image = self._facts.pop(uuid)
-                digest = self._digest(image) if image is not None else None
-                if digest is not None:
-                    facts = {**facts, "image_digest": f"sha256:{digest}"}
-                elif image is not None:
-                    self._facts[uuid] = {}, image
-                if facts:
-                    news[uuid] = facts
-        return news
+            facts, image = self._facts.get(uuid, ({}, None))
+            digest = self._digest(image) if image is not None else None
+        return facts if digest is None else {**facts, "image_digest": f"sha256:{digest}"}
 
     def _digest(self, version: ImageVersion) -> str | None:
         """Return the digest in hex; None if it isn't known (yet). The first call has it computed."""

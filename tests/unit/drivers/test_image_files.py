@@ -286,23 +286,23 @@ def settle() -> None:
             thread.join(60)
 
 
-def test_facts_are_told_once_and_the_digest_when_it_is_known() -> None:
+def test_facts_are_known_at_once_and_the_digest_later() -> None:
     reader = Reader()
     facts = reader.facts
     facts.note("u1", {"user": "nobody (65534)"}, IMAGE)
     facts.note("u2", {"user": "nobody (65534)"}, None)
     facts.note("u3", {"user": "nobody (65534)"}, IMAGE)
-    assert facts.new_details([]) == {}, "it isn't listed yet"
+    assert facts.of("u0") == {}
     first = {"user": "nobody (65534)", "image_modified": "2023-11-14T22:13:20Z"}
-    assert facts.new_details(["u1", "u2"]) == {"u1": first, "u2": {"user": "nobody (65534)"}}
-    assert facts.new_details(["u1", "u2"]) == {}
+    assert (facts.of("u1"), facts.of("u2")) == (first, {"user": "nobody (65534)"})
     facts.forget("u3")
     reader.answers.put("abc")
     settle()
-    assert facts.new_details(["u1", "u2", "u3"]) == {"u1": {"image_digest": "sha256:abc"}}
-    assert facts.new_details(["u1", "u2"]) == {}
+    for _ in range(2):
+        assert facts.of("u1") == {**first, "image_digest": "sha256:abc"}
+    assert (facts.of("u2"), facts.of("u3")) == ({"user": "nobody (65534)"}, {})
     facts.note("u4", {}, IMAGE)
-    assert facts.new_details(["u4"])["u4"]["image_digest"] == "sha256:abc"
+    assert facts.of("u4")["image_digest"] == "sha256:abc"
     assert reader.read == [IMAGE], "one version of a file is read once"
 
 
@@ -311,7 +311,7 @@ def test_an_image_that_cannot_be_read_has_no_digest(caplog: pytest.LogCaptureFix
     reader.answers.put(OSError("Input/output error"))
     for _ in range(2):
         reader.facts.note("u1", {}, IMAGE)
-        assert "image_digest" not in reader.facts.new_details(["u1"]).get("u1", {})
+        assert "image_digest" not in reader.facts.of("u1")
         settle()
     assert "/images/a.sif: cannot compute its digest: Input/output error" in caplog.text
     assert len(reader.read) == 1

@@ -16,7 +16,7 @@ import signal
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Callable
+from typing import Any, Callable, NamedTuple
 
 import docker.errors
 import requests
@@ -88,6 +88,14 @@ class Listed:
     """The machine's directory; "" if it isn't known."""
 
 
+class Told(NamedTuple):
+    """What the engine has told of one container."""
+
+    usage: Usage
+    """Its start and end."""
+    details: Mapping[str, str]
+
+
 @dataclass
 class Ownership:
     """Tells this factory's containers from all others."""
@@ -151,8 +159,8 @@ class DockerDriver(Driver):
         self._meter = UsageMeter()
         self._listed: Sequence[Listed] = ()
         self._creating: set[str] = set()
-        self._told: dict[str, Usage] = {}
-        """Start and end, by id, of containers that have been inspected."""
+        self._told: dict[str, Told] = {}
+        """By id, of containers that have been inspected."""
 
     def prepare(self, machinetype: Machinetype, settings: Settings, files: Path) -> str | None:
         """See Driver: the image has to be there."""
@@ -169,14 +177,15 @@ class DockerDriver(Driver):
                 told = self._told.get(each.id)
                 if each.state in ALIVE and (told is None or not self._meter.knows(each.id)):
                     self._measure(client, each.id, each.own_network)
-                elif each.state is EngineState.ENDED and not (told and _end_is_known(told)):
+                elif each.state is EngineState.ENDED and not (told and _end_is_known(told.usage)):
                     self._inspect(client, each.id)
         used = self._meter.read(each.id for each in listed)
-        self._told = {each.id: self._told.get(each.id, Usage()) for each in listed}
+        self._told = {each.id: self._told.get(each.id, Told(Usage(), {})) for each in listed}
         found = []
         for each in listed:
-            usage = with_growing_counters(used.get(each.id, Usage()), self._told[each.id])
-            found.append(Observed(each.name, each.uuid, each.state, usage))
+            told = self._told[each.id]
+            usage = with_growing_counters(used.get(each.id, Usage()), told.usage)
+            found.append(Observed(each.name, each.uuid, each.state, usage, told.details))
         return found
 
     def create(self, spec: MachineSpec) -> None:
@@ -207,13 +216,6 @@ class DockerDriver(Driver):
                     _keep_console(client, each)
                     _remove(client, each.id)
         self._volumes.remove(name, uuid)
-
-    def details(self, uuid: str) -> Mapping[str, str]:
-        with self._connection.client() as client:
-            for each in self._find(client, uuid=uuid):
-                with contextlib.suppress(docker.errors.NotFound):
-                    return container_details(client.inspect_container(each.id))
-        return {}
 
     def contacts(self) -> Mapping[str, frozenset[Contact]]:
         found = self._meter.contacts()
@@ -268,11 +270,12 @@ class DockerDriver(Driver):
             self._meter.add(container_id, pid, own_network)
 
     def _inspect(self, client: Client, container_id: str) -> Mapping[str, Any]:
-        """Return the state of a container, {} if there is none, and remember its start and end."""
+        """Return the state of a container, {} if there is none, and remember what matters of it."""
         with contextlib.suppress(docker.errors.NotFound):
             inspected = client.inspect_container(container_id)
             state: Mapping[str, Any] = inspected.get("State") or {}
-            self._told[container_id] = start_and_end(state, (inspected.get("HostConfig") or {}).get("Memory"))
+            usage = start_and_end(state, (inspected.get("HostConfig") or {}).get("Memory"))
+            self._told[container_id] = Told(usage, container_details(inspected))
             return state
         return {}
 

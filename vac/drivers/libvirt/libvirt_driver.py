@@ -143,7 +143,7 @@ class LibvirtDriver(Driver):
     def list(self) -> Sequence[Observed]:
         self._network.keep()
         self._look()
-        return self._samples.all()
+        return [self._detailed(machine) for machine in self._samples.all()]
 
     def create(self, spec: MachineSpec) -> None:
         kind = spec.machinetype
@@ -182,22 +182,6 @@ class LibvirtDriver(Driver):
             self._image_facts.forget(uuid)
             self._facts.pop(uuid, None)
             self._refused.discard(uuid)
-
-    def details(self, uuid: str) -> Mapping[str, str]:
-        facts = self._facts.get(uuid)
-        if facts is None or not facts.factory:
-            return {}
-        details = {
-            "image": facts.root_image,
-            "addresses": facts.address,
-            "mac_address": mac_address(facts.address) if facts.address else "",
-            "display": facts.display,
-            "domain_type": facts.domain_type,
-        }
-        return {name: text for name, text in details.items() if text}
-
-    def new_details(self) -> Mapping[str, Mapping[str, str]]:
-        return self._image_facts.new_details(machine.uuid for machine in self._samples.all())
 
     def contacts(self) -> Mapping[str, frozenset[Contact]]:
         return tracked({uuid: facts.address for uuid, facts in list(self._facts.items()) if facts.address})
@@ -241,7 +225,10 @@ class LibvirtDriver(Driver):
             if error.get_error_code() in GONE:
                 return None
             raise
-        return Observed(name, uuid, machine_state(statistics), usage)
+        return Observed(name, uuid, machine_state(statistics), usage, _details(facts))
+
+    def _detailed(self, machine: Observed) -> Observed:
+        return replace(machine, details={**machine.details, **self._image_facts.of(machine.uuid)})
 
     def _may_be_ours(self, name: str) -> bool:
         return slot_number(self._settings.factory_name, name) is not None
@@ -428,6 +415,17 @@ def started_time(name: str) -> float | None:
     with suppress(OSError):
         return (PID_FILES / f"{name}.pid").stat().st_mtime
     return None
+
+
+def _details(facts: DomainFacts) -> Mapping[str, str]:
+    details = {
+        "image": facts.root_image,
+        "addresses": facts.address,
+        "mac_address": mac_address(facts.address) if facts.address else "",
+        "display": facts.display,
+        "domain_type": facts.domain_type,
+    }
+    return {name: text for name, text in details.items() if text and facts.factory}
 
 
 def starting_up(statistics: Mapping[str, object]) -> bool:

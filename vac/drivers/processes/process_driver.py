@@ -130,7 +130,7 @@ class ProcessDriver(Driver):
         with _unavailable():
             self._take_over()
             while True:
-                found = [self._observed(group) for group in self._machines()]
+                found = [self._detailed(self._observed(group)) for group in self._machines()]
                 half_made = {each.uuid for each in found if each.state is EngineState.HALF_MADE}
                 if time.monotonic() > deadline or half_made <= self._half_made:
                     self._half_made = half_made
@@ -214,10 +214,6 @@ class ProcessDriver(Driver):
     def prepare(self, machinetype: Machinetype, settings: Settings, files: Path) -> str | None:
         return self._images.prepare(machinetype.root_image, None, files) if _fetches(machinetype) else None
 
-    def new_details(self) -> Mapping[str, Mapping[str, str]]:
-        with _unavailable():
-            return self._facts.new_details(_identity(group)[1] for group in self._machines())
-
     def contacts(self) -> Mapping[str, frozenset[Contact]]:
         return contacts_by_group(
             {_identity(group)[1]: self._groups.processes(group) for group in self._machines()}
@@ -274,6 +270,9 @@ class ProcessDriver(Driver):
         else:
             used = dataclasses.replace(used, ended_time=ended_time, exit_code=exit_code)
         return Observed(*identity, EngineState.ENDED, used)
+
+    def _detailed(self, machine: Observed) -> Observed:
+        return dataclasses.replace(machine, details=self._facts.of(machine.uuid))
 
     def _has_begun(self, group: str) -> bool:
         """Find out if the command of a machine runs that another process of the factory was making."""
