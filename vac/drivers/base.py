@@ -20,7 +20,7 @@ from vac.config.settings import Settings
 from vac.host.cgroups import CPU_PERIOD, LEAST_CPU_QUOTA, Limits
 from vac.host.cgroups import Usage as Usage
 from vac.host.connections import Contact
-from vac.host.filesystems import CVMFS
+from vac.host.filesystems import CVMFS, FileStamp
 
 WRITES_TO = "writes_to"
 """Name of the detail with directories of this host, outside the machine's own, that only this machine writes, such as
@@ -148,12 +148,18 @@ class LeftProcess:
 class Fetch(Protocol):
     """Source of images for drivers."""
 
-    def __call__(self, source: str, signing_dn: str | None = None) -> Path:
-        """Return the local path of the image with this URL or path; with signing_dn, only if it is signed by that DN.
+    def __call__(self, source: str, signing_dn: str | None = None) -> tuple[Path, FileStamp]:
+        """Return the local path of the image with this URL or path, and the stamp of the file that it was then.
 
-        source is an http or https URL, or an absolute path, which is then the result as well. Blocks while it
-        downloads and reads; the same file is read for its signature only once. Raises OSError with a reason.
+        With signing_dn, only if that very file is signed by that DN. source is an http or https URL, or an absolute
+        path, which is then the result as well. Blocks while it downloads and reads; the same file is read for its
+        signature only once. Raises OSError with a reason.
         """
+
+
+def no_images(source: str, signing_dn: str | None = None) -> tuple[Path, FileStamp]:
+    """Refuse as a Fetch, for drivers that make no machines."""
+    raise OSError("images can't be downloaded or checked here")
 
 
 class Driver(ABC):

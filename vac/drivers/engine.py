@@ -27,6 +27,7 @@ from vac.drivers.base import (
     LeftProcess,
     MachineSpec,
     Observed,
+    no_images,
 )
 from vac.host.connections import Contact, Sampling
 
@@ -370,8 +371,8 @@ def engine_name(machine_model: str) -> str:
     return MODELS[machine_model].engine if machine_model in MODELS else machine_model
 
 
-def driver_for(machine_model: str, settings: Settings, fetch: Fetch | None = None) -> Driver:
-    """Return a new driver for the engine of this machine model; fetch is what it gets images with, None: nothing.
+def driver_for(machine_model: str, settings: Settings, fetch: Fetch = no_images) -> Driver:
+    """Return a new driver for the engine of this machine model; fetch is what it gets images with.
 
     Raises EngineUnavailable, also if the engine's library is not installed.
     """

@@ -16,7 +16,7 @@ import signal
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Callable, NamedTuple
+from typing import Any, NamedTuple
 
 import docker.errors
 import requests
@@ -29,10 +29,12 @@ from vac.drivers.base import (
     CreationFailed,
     Driver,
     EngineState,
+    Fetch,
     LeftProcess,
     MachineSpec,
     Observed,
     Usage,
+    no_images,
     with_growing_counters,
 )
 from vac.drivers.docker.docker_api import (
@@ -139,13 +141,13 @@ class Ownership:
 class DockerDriver(Driver):
     """The engine at docker_host; see Driver for what the methods promise.
 
-    fetch: see DockerImages. call_seconds: longest silence of the engine within a call.
+    call_seconds: longest silence of the engine within a call.
     """
 
     def __init__(
         self,
         settings: Settings,
-        fetch: Callable[[str], Path] | None = None,
+        fetch: Fetch = no_images,
         limits: PullLimits = LIMITS,
         call_seconds: float = CALL_SECONDS,
     ) -> None:
@@ -164,7 +166,7 @@ class DockerDriver(Driver):
 
     def prepare(self, machinetype: Machinetype, settings: Settings, files: Path) -> str | None:
         """See Driver: the image has to be there."""
-        return self._images.prepare(machinetype.root_image, files)
+        return self._images.prepare(machinetype.root_image or "", files)
 
     def adopt(self, machines: Mapping[str, str], processes: Mapping[str, LeftProcess]) -> None:
         self._ownership.adopted = adoptable(machines)
@@ -254,13 +256,13 @@ class DockerDriver(Driver):
 
     def _image(self, client: Client, spec: MachineSpec) -> Image:
         """Return the machine's image as the engine has it now. Raises CreationFailed."""
-        root_image = spec.machinetype.root_image
+        root_image = spec.machinetype.root_image or ""
         missing = self._images.prepare(root_image, spec.files)
         if missing is not None:
             raise CreationFailed(missing)
-        image = self._images.find(client, root_image or "", spec.files)
+        image = self._images.find(client, root_image, spec.files)
         if image is None:
-            shown = without_url_secrets(root_image or "")
+            shown = without_url_secrets(root_image)
             raise CreationFailed(f"image {shown} isn't there any more and will be got again")
         return image
 

@@ -28,7 +28,7 @@ import docker.errors
 
 from vac.background import Rest
 from vac.decoding import BadJson, parse
-from vac.drivers.base import EngineUnavailable
+from vac.drivers.base import EngineUnavailable, Fetch
 from vac.drivers.docker.docker_api import Client, Connection, explanation, timed_out
 from vac.drivers.images import Entry, ImageStore, ImageUnavailable
 from vac.host.filesystems import real_image
@@ -148,16 +148,13 @@ def pull_failure(text: str) -> str:
 
 
 class DockerImages:
-    """Images that the engine has or is to have, by image_key().
-
-    fetch returns the local path of the archive with a URL, and raises OSError with a reason; None: URLs are refused.
-    """
+    """Images that the engine has or is to have, by image_key()."""
 
     def __init__(
         self,
         connection: Connection,
         wake: Callable[[], object],
-        fetch: Callable[[str], Path] | None = None,
+        fetch: Fetch,
         limits: PullLimits = LIMITS,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -169,14 +166,9 @@ class DockerImages:
         self._superseded: set[str] = set()
         """Ids, and names of loaded archives, of images to be removed."""
 
-    def prepare(self, root_image: str | None, files: Path) -> str | None:
+    def prepare(self, root_image: str, files: Path) -> str | None:
         """Return None if a container can be made from this image now, else why not yet. Starts what is needed."""
-        if root_image is None:
-            return "no root_image is configured; use docker://IMAGE or an image archive"
-        shown = without_url_secrets(root_image)
-        if is_url(root_image) and self._fetch is None:
-            return f"{shown}: archives of images can't be downloaded here; use docker://IMAGE or a path"
-        key = image_key(root_image, files)
+        key, shown = image_key(root_image, files), without_url_secrets(root_image)
         rest = self._limits.rest
         if "://" not in key:
             rest = replace(rest, success_seconds=ARCHIVE_LOOK_SECONDS)
@@ -279,9 +271,9 @@ class DockerImages:
         hanging = problem_of(key)
         if hanging is not None:
             raise ImageUnavailable(hanging)
-        if is_url(key) and self._fetch is not None:
+        if is_url(key):
             entry.doing = "being downloaded"
-            return self._fetch(key)
+            return self._fetch(key)[0]
         return Path(real_image(key))
 
     def _supersede(self, repository: str, name: str) -> None:

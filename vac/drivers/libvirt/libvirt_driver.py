@@ -33,6 +33,7 @@ from vac.drivers.base import (
     MachineSpec,
     Observed,
     Usage,
+    no_images,
     with_growing_counters,
 )
 from vac.drivers.images import ImageFacts, ImageFiles, version_of
@@ -103,7 +104,7 @@ class LibvirtDriver(Driver):
     def __init__(
         self,
         settings: Settings,
-        fetch: Fetch | None = None,
+        fetch: Fetch = no_images,
         grace_seconds: float = GRACE_SECONDS,
         nat: NatHost | None = None,
     ) -> None:

@@ -32,6 +32,7 @@ from vac.drivers.base import (
     MachineSpec,
     Observed,
     Usage,
+    no_images,
 )
 from vac.drivers.images import ImageFacts, ImageFiles
 from vac.drivers.processes.launch_plan import (
@@ -75,11 +76,8 @@ MOST_PIDS = 4194304
 """The kernel's own limit: the classic's isn't known."""
 
 
-def open_driver(settings: Settings, fetch: Fetch | None = None) -> ProcessDriver:
-    """Return a driver of this factory's machines; fetch as in ImageFiles.
-
-    Raises EngineUnavailable if the host has no cgroups for them.
-    """
+def open_driver(settings: Settings, fetch: Fetch = no_images) -> ProcessDriver:
+    """Return a driver of this factory's machines. Raises EngineUnavailable if the host has no cgroups for them."""
     try:
         return ProcessDriver(open_groups(settings.factory_name), fetch, settings.state_dir / "machines")
     except (CgroupError, OSError) as error:
@@ -100,12 +98,12 @@ class _Known:
 
 
 class ProcessDriver(Driver):
-    """Driver of the machines in these groups; fetch as in ImageFiles.
+    """Driver of the machines in these groups.
 
     machines: the directory with the directories of machines that another process of the factory may have made.
     """
 
-    def __init__(self, groups: Groups, fetch: Fetch | None = None, machines: Path | None = None) -> None:
+    def __init__(self, groups: Groups, fetch: Fetch = no_images, machines: Path | None = None) -> None:
         self._groups = groups
         self._machines_directory = machines
         self._watcher = MachineWatcher(groups, self._own_directories)
