@@ -20,6 +20,7 @@ import requests
 import urllib3.exceptions
 
 from vac.config.settings import Settings
+from vac.drivers import volumes
 from vac.drivers.base import WRITES_TO, EngineState, EngineUnavailable, Usage
 from vac.drivers.docker import docker_driver as docker_engine
 from vac.drivers.docker import docker_usage
@@ -33,7 +34,7 @@ from vac.drivers.docker.docker_driver import (
     written_directories,
 )
 from vac.drivers.docker.docker_usage import UsageMeter, parse_net_dev
-from vac.drivers.volumes import NoLvm, Volumes
+from vac.drivers.volumes import NoLvm
 from vac.host import connections
 from vac.host.cgroups import EngineGroup, Mounts, find_engine_group
 
@@ -365,8 +366,8 @@ def test_a_container_without_readable_output_is_removed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failure: Exception
 ) -> None:
     engine = Engine(tmp_path, failure)
-    monkeypatch.setattr(docker_engine, "Connection", lambda url, seconds: engine)
-    monkeypatch.setattr(docker_engine, "Volumes", lambda: Volumes(no_lvm))
+    monkeypatch.setattr(docker_engine, "Connection", lambda url: engine)
+    monkeypatch.setattr(volumes, "run_lvm", no_lvm)
     DockerDriver(Settings(factory_name=FACTORY)).destroy(NAME, UUID)
     assert engine.removed == ["c1"]
     assert not (tmp_path / "console.log").exists()

@@ -23,18 +23,20 @@ from tests.fake_driver import FakeEngine, Script
 from tests.waiting import wait_for
 from vac.config.machinetype import Machinetype
 from vac.config.settings import Settings
+from vac.drivers import volumes
 from vac.drivers.base import CreationFailed, Driver, EngineState, EngineUnavailable, MachineSpec
 from vac.drivers.docker import docker_driver
 from vac.drivers.docker.docker_driver import DockerDriver
 from vac.drivers.images import ImageFacts
 from vac.drivers.libvirt.libvirt_driver import LibvirtDriver
-from vac.drivers.volumes import NoLvm, Volumes
+from vac.drivers.volumes import NoLvm
 
 
 @pytest.fixture(autouse=True)
 def no_owners(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without root no file gets another owner."""
+    """Without root no file gets another owner, and there are no volumes."""
     monkeypatch.setattr(os, "chown", lambda *arguments: None)
+    monkeypatch.setattr(volumes, "run_lvm", no_lvm)
 
 
 class FakeSite(ContractSite):
@@ -176,8 +178,7 @@ class DockerSite(ContractSite):
 
     def successor(self) -> Driver:
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(docker_driver, "Connection", lambda url, seconds: self.engine)
-            patch.setattr(docker_driver, "Volumes", lambda: Volumes(no_lvm))
+            patch.setattr(docker_driver, "Connection", lambda url: self.engine)
             return DockerDriver(self.settings)
 
     def end(self, spec: MachineSpec) -> None:
@@ -205,7 +206,6 @@ class LibvirtSite(ContractSite):
 
     def successor(self) -> Driver:
         driver = LibvirtDriver(self.settings, grace_seconds=0.0)
-        setattr(driver, "_volumes", Volumes(no_lvm))  # noqa: B010
         setattr(driver, "_image_facts", ImageFacts(lambda path, stamp: "abc"))  # noqa: B010
         return driver
 

@@ -38,7 +38,6 @@ from vac.drivers.base import (
     with_growing_counters,
 )
 from vac.drivers.docker.docker_api import (
-    CALL_SECONDS,
     Client,
     Connection,
     EventReader,
@@ -54,7 +53,7 @@ from vac.drivers.docker.docker_container import (
     LABEL_UUID,
     make_container,
 )
-from vac.drivers.docker.docker_images import LIMITS, DockerImages, Image, PullLimits
+from vac.drivers.docker.docker_images import DockerImages, Image
 from vac.drivers.docker.docker_usage import UsageMeter
 from vac.drivers.volumes import Volumes
 from vac.host.connections import Contact
@@ -139,24 +138,15 @@ class Ownership:
 
 
 class DockerDriver(Driver):
-    """The engine at docker_host; see Driver for what the methods promise.
+    """The engine at docker_host; see Driver for what the methods promise."""
 
-    call_seconds: longest silence of the engine within a call.
-    """
-
-    def __init__(
-        self,
-        settings: Settings,
-        fetch: Fetch = no_images,
-        limits: PullLimits = LIMITS,
-        call_seconds: float = CALL_SECONDS,
-    ) -> None:
+    def __init__(self, settings: Settings, fetch: Fetch = no_images) -> None:
         self._ownership = Ownership(settings.factory_name, {})
-        self._connection = Connection(settings.docker_host, call_seconds)
+        self._connection = Connection(settings.docker_host)
         self._events = EventReader(
             self._connection, lambda: self._ownership.filters, self._ownership.identify
         )
-        self._images = DockerImages(self._connection, self.changed, fetch, limits)
+        self._images = DockerImages(self._connection, self.changed, fetch)
         self._volumes = Volumes()
         self._meter = UsageMeter()
         self._listed: Sequence[Listed] = ()
