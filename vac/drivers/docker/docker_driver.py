@@ -51,10 +51,10 @@ from vac.drivers.docker.docker_container import (
     LABEL_IMAGE,
     LABEL_NAME,
     LABEL_UUID,
+    UsageMeter,
     make_container,
 )
 from vac.drivers.docker.docker_images import DockerImages, Image
-from vac.drivers.docker.docker_usage import UsageMeter
 from vac.drivers.volumes import Volumes
 from vac.host.connections import Contact
 from vac.text import without_url_secrets

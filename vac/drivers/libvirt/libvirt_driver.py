@@ -74,7 +74,7 @@ from vac.logs import OnChange
 GRACE_SECONDS = 30.0
 """From pressing a machine's power button to ending it by force."""
 LOOK_SECONDS = 1.0
-"""Interval at which a machine that is to end by itself is checked, should its event be lost."""
+"""Interval at which a machine that is to end by itself is checked."""
 OBSERVE, ACT, PRESS = "observe", "act", "press"
 """Purposes of connections. A power button is pressed by the hypervisor's process, which may hang: so not by ACT."""
 STATISTICS = (
@@ -166,7 +166,7 @@ class LibvirtDriver(Driver):
             self._pressing.start(uuid, lambda: self._press(uuid))
             deadline = time.monotonic() + self._grace_seconds
             while time.monotonic() < deadline and uuid not in self._refused and is_active(domain):
-                self._samples.wait_for_end(uuid, LOOK_SECONDS)
+                time.sleep(LOOK_SECONDS)
             self._look()
             end_domain(domain)
             self._look()
@@ -332,7 +332,7 @@ class Samples:
 
     def __init__(self, clock: Callable[[], float] = time.time) -> None:
         self._clock = clock
-        self._condition = threading.Condition()
+        self._lock = threading.Lock()
         self._seen: dict[str, Observed] = {}
         self._ends: dict[str, float | None] = {}
         """Of machines whose processes are watched."""
@@ -355,7 +355,7 @@ class Samples:
     def take(self, machines: Sequence[Observed]) -> None:
         """Take all present machines; those that were there before and are not among them have ended."""
         now = {machine.uuid: machine for machine in machines}
-        with self._condition:
+        with self._lock:
             for uuid, before in self._seen.items():
                 if uuid in now:
                     ended = before.usage.ended_time if now[uuid].state is EngineState.ENDED else None
@@ -364,7 +364,6 @@ class Samples:
                 else:
                     now[uuid] = replace(before, state=EngineState.ENDED)
             self._seen = {uuid: self._timed(machine) for uuid, machine in now.items()}
-            self._condition.notify_all()
 
     def _timed(self, machine: Observed) -> Observed:
         """Give a machine that has ended the time of its end."""
@@ -375,29 +374,21 @@ class Samples:
 
     def note_reason(self, uuid: str, reason: str) -> None:
         """Note libvirt's reason for the end of a domain, which may be listed still."""
-        with self._condition:
+        with self._lock:
             known = self._seen.get(uuid)
             if known is not None:
                 self._seen[uuid] = replace(known, usage=replace(known.usage, shutoff_reason=reason))
 
     def all(self) -> Sequence[Observed]:
         """Return machines that run, and those that have ended and not been forgotten."""
-        with self._condition:
+        with self._lock:
             return list(self._seen.values())
 
     def forget(self, uuid: str) -> None:
         """Drop a machine."""
-        with self._condition:
+        with self._lock:
             self._seen.pop(uuid, None)
             self._ends.pop(uuid, None)
-
-    def wait_for_end(self, uuid: str, seconds: float) -> bool:
-        """Wait at most so long until the machine has been listed as ended; return True if it has."""
-        with self._condition:
-            return self._condition.wait_for(lambda: self._ended(uuid), seconds)
-
-    def _ended(self, uuid: str) -> bool:
-        return uuid in self._seen and self._seen[uuid].state is EngineState.ENDED
 
 
 def machine_state(statistics: Mapping[str, object]) -> EngineState:
