@@ -23,7 +23,7 @@ from vac.accounting.records import message_fields
 from vac.config.settings import Settings
 from vac.drivers.base import EngineState
 from vac.drivers.processes.process_driver import open_driver
-from vac.roles import EXIT_OTHER_AT_WORK
+from vac.roles import EXIT_OTHER_AT_WORK, EXIT_TO_RESTART
 
 pytestmark = pytest.mark.engine
 
@@ -265,7 +265,7 @@ def test_another_state_dir_ends_no_real_machine_and_makes_none(site: FactorySite
     site.configure(KINDS, machines_per_cycle=AT_ONCE, state_dir=other)
     site.wake()
     assert site.process is not None
-    assert site.process.wait(120) == 0, "to be started anew with it"
+    assert site.process.wait(120) == EXIT_TO_RESTART, "to be started anew with it"
     site.start()
     site.wait_for(lambda: "knew of none" in site.vac("why").stdout, "it says so")
     assert in_engine(site) == {uuid: EngineState.RUNNING}
