@@ -9,7 +9,7 @@ from collections.abc import Callable, Collection
 from pathlib import Path
 
 from vac import background
-from vac.accounting import finishing
+from vac.accounting import history
 from vac.background import BackgroundWork
 from vac.clock import Moment
 from vac.config.load import Configuration
@@ -353,7 +353,7 @@ class Effects:
         return self.state.written(
             f"finish {machine.uuid or machine.directory.name}",
             f"{machine.name}: its end can't be written",
-            lambda: finishing.finish(self.state.dir, machine, usage, now, watched=watched),
+            lambda: history.finish(self.state.dir, machine, usage, now, watched=watched),
         )
 
     def _remember_end(self, slot: Slot, taken: Step) -> None:

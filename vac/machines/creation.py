@@ -91,6 +91,13 @@ class Access:
         """Return the owner to chown files to; None where that changes nothing."""
         return None if (self.uid, self.gid) == (os.geteuid(), os.getegid()) else (self.uid, self.gid)
 
+    @property
+    def mode(self) -> int:
+        """Mode of the machine's directory: it is open to everybody unless joboutputs is writable for everybody."""
+        if not self.any_user:
+            return 0o755
+        return 0o700 if self.reader_gid is None else 0o750
+
 
 ROOT = Access()
 
@@ -133,7 +140,9 @@ def create(
         for extra, content in (("ip", ip and ip.encode("ascii")), ("root_public_key", root_public_key)):
             if content:
                 files.write_new(building / extra, content)
-        _open_to_readers(building, access)
+        if access.any_user and access.reader_gid is not None:
+            os.chown(building, -1, access.reader_gid)
+        building.chmod(access.mode)
         files.sync_directory(building)
         files.rename(building, machine.directory, sync=True)
         write_slot(state, machine)
@@ -175,13 +184,3 @@ def _write_features(directory: Path, keys: dict[str, str]) -> None:
 def _bytes(text: str) -> bytes:
     """Return a configured text's own bytes, which may not be UTF-8."""
     return text.encode("utf-8", "surrogateescape")
-
-
-def _open_to_readers(building: Path, access: Access) -> None:
-    """Let everybody in; only its readers where joboutputs is writable for everybody."""
-    if not access.any_user:
-        building.chmod(0o755)
-        return
-    if access.reader_gid is not None:
-        os.chown(building, -1, access.reader_gid)
-    building.chmod(0o750 if access.reader_gid is not None else 0o700)

@@ -6,6 +6,7 @@ moment by that clock; usage.json has how long it had run when it was last seen a
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import math
@@ -18,6 +19,7 @@ from typing import Any
 from vac.clock import Moment
 from vac.config.machinetype import Machinetype
 from vac.config.settings import Settings
+from vac.decoding import filled
 from vac.drivers.base import LeftProcess, Usage
 from vac.machines import files
 from vac.machines.layout import StateDir, parse_directory_name
@@ -32,12 +34,11 @@ CLOCK_TOLERANCE_SECONDS = 2.0
 MOST_SIGNS = 1000
 """So many of a machine's files are looked at for a sign of life."""
 _MIB = 1024 * 1024
-_INTEGERS = ("memory_bytes", "peak_memory_bytes", "network_received_bytes", "network_sent_bytes")
-"""Of what usage.json holds; named as in Usage."""
-_ENDS = ("exit_code", "signal")
-"""Likewise, of a machine that has ended."""
-_MAY_MISS = (*_ENDS, "joules", "shutoff_reason")
-_FLAGS = ("final", "unseen", "ended_by_people")
+_TOTALS = ("peak_memory_bytes", "network_received_bytes", "network_sent_bytes")
+_NOTED = ("cpu_seconds", "memory_bytes", *_TOTALS, "alive_seconds", "shutdown_time")
+"""Fields in usage.json."""
+_NOTED_IF_SET = ("final", "unseen", "ended_by_people", "exit_code", "signal", "joules", "shutoff_reason")
+"""Fields that usage.json has unless they are None or False."""
 UNKNOWN = Usage()
 _JOBFEATURES = ("job_id", "allocated_cpu", "shutdowntime_job", "max_rss_bytes", "hs06_job", "hepscore23_job")
 
@@ -183,8 +184,7 @@ def load(
         finished=_mtime(directory / "finished") is not None,
         fqan=fqan,
     )
-    _load_usage(machine)
-    return machine
+    return _with_usage(machine)
 
 
 def _options_from_features(features: Mapping[str, str], processors: int) -> dict[str, Any]:
@@ -199,26 +199,18 @@ def _options_from_features(features: Mapping[str, str], processors: int) -> dict
     return told
 
 
-def _load_usage(machine: Machine) -> None:
+def _with_usage(machine: Machine) -> Machine:
+    """Return the machine with what `heartbeat` and usage.json tell."""
+    usage = files.read_json(machine.directory / "usage.json")
+    names = usage.keys() & {*_NOTED, *_NOTED_IF_SET}
+    machine = filled(machine, {name: usage[name] for name in names})
     heartbeat = machine.directory / "heartbeat"
     machine.heartbeat_time = _mtime(heartbeat)
-    numbers = [_float(word) for word in (_text(heartbeat) or "").split()[:2]]
-    if numbers and numbers[0] is not None:
-        machine.cpu_seconds = numbers[0]
-    if len(numbers) > 1:
-        machine.cpu_percent = numbers[1]
-    usage = files.read_json(machine.directory / "usage.json")
-    machine.cpu_seconds = max(machine.cpu_seconds, _float(usage.get("cpu_seconds")) or 0.0)
-    for name in (*_INTEGERS, *_ENDS):
-        setattr(machine, name, _integer(usage.get(name)))
-    machine.alive_seconds, machine.joules = (_float(usage.get(key)) for key in ("alive_seconds", "joules"))
-    for name in _FLAGS:
-        setattr(machine, name, usage.get(name) is True)
-    reason = usage.get("shutoff_reason")
-    machine.shutoff_reason = reason if isinstance(reason, str) else None
-    machine.shutdown_time = _integer(usage.get("shutdown_time")) or machine.shutdown_time
+    cpu_seconds, machine.cpu_percent, *_ = *map(_float, (_text(heartbeat) or "").split()), None, None
+    machine.cpu_seconds = max(cpu_seconds or 0.0, float(machine.cpu_seconds))
     if machine.alive_seconds is not None:
         machine.sample = (machine.alive_seconds, machine.cpu_seconds)
+    return machine
 
 
 def boot_text(boot: tuple[str, float]) -> bytes:
@@ -319,10 +311,8 @@ def _lived(machine: Machine, now: Moment, usage: Usage, watched: bool) -> float:
     """
     age, seen = machine.age(now), last_seen(machine)
     if usage.ended_time is not None:
-        for lived in (
-            age - (now.unix - usage.ended_time),
-            usage.ended_time - (machine.started_time or 0.0),
-        ):
+        by_start = usage.ended_time - (machine.started_time or 0.0)
+        for lived in (age - (now.unix - usage.ended_time), by_start):
             if seen - CLOCK_TOLERANCE_SECONDS <= lived <= age + CLOCK_TOLERANCE_SECONDS:
                 return max(seen, min(lived, age))
     return max(seen, age if watched else _latest_sign(machine, now))
@@ -340,29 +330,14 @@ def _latest_sign(machine: Machine, now: Moment) -> float:
 
     Times of files are Unix times of a clock that may have been set since; those that can't be are passed over.
     """
-    age, step = machine.age(now), machine.clock_step(now)
-    signs = [min(age, machine.cpu_seconds / machine.processors)]
-    for time in _file_times(machine):
-        for since_start in (
-            time - (machine.started_time or 0.0),
-            time - (machine.started_time or 0.0) - step,
-        ):
-            if 0.0 <= since_start <= age:
-                signs.append(since_start)
-                break
-    return max(signs)
-
-
-def _file_times(machine: Machine) -> list[float]:
-    """Return when the machine last wrote to its files, Unix seconds."""
+    started, age, step = machine.started_time or 0.0, machine.age(now), machine.clock_step(now)
     times = [_mtime(machine.directory / "console.log") or 0.0, machine.heartbeat_time or 0.0]
-    try:
-        with os.scandir(machine.directory / "joboutputs") as entries:
-            for entry, _ in zip(entries, range(MOST_SIGNS)):
-                times.append(entry.stat(follow_symlinks=False).st_mtime)
-    except OSError:
-        pass
-    return times
+    with contextlib.suppress(OSError), os.scandir(machine.directory / "joboutputs") as entries:
+        for entry, _ in zip(entries, range(MOST_SIGNS)):
+            times.append(entry.stat(follow_symlinks=False).st_mtime)
+    ages = [(time - started, time - started - step) for time in times]
+    possible = [next((one for one in pair if 0.0 <= one <= age), 0.0) for pair in ages]
+    return max(*possible, min(age, machine.cpu_seconds / machine.processors))
 
 
 def _take_usage(machine: Machine, usage: Usage) -> None:
@@ -371,12 +346,12 @@ def _take_usage(machine: Machine, usage: Usage) -> None:
         machine.cpu_seconds = max(machine.cpu_seconds, usage.cpu_seconds)
     if usage.memory_bytes is not None:
         machine.memory_bytes = usage.memory_bytes
-    for name in _INTEGERS[1:]:
+    for name in _TOTALS:
         told = getattr(usage, name)
         if told is not None:
             setattr(machine, name, max(getattr(machine, name) or 0, told))
-    for name in (*_ENDS, "shutoff_reason"):
-        setattr(machine, name, getattr(usage, name))
+    machine.exit_code, machine.signal = usage.exit_code, usage.signal
+    machine.shutoff_reason = usage.shutoff_reason
 
 
 def _heartbeat(machine: Machine) -> bytes:
@@ -390,10 +365,12 @@ def _write_heartbeat(state: StateDir, machine: Machine, seen_time: float, *, syn
 
 
 def _usage(machine: Machine) -> bytes:
-    usage = {name: getattr(machine, name) for name in ("cpu_seconds", *_INTEGERS, "alive_seconds")}
-    usage["shutdown_time"] = machine.shutdown_time
-    usage.update({name: True for name in _FLAGS if getattr(machine, name)})
-    usage.update({name: getattr(machine, name) for name in _MAY_MISS if getattr(machine, name) is not None})
+    values = {name: getattr(machine, name) for name in (*_NOTED, *_NOTED_IF_SET)}
+    usage = {
+        name: value
+        for name, value in values.items()
+        if name in _NOTED or (value is not None and value is not False)
+    }
     return json.dumps(usage).encode("ascii") + b"\n"
 
 
