@@ -214,8 +214,8 @@ class FactoryState:
 
     @property
     def doubts(self) -> dict[str, str]:
-        """By kind, why factory_name or state_dir may be wrong. While there are any, nothing is made or removed, and
-        nothing is concluded from a machine's absence."""
+        """By kind, why factory_name or state_dir may be wrong. While there are any, no machine is made; orphans,
+        foreign machines and old directories stay; and nothing is concluded from a machine's absence."""
         return self.changes.texts("doubt")
 
     @property

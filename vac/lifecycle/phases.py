@@ -41,7 +41,7 @@ class Phase:
 
 
 class Empty(Phase):
-    """No machine. The last one, if there was one, has been accounted for and released by its engine."""
+    """No machine. The end of the last one that ran is on disk. If a listing still shows that one, it is released."""
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,7 @@ class Releasing(Phase):
 
 @dataclass(frozen=True)
 class Stuck(Phase):
-    """The engine has not released what is left of it for a long time; the slot stays taken."""
+    """The engine has not released what is left of it for a minute; the slot stays taken."""
 
     begin: float
     """When it was asked first."""

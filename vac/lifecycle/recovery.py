@@ -21,7 +21,7 @@ class Recovery(enum.Enum):
 
     GO_ON = "the slot goes on with it"
     WRITE_SLOT_FILE = "its slot file is written again, and the slot goes on with it"
-    ORPHAN = "its end is written once its engine doesn't list it"
+    ORPHAN = "if its engine lists it, it is removed as foreign; then its end is written"
     DISCARD = "it is discarded: its creation was cut short"
     KEEP = "it is kept for people until it is old"
 

@@ -1,4 +1,4 @@
-"""The layout of state_dir: the one module that knows where a file is and what it is called.
+"""The layout of state_dir: paths that several modules use. A module that uses a file alone names it itself.
 
 Paths and names are the classic Vac's, which site scripts, Nagios and machines that run during an upgrade
 depend on. Only the standard library is imported, so that check-vacd starts fast.
