@@ -130,7 +130,7 @@ def finish(state: StateDir, machine: Machine, usage: Usage, now: Moment, *, watc
     If somebody has removed the machine's directory, what is known of it is accounted for all the same. Raises OSError
     if it can't be written now; try again: nothing is lost, nothing doubled.
     """
-    if machine.started_time is not None and not machine.options.vac_space:
+    if machine.started_time is not None and not machine.settings.vac_space:
         raise OSError("its accounting needs vac_space, and there is no configuration yet")
     files.make_directory(machine.directory, exist_ok=True)
     if machine.started_time is not None:
@@ -142,10 +142,10 @@ def finish(state: StateDir, machine: Machine, usage: Usage, now: Moment, *, watc
             machine.ended_by_people = True
         write_final_heartbeat(state, machine, now, usage, watched=watched)
         keep_shutdown_message(state, machine, now.unix)
-        if end_time(machine) - machine.started_time >= machine.options.fizzle_seconds:
+        if end_time(machine) - machine.started_time >= machine.kind.fizzle_seconds:
             record = records.archive(state, machine)
-            options = machine.options
-            if options.gocdb_sitename and (options.hs06_per_processor or options.hepscore23_per_processor):
+            settings = machine.settings
+            if settings.gocdb_sitename and (settings.hs06_per_processor or settings.hepscore23_per_processor):
                 records.send(state, record.parent.name, record.name, record.read_text(encoding="ascii"))
         append(state, machine)
     files.write_atomic(machine.directory / "finished", b"", tmp=state.tmp)

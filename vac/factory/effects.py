@@ -361,7 +361,7 @@ class Effects:
         end = slot_files.outcome(machine, machine.clock_step(self.state.clock.moment()))
         for key in [key for key in self.state.troubles if key.endswith(machine.uuid)]:
             self.state.trouble(key, None)
-        self.state.remember(end, machine.options.fizzle_seconds)
+        self.state.remember(end, machine.kind.fizzle_seconds)
         lived = end.ended_time - (end.started_time or end.ended_time)
         words = f"{end.message or 'no shutdown message'}, after {lived:.0f} s"
         if says_no_work(end.message):

@@ -59,7 +59,7 @@ class ObservedState:
     engine_state: EngineState | None = None
     usage: Usage = field(default_factory=Usage)
     heartbeat_file: tuple[float, float] | None = None
-    """Time of its heartbeat_file, Unix seconds, and when that was written at the latest."""
+    """Time of its heartbeat_file, Unix seconds, and when that was written at the latest; None: it isn't there."""
     heartbeat_checked_time: float | None = None
     """When its heartbeat_file was last looked at."""
     busy_time: float | None = None

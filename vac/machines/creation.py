@@ -5,6 +5,7 @@ It holds the Machine/Job Features (HSF-TN-2016-02, and the older keys that paylo
 
 from __future__ import annotations
 
+import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,8 +16,7 @@ from vac.config.settings import Settings
 from vac.lifecycle.phases import PendingCreation
 from vac.machines import files
 from vac.machines.layout import DirectoryName, StateDir
-from vac.machines.machine import Machine, boot_text
-from vac.machines.retained import retained_options, to_json
+from vac.machines.machine import Machine, boot_text, retained
 from vac.machines.slots import write_slot
 
 _MIB = 1024 * 1024
@@ -129,7 +129,8 @@ def create(
         name=name,
         uuid=pending.uuid,
         processors=pending.order.processors,
-        options=retained_options(machinetype, settings),
+        kind=machinetype,
+        settings=settings,
         shutdown_time=int(pending.order.shutdown_time),
         created_boot=(now.boot_id, now.boot),
         fqan=machinetype.accounting_fqan,
@@ -169,7 +170,8 @@ def _fill(building: Path, machine: Machine, settings: Settings, user_data: bytes
     )
     if machine.created_boot:
         files.write_new(building / "created_boot", boot_text(machine.created_boot))
-    files.write_new(building / "machinetype.json", to_json(machine.options), sync=True)
+    kept = json.dumps({**retained(machine.kind), **retained(settings)}, indent=1, sort_keys=True) + "\n"
+    files.write_new(building / "machinetype.json", kept.encode("ascii"), sync=True)
     if machine.fqan:
         files.write_new(building / "accounting_fqan", _bytes(machine.fqan), sync=True)
 

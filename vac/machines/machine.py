@@ -18,12 +18,12 @@ from typing import Any
 
 from vac.clock import Moment
 from vac.config.machinetype import Machinetype
+from vac.config.options import declared
 from vac.config.settings import Settings
 from vac.decoding import filled
 from vac.drivers.base import LeftProcess, Usage
 from vac.machines import files
 from vac.machines.layout import StateDir, parse_directory_name
-from vac.machines.retained import RetainedOptions, from_json, retained_options
 
 SAMPLE_SECONDS = 30.0
 """Recent CPU use is measured over at least so long."""
@@ -54,7 +54,11 @@ class Machine:
     uuid: str
     """job_id; empty if a classic factory failed to create it."""
     processors: int
-    options: RetainedOptions
+    kind: Machinetype
+    """Its type when it was made. Only options declared with retained=True are sure: others aren't kept on disk."""
+    settings: Settings
+    """[settings] when it was made, likewise; without vac_space if a classic factory made it and there is no
+    configuration."""
     shutdown_time: int
     """When it must end, by the wall clock as it was set when the machine started."""
     started_time: float | None = None
@@ -101,7 +105,7 @@ class Machine:
     @property
     def model(self) -> str:
         """Its machine model."""
-        return self.options.machine_model
+        return self.kind.machine_model
 
     def age(self, now: Moment) -> float:
         """Return the seconds since its start; 0.0 if it hasn't started."""
@@ -125,9 +129,8 @@ class Machine:
 
     @property
     def hs06(self) -> float:
-        """HS06 of the whole machine, by the rule of Settings.hs06."""
-        per_processor = self.options.hs06_per_processor or self.options.hepscore23_per_processor or 1.0
-        return per_processor * self.processors
+        """HS06 of the whole machine."""
+        return self.settings.hs06 * self.processors
 
 
 def _since(unix: float, boot: tuple[str, float] | None, now: Moment) -> float:
@@ -145,8 +148,9 @@ def load(
 ) -> Machine | None:
     """Return the machine of a directory; None if that isn't one.
 
-    model is what its slot says. Where a classic factory's directory has no machinetype.json, its Machine/Job Features
-    and the configuration stand in; without one such a machine's options have an empty vac_space.
+    model is what its slot says. Options that machinetype.json doesn't tell (because it is another version's, spoilt by
+    hand, torn by a power failure, or missing, as a classic factory's is) are those of the Machine/Job Features and of
+    the configuration.
     """
     name = parse_directory_name(directory.name)
     if name is None or not directory.is_dir():
@@ -155,16 +159,18 @@ def load(
     total_cpu = _text(directory / "machinefeatures" / "total_cpu")
     processors = _integer(features["allocated_cpu"]) or _integer(total_cpu) or 1
     fqan = _text(directory / "accounting_fqan") or None
-    machinetype = (machinetypes or {}).get(name.machinetype) or Machinetype(name="")
-    options = retained_options(machinetype, settings or Settings())
-    options = dataclasses.replace(
-        options,
+    kind = (machinetypes or {}).get(name.machinetype) or Machinetype(name="")
+    settings = settings or Settings()
+    kind = dataclasses.replace(
+        kind,
         accounting_fqan=fqan,
-        machine_model=model or options.machine_model,
-        **_options_from_features(features, processors),
+        machine_model=model or kind.machine_model,
+        disk_gb_per_processor=kind.disk_gb_per_processor or settings.disk_gb_per_processor,
     )
-    kept = _content(directory / "machinetype.json")
-    options = options if kept is None else from_json(kept, options)
+    settings = dataclasses.replace(settings, **_settings_from_features(features, processors))
+    if kept := _kept(directory / "machinetype.json"):
+        kind = filled(kind, {name: kept[name] for name in retained(kind).keys() & kept.keys()})
+        settings = filled(settings, {name: kept[name] for name in retained(settings).keys() & kept.keys()})
     latest_shutdown = max(
         _integer(features["shutdowntime_job"]) or 0,
         _integer(_text(directory / "machinefeatures" / "shutdowntime")) or 0,
@@ -176,8 +182,9 @@ def load(
         name=name.name,
         uuid=features["job_id"],
         processors=processors,
-        options=options,
-        shutdown_time=latest_shutdown or name.created_time + options.max_wallclock_seconds,
+        kind=kind,
+        settings=settings,
+        shutdown_time=latest_shutdown or name.created_time + kind.max_wallclock_seconds,
         started_time=_started_time(directory / "started"),
         started_boot=_boot_time(directory / "started_boot"),
         created_boot=_boot_time(directory / "created_boot"),
@@ -187,8 +194,23 @@ def load(
     return _with_usage(machine)
 
 
-def _options_from_features(features: Mapping[str, str], processors: int) -> dict[str, Any]:
-    """Return options of which a machine's own jobfeatures tell: they come before the present configuration."""
+def retained(section: Machinetype | Settings) -> dict[str, Any]:
+    """Return the options that are kept with each machine, so that a changed or broken configuration touches neither its
+    watching nor its accounting."""
+    options = declared(type(section)).items()
+    return {name: getattr(section, name) for name, option in options if option.retained}
+
+
+def _kept(path: Path) -> dict[str, Any]:
+    """Return what machinetype.json holds; nothing if it is missing or damaged."""
+    with contextlib.suppress(ValueError):
+        kept = json.loads(_content(path) or b"")
+        return kept if isinstance(kept, dict) else {}
+    return {}
+
+
+def _settings_from_features(features: Mapping[str, str], processors: int) -> dict[str, Any]:
+    """Return settings of which a machine's own jobfeatures tell: they come before the present configuration."""
     numbers = {key: _float(text) for key, text in features.items()}
     told: dict[str, Any] = {}
     if memory_bytes := numbers["max_rss_bytes"]:
@@ -394,7 +416,7 @@ def left_process(machine: Machine, settings: Settings) -> LeftProcess | None:
         noted_time,
         settings.singularity_user or "nobody",
         machine.processors,
-        machine.options.mb_per_processor * _MIB * machine.processors,
+        machine.settings.mb_per_processor * _MIB * machine.processors,
         machine.cpu_seconds,
     )
 

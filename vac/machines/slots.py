@@ -202,7 +202,7 @@ def reported(machine: Machine) -> str | None:
         return "100 Ended by the administrator" if is_abort(message) or not message else message
     if machine.unseen:
         return message
-    return reported_message(message, machine.started_time, end_time(machine), machine.options.fizzle_seconds)
+    return reported_message(message, machine.started_time, end_time(machine), machine.kind.fizzle_seconds)
 
 
 def outcome(machine: Machine, clock_step: float = 0.0) -> MachineEnd:
