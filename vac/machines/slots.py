@@ -13,8 +13,7 @@ from typing import NamedTuple
 
 from vac.config.machinetype import Machinetype
 from vac.config.settings import Settings
-from vac.lifecycle.phases import Phase
-from vac.lifecycle.recovery import Recovery, SlotFile, recover
+from vac.lifecycle.phases import Phase, Recovery, SlotFile, recover
 from vac.machines import files
 from vac.machines.layout import DirectoryName, StateDir, parse_directory_name, slot_number
 from vac.machines.machine import Machine, end_time, load
@@ -141,7 +140,7 @@ def _go_on(
     found: Found,
     read: Callable[[Path], Machine | None],
 ) -> None:
-    """Do with one directory what vac.lifecycle.recovery says."""
+    """Do with one directory what vac.lifecycle.phases says."""
     directory = state.machine(name)
     started, finished = (directory / "started").exists(), (directory / "finished").exists()
     recovery, phase = recover(slot_file, started=started, finished=finished)
