@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import secrets
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -199,21 +199,20 @@ def factory_status(
 
 
 class SnapshotBuilder:
-    """Maker of snapshots of a state_dir; unchanged files aren't read again."""
+    """Maker of snapshots of a state_dir; unchanged machines aren't read again."""
 
     def __init__(
         self,
         state: StateDir,
         client: str = "vacd-responder",
-        host: Callable[[Path], Measures] = measure,
         configured: Status | None = None,
     ) -> None:
         """configured: status to be used before the factory has written one, as on the classic's state."""
         self._configured = configured
         self._state = state
         self._program = f"Vac {__version__} {client}"
-        self._host = host
-        self._status: tuple[object, Status | None] = (None, None)
+        self._machinetypes: Mapping[str, Machinetype] = {}
+        """Known facts of the configured machinetypes."""
         self._slots: dict[Path, tuple[object, Slot]] = {}
         self._before = self._slots
         """By machine's directory what this build has read, and the one before: the files' stamps, and the slot."""
@@ -230,7 +229,7 @@ class SnapshotBuilder:
         heartbeats = {role: int(self._state.heartbeat_time(role) or 0) for role in roles}
         return Snapshot(
             status,
-            factory_status(slots, status, self._host(self._state.root), heartbeats, now, self._program),
+            factory_status(slots, status, measure(self._state.root), heartbeats, now, self._program),
             tuple(
                 machinetype_status(facts, slots, finishes[facts.name], status, now, self._program)
                 for facts in status.machinetypes
@@ -249,10 +248,12 @@ class SnapshotBuilder:
         return None if slot is None else machine_status(slot, replace(status, slot_states={}), self._program)
 
     def _read_status(self) -> Status | None:
-        present = stamp_if_there(self._state.status)
-        if present != self._status[0] or present is None:
-            self._status = (present, statuses.read(self._state))
-        return self._status[1] or self._configured
+        status = statuses.read(self._state) or self._configured
+        known = () if status is None else status.machinetypes
+        self._machinetypes = {
+            facts.name: Machinetype(facts.name, fizzle_seconds=facts.fizzle_seconds) for facts in known
+        }
+        return status
 
     def _slot(self, name: str) -> Slot:
         with contextlib.suppress(OSError):
@@ -293,7 +294,7 @@ class SnapshotBuilder:
         A machine of a classic factory is judged by the fizzle_seconds by which the factory judges it.
         """
         try:
-            machine = machines.load(path, model=model, machinetypes=self._machinetypes())
+            machine = machines.load(path, model=model, machinetypes=self._machinetypes)
         except OSError:
             return None
         if machine is None:
@@ -303,12 +304,6 @@ class SnapshotBuilder:
         written, message = outputs.shutdown_message(machine), reported(machine)
         time = outputs.shutdown_message_time(machine) if written else machines.end_time(machine)
         return Slot(name.name, machine, message, _whole(time) if message else None)
-
-    def _machinetypes(self) -> dict[str, Machinetype]:
-        """Return what is known of the configured machinetypes."""
-        status = self._read_status()
-        known = status.machinetypes if status is not None else ()
-        return {facts.name: Machinetype(facts.name, fizzle_seconds=facts.fizzle_seconds) for facts in known}
 
 
 def _whole(value: float | None) -> int | None:
