@@ -40,12 +40,11 @@ from vac.lifecycle.table import step as take_step
 from vac.machines import creation
 from vac.machines import machine as machines
 from vac.machines import slots as slot_files
-from vac.machines import status as statuses
 from vac.machines.files import TrashCollector
 from vac.machines.layout import slot_address, slot_number
 from vac.machines.machine import Machine
 from vac.machines.outputs import set_shutdown_message
-from vac.machines.status import CountedEvent, Creation, ErrorKind
+from vac.machines.status import CountedEvent, Creation
 from vac.scheduling.backoff import code_group, says_no_work
 from vac.scheduling.model import Create, MachineEnd
 from vac.text import without_url_secrets
@@ -233,7 +232,7 @@ class Effects:
         state.counters.add(CountedEvent.CREATION, machine.model, "created", seconds)
         state.failed.pop(machine.machinetype, None)
         state.changes.clear(f"create {machine.machinetype}")
-        statuses.clear_error(state.dir, ErrorKind.CREATION)
+        state.creation_error, state.reported = None, False
         made = Creation(machine.created_time, machine.machinetype, machine.name, machine.processors)
         state.created.appendleft(made)
 
@@ -253,7 +252,7 @@ class Effects:
         state.failed[machinetype] = Creation(now.unix, machinetype, reason=reason)
         state.changes.say(f"create {machinetype}", f"{machinetype}: not created: {reason}", logging.WARNING)
         if begin >= state.started.boot:
-            statuses.set_error(state.dir, ErrorKind.CREATION, f"{machinetype}: {reason}")
+            state.creation_error, state.reported = f"{machinetype}: {reason}", False
 
     def _begin(self, slot: Slot, before: Phase) -> float:
         """Return when the creation was begun, in seconds since boot."""
