@@ -26,7 +26,6 @@ from vac.lifecycle.table import (
     ContextReady,
     Decided,
     DirectoryFailed,
-    Effect,
     EndLowered,
     EndWritten,
     Listed,
@@ -61,10 +60,6 @@ MOST_CONTEXTS = 1000
 log = logging.getLogger(__name__)
 
 
-def checkpoint(slot: Slot, effect: Effect) -> None:
-    """Do nothing, before each effect: a test puts a function here that ends the process."""
-
-
 class Effects:
     """Application of stimuli to slots, and what the effects do."""
 
@@ -84,7 +79,6 @@ class Effects:
         if type(taken.before) is not type(taken.after):
             self.state.changed = True
         for effect in taken.effects:
-            checkpoint(slot, effect)
             carry_out: Callable[[Slot, Step], Stimulus | None] = getattr(self, f"_{effect.name.lower()}")
             follows = carry_out(slot, taken)
             if follows is not None:

@@ -14,9 +14,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.steps import at_files
 from tests.unit.state_dirs import new_state
 from vac.decoding import filled
-from vac.machines import files
 from vac.machines import status as statefiles
 from vac.machines import status as statuses
 from vac.machines.layout import StateDir
@@ -129,6 +129,6 @@ def test_a_disk_that_takes_nothing_keeps_no_process_from_its_work(
     def fail(step: str, path: Path) -> None:
         raise OSError(number, os.strerror(number), str(path))
 
-    monkeypatch.setattr(files, "checkpoint", fail)
+    at_files(monkeypatch.setattr, fail)
     statuses.prepare_role(StateDir(tmp_path), "page", None)
     assert "files of vacd-page can't be made" in caplog.text
