@@ -47,7 +47,7 @@ from vac.machines.status import CountedEvent, Creation
 from vac.scheduling.backoff import code_group, says_no_work
 from vac.scheduling.model import Create, MachineEnd
 from vac.text import without_url_secrets
-from vac.vacquery.vacmon import VacMon
+from vac.vacquery.snapshot import VacMon
 
 RENEW_SECONDS = 30.0
 """Heartbeat files are written at most this often, however often events cause a listing."""

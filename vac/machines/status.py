@@ -28,6 +28,8 @@ from vac.machines.layout import StateDir
 from vac.machines.machine import Machine
 from vac.machines.requests import Drain
 
+STALE_SECONDS = 180.0
+"""A factory that hasn't reported for this long isn't running."""
 _changes = OnChange(logging.getLogger(__name__))
 
 

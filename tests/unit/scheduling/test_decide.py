@@ -22,10 +22,9 @@ from tests.unit.scheduling.one_factory import (
 )
 from vac.config.machinetype import Machinetype
 from vac.scheduling.backoff import History, TypeHistory
-from vac.scheduling.decide import Memory, decide
+from vac.scheduling.decide import Memory, RampState, decide
 from vac.scheduling.eligibility import GUARD_NAMES, Situation
 from vac.scheduling.model import Decision, Host, Occupied, SpaceView, TypeReport, TypeTotals
-from vac.scheduling.ramp import RampState
 from vac.scheduling.shares import Ledger
 
 NAMES = ("a", "b", "c", "d")
