@@ -22,14 +22,13 @@ from vac.machines import requests
 from vac.machines import status as statuses
 from vac.machines.layout import StateDir, disk_problem
 from vac.machines.slots import read_slots
-from vac.machines.status import Status
+from vac.machines.status import STALE_SECONDS, Status
 from vac.roles import crash_loop
 from vac.text import duration, escaped, local_time
 from vac.vacquery.messages import FactoryStatus, Kind, Reason
 from vac.vacquery.poll import Poll
 from vac.vacquery.responder import dropped_as, read_counters
 
-STALE_SECONDS = 180.0
 RECENT_SECONDS = 6 * 3600.0
 """So long `vac why` shows a failed machine though later ones of its type have ended well."""
 _LOOK_SECONDS = 1.0

@@ -49,7 +49,7 @@ from vac.vacquery.messages import (
 )
 from vac.vacquery.poll import capacities, to_report, to_reports
 from vac.vacquery.signed_json import canonical, signature
-from vac.vacquery.vacmon import VacMon
+from vac.vacquery.snapshot import VacMon
 
 KEY = b"a secret of the space"
 COMMON: dict[str, Any] = {"space": SPACE, "site": "example.org", "factory": FACTORY}
