@@ -7,14 +7,13 @@ from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 
-from vac.lifecycle.phases import PHASES, SetAside
-from vac.lifecycle.recovery import RECOVERIES
+from vac.lifecycle.phases import PHASES, RECOVERIES, SetAside
 from vac.lifecycle.table import TRANSITIONS, Ignored, Transition
 
 PAGE = Path(__file__).parents[1] / "docs" / "lifecycle.md"
 HEAD = """# A slot's life
 
-`python -m tools.lifecycle_page` makes this page from `vac/lifecycle` (phases, table, recovery). A test keeps it true.
+`python -m tools.lifecycle_page` makes this page from `vac/lifecycle` (phases, table). A test keeps it true.
 
 A slot is always in one of these phases. Whatever may happen to it is a *stimulus*: an answer of the scheduler, the
 engine or the disk, a request, time. The table says for each phase and stimulus which phase comes next and which

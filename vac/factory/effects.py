@@ -9,12 +9,12 @@ from collections.abc import Callable, Collection
 from pathlib import Path
 
 from vac import background
-from vac.accounting import finishing
+from vac.accounting import history
 from vac.background import BackgroundWork
 from vac.clock import Moment
 from vac.config.load import Configuration
 from vac.config.machinetype import VM_MODELS, Machinetype
-from vac.context.user_data import ContextRequest, Templates, UserData, make_user_data
+from vac.context.user_data import ContextRequest, UserData, make_user_data
 from vac.drivers.base import CreationFailed, MachineSpec, Usage
 from vac.drivers.engine import engine_name
 from vac.drivers.processes.launch_plan import account
@@ -26,7 +26,6 @@ from vac.lifecycle.table import (
     ContextReady,
     Decided,
     DirectoryFailed,
-    Effect,
     EndLowered,
     EndWritten,
     Listed,
@@ -40,12 +39,11 @@ from vac.lifecycle.table import step as take_step
 from vac.machines import creation
 from vac.machines import machine as machines
 from vac.machines import slots as slot_files
-from vac.machines import status as statuses
 from vac.machines.files import TrashCollector
 from vac.machines.layout import slot_address, slot_number
 from vac.machines.machine import Machine
 from vac.machines.outputs import set_shutdown_message
-from vac.machines.status import CountedEvent, Creation, ErrorKind
+from vac.machines.status import CountedEvent, Creation
 from vac.scheduling.backoff import code_group, says_no_work
 from vac.scheduling.model import Create, MachineEnd
 from vac.text import without_url_secrets
@@ -62,10 +60,6 @@ MOST_CONTEXTS = 1000
 log = logging.getLogger(__name__)
 
 
-def checkpoint(slot: Slot, effect: Effect) -> None:
-    """Do nothing, before each effect: a test puts a function here that ends the process."""
-
-
 class Effects:
     """Application of stimuli to slots, and what the effects do."""
 
@@ -73,7 +67,6 @@ class Effects:
         self.state = state
         self.trash = TrashCollector(state.dir.tmp, state.spawn)
         self.vacmon = vacmon
-        self._templates = Templates()
         self._contexts: BackgroundWork[UserData] = state.background(
             "context", self._context_done, at_once=MOST_CONTEXTS
         )
@@ -85,7 +78,6 @@ class Effects:
         if type(taken.before) is not type(taken.after):
             self.state.changed = True
         for effect in taken.effects:
-            checkpoint(slot, effect)
             carry_out: Callable[[Slot, Step], Stimulus | None] = getattr(self, f"_{effect.name.lower()}")
             follows = carry_out(slot, taken)
             if follows is not None:
@@ -116,7 +108,7 @@ class Effects:
         directory = self.state.dir.machinetype(machinetype.pipe or machinetype.name)
         now = self.state.clock.unix()
         wanted = ContextRequest(machinetype, settings, slot.name, pending.uuid, directory, now, end)
-        self._contexts.start(pending.uuid, lambda: make_user_data(wanted, self._templates))
+        self._contexts.start(pending.uuid, lambda: make_user_data(wanted))
 
     def _context_done(self, made: background.Outcome[UserData]) -> None:
         for slot in self.state.slots:
@@ -233,7 +225,7 @@ class Effects:
         state.counters.add(CountedEvent.CREATION, machine.model, "created", seconds)
         state.failed.pop(machine.machinetype, None)
         state.changes.clear(f"create {machine.machinetype}")
-        statuses.clear_error(state.dir, ErrorKind.CREATION)
+        state.creation_error, state.reported = None, False
         made = Creation(machine.created_time, machine.machinetype, machine.name, machine.processors)
         state.created.appendleft(made)
 
@@ -253,7 +245,7 @@ class Effects:
         state.failed[machinetype] = Creation(now.unix, machinetype, reason=reason)
         state.changes.say(f"create {machinetype}", f"{machinetype}: not created: {reason}", logging.WARNING)
         if begin >= state.started.boot:
-            statuses.set_error(state.dir, ErrorKind.CREATION, f"{machinetype}: {reason}")
+            state.creation_error, state.reported = f"{machinetype}: {reason}", False
 
     def _begin(self, slot: Slot, before: Phase) -> float:
         """Return when the creation was begun, in seconds since boot."""
@@ -353,7 +345,7 @@ class Effects:
         return self.state.written(
             f"finish {machine.uuid or machine.directory.name}",
             f"{machine.name}: its end can't be written",
-            lambda: finishing.finish(self.state.dir, machine, usage, now, watched=watched),
+            lambda: history.finish(self.state.dir, machine, usage, now, watched=watched),
         )
 
     def _remember_end(self, slot: Slot, taken: Step) -> None:
@@ -361,7 +353,7 @@ class Effects:
         end = slot_files.outcome(machine, machine.clock_step(self.state.clock.moment()))
         for key in [key for key in self.state.troubles if key.endswith(machine.uuid)]:
             self.state.trouble(key, None)
-        self.state.remember(end, machine.options.fizzle_seconds)
+        self.state.remember(end, machine.kind.fizzle_seconds)
         lived = end.ended_time - (end.started_time or end.ended_time)
         words = f"{end.message or 'no shutdown message'}, after {lived:.0f} s"
         if says_no_work(end.message):

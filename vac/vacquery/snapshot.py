@@ -21,7 +21,7 @@ from vac import __version__
 from vac.background import BackgroundWork, Outcome
 from vac.config.machinetype import Machinetype
 from vac.config.options import split_host_port
-from vac.host.facts import Measures, measure
+from vac.host.facts import measure
 from vac.host.filesystems import stamp_if_there
 from vac.logs import OnChange
 from vac.machines import machine as machines
@@ -165,14 +165,9 @@ def machinetype_status(
 
 
 def factory_status(
-    slots: Sequence[Slot],
-    status: Status,
-    host: Measures,
-    heartbeats: Mapping[str, int],
-    now: float,
-    program: str,
+    slots: Sequence[Slot], status: Status, host: Mapping[str, Any], now: float, program: str
 ) -> FactoryStatus:
-    """Return the answer about the factory, without starting machines. heartbeats: Unix seconds by role."""
+    """Return the answer about the factory, without starting machines. host: fields about the host and heartbeats."""
     running = [slot.machine for slot in slots if slot.machine and is_running(slot.machine, now)]
     guard = None if status.guard_name == "full" else status.guard  # all processors in use is no reason
     return FactoryStatus(
@@ -183,22 +178,7 @@ def factory_status(
         max_processors=status.total_processors,
         max_machines=status.total_processors,
         max_hs06=float(status.total_processors * status.hs06_per_processor),
-        root_disk_avail_kb=host.root_avail_kb,
-        root_disk_avail_inodes=host.root_avail_inodes,
-        daemon_disk_avail_kb=host.state_avail_kb,
-        daemon_disk_avail_inodes=host.state_avail_inodes,
-        load_average=host.load_average,
-        kernel_version=host.kernel_version,
-        os_issue=host.os_issue,
-        boot_time=host.boot_time,
-        factory_heartbeat_time=heartbeats.get("factory", 0),
-        responder_heartbeat_time=heartbeats.get("responder", 0),
-        mjf_heartbeat_time=heartbeats.get("mjf", 0),
-        metadata_heartbeat_time=heartbeats.get("metadata", 0),
-        swap_used_kb=host.swap_used_kb,
-        swap_free_kb=host.swap_free_kb,
-        mem_used_kb=host.memory_used_kb,
-        mem_total_kb=host.memory_total_kb,
+        **host,
         creation_blocked=untrusted(guard, LONGEST_GUARD) if guard else None,
     )
 
@@ -230,11 +210,12 @@ class SnapshotBuilder:
         self._before, self._slots = self._slots, {}
         slots = [self._slot(slot_name(status.factory, number)) for number in range(status.slots)]
         finishes = {facts.name: self._finish(facts.name) for facts in status.machinetypes}
-        roles = ("factory", "responder", "mjf", "metadata")
-        heartbeats = {role: int(self._state.heartbeat_time(role) or 0) for role in roles}
+        host = measure(self._state.root)
+        for role in ("factory", "responder", "mjf", "metadata"):
+            host[f"{role}_heartbeat_time"] = int(self._state.heartbeat_time(role) or 0)
         return Snapshot(
             status,
-            factory_status(slots, status, measure(self._state.root), heartbeats, now, self._program),
+            factory_status(slots, status, host, now, self._program),
             tuple(
                 machinetype_status(facts, slots, finishes[facts.name], status, now, self._program)
                 for facts in status.machinetypes
