@@ -139,7 +139,7 @@ class Contents:
                 self.report.warn(file, title, option, text)
 
 
-def find(paths: Sequence[Path] | None, report: Report) -> list[Path]:
+def _find(paths: Sequence[Path] | None, report: Report) -> list[Path]:
     """Return the files to read, in order: of a directory its *.conf by name. None: the default places.
 
     The default places may be missing; paths that are named explicitly must exist, and may be pipes.
@@ -175,7 +175,7 @@ def _worth_reading(path: Path, report: Report) -> bool:
 def read(paths: Sequence[Path] | None) -> Contents:
     """Read and merge all files. Never raises for what is in them or for what can't be read."""
     report = Report()
-    found = find(paths, report)
+    found = _find(paths, report)
     contents = Contents(files=tuple(map(str, found)), report=report)
     for path in found:
         try:
