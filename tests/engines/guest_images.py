@@ -65,7 +65,7 @@ poweroff -f
 """
 )
 """Runs what the metadata service gives as user_data, then powers off."""
-IDLE = PREAMBLE + ACPI + "while :; do sleep 3600; done\n"
+IDLE = PREAMBLE + ACPI + "say ready\nwhile :; do sleep 3600; done\n"
 """A guest that idles until the power button is pressed."""
 _SECTOR = bytes.fromhex(
     "FA 31C0 8ED8 FC"  # cli; xor ax, ax; mov ds, ax; cld
@@ -154,8 +154,9 @@ def halting_iso() -> Path:
         _make_iso(files, ["-b", "boot.bin"], target)
         with target.open("r+b") as disk:
             disk.write(sector)
+            disk.truncate(2**20)  # a BIOS boots from no disk that is smaller than one of its cylinders
 
-    return built("iso", files, make)
+    return built("halting.iso", files, make)
 
 
 def disk_qcow2(guest: Guest, partition: Path | None = None) -> Path:

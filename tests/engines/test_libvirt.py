@@ -201,8 +201,8 @@ def test_stopped_machines_shut_down_by_themselves_if_they_can(
     idle, deaf = boot_iso(Guest(IDLE)), halting_iso()
     images = {"polite": idle, "also": idle, "deaf": deaf, "paused": deaf, "hanging": deaf}
     specs = {name: machines.create(machines.spec(own_copy(engine, image))) for name, image in images.items()}
-    for spec in specs.values():
-        machines.wait_for_console(spec, "started")
+    for name, spec in specs.items():
+        machines.wait_for_console(spec, "ready" if images[name] is idle else "started")
     ended: list[str] = []
 
     def stop(name: str, spec: MachineSpec) -> None:
