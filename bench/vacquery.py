@@ -18,7 +18,7 @@ from vac.machines import status as statuses
 from vac.machines.layout import StateDir, slot_name
 from vac.machines.status import Status, TypeFacts
 from vac.vacquery.messages import QUERY_LIMIT, Kind, Query, encode_query
-from vac.vacquery.poll import Resolver, enlarge_buffer, poll
+from vac.vacquery.poll import Poll, Resolver, enlarge_buffer
 from vac.vacquery.responder import listen
 from vac.vacquery.responder import run as run_responder
 
@@ -75,14 +75,7 @@ def _compare(root: Path, slots: int, kind: Kind) -> None:
 
 def _polls(count: int, loss: float, port: int) -> None:
     results = [
-        poll(
-            factory_names(count),
-            Kind.MACHINETYPES,
-            SPACE,
-            names=LoopbackNames(),
-            port=port,
-            timeout=10.0,
-        )
+        Poll(Kind.MACHINETYPES, factory_names(count), SPACE, LoopbackNames(), port, 10.0).run()
         for _ in range(POLLS)
     ]
     times = " ".join(f"{result.seconds * 1000:.1f}" for result in results)

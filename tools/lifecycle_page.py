@@ -4,21 +4,30 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
+from collections.abc import Iterator
 from pathlib import Path
 
-from vac.lifecycle.phases import PHASES
-from vac.lifecycle.recovery import RECOVERIES
+from vac.lifecycle.phases import PHASES, RECOVERIES, SetAside
 from vac.lifecycle.table import TRANSITIONS, Ignored, Transition
 
 PAGE = Path(__file__).parents[1] / "docs" / "lifecycle.md"
 HEAD = """# A slot's life
 
-This page is generated from `vac/lifecycle/table.py` by `python -m tools.lifecycle_page`; a test keeps it true.
+`python -m tools.lifecycle_page` makes this page from `vac/lifecycle` (phases, table). A test keeps it true.
 
 A slot is always in one of these phases. Whatever may happen to it is a *stimulus*: an answer of the scheduler, the
 engine or the disk, a request, time. The table says for each phase and stimulus which phase comes next and which
-*effects* the factory carries out, in order. A listing of the engine counts only if it was asked for after the phase
-began. Durations are measured with a monotonic clock.
+*effects* the factory carries out, in order. Durations are measured with a monotonic clock.
+
+A listing of the engine counts only if it was asked for after the phase began. While `state_dir` or `factory_name` is in
+doubt, a machine's absence proves nothing. In phase Uncertain, a machine that is absent or half made, but has left
+something in its joboutputs, counts as *listed ended*.
+"""
+AFTER_THE_TABLE = """\
+* If slot file or directory can't be read, the slot is SetAside. Each cycle reads them again, by the same table.
+* If the slot file's directory is missing, the slot is Empty.
+* Of several machines without a slot file, the newest that has started and not finished gets the slot; for the others,
+  the slot file then names another.
 """
 
 
@@ -39,7 +48,16 @@ def _diagram() -> str:
             assert row.next is not None
             edges[phase.__name__, row.next.__name__].append(_words(stimulus.__name__))
     lines = [f"    {a} --> {b}: {', '.join(labels)}" for (a, b), labels in edges.items()]
-    return "\n".join(["```mermaid", "stateDiagram-v2", "    [*] --> Empty", *lines, "```", ""])
+    return "\n".join(["```mermaid", "stateDiagram-v2", *_starts(), *lines, "```", ""])
+
+
+def _starts() -> Iterator[str]:
+    """Yield the edges that load_slots() of machines/slots.py makes, when the factory starts and in each cycle."""
+    rebuilt = [phase for phase in PHASES if any(phase is known for _, known in RECOVERIES.values())]
+    for phase in (*rebuilt, SetAside):
+        yield f"    [*] --> {phase.__name__}: restart"
+    for phase in rebuilt:
+        yield f"    {SetAside.__name__} --> {phase.__name__}: files can be read"
 
 
 def _transitions() -> str:
@@ -69,7 +87,7 @@ def _recovery() -> str:
     rows = [
         "## After a start",
         "",
-        "The factory looks at every machine's directory. Phases are rebuilt from what is there:",
+        "What was left in `tmp/` is discarded. Phases are rebuilt from every machine's directory:",
         "",
         "| slot file | `started` | `finished` | what is done | phase |",
         "| --- | --- | --- | --- | --- |",
@@ -79,7 +97,7 @@ def _recovery() -> str:
         rows.append(
             f"| {slot_file.value} | {marks} | {recovery.value} | {phase.__name__ if phase else '–'} |"
         )
-    return "\n".join([*rows, ""])
+    return "\n".join([*rows, "", AFTER_THE_TABLE])
 
 
 def _first_line(phase: type) -> str:

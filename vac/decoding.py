@@ -20,7 +20,7 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple, TypeVar, cast
+from typing import Any, NoReturn, TypeVar, cast
 
 from vac.text import quoted
 
@@ -29,7 +29,6 @@ MOST_DEPTH = 32
 MOST_FLAWS = 100
 MOST_DIGITS = 30
 _BRACKETS = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*"?|[\[\]{}]', re.DOTALL)
-_SURROGATE = re.compile("[\ud800-\udfff]")
 _T = TypeVar("_T")
 _Read = Callable[[Any], Any]
 """Turns a JSON value into ours. Raises ValueError for one of another type."""
@@ -63,65 +62,26 @@ class Number(float):
     text: str
 
 
-class _BadNumber(NamedTuple):
-    """Placeholder for a number that isn't one."""
+def parse(content: bytes, most_bytes: int = MOST_BYTES, *, as_written: bool = False) -> Any:
+    """Return the content as JSON's own types. Raises BadJson, nothing else.
 
-    text: str
-
-
-class _Object(dict[str, Any]):
-    """A JSON object that remembers which keys were there twice."""
-
-    def __init__(self, pairs: list[tuple[str, Any]]) -> None:
-        super().__init__(pairs)
-        self.twice = [key for key, number in Counter(key for key, _ in pairs).items() if number > 1]
-
-
-def parse(
-    content: bytes | str,
-    most_bytes: int = MOST_BYTES,
-    *,
-    as_written: bool = False,
-) -> Any:
-    """Return the content as JSON's own types; numbers with a point as Number if as_written. Raises BadJson."""
+    as_written: whatever is read can be written again as it was, so that numbers with a point become Number and halves
+    of surrogate pairs are refused.
+    """
     if len(content) > most_bytes:
         raise BadJson(Flaw("$", f"is larger than {most_bytes} bytes"))
-    text = content if isinstance(content, str) else _decoded(content)
+    text = _decoded(content)
     if text.count("[") + text.count("{") > MOST_DEPTH:
         _check_depth(text)
-    suspicious: list[object] = []
-
-    def bad_number(written: str) -> _BadNumber:
-        suspicious.append(written)
-        return _BadNumber(written)
-
-    def integer(written: str) -> int | _BadNumber:
-        return int(written) if len(written) <= MOST_DIGITS else bad_number(written)
-
-    def number(written: str) -> float | _BadNumber:
-        value = Number(written) if as_written else float(written)
-        if isinstance(value, Number):
-            value.text = written
-        return value if math.isfinite(value) else bad_number(written)
-
-    def mapping(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        found = dict(pairs)
-        if len(found) == len(pairs):
-            return found
-        suspicious.append(pairs)
-        return _Object(pairs)
-
     try:
-        tree = json.loads(
-            text, object_pairs_hook=mapping, parse_int=integer, parse_float=number, parse_constant=bad_number
-        )
+        tree = (_AS_WRITTEN if as_written else _DECODER).decode(text)
+        if as_written:
+            json.dumps(tree, ensure_ascii=False).encode()
     except json.JSONDecodeError as error:
         what = "is empty" if not text.strip() else f"is not JSON: {error.msg}"
         raise BadJson(Flaw("$", f"{what} (line {error.lineno}, column {error.colno})")) from None
-    if suspicious or "\\u" in text or _SURROGATE.search(text):
-        flaws = first(_value_flaws(tree, "$"))
-        if flaws:
-            raise BadJson(*flaws)
+    except UnicodeEncodeError:
+        raise BadJson(Flaw("$", "holds half a surrogate pair, which is no text")) from None
     return tree
 
 
@@ -142,7 +102,7 @@ def step(key: str) -> str:
 def kind_of(value: Any) -> str:
     """Name the kind of a JSON value."""
     kinds = {bool: "true or false", str: "a text", list: "a list", type(None): "null", dict: "an object"}
-    return kinds.get(type(value), "an object" if isinstance(value, dict) else "a number")
+    return kinds.get(type(value), "a number")
 
 
 def shown(value: Any) -> str:
@@ -172,19 +132,39 @@ def _check_depth(text: str) -> None:
             raise BadJson(Flaw("$", f"is nested more than {MOST_DEPTH} levels deep"))
 
 
-def _value_flaws(value: Any, path: str) -> Iterator[Flaw]:
-    if isinstance(value, _BadNumber):
-        yield Flaw(path, f"{quoted(value.text)} is not a number of JSON's, or too long a one")
-    elif isinstance(value, str) and _SURROGATE.search(value):
-        yield Flaw(path, "holds half a surrogate pair, which is no text")
-    elif isinstance(value, list):
-        for number, each in enumerate(value):
-            yield from _value_flaws(each, f"{path}[{number}]")
-    elif isinstance(value, dict):
-        for key in value.twice if isinstance(value, _Object) else ():
-            yield Flaw(path + step(key), "is there twice")
-        for key, each in value.items():
-            yield from _value_flaws(each, path + step(key))
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        twice = next(key for key, number in Counter(key for key, _ in pairs).items() if number > 1)
+        raise BadJson(Flaw("$", f"{quoted(twice)} is there twice in an object"))
+    return found
+
+
+def _whole(written: str) -> int:
+    return int(written) if len(written) <= MOST_DIGITS else _refuse(written)
+
+
+def _number(written: str) -> float:
+    value = float(written)
+    return value if math.isfinite(value) else _refuse(written)
+
+
+def _number_as_written(written: str) -> Number:
+    value = Number(_number(written))
+    value.text = written
+    return value
+
+
+def _refuse(written: str) -> NoReturn:
+    raise BadJson(Flaw("$", f"{quoted(written)} is not a number of JSON's, or too long a one"))
+
+
+_DECODER = json.JSONDecoder(
+    object_pairs_hook=_object, parse_int=_whole, parse_float=_number, parse_constant=_refuse
+)
+_AS_WRITTEN = json.JSONDecoder(
+    object_pairs_hook=_object, parse_int=_whole, parse_float=_number_as_written, parse_constant=_refuse
+)
 
 
 def filled(stand_in: _T, value: object) -> _T:

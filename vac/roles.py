@@ -45,7 +45,7 @@ EXIT_TO_RESTART = 79
 
 _WAITRESS = "python3-waitress, or pip install 'vac-factory[vms]'"
 ROLES = (
-    Role("factory", "vac.factory", must_be_ready=True, stuck_seconds=600),
+    Role("factory", "vac.factory.process", must_be_ready=True, stuck_seconds=600),
     Role("responder", "vac.vacquery.responder"),
     Role("metadata", "vac.web.metadata", on_demand=True, packages=_WAITRESS),
     Role("mjf", "vac.web.mjf", on_demand=True, packages=_WAITRESS),

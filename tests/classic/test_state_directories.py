@@ -14,7 +14,7 @@ import pytest
 from tests.space.classic_factory import State, answers
 from tests.unit.state_dirs import at, contents, machinetype_of, new_machine, new_state, settings_of
 from tests.unit.vacquery.recorded import FACTORY, NOW, SPACE, make_state, messages
-from vac.accounting.finishing import finish
+from vac.accounting.history import finish
 from vac.drivers.base import Usage
 from vac.machines.machine import lower_shutdown_time, mark_started, renew_heartbeat
 from vac.machines.outputs import shutdown_message

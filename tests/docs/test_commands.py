@@ -22,7 +22,7 @@ from tests.unit.state_dirs import new_machine, new_state
 from tests.waiting import wait_for
 from vac import daemon as vacd
 from vac.accounting import gocdb
-from vac.accounting.finishing import finish
+from vac.accounting.history import finish
 from vac.cli import check_vacd
 from vac.cli.main import COMMANDS, command_parser, main
 from vac.clock import Moment

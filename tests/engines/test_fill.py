@@ -16,7 +16,7 @@ import pytest
 
 from tests.engines.factory_fixture import FactorySite, Kind, Life, factory_site, replacements
 from vac.factory.loop import CYCLE_SECONDS
-from vac.scheduling.ramp import STEP_SECONDS
+from vac.scheduling.decide import STEP_SECONDS
 
 pytestmark = pytest.mark.engine
 

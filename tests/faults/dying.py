@@ -1,7 +1,7 @@
 """vacd that is killed by SIGKILL when it comes to a certain step for the first time.
 
-The step is in the environment: one of vac.machines.files' checkpoints or `before` or `after` and a driver's call,
-then a pattern for the path, such as `rename */finished` or `after create .`.
+The step is in the environment: one of tests/steps.py, or `before` or `after` and a driver's call; then a pattern for
+the path, such as `rename */finished` or `after create .`.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ import sys
 from pathlib import Path
 from typing import Any, Callable
 
+from tests.steps import at_files
 from vac.daemon import main
 from vac.drivers.processes.process_driver import ProcessDriver
-from vac.machines import files
 
 STEP = "VAC_TEST_STEP"
 CALLS = ("create", "stop", "destroy")
@@ -43,7 +43,7 @@ def between(name: str, call: Callable[..., None]) -> Callable[..., None]:
 
 
 if __name__ == "__main__":
-    files.checkpoint = checkpoint
+    at_files(setattr, checkpoint)
     for each in CALLS:
         setattr(ProcessDriver, each, between(each, getattr(ProcessDriver, each)))
     sys.exit(main())

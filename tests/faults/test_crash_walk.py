@@ -1,6 +1,6 @@
 """The factory killed at every step of a machine's life and started again: nothing is lost, doubled, orphaned.
 
-A first run of each life counts its steps: the gaps between any two effects of the table, each checkpoint of
+A first run of each life counts its steps: the gaps between any two effects of the table, each step of
 vac.machines.files, and each engine call before and after it has its effect. Then the life is lived once for each step,
 and the factory dies there.
 """
@@ -20,11 +20,10 @@ import pytest
 
 from tests.fake_driver import FakeMachine, Script
 from tests.simulated import World, one_type, simulate_host
+from tests.steps import at_effects, at_files
 from vac.accounting.records import day_name
 from vac.config.machinetype import Machinetype
 from vac.drivers.base import MachineSpec
-from vac.factory import effects
-from vac.machines import files
 
 FIZZLE_SECONDS = 100
 LIFETIME_SECONDS = 190
@@ -277,8 +276,8 @@ class Walk:
 def killer(monkeypatch: pytest.MonkeyPatch) -> Killer:
     killer = Killer()
     simulate_host(monkeypatch)
-    monkeypatch.setattr(files, "checkpoint", killer.step)
-    monkeypatch.setattr(effects, "checkpoint", lambda slot, effect: killer.step(effect.value, slot.name))
+    at_files(monkeypatch.setattr, killer.step)
+    at_effects(monkeypatch.setattr, killer.step)
     return killer
 
 

@@ -8,12 +8,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import pytest
+
+from tests.steps import at_files
 from vac.clock import Moment
 from vac.config.machinetype import Machinetype
 from vac.config.settings import Settings
 from vac.drivers.base import Usage
 from vac.lifecycle.phases import PendingCreation
-from vac.machines import files
 from vac.machines.creation import Access, create
 from vac.machines.layout import StateDir
 from vac.machines.machine import Machine, mark_started, renew_heartbeat
@@ -110,12 +112,10 @@ def contents(root: Path) -> dict[str, bytes]:
 
 @contextmanager
 def checkpoints(function: Any) -> Iterator[None]:
-    """Calls function(step, path) at every checkpoint inside."""
-    before, files.checkpoint = files.checkpoint, function
-    try:
+    """Calls function(step, path) at every step inside."""
+    with pytest.MonkeyPatch.context() as patch:
+        at_files(patch.setattr, function)
         yield
-    finally:
-        files.checkpoint = before
 
 
 def classic_state(path: Path) -> StateDir:

@@ -34,25 +34,25 @@ DAY_NAME = re.compile(r"[0-9]{8}")
 def job_record(machine: Machine) -> str:
     """Return the record of a machine that started and has ended, from its stored files alone."""
     assert machine.started_time is not None
-    options = machine.options
+    settings = machine.settings
     start, end = int(machine.started_time), int(end_time(machine))
-    allocated_kib = options.mb_per_processor * machine.processors * _KIB
+    allocated_kib = settings.mb_per_processor * machine.processors * _KIB
     peak_bytes = machine.peak_memory_bytes
     real_kib = peak_bytes // _KIB if peak_bytes else allocated_kib
-    known = ((HEPSCORE23, options.hepscore23_per_processor), (HS06, options.hs06_per_processor))
+    known = ((HEPSCORE23, settings.hepscore23_per_processor), (HS06, settings.hs06_per_processor))
     levels = [(name, decimal(level)) for name, level in known if level] or [(HS06, decimal(1.0))]
-    if options.apel_record_version == "0.3":  # which takes one benchmark
+    if settings.apel_record_version == "0.3":  # which takes one benchmark
         level_lines = [f"ServiceLevelType: {levels[0][0]}", f"ServiceLevel: {levels[0][1]}"]
     else:
         level_lines = ["ServiceLevel: {" + ", ".join(f"{name}: {level}" for name, level in levels) + "}"]
     lines = [
-        f"{JOB_HEADER}{options.apel_record_version}",
-        f"Site: {options.site}",
-        f"SubmitHost: {options.vac_space}/vac-{options.factory_name}",
+        f"{JOB_HEADER}{settings.apel_record_version}",
+        f"Site: {settings.site}",
+        f"SubmitHost: {settings.vac_space}/vac-{settings.factory_name}",
         f"LocalJobId: {identity(machine)}",
-        f"LocalUserId: {options.factory_name}",
+        f"LocalUserId: {settings.factory_name}",
         f"Queue: {machine.machinetype[:_LONGEST_QUEUE]}",
-        "GlobalUserName: " + "".join(f"/DC={part}" for part in reversed(options.vac_space.split("."))),
+        "GlobalUserName: " + "".join(f"/DC={part}" for part in reversed(settings.vac_space.split("."))),
         *([f"FQAN: {machine.fqan}"] if machine.fqan else []),
         f"WallDuration: {end - start}",
         f"CpuDuration: {int(machine.cpu_seconds)}",

@@ -116,7 +116,7 @@ def run_gocdb(arguments: argparse.Namespace) -> None:
     if not (settings.gocdb_sitename and settings.gocdb_cert_file and settings.gocdb_key_file):
         print("Nothing is published: that takes gocdb_sitename, gocdb_cert_file and gocdb_key_file")
         return
-    result = prepare(settings, Kind.FACTORIES).ask("vac-gocdb")
+    result = prepare(settings, Kind.FACTORIES, client="vac-gocdb").run()
     answered = {
         factory: gocdb.Capacity(one.status.max_processors, one.status.max_machines, one.status.max_hs06)
         for factory, answers in result.answers.items()

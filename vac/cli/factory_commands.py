@@ -15,20 +15,20 @@ from vac.accounting.history import Ended
 from vac.cli import common
 from vac.cli.common import CommandFailed
 from vac.cli.machine_commands import in_slot
-from vac.cli.space_commands import Query, prepare
+from vac.cli.space_commands import prepare
 from vac.clock import Clock
 from vac.config.settings import Settings
 from vac.machines import requests
 from vac.machines import status as statuses
 from vac.machines.layout import StateDir, disk_problem
 from vac.machines.slots import read_slots
-from vac.machines.status import Status
+from vac.machines.status import STALE_SECONDS, Status
 from vac.roles import crash_loop
 from vac.text import duration, escaped, local_time
 from vac.vacquery.messages import FactoryStatus, Kind, Reason
+from vac.vacquery.poll import Poll
 from vac.vacquery.responder import dropped_as, read_counters
 
-STALE_SECONDS = 180.0
 RECENT_SECONDS = 6 * 3600.0
 """So long `vac why` shows a failed machine though later ones of its type have ended well."""
 _LOOK_SECONDS = 1.0
@@ -112,10 +112,10 @@ def _drain_and_reboot(arguments: argparse.Namespace, settings: Settings, state: 
     if requests.running(state) is None:
         raise CommandFailed(f"vac drain: no factory runs on {state.root}, which could tell the others")
     alone = all(factory == name for factory in settings.factories)
-    query = None if alone else prepare(settings, Kind.FACTORIES, [*settings.factories, name])
+    poll = None if alone else prepare(settings, Kind.FACTORIES, [*settings.factories, name])
     reason = f"{REASON}: {arguments.reason}" if arguments.reason else REASON
     order = requests.Drain(time.time(), None, reason, Clock().boot_id)
-    if not _take_turn(state, name, order, query, arguments.at_most):
+    if not _take_turn(state, name, order, poll, arguments.at_most):
         raise CommandFailed("vac drain: the factory doesn't report that it drains; see `vac why`")
     print(f"{name} drains, to be rebooted", flush=True)
     _wait_until_empty(state, name, order)
@@ -124,17 +124,17 @@ def _drain_and_reboot(arguments: argparse.Namespace, settings: Settings, state: 
         raise CommandFailed(f"vac drain: {' '.join(REBOOT)} has failed", code)
 
 
-def _take_turn(state: StateDir, name: str, order: requests.Drain, query: Query | None, at_most: int) -> bool:
+def _take_turn(state: StateDir, name: str, order: requests.Drain, poll: Poll | None, at_most: int) -> bool:
     """Return once this factory drains and fewer than at_most others are away; False if its factory doesn't react."""
     before = requests.draining(state, time.time())
     said = ""
     while True:
-        away = _away(query, name)
+        away = _away(poll, name)
         if len(away) < at_most:
             requests.drain(state, order)
             wake(state)
-            told = _drain_is_reported(state, name, order, query)
-            away = _away(query, name)
+            told = _drain_is_reported(state, name, order, poll)
+            away = _away(poll, name)
             if told and len(away) < at_most:
                 return True
             if before is None or before.boot_id:
@@ -151,11 +151,11 @@ def _take_turn(state: StateDir, name: str, order: requests.Drain, query: Query |
         time.sleep(random.uniform(*_PAUSE_SECONDS))
 
 
-def _away(query: Query | None, but: str = "") -> dict[str, str]:
+def _away(poll: Poll | None, but: str = "") -> dict[str, str]:
     """Return the factories but this one that are being rebooted or don't answer, as they do meanwhile, and why."""
-    if query is None:
+    if poll is None:
         return {}
-    result = query.ask()
+    result = poll.run()
     away = dict.fromkeys(result.missing, "doesn't answer")
     for factory, answers in result.answers.items():
         for status in (answer.status for answer in answers):
@@ -165,7 +165,7 @@ def _away(query: Query | None, but: str = "") -> dict[str, str]:
     return away
 
 
-def _drain_is_reported(state: StateDir, name: str, order: requests.Drain, query: Query | None) -> bool:
+def _drain_is_reported(state: StateDir, name: str, order: requests.Drain, poll: Poll | None) -> bool:
     """Wait until the factory drains by this order and its answers say so; False if they don't.
 
     Only then are others asked: of two factories at once, the later one to ask sees the other.
@@ -174,7 +174,7 @@ def _drain_is_reported(state: StateDir, name: str, order: requests.Drain, query:
     while time.monotonic() < end:
         status = statuses.read(state)
         drains = status is not None and status.drain == order and order.reason in (status.guard or "")
-        if drains and (query is None or _away(query).get(name) == AWAY):
+        if drains and (poll is None or _away(poll).get(name) == AWAY):
             return True
         time.sleep(0.2)
     return False

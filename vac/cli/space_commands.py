@@ -14,7 +14,7 @@ import socket
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 from vac.cli import common
@@ -24,8 +24,7 @@ from vac.config.settings import Settings
 from vac.machines.layout import StateDir
 from vac.text import duration, printable
 from vac.vacquery.messages import FactoryStatus, Kind, MachineStatus, MachinetypeStatus
-from vac.vacquery.poll import PollResult, Resolver, poll
-from vac.vacquery.signed_json import read_key
+from vac.vacquery.poll import Poll, PollResult, Resolver
 
 WATCH_SECONDS = 5.0
 REFUSED_SECONDS = 0.2
@@ -51,34 +50,6 @@ _SORT_KEYS: dict[Kind, dict[str, Callable[[Any], Any]]] = {
         "processors": lambda status: -status.running_processors,
     },
 }
-
-
-@dataclass(frozen=True)
-class Query:
-    """A question to the space, ready to be asked."""
-
-    kind: Kind
-    settings: Settings
-    factories: tuple[str, ...]
-    space: str
-    timeout: float
-    key: bytes | None
-    names: Resolver
-
-    def ask(self, client: str = "vac-command") -> PollResult:
-        """Poll the factories as this client."""
-        if not self.factories:
-            return PollResult({}, frozenset(), (), frozenset(), {}, 0.0)
-        return poll(
-            self.factories,
-            self.kind,
-            self.space,
-            names=self.names,
-            port=self.settings.vacquery_port,
-            timeout=self.timeout,
-            key=self.key,
-            client=client,
-        )
 
 
 def add_arguments(parser: argparse.ArgumentParser, name: str) -> None:
@@ -111,22 +82,22 @@ def run(arguments: argparse.Namespace) -> int:
     """Ask and print, once or again and again. Return 1 if no factory answered or could be asked."""
     settings, space, timeout = common.settings(arguments), arguments.space, arguments.timeout
     try:
-        query = prepare(settings, arguments.kind, arguments.factories, space, timeout)
+        poll = prepare(settings, arguments.kind, arguments.factories, space, timeout)
     except PermissionError:
         raise
     except OSError as error:
         raise CommandFailed(f"vac: {error}") from None
     if problem := _reason_of_own_silence(settings):
         print(f"vac: {problem}", file=sys.stderr)
-        others = tuple(name for name in query.factories if name != settings.factory_name)
-        query = replace(query, factories=others)
+        others = [name for name in poll.factories if name != settings.factory_name]
+        poll = replace(poll, factories=others)
     if not arguments.watch:
-        return _ask_and_show(arguments, query)
+        return _ask_and_show(arguments, settings, poll)
     try:
         while True:
             if sys.stdout.isatty():
                 print(_CLEAR, end="")
-            _ask_and_show(arguments, query)
+            _ask_and_show(arguments, settings, poll)
             sys.stdout.flush()
             time.sleep(arguments.watch)
     except KeyboardInterrupt:
@@ -166,9 +137,9 @@ def prepare(
     factories: Iterable[str] = (),
     space: str | None = None,
     timeout: float | None = None,
-    names: Resolver | None = None,
-) -> Query:
-    """Return a query to these factories (or all) of this space (or the configured one). Raises OSError for the key.
+    client: str = "vac-command",
+) -> Poll:
+    """Return the poll of these factories (or all) of this space (or the configured one). Raises OSError for the key.
 
     Of factories' names, `.` is this one, and a bare name gets this one's domain.
     """
@@ -176,20 +147,13 @@ def prepare(
     domain = own.partition(".")[2]
     full = (own if name == "." else name.lower() for name in factories)
     chosen = tuple(name if "." in name or not domain else f"{name}.{domain}" for name in full)
-    return Query(
-        kind,
-        settings,
-        chosen or settings.factories,
-        space or settings.vac_space,
-        timeout or settings.udp_timeout_seconds,
-        read_key(settings.vacquery_key_file),
-        names or Resolver(own),
-    )
+    poll = Poll.configured(settings, kind, Resolver(own), chosen or settings.factories, client)
+    return replace(poll, space=space or poll.space, timeout=timeout or poll.timeout)
 
 
-def _ask_and_show(arguments: argparse.Namespace, query: Query) -> int:
+def _ask_and_show(arguments: argparse.Namespace, settings: Settings, poll: Poll) -> int:
     """Print the answers, and as errors which factories didn't answer. Return 1 if none did, else 0."""
-    result, kind, name = query.ask(), query.kind, arguments.name
+    result, kind, name = poll.run(), poll.kind, arguments.name
     answers = [answer for factory in sorted(result.answers) for answer in result.answers[factory]]
     wanted = [one for one in answers if name in (None, getattr(one.status, "machinetype", name))]
     if arguments.state:
@@ -203,7 +167,7 @@ def _ask_and_show(arguments: argparse.Namespace, query: Query) -> int:
     else:
         for row in _rows(kind, name, [answer.status for answer in wanted]):
             print(row)
-    for line in problems(query, result):
+    for line in problems(poll, result):
         print(f"vac: {line}", file=sys.stderr)
     known = {answer.status.machinetype for answer in answers if isinstance(answer.status, MachinetypeStatus)}
     unknown = bool(known) and name not in (None, *known)
@@ -212,7 +176,7 @@ def _ask_and_show(arguments: argparse.Namespace, query: Query) -> int:
         print(f"vac: no factory has a machinetype {name}; there are: {names}", file=sys.stderr)
     if not arguments.json:
         told = (
-            _failures_here(arguments, query)
+            _failures_here(arguments, settings)
             if kind is Kind.MACHINETYPES
             else blocked_factories(result, time.time())
         )
@@ -234,7 +198,7 @@ def _rows(kind: Kind, name: str | None, statuses: Sequence[Any]) -> list[str]:
     return _type_rows(statuses, colour) if name is None else machinetype_rows(statuses, colour)
 
 
-def problems(query: Query, result: PollResult) -> list[str]:
+def problems(poll: Poll, result: PollResult) -> list[str]:
     """Say which factories didn't answer in full, and if none did, the likely causes."""
     lines = []
     silent = False
@@ -247,21 +211,21 @@ def problems(query: Query, result: PollResult) -> list[str]:
             lines.append(f"{factory}: only a part of its answer arrived")
         else:
             silent = True
-            addresses = ", ".join(query.names.known(factory))
-            lines.append(f"{factory} ({addresses}): no answer within {query.timeout:g} s")
+            addresses = ", ".join(poll.names.known(factory))
+            lines.append(f"{factory} ({addresses}): no answer within {poll.timeout:g} s")
     if result.dropped:
         counts = ", ".join(f"{count} {reason.value}" for reason, count in result.dropped.items())
         lines.append(f"datagrams that came and were not used: {counts}")
     if silent and not result.answers:
         lines += [
-            f"A factory answers queries about its own space only ({query.space} was asked for);",
+            f"A factory answers queries about its own space only ({poll.space} was asked for);",
             f"it {UNTRUSTING};",
             "and it answers its space's factories, its own host and the networks of its vacquery_allow",
             "(without that, those directly connected to it). If this host is elsewhere, run vac on a factory,",
             "or have this network added to vacquery_allow. Otherwise see whether vacd runs there, and whether",
-            f"UDP port {query.settings.vacquery_port} is open.",
+            f"UDP port {poll.port} is open.",
         ]
-    elif silent and query.key is not None:
+    elif silent and poll.key is not None:
         lines.append(f"A factory {UNTRUSTING}.")
     return lines
 
@@ -278,11 +242,11 @@ def blocked_factories(result: PollResult, now: float) -> Iterator[str]:
                     yield printable(f"{factory}: nothing is created: {status.creation_blocked}")
 
 
-def _failures_here(arguments: argparse.Namespace, query: Query) -> Iterator[str]:
+def _failures_here(arguments: argparse.Namespace, settings: Settings) -> Iterator[str]:
     """Yield failures of this factory's creations and pipes, if it is among those asked and they can be read."""
     from vac.machines import status as statuses
 
-    status = statuses.read(StateDir(query.settings.state_dir))
+    status = statuses.read(StateDir(settings.state_dir))
     if status is None or arguments.factories or arguments.space not in (None, status.space):
         return
     name = arguments.name

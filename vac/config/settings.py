@@ -28,6 +28,7 @@ class Settings:
         "name of the space, like a host name; also the virtual CE's name",
         required=True,
         sample="vac01.example.org",
+        retained=True,
     )
     description: str = option(
         Kind.TEXT,
@@ -49,6 +50,7 @@ class Settings:
         "name of this factory, fully qualified; lets several share one host",
         default_doc="the kernel's host name",
         sample="vac-01.example.org",
+        retained=True,
     )
     state_dir: Path = option(Kind.PATH, Path("/var/lib/vac"), "directory of everything that Vac writes")
     udp_timeout_seconds: float = option(
@@ -69,13 +71,29 @@ class Settings:
         sample="/etc/vac-space.key",
     )
     mb_per_processor: int = option(
-        Kind.INTEGER, 2048, "memory of a machine per processor, MiB", least=1, old=("mb_per_cpu",)
+        Kind.INTEGER,
+        2048,
+        "memory of a machine per processor, MiB",
+        least=1,
+        old=("mb_per_cpu",),
+        retained=True,
     )
     hs06_per_processor: float | None = option(
-        Kind.NUMBER, None, "HS06 of one processor", least=0.001, old=("hs06_per_cpu",), sample="10.5"
+        Kind.NUMBER,
+        None,
+        "HS06 of one processor",
+        least=0.001,
+        old=("hs06_per_cpu",),
+        sample="10.5",
+        retained=True,
     )
     hepscore23_per_processor: float | None = option(
-        Kind.NUMBER, None, "HEPscore23 of one processor; then used for accounting", least=0.001, sample="10.5"
+        Kind.NUMBER,
+        None,
+        "HEPscore23 of one processor; then used for accounting",
+        least=0.001,
+        sample="10.5",
+        retained=True,
     )
     processors_per_superslot: int = option(
         Kind.INTEGER,
@@ -203,13 +221,14 @@ class Settings:
     )
     root_public_key: Path = option(Kind.PATH, Path("/root/.ssh/id_rsa.pub"), "ssh key offered to VMs")
     gocdb_sitename: str | None = option(
-        Kind.NAME, None, "site's name in GOCDB, for accounting", sample="EXAMPLE-SITE"
+        Kind.NAME, None, "site's name in GOCDB, for accounting", sample="EXAMPLE-SITE", retained=True
     )
     apel_record_version: str = option(
         Kind.CHOICE,
         "0.3",
         "version of APEL job records; 0.4 has HS06 and HEPscore23, if both are configured",
         choices=("0.3", "0.4"),
+        retained=True,
     )
     gocdb_cert_file: Path | None = option(
         Kind.PATH,

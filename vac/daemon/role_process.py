@@ -7,6 +7,7 @@ arrive through a pipe (signal.set_wakeup_fd) in a thread of their own, even whil
 
 from __future__ import annotations
 
+import contextlib
 import faulthandler
 import importlib
 import logging
@@ -44,10 +45,8 @@ GONE = b""
 
 
 def link_pair() -> tuple[socket.socket, socket.socket]:
-    """Return the supervisor's end, which never blocks, and the role's end. Message boundaries are kept."""
-    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    ours.setblocking(False)
-    return ours, theirs
+    """Return the supervisor's end and the role's. Neither blocks, and message boundaries are kept."""
+    return socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_NONBLOCK)
 
 
 def inherited(environ: MutableMapping[str, str], variable: str = LINK_VARIABLE) -> socket.socket | None:
@@ -62,13 +61,8 @@ def inherited(environ: MutableMapping[str, str], variable: str = LINK_VARIABLE) 
 
 def send(link: socket.socket, message: bytes, descriptor: int | None = None) -> None:
     """Send without waiting. The message is lost if the other side has ended or reads too slowly."""
-    ancillary = []
-    if descriptor is not None:
-        ancillary.append((socket.SOL_SOCKET, socket.SCM_RIGHTS, struct.pack("i", descriptor)))
-    try:
-        link.sendmsg([message], ancillary, socket.MSG_DONTWAIT)
-    except (BlockingIOError, ConnectionError):
-        return
+    with contextlib.suppress(BlockingIOError, ConnectionError):
+        socket.send_fds(link, [message], [] if descriptor is None else [descriptor])
 
 
 def receive(link: socket.socket) -> tuple[bytes, int | None]:
@@ -78,10 +72,7 @@ def receive(link: socket.socket) -> tuple[bytes, int | None]:
         message, ancillary, _, _ = link.recvmsg(LONGEST, room, socket.MSG_CMSG_CLOEXEC)
     except (BlockingIOError, ConnectionError):
         return GONE, None
-    if not ancillary:
-        return message, None
-    (descriptor,) = struct.unpack("i", ancillary[0][2])
-    return message, descriptor
+    return message, struct.unpack("i", ancillary[0][2])[0] if ancillary else None
 
 
 def is_renamed(log_file: Path, opened: os.stat_result) -> bool:

@@ -13,6 +13,7 @@ import time
 from collections.abc import MutableMapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import BinaryIO
 
 import vac
 from vac import logs
@@ -69,34 +70,34 @@ def describe_end(wait_status: int) -> str:
 
 
 def spawn(
-    command: Sequence[str], log_descriptor: int | None, listening: socket.socket | None = None
+    command: Sequence[str], log: BinaryIO | None, listening: socket.socket | None
 ) -> tuple[int, socket.socket]:
     """Start a role's process. Return its number, for os.waitpid, and our end of the link.
 
     It gets its own session, so that Ctrl-C on a terminal reaches the supervisor alone, and starts in the directory of
-    the package, where `-m` looks first. log_descriptor: its standard output and error. Raises OSError.
+    the package, where `-m` looks first. log: its standard output and error. Raises OSError.
     """
-    environment = {name: value for name, value in os.environ.items() if name not in NOTIFY_VARIABLES}
     ours, theirs = role_process.link_pair()
-    try:
-        environment[role_process.LINK_VARIABLE] = str(theirs.fileno())
-        if listening is not None:
-            environment[role_process.LISTENING_VARIABLE] = str(listening.fileno())
-        process = subprocess.Popen(
-            command,
-            stdin=subprocess.DEVNULL,
-            stdout=log_descriptor,
-            stderr=log_descriptor,
-            cwd=PACKAGE_ROOT,
-            env=environment,
-            pass_fds=[theirs.fileno(), *([] if listening is None else [listening.fileno()])],
-            start_new_session=True,
-        )
-    except OSError:
-        ours.close()
-        raise
-    finally:
-        theirs.close()
+    passed = {role_process.LINK_VARIABLE: theirs.fileno()}
+    if listening is not None:
+        passed[role_process.LISTENING_VARIABLE] = listening.fileno()
+    environment = {name: value for name, value in os.environ.items() if name not in NOTIFY_VARIABLES}
+    environment.update({name: str(descriptor) for name, descriptor in passed.items()})
+    with theirs:
+        try:
+            process = subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                cwd=PACKAGE_ROOT,
+                env=environment,
+                pass_fds=list(passed.values()),
+                start_new_session=True,
+            )
+        except OSError:
+            ours.close()
+            raise
     process.returncode = 0  # the supervisor reaps it, not Popen
     return process.pid, ours
 
@@ -189,13 +190,10 @@ class RoleSupervisor:
         """Start a process; None if that fails, to be retried later."""
         self._hold()
         try:
-            log_descriptor = None if log_file is None else logs.open_file(log_file)
-            self.log_opened = None if log_descriptor is None else os.fstat(log_descriptor)
-            try:
-                pid, link = spawn(command, log_descriptor, self.listening)
-            finally:
-                if log_descriptor is not None:
-                    os.close(log_descriptor)
+            with contextlib.ExitStack() as opened:
+                log = None if log_file is None else opened.enter_context(log_file.open("ab"))
+                self.log_opened = None if log is None else os.fstat(log.fileno())
+                pid, link = spawn(command, log, self.listening)
         except OSError as error:
             self.failures.append(time.time())
             self._pause(0.0, f"can't be started: {error}", now)

@@ -15,7 +15,6 @@ import selectors
 import signal
 import socket
 import time
-from array import array
 from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -45,12 +44,12 @@ class Notifier:
         """Send `NAME=value` lines, and descriptors to be stored. Failures are logged."""
         if self.address is None:
             return
-        ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array("i", descriptors))] if descriptors else []
         address = "\0" + self.address[1:] if self.address.startswith("@") else self.address
         trouble = None
         try:
             with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK) as sender:
-                sender.sendmsg(["\n".join(assignments).encode()], ancillary, 0, address)
+                sender.connect(address)
+                socket.send_fds(sender, ["\n".join(assignments).encode()], descriptors)
         except OSError as error:
             trouble = f"can't notify the service manager at {self.address}: {error}"
         self._trouble.tell(self.address, trouble)
@@ -65,13 +64,11 @@ def notifier_from(environ: Mapping[str, str], pid: int) -> Notifier:
     return Notifier(address, int(microseconds) / 1e6 if enabled else None)
 
 
-def stored_name(address: str) -> str:
-    """Return an address as the manager allows it in FDNAME."""
-    return address.replace(":", "|")
-
-
 def stored_sockets(environ: MutableMapping[str, str], pid: int) -> dict[str, socket.socket]:
-    """Return the sockets that the manager kept during a restart, by address; see sd_listen_fds(3)."""
+    """Return the sockets that the manager kept during a restart, by address; see sd_listen_fds(3).
+
+    Their names have `|` in place of `:`, which the manager doesn't allow.
+    """
     mine = environ.pop("LISTEN_PID", "") == str(pid)
     names = environ.pop("LISTEN_FDNAMES", "").split(":")
     number = environ.pop("LISTEN_FDS", "")
@@ -99,8 +96,8 @@ class Supervisor:
         self._log_dir = log_dir
         self._timing = timing
         self._roles = [RoleSupervisor(role, timing, stored) for role in roles]
-        self._held: dict[str, dict[str, socket.socket]] = {}
-        """Sockets by role and address."""
+        self._stored: dict[str, str] = {}
+        """By role, the address of its socket that the service manager keeps, if any."""
         self._selector = selectors.DefaultSelector()
         self._signals = signal_pipe(*STOPPING, signal.SIGHUP, signal.SIGUSR1, signal.SIGCHLD)
         self._stopping = False
@@ -139,17 +136,15 @@ class Supervisor:
 
     def _store_socket(self, one: RoleSupervisor) -> None:
         """Let the service manager keep a role's socket while vacd is restarted."""
-        held = {} if one.listening is None else {one.address: one.listening}
-        before = self._held.get(one.role.name, {})
-        if held == before:
+        name = "" if one.listening is None else one.address.replace(":", "|")
+        before = self._stored.get(one.role.name, "")
+        if name == before:
             return
-        self._held[one.role.name] = held
-        for address in before:
-            self._notifier.send("FDSTOREREMOVE=1", f"FDNAME={stored_name(address)}")
-        for address, listening in held.items():
-            self._notifier.send(
-                "FDSTORE=1", f"FDNAME={stored_name(address)}", descriptors=[listening.fileno()]
-            )
+        self._stored[one.role.name] = name
+        if before:
+            self._notifier.send("FDSTOREREMOVE=1", f"FDNAME={before}")
+        if one.listening is not None:
+            self._notifier.send("FDSTORE=1", f"FDNAME={name}", descriptors=[one.listening.fileno()])
 
     def _attend(self, one: RoleSupervisor, now: float) -> None:
         one.attend(now)
@@ -228,33 +223,27 @@ class Supervisor:
 
     def _reap(self) -> None:
         """Reap all ended children, including orphans of our own children."""
-        while True:
+        pid = -1
+        while pid != 0:
             try:
                 pid, wait_status = os.waitpid(-1, os.WNOHANG)
             except ChildProcessError:
                 return
-            if pid == 0:
-                return
             for one in self._roles:
                 if one.child is not None and one.child.pid == pid:
-                    self._drain(one)
-                    one.ended(wait_status, time.monotonic(), expected=self._stopping)
-                    self._yield_to_other(one)
+                    self._role_ended(one, one.child.link, wait_status)
 
-    def _yield_to_other(self, one: RoleSupervisor) -> None:
-        """End if another vacd works on the same state_dir."""
+    def _role_ended(self, one: RoleSupervisor, link: socket.socket, wait_status: int) -> None:
+        """Take the last messages of a process, and note its end. End if another vacd works on the same state_dir."""
+        if link in self._selector.get_map():
+            while one.hear(time.monotonic()):
+                pass
+            self._selector.unregister(link)
+        one.ended(wait_status, time.monotonic(), expected=self._stopping)
         if one.yields_to_other(time.monotonic()) and not self._stopping:
             logger.critical("ending: another vacd works on the same state_dir")
             self._status = 1
             self._stop()
-
-    def _drain(self, one: RoleSupervisor) -> None:
-        """Take the last messages of a process that has ended."""
-        assert one.child is not None
-        if one.child.link in self._selector.get_map():
-            while one.hear(time.monotonic()):
-                pass
-            self._selector.unregister(one.child.link)
 
     def _notify(self, now: float) -> None:
         if self._stopping:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Collection
 from pathlib import Path
 
 from vac import background
-from vac.accounting import finishing
+from vac.accounting import history
 from vac.background import BackgroundWork
 from vac.clock import Moment
 from vac.config.load import Configuration
@@ -26,7 +26,6 @@ from vac.lifecycle.table import (
     ContextReady,
     Decided,
     DirectoryFailed,
-    Effect,
     EndLowered,
     EndWritten,
     Listed,
@@ -40,16 +39,15 @@ from vac.lifecycle.table import step as take_step
 from vac.machines import creation
 from vac.machines import machine as machines
 from vac.machines import slots as slot_files
-from vac.machines import status as statuses
 from vac.machines.files import TrashCollector
 from vac.machines.layout import slot_address, slot_number
 from vac.machines.machine import Machine
 from vac.machines.outputs import set_shutdown_message
-from vac.machines.status import CountedEvent, Creation, ErrorKind
+from vac.machines.status import CountedEvent, Creation
 from vac.scheduling.backoff import code_group, says_no_work
 from vac.scheduling.model import Create, MachineEnd
 from vac.text import without_url_secrets
-from vac.vacquery.vacmon import VacMon
+from vac.vacquery.snapshot import VacMon
 
 RENEW_SECONDS = 30.0
 """Heartbeat files are written at most this often, however often events cause a listing."""
@@ -60,10 +58,6 @@ MOST_CONTEXTS = 1000
 """Contexts made at once: as many as a node may have slots, since any of their servers may be slow."""
 
 log = logging.getLogger(__name__)
-
-
-def checkpoint(slot: Slot, effect: Effect) -> None:
-    """Do nothing, before each effect: a test puts a function here that ends the process."""
 
 
 class Effects:
@@ -85,7 +79,6 @@ class Effects:
         if type(taken.before) is not type(taken.after):
             self.state.changed = True
         for effect in taken.effects:
-            checkpoint(slot, effect)
             carry_out: Callable[[Slot, Step], Stimulus | None] = getattr(self, f"_{effect.name.lower()}")
             follows = carry_out(slot, taken)
             if follows is not None:
@@ -233,7 +226,7 @@ class Effects:
         state.counters.add(CountedEvent.CREATION, machine.model, "created", seconds)
         state.failed.pop(machine.machinetype, None)
         state.changes.clear(f"create {machine.machinetype}")
-        statuses.clear_error(state.dir, ErrorKind.CREATION)
+        state.creation_error, state.reported = None, False
         made = Creation(machine.created_time, machine.machinetype, machine.name, machine.processors)
         state.created.appendleft(made)
 
@@ -253,7 +246,7 @@ class Effects:
         state.failed[machinetype] = Creation(now.unix, machinetype, reason=reason)
         state.changes.say(f"create {machinetype}", f"{machinetype}: not created: {reason}", logging.WARNING)
         if begin >= state.started.boot:
-            statuses.set_error(state.dir, ErrorKind.CREATION, f"{machinetype}: {reason}")
+            state.creation_error, state.reported = f"{machinetype}: {reason}", False
 
     def _begin(self, slot: Slot, before: Phase) -> float:
         """Return when the creation was begun, in seconds since boot."""
@@ -353,7 +346,7 @@ class Effects:
         return self.state.written(
             f"finish {machine.uuid or machine.directory.name}",
             f"{machine.name}: its end can't be written",
-            lambda: finishing.finish(self.state.dir, machine, usage, now, watched=watched),
+            lambda: history.finish(self.state.dir, machine, usage, now, watched=watched),
         )
 
     def _remember_end(self, slot: Slot, taken: Step) -> None:
@@ -361,7 +354,7 @@ class Effects:
         end = slot_files.outcome(machine, machine.clock_step(self.state.clock.moment()))
         for key in [key for key in self.state.troubles if key.endswith(machine.uuid)]:
             self.state.trouble(key, None)
-        self.state.remember(end, machine.options.fizzle_seconds)
+        self.state.remember(end, machine.kind.fizzle_seconds)
         lived = end.ended_time - (end.started_time or end.ended_time)
         words = f"{end.message or 'no shutdown message'}, after {lived:.0f} s"
         if says_no_work(end.message):

@@ -44,7 +44,7 @@ from vac.machines.slots import load_slots
 from vac.machines.status import CountedEvent
 from vac.scheduling.eligibility import NO_ANSWER
 from vac.vacquery.signed_json import identity
-from vac.vacquery.vacmon import VacMon
+from vac.vacquery.snapshot import VacMon
 
 CYCLE_SECONDS = 60.0
 """From the end of one cycle to the next."""

@@ -21,8 +21,7 @@ from vac.scheduling.space import (
     view,
 )
 from vac.vacquery.messages import Kind, Reason
-from vac.vacquery.poll import PollResult, Resolver, capacities, poll, to_reports
-from vac.vacquery.signed_json import read_key
+from vac.vacquery.poll import Poll, Resolver, capacities, to_reports
 
 log = logging.getLogger(__name__)
 
@@ -183,25 +182,13 @@ def ask_peers(
     Takes udp_timeout_seconds at most, twice that with capacities. OSError if they can't be asked at all.
     """
     settings = configuration.settings
-
-    def ask(kind: Kind, doubtful: Collection[str]) -> PollResult:
-        return poll(
-            [name for name in settings.factories if name != settings.factory_name],
-            kind,
-            settings.vac_space,
-            names=names,
-            port=settings.vacquery_port,
-            timeout=settings.udp_timeout_seconds,
-            key=read_key(settings.vacquery_key_file),
-            doubtful=doubtful,
-        )
-
+    peers = [name for name in settings.factories if name != settings.factory_name]
     capacity, without_hs06, results = None, frozenset[str](), []
     if with_capacities:
-        results.append(ask(Kind.FACTORIES, doubtful))
+        results.append(Poll.configured(settings, Kind.FACTORIES, names, peers).run(doubtful))
         capacity, without_hs06 = capacities(results[0].answers)
         doubtful = {*doubtful, *results[0].missing}
-    result = ask(Kind.MACHINETYPES, doubtful)
+    result = Poll.configured(settings, Kind.MACHINETYPES, names, peers).run(doubtful)
     now = clock()
     results.append(result)
     reports, unknown = to_reports(result.answers, configuration.machinetypes)

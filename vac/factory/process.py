@@ -44,7 +44,7 @@ from vac.machines.slots import finished_machines, load_slots
 from vac.roles import EXIT_OTHER_AT_WORK, EXIT_TO_RESTART, RoleOptions
 from vac.scheduling.backoff import History
 from vac.vacquery.poll import Resolver
-from vac.vacquery.vacmon import VacMon
+from vac.vacquery.snapshot import VacMon
 
 log = logging.getLogger(__name__)
 

@@ -62,7 +62,7 @@ class Report:
         self.effects.trash.start()
 
     def report_if_due(self) -> None:
-        """Write status.json, counts and ledger if something has changed, but not more than once a second."""
+        """Write status.json, counts, error and ledger if something has changed, but not more than once a second."""
         now = self.state.clock.moment()
         if self.state.reported or now.boot - self._report_time < REPORT_SECONDS:
             return
@@ -79,8 +79,19 @@ class Report:
             processors * settings.hs06,
         )
         statuses.write(self.state.dir, self.status(now.unix))
+        statuses.write_error(self.state.dir, self._error())
         ledger = json.dumps(dataclasses.asdict(self.decisions.memory.ledger))
         statuses.write_text(self.state.dir, self.state.dir.share_ledger, f"{ledger}\n")
+
+    def _error(self) -> tuple[str, str] | None:
+        """Return subject and text of the worst that people have to mend."""
+        state = self.state
+        errors = (
+            ("configuration", state.configuration_problem or next(iter(state.problems), None)),
+            ("disk", next(iter(state.troubles.values()), None)),
+            ("creation", state.creation_error),
+        )
+        return next(((subject, text) for subject, text in errors if text), None)
 
     def status(self, now: float) -> Status:
         """Return what others may want to know and what isn't in the machines' directories."""

@@ -20,10 +20,9 @@ from vac.lifecycle.phases import Empty, Ended, Phase, Preparing, Running, SetAsi
 from vac.logs import OnChange
 from vac.machines import machine as machines
 from vac.machines import requests
-from vac.machines import status as statuses
 from vac.machines.layout import StateDir, slot_name
 from vac.machines.machine import Machine
-from vac.machines.status import CountedEvent, Creation, ErrorKind, EventCount
+from vac.machines.status import CountedEvent, Creation, EventCount
 from vac.scheduling.backoff import History
 from vac.scheduling.model import MachineEnd
 
@@ -59,7 +58,7 @@ class ObservedState:
     engine_state: EngineState | None = None
     usage: Usage = field(default_factory=Usage)
     heartbeat_file: tuple[float, float] | None = None
-    """Time of its heartbeat_file, Unix seconds, and when that was written at the latest."""
+    """Time of its heartbeat_file, Unix seconds, and when that was written at the latest; None: it isn't there."""
     heartbeat_checked_time: float | None = None
     """When its heartbeat_file was last looked at."""
     busy_time: float | None = None
@@ -186,6 +185,8 @@ class FactoryState:
     """The last creations, newest first."""
     failed: dict[str, Creation] = field(default_factory=dict)
     """By machinetype, its last creation that failed, until one succeeds."""
+    creation_error: str | None = None
+    """Reason of the last failure of a creation that this process began, until one succeeds."""
     configuration_problem: str | None = None
     """Problem of the configuration on disk; the last good one is in force then."""
     problems: tuple[str, ...] = ()
@@ -214,8 +215,8 @@ class FactoryState:
 
     @property
     def doubts(self) -> dict[str, str]:
-        """By kind, why factory_name or state_dir may be wrong. While there are any, nothing is made or removed, and
-        nothing is concluded from a machine's absence."""
+        """By kind, why factory_name or state_dir may be wrong. While there are any, no machine is made; orphans,
+        foreign machines and old directories stay; and nothing is concluded from a machine's absence."""
         return self.changes.texts("doubt")
 
     @property
@@ -252,10 +253,6 @@ class FactoryState:
         self.problems = tuple(map(str, configuration.errors))
         self.doubts_about("configuration", None)
         self.changes.clear("configuration")
-        if self.problems:
-            statuses.set_error(self.dir, ErrorKind.CONFIGURATION, self.problems[0])
-        else:
-            statuses.clear_error(self.dir, ErrorKind.CONFIGURATION)
         if configuration is self.configuration:
             return
         self.configuration = configuration
@@ -279,7 +276,6 @@ class FactoryState:
         self.changed |= first != self.configuration_problem
         self.configuration_problem = first
         self.changes.say("configuration", f"the configuration can't be used: {error}", logging.ERROR)
-        statuses.set_error(self.dir, ErrorKind.CONFIGURATION, first)
 
     def remember(self, outcome: MachineEnd, fizzle_seconds: float) -> None:
         """Add the end of a machine to the history."""
@@ -301,12 +297,7 @@ class FactoryState:
 
     def trouble(self, key: str, text: str | None) -> None:
         """Report that something in state_dir can't be written or read; None: that it can, now."""
-        news = self.changes.tell(("disk", key), text, logging.ERROR)
-        self.reported &= not news
-        if text is not None:
-            statuses.set_error(self.dir, ErrorKind.DISK, text)
-        elif news and not self.troubles:
-            statuses.clear_error(self.dir, ErrorKind.DISK)
+        self.reported &= not self.changes.tell(("disk", key), text, logging.ERROR)
 
     def doubts_about(self, kind: str, text: str | None) -> None:
         """Note, or no longer, why factory_name or state_dir may be wrong."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from vac.background import BackgroundWork, Outcome
@@ -13,7 +13,7 @@ from vac.config.machinetype import VM_MODELS
 from vac.drivers.base import WRITES_TO, EngineState, Observed
 from vac.drivers.engine import Observation
 from vac.factory.effects import Effects
-from vac.factory.state import FactoryState, Slot
+from vac.factory.state import FactoryState, ObservedState, Slot
 from vac.host.facts import EnergyMeter
 from vac.host.probes import MEASURE_SECONDS, DiskUse, measure_disk
 from vac.lifecycle.phases import Running, SetAside, Starting, StopOrder, Uncertain
@@ -27,7 +27,6 @@ from vac.lifecycle.table import (
 )
 from vac.machines import files, outputs
 from vac.machines.machine import Machine
-from vac.scheduling.kill_rules import UNMEASURED_SECONDS, Limits, Watched, judge
 
 LEAST_SECONDS = 1.0
 """Between two rounds of the rules, whatever the deadlines are."""
@@ -35,6 +34,8 @@ LEAST_PAUSE_SECONDS, MOST_PAUSE_SECONDS = 30.0, 300.0
 """Between two measurements of a machine's disk use."""
 MEASURE_PART = 0.001
 """Between these limits, measuring one machine may take this part of the time."""
+UNMEASURED_SECONDS = 3600.0
+"""A machine with a disk limit may have more files than can be counted in time for so long."""
 GB = 1000**3
 _STIMULI: Mapping[EngineState, type[Listed]] = {
     EngineState.RUNNING: ListedAlive,
@@ -89,7 +90,7 @@ class Watcher:
         """Return True if this listing may be another factory's than the machine's, so that it isn't in it."""
         doubts = set(self.state.doubts)
         if doubts == {"configuration"}:
-            return machine.options.factory_name != self.state.settings.factory_name
+            return machine.settings.factory_name != self.state.settings.factory_name
         return bool(doubts)
 
     def _note(self, machine: Machine, seen: Observation) -> None:
@@ -207,47 +208,68 @@ class Rules:
             return None
         if observed.engine_state is None or self.state.engine_of(machine.model).problem():
             return None
-        started, options = now.boot - machine.age(now), machine.options
-        least_percent, percent, sample = options.idle_cpu_percent, machine.cpu_percent, machine.sample
+        least_percent, percent, sample = machine.kind.idle_cpu_percent, machine.cpu_percent, machine.sample
         if least_percent is not None and percent is not None and sample and percent >= least_percent:
-            observed.busy_time = started + sample[0]
-        limits = Limits(
-            fizzle_seconds=options.fizzle_seconds,
-            heartbeat_file=options.heartbeat_file,
-            heartbeat_seconds=options.heartbeat_seconds,
-            idle_cpu_percent=least_percent,
-            idle_seconds=options.idle_seconds,
-            disk_bytes=_disk_limit(machine),
-        )
-        watched = Watched(
-            started_time=started,
-            shutdown_time=started + machine.shutdown_time - machine.started_time,
-            paused=observed.engine_state is EngineState.PAUSED,
-            heartbeat_file_time=self._heartbeat_file_time(slot, machine, now),
-            disk_used_bytes=observed.disk_used_bytes,
-            disk_unmeasured_time=observed.unmeasured_time,
-            busy_time=observed.busy_time,
-        )
-        verdict = judge(watched, limits, self.state.started.boot, now.boot)
-        if verdict.message is not None:
-            self.effects.handle(slot, StopOrdered(StopOrder(verdict.message)))
-            return None
-        return verdict.next_time
+            observed.busy_time = now.boot - machine.age(now) + sample[0]
+        _look_at_heartbeat_file(machine, observed, now)
+        verdict = judge(machine, observed, self.state.started.boot, now)
+        if not isinstance(verdict, str):
+            return verdict
+        self.effects.handle(slot, StopOrdered(StopOrder(verdict)))
+        return None
 
-    def _heartbeat_file_time(self, slot: Slot, machine: Machine, now: Moment) -> float | None:
-        """Return when the machine last wrote its heartbeat_file, however the wall clock was set meanwhile."""
-        observed, name = slot.observed, machine.options.heartbeat_file
-        if not name:
-            return None
-        looked, observed.heartbeat_checked_time = observed.heartbeat_checked_time, now.boot
-        try:
-            mtime = files.untrusted_mtime(machine.directory / "joboutputs", name)
-        except (FileNotFoundError, files.Unreadable):
-            return None
-        if observed.heartbeat_file is None or observed.heartbeat_file[0] != mtime:
-            most = machine.age(now) if looked is None else now.boot - looked
-            observed.heartbeat_file = (mtime, now.boot - min(max(0.0, now.unix - mtime), most))
-        return observed.heartbeat_file[1]
+
+def judge(machine: Machine, observed: ObservedState, factory_started_time: float, now: Moment) -> str | float:
+    """Return the message of the first rule that a running machine breaks; else when time alone may change that.
+
+    The factory's own start delays rules about what it must have seen. Times are seconds since boot.
+    """
+    rules = [*_rules(machine, observed, factory_started_time, now.boot - machine.age(now))]
+    for due_time, message in rules:
+        if now.boot >= due_time:
+            return message
+    return min(due_time for due_time, _ in rules)
+
+
+def _rules(
+    machine: Machine, observed: ObservedState, factory_started_time: float, started_time: float
+) -> Iterator[tuple[float, str]]:
+    """Yield the times from which shutdown messages apply, with these. An option that is 0 or None makes no rule."""
+    kind, disk_bytes = machine.kind, _disk_limit(machine)
+    if observed.engine_state is EngineState.PAUSED:
+        yield started_time, "700 Paused"
+    yield started_time + machine.shutdown_time - (machine.started_time or 0.0), "100 Shutdown time reached"
+    if disk_bytes and observed.disk_used_bytes is not None and observed.disk_used_bytes > disk_bytes:
+        yield started_time, "700 Disk limit"
+    if disk_bytes and observed.unmeasured_time is not None:
+        yield observed.unmeasured_time + UNMEASURED_SECONDS, "700 Disk use takes too long to measure"
+    if kind.heartbeat_file and kind.fizzle_seconds > 0:
+        earliest = max(started_time, factory_started_time) + kind.fizzle_seconds
+        if observed.heartbeat_file is None:
+            yield earliest, "700 Heartbeat file not created"
+        elif kind.heartbeat_seconds > 0:
+            late = observed.heartbeat_file[1] + kind.heartbeat_seconds
+            yield max(earliest, late), "700 Heartbeat file not updated"
+    if kind.idle_cpu_percent is not None:
+        fizzled_time = started_time + kind.fizzle_seconds
+        since = max(fizzled_time, factory_started_time, observed.busy_time or 0.0)
+        yield since + kind.idle_seconds, "700 Idle"
+
+
+def _look_at_heartbeat_file(machine: Machine, observed: ObservedState, now: Moment) -> None:
+    """Note when the machine last wrote its heartbeat_file, however the wall clock was set meanwhile."""
+    name = machine.kind.heartbeat_file
+    if not name:
+        return
+    looked, observed.heartbeat_checked_time = observed.heartbeat_checked_time, now.boot
+    try:
+        mtime = files.untrusted_mtime(machine.directory / "joboutputs", name)
+    except (FileNotFoundError, files.Unreadable):
+        observed.heartbeat_file = None
+        return
+    if observed.heartbeat_file is None or observed.heartbeat_file[0] != mtime:
+        most = machine.age(now) if looked is None else now.boot - looked
+        observed.heartbeat_file = (mtime, now.boot - min(max(0.0, now.unix - mtime), most))
 
 
 class EnergyShares:
@@ -277,7 +299,7 @@ class EnergyShares:
 
 def _disk_limit(machine: Machine) -> int | None:
     """Return the bytes that a container's directories may use; None: a VM's disk has its size, or no limit is set."""
-    per_processor = machine.options.disk_gb_per_processor
+    per_processor = machine.kind.disk_gb_per_processor
     if not per_processor or machine.model in VM_MODELS:
         return None
     return per_processor * machine.processors * GB

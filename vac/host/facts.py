@@ -1,7 +1,7 @@
 """Facts about this host, as the kernel, the user database and LVM tell them (no DNS).
 
-HostFacts are those that the configuration depends on, Measures those that change from moment to moment; of these, one
-that can't be read is 0 or empty. Energy is that of zones of /sys/class/powercap (powercap.rst of the kernel's guide).
+HostFacts are those that the configuration depends on. measure() has those that change from moment to moment; one that
+can't be read is 0 or empty. Energy is that of zones of /sys/class/powercap (powercap.rst of the kernel's guide).
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Callable
+from typing import Any, Callable
 
 from vac.host.child_processes import run
 from vac.host.filesystems import mount_of, mounts
@@ -92,48 +92,25 @@ def volume_group_exists(name: str) -> bool:
     return not done.missing and (bool(done.failure) or os.fsencode(name) in done.output.split())
 
 
-@dataclass(frozen=True)
-class Measures:
-    """State of the host at one moment. Sizes are in KB (1024 bytes), times Unix seconds."""
-
-    root_avail_kb: int = 0
-    root_avail_inodes: int = 0
-    state_avail_kb: int = 0
-    state_avail_inodes: int = 0
-    load_average: float = 0.0
-    """Over 15 minutes."""
-    kernel_version: str = ""
-    os_issue: str = ""
-    boot_time: int = 0
-    memory_total_kb: int = 0
-    memory_used_kb: int = 0
-    swap_used_kb: int = 0
-    swap_free_kb: int = 0
-
-
-def measure(state_dir: Path, root: Path = Path("/")) -> Measures:
-    """Measure now. root: where /proc and /etc are, for tests."""
+def measure(state_dir: Path, root: Path = Path("/")) -> dict[str, Any]:
+    """Return the host's state now, under the names of VacQuery's FactoryStatus. root: where /proc and /etc are."""
     pairs = re.findall(r"^(\w+):\s+(\d+) kB$", _text(root / "proc/meminfo"), re.MULTILINE)
     memory = {name: int(kb) for name, kb in pairs}
     boot = re.search(r"^btime (\d+)$", _text(root / "proc/stat"), re.MULTILINE)
-    root_kb, root_inodes = _free(root)
-    state_kb, state_inodes = _free(state_dir)
     kernel = os.uname().release
     load = _text(root / "proc/loadavg").split()
-    return Measures(
-        root_avail_kb=root_kb,
-        root_avail_inodes=root_inodes,
-        state_avail_kb=state_kb,
-        state_avail_inodes=state_inodes,
-        load_average=float(load[2]) if len(load) > 2 else 0.0,
-        kernel_version=kernel,
-        os_issue=os_issue(root / "etc") or kernel,
-        boot_time=int(boot[1]) if boot else 0,
-        memory_total_kb=memory.get("MemTotal", 0),
-        memory_used_kb=memory.get("MemTotal", 0) - memory.get("MemFree", 0),
-        swap_used_kb=memory.get("SwapTotal", 0) - memory.get("SwapFree", 0),
-        swap_free_kb=memory.get("SwapFree", 0),
-    )
+    return {
+        **_free("root", root),
+        **_free("daemon", state_dir),
+        "load_average": float(load[2]) if len(load) > 2 else 0.0,
+        "kernel_version": kernel,
+        "os_issue": os_issue(root / "etc") or kernel,
+        "boot_time": int(boot[1]) if boot else 0,
+        "mem_total_kb": memory.get("MemTotal", 0),
+        "mem_used_kb": memory.get("MemTotal", 0) - memory.get("MemFree", 0),
+        "swap_used_kb": memory.get("SwapTotal", 0) - memory.get("SwapFree", 0),
+        "swap_free_kb": memory.get("SwapFree", 0),
+    }
 
 
 def os_issue(etc: Path = Path("/etc")) -> str:
@@ -176,12 +153,14 @@ class EnergyMeter:
         return used / 1e6, max(0.0, busy - before[1])
 
 
-def _free(path: Path) -> tuple[int, int]:
+def _free(disk: str, path: Path) -> dict[str, int]:
+    """Return the free space and inodes of the file system that holds a path."""
     try:
         found = os.statvfs(path)
+        kb, inodes = found.f_bavail * found.f_frsize // 1024, found.f_favail
     except OSError:
-        return 0, 0
-    return found.f_bavail * found.f_frsize // 1024, found.f_favail
+        kb, inodes = 0, 0
+    return {f"{disk}_disk_avail_kb": kb, f"{disk}_disk_avail_inodes": inodes}
 
 
 def _text(path: Path) -> str:

@@ -98,7 +98,7 @@ class ListedAlive(Listed):
 
 
 class ListedEnded(Listed):
-    """It is listed as ended; or as one that never ran, though it has left something in its joboutputs."""
+    """It is listed as ended. In Uncertain also: it is absent or half made, but has left something in its joboutputs."""
 
 
 class ListedHalfMade(Listed):
@@ -165,7 +165,7 @@ class Effect(enum.Enum):
     REPORT_UNWANTED = "log that it isn't made"
     LOOK = "ask for a listing"
     RENEW_HEARTBEAT = "renew its heartbeat"
-    LOWER_END = "lower its shutdown time"
+    LOWER_END = "move its shutdown time closer"
     WRITE_MESSAGE = "write its shutdown message"
     STOP = "stop it"
     ACCOUNT = "write its end and its record"
@@ -278,7 +278,7 @@ TRANSITIONS: Mapping[tuple[type[Phase], type[Stimulus]], Row] = {
             ),
         ),
         (DirectoryFailed, Ignored("its directory isn't begun before its context is ready")),
-        (_LISTINGS, Ignored("what an engine still has of the slot's last machine is removed as an orphan")),
+        (_LISTINGS, Ignored("what is left of the last machine is foreign once the next one is on disk")),
         (_PEOPLE, Ignored("people can't name a machine that isn't on disk")),
     ),
     **_rows(

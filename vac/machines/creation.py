@@ -5,6 +5,7 @@ It holds the Machine/Job Features (HSF-TN-2016-02, and the older keys that paylo
 
 from __future__ import annotations
 
+import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,8 +16,7 @@ from vac.config.settings import Settings
 from vac.lifecycle.phases import PendingCreation
 from vac.machines import files
 from vac.machines.layout import DirectoryName, StateDir
-from vac.machines.machine import Machine, boot_text
-from vac.machines.retained import retained_options, to_json
+from vac.machines.machine import Machine, boot_text, retained
 from vac.machines.slots import write_slot
 
 _MIB = 1024 * 1024
@@ -91,6 +91,13 @@ class Access:
         """Return the owner to chown files to; None where that changes nothing."""
         return None if (self.uid, self.gid) == (os.geteuid(), os.getegid()) else (self.uid, self.gid)
 
+    @property
+    def mode(self) -> int:
+        """Mode of the machine's directory: it is open to everybody unless joboutputs is writable for everybody."""
+        if not self.any_user:
+            return 0o755
+        return 0o700 if self.reader_gid is None else 0o750
+
 
 ROOT = Access()
 
@@ -122,7 +129,8 @@ def create(
         name=name,
         uuid=pending.uuid,
         processors=pending.order.processors,
-        options=retained_options(machinetype, settings),
+        kind=machinetype,
+        settings=settings,
         shutdown_time=int(pending.order.shutdown_time),
         created_boot=(now.boot_id, now.boot),
         fqan=machinetype.accounting_fqan,
@@ -133,7 +141,9 @@ def create(
         for extra, content in (("ip", ip and ip.encode("ascii")), ("root_public_key", root_public_key)):
             if content:
                 files.write_new(building / extra, content)
-        _open_to_readers(building, access)
+        if access.any_user and access.reader_gid is not None:
+            os.chown(building, -1, access.reader_gid)
+        building.chmod(access.mode)
         files.sync_directory(building)
         files.rename(building, machine.directory, sync=True)
         write_slot(state, machine)
@@ -160,7 +170,8 @@ def _fill(building: Path, machine: Machine, settings: Settings, user_data: bytes
     )
     if machine.created_boot:
         files.write_new(building / "created_boot", boot_text(machine.created_boot))
-    files.write_new(building / "machinetype.json", to_json(machine.options), sync=True)
+    kept = json.dumps({**retained(machine.kind), **retained(settings)}, indent=1, sort_keys=True) + "\n"
+    files.write_new(building / "machinetype.json", kept.encode("ascii"), sync=True)
     if machine.fqan:
         files.write_new(building / "accounting_fqan", _bytes(machine.fqan), sync=True)
 
@@ -175,13 +186,3 @@ def _write_features(directory: Path, keys: dict[str, str]) -> None:
 def _bytes(text: str) -> bytes:
     """Return a configured text's own bytes, which may not be UTF-8."""
     return text.encode("utf-8", "surrogateescape")
-
-
-def _open_to_readers(building: Path, access: Access) -> None:
-    """Let everybody in; only its readers where joboutputs is writable for everybody."""
-    if not access.any_user:
-        building.chmod(0o755)
-        return
-    if access.reader_gid is not None:
-        os.chown(building, -1, access.reader_gid)
-    building.chmod(0o750 if access.reader_gid is not None else 0o700)

@@ -1,9 +1,8 @@
 """Every change to the disk that a machine's life makes, and reading of what machines write.
 
-Files appear whole: written under another name in tmp/, renamed; or renewed in place by one short write. Each function
-that changes something calls `checkpoint` before each of its steps and once after the last: it does nothing, but a test
-that puts its own function there can end the process at any of them. What machines write is read without following
-links, without blocking, and only up to a limit.
+Files appear whole: written under another name in tmp/, renamed; or renewed in place by one short write. Tests end the
+process before and after each of these functions. What machines write is read without following links, without blocking,
+and only up to a limit.
 """
 
 from __future__ import annotations
@@ -35,13 +34,6 @@ Owner = tuple[int, int]
 """uid and gid."""
 
 
-def _nothing(step: str, path: Path) -> None:
-    """Do nothing, outside tests."""
-
-
-checkpoint: Callable[[str, Path], None] = _nothing
-
-
 class Unreadable(Exception):
     """A file of a machine is not a regular file of reasonable size."""
 
@@ -65,7 +57,6 @@ def write_new(
     mtime: float | None = None,
 ) -> None:
     """Make a file that isn't there yet. Nobody but its owner can open it before it is complete."""
-    checkpoint("write", path)
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
     try:
         rest = memoryview(content)
@@ -80,7 +71,6 @@ def write_new(
             os.fsync(descriptor)
     finally:
         os.close(descriptor)
-    checkpoint("written", path)
 
 
 def write_atomic(
@@ -130,7 +120,6 @@ def make_directory(
     path: Path, *, mode: int = 0o755, owner: Owner | None = None, exist_ok: bool = False
 ) -> None:
     """Make a directory; what is already there keeps its mode and owner."""
-    checkpoint("mkdir", path)
     try:
         path.mkdir(mode)
     except FileExistsError:
@@ -140,22 +129,18 @@ def make_directory(
     if owner is not None:
         os.chown(path, *owner)
     path.chmod(mode)
-    checkpoint("made", path)
 
 
 def rename(source: Path, target: Path, *, sync: bool = False) -> None:
     """Give source the name target, in place of what had it."""
-    checkpoint("rename", target)
     source.rename(target)
     if sync:
         sync_directory(target.parent)
-    checkpoint("renamed", target)
 
 
 def append_line(path: Path, content: bytes, limit_bytes: int) -> None:
     """Append a line durably; a file that would grow beyond the limit becomes PATH.1 first. Half a line that a crash
     has left spoils no other."""
-    checkpoint("append", path)
     with contextlib.suppress(FileNotFoundError):
         if path.stat().st_size + len(content) > limit_bytes:
             rename(path, path.with_name(f"{path.name}.1"))
@@ -166,14 +151,11 @@ def append_line(path: Path, content: bytes, limit_bytes: int) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-    checkpoint("appended", path)
 
 
 def remove(path: Path) -> None:
     """Remove a file; no error if it isn't there."""
-    checkpoint("remove", path)
     path.unlink(missing_ok=True)
-    checkpoint("removed", path)
 
 
 def set_mtime(path: Path, mtime: float, content: bytes = b"") -> None:
@@ -182,7 +164,6 @@ def set_mtime(path: Path, mtime: float, content: bytes = b"") -> None:
     The content is a short line. It is written in place, with blanks if it has become shorter: a file that replaces
     another is written to disk by the kernel at once, which costs ten times as much.
     """
-    checkpoint("set mtime", path)
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o644)
     try:
         if content:
@@ -191,7 +172,6 @@ def set_mtime(path: Path, mtime: float, content: bytes = b"") -> None:
         os.utime(descriptor, (mtime, mtime))
     finally:
         os.close(descriptor)
-    checkpoint("mtime set", path)
 
 
 def discard(path: Path, *, tmp: Path) -> None:
@@ -213,7 +193,6 @@ def remove_tree(path: Path) -> None:
     A child process does it. Raises OSError if something can't be removed; while anything is mounted below path, nothing
     is.
     """
-    checkpoint("remove tree", path)
     real = str(path.parent.resolve() / path.name)
     mounted = [each.point for each in mounts() if f"{each.point}/".startswith(f"{real}/")]
     if mounted:
@@ -221,7 +200,6 @@ def remove_tree(path: Path) -> None:
     done = run(["rm", "-rf", "--one-file-system", "--", path], time_limit_seconds=None)
     if done.failure:
         raise OSError(done.exit_code, done.failure, str(path))
-    checkpoint("tree removed", path)
 
 
 def read_untrusted(directory: Path, name: str, limit_bytes: int) -> bytes:

@@ -1,4 +1,4 @@
-"""The layout of state_dir: the one module that knows where a file is and what it is called.
+"""The layout of state_dir: paths that several modules use. A module that uses a file alone names it itself.
 
 Paths and names are the classic Vac's, which site scripts, Nagios and machines that run during an upgrade
 depend on. Only the standard library is imported, so that check-vacd starts fast.
@@ -14,7 +14,7 @@ import os
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
 from vac.config.settings import address_slot as address_slot
 from vac.config.settings import slot_address as slot_address
@@ -26,25 +26,12 @@ from vac.machines import files
 
 log = logging.getLogger(__name__)
 
-_Result = TypeVar("_Result")
 RESERVE_BYTES = 4 * 1024 * 1024
 RUN_DIRECTORY = Path("/run")
 """For locks that are this host's, whatever the state_dir."""
 NOSUID_OPTIONS = frozenset(("nosuid", "nodev"))
 """Options of the mount that state_dir is on. With noexec as well no container could run its /user_data."""
 _MOUNT_SECONDS = 20.0
-_PUBLIC_DIRECTORIES = (
-    "slots",
-    "machines",
-    "finishes",
-    "machinetypes",
-    "imagecache",
-    "pipescache",
-    "apel-archive",
-    "apel-outgoing",
-    "space-census",
-    "tmp",
-)
 
 
 class StateDirBusy(Exception):
@@ -158,8 +145,16 @@ class StateDir:
     def prepare(self) -> None:
         """Make what directories are missing, discard what was left in tmp/, and set the reserve aside."""
         self.root.mkdir(mode=0o755, parents=True, exist_ok=True)
-        for name in _PUBLIC_DIRECTORIES:
-            files.make_directory(self.root / name, exist_ok=True)
+        public = (
+            self.slots,
+            self.machines,
+            self.finishes,
+            self.machinetypes,
+            self.imagecache,
+            self.pipescache,
+        )
+        for path in (*public, self.apel_archive, self.apel_outgoing, self.space_census, self.tmp):
+            files.make_directory(path, exist_ok=True)
         files.make_directory(self.requests, mode=0o700, exist_ok=True)
         for leftover in sorted(set(self.tmp.iterdir()).difference(files.trash(self.tmp))):
             files.discard(leftover, tmp=self.tmp)
@@ -199,10 +194,10 @@ class StateDir:
         finally:
             place.rmdir()
 
-    def keep_reserve(self) -> bool:
-        """Make the reserve file if it is missing; return False if the file system doesn't have that space."""
+    def keep_reserve(self) -> None:
+        """Make the reserve file if it is missing and the file system has that space."""
         if self.reserve.exists():
-            return True
+            return
         try:
             descriptor = os.open(self.reserve, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
             try:
@@ -212,36 +207,23 @@ class StateDir:
         except OSError as error:
             log.warning("%s: no space can be set aside for accounting: %s", self.root, error)
             self.reserve.unlink(missing_ok=True)
-            return False
-        return True
 
-    def release_reserve(self) -> bool:
-        """Release the reserved space for accounting; return False if there was none left."""
-        if not self.reserve.exists():
-            return False
-        files.remove(self.reserve)
-        return True
-
-    def spending_reserve(self, write: Callable[[], _Result]) -> _Result:
-        """Return write()'s result; on a full disk call it once more after the reserve has been given up.
-
-        Raises what write raises.
-        """
+    def spending_reserve(self, write: Callable[[], object]) -> None:
+        """Call write; on a full disk once more, after the reserve has been given up. Raises what write raises."""
         try:
-            return write()
+            write()
         except OSError as error:
-            if error.errno not in files.NO_SPACE or not self.release_reserve():
+            if error.errno not in files.NO_SPACE or not self.reserve.exists():
                 raise
-        return write()
+            files.remove(self.reserve)
+            write()
 
-    @contextlib.contextmanager
-    def lock(self) -> Iterator[None]:
+    def lock(self) -> contextlib.AbstractContextManager[None]:
         """Hold the lock that makes this the only factory process of the state_dir; factory.pid has its number.
 
         Raises StateDirBusy if another process holds it.
         """
-        with _locked(self.pid("factory"), str(self.root), "another state_dir"):
-            yield
+        return _locked(self.pid("factory"), str(self.root), "another state_dir")
 
 
 def _failure_of(command: list[str | Path]) -> str | None:

@@ -6,6 +6,7 @@ moment by that clock; usage.json has how long it had run when it was last seen a
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import math
@@ -17,11 +18,12 @@ from typing import Any
 
 from vac.clock import Moment
 from vac.config.machinetype import Machinetype
+from vac.config.options import declared
 from vac.config.settings import Settings
+from vac.decoding import filled
 from vac.drivers.base import LeftProcess, Usage
 from vac.machines import files
 from vac.machines.layout import StateDir, parse_directory_name
-from vac.machines.retained import RetainedOptions, from_json, retained_options
 
 SAMPLE_SECONDS = 30.0
 """Recent CPU use is measured over at least so long."""
@@ -32,12 +34,11 @@ CLOCK_TOLERANCE_SECONDS = 2.0
 MOST_SIGNS = 1000
 """So many of a machine's files are looked at for a sign of life."""
 _MIB = 1024 * 1024
-_INTEGERS = ("memory_bytes", "peak_memory_bytes", "network_received_bytes", "network_sent_bytes")
-"""Of what usage.json holds; named as in Usage."""
-_ENDS = ("exit_code", "signal")
-"""Likewise, of a machine that has ended."""
-_MAY_MISS = (*_ENDS, "joules", "shutoff_reason")
-_FLAGS = ("final", "unseen", "ended_by_people")
+_TOTALS = ("peak_memory_bytes", "network_received_bytes", "network_sent_bytes")
+_NOTED = ("cpu_seconds", "memory_bytes", *_TOTALS, "alive_seconds", "shutdown_time")
+"""Fields in usage.json."""
+_NOTED_IF_SET = ("final", "unseen", "ended_by_people", "exit_code", "signal", "joules", "shutoff_reason")
+"""Fields that usage.json has unless they are None or False."""
 UNKNOWN = Usage()
 _JOBFEATURES = ("job_id", "allocated_cpu", "shutdowntime_job", "max_rss_bytes", "hs06_job", "hepscore23_job")
 
@@ -53,7 +54,11 @@ class Machine:
     uuid: str
     """job_id; empty if a classic factory failed to create it."""
     processors: int
-    options: RetainedOptions
+    kind: Machinetype
+    """Its type when it was made. Only options declared with retained=True are sure: others aren't kept on disk."""
+    settings: Settings
+    """[settings] when it was made, likewise; without vac_space if a classic factory made it and there is no
+    configuration."""
     shutdown_time: int
     """When it must end, by the wall clock as it was set when the machine started."""
     started_time: float | None = None
@@ -100,7 +105,7 @@ class Machine:
     @property
     def model(self) -> str:
         """Its machine model."""
-        return self.options.machine_model
+        return self.kind.machine_model
 
     def age(self, now: Moment) -> float:
         """Return the seconds since its start; 0.0 if it hasn't started."""
@@ -124,9 +129,8 @@ class Machine:
 
     @property
     def hs06(self) -> float:
-        """HS06 of the whole machine, by the rule of Settings.hs06."""
-        per_processor = self.options.hs06_per_processor or self.options.hepscore23_per_processor or 1.0
-        return per_processor * self.processors
+        """HS06 of the whole machine."""
+        return self.settings.hs06 * self.processors
 
 
 def _since(unix: float, boot: tuple[str, float] | None, now: Moment) -> float:
@@ -144,8 +148,9 @@ def load(
 ) -> Machine | None:
     """Return the machine of a directory; None if that isn't one.
 
-    model is what its slot says. Where a classic factory's directory has no machinetype.json, its Machine/Job Features
-    and the configuration stand in; without one such a machine's options have an empty vac_space.
+    model is what its slot says. Options that machinetype.json doesn't tell (because it is another version's, spoilt by
+    hand, torn by a power failure, or missing, as a classic factory's is) are those of the Machine/Job Features and of
+    the configuration.
     """
     name = parse_directory_name(directory.name)
     if name is None or not directory.is_dir():
@@ -154,16 +159,18 @@ def load(
     total_cpu = _text(directory / "machinefeatures" / "total_cpu")
     processors = _integer(features["allocated_cpu"]) or _integer(total_cpu) or 1
     fqan = _text(directory / "accounting_fqan") or None
-    machinetype = (machinetypes or {}).get(name.machinetype) or Machinetype(name="")
-    options = retained_options(machinetype, settings or Settings())
-    options = dataclasses.replace(
-        options,
+    kind = (machinetypes or {}).get(name.machinetype) or Machinetype(name="")
+    settings = settings or Settings()
+    kind = dataclasses.replace(
+        kind,
         accounting_fqan=fqan,
-        machine_model=model or options.machine_model,
-        **_options_from_features(features, processors),
+        machine_model=model or kind.machine_model,
+        disk_gb_per_processor=kind.disk_gb_per_processor or settings.disk_gb_per_processor,
     )
-    kept = _content(directory / "machinetype.json")
-    options = options if kept is None else from_json(kept, options)
+    settings = dataclasses.replace(settings, **_settings_from_features(features, processors))
+    if kept := _kept(directory / "machinetype.json"):
+        kind = filled(kind, {name: kept[name] for name in retained(kind).keys() & kept.keys()})
+        settings = filled(settings, {name: kept[name] for name in retained(settings).keys() & kept.keys()})
     latest_shutdown = max(
         _integer(features["shutdowntime_job"]) or 0,
         _integer(_text(directory / "machinefeatures" / "shutdowntime")) or 0,
@@ -175,20 +182,35 @@ def load(
         name=name.name,
         uuid=features["job_id"],
         processors=processors,
-        options=options,
-        shutdown_time=latest_shutdown or name.created_time + options.max_wallclock_seconds,
+        kind=kind,
+        settings=settings,
+        shutdown_time=latest_shutdown or name.created_time + kind.max_wallclock_seconds,
         started_time=_started_time(directory / "started"),
         started_boot=_boot_time(directory / "started_boot"),
         created_boot=_boot_time(directory / "created_boot"),
         finished=_mtime(directory / "finished") is not None,
         fqan=fqan,
     )
-    _load_usage(machine)
-    return machine
+    return _with_usage(machine)
 
 
-def _options_from_features(features: Mapping[str, str], processors: int) -> dict[str, Any]:
-    """Return options of which a machine's own jobfeatures tell: they come before the present configuration."""
+def retained(section: Machinetype | Settings) -> dict[str, Any]:
+    """Return the options that are kept with each machine, so that a changed or broken configuration touches neither its
+    watching nor its accounting."""
+    options = declared(type(section)).items()
+    return {name: getattr(section, name) for name, option in options if option.retained}
+
+
+def _kept(path: Path) -> dict[str, Any]:
+    """Return what machinetype.json holds; nothing if it is missing or damaged."""
+    with contextlib.suppress(ValueError):
+        kept = json.loads(_content(path) or b"")
+        return kept if isinstance(kept, dict) else {}
+    return {}
+
+
+def _settings_from_features(features: Mapping[str, str], processors: int) -> dict[str, Any]:
+    """Return settings of which a machine's own jobfeatures tell: they come before the present configuration."""
     numbers = {key: _float(text) for key, text in features.items()}
     told: dict[str, Any] = {}
     if memory_bytes := numbers["max_rss_bytes"]:
@@ -199,26 +221,18 @@ def _options_from_features(features: Mapping[str, str], processors: int) -> dict
     return told
 
 
-def _load_usage(machine: Machine) -> None:
+def _with_usage(machine: Machine) -> Machine:
+    """Return the machine with what `heartbeat` and usage.json tell."""
+    usage = files.read_json(machine.directory / "usage.json")
+    names = usage.keys() & {*_NOTED, *_NOTED_IF_SET}
+    machine = filled(machine, {name: usage[name] for name in names})
     heartbeat = machine.directory / "heartbeat"
     machine.heartbeat_time = _mtime(heartbeat)
-    numbers = [_float(word) for word in (_text(heartbeat) or "").split()[:2]]
-    if numbers and numbers[0] is not None:
-        machine.cpu_seconds = numbers[0]
-    if len(numbers) > 1:
-        machine.cpu_percent = numbers[1]
-    usage = files.read_json(machine.directory / "usage.json")
-    machine.cpu_seconds = max(machine.cpu_seconds, _float(usage.get("cpu_seconds")) or 0.0)
-    for name in (*_INTEGERS, *_ENDS):
-        setattr(machine, name, _integer(usage.get(name)))
-    machine.alive_seconds, machine.joules = (_float(usage.get(key)) for key in ("alive_seconds", "joules"))
-    for name in _FLAGS:
-        setattr(machine, name, usage.get(name) is True)
-    reason = usage.get("shutoff_reason")
-    machine.shutoff_reason = reason if isinstance(reason, str) else None
-    machine.shutdown_time = _integer(usage.get("shutdown_time")) or machine.shutdown_time
+    cpu_seconds, machine.cpu_percent, *_ = *map(_float, (_text(heartbeat) or "").split()), None, None
+    machine.cpu_seconds = max(cpu_seconds or 0.0, float(machine.cpu_seconds))
     if machine.alive_seconds is not None:
         machine.sample = (machine.alive_seconds, machine.cpu_seconds)
+    return machine
 
 
 def boot_text(boot: tuple[str, float]) -> bytes:
@@ -319,10 +333,8 @@ def _lived(machine: Machine, now: Moment, usage: Usage, watched: bool) -> float:
     """
     age, seen = machine.age(now), last_seen(machine)
     if usage.ended_time is not None:
-        for lived in (
-            age - (now.unix - usage.ended_time),
-            usage.ended_time - (machine.started_time or 0.0),
-        ):
+        by_start = usage.ended_time - (machine.started_time or 0.0)
+        for lived in (age - (now.unix - usage.ended_time), by_start):
             if seen - CLOCK_TOLERANCE_SECONDS <= lived <= age + CLOCK_TOLERANCE_SECONDS:
                 return max(seen, min(lived, age))
     return max(seen, age if watched else _latest_sign(machine, now))
@@ -340,29 +352,14 @@ def _latest_sign(machine: Machine, now: Moment) -> float:
 
     Times of files are Unix times of a clock that may have been set since; those that can't be are passed over.
     """
-    age, step = machine.age(now), machine.clock_step(now)
-    signs = [min(age, machine.cpu_seconds / machine.processors)]
-    for time in _file_times(machine):
-        for since_start in (
-            time - (machine.started_time or 0.0),
-            time - (machine.started_time or 0.0) - step,
-        ):
-            if 0.0 <= since_start <= age:
-                signs.append(since_start)
-                break
-    return max(signs)
-
-
-def _file_times(machine: Machine) -> list[float]:
-    """Return when the machine last wrote to its files, Unix seconds."""
+    started, age, step = machine.started_time or 0.0, machine.age(now), machine.clock_step(now)
     times = [_mtime(machine.directory / "console.log") or 0.0, machine.heartbeat_time or 0.0]
-    try:
-        with os.scandir(machine.directory / "joboutputs") as entries:
-            for entry, _ in zip(entries, range(MOST_SIGNS)):
-                times.append(entry.stat(follow_symlinks=False).st_mtime)
-    except OSError:
-        pass
-    return times
+    with contextlib.suppress(OSError), os.scandir(machine.directory / "joboutputs") as entries:
+        for entry, _ in zip(entries, range(MOST_SIGNS)):
+            times.append(entry.stat(follow_symlinks=False).st_mtime)
+    ages = [(time - started, time - started - step) for time in times]
+    possible = [next((one for one in pair if 0.0 <= one <= age), 0.0) for pair in ages]
+    return max(*possible, min(age, machine.cpu_seconds / machine.processors))
 
 
 def _take_usage(machine: Machine, usage: Usage) -> None:
@@ -371,12 +368,12 @@ def _take_usage(machine: Machine, usage: Usage) -> None:
         machine.cpu_seconds = max(machine.cpu_seconds, usage.cpu_seconds)
     if usage.memory_bytes is not None:
         machine.memory_bytes = usage.memory_bytes
-    for name in _INTEGERS[1:]:
+    for name in _TOTALS:
         told = getattr(usage, name)
         if told is not None:
             setattr(machine, name, max(getattr(machine, name) or 0, told))
-    for name in (*_ENDS, "shutoff_reason"):
-        setattr(machine, name, getattr(usage, name))
+    machine.exit_code, machine.signal = usage.exit_code, usage.signal
+    machine.shutoff_reason = usage.shutoff_reason
 
 
 def _heartbeat(machine: Machine) -> bytes:
@@ -390,10 +387,12 @@ def _write_heartbeat(state: StateDir, machine: Machine, seen_time: float, *, syn
 
 
 def _usage(machine: Machine) -> bytes:
-    usage = {name: getattr(machine, name) for name in ("cpu_seconds", *_INTEGERS, "alive_seconds")}
-    usage["shutdown_time"] = machine.shutdown_time
-    usage.update({name: True for name in _FLAGS if getattr(machine, name)})
-    usage.update({name: getattr(machine, name) for name in _MAY_MISS if getattr(machine, name) is not None})
+    values = {name: getattr(machine, name) for name in (*_NOTED, *_NOTED_IF_SET)}
+    usage = {
+        name: value
+        for name, value in values.items()
+        if name in _NOTED or (value is not None and value is not False)
+    }
     return json.dumps(usage).encode("ascii") + b"\n"
 
 
@@ -417,7 +416,7 @@ def left_process(machine: Machine, settings: Settings) -> LeftProcess | None:
         noted_time,
         settings.singularity_user or "nobody",
         machine.processors,
-        machine.options.mb_per_processor * _MIB * machine.processors,
+        machine.settings.mb_per_processor * _MIB * machine.processors,
         machine.cpu_seconds,
     )
 

@@ -6,6 +6,7 @@ write: the factory's own words, or at the end a copy of the machine's, for proce
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import threading
@@ -121,48 +122,34 @@ class Refused(Exception):
     """The file isn't accepted; the text is the reason, for the machine and for the log."""
 
 
-def check_name(name: str) -> None:
-    """Raise Refused unless a machine may give a file this name."""
-    if not name or name.startswith(".") or "/" in name or not name.isprintable():
-        raise Refused("a name is printable, without '/', and does not begin with '.'")
-    if len(os.fsencode(name)) > LONGEST_NAME_BYTES:
-        raise Refused(f"a name has at most {LONGEST_NAME_BYTES} bytes")
-
-
 def store(directory: Path, name: str, content: bytes, *, tmp: Path) -> None:
     """Put a file into a machine's joboutputs, as a whole, in place of what had its name.
 
     tmp is a directory of this process alone, on the same file system. Raises Refused, having changed
     nothing, also when the disk doesn't take it.
     """
-    check_name(name)
+    if not name or name.startswith(".") or "/" in name or not name.isprintable():
+        raise Refused("a name is printable, without '/', and does not begin with '.'")
+    if len(os.fsencode(name)) > LONGEST_NAME_BYTES:
+        raise Refused(f"a name has at most {LONGEST_NAME_BYTES} bytes")
     if len(content) > FILE_LIMIT_BYTES:
         raise Refused(f"a file has at most {FILE_LIMIT_BYTES} bytes")
+    temporary = files.temporary_path(tmp)
     try:
-        temporary = files.temporary_path(tmp)
-        try:
-            files.write_new(temporary, content)
-            with _turn:  # two files at once must not pass one limit
-                _check_room(directory, name, len(content))
-                files.rename(temporary, directory / name)
-        except (OSError, Refused):
-            temporary.unlink(missing_ok=True)
-            raise
+        files.write_new(temporary, content)
+        with _turn:  # two files at once must not pass one limit
+            with os.scandir(directory) as entries:
+                others = [each.stat(follow_symlinks=False).st_size for each in entries if each.name != name]
+            if len(others) >= MOST_FILES:
+                raise Refused(f"a machine has at most {MOST_FILES} files in joboutputs")
+            if sum(others) + len(content) > MACHINE_LIMIT_BYTES:
+                raise Refused(f"a machine's joboutputs have at most {MACHINE_LIMIT_BYTES} bytes")
+            files.rename(temporary, directory / name)
     except OSError as error:
         raise Refused(f"it can't be stored: {error.strerror}") from error
-
-
-def _check_room(directory: Path, name: str, size: int) -> None:
-    count, total = 1, size
-    with os.scandir(directory) as entries:
-        for entry in entries:
-            if entry.name != name:
-                count += 1
-                total += entry.stat(follow_symlinks=False).st_size
-    if count > MOST_FILES:
-        raise Refused(f"a machine has at most {MOST_FILES} files in joboutputs")
-    if total > MACHINE_LIMIT_BYTES:
-        raise Refused(f"a machine's joboutputs have at most {MACHINE_LIMIT_BYTES} bytes")
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
 
 
 def note_details(state: StateDir, machine: Machine, details: Mapping[str, str]) -> None:

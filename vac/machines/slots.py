@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 from collections import Counter
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
 from vac.config.machinetype import Machinetype
 from vac.config.settings import Settings
-from vac.lifecycle.phases import Phase
-from vac.lifecycle.recovery import Recovery, SlotFile, recover
+from vac.lifecycle.phases import Phase, Recovery, SlotFile, recover
 from vac.machines import files
 from vac.machines.layout import DirectoryName, StateDir, parse_directory_name, slot_number
 from vac.machines.machine import Machine, end_time, load
@@ -70,9 +70,7 @@ def note_finish(state: StateDir, machine: Machine) -> None:
         files.write_atomic(state.finish(machine.machinetype), content, tmp=state.tmp)
 
 
-def read_slots(
-    state: StateDir, machinetypes: Mapping[str, Machinetype] | None = None, settings: Settings | None = None
-) -> dict[str, Machine]:
+def read_slots(state: StateDir) -> dict[str, Machine]:
     """Return the present or last machine of every slot, by name, also of slots above the present number.
 
     Changes nothing: for those who look while a factory is at work.
@@ -81,11 +79,7 @@ def read_slots(
     for path in sorted(state.slots.iterdir()) if state.slots.is_dir() else ():
         try:
             slot = read_slot(path)
-            if slot is None:
-                continue
-            machine = load(
-                state.machine(slot.directory), model=slot.model, machinetypes=machinetypes, settings=settings
-            )
+            machine = None if slot is None else load(state.machine(slot.directory), model=slot.model)
         except OSError as error:
             log.warning("slot %s can't be read: %s", path.name, error)
             continue
@@ -107,9 +101,9 @@ class Found:
 
 
 def load_slots(state: StateDir, machinetypes: Mapping[str, Machinetype], settings: Settings | None) -> Found:
-    """Read all slots and machines, and undo or complete what a crash left undone (see vac.lifecycle.recovery)."""
+    """Read all slots and machines, and undo or complete what a crash left undone."""
     found = Found()
-    named: dict[str, DirectoryName] = {}
+    models: dict[DirectoryName, str] = {}
     for path in sorted(state.slots.iterdir()):
         try:
             slot = read_slot(path)
@@ -117,56 +111,54 @@ def load_slots(state: StateDir, machinetypes: Mapping[str, Machinetype], setting
             found.unreadable[path.name] = str(error)
             continue
         if slot is not None:
-            named[path.name] = slot.directory
-            _load(state, slot.directory, SlotFile.NAMES_IT, found, machinetypes, settings, slot.model)
-    known = set(named.values())
-    for directory in reversed(_directories(state)):
-        parsed = parse_directory_name(directory.name)
-        if parsed is not None and parsed not in known:
-            taken = parsed.name in named or parsed.name in found.slots
-            slot_file = SlotFile.NAMES_ANOTHER if taken else SlotFile.MISSING
-            _load(state, parsed, slot_file, found, machinetypes, settings)
+            models[slot.directory] = slot.model
+    named = {directory.name for directory in models}
+    for directory in [*models, *(one for one in reversed(_directories(state)) if one not in models)]:
+        taken = directory.name in named or directory.name in found.slots
+        slot_file = SlotFile.NAMES_ANOTHER if taken else SlotFile.MISSING
+        if directory in models:
+            slot_file = SlotFile.NAMES_IT
+        if directory.name in found.unreadable:
+            continue
+        read = functools.partial(
+            load, model=models.get(directory), machinetypes=machinetypes, settings=settings
+        )
+        try:
+            _go_on(state, directory, slot_file, found, read)
+        except OSError as error:
+            if slot_file is not SlotFile.NAMES_IT:  # of those, the factory tells
+                log.warning("%s can't be read: %s", state.machine(directory), error)
+            if directory.name not in found.slots:
+                found.unreadable[directory.name] = str(error)
     return found
 
 
-def _load(
+def _go_on(
     state: StateDir,
-    parsed: DirectoryName,
+    name: DirectoryName,
     slot_file: SlotFile,
     found: Found,
-    machinetypes: Mapping[str, Machinetype],
-    settings: Settings | None,
-    model: str | None = None,
+    read: Callable[[Path], Machine | None],
 ) -> None:
-    """Recover one directory; model is what its slot file says."""
-    directory = state.machine(parsed)
-    if parsed.name in found.unreadable:
+    """Do with one directory what vac.lifecycle.phases says."""
+    directory = state.machine(name)
+    started, finished = (directory / "started").exists(), (directory / "finished").exists()
+    recovery, phase = recover(slot_file, started=started, finished=finished)
+    if recovery is Recovery.DISCARD:
+        log.warning("%s: discarded, its creation was not completed", directory.name)
+        files.discard(directory, tmp=state.tmp)
+    machine = None if recovery in (Recovery.DISCARD, Recovery.KEEP) else read(directory)
+    if machine is None:
         return
-    try:
-        started, finished = (directory / "started").exists(), (directory / "finished").exists()
-        recovery, phase = recover(slot_file, started=started, finished=finished)
-        if recovery is Recovery.DISCARD:
-            log.warning("%s: discarded, its creation was not completed", directory.name)
-            files.discard(directory, tmp=state.tmp)
-        if recovery in (Recovery.DISCARD, Recovery.KEEP):
-            return
-        machine = load(directory, model=model, machinetypes=machinetypes, settings=settings)
-        if machine is None:
-            return
-        if recovery is Recovery.WRITE_SLOT_FILE:
-            log.warning("%s: its slot file was lost and is written again", directory.name)
-            write_slot(state, machine)
-        elif machine.finished:
-            note_finish(state, machine)
-        if phase is None:
-            found.orphans.append(machine)
-        else:
-            found.slots[parsed.name] = (machine, phase)
-    except OSError as error:
-        if slot_file is not SlotFile.NAMES_IT:  # of those, the factory tells
-            log.warning("%s can't be read: %s", directory, error)
-        if parsed.name not in found.slots:
-            found.unreadable[parsed.name] = str(error)
+    if recovery is Recovery.WRITE_SLOT_FILE:
+        log.warning("%s: its slot file was lost and is written again", directory.name)
+        write_slot(state, machine)
+    elif machine.finished:
+        note_finish(state, machine)
+    if phase is None:
+        found.orphans.append(machine)
+    else:
+        found.slots[machine.name] = (machine, phase)
 
 
 def discard(state: StateDir, machine: Machine) -> None:
@@ -190,9 +182,9 @@ def discard_scratch(state: StateDir, directory: Path) -> bool:
 
 def find_ended(state: StateDir, word: str) -> Machine | None:
     """Return the machine whose uuid or directory's name this is, as long as its directory is kept."""
-    for directory in _directories(state):
-        machine = load(directory, machinetypes={}, settings=None)
-        if machine is not None and (word == directory.name or word.lower() == machine.uuid):
+    for name in _directories(state):
+        machine = load(state.machine(name))
+        if machine is not None and (word == str(name) or word.lower() == machine.uuid):
             return machine
     return None
 
@@ -209,7 +201,7 @@ def reported(machine: Machine) -> str | None:
         return "100 Ended by the administrator" if is_abort(message) or not message else message
     if machine.unseen:
         return message
-    return reported_message(message, machine.started_time, end_time(machine), machine.options.fizzle_seconds)
+    return reported_message(message, machine.started_time, end_time(machine), machine.kind.fizzle_seconds)
 
 
 def outcome(machine: Machine, clock_step: float = 0.0) -> MachineEnd:
@@ -232,7 +224,7 @@ def finished_machines(
 ) -> list[MachineEnd]:
     """Return the outcomes of all finished machines whose directories are there, oldest creation first."""
     outcomes = []
-    for directory in _directories(state):
+    for directory in map(state.machine, _directories(state)):
         try:
             if (directory / "finished").exists():
                 machine = load(directory, machinetypes=machinetypes, settings=settings)
@@ -243,10 +235,10 @@ def finished_machines(
     return outcomes
 
 
-def _directories(state: StateDir) -> list[Path]:
-    """Return all machines' directories, by time of creation."""
-    named = ((parse_directory_name(path.name), path) for path in state.machines.iterdir())
-    return [path for _, path in sorted((name, path) for name, path in named if name is not None)]
+def _directories(state: StateDir) -> list[DirectoryName]:
+    """Return the names of all machines' directories, by time of creation."""
+    names = (parse_directory_name(path.name) for path in state.machines.iterdir())
+    return sorted(name for name in names if name is not None)
 
 
 UNCONFIGURED_DAYS = 3.0
@@ -256,22 +248,14 @@ MOST_ABORTED = 100
 _DAY_SECONDS = 86400.0
 
 
-class _Ended(NamedTuple):
-    """Facts remembered of an ended machine's directory."""
-
-    machinetype: str
-    time: float
-    """When `finished` was written; when it was created, if it has none because it never started."""
-    aborted: bool
-    """Or never started."""
-
-
 class Expiry:
     """Removal of old directories. Facts read once are remembered, so that each call costs little."""
 
     def __init__(self, state: StateDir) -> None:
         self._state = state
-        self._ended: dict[Path, _Ended] = {}
+        self._ended: dict[Path, tuple[str, float, bool]] = {}
+        """By directory of a machine that has ended or never started: its type, when `finished` was written or else
+        when it was created, and whether it was aborted or never started."""
 
     def run(
         self, machinetypes: Mapping[str, Machinetype], occupied: Collection[Path], now: float, limit: int = 50
@@ -281,7 +265,7 @@ class Expiry:
         machinetypes are those configured now: don't call it with a configuration that couldn't be read.
         occupied are the directories of machines that are starting or running.
         """
-        directories = _directories(self._state)
+        directories = [self._state.machine(name) for name in _directories(self._state)]
         self._ended = {path: self._ended[path] for path in directories if path in self._ended}
         new = [path for path in directories if path not in self._ended and path not in occupied][:limit]
         for path in new:
@@ -290,7 +274,7 @@ class Expiry:
             except OSError as error:
                 log.warning("%s can't be read, or its scratch space removed: %s", path, error)
         removed = []
-        for path in self._expired(machinetypes, now)[:limit]:
+        for path in self._expired(directories, machinetypes, now)[:limit]:
             del self._ended[path]
             try:
                 files.discard(path, tmp=self._state.tmp)
@@ -306,26 +290,25 @@ class Expiry:
             return
         aborted = machine.started_time is None or is_abort(outcome(machine).message)
         ended_time = (path / "finished").stat().st_mtime if machine.finished else float(machine.created_time)
-        self._ended[path] = _Ended(machine.machinetype, ended_time, aborted)
+        self._ended[path] = (machine.machinetype, ended_time, aborted)
         if machine.finished:
             discard_scratch(self._state, path)
 
-    def _expired(self, machinetypes: Mapping[str, Machinetype], now: float) -> list[Path]:
+    def _expired(
+        self, directories: Sequence[Path], machinetypes: Mapping[str, Machinetype], now: float
+    ) -> list[Path]:
         """Return directories that are too old, and aborted ones beyond MOST_ABORTED; oldest first."""
         expired: list[Path] = []
         aborted: Counter[str] = Counter()
-        for path in reversed(_directories(self._state)):
-            ended = self._ended.get(path)
-            if ended is None:
+        for path in reversed(directories):
+            if path not in self._ended:
                 continue
-            machinetype = machinetypes.get(ended.machinetype)
-            days = UNCONFIGURED_DAYS if machinetype is None else machinetype.machines_dir_days
-            if days > 0 and now - ended.time > days * _DAY_SECONDS:
+            name, ended_time, is_aborted = self._ended[path]
+            days = machinetypes[name].machines_dir_days if name in machinetypes else UNCONFIGURED_DAYS
+            too_old = days > 0 and now - ended_time > days * _DAY_SECONDS
+            aborted[name] += is_aborted and not too_old
+            if too_old or (is_aborted and aborted[name] > MOST_ABORTED):
                 expired.append(path)
-            elif ended.aborted:
-                aborted[ended.machinetype] += 1
-                if aborted[ended.machinetype] > MOST_ABORTED:
-                    expired.append(path)
         return expired[::-1]
 
 

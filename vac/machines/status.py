@@ -28,15 +28,9 @@ from vac.machines.layout import StateDir
 from vac.machines.machine import Machine
 from vac.machines.requests import Drain
 
+STALE_SECONDS = 180.0
+"""A factory that hasn't reported for this long isn't running."""
 _changes = OnChange(logging.getLogger(__name__))
-
-
-class ErrorKind(enum.Enum):
-    """Subject of a factory-error, which decides what ends it."""
-
-    CREATION = "creation"
-    CONFIGURATION = "configuration"
-    DISK = "disk"
 
 
 def write_text(state: StateDir, path: Path, text: str) -> None:
@@ -88,22 +82,18 @@ def write_counts(
     write_text(state, state.counts, text)
 
 
-def set_error(state: StateDir, kind: ErrorKind, text: str) -> None:
-    """Keep the last error in factory-error: its first line, which check-vacd shows, and what it is about."""
-    first = next((line.strip() for line in text.splitlines() if line.strip()), "unknown error")
-    write_text(state, state.factory_error, f"{first}\n{kind.value}\n")
+def write_error(state: StateDir, error: tuple[str, str] | None) -> None:
+    """Write factory-error: the first line of a text, which check-vacd shows, and its subject, which is given first.
 
-
-def clear_error(state: StateDir, kind: ErrorKind) -> None:
-    """Remove factory-error if it is about this (or was left by a classic factory, which doesn't say)."""
-    try:
-        lines = state.factory_error.read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:
-        return
-    about = lines[1] if len(lines) > 1 else ""
-    if about == kind.value or about not in {known.value for known in ErrorKind}:
+    None removes it, also that of another process.
+    """
+    if error is None:
         with contextlib.suppress(OSError):
-            files.remove(state.factory_error)
+            state.factory_error.unlink(missing_ok=True)
+        return
+    subject, text = error
+    first = next((line.strip() for line in text.splitlines() if line.strip()), "unknown error")
+    write_text(state, state.factory_error, f"{first}\n{subject}\n")
 
 
 FORMAT = 1

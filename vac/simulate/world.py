@@ -14,8 +14,7 @@ from vac.scheduling.model import Create, Occupied, SpaceView
 from vac.scheduling.shares import LONGEST_STEP_SECONDS
 from vac.scheduling.space import CYCLE_SECONDS, is_due, is_fresh
 from vac.simulate.measure import Measure
-from vac.simulate.nodes import Machine, Node, make_nodes
-from vac.simulate.polling import Polling
+from vac.simulate.nodes import Machine, Node, Polling, make_nodes
 from vac.simulate.scenario import Queue, Scenario, spread
 
 BEGINNING = 1.6e9

@@ -17,7 +17,8 @@ from dataclasses import dataclass
 from typing import Any, TypeVar, Union
 
 from vac import __version__
-from vac.vacquery.signed_json import canonical, is_fresh, is_signed, parse_object, signature
+from vac.decoding import BadJson, parse
+from vac.vacquery.signed_json import canonical, is_fresh, is_signed, signature
 
 _Number = TypeVar("_Number", int, float)
 VACQUERY_VERSION = "VacQuery 01.03"
@@ -432,9 +433,10 @@ def _parse(data: bytes, limit: int) -> dict[str, Any] | Dropped:
     if len(data) > limit:
         return Dropped(Reason.LONG)
     try:
-        return parse_object(data)
-    except ValueError as error:
+        message = parse(data)
+    except BadJson as error:
         return Dropped(Reason.JSON, str(error))
+    return message if isinstance(message, dict) else Dropped(Reason.JSON, "$: is not an object")
 
 
 def _signature_problem(message: Mapping[str, Any], now: float, key: bytes | None) -> Dropped | None:

@@ -22,6 +22,7 @@ from ipaddress import IPv4Address, IPv6Address, ip_address
 from typing import Union
 
 from vac.background import BackgroundWork, Outcome, Rest
+from vac.config.settings import Settings
 from vac.scheduling.backoff import is_abort, says_no_work
 from vac.scheduling.model import TypeReport
 from vac.vacquery.messages import (
@@ -39,6 +40,7 @@ from vac.vacquery.messages import (
     expected,
     part,
 )
+from vac.vacquery.signed_json import read_key
 
 Address = Union[IPv4Address, IPv6Address]
 Lookup = Callable[[str], "tuple[str, ...]"]
@@ -219,92 +221,107 @@ class UdpTransport:
         return known
 
 
-def poll(
-    factories: Iterable[str],
-    kind: Kind,
-    space: str,
-    *,
-    names: Resolver,
-    port: int,
-    timeout: float,
-    key: bytes | None = None,
-    client: str = "vacd-factory",
-    doubtful: Collection[str] = (),
-    transport: UdpTransport | None = None,
-    clock: Callable[[], float] = time.monotonic,
-    now: Callable[[], float] = time.time,
-) -> PollResult:
-    """Query these factories of the space.
+@dataclass(frozen=True)
+class Poll:
+    """A query to factories of a space, which can be run any number of times."""
 
-    Takes at most timeout seconds, and that long only if a factory's answer stays incomplete; doubtful ones, such as
-    those silent in the last poll, are waited for less. With a key queries are signed, and answers must be. clock and
-    now return monotonic and Unix seconds.
-    """
-    with contextlib.ExitStack() as stack:
-        if transport is None:
-            transport = stack.enter_context(contextlib.closing(UdpTransport()))
-        asked = tuple(dict.fromkeys(factories))
-        running = _Poll(
-            asked, kind, space, names, port, timeout, key, client, set(asked).difference(doubtful)
-        )
-        return running.run(transport, clock, now)
-
-
-@dataclass
-class _Poll:
-    factories: Sequence[str]
     kind: Kind
+    factories: Sequence[str]
     space: str
     names: Resolver
     port: int
     timeout: float
-    key: bytes | None
-    client: str
-    waited_for: set[str]
+    """Longest duration in seconds, reached only if a factory's answer stays incomplete."""
+    key: bytes | None = None
+    """Queries are signed with it, and answers must be."""
+    client: str = "vacd-factory"
 
-    def __post_init__(self) -> None:
-        self._pauses = [pause * min(1.0, self.timeout / FULL_SCALE_SECONDS) for pause in RETRY_SECONDS]
-        self._last_silent_pause = self.timeout / 2 - sum(self._pauses[:-1])
+    @classmethod
+    def configured(
+        cls,
+        settings: Settings,
+        kind: Kind,
+        names: Resolver,
+        factories: Sequence[str],
+        client: str = "vacd-factory",
+    ) -> Poll:
+        """Return the poll of these factories as configured. Raises OSError if the key can't be read."""
+        key = read_key(settings.vacquery_key_file)
+        port, timeout = settings.vacquery_port, settings.udp_timeout_seconds
+        return cls(kind, factories, settings.vac_space, names, port, timeout, key, client)
+
+    def run(
+        self,
+        doubtful: Collection[str] = (),
+        transport: UdpTransport | None = None,
+        clock: Callable[[], float] = time.monotonic,
+        now: Callable[[], float] = time.time,
+    ) -> PollResult:
+        """Query the factories. Doubtful ones, such as those silent in the last poll, are waited for less.
+
+        clock and now return monotonic and Unix seconds. The transport is closed in the end.
+        """
+        with contextlib.closing(transport or UdpTransport()) as opened:
+            return _Run(self, doubtful, opened, clock, now).run()
+
+
+class _Run:
+    """One run of a poll."""
+
+    def __init__(
+        self,
+        poll: Poll,
+        doubtful: Collection[str],
+        transport: UdpTransport,
+        clock: Callable[[], float],
+        now: Callable[[], float],
+    ) -> None:
+        self._poll = poll
+        self._factories = tuple(dict.fromkeys(poll.factories))
+        self._waited_for = set(self._factories).difference(doubtful)
+        self._transport = transport
+        self._clock = clock
+        self._now = now
+        self._pauses = [pause * min(1.0, poll.timeout / FULL_SCALE_SECONDS) for pause in RETRY_SECONDS]
+        self._last_silent_pause = poll.timeout / 2 - sum(self._pauses[:-1])
         self._asked: dict[str, _Asked] = {}
         self._cookies: dict[str, str] = {}
         self._due: list[tuple[float, str]] = []
-        self._unresolved = dict.fromkeys(self.factories)
+        self._unresolved = dict.fromkeys(self._factories)
         self._burst: set[str] = set()
         self._burst_end = 0.0
         self._resolve_time = 0.0
-        self._incomplete = len(self.factories)
+        self._incomplete = len(self._factories)
         self._dropped: Counter[Reason] = Counter()
         self._unusable: dict[str, Dropped] = {}
 
-    def run(
-        self, transport: UdpTransport, clock: Callable[[], float], now: Callable[[], float]
-    ) -> PollResult:
-        start = clock()
-        end = start + self.timeout
-        self._prepare(start, now())
-        most = transport.capacity // TYPICAL_ANSWERS[self.kind]
+    def run(self) -> PollResult:
+        start = self._clock()
+        end = start + self._poll.timeout
+        self._prepare(start)
+        most = self._transport.capacity // TYPICAL_ANSWERS[self._poll.kind]
         most = max(LEAST_BURST, min(MOST_BURST, most))
         at = start
         while self._incomplete:
-            last = end if self.waited_for else min(end, start + DOUBTFUL_SECONDS)
+            last = end if self._waited_for else min(end, start + DOUBTFUL_SECONDS)
             if at >= last:
                 break
             self._resolve(at)
-            self._send(transport, most, at, now())
-            arrived = transport.receive(min(self._next_time(at), last) - at)
-            at = clock()
+            self._send(most, at)
+            arrived = self._transport.receive(min(self._next_time(at), last) - at)
+            at = self._clock()
             for data in arrived:
-                self._take(data, at, now())
-        return self._result(clock() - start)
+                self._take(data, at)
+        return self._result(self._clock() - start)
 
-    def _prepare(self, start: float, now: float) -> None:
-        salt = secrets.token_hex(16)
-        for factory in self.factories:
+    def _prepare(self, start: float) -> None:
+        poll, salt, now = self._poll, secrets.token_hex(16), self._now()
+        for factory in self._factories:
             tie = cookie(salt, factory)
-            query = Query(self.kind, self.space, tie, self.client)
+            query = Query(poll.kind, poll.space, tie, poll.client)
             self._cookies[tie] = factory
-            self._asked[factory] = _Asked(factory, query, encode_query(query, now, self.key))
-        self.names.request(self.factories)
+            self._asked[factory] = _Asked(factory, query, encode_query(query, now, poll.key))
+        poll.names.request(self._factories)
         self._resolve_time = start
 
     def _resolve(self, at: float) -> None:
@@ -312,11 +329,11 @@ class _Poll:
         if not self._unresolved or at < self._resolve_time:
             return
         self._resolve_time = at + RESOLVE_SECONDS
-        for factory in [factory for factory in self._unresolved if self.names.known(factory)]:
+        for factory in [factory for factory in self._unresolved if self._poll.names.known(factory)]:
             del self._unresolved[factory]
             heapq.heappush(self._due, (at, factory))
 
-    def _send(self, transport: UdpTransport, most: int, at: float, now: float) -> None:
+    def _send(self, most: int, at: float) -> None:
         """Send the queries that are due, unless the last burst is still to be answered."""
         if self._burst and at < self._burst_end:
             return
@@ -329,10 +346,11 @@ class _Poll:
             if due > at:
                 heapq.heappush(self._due, (due, asked.factory))
                 continue
-            addresses = self.names.known(asked.factory)
-            if asked.sent and self.key is not None:
-                asked.datagram = encode_query(asked.query, now, self.key)
-            transport.send(asked.datagram, addresses[asked.sent // 2 % len(addresses)], self.port)
+            addresses = self._poll.names.known(asked.factory)
+            if asked.sent and self._poll.key is not None:
+                asked.datagram = encode_query(asked.query, self._now(), self._poll.key)
+            address = addresses[asked.sent // 2 % len(addresses)]
+            self._transport.send(asked.datagram, address, self._poll.port)
             asked.sent += 1
             asked.active_time = at
             self._burst.add(asked.factory)
@@ -353,15 +371,16 @@ class _Poll:
 
     def _next_time(self, at: float) -> float:
         """Return the time at which there may be something to send."""
-        times = [self._due[0][0]] if self._due else [at + self.timeout]
+        times = [self._due[0][0]] if self._due else [at + self._poll.timeout]
         if self._burst:
             times = [max(times[0], self._burst_end)]
         if self._unresolved:
             times.append(self._resolve_time)
         return min(times)
 
-    def _take(self, data: bytes, at: float, now: float) -> None:
-        received = decode_answer(data, self.kind, self.space, self._cookies, now, self.key)
+    def _take(self, data: bytes, at: float) -> None:
+        poll = self._poll
+        received = decode_answer(data, poll.kind, poll.space, self._cookies, self._now(), poll.key)
         if not isinstance(received, Received):
             self._dropped[received.reason] += 1
             self._unusable[received.factory] = received
@@ -375,7 +394,7 @@ class _Poll:
             asked.complete = True
             self._incomplete -= 1
             self._burst.discard(asked.factory)
-            self.waited_for.discard(asked.factory)
+            self._waited_for.discard(asked.factory)
 
     def _result(self, seconds: float) -> PollResult:
         answers = {
@@ -384,7 +403,7 @@ class _Poll:
             if asked.parts
         }
         complete = frozenset(asked.factory for asked in self._asked.values() if asked.complete)
-        missing = tuple(factory for factory in self.factories if factory not in complete)
+        missing = tuple(factory for factory in self._factories if factory not in complete)
         unresolved = frozenset(self._unresolved)
         unusable = {factory: self._unusable[factory] for factory in missing if factory in self._unusable}
         return PollResult(answers, complete, missing, unresolved, dict(self._dropped), seconds, unusable)

@@ -1,4 +1,4 @@
-"""Snapshot of a factory, and the answers made of it.
+"""Snapshot of a factory, and the answers made of it, to queries and for VacMon services.
 
 A snapshot is made of state_dir (machines' directories, status.json) and the kernel's figures alone, without the
 configuration and engines, so that any process can make one. Running and starting are VacQuery's definitions. Answers
@@ -11,15 +11,19 @@ from __future__ import annotations
 import contextlib
 import logging
 import secrets
-from collections.abc import Callable, Mapping, Sequence
+import socket
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from vac import __version__
+from vac.background import BackgroundWork, Outcome
 from vac.config.machinetype import Machinetype
-from vac.host.facts import Measures, measure
+from vac.config.options import split_host_port
+from vac.host.facts import measure
 from vac.host.filesystems import stamp_if_there
+from vac.logs import OnChange
 from vac.machines import machine as machines
 from vac.machines import outputs
 from vac.machines import status as statuses
@@ -40,6 +44,7 @@ from vac.vacquery.messages import (
     part,
     shortened,
 )
+from vac.vacquery.poll import Resolver
 from vac.vacquery.signed_json import canonical, signature
 
 log = logging.getLogger(__name__)
@@ -160,14 +165,9 @@ def machinetype_status(
 
 
 def factory_status(
-    slots: Sequence[Slot],
-    status: Status,
-    host: Measures,
-    heartbeats: Mapping[str, int],
-    now: float,
-    program: str,
+    slots: Sequence[Slot], status: Status, host: Mapping[str, Any], now: float, program: str
 ) -> FactoryStatus:
-    """Return the answer about the factory, without starting machines. heartbeats: Unix seconds by role."""
+    """Return the answer about the factory, without starting machines. host: fields about the host and heartbeats."""
     running = [slot.machine for slot in slots if slot.machine and is_running(slot.machine, now)]
     guard = None if status.guard_name == "full" else status.guard  # all processors in use is no reason
     return FactoryStatus(
@@ -178,42 +178,26 @@ def factory_status(
         max_processors=status.total_processors,
         max_machines=status.total_processors,
         max_hs06=float(status.total_processors * status.hs06_per_processor),
-        root_disk_avail_kb=host.root_avail_kb,
-        root_disk_avail_inodes=host.root_avail_inodes,
-        daemon_disk_avail_kb=host.state_avail_kb,
-        daemon_disk_avail_inodes=host.state_avail_inodes,
-        load_average=host.load_average,
-        kernel_version=host.kernel_version,
-        os_issue=host.os_issue,
-        boot_time=host.boot_time,
-        factory_heartbeat_time=heartbeats.get("factory", 0),
-        responder_heartbeat_time=heartbeats.get("responder", 0),
-        mjf_heartbeat_time=heartbeats.get("mjf", 0),
-        metadata_heartbeat_time=heartbeats.get("metadata", 0),
-        swap_used_kb=host.swap_used_kb,
-        swap_free_kb=host.swap_free_kb,
-        mem_used_kb=host.memory_used_kb,
-        mem_total_kb=host.memory_total_kb,
+        **host,
         creation_blocked=untrusted(guard, LONGEST_GUARD) if guard else None,
     )
 
 
 class SnapshotBuilder:
-    """Maker of snapshots of a state_dir; unchanged files aren't read again."""
+    """Maker of snapshots of a state_dir; unchanged machines aren't read again."""
 
     def __init__(
         self,
         state: StateDir,
         client: str = "vacd-responder",
-        host: Callable[[Path], Measures] = measure,
         configured: Status | None = None,
     ) -> None:
         """configured: status to be used before the factory has written one, as on the classic's state."""
         self._configured = configured
         self._state = state
         self._program = f"Vac {__version__} {client}"
-        self._host = host
-        self._status: tuple[object, Status | None] = (None, None)
+        self._machinetypes: Mapping[str, Machinetype] = {}
+        """Known facts of the configured machinetypes."""
         self._slots: dict[Path, tuple[object, Slot]] = {}
         self._before = self._slots
         """By machine's directory what this build has read, and the one before: the files' stamps, and the slot."""
@@ -226,11 +210,12 @@ class SnapshotBuilder:
         self._before, self._slots = self._slots, {}
         slots = [self._slot(slot_name(status.factory, number)) for number in range(status.slots)]
         finishes = {facts.name: self._finish(facts.name) for facts in status.machinetypes}
-        roles = ("factory", "responder", "mjf", "metadata")
-        heartbeats = {role: int(self._state.heartbeat_time(role) or 0) for role in roles}
+        host = measure(self._state.root)
+        for role in ("factory", "responder", "mjf", "metadata"):
+            host[f"{role}_heartbeat_time"] = int(self._state.heartbeat_time(role) or 0)
         return Snapshot(
             status,
-            factory_status(slots, status, self._host(self._state.root), heartbeats, now, self._program),
+            factory_status(slots, status, host, now, self._program),
             tuple(
                 machinetype_status(facts, slots, finishes[facts.name], status, now, self._program)
                 for facts in status.machinetypes
@@ -249,10 +234,12 @@ class SnapshotBuilder:
         return None if slot is None else machine_status(slot, replace(status, slot_states={}), self._program)
 
     def _read_status(self) -> Status | None:
-        present = stamp_if_there(self._state.status)
-        if present != self._status[0] or present is None:
-            self._status = (present, statuses.read(self._state))
-        return self._status[1] or self._configured
+        status = statuses.read(self._state) or self._configured
+        known = () if status is None else status.machinetypes
+        self._machinetypes = {
+            facts.name: Machinetype(facts.name, fizzle_seconds=facts.fizzle_seconds) for facts in known
+        }
+        return status
 
     def _slot(self, name: str) -> Slot:
         with contextlib.suppress(OSError):
@@ -293,7 +280,7 @@ class SnapshotBuilder:
         A machine of a classic factory is judged by the fizzle_seconds by which the factory judges it.
         """
         try:
-            machine = machines.load(path, model=model, machinetypes=self._machinetypes())
+            machine = machines.load(path, model=model, machinetypes=self._machinetypes)
         except OSError:
             return None
         if machine is None:
@@ -303,12 +290,6 @@ class SnapshotBuilder:
         written, message = outputs.shutdown_message(machine), reported(machine)
         time = outputs.shutdown_message_time(machine) if written else machines.end_time(machine)
         return Slot(name.name, machine, message, _whole(time) if message else None)
-
-    def _machinetypes(self) -> dict[str, Machinetype]:
-        """Return what is known of the configured machinetypes."""
-        status = self._read_status()
-        known = status.machinetypes if status is not None else ()
-        return {facts.name: Machinetype(facts.name, fizzle_seconds=facts.fizzle_seconds) for facts in known}
 
 
 def _whole(value: float | None) -> int | None:
@@ -363,3 +344,76 @@ class Answers:
             return None
         text = canonical({**short, "cookie": _GAP, "time_sent": _GAP})
         return text.split(b'"%b"' % _GAP.encode())
+
+
+VACMON_COOKIE = "0"
+"""Of messages that no query asked for."""
+
+
+def vacmon_message(status: AnyStatus, now: float) -> bytes | None:
+    """Return the datagram; None if it can't be made to fit into a datagram."""
+    message = {**message_of(status), "cookie": VACMON_COOKIE, "time_sent": int(now)}
+    short = shortened(message, ANSWER_LIMIT)
+    return None if short is None else canonical(short)
+
+
+class VacMon:
+    """The services of vacmon_hostport, which get unrequested answers, made and sent in the background.
+
+    Each change in what can be sent is logged.
+    """
+
+    def __init__(self, state: StateDir, names: Resolver, clock: Callable[[], float]) -> None:
+        self._builder = SnapshotBuilder(state, "vacd-factory")
+        self._names = names
+        self._clock = clock
+        self._changes = OnChange(log)
+        self._work: BackgroundWork[None] = BackgroundWork("vacmon", self._note)
+
+    def tell(self, hostports: Sequence[str], directory: Path | None = None) -> None:
+        """Send the status of the finished machine with this directory; else those of factory and machinetypes.
+
+        hostports: HOST:PORT, or [IPV6]:PORT. Never blocks.
+        """
+        if hostports:
+            self._work.start(str(directory or ""), lambda: self.send(hostports, self._statuses(directory)))
+
+    def _statuses(self, directory: Path | None) -> list[AnyStatus]:
+        """Return the statuses to be sent; none before the factory has reported for the first time."""
+        if directory is not None:
+            machine = self._builder.finished(directory)
+            return [] if machine is None else [machine]
+        snapshot = self._builder.build(self._clock())
+        return [] if snapshot is None else [snapshot.factory, *snapshot.machinetypes]
+
+    def _note(self, outcome: Outcome[None]) -> None:
+        failure = outcome.failure
+        self._changes.tell("state", failure and f"VacMon gets no status messages: {failure}")
+
+    def send(self, hostports: Iterable[str], statuses: Iterable[AnyStatus]) -> None:
+        """Send these to every service with a known address, without waiting."""
+        now = self._clock()
+        datagrams = [
+            text for text in (vacmon_message(status, now) for status in statuses) if text is not None
+        ]
+        for hostport in hostports:
+            host, port = split_host_port(hostport)
+            self._names.request([host])
+            addresses, problem = self._names.known(host), "its name can't be resolved"
+            if addresses:
+                problem = _send(datagrams, addresses[0], port)
+            elif self._names.looking(host):
+                continue
+            self._changes.tell(hostport, problem and f"VacMon {hostport} gets no status messages: {problem}")
+
+
+def _send(datagrams: Iterable[bytes], address: str, port: int) -> str:
+    """Send them; return the problem, if any."""
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    try:
+        with socket.socket(family, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sender:
+            for text in datagrams:
+                sender.sendto(text, socket.MSG_DONTWAIT, (address, port))
+    except OSError as error:
+        return str(error)
+    return ""

@@ -1,6 +1,6 @@
 """vacd-page: /metrics for Prometheus and a status page for people, at metrics_listen, both made of state_dir.
 
-Both are rendered at most once a second, however often they are requested.
+state_dir is read at most once a second, however often they are requested.
 """
 
 from __future__ import annotations
@@ -8,7 +8,6 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from http import HTTPStatus
 
 from prometheus_client import CollectorRegistry
@@ -28,8 +27,6 @@ from vac.web.page_content import WEEK, page
 from vac.web.view import View, look
 
 KEPT_SECONDS = 1.0
-MOST_KEPT = 32
-"""Pages and formats kept; clients may request more."""
 REFRESH_SECONDS = 60
 """Of /watch, for displays; other pages aren't reloaded while somebody reads them."""
 _BODY_LIMIT_BYTES = 4096
@@ -52,7 +49,6 @@ class Site:
         self._clock = clock
         self._lock = threading.Lock()
         self._view: View | None = None
-        self._kept: dict[str, bytes] = {}
 
     def respond(self, request: Request) -> Answer:
         """Return the answer to a request."""
@@ -61,33 +57,16 @@ class Site:
             return NOT_FOUND
         if request.method not in READING:
             return READ_ONLY
-        if parts == ("watch",):
-            return replace(self._page(()), headers=(*_HARDENED, ("Refresh", str(REFRESH_SECONDS))))
-        if parts != ("metrics",):
-            return self._page(parts)
-        encode, content_type = _encoder(request.accept)
-
-        def metrics(view: View) -> bytes:
-            registry = CollectorRegistry()
-            registry.register(Metrics(view))
-            return encode(registry)
-
-        return self._answer(content_type, content_type, metrics)
-
-    def _page(self, parts: Sequence[str]) -> Answer:
-        return self._answer("/".join(parts), HTML, lambda view: page(view, self._recent(view.now), parts))
-
-    def _answer(self, key: str, content_type: str, make: Callable[[View], bytes | None]) -> Answer:
         with self._lock:
             view = self._fresh()
-            body = self._kept.get(key)
-            if body is None:
-                body = make(view)
-                if body is None:
-                    return NOT_FOUND
-                if len(self._kept) < MOST_KEPT:
-                    self._kept[key] = body
-        return Answer(HTTPStatus.OK, body, content_type, _HARDENED)
+            if parts == ("metrics",):
+                return _metrics(view, request.accept)
+            watched = parts == ("watch",)
+            body = page(view, self._recent(view.now), () if watched else parts)
+        if body is None:
+            return NOT_FOUND
+        refresh = [("Refresh", str(REFRESH_SECONDS))] if watched else []
+        return Answer(HTTPStatus.OK, body, HTML, (*_HARDENED, *refresh))
 
     def _recent(self, now: float) -> Sequence[Ended]:
         """Return the machines that ended within a week; the file is read anew when it has changed."""
@@ -99,17 +78,19 @@ class Site:
     def _fresh(self) -> View:
         now = self._clock()
         if self._view is None or not 0 <= now - self._view.now < KEPT_SECONDS:
-            self._kept.clear()
             self._view = look(self._state, self._builder, now)
         return self._view
 
 
-def _encoder(accept: str) -> tuple[Callable[[CollectorRegistry], bytes], str]:
-    """Return the encoder of the format that a client accepts, and the format's name."""
+def _metrics(view: View, accept: str) -> Answer:
+    """Return the metrics in the format that a client accepts."""
     try:
-        return choose_encoder(accept)
+        encode, content_type = choose_encoder(accept)
     except (TypeError, ValueError):  # raised by the library for a malformed version
-        return choose_encoder("")
+        encode, content_type = choose_encoder("")
+    registry = CollectorRegistry()
+    registry.register(Metrics(view))
+    return Answer(HTTPStatus.OK, encode(registry), content_type, _HARDENED)
 
 
 def service(settings: Settings) -> Service | None:

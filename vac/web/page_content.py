@@ -12,14 +12,14 @@ from urllib.parse import quote
 from xml.etree.ElementTree import Element, SubElement, tostring
 
 from vac.accounting.history import Ended
-from vac.machines.status import Status
+from vac.machines.status import STALE_SECONDS, Status
 from vac.scheduling.backoff import code_group
 from vac.text import count, duration, utc_time
 from vac.vacquery.messages import MachineStatus
 from vac.vacquery.snapshot import Slot, Snapshot
 from vac.web.charts import Span, area_chart, bar, processors
 from vac.web.charts import shares as shares_of
-from vac.web.view import STALE_SECONDS, View, name, shares, shown
+from vac.web.view import View, name, shares, shown
 
 LONGEST_TEXT = 500
 DAY, WEEK = 86400.0, 7 * 86400.0

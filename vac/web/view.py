@@ -18,8 +18,6 @@ from vac.vacquery.snapshot import Snapshot, SnapshotBuilder
 
 LONGEST_NAME = 120
 LONGEST_TEXT = 200
-STALE_SECONDS = 180.0
-"""A factory that hasn't reported for this long isn't running."""
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,7 @@ from tests.unit.state_dirs import (
     running_machine,
     settings_of,
 )
-from vac.accounting.finishing import finish
+from vac.accounting.history import finish
 from vac.accounting.records import message_fields
 from vac.drivers.base import Usage
 from vac.machines import files

@@ -19,10 +19,9 @@ from tests.certificates import certify, key
 from tests.unit.state_dirs import machinetype_of, new_state, settings_of
 from vac.accounting.gocdb import Capacity, Failed, census, properties, publish
 from vac.cli.main import main
-from vac.cli.space_commands import Query
 from vac.config.settings import Settings
 from vac.vacquery.messages import FactoryStatus, Received
-from vac.vacquery.poll import PollResult
+from vac.vacquery.poll import Poll, PollResult
 
 NOW = 1_800_000_000.0
 DAY = 86400.0
@@ -158,7 +157,7 @@ def test_a_dry_run_sends_nothing(
     status = FactoryStatus("vac01.example.org", "s", "node1.example.org", max_processors=8, max_hs06=80.0)
     answers = {"node1.example.org": (Received(status, {}),)}
     result = PollResult(answers, frozenset(answers), (), frozenset(), {}, 0.0)
-    monkeypatch.setattr(Query, "ask", lambda query, client: result)
+    monkeypatch.setattr(Poll, "run", lambda poll: result)
     lines = [
         *("[settings]", "vac_space = vac01.example.org", "factory_name = node1.example.org"),
         *(f"state_dir = {settings.state_dir}", f"gocdb_url = {settings.gocdb_url}"),

@@ -29,7 +29,6 @@ from vac.config.settings import Settings
 from vac.machines.creation import decimal
 from vac.machines.layout import StateDir
 from vac.machines.machine import Machine, end_time, load
-from vac.machines.retained import retained_options
 
 EXAMPLE = """\
 APEL-individual-job-message: v0.3
@@ -150,8 +149,8 @@ LEVELS = st.floats(0.001, 1000)
 
 def ended(texts: st.SearchStrategy[str]) -> st.SearchStrategy[Machine]:
     """Return machines that have ended, with such texts."""
-    options = st.builds(
-        lambda **changes: dataclasses.replace(retained_options(machinetype_of(), Settings()), **changes),
+    settings = st.builds(
+        Settings,
         gocdb_sitename=texts,
         vac_space=texts,
         factory_name=texts,
@@ -168,7 +167,8 @@ def ended(texts: st.SearchStrategy[str]) -> st.SearchStrategy[Machine]:
         name=texts,
         uuid=texts,
         processors=st.integers(1, 1024),
-        options=options,
+        kind=st.just(machinetype_of()),
+        settings=settings,
         shutdown_time=st.just(CREATED),
         started_time=st.floats(0, 2**40),
         alive_seconds=st.floats(0, 2**40),
@@ -180,18 +180,18 @@ def ended(texts: st.SearchStrategy[str]) -> st.SearchStrategy[Machine]:
 
 @given(ended(TEXTS))
 def test_a_record_can_be_read_back(machine: Machine) -> None:
-    fields, options = message_fields(job_record(machine)), machine.options
+    fields, settings = message_fields(job_record(machine)), machine.settings
     assert (fields["Site"], fields["SubmitHost"], fields["LocalJobId"], fields["Queue"]) == (
-        options.site.strip(),
-        f"{options.vac_space}/vac-{options.factory_name}",
+        settings.site.strip(),
+        f"{settings.vac_space}/vac-{settings.factory_name}",
         machine.uuid or machine.directory.name,
         machine.machinetype,
     )
     assert fields.get("FQAN") == (machine.fqan or None)
     assert int(fields["EndTime"]) == int(end_time(machine))
-    known = {"HEPscore23": options.hepscore23_per_processor, "HEPSPEC": options.hs06_per_processor}
+    known = {"HEPscore23": settings.hepscore23_per_processor, "HEPSPEC": settings.hs06_per_processor}
     levels = {name: float(decimal(level)) for name, level in known.items() if level} or {"HEPSPEC": 1.0}
-    if options.apel_record_version == "0.3":
+    if settings.apel_record_version == "0.3":
         levels = dict(list(levels.items())[:1])
     assert service_levels(fields) == levels
 
@@ -201,7 +201,7 @@ def test_whatever_is_in_it_a_record_is_ascii_and_has_its_lines(machine: Machine)
     text = job_record(machine)
     assert text.isascii()
     lines = text.split("\n")
-    expected = 21 + bool(machine.fqan) - (machine.options.apel_record_version == "0.4")
+    expected = 21 + bool(machine.fqan) - (machine.settings.apel_record_version == "0.4")
     assert len(lines) == expected
     assert lines[-2:] == ["%%", ""]
 
@@ -421,7 +421,7 @@ def test_waiting_records_are_bundled_without_losing_any(
     for number in range(25):
         version = "0.4" if number % 5 == 0 else "0.3"
         machine.uuid = f"job {number}"
-        machine.options = dataclasses.replace(machine.options, apel_record_version=version)
+        machine.settings = dataclasses.replace(machine.settings, apel_record_version=version)
         want.add((version, machine.uuid))
         records.send(state, "20261121", file_name(number, machine.uuid), job_record(machine))
     sync_text = "APEL-sync-message: v0.1\nSite: x\n%%\n"

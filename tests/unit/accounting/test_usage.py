@@ -56,9 +56,9 @@ def test_usage_is_the_sum_of_thousands_of_records(
 ) -> None:
     monkeypatch.setattr("time.time", lambda: float(ENDED))
     machine, rng = running_machine(state), random.Random(1)
-    options = (
-        dataclasses.replace(machine.options, hs06_per_processor=10.0),
-        dataclasses.replace(machine.options, hepscore23_per_processor=12.5, apel_record_version="0.4"),
+    settings = (
+        dataclasses.replace(machine.settings, hs06_per_processor=10.0),
+        dataclasses.replace(machine.settings, hepscore23_per_processor=12.5, apel_record_version="0.4"),
     )
     sums: dict[str, Counter[str]] = {"lhcb": Counter(), "atlas": Counter(), "gone": Counter()}
     for number in range(MANY):
@@ -68,7 +68,7 @@ def test_usage_is_the_sum_of_thousands_of_records(
         machine.fqan = None if kind == "gone" else f"/{kind}/prod"
         machine.started_time, machine.alive_seconds = float(int(ENDED - days * DAY) - wall), float(wall)
         machine.cpu_seconds, machine.processors = wall * processors // 2, processors
-        machine.options = options[number % 2]
+        machine.settings = settings[number % 2]
         write(state, machine)
         if days <= 30:
             sums[kind] += Counter(

@@ -15,7 +15,7 @@ from vac import roles
 from vac.cli.check_vacd import CRITICAL, check, main
 from vac.machines import status as statefiles
 from vac.machines.layout import StateDir
-from vac.machines.status import ErrorKind, Status, TypeFacts
+from vac.machines.status import Status, TypeFacts
 from vac.roles import Restarts
 
 NOW = 1_000_000.0
@@ -47,7 +47,7 @@ def test_a_heartbeat_that_is_missing_or_old_is_critical(state: StateDir, role: s
 
 
 def test_an_error_of_the_factory_is_critical_and_breaks_no_performance_data(state: StateDir) -> None:
-    statefiles.set_error(state, ErrorKind.CREATION, "it | failed\nat length")
+    statefiles.write_error(state, ("creation", "it | failed\nat length"))
     assert check(state, 600, NOW) == (2, "it / failed" + COUNTS)
 
 

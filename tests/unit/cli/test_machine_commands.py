@@ -18,8 +18,7 @@ from hypothesis import strategies as st
 from tests.unit.cli.conftest import vac
 from tests.unit.state_dirs import ENDED, NAME, STARTED, UUID, at, machinetype_of, new_state, running_machine
 from vac.accounting import history
-from vac.accounting.finishing import finish
-from vac.accounting.history import Ended
+from vac.accounting.history import Ended, finish
 from vac.cli import machine_commands
 from vac.cli.factory_commands import RECENT_SECONDS, reasons
 from vac.drivers.base import EngineUnavailable, Usage

@@ -14,7 +14,6 @@ import pytest
 from tests.unit.state_dirs import NAME, new_state, running_machine
 from vac.cli import factory_commands
 from vac.cli.main import main
-from vac.cli.space_commands import Query
 from vac.clock import Clock
 from vac.host import facts
 from vac.machines import requests
@@ -22,7 +21,7 @@ from vac.machines import status as statuses
 from vac.machines.layout import StateDir
 from vac.machines.status import Status
 from vac.vacquery.messages import FactoryStatus
-from vac.vacquery.poll import PollResult
+from vac.vacquery.poll import Poll, PollResult
 
 THIS = "node1.example.org"
 
@@ -34,8 +33,8 @@ class Space:
         self.others: dict[str, str | None] = others
         self.asked = 0
 
-    def ask(self, own: Status | None = None) -> PollResult:
-        """Stand in for Query.ask(); own: what this factory has reported."""
+    def run(self, own: Status | None = None) -> PollResult:
+        """Stand in for Poll.run(); own: what this factory has reported."""
         self.asked += 1
         said = {**self.others, **({} if own is None else {THIS: own.guard or ""})}
         answers: dict[str, Any] = {
@@ -65,7 +64,7 @@ def host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     host.woken = lambda: report(state)
     monkeypatch.setattr(requests, "running", lambda state: 1)
     monkeypatch.setattr(requests, "wake", lambda state: host.woken())
-    monkeypatch.setattr(Query, "ask", lambda query: host.space.ask(statuses.read(state)))
+    monkeypatch.setattr(Poll, "run", lambda poll: host.space.run(statuses.read(state)))
     monkeypatch.setattr(
         "subprocess.run",
         lambda command, check: host.reboots.append(command) or SimpleNamespace(returncode=0),
@@ -194,14 +193,14 @@ def test_of_factories_that_ask_at_once_no_more_are_away(
         nonlocal away, most, passed
 
         class Others(Space):
-            def ask(self, own: Status | None = None) -> PollResult:
+            def run(self, own: Status | None = None) -> PollResult:
                 said = {other: statuses.read(state) for other, state in states.items()}
                 self.others = {other: (status and status.guard) or "" for other, status in said.items()}
-                return super().ask()
+                return super().run()
 
         order = requests.Drain(time.time(), None, factory_commands.REASON, Clock().boot_id)
-        query: Any = Others()
-        assert factory_commands._take_turn(states[name], name, order, query, at_most)
+        poll: Any = Others()
+        assert factory_commands._take_turn(states[name], name, order, poll, at_most)
         with lock:
             away += 1
             most = max(most, away)

@@ -34,7 +34,7 @@ from vac.vacquery.messages import (
     part,
     read_status,
 )
-from vac.vacquery.poll import PollResult
+from vac.vacquery.poll import Poll, PollResult, UdpTransport
 
 is_refused = space_commands._is_refused
 TEXT = WIRE / "text"
@@ -88,7 +88,7 @@ def run(
     monkeypatch.setattr("sys.stdout", out)
     monkeypatch.setattr("sys.stderr", errors)
     monkeypatch.setattr("vac.cli.common.settings", lambda arguments: SETTINGS)
-    monkeypatch.setattr(space_commands.Query, "ask", lambda query: result)
+    monkeypatch.setattr(Poll, "run", lambda poll: result)
     monkeypatch.setattr("vac.cli.space_commands.time.time", lambda: now)
     return main(words), out.getvalue(), errors.getvalue()
 
@@ -266,7 +266,7 @@ def test_a_vacd_that_does_not_run_here_is_told_and_not_asked(
     state.prepare()
     (tmp_path / "vac.conf").write_text(CONFIGURATION.format(state=state.root) + "vacquery_port = 9\n")
     asked: list[object] = []
-    monkeypatch.setattr(space_commands, "poll", lambda factories, *_, **__: asked.append(factories))
+    monkeypatch.setattr(UdpTransport, "send", lambda *sent: asked.append(sent))
     for role in ("factory", "responder"):
         state.pid(role).write_text("4194305\n")
     assert main(["--config", str(tmp_path / "vac.conf"), "machines"]) == 1
@@ -360,8 +360,8 @@ def test_why_answers_were_not_used_is_told(
 ) -> None:
     whole = answers(Kind.FACTORIES, WIRE / "factory_query.jsonl")
     result = dataclasses.replace(whole, **{"missing": (FACTORY,), **changes})
-    query = space_commands.Query(Kind.FACTORIES, SETTINGS, (FACTORY,), SPACE, 10.0, key, NoNames())
-    assert [f"vac: {line}" for line in space_commands.problems(query, result)] == told
+    poll = Poll(Kind.FACTORIES, (FACTORY,), SPACE, NoNames(), 995, 10.0, key)
+    assert [f"vac: {line}" for line in space_commands.problems(poll, result)] == told
 
 
 def test_watching_goes_on_until_interrupted(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -382,10 +382,9 @@ def test_watching_goes_on_until_interrupted(monkeypatch: pytest.MonkeyPatch) -> 
 def test_options_choose_whom_to_ask_and_for_how_long() -> None:
     parser = command_parser("machines")
 
-    def asked(words: list[str]) -> space_commands.Query:
+    def asked(words: list[str]) -> Poll:
         given = parser.parse_args(words)
-        choices = (given.factories, given.space, given.timeout)
-        return space_commands.prepare(SETTINGS, given.kind, *choices, NoNames())
+        return space_commands.prepare(SETTINGS, given.kind, given.factories, given.space, given.timeout)
 
     query = asked([])
     assert (query.factories, query.space, query.timeout) == ((FACTORY,), SPACE, 10.0)
@@ -438,7 +437,7 @@ def test_why_creations_failed_on_this_factory_is_told_where_no_program_reads_a_t
     statuses.write(state, Status(1000.0, "vac.example.org", factory="f1.example.org", failed=failed))
     monkeypatch.setattr(time, "time", lambda: 1009.0)
     result = PollResult({"f1.example.org": ()}, frozenset(), (), frozenset(), {}, 0.1)
-    monkeypatch.setattr(space_commands.Query, "ask", lambda query: result)
+    monkeypatch.setattr(Poll, "run", lambda poll: result)
     monkeypatch.setattr("sys.stdout.isatty", lambda: terminal)
     assert main(["--config", str(tmp_path / "vac.conf"), "machinetypes", *words]) == 0
     lines, nothing = (text.splitlines() for text in capsys.readouterr()[:: 1 if terminal else -1])

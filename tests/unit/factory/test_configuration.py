@@ -39,6 +39,24 @@ def test_a_broken_configuration_stops_creation_and_nothing_else(world: World) ->
     assert world.status().problems == ()
 
 
+def test_a_creations_error_is_shown_again_after_the_configurations(world: World) -> None:
+    world.state.prepare()
+    world.state.factory_error.write_text("an older process's, or a classic factory's")
+    world.start()
+    world.run(5)
+    assert world.error() is None
+    world.scripts = lambda spec: Script(failure="image not found")
+    world.run(60)
+    failure = world.error()
+    assert "image not found" in (failure or "")
+    world.configuration_error = broken()
+    world.run(70)
+    assert world.error() == PROBLEM
+    world.configuration_error = None
+    world.run(70)
+    assert world.error() == failure
+
+
 def test_machines_are_watched_from_a_broken_configuration_on(world: World) -> None:
     world.scripts = lambda spec: Script(400.0, "200 Success")
     world.fill()

@@ -16,6 +16,7 @@ import pytest
 
 from tests.fake_driver import Script
 from tests.simulated import World, one_type
+from tests.steps import at_files
 from tests.unit.factory.conftest import MakeWorld
 from vac.background import Outcome, in_thread
 from vac.config.checks import needed_repositories
@@ -24,7 +25,6 @@ from vac.drivers.base import MachineSpec
 from vac.factory import decisions, loop
 from vac.factory.decisions import AT_ONCE, Repositories
 from vac.factory.state import Stop
-from vac.machines import files
 
 
 class Disk:
@@ -35,7 +35,7 @@ class Disk:
         self.full = False
         self.reserve_suffices = True
 
-    def checkpoint(self, step: str, path: Path) -> None:
+    def step(self, step: str, path: Path) -> None:
         room = self.reserve_suffices and not self.reserve.exists()
         needs_room = step == "write" or (step == "mkdir" and not path.exists())
         if self.full and not room and needs_room:
@@ -49,7 +49,7 @@ class Disk:
 @pytest.fixture
 def disk(world: World, monkeypatch: pytest.MonkeyPatch) -> Disk:
     disk = Disk(world)
-    monkeypatch.setattr(files, "checkpoint", disk.checkpoint)
+    at_files(monkeypatch.setattr, disk.step)
     monkeypatch.setattr(os, "posix_fallocate", disk.allocate)
     return disk
 

@@ -21,7 +21,7 @@ from vac.factory.peers import Answers, Space
 from vac.scheduling.model import TypeReport
 from vac.scheduling.space import FRESH_SECONDS, LEAST_RENEW_SECONDS, SILENT_SECONDS
 from vac.vacquery.messages import Dropped, Kind, Reason
-from vac.vacquery.poll import PollResult, Resolver
+from vac.vacquery.poll import Poll, PollResult, Resolver
 
 PEERS = ("f2.example.com", "f3.example.com")
 SETTINGS = Settings(
@@ -194,7 +194,7 @@ def test_dropped_answers_are_kept_and_logged_on_change(
     found = PollResult(
         {PEERS[0]: whole}, frozenset(PEERS[:1]), PEERS[1:], frozenset(), {Reason.SIGNATURE: 2}, 0.1, why
     )
-    monkeypatch.setattr(peers, "poll", lambda *_, **__: found)
+    monkeypatch.setattr(Poll, "run", lambda *_: found)
     configuration = dataclasses.replace(CONFIGURATION, machinetypes={"type-00": one_type("type-00")})
     answers = peers.ask_peers(Resolver(), lambda: START, configuration, True)
     assert answers.unusable == {PEERS[1]: "wrong or no signature"}
@@ -228,7 +228,7 @@ def test_a_peer_that_answers_in_part_does_not_count_as_heard(monkeypatch: pytest
     (whole,) = recorded(Kind.MACHINETYPES).values()
     came = {PEERS[0]: whole, PEERS[1]: whole[:1]}
     found = PollResult(came, frozenset(PEERS[:1]), PEERS[1:], frozenset(), {}, 0.1)
-    monkeypatch.setattr(peers, "poll", lambda *_, **__: found)
+    monkeypatch.setattr(Poll, "run", lambda *_: found)
     types = {name: one_type(name) for name in ("type-00", "type-03")}
     configuration = dataclasses.replace(CONFIGURATION, machinetypes=types)
     answers = peers.ask_peers(Resolver(), lambda: START, configuration, False)

@@ -17,6 +17,7 @@ import pytest
 from tests.fake_driver import FakeEngine
 from tests.simulated import Configured, World, simulate_host
 from tests.unit.factory.conftest import MakeWorld
+from tests.waiting import wait_for
 from vac.config.settings import Settings
 from vac.context.downloads import DownloadFailed
 from vac.context.signatures import SignatureRefused
@@ -226,8 +227,8 @@ def test_a_broken_configuration_at_start_is_repaired_later(started: Process) -> 
     started.configure()
     started.wake()
     started.wait_for_machine()
+    wait_for(lambda: not started.state.factory_error.exists(), "the error to go", PATIENCE_SECONDS)
     finish(started, thread)
-    assert not started.state.factory_error.exists()
 
 
 def test_another_engine_address_is_for_a_new_process(started: Process) -> None:

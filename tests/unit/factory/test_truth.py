@@ -13,12 +13,12 @@ import pytest
 
 from tests.fake_driver import FakeMachine, Script
 from tests.simulated import START, World, one_type
+from tests.steps import at_files
 from tests.unit.factory.conftest import MakeWorld
 from vac.drivers.base import EngineState, Observed
 from vac.drivers.engine import Changed, Engine, _Call
 from vac.factory.state import Stop
 from vac.lifecycle.phases import Releasing, SetAside
-from vac.machines import files
 
 YEAR = 365 * 86400
 
@@ -353,9 +353,9 @@ class Faults:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.pattern = ""
         self.number = errno.EIO
-        monkeypatch.setattr(files, "checkpoint", self.checkpoint)
+        at_files(monkeypatch.setattr, self.step)
 
-    def checkpoint(self, step: str, path: Path) -> None:
+    def step(self, step: str, path: Path) -> None:
         if self.pattern and self.pattern in str(path) and step not in ("written", "renamed", "removed"):
             raise OSError(self.number, os.strerror(self.number), str(path))
 

@@ -21,21 +21,24 @@ from tools.lifecycle_page import page
 from vac.config.machinetype import Machinetype
 from vac.lifecycle.phases import (
     PHASES,
+    RECOVERIES,
     Empty,
     Ended,
     PendingCreation,
     Phase,
     Preparing,
+    Recovery,
     Releasing,
     Running,
     SetAside,
+    SlotFile,
     Starting,
     StopOrder,
     Stopping,
     Stuck,
     Uncertain,
+    recover,
 )
-from vac.lifecycle.recovery import RECOVERIES, Recovery, SlotFile, recover
 from vac.lifecycle.table import (
     STIMULI,
     TRANSITIONS,

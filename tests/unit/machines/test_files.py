@@ -423,9 +423,19 @@ def test_the_reserve_takes_real_space_and_is_given_up_once(tmp_path: Path) -> No
     state = new_state(tmp_path)
     assert state.reserve.stat().st_size == RESERVE_BYTES
     assert state.reserve.stat().st_blocks * 512 >= RESERVE_BYTES
-    assert state.release_reserve()
-    assert not state.release_reserve()
-    assert state.keep_reserve()
+    tried: list[bool] = []
+
+    def write() -> None:
+        tried.append(state.reserve.exists())
+        if len(tried) != 2:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    state.spending_reserve(write)
+    assert tried == [True, False]
+    with pytest.raises(OSError, match="No space left"):
+        state.spending_reserve(write)
+    assert tried == [True, False, False]
+    state.keep_reserve()
     assert state.reserve.stat().st_size == RESERVE_BYTES
 
 
@@ -438,7 +448,6 @@ def test_a_full_disk_without_room_for_the_reserve_stops_nothing(
     monkeypatch.setattr(os, "posix_fallocate", full)
     state = new_state(tmp_path)
     assert not state.reserve.exists()
-    assert not state.release_reserve()
 
 
 def test_one_factory_process_per_state_dir(tmp_path: Path) -> None:

@@ -6,12 +6,14 @@ import dataclasses
 import errno
 import json
 import os
+import re
 import stat
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+import vac
 from tests.unit.state_dirs import (
     CREATED,
     ENDED,
@@ -32,10 +34,9 @@ from tests.unit.state_dirs import (
 )
 from vac.clock import Moment
 from vac.config.machinetype import Machinetype
-from vac.config.options import declared
 from vac.config.settings import Settings
 from vac.drivers.base import Usage
-from vac.machines import files, retained
+from vac.machines import files
 from vac.machines.creation import Access, decimal
 from vac.machines.layout import StateDir
 from vac.machines.machine import (
@@ -46,10 +47,12 @@ from vac.machines.machine import (
     mark_started,
     note_people,
     renew_heartbeat,
+    retained,
     write_final_heartbeat,
 )
-from vac.machines.retained import RetainedOptions
 from vac.machines.slots import outcome
+
+RECORDED = Path(__file__).parents[2] / "data" / "machinetype.json"
 
 
 def reloaded(machine: Machine) -> Machine:
@@ -113,7 +116,7 @@ def test_a_configuration_that_is_not_utf8_makes_machines(tmp_path: Path) -> None
     )
     assert (machine.directory / "machinefeatures" / "rack").read_bytes() == b"caf\xe9"
     assert (machine.directory / "accounting_fqan").read_bytes() == b"caf\xe9"
-    assert reloaded(machine).options.accounting_fqan == text
+    assert reloaded(machine).kind.accounting_fqan == text
 
 
 def test_benchmark_keys_are_missing_without_a_benchmark(tmp_path: Path) -> None:
@@ -237,18 +240,36 @@ def test_a_creation_that_the_disk_refuses_leaves_nothing(
         assert not list(state.tmp.iterdir())
 
 
+def kept_of(machine: Machine) -> dict[str, Any]:
+    return {**retained(machine.kind), **retained(machine.settings)}
+
+
 def test_what_matters_to_the_end_is_kept_and_nothing_secret(tmp_path: Path) -> None:
     state = new_state(tmp_path)
     machinetype = machinetype_of(
-        fizzle_seconds=77, heartbeat_file="hb", user_data_options={"key": "SECRET"}, idle_cpu_percent=2.5
+        fizzle_seconds=77,
+        heartbeat_file="hb",
+        user_data_options={"key": "SECRET"},
+        idle_cpu_percent=2.5,
+        disk_gb_per_processor=20,
     )
-    machine = new_machine(state, machinetype)
+    settings = settings_of(state, hepscore23_per_processor=12.5, user_data_options={"key": "SECRET"})
+    machine = new_machine(state, machinetype, settings)
+    assert (machine.directory / "machinetype.json").read_bytes() == RECORDED.read_bytes()
     again = reloaded(machine)
-    assert again.options == machine.options
-    assert (again.options.fizzle_seconds, again.options.heartbeat_file) == (77, "hb")
-    assert b"SECRET" not in (machine.directory / "machinetype.json").read_bytes()
-    kept = set(json.loads((machine.directory / "machinetype.json").read_bytes()))
-    assert kept >= {name for name, option in declared(Machinetype).items() if option.retained}
+    assert kept_of(again) == kept_of(machine) == json.loads(RECORDED.read_bytes())
+
+
+def test_only_kept_options_of_machines_are_read() -> None:
+    used: set[str] = set()
+    for path in Path(vac.__file__).parent.rglob("*.py"):
+        for function in path.read_text(encoding="utf-8").split("def "):
+            for word in ("kind", "settings"):
+                used |= set(re.findall(rf"\bmachine\.{word}\.(\w+)", function))
+                if re.search(rf"\b{word}\b.* = machine\.{word}\b", function):
+                    used |= set(re.findall(rf"(?<![.\w]){word}\.(\w+)", function))
+    assert {"heartbeat_file", "idle_seconds", "gocdb_sitename", "apel_record_version"} <= used
+    assert used <= {*json.loads(RECORDED.read_bytes()), "hs06", "site"}
 
 
 def test_a_changed_configuration_leaves_a_running_machine_alone(tmp_path: Path) -> None:
@@ -262,7 +283,7 @@ def test_a_changed_configuration_leaves_a_running_machine_alone(tmp_path: Path) 
         settings=settings_of(state, gocdb_sitename="OTHER", hs06_per_processor=99.0),
     )
     assert found is not None
-    assert found.options == machine.options
+    assert kept_of(found) == kept_of(machine)
     assert found.fqan == FQAN
 
 
@@ -278,24 +299,35 @@ def test_the_configuration_replaces_a_torn_machinetype_json(tmp_path: Path, cont
         settings=settings_of(state),
     )
     assert found is not None
-    assert found.options == machine.options
+    assert kept_of(found) == kept_of(machine)
 
 
-def test_options_not_kept_come_from_the_configuration() -> None:
-    stand_in = retained.retained_options(machinetype_of(fizzle_seconds=5), Settings(vac_space="a.b"))
-    options = retained.from_json(b'{"heartbeat_file": "hb", "of_the_future": 1}', stand_in)
-    assert isinstance(options, RetainedOptions)
-    assert (options.heartbeat_file, options.fizzle_seconds) == ("hb", 5)
+def configured_machine(directory: Path, kept: str) -> Machine:
+    """Return the machine whose machinetype.json has this content, read with a configuration."""
+    (directory / "machinetype.json").write_text(kept)
+    machinetypes = {"lhcb-prod": machinetype_of(fizzle_seconds=5)}
+    found = load(directory, machinetypes=machinetypes, settings=Settings(vac_space="a.b"))
+    assert found is not None
+    return found
 
 
-@pytest.mark.parametrize("field", dataclasses.fields(RetainedOptions), ids=lambda field: field.name)
-def test_options_spoilt_by_hand_come_from_the_configuration(field: dataclasses.Field[object]) -> None:
-    stand_in = retained.retained_options(machinetype_of(fizzle_seconds=5), Settings(vac_space="a.b"))
-    wrong = ["[]", "{}", "true", "NaN", "1e999", "0" if "str" in str(field.type) else '"5"']
-    wrong += [] if "None" in str(field.type) else ["null"]
-    for value in wrong:
-        content = f'{{"{field.name}": {value}}}'.encode()
-        assert retained.from_json(content, stand_in) == stand_in, content
+def test_options_not_kept_come_from_the_configuration(tmp_path: Path) -> None:
+    directory = new_machine(new_state(tmp_path)).directory
+    machine = configured_machine(directory, '{"heartbeat_file": "hb", "of_the_future": 1, "name": "other"}')
+    assert (machine.kind.heartbeat_file, machine.kind.fizzle_seconds) == ("hb", 5)
+    assert (machine.kind.name, machine.settings.vac_space) == ("lhcb-prod", "a.b")
+
+
+def test_options_spoilt_by_hand_come_from_the_configuration(tmp_path: Path) -> None:
+    directory = new_machine(new_state(tmp_path)).directory
+    stand_in = configured_machine(directory, "{}")
+    fields = (*dataclasses.fields(Machinetype), *dataclasses.fields(Settings))
+    types = {field.name: str(field.type) for field in fields}
+    for name in kept_of(stand_in):
+        wrong = ["[]", "{}", "true", "NaN", "1e999", "0" if "str" in types[name] else '"5"']
+        wrong += [] if "None" in types[name] else ["null"]
+        for value in wrong:
+            assert configured_machine(directory, f'{{"{name}": {value}}}') == stand_in, (name, value)
 
 
 def test_a_machine_is_read_back_as_it_was(tmp_path: Path) -> None:
@@ -462,7 +494,7 @@ def test_an_option_that_a_machine_was_made_without_stays_unset(tmp_path: Path) -
     changed = {"lhcb-prod": machinetype_of(heartbeat_file="beat", idle_cpu_percent=5.0)}
     again = load(machine.directory, machinetypes=changed, settings=settings_of(state))
     assert again is not None
-    assert (again.options.heartbeat_file, again.options.idle_cpu_percent) == (None, None)
+    assert (again.kind.heartbeat_file, again.kind.idle_cpu_percent) == (None, None)
 
 
 # Time

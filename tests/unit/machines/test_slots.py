@@ -188,10 +188,10 @@ def test_the_machines_of_a_classic_factory_are_taken_over(tmp_path: Path) -> Non
     )
     assert (machine.started_time, machine.cpu_seconds, machine.cpu_percent) == (1795227157.0, 4.0, 92.2)
     assert (machine.fqan, machine.hs06) == ("/vo2.example.org/Role=NULL/Capability=NULL", 12.5)
-    assert machine.options.mb_per_processor == 2048
-    assert machine.options.fizzle_seconds == 900
-    assert slots["vac-85-00.example.org"].options.heartbeat_file == "vm-heartbeat"
-    assert slots["vac-85-01.example.org"].options.fizzle_seconds == Machinetype(name="x").fizzle_seconds
+    assert machine.settings.mb_per_processor == 2048
+    assert machine.kind.fizzle_seconds == 900
+    assert slots["vac-85-00.example.org"].kind.heartbeat_file == "vm-heartbeat"
+    assert slots["vac-85-01.example.org"].kind.fizzle_seconds == Machinetype(name="x").fizzle_seconds
 
 
 def test_outcomes_of_a_classic_factorys_machines_are_known(tmp_path: Path) -> None:

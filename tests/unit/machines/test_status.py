@@ -14,14 +14,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.steps import at_files
 from tests.unit.state_dirs import new_state
 from vac.decoding import filled
-from vac.machines import files
 from vac.machines import status as statefiles
 from vac.machines import status as statuses
 from vac.machines.layout import StateDir
 from vac.machines.requests import Drain
-from vac.machines.status import Creation, ErrorKind, EventCount, Status, TypeFacts
+from vac.machines.status import Creation, EventCount, Status, TypeFacts
 
 FULL = Status(
     time=1.5,
@@ -109,43 +109,17 @@ def test_small_files_have_the_classics_content_for_everybody(tmp_path: Path) -> 
         statefiles.write_text(state, state.version, "VERSION=4.0.0\n")
         statefiles.touch_heartbeat(state, "factory", 1000.0)
         statefiles.touch_heartbeat(state, "factory", 2000.0)
-        statefiles.set_error(state, ErrorKind.CREATION, "first\nsecond")
+        statefiles.write_error(state, ("creation", "\n first\nsecond"))
         statefiles.write(state, Status(guard="full"))
     finally:
         os.umask(umask)
     assert state.counts.read_text() == "5 8 5 8 62.50\n"
+    assert state.factory_error.read_text() == "first\ncreation\n"
     assert state.version.read_text() == "VERSION=4.0.0\n"
     assert state.heartbeat("factory").stat().st_mtime == 2000.0
     assert json.loads(state.status.read_text())["guard"] == "full"
     for path in (state.counts, state.version, state.heartbeat("factory"), state.factory_error, state.status):
         assert stat.S_IMODE(path.stat().st_mode) == 0o644
-
-
-@pytest.mark.parametrize(
-    ("kind", "cleared", "stays"),
-    [
-        (ErrorKind.CREATION, ErrorKind.CREATION, False),
-        (ErrorKind.CREATION, ErrorKind.CONFIGURATION, True),
-        (ErrorKind.CONFIGURATION, ErrorKind.CREATION, True),
-        (ErrorKind.CONFIGURATION, ErrorKind.CONFIGURATION, False),
-    ],
-)
-def test_an_error_goes_only_with_what_mends_it(
-    tmp_path: Path, kind: ErrorKind, cleared: ErrorKind, stays: bool
-) -> None:
-    state = new_state(tmp_path)
-    statefiles.set_error(state, kind, "\n it failed\nmore\n")
-    assert state.factory_error.read_text().splitlines()[0] == "it failed"
-    statefiles.clear_error(state, cleared)
-    statefiles.clear_error(state, cleared)
-    assert state.factory_error.exists() is stays
-
-
-def test_an_error_that_a_classic_factory_left_goes_too(tmp_path: Path) -> None:
-    state = new_state(tmp_path)
-    state.factory_error.write_text("old trouble")
-    statefiles.clear_error(state, ErrorKind.CREATION)
-    assert not state.factory_error.exists()
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS])
@@ -155,6 +129,6 @@ def test_a_disk_that_takes_nothing_keeps_no_process_from_its_work(
     def fail(step: str, path: Path) -> None:
         raise OSError(number, os.strerror(number), str(path))
 
-    monkeypatch.setattr(files, "checkpoint", fail)
+    at_files(monkeypatch.setattr, fail)
     statuses.prepare_role(StateDir(tmp_path), "page", None)
     assert "files of vacd-page can't be made" in caplog.text

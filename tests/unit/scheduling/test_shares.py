@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from vac.decoding import filled
 from vac.machines.files import read_json
-from vac.scheduling.ramp import Ramp, RampState
+from vac.scheduling.decide import Ramp, RampState
 from vac.scheduling.shares import (
     Candidate,
     Ledger,

@@ -14,8 +14,7 @@ from vac.scheduling.model import Occupied, TypeReport
 from vac.scheduling.space import view
 from vac.simulate import simulate
 from vac.simulate.measure import Kind, targets
-from vac.simulate.nodes import Machine, make_nodes
-from vac.simulate.polling import Polling, ReportStore
+from vac.simulate.nodes import Machine, Polling, ReportStore, make_nodes
 from vac.simulate.scenario import Hardware, Work
 
 NEVER = Work(when=("never",))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import json
 import random
@@ -19,7 +18,7 @@ from tests.unit.vacquery.recorded import FACTORY, SPACE, datagrams, make_state, 
 from tests.unit.vacquery.test_poll import Loopback
 from tests.unit.vacquery.test_responder import make_responder, serving
 from vac.vacquery.messages import Kind, Reason
-from vac.vacquery.poll import UdpTransport, poll
+from vac.vacquery.poll import Poll, UdpTransport
 from vac.vacquery.signed_json import canonical
 
 DATAGRAMS = 100_000
@@ -117,16 +116,8 @@ def test_a_hundred_thousand_malformed_datagrams_change_nothing(tmp_path: Path) -
         tracemalloc.start()
         for _ in range(POLLS):
             tracemalloc.reset_peak()
-            with contextlib.closing(Flooded(noise, forged, port, DATAGRAMS // POLLS)) as transport:
-                found = poll(
-                    [FACTORY],
-                    Kind.MACHINES,
-                    SPACE,
-                    names=Loopback(),
-                    port=port,
-                    timeout=120,
-                    transport=transport,
-                )
+            transport = Flooded(noise, forged, port, DATAGRAMS // POLLS)
+            found = Poll(Kind.MACHINES, [FACTORY], SPACE, Loopback(), port, 120).run(transport=transport)
             peaks.append(tracemalloc.get_traced_memory()[1])
             assert found.missing == ()
             said = [(answer.message["machine"], answer.message["state"]) for answer in found.answers[FACTORY]]

@@ -49,7 +49,7 @@ from vac.vacquery.messages import (
 )
 from vac.vacquery.poll import capacities, to_report, to_reports
 from vac.vacquery.signed_json import canonical, signature
-from vac.vacquery.vacmon import VacMon
+from vac.vacquery.snapshot import VacMon
 
 KEY = b"a secret of the space"
 COMMON: dict[str, Any] = {"space": SPACE, "site": "example.org", "factory": FACTORY}
@@ -155,7 +155,7 @@ def test_an_unknown_fqan_is_omitted_other_values_are_null() -> None:
         ({"machinetype": "a\nb"}, Reason.FIELD),
         ({"machinetype": 5}, Reason.FIELD),
         ({"num_machinetypes": -1}, Reason.FIELD),
-        ({"num_machinetypes": 10**400}, Reason.FIELD),
+        ({"num_machinetypes": 10**29}, Reason.FIELD),
         ({"running_processors": 1.5}, Reason.FIELD),
         ({"running_processors": True}, Reason.FIELD),
         ({"running_processors": "1"}, Reason.FIELD),
@@ -187,7 +187,19 @@ def test_what_is_no_finite_number_is_no_json(number: str) -> None:
 
 @pytest.mark.parametrize(
     "data",
-    [b"", b"hello", b"[]", b"5", b"null", b'"x"', b"\xff\xfe", b"[" * 1000, b'{"a":' * 190, b"9" * 1020],
+    [
+        b"",
+        b"hello",
+        b"[]",
+        b"5",
+        b"null",
+        b'"x"',
+        b"\xff\xfe",
+        b"[" * 1000,
+        b'{"a":' * 190,
+        b"9" * 1020,
+        b'{"a":1,"a":1}',
+    ],
 )
 def test_what_is_no_json_object_is_dropped(data: bytes) -> None:
     for found in (decode(data), decode_query(data, SPACE, NOW)):
@@ -253,7 +265,7 @@ def test_with_a_key_only_fresh_answers_signed_with_it_are_taken() -> None:
         json.dumps({**message, "hmac": None}).encode(): Reason.SIGNATURE,
         signed({**message, "time_sent": int(NOW) - 301}): Reason.STALE,
         signed({**message, "time_sent": int(NOW) + 301}): Reason.STALE,
-        signed({**message, "time_sent": 10**400}): Reason.STALE,
+        signed({**message, "time_sent": 10**29}): Reason.STALE,
         signed({**message, "time_sent": None}): Reason.STALE,
     }
     for data, reason in cases.items():

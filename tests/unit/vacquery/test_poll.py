@@ -22,11 +22,11 @@ from vac.vacquery.poll import (
     ADDRESS_SECONDS,
     LOOKUPS,
     UNKNOWN_SECONDS,
+    Poll,
     PollResult,
     Resolver,
     UdpTransport,
     lookup,
-    poll,
 )
 from vac.vacquery.signed_json import canonical, signature
 
@@ -127,19 +127,8 @@ class World(Resolver, UdpTransport):
     def poll(
         self, count: int, timeout: float = 10.0, key: bytes | None = None, doubtful: Iterable[str] = ()
     ) -> PollResult:
-        return poll(
-            factories(count),
-            Kind.MACHINETYPES,
-            SPACE,
-            names=self,
-            port=995,
-            timeout=timeout,
-            key=key,
-            doubtful=frozenset(doubtful),
-            transport=self,
-            clock=self,
-            now=self.now,
-        )
+        poll = Poll(Kind.MACHINETYPES, factories(count), SPACE, self, 995, timeout, key)
+        return poll.run(frozenset(doubtful), self, self, self.now)
 
 
 @pytest.mark.parametrize("count", [1, 100, 1000])
@@ -328,9 +317,7 @@ def test_mutated_answers_never_raise_or_give_wrong_numbers(data: st.DataObject) 
 
 def test_a_poll_over_real_sockets_gets_every_answer(udp_factory: Callable[[], int]) -> None:
     port = udp_factory()
-    result = poll(
-        ["localhost.example.org"], Kind.MACHINETYPES, SPACE, names=Loopback(), port=port, timeout=60
-    )
+    result = Poll(Kind.MACHINETYPES, ["localhost.example.org"], SPACE, Loopback(), port, 60).run()
     assert result.missing == ()
     assert result.seconds < 5
 

@@ -36,8 +36,7 @@ from vac.vacquery.responder import counters_file, write_counters
 from vac.web import charts, page
 from vac.web.charts import Span, processors
 from vac.web.http_server import Answer, Request, is_person, network_of
-from vac.web.metrics import Metrics
-from vac.web.view import LONGEST_NAME, LONGEST_TEXT, View, name, shown
+from vac.web.view import LONGEST_NAME, LONGEST_TEXT, View, look, name, shown
 
 GUIDE = Path(__file__).parents[3] / "docs" / "monitoring.md"
 NOW = STARTED + 1000.0
@@ -395,25 +394,19 @@ def test_there_is_nothing_else(state: StateDir, path: str, method: str, status: 
     assert ask(state, path, method).status == status
 
 
-def test_asking_often_costs_no_more_than_once_a_second(
-    state: StateDir, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_state_is_read_at_most_once_a_second(state: StateDir, monkeypatch: pytest.MonkeyPatch) -> None:
     now, views = [NOW], list[View]()
     site = page.Site(state, lambda: now[0])
 
-    def counted(view: View) -> Metrics:
-        views.append(view)
-        return Metrics(view)
+    def counted(*arguments: Any) -> View:
+        views.append(look(*arguments))
+        return views[-1]
 
-    monkeypatch.setattr(page, "Metrics", counted)
-    for _ in range(5):
+    monkeypatch.setattr(page, "look", counted)
+    for number in range(5):
         site.respond(Request("GET", ("metrics",), None))
+        site.respond(Request("GET", ("machine", str(number)), None))
     assert len(views) == 1
-    for version in range(100):
-        site.respond(
-            Request("GET", ("metrics",), None, accept=f"application/openmetrics-text;version=1.{version}")
-        )
-    assert len(site._kept) <= page.MOST_KEPT
     now[0] += 1.5
     statuses.write(state, dataclasses.replace(STATUS, total_processors=2))
     body = site.respond(Request("GET", ("metrics",), None)).body

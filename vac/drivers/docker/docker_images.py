@@ -412,7 +412,7 @@ def _manifest(found: list[bytes], name: str) -> bytes:
             f"no image archive: {len(found)} manifest.json; `docker save IMAGE` makes one with one"
         )
     try:
-        images = parse(found[0], LARGEST_PART_BYTES)
+        images = parse(found[0], LARGEST_PART_BYTES, as_written=True)
     except BadJson as error:
         raise ImageUnavailable(f"no image archive: its manifest.json: {error}") from error
     count = len(images) if isinstance(images, list) else 0
