@@ -74,7 +74,7 @@ def run_user_data(arguments: argparse.Namespace) -> None:
         now + kind.max_wallclock_seconds,
     )
     try:
-        template, url = user_data.load_template(wanted, user_data.Templates())
+        template, url = user_data.load_template(wanted)
         values = user_data.values(wanted, url)
         content = user_data.substitute(template, values if arguments.secrets else user_data.masked(values))
     except user_data.ContextError as error:
@@ -118,8 +118,7 @@ def _regex(text: str) -> str:
 
 def run_proxy(arguments: argparse.Namespace) -> None:
     """Print the proxy."""
-    from vac.context.certificates import CertificateError
-    from vac.context.proxies import proxy_from_files
+    from vac.context.certificates import CertificateError, proxy_from_files
 
     now, name = time.time(), str(secrets.randbits(63))
     try:

@@ -285,13 +285,13 @@ def _machinetype(one: Machinetype, configuration: Configuration, *, touched: boo
 
 def _context(one: Machinetype, settings: Settings) -> Iterable[str]:
     """Yield why user_data can't be made; a server may be asked. The library for proxies is imported only here."""
-    from vac.context.proxies import KEY_FILE
-    from vac.context.user_data import ContextError, ContextRequest, Templates, make_user_data
+    from vac.context.certificates import KEY_FILE
+    from vac.context.user_data import ContextError, ContextRequest, make_user_data
 
     directory, now = StateDir(settings.state_dir).machinetype(one.pipe or one.name), time.time()
     wanted = ContextRequest(one, settings, "test", "test", directory, now, now + one.max_wallclock_seconds)
     try:
-        make_user_data(wanted, Templates())
+        make_user_data(wanted)
     except ContextError as error:
         yield str(error)
     key = directory / KEY_FILE

@@ -64,38 +64,82 @@ class Value:
     line: int = 0
 
 
-@dataclass(frozen=True)
+@dataclass
 class Section:
     """Everything that the files say under one name."""
 
-    values: Mapping[str, Value]
+    values: dict[str, Value]
     """By lower-cased option name."""
     file: str
     """The last file that has this section."""
 
 
-@dataclass(frozen=True)
+@dataclass
 class Contents:
     """Merged content of all files, later ones replacing earlier ones."""
 
-    sections: Mapping[str, Section]
+    sections: dict[str, Section] = field(default_factory=dict)
     """By section name, lower-cased with single blanks (DEFAULT as it is)."""
-    files: tuple[str, ...]
+    files: tuple[str, ...] = ()
     """The files that were read, in order."""
-    problems: tuple[Problem, ...]
-    """Files that can't be read, lines that can't be understood; their other lines are in sections."""
-    warnings: tuple[Problem, ...] = ()
-    """Files that are skipped, options that are repeated."""
-    continuations: tuple[tuple[str, Value], ...] = ()
+    report: Report = field(default_factory=Report)
+    continuations: list[tuple[str, Value]] = field(default_factory=list)
     """Indented lines that look like a [section] or an option, each with the section it stands in."""
+
+    @property
+    def problems(self) -> tuple[Problem, ...]:
+        """Files that can't be read, lines that can't be understood; their other lines are in sections."""
+        return tuple(self.report.errors)
+
+    @property
+    def warnings(self) -> tuple[Problem, ...]:
+        """Files that are skipped, options that are repeated."""
+        return tuple(self.report.warnings)
 
     @property
     def common(self) -> Mapping[str, Value]:
         """[DEFAULT]'s values, which count in every section that has none of its own."""
         return self.sections[COMMON].values if COMMON in self.sections else {}
 
+    def add(self, file: str, text: str) -> None:
+        """Put one file's text over the others."""
+        title, option = "", ""
+        broken: list[int] = []
+        lines: dict[tuple[str, str], list[int]] = {}
+        parts: dict[tuple[str, str], list[str]] = {}
+        for number, line in _lines(text):
+            stripped = line.strip(_BLANKS)
+            header = _HEADER.match(stripped)
+            if option and line[0] in _BLANKS:
+                parts[title, option].append(stripped)
+                if header or _OPTION.match(stripped):
+                    self.continuations.append((title, Value(stripped, file, number)))
+            elif header:
+                title, option = _title(header[1]), ""
+                self.sections.setdefault(title, Section({}, file)).file = file
+            elif not title:
+                self.report.error(file, "", f"line {number}", "stands before the first [section]")
+                return
+            elif match := _OPTION.match(stripped):
+                option = match[1].rstrip(_BLANKS).lower()
+                parts[title, option] = [own_line(match[2])]
+                lines.setdefault((title, option), []).append(number)
+            else:
+                broken.append(number)
+        for number in broken[:MOST_BROKEN_LINES]:
+            text = "is neither a [section] nor option = value nor an indented continuation"
+            self.report.error(file, "", f"line {number}", text)
+        if len(broken) > MOST_BROKEN_LINES:
+            self.report.error(file, "", "", f"{len(broken) - MOST_BROKEN_LINES} more lines are neither")
+        for (title, option), numbers in lines.items():
+            self.sections[title].values[option] = Value("\n".join(parts[title, option]), file, numbers[-1])
+            if len(numbers) > 1:
+                earlier = "line" if len(numbers) == 2 else f"{len(numbers) - 1} lines, first in"
+                text = f"is set in {earlier} {numbers[0]} and again in line {numbers[-1]}, which counts"
+                self.report.warn(file, title, option, text)
 
-def find(paths: Sequence[Path] | None, report: Report) -> list[Path]:
+
+def _find(paths: Sequence[Path] | None, report: Report) -> list[Path]:
     """Return the files to read, in order: of a directory its *.conf by name. None: the default places.
 
     The default places may be missing; paths that are named explicitly must exist, and may be pipes.
@@ -131,8 +175,8 @@ def _worth_reading(path: Path, report: Report) -> bool:
 def read(paths: Sequence[Path] | None) -> Contents:
     """Read and merge all files. Never raises for what is in them or for what can't be read."""
     report = Report()
-    merged = _Merged(report)
-    found = find(paths, report)
+    found = _find(paths, report)
+    contents = Contents(files=tuple(map(str, found)), report=report)
     for path in found:
         try:
             with path.open("rb") as file:
@@ -145,63 +189,8 @@ def read(paths: Sequence[Path] | None) -> Contents:
                 str(path), "", "", f"is larger than {LARGEST_BYTES} bytes, which no configuration is"
             )
         else:
-            merged.add(str(path), content.decode("utf-8", "surrogateescape"))
-    sections = {name: Section(values, merged.files[name]) for name, values in merged.sections.items()}
-    return Contents(
-        sections,
-        tuple(map(str, found)),
-        tuple(report.errors),
-        tuple(report.warnings),
-        tuple(merged.continuations),
-    )
-
-
-class _Merged:
-    """Sections of the files that were read so far."""
-
-    def __init__(self, report: Report) -> None:
-        self._report = report
-        self.sections: dict[str, dict[str, Value]] = {}
-        self.files: dict[str, str] = {}
-        self.continuations: list[tuple[str, Value]] = []
-
-    def add(self, file: str, text: str) -> None:
-        """Parse one file's text."""
-        title, option = "", ""
-        broken: list[int] = []
-        lines: dict[tuple[str, str], list[int]] = {}
-        parts: dict[tuple[str, str], list[str]] = {}
-        for number, line in _lines(text):
-            stripped = line.strip(_BLANKS)
-            header = _HEADER.match(stripped)
-            if option and line[0] in _BLANKS:
-                parts[title, option].append(stripped)
-                if header or _OPTION.match(stripped):
-                    self.continuations.append((title, Value(stripped, file, number)))
-            elif header:
-                title, option = _title(header[1]), ""
-                self.files[title] = file
-                self.sections.setdefault(title, {})
-            elif not title:
-                self._report.error(file, "", f"line {number}", "stands before the first [section]")
-                return
-            elif match := _OPTION.match(stripped):
-                option = match[1].rstrip(_BLANKS).lower()
-                parts[title, option] = [own_line(match[2])]
-                lines.setdefault((title, option), []).append(number)
-            else:
-                broken.append(number)
-        for number in broken[:MOST_BROKEN_LINES]:
-            text = "is neither a [section] nor option = value nor an indented continuation"
-            self._report.error(file, "", f"line {number}", text)
-        if len(broken) > MOST_BROKEN_LINES:
-            self._report.error(file, "", "", f"{len(broken) - MOST_BROKEN_LINES} more lines are neither")
-        for (title, option), numbers in lines.items():
-            self.sections[title][option] = Value("\n".join(parts[title, option]), file, numbers[-1])
-            if len(numbers) > 1:
-                earlier = "line" if len(numbers) == 2 else f"{len(numbers) - 1} lines, first in"
-                text = f"is set in {earlier} {numbers[0]} and again in line {numbers[-1]}, which counts"
-                self._report.warn(file, title, option, text)
+            contents.add(str(path), content.decode("utf-8", "surrogateescape"))
+    return contents
 
 
 def _lines(text: str) -> Iterator[tuple[int, str]]:

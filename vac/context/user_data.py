@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from concurrent.futures import Future
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from threading import Lock
-from typing import Callable, NamedTuple
+from typing import NamedTuple
 
 import vac
 from vac.config.checks import template_mistakes
 from vac.config.machinetype import MODELS, Machinetype
 from vac.config.settings import Settings
-from vac.context.certificates import CertificateError, read_limited
+from vac.context.certificates import (
+    CERTIFICATE_FILE,
+    KEY_FILE,
+    CertificateError,
+    proxy_from_files,
+    read_limited,
+)
 from vac.context.downloads import DownloadFailed, Limits, Local, document, is_html
-from vac.context.proxies import CERTIFICATE_FILE, KEY_FILE, proxy_from_files
 from vac.text import without_url_secrets
 
 LIMIT_BYTES = 10 * 1024 * 1024
@@ -38,9 +41,6 @@ _OTHER_SPELLINGS = {
     "user_data_joboutputs_url": ("user_data_manager_joboutputs_url",),
 }
 """Older spellings of the built-in values."""
-
-
-Fetch = Callable[[str, Local], bytes]
 
 
 class ContextError(ValueError):
@@ -64,49 +64,6 @@ class ContextRequest:
     version: str = vac.__version__
 
 
-class Templates:
-    """Templates by URL, fetched anew each time; concurrent requests for one URL share a fetch. Thread-safe.
-
-    get fetches a URL's content and raises DownloadFailed.
-    """
-
-    def __init__(
-        self, get: Callable[[str, Local], bytes] = lambda url, local: document(url, LIMITS, local=local)
-    ) -> None:
-        self._get = get
-        self._lock = Lock()
-        self._in_progress: dict[tuple[str, Local], Future[bytes]] = {}
-
-    def __call__(self, url: str, local: Local = Local.ALLOWED) -> bytes:
-        """Return the template. Blocks; raises ContextError with a reason."""
-        with self._lock:
-            ours = (url, local) not in self._in_progress
-            answer = self._in_progress.setdefault((url, local), Future())
-        if ours:
-            self._fetch(url, local, answer)
-        try:
-            content = answer.result()
-        except DownloadFailed as error:
-            raise ContextError(f"user_data {without_url_secrets(url)}: {error}") from error
-        problem = (
-            "sends a web page (HTML) instead" if is_html(content) else "" if content else "sends nothing"
-        )
-        if problem:
-            raise ContextError(f"user_data {without_url_secrets(url)}: the server {problem}")
-        return content
-
-    def _fetch(self, url: str, local: Local, answer: Future[bytes]) -> None:
-        """Fetch the URL and wake all threads that wait for it, even after an unexpected exception."""
-        try:
-            answer.set_result(self._get(url, local))
-        except DownloadFailed as error:
-            answer.set_exception(error)
-        finally:
-            with self._lock:
-                del self._in_progress[url, local]
-            answer.cancel()
-
-
 class UserData(NamedTuple):
     """One machine's user_data."""
 
@@ -115,23 +72,30 @@ class UserData(NamedTuple):
     """Likely mistakes in its template, in words."""
 
 
-def make_user_data(request: ContextRequest, fetch: Fetch) -> UserData:
-    """Return the user_data of one machine. fetch: as Templates. Blocks. Raises ContextError."""
-    template, url = load_template(request, fetch)
+def make_user_data(request: ContextRequest) -> UserData:
+    """Return the user_data of one machine. Blocks. Raises ContextError."""
+    template, url = load_template(request)
     found = islice(template_mistakes(request.machinetype, template), MOST_MISTAKES)
     mistakes = "; ".join(f"line {line}: {text}" for line, text in found)
     return UserData(substitute(template, values(request, url)), mistakes)
 
 
-def load_template(request: ContextRequest, fetch: Fetch) -> tuple[bytes, str]:
-    """Return the user_data before substitution, and its URL or "". Raises ContextError."""
-    user_data = request.machinetype.user_data
-    if not user_data:
+def load_template(request: ContextRequest) -> tuple[bytes, str]:
+    """Return the user_data before substitution, and its URL or "". Blocks. Raises ContextError."""
+    machinetype = request.machinetype
+    place = machinetype.user_data
+    if not place:
         return b"", ""
-    if user_data.startswith(("http://", "https://")):
-        local = Local.REFUSED if request.machinetype.pipe else Local.ALLOWED
-        return fetch(user_data, local), user_data
-    return _read(request.directory / FILES / user_data, "user_data"), ""
+    if not place.startswith(("http://", "https://")):
+        return _read(request.directory / FILES / place, "user_data"), ""
+    try:
+        content = document(place, LIMITS, local=Local.REFUSED if machinetype.pipe else Local.ALLOWED)
+    except DownloadFailed as error:
+        raise ContextError(f"user_data {without_url_secrets(place)}: {error}") from error
+    if not content or is_html(content):
+        problem = "sends a web page (HTML) instead" if content else "sends nothing"
+        raise ContextError(f"user_data {without_url_secrets(place)}: the server {problem}")
+    return content, place
 
 
 def substitute(template: bytes, found: Mapping[str, bytes]) -> bytes:

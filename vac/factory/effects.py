@@ -14,7 +14,7 @@ from vac.background import BackgroundWork
 from vac.clock import Moment
 from vac.config.load import Configuration
 from vac.config.machinetype import VM_MODELS, Machinetype
-from vac.context.user_data import ContextRequest, Templates, UserData, make_user_data
+from vac.context.user_data import ContextRequest, UserData, make_user_data
 from vac.drivers.base import CreationFailed, MachineSpec, Usage
 from vac.drivers.engine import engine_name
 from vac.drivers.processes.launch_plan import account
@@ -67,7 +67,6 @@ class Effects:
         self.state = state
         self.trash = TrashCollector(state.dir.tmp, state.spawn)
         self.vacmon = vacmon
-        self._templates = Templates()
         self._contexts: BackgroundWork[UserData] = state.background(
             "context", self._context_done, at_once=MOST_CONTEXTS
         )
@@ -109,7 +108,7 @@ class Effects:
         directory = self.state.dir.machinetype(machinetype.pipe or machinetype.name)
         now = self.state.clock.unix()
         wanted = ContextRequest(machinetype, settings, slot.name, pending.uuid, directory, now, end)
-        self._contexts.start(pending.uuid, lambda: make_user_data(wanted, self._templates))
+        self._contexts.start(pending.uuid, lambda: make_user_data(wanted))
 
     def _context_done(self, made: background.Outcome[UserData]) -> None:
         for slot in self.state.slots:

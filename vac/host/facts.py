@@ -6,6 +6,7 @@ can't be read is 0 or empty. Energy is that of zones of /sys/class/powercap (pow
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import os
 import pwd
@@ -42,7 +43,7 @@ class HostFacts:
     user_id: Callable[[str], int | None] = field(compare=False)
     """Returns the uid of an account, None if there is none of that name."""
     volume_group_exists: Callable[[str], bool] = field(compare=False)
-    """Returns False if there is certainly no such LVM volume group."""
+    """Returns False if there is certainly no such LVM volume group; of read(), asks LVM once for each name."""
     assumed: bool = False
     """True: the number of processors is VAC_ASSUME_PROCESSORS', for demonstrations and tests."""
     problem: str = ""
@@ -64,9 +65,8 @@ def read(environ: Mapping[str, str] = os.environ) -> HostFacts:
     elif text:
         problem = f"{text!r} is not an integer from 1 to {MOST_ASSUMED}"
     name = os.uname().nodename.lower()
-    return HostFacts(
-        name, processors, user_id, volume_group_exists, assumed, problem, noexec_mount=noexec_mount
-    )
+    exists = functools.cache(volume_group_exists)
+    return HostFacts(name, processors, user_id, exists, assumed, problem, noexec_mount=noexec_mount)
 
 
 def user_id(name: str) -> int | None:

@@ -15,8 +15,14 @@ from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from tests.certificates import DAY, Certified, certify, check_signature, key
 from tests.conftest import require_tool
 from vac.cli.main import main
-from vac.context.certificates import CertificateError, dn, read_certificates, validity
-from vac.context.proxies import PROXY_CERT_INFO, make_proxy
+from vac.context.certificates import (
+    PROXY_CERT_INFO,
+    CertificateError,
+    dn,
+    make_proxy,
+    read_certificates,
+    validity,
+)
 
 NOW = time.time()
 END = NOW + DAY

@@ -5,8 +5,6 @@ from __future__ import annotations
 import dataclasses
 import email
 import gzip
-import threading
-from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +17,10 @@ from vac.config.machinetype import Machinetype
 from vac.config.settings import Settings
 from vac.context import user_data
 from vac.context.certificates import dn, read_certificates, validity
-from vac.context.downloads import DownloadFailed, Local
+from vac.context.downloads import DownloadFailed, Limits, Local
 from vac.context.user_data import (
     ContextError,
     ContextRequest,
-    Templates,
     load_template,
     make_user_data,
     substitute,
@@ -43,15 +40,35 @@ def wanted(directory: Path, **options: Any) -> ContextRequest:
     return ContextRequest(machinetype, SETTINGS, name, "4b0a", directory, NOW, NOW + 86400, version="4.0.0")
 
 
-def never(url: str, local: Local) -> bytes:
-    raise AssertionError(f"{url} was asked for")
+@dataclasses.dataclass
+class Server:
+    """The server of URL."""
+
+    answers: list[bytes | DownloadFailed] = dataclasses.field(default_factory=list)
+    asked: list[Local] = dataclasses.field(default_factory=list)
+    """May the address be a local one, for each request."""
+
+    def document(self, url: str, limits: Limits, *, local: Local) -> bytes:
+        assert url == URL
+        self.asked.append(local)
+        answer = self.answers.pop(0)
+        if isinstance(answer, bytes):
+            return answer
+        raise answer
+
+
+@pytest.fixture(autouse=True)
+def server(monkeypatch: pytest.MonkeyPatch) -> Server:
+    server = Server()
+    monkeypatch.setattr(user_data, "document", server.document)
+    return server
 
 
 def made(directory: Path, template: bytes, **options: Any) -> bytes:
     """Return the user_data made of a template."""
     machine = wanted(directory, user_data="template", **options)
     (directory / "files" / "template").write_bytes(template)
-    return make_user_data(machine, never).content
+    return make_user_data(machine).content
 
 
 VM = "http://169.254.169.253"
@@ -145,8 +162,8 @@ def test_any_template_is_its_literals_and_its_patterns_values(
 def test_a_template_may_be_anywhere_on_this_host_or_missing(tmp_path: Path) -> None:
     (tmp_path / "script").write_bytes(b"\x7fELF")
     elsewhere = wanted(tmp_path, user_data=str(tmp_path / "script"))
-    assert load_template(elsewhere, never) == (b"\x7fELF", "")
-    assert load_template(wanted(tmp_path), never) == (b"", "")
+    assert load_template(elsewhere) == (b"\x7fELF", "")
+    assert load_template(wanted(tmp_path)) == (b"", "")
 
 
 @pytest.mark.parametrize(
@@ -170,7 +187,7 @@ def test_what_cannot_be_used_is_named(
     for name, content in files.items():
         (tmp_path / "files" / name).write_bytes(content)
     with pytest.raises(ContextError, match=reason):
-        make_user_data(machine, never)
+        make_user_data(machine)
 
 
 DATA = Path(__file__).parents[2] / "data" / "user_data"
@@ -207,7 +224,7 @@ EXPECTED = {
 
 @pytest.mark.parametrize("name", ["multipart", "amiconfig", "cloud-config"])
 def test_templates_of_sites_differ_in_their_patterns_only(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     monkeypatch.setattr(user_data, "proxy_from_files", lambda *args, **options: PROXY)
     machine = wanted(
@@ -222,13 +239,14 @@ def test_templates_of_sites_differ_in_their_patterns_only(
     (tmp_path / "files/hostcert.pem").write_bytes(CERTIFICATE)
     (tmp_path / "files/script").write_bytes(SCRIPT)
     template = (DATA / name).read_bytes()
+    server.answers = [template]
     pieces = template.split(b"##user_data_")
     expected = pieces[0]
     for piece in pieces[1:]:
         pattern, rest = piece.split(b"##", 1)
         expected += EXPECTED[pattern] + rest
     assert len(pieces) > 8
-    assert make_user_data(machine, lambda url, local: {URL: template}[url]).content == expected
+    assert make_user_data(machine).content == expected
 
 
 def test_the_parts_of_a_multi_part_template_stay_parts(tmp_path: Path) -> None:
@@ -248,22 +266,22 @@ def test_a_proxy_has_the_machines_lifetime_and_types_name(tmp_path: Path) -> Non
     (tmp_path / "files/template").write_bytes(b"##user_data_option_x509_proxy##")
     robot = certify("/CN=Robot", start=NOW - 86400, end=NOW + 2 * 86400)
     robot.write(tmp_path, "x509")
-    proxy, source = read_certificates(make_user_data(machine, never).content)
+    proxy, source = read_certificates(make_user_data(machine).content)
     assert dn(proxy.subject) == "/CN=Robot/CN=lhcb-prod"
     assert validity(proxy)[1] == machine.shutdown_time
     assert source == robot.certificate
     late = dataclasses.replace(machine, shutdown_time=NOW + 3 * 86400)
     with pytest.raises(ContextError, match=r"no X.509 proxy from .*: /CN=Robot expires on 2027-"):
-        make_user_data(late, never)
+        make_user_data(late)
 
 
-def test_files_and_templates_are_read_anew_for_each_machine(tmp_path: Path) -> None:
-    contents = iter([b"1 ##user_data_option_a##", b"2 ##user_data_option_a##"])
+def test_files_and_templates_are_read_anew_for_each_machine(server: Server, tmp_path: Path) -> None:
+    server.answers = [b"1 ##user_data_option_a##", b"2 ##user_data_option_a##"]
     machine = wanted(tmp_path, user_data=URL, user_data_files={"a": "a"})
     (tmp_path / "files/a").write_bytes(b"old")
-    assert make_user_data(machine, lambda url, local: next(contents)).content == b"1 old"
+    assert make_user_data(machine).content == b"1 old"
     (tmp_path / "files/a").write_bytes(b"new")
-    assert make_user_data(machine, lambda url, local: next(contents)).content == b"2 new"
+    assert make_user_data(machine).content == b"2 new"
 
 
 def test_what_a_site_puts_in_is_masked_where_people_see_it(tmp_path: Path) -> None:
@@ -285,44 +303,13 @@ def test_what_a_site_puts_in_is_masked_where_people_see_it(tmp_path: Path) -> No
     )
 
 
-def test_who_asks_for_a_template_that_is_being_fetched_shares_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[str] = []
-    begun, waiting = threading.Event(), threading.Event()
-
-    class Noted(Future[bytes]):
-        def result(self, timeout: float | None = None) -> bytes:
-            waiting.set()
-            return super().result(timeout)
-
-    def get(url: str, local: Local) -> bytes:
-        asked.append(url)
-        begun.set()
-        assert waiting.wait(60)
-        return b"template %d" % len(asked)
-
-    monkeypatch.setattr(user_data, "Future", Noted)
-    templates = Templates(get)
-    with ThreadPoolExecutor(2) as pool:
-        first = pool.submit(templates, URL)
-        assert begun.wait(60)
-        second = pool.submit(templates, URL)
-        assert first.result(60) == second.result(60) == b"template 1"
-    assert templates(URL) == b"template 2"
-
-
 @pytest.mark.parametrize(("pipe", "local"), [(None, Local.ALLOWED), ("vo", Local.REFUSED)])
 def test_a_pipes_template_may_not_come_from_a_local_address(
-    tmp_path: Path, pipe: str | None, local: Local
+    server: Server, tmp_path: Path, pipe: str | None, local: Local
 ) -> None:
-    asked: list[tuple[str, Local]] = []
-
-    def get(url: str, local: Local) -> bytes:
-        asked.append((url, local))
-        return b"template"
-
-    machine = wanted(tmp_path, user_data=URL, pipe=pipe)
-    assert make_user_data(machine, Templates(get)).content == b"template"
-    assert asked == [(URL, local)]
+    server.answers = [b"template"]
+    assert make_user_data(wanted(tmp_path, user_data=URL, pipe=pipe)).content == b"template"
+    assert server.asked == [local]
 
 
 @pytest.mark.parametrize(
@@ -333,21 +320,9 @@ def test_a_pipes_template_may_not_come_from_a_local_address(
         (b"", "the server sends nothing"),
     ],
 )
-def test_what_is_no_template_is_refused_without_secrets(answer: bytes | DownloadFailed, reason: str) -> None:
-    def get(url: str, local: Local) -> bytes:
-        if isinstance(answer, bytes):
-            return answer
-        raise answer
-
+def test_what_is_no_template_is_refused_without_secrets(
+    server: Server, tmp_path: Path, answer: bytes | DownloadFailed, reason: str
+) -> None:
+    server.answers = [answer]
     with pytest.raises(ContextError, match=rf"^user_data https://\*\*\*@vo.example.org/user_data: {reason}$"):
-        Templates(get)(URL)
-
-
-def test_a_bug_in_fetching_lets_nobody_wait_for_ever() -> None:
-    def get(url: str, local: Local) -> bytes:
-        raise ZeroDivisionError
-
-    templates = Templates(get)
-    for _ in range(2):
-        with pytest.raises(ZeroDivisionError):
-            templates(URL)
+        make_user_data(wanted(tmp_path, user_data=URL))

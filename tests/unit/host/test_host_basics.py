@@ -68,6 +68,21 @@ def test_a_volume_group_is_denied_only_when_lvm_says_so(
     assert facts.volume_group_exists("vg-here") is expected
 
 
+def test_lvm_is_asked_once_by_the_facts_of_one_moment(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[object] = []
+
+    def run(*command: object, **_: object) -> Finished:
+        asked.append(command)
+        return Finished(0, b"  vg-here\n")
+
+    monkeypatch.setattr(facts, "run", run)
+    host = facts.read({})
+    assert [host.volume_group_exists("vg-here") for _ in range(3)] == [True] * 3
+    assert len(asked) == 1
+    facts.read({}).volume_group_exists("vg-here")
+    assert len(asked) == 2
+
+
 def test_the_kernels_figures_are_read(tmp_path: Path) -> None:
     for name, content in {
         "proc/meminfo": "MemTotal: 100 kB\nMemFree: 30 kB\nSwapTotal: 50 kB\nSwapFree: 45 kB\nHugePages_Total: 0\n",

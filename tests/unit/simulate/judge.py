@@ -57,7 +57,7 @@ def lives(
     if never:
         made["never"], works["never"] = machinetype("never", never), Work(when=("never",))
     scenario = Scenario(
-        Space(factories=factories, hours=days * 24, sample_seconds=600, **space),  # type: ignore[arg-type]
+        Space(factories=factories, hours=days * 24, sample_seconds=HOUR, **space),  # type: ignore[arg-type]
         Settings(**(settings or {})),  # type: ignore[arg-type]
         made,
         works,

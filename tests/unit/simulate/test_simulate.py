@@ -24,7 +24,7 @@ SHORT_WORK = {"atlas": SHORT, "lhcb": SHORT, "cms": SHORT}
 
 
 def test_an_empty_space_fills_in_minutes_by_share() -> None:
-    result = run(factories=100, hours=1)
+    result = run(factories=50, hours=1)
     assert result.fill_seconds is not None
     assert result.fill_seconds < 240
     assert result.way.most < 0.02
@@ -34,7 +34,7 @@ def test_an_empty_space_fills_in_minutes_by_share() -> None:
 
 
 def test_shares_are_kept_while_machines_come_and_go() -> None:
-    result = run(works=SHORT_WORK, hardware=SMALL, factories=50, hours=4)
+    result = run(works=SHORT_WORK, hardware=SMALL, factories=25, hours=4)
     assert result.full is not None
     assert result.full.mean < 0.005
     assert result.lost < 0.005
@@ -48,7 +48,7 @@ def test_classic_factories_take_an_hour_to_fill() -> None:
 @pytest.mark.parametrize("message", ["300 Nothing to do", "none"])
 def test_a_type_without_work_is_probed_now_and_then(message: str) -> None:
     works = {**SHORT_WORK, "cms": dataclasses.replace(NEVER, no_work_message=message)}
-    result = run(works=works, hardware=SMALL, factories=30, hours=6)
+    result = run(works=works, hardware=SMALL, factories=15, hours=6)
     (probes,) = result.probes
     assert probes.machinetype == "cms"
     assert probes.periods == 36
@@ -58,7 +58,7 @@ def test_a_type_without_work_is_probed_now_and_then(message: str) -> None:
 
 def test_a_returning_type_gets_its_share_as_slots_become_free() -> None:
     works = {**SHORT_WORK, "lhcb": Work(when=("0h-1h", "3h-"), lifetime="20m-1h")}
-    result = run(works=works, hardware=SMALL, factories=50, hours=5)
+    result = run(works=works, hardware=SMALL, factories=25, hours=5)
     (recovery,) = result.recoveries
     assert (recovery.machinetype, recovery.start_seconds) == ("lhcb", 3 * 3600)
     assert recovery.possible_seconds is not None
@@ -68,7 +68,7 @@ def test_a_returning_type_gets_its_share_as_slots_become_free() -> None:
 
 
 def test_broken_nodes_leave_the_others_full() -> None:
-    result = run(works=SHORT_WORK, hardware=SMALL, factories=50, hours=4, broken=0.02)
+    result = run(works=SHORT_WORK, hardware=SMALL, factories=25, hours=4, broken=0.04)
     assert result.lost < 0.01
     assert result.full is not None
     assert result.full.mean < 0.01
@@ -76,12 +76,12 @@ def test_broken_nodes_leave_the_others_full() -> None:
 
 def test_a_type_that_few_nodes_can_run_gets_these() -> None:
     hardware = {
-        "plain": Hardware(part=9, machinetypes=("atlas", "lhcb")),
-        "special": Hardware(part=1, processors=32),
+        "plain": Hardware(part=9, processors=16, machinetypes=("atlas", "lhcb")),
+        "special": Hardware(part=1, processors=8),
     }
     result = run({"atlas": 1, "lhcb": 1, "cms": 1}, SHORT_WORK, hardware, factories=20, hours=4)
     last = result.samples[-1]
-    assert last.wanted["cms"] == pytest.approx(2 * 32 / (18 * 64 + 2 * 32))
+    assert last.wanted["cms"] == pytest.approx(2 * 8 / (18 * 16 + 2 * 8))
     assert last.parts["cms"] == pytest.approx(last.wanted["cms"], rel=0.1)
     assert last.parts["atlas"] == pytest.approx(last.parts["lhcb"], rel=0.05)
 
@@ -186,13 +186,13 @@ def test_no_more_processors_are_used_than_there_are(
 
 
 @pytest.mark.parametrize(
-    "factories",
+    ("factories", "processors"),
     [
-        60,
-        pytest.param(200, marks=[pytest.mark.slow, pytest.mark.timeout(1800)]),
+        (60, 32),
+        pytest.param(200, 64, marks=[pytest.mark.slow, pytest.mark.timeout(1800)]),
     ],
 )
-def test_goals_in_a_large_space_with_broken_nodes(factories: int) -> None:
+def test_goals_in_a_large_space_with_broken_nodes(factories: int, processors: int) -> None:
     works = {
         "lhcb": Work(when=("0h-3h", "6h-"), lifetime="2h-6h"),
         "atlas": Work(lifetime="2h-6h"),
@@ -200,7 +200,8 @@ def test_goals_in_a_large_space_with_broken_nodes(factories: int) -> None:
         "alice": NEVER,
     }
     shares = {"atlas": 5.0, "lhcb": 3.0, "cms": 2.0, "alice": 2.0}
-    result = run(shares, works, factories=factories, hours=9, broken=0.02)
+    hardware = {"node": Hardware(processors=processors)}
+    result = run(shares, works, hardware, factories=factories, hours=9, broken=0.02)
     assert result.fill_seconds is not None
     assert result.fill_seconds < 240
     assert result.way.most < 0.02

@@ -20,7 +20,7 @@ from vac.web.http_server import MOST_OF_ONE_CLIENT, Server, adjustments, is_slot
 
 PATIENCE = 60
 BODY_LIMIT = 100_000
-LARGE = b"x" * 24_000_000  # more than the kernel takes for a client that reads nothing
+LARGE = b"x" * 8_000_000  # more than the kernel takes for a client that reads nothing
 QUICK = "127.0.0.1"
 
 
