@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import http.client
 import re
 import signal
 import socket
@@ -32,9 +33,10 @@ def free_port(kind: socket.SocketKind = socket.SOCK_STREAM) -> int:
 
 
 def get(port: int, path: str) -> str:
-    """Return the page served there; nothing if there is no server."""
+    """Return the page served there; nothing if there is no server, or if it ends in the middle of its answer."""
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-    with contextlib.suppress(OSError), opener.open(f"http://127.0.0.1:{port}{path}", timeout=300) as reply:
+    no_server = contextlib.suppress(OSError, http.client.HTTPException)
+    with no_server, opener.open(f"http://127.0.0.1:{port}{path}", timeout=300) as reply:
         return str(reply.read().decode())
     return ""
 

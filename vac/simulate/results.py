@@ -6,13 +6,13 @@ The picture is SVG, which every browser shows and which needs no library.
 from __future__ import annotations
 
 import dataclasses
-import math
 import statistics
 import xml.etree.ElementTree as ET
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from vac.charts import COLOUR_STYLES, COLOURS, HEIGHT, LEFT, WIDTH, area_chart
 from vac.simulate.measure import ARRIVED, Measure, Return, Sample
 from vac.simulate.scenario import Scenario
 
@@ -227,93 +227,44 @@ def _hours(seconds: float) -> str:
     return f"{seconds / 3600:g} h"
 
 
-WIDTH, LEFT, RIGHT = 900, 60, 190
-SHARES_HEIGHT, ERRORS_HEIGHT, TOP, GAP, BOTTOM = 320, 130, 40, 50, 40
-COLOURS = ("#4477aa", "#ee6677", "#228833", "#ccbb44", "#66ccee", "#aa3377", "#bbbbbb")
-FONT = {"font-family": "sans-serif", "font-size": "12"}
-
-
-@dataclass(frozen=True)
-class Panel:
-    """A rectangle of the picture with time to the right and a part of the space upwards."""
-
-    svg: ET.Element
-    top: float
-    height: float
-    seconds: float
-    most: float
-
-    def point(self, seconds: float, part: float) -> tuple[float, float]:
-        """Return the position in the picture."""
-        x = LEFT + (WIDTH - LEFT - RIGHT) * seconds / self.seconds
-        return x, self.top + self.height * (1 - min(part, self.most) / self.most)
-
-    def draw(self, kind: str, points: Iterable[tuple[float, float]], **attributes: str) -> None:
-        """Draw a polygon or polyline through points of time and part."""
-        at = " ".join("{:.1f},{:.1f}".format(*self.point(*point)) for point in points)
-        _add(self.svg, kind, points=at, **attributes)
-
-    def line(self, points: Iterable[tuple[float, float]], colour: str, dashes: str = "none") -> None:
-        """Draw a line, perhaps a dotted one."""
-        self.draw("polyline", points, fill="none", stroke=colour, stroke_dasharray=dashes)
-
-    def axes(self, parts: Sequence[float]) -> None:
-        """Draw a line for each of the parts, with its percentage, and write the hours below."""
-        for part in parts:
-            _, y = self.point(0.0, part)
-            _add(self.svg, "line", x1=LEFT, x2=WIDTH - RIGHT, y1=f"{y:.1f}", y2=f"{y:.1f}", stroke="#cccccc")
-            _text(self.svg, LEFT - 6, y + 4, percent(part), "end")
-        hours = self.seconds / 3600
-        step = 10 ** math.floor(math.log10(hours / 2))
-        step *= next(factor for factor in (1, 2, 5, 10) if hours / (step * factor) <= 8)
-        for number in range(int(hours / step) + 1):
-            x, bottom = self.point(number * step * 3600, 0.0)
-            _text(self.svg, x, bottom + 18, f"{number * step:g} h", "middle")
+TOP, LEGEND_WIDTH, LINE = 30, 180, 18
+"""Space for the title and, at the right, the legend; height of its lines."""
+STYLE = """
+text { font: 11px sans-serif; } polygon { stroke: black; stroke-width: .3; }
+.paper { fill: white; } .frame { fill: none; stroke: #767676; }
+.wanted { fill: none; stroke: black; stroke-dasharray: 2 4; }
+"""
 
 
 def draw(result: Result) -> bytes:
-    """Return the picture: the parts of the types, with the wanted ones dotted; below, the share error."""
-    height = TOP + SHARES_HEIGHT + GAP + ERRORS_HEIGHT + BOTTOM
-    svg = ET.Element(
-        "svg", {"xmlns": "http://www.w3.org/2000/svg", "width": str(WIDTH), "height": str(height)}
-    )
-    svg.attrib.update({"viewBox": f"0 0 {WIDTH} {height}", **FONT})
-    _add(svg, "rect", width="100%", height="100%", fill="white")
-    space, samples, right = result.space, result.samples, WIDTH - RIGHT + 10
+    """Return the picture: the types' parts in percent, with the wanted ones dotted; below, the share error."""
+    samples, space, names = result.samples, result.space, list(result.samples[0].parts)
+    parts = {name: [100 * one.parts[name] for one in samples] for name in names}
+    wanted = {name: [100 * one.wanted.get(name, 0.0) for one in samples] for name in names}
+    errors = [100 * one.error for one in samples]
+    styles = {name: f"c{number % COLOURS}" for number, name in enumerate((*names, "share error"))}
+    hours = [f"{samples[-1].seconds * part / 4 / 3600:.3g} h" for part in range(5)]
+    size = {"width": str(WIDTH + LEGEND_WIDTH), "height": str(TOP + 2 * (HEIGHT + LINE))}
+    box = f"0 0 {size['width']} {size['height']}"
+    svg = ET.Element("svg", {"xmlns": "http://www.w3.org/2000/svg", "viewBox": box, **size})
+    ET.SubElement(svg, "style").text = STYLE + COLOUR_STYLES
+    ET.SubElement(svg, "rect", {"class": "paper", **size})
     title = f"{result.name}: {space['factories']} factories, policy {space['policy']}, seed {space['seed']}"
-    _text(svg, LEFT, TOP - 15, title)
-    seconds = max(1.0, samples[-1].seconds)
-    shares = Panel(svg, TOP, SHARES_HEIGHT, seconds, 1.0)
-    shares.axes([0, 0.25, 0.5, 0.75, 1.0])
-    floor = [0.0] * len(samples)
-    for number, name in enumerate(samples[0].parts):
-        colour, y = COLOURS[number % len(COLOURS)], TOP + 12 + 20 * number
-        ceiling = [low + one.parts[name] for low, one in zip(floor, samples)]
-        times = [one.seconds for one in samples]
-        outline = [*zip(times, ceiling), *reversed([*zip(times, floor)])]
-        shares.draw("polygon", outline, fill=colour, fill_opacity="0.7")
-        wanted = [
-            (one.seconds, low + one.wanted[name]) for low, one in zip(floor, samples) if name in one.wanted
-        ]
-        shares.line(wanted, "black", "2 4")
-        _add(svg, "rect", x=right, y=y - 10, width=12, height=12, fill=colour)
-        _text(svg, right + 18, y, name)
-        floor = ceiling
-    _text(svg, right, TOP + SHARES_HEIGHT - 4, "dotted: wanted")
-    highest = max(0.01, *(one.error for one in samples))
-    errors = Panel(svg, TOP + SHARES_HEIGHT + GAP, ERRORS_HEIGHT, seconds, highest)
-    errors.axes([0, highest / 2, highest])
-    errors.line([(one.seconds, one.error) for one in samples], COLOURS[1])
-    _text(svg, right, errors.top + 12, "share error")
+    _text(svg, LEFT, TOP - LINE / 2, title)
+    shares = area_chart(svg, "shares", parts, styles, 100, hours, wanted)
+    error = area_chart(svg, "share error", {"share error": errors}, styles, max(errors), hours)
+    for chart, y in ((shares, TOP), (error, TOP + HEIGHT + LINE)):
+        chart.attrib.update({"y": str(y), "width": str(WIDTH), "height": str(HEIGHT)})
+    for number, (name, style) in enumerate(styles.items()):
+        y = TOP + LINE * number if name in parts else TOP + HEIGHT + LINE
+        ET.SubElement(
+            svg, "rect", {"x": str(WIDTH + 10), "y": str(y), "width": "12", "height": "12", "class": style}
+        )
+        _text(svg, WIDTH + 28, y + 10, f"{name}, %")
+    _text(svg, WIDTH + 10, TOP + LINE * len(names) + 10, "dotted: wanted")
     picture: bytes = ET.tostring(svg, encoding="utf-8", xml_declaration=True)
     return picture
 
 
-def _text(svg: ET.Element, x: float, y: float, words: str, anchor: str = "start") -> None:
-    _add(svg, "text", x=f"{x:.1f}", y=f"{y:.1f}", text_anchor=anchor).text = words
-
-
-def _add(svg: ET.Element, kind: str, **attributes: object) -> ET.Element:
-    return ET.SubElement(
-        svg, kind, {name.replace("_", "-"): str(value) for name, value in attributes.items()}
-    )
+def _text(svg: ET.Element, x: float, y: float, words: str) -> None:
+    ET.SubElement(svg, "text", {"x": f"{x:g}", "y": f"{y:g}"}).text = words

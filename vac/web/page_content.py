@@ -12,20 +12,19 @@ from urllib.parse import quote
 from xml.etree.ElementTree import Element, SubElement, tostring
 
 from vac.accounting.history import Ended
+from vac.charts import COLOUR_STYLES, COLOURS, Span, area_chart, bar, processors
+from vac.charts import shares as shares_of
 from vac.machines.status import STALE_SECONDS, Status
 from vac.scheduling.backoff import code_group
 from vac.text import count, duration, utc_time
 from vac.vacquery.messages import MachineStatus
 from vac.vacquery.snapshot import Slot, Snapshot
-from vac.web.charts import Span, area_chart, bar, processors
-from vac.web.charts import shares as shares_of
 from vac.web.view import View, name, shares, shown
 
 LONGEST_TEXT = 500
 DAY, WEEK = 86400.0, 7 * 86400.0
 _STEPS = 168
 _MOST_ENDS = 25
-_COLOURS = 10
 _LONG_CELL = 40
 _BYTES_PER_MB = 1024 * 1024
 _STYLE = """
@@ -64,11 +63,6 @@ svg.bar { width: 8rem; height: .8rem; display: block; } .mark { fill: var(--bad)
   th, td, td.long { white-space: normal; min-width: 0; padding: .1rem .2rem; } }
 @media print { ul.slots a, svg, .swatch { print-color-adjust: exact; -webkit-print-color-adjust: exact; } }
 """
-_PALETTE = (
-    *("#56b4e9", "#e69f00", "#2fb98c", "#f0e442", "#d98cb3", "#9db4ff", "#f28e75", "#b5cf6b"),
-    *("#c7a5e8", "#bdbdbd"),
-)
-_COLOUR_STYLES = "".join(f".c{n} {{ background: {one}; fill: {one}; }}\n" for n, one in enumerate(_PALETTE))
 
 
 def page(view: View, ends: Sequence[Ended], parts: Sequence[str]) -> bytes | None:
@@ -90,7 +84,7 @@ class _Page:
         known = [facts.name for facts in self.status.machinetypes]
         present = [slot.machine.machinetype for slot in snapshot.slots if slot.machine]
         every = dict.fromkeys([*known, *sorted({*present, *(one.machinetype for one in ends)})])
-        self.styles = {one: f"c{number % _COLOURS}" for number, one in enumerate(every)}
+        self.styles = {one: f"c{number % COLOURS}" for number, one in enumerate(every)}
         """By machinetype: those configured, and others that ran within a week."""
         self.spans = [Span(one.machinetype, one.started, one.ended, one.processors, one.hs06) for one in ends]
         for slot in snapshot.slots:
@@ -269,7 +263,7 @@ def _document(title: str, main: Element) -> bytes:
     SubElement(head, "meta", charset="utf-8")
     SubElement(head, "meta", {"name": "viewport", "content": "width=device-width, initial-scale=1"})
     _text(head, "title", title)
-    _text(head, "style", _STYLE + _COLOUR_STYLES)
+    _text(head, "style", _STYLE + COLOUR_STYLES)
     body = SubElement(html, "body")
     _text(body, "a", "To the content", "skip", href="#content")
     _text(SubElement(body, "header"), "h1", title)

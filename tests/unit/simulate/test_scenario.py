@@ -166,8 +166,9 @@ def test_json_and_picture_are_written(path: Path, tmp_path: Path) -> None:
     assert set(result["samples"][-1]["parts"]) == {"atlas", "lhcb"}
     root = ET.parse(picture).getroot()
     names = [one.text for one in root.iter("{http://www.w3.org/2000/svg}text")]
-    assert {"atlas", "lhcb", "share error"} <= set(names)
-    assert len(list(root.iter("{http://www.w3.org/2000/svg}polygon"))) == 2
+    assert {"atlas, %", "lhcb, %", "share error, %", "100", "0.5 h"} <= set(names)
+    assert len(list(root.iter("{http://www.w3.org/2000/svg}polygon"))) == 3
+    assert len(list(root.iter("{http://www.w3.org/2000/svg}polyline"))) == 2
 
 
 def test_without_a_scenario_the_sites_configuration_is_simulated(

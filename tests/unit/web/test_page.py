@@ -20,6 +20,8 @@ from prometheus_client.openmetrics import parser as openmetrics
 from prometheus_client.samples import Sample
 
 from tests.unit.state_dirs import STARTED, UUID, at, new_machine, new_state, running_machine
+from vac import charts
+from vac.charts import Span, processors
 from vac.config.settings import Settings
 from vac.daemon import role_process
 from vac.drivers.base import Usage
@@ -33,8 +35,7 @@ from vac.machines.status import Creation, EventCount, Status, TypeFacts
 from vac.roles import ROLES
 from vac.text import utc_time
 from vac.vacquery.responder import counters_file, write_counters
-from vac.web import charts, page
-from vac.web.charts import Span, processors
+from vac.web import page
 from vac.web.http_server import Answer, Request, is_person, network_of
 from vac.web.view import LONGEST_NAME, LONGEST_TEXT, View, look, name, shown
 

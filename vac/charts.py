@@ -1,4 +1,4 @@
-"""Charts of the status page as SVG, and the numbers behind them. Pure.
+"""Charts of the status page and of simulations as SVG, and the numbers behind them. Pure.
 
 Machines' starts and ends tell how many processors each machinetype had at any time: nothing has to be sampled.
 """
@@ -7,11 +7,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from types import MappingProxyType
 from typing import NamedTuple
 from xml.etree.ElementTree import Element, SubElement
 
 WIDTH, HEIGHT, LEFT, BOTTOM = 720, 180, 54, 22
 """Size of a chart in its own units; space for the labels of the axes."""
+_PALETTE = (
+    *("#56b4e9", "#e69f00", "#2fb98c", "#f0e442", "#d98cb3", "#9db4ff", "#f28e75", "#b5cf6b"),
+    *("#c7a5e8", "#bdbdbd"),
+)
+COLOURS = len(_PALETTE)
+COLOUR_STYLES = "".join(f".c{n} {{ background: {one}; fill: {one}; }}\n" for n, one in enumerate(_PALETTE))
+"""The classes `c0`, `c1`, … of areas, bars and legends."""
 
 
 class Span(NamedTuple):
@@ -56,8 +64,12 @@ def area_chart(
     styles: Mapping[str, str],
     most: float,
     times: Sequence[str],
-) -> None:
-    """Append a chart of the rows, one above the other, up to most; styles: their classes; times: labels below."""
+    wanted: Mapping[str, Sequence[float]] = MappingProxyType({}),
+) -> Element:
+    """Append a chart of the rows, one above the other, up to most.
+
+    styles: their classes; times: labels below; wanted: where they should end, a dotted line (class `wanted`).
+    """
     svg = SubElement(body, "svg", {"viewBox": f"0 0 {WIDTH} {HEIGHT}", "role": "img", "aria-label": title})
     wide, high = WIDTH - LEFT, HEIGHT - BOTTOM
     steps = max((len(row) for row in rows.values()), default=0)
@@ -70,6 +82,10 @@ def area_chart(
         points = " ".join(f"{x:.1f},{y:.1f}" for x, y in edge)
         area = SubElement(svg, "polygon", {"points": points, "class": styles[name]})
         SubElement(area, "title").text = name
+        if name in wanted:
+            edge = _steps([low + value for low, value in zip(below, wanted[name])], wide, high, scale)
+            points = " ".join(f"{x:.1f},{y:.1f}" for x, y in edge)
+            SubElement(svg, "polyline", {"points": points, "class": "wanted"})
         below = above
     for part in (0.0, 0.5, 1.0):
         label = _label(svg, LEFT - 4, high - part * high, f"{most * part:.0f}", "end")
@@ -80,6 +96,7 @@ def area_chart(
         _label(svg, x, HEIGHT - 4, text, anchor)
     frame = {"x": str(LEFT), "y": "0", "width": str(wide), "height": str(high), "class": "frame"}
     SubElement(svg, "rect", frame)
+    return svg
 
 
 def _steps(values: Sequence[float], wide: int, high: int, scale: float) -> list[tuple[float, float]]:
