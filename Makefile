@@ -11,6 +11,7 @@ TYPED := $(wildcard vac tests bench examples packaging tools/each_python.py setu
 
 export PYTHON
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: help demo unit test test-all fresh lint format soak bench site venv lock clean packages-run packages-fresh packages-test packages-browser packages-package deb rpm try-deb puppet ansible
 .DEFAULT_GOAL := help

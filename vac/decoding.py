@@ -116,7 +116,7 @@ def shown(value: Any) -> str:
 
 def _decoded(content: bytes) -> str:
     try:
-        text = content.decode("utf-8-sig")
+        text = content.removeprefix(b"\xef\xbb\xbf").decode()  # not by a codec that Python would have to load
     except UnicodeDecodeError as error:
         raise BadJson(Flaw("$", f"is not UTF-8: byte {error.start}")) from None
     if text.lstrip().startswith("<"):

@@ -65,8 +65,14 @@ poweroff -f
 """
 )
 """Runs what the metadata service gives as user_data, then powers off."""
-IDLE = PREAMBLE + ACPI + "while :; do sleep 3600; done\n"
+IDLE = PREAMBLE + ACPI + "say ready\nwhile :; do sleep 3600; done\n"
 """A guest that idles until the power button is pressed."""
+_SECTOR = bytes.fromhex(
+    "FA 31C0 8ED8 FC"  # cli; xor ax, ax; mov ds, ax; cld
+    "BE177C BAF803"  # mov si, 0x7C17 (the text); mov dx, 0x3F8 (the serial port)
+    "AC 84C0 7403 EE EBF8"  # next: lodsb; test al, al; jz halt; out dx, al; jmp next
+    "F4 EBFD"  # halt: hlt; jmp halt
+)
 _UDHCPC = """#!/bin/sh
 case $1 in bound|renew)
  ifconfig $interface $ip netmask ${subnet:-255.255.0.0}
@@ -132,11 +138,25 @@ def boot_iso(guest: Guest, partition: Path | None = None) -> Path:
         "isolinux/isolinux.cfg": _ISOLINUX,
     }
     hybrid = packages / "usr/lib/ISOLINUX/isohdpfx.bin"
-    options = ["-isohybrid-mbr", str(hybrid)]
+    options = ["-b", "isolinux/isolinux.bin", "-boot-info-table", "-isohybrid-mbr", str(hybrid)]
     if partition is not None:
         options += ["-append_partition", "2", "0x83", str(partition)]
     parts = {**files, **({} if partition is None else {"": partition})}
     return built("iso", parts, lambda target: _make_iso(files, options, target))
+
+
+def halting_iso() -> Path:
+    """A CD image, also as a disk, of a guest that says that it has started and halts, which takes no CPU time."""
+    sector = (_SECTOR + b"VM[0] started\n\0").ljust(510, b"\0") + b"\x55\xaa"
+    files: dict[str, Content] = {"boot.bin": sector}
+
+    def make(target: Path) -> None:
+        _make_iso(files, ["-b", "boot.bin"], target)
+        with target.open("r+b") as disk:
+            disk.write(sector)
+            disk.truncate(2**20)  # a BIOS boots from no disk that is smaller than one of its cylinders
+
+    return built("halting.iso", files, make)
 
 
 def disk_qcow2(guest: Guest, partition: Path | None = None) -> Path:
@@ -245,20 +265,8 @@ def _make_initramfs(files: Mapping[str, Content], version: str, target: Path) ->
 def _make_iso(files: Mapping[str, Content], options: Sequence[str], target: Path) -> None:
     with tempfile.TemporaryDirectory(dir=CACHE) as scratch:
         _fill(Path(scratch), files)
-        boot = ["-b", "isolinux/isolinux.bin", "-c", "isolinux/boot.cat", "-no-emul-boot"]
-        boot += ["-boot-load-size", "4", "-boot-info-table", *options]
-        run(
-            require_tool("xorriso"),
-            "-as",
-            "mkisofs",
-            "-quiet",
-            "-o",
-            str(target),
-            *boot,
-            "-V",
-            "VAC",
-            scratch,
-        )
+        words = [require_tool("xorriso"), "-as", "mkisofs", "-quiet", "-V", "VAC", "-o", str(target)]
+        run(*words, *options, "-c", "boot.cat", "-no-emul-boot", "-boot-load-size", "4", scratch)
 
 
 def _fill(root: Path, files: Mapping[str, Content]) -> None:

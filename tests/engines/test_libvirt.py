@@ -18,7 +18,17 @@ from typing import Any
 import pytest
 
 from tests.certificates import certify
-from tests.engines.guest_images import ACPI, IDLE, PREAMBLE, Guest, boot_iso, disk_qcow2, initramfs, kernel
+from tests.engines.guest_images import (
+    ACPI,
+    IDLE,
+    PREAMBLE,
+    Guest,
+    boot_iso,
+    disk_qcow2,
+    halting_iso,
+    initramfs,
+    kernel,
+)
 from tests.engines.libvirt_fixture import PrivateLibvirt
 from tests.engines.libvirt_machines import MIB, SHORT, Machines, console
 from tests.signed_images import signed_image
@@ -45,8 +55,6 @@ say ready
 """Says what it sees, and writes over the beginning of its disk."""
 ENDING = TELLING + "i=0; while [ $i -lt 300000 ]; do i=$((i+1)); done; poweroff -f\n"
 WAITING = TELLING + "while :; do sleep 3600; done\n"
-DEAF = PREAMBLE + "while :; do sleep 3600; done\n"
-"""A guest without a power button."""
 
 
 @pytest.fixture(scope="module")
@@ -161,7 +169,7 @@ def test_only_what_is_signed_as_it_has_to_be_is_booted(engine: PrivateLibvirt) -
     (trusted / "root.pem").write_bytes(root.certificate_pem)
     signer = certify("/DC=org/CN=signer.example.org", root, usage=("digital_signature",))
     good, flipped = (engine.directory / name for name in ("good.iso", "flipped.iso"))
-    content = signed_image(boot_iso(Guest(IDLE)).read_bytes(), signer)
+    content = signed_image(halting_iso().read_bytes(), signer)
     good.write_bytes(content)
     flipped.write_bytes(content[:999] + bytes([content[999] ^ 1]) + content[1000:])
     images = SignedImages(Path, trusted, time.time)
@@ -190,13 +198,11 @@ def test_stopped_machines_shut_down_by_themselves_if_they_can(
 ) -> None:
     driver = machines.driver = machines.successor(grace_seconds=4.0)
     patient = machines.successor(grace_seconds=PATIENCE_SECONDS)
-    images = {"polite": IDLE, "also": IDLE, "deaf": DEAF, "paused": IDLE, "hanging": IDLE}
-    specs = {
-        name: machines.create(machines.spec(own_copy(engine, boot_iso(Guest(init)))))
-        for name, init in images.items()
-    }
-    for spec in specs.values():
-        machines.wait_for_console(spec, "started")
+    idle, deaf = boot_iso(Guest(IDLE)), halting_iso()
+    images = {"polite": idle, "also": idle, "deaf": deaf, "paused": deaf, "hanging": deaf}
+    specs = {name: machines.create(machines.spec(own_copy(engine, image))) for name, image in images.items()}
+    for name, spec in specs.items():
+        machines.wait_for_console(spec, "ready" if images[name] is idle else "started")
     ended: list[str] = []
 
     def stop(name: str, spec: MachineSpec) -> None:
@@ -227,7 +233,7 @@ def test_stopped_machines_shut_down_by_themselves_if_they_can(
 
 
 def test_ends_by_others_are_seen_while_one_qemu_hangs(engine: PrivateLibvirt, machines: Machines) -> None:
-    image = own_copy(engine, boot_iso(Guest(IDLE)))
+    image = own_copy(engine, halting_iso())
     crashing = own_copy(
         engine, boot_iso(Guest(PREAMBLE + "echo 1 >/proc/sys/kernel/sysrq; echo c >/proc/sysrq-trigger\n"))
     )
@@ -256,8 +262,8 @@ def test_machines_outlive_a_libvirtd_that_is_down_or_hangs(
 ) -> None:
     monkeypatch.setattr(libvirt_api, "KEEPALIVE_SECONDS", 2)
     monkeypatch.setattr(libvirt_api, "OPEN_SECONDS", 5.0)
-    spec = machines.create(machines.spec(own_copy(engine, boot_iso(Guest(WAITING)))))
-    machines.wait_for_console(spec, "ready")
+    spec = machines.create(machines.spec(own_copy(engine, halting_iso())))
+    machines.wait_for_console(spec, "started")
     before = machines.observed(spec)
     assert before is not None
     with machines.listening() as news:
@@ -290,7 +296,7 @@ def test_an_end_in_an_outage_is_when_its_process_ended(
     engine: PrivateLibvirt, machines: Machines, monkeypatch: pytest.MonkeyPatch, how: str
 ) -> None:
     monkeypatch.setattr(libvirt_driver, "PID_FILES", engine.directory / "run/qemu")
-    spec = machines.create(machines.spec(own_copy(engine, boot_iso(Guest(IDLE)))))
+    spec = machines.create(machines.spec(own_copy(engine, halting_iso())))
     machines.wait_for_state(spec, EngineState.RUNNING)
     with contextlib.ExitStack() as stack:
         if how == "hangs":
@@ -318,7 +324,7 @@ def _listed(machines: Machines, spec: MachineSpec) -> bool:
 
 
 def test_only_this_factorys_domains_are_its_machines(engine: PrivateLibvirt, machines: Machines) -> None:
-    image = own_copy(engine, boot_iso(Guest(IDLE)))
+    image = own_copy(engine, halting_iso())
     spec = machines.create(machines.spec(image))
     mine, old, others = f"{SHORT}-88.example.com", f"{SHORT}-99.example.com", f"{SHORT}x-00.example.com"
     with contextlib.closing(Machines(engine, factory_name=f"{SHORT}x.example.com")) as other:
@@ -350,7 +356,7 @@ def test_only_this_factorys_domains_are_its_machines(engine: PrivateLibvirt, mac
 def test_a_failed_machine_leaves_nothing_but_its_reason(
     engine: PrivateLibvirt, machines: Machines, options: dict[str, Any], reason: str
 ) -> None:
-    image = own_copy(engine, boot_iso(Guest(IDLE)))
+    image = own_copy(engine, halting_iso())
     spec = machines.spec(image)
     first = machines.create(machines.spec(image))
     spec = replace(spec, machinetype=replace(spec.machinetype, **options))

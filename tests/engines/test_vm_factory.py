@@ -1,7 +1,7 @@
 """A whole vacd with virtual machines: booted, served, accounted for, and what people and outages do to them.
 
-Two types of VMs, one from a CD image, one from a disk image that comes over https, and one of bubblewrap machines
-beside them. The tests share one factory and take what they need of its machines.
+Three types of VMs, of a CD image, of a disk image that comes over https, and of a guest that only halts, and one of
+bubblewrap machines beside them. The tests share one factory and take what they need of its machines.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from tests.engines.factory_fixture import (
     records,
     uuids,
 )
-from tests.engines.guest_images import CONTEXTUALIZED, Guest, boot_iso, disk_qcow2
+from tests.engines.guest_images import CONTEXTUALIZED, Guest, boot_iso, disk_qcow2, halting_iso
 from tests.engines.libvirt_fixture import PrivateLibvirt
 from tests.https_server import Page, Web
 from tests.waiting import PATIENCE_SECONDS
@@ -39,7 +39,7 @@ from vac.machines.machine import Machine
 
 pytestmark = pytest.mark.engine
 
-VMS, SLOTS = 6, 8
+VMS, SERVED, SLOTS = 6, 3, 8
 VACD = "tests.engines.impatient"
 FIZZLE_SECONDS = 2
 IN_VM = """F=http://169.254.169.253
@@ -75,8 +75,9 @@ def site(engine: PrivateLibvirt) -> Iterator[FactorySite]:
         pages = {"/cloud.qcow2": Page(image, modified_time=1_700_000_000)}
         server = engine.inside(lambda: web.serve(pages))
         kinds = {
-            "cd": vms(machine_model="cernvm3", root_image="boot.iso", target_share=VMS - 1),
+            "cd": vms(machine_model="cernvm3", root_image="boot.iso", target_share=SERVED - 1),
             "raw": vms(machine_model="vm-raw", root_image=server.url("/cloud.qcow2"), target_share=1),
+            "still": vms(machine_model="cernvm4", root_image="still.iso", target_share=VMS - SERVED),
             "beside": Kind(BESIDE, {"fizzle_seconds": FIZZLE_SECONDS, "target_share": SLOTS - VMS}),
         }
         settings: dict[str, Option] = {
@@ -88,6 +89,7 @@ def site(engine: PrivateLibvirt) -> Iterator[FactorySite]:
         with factory_site(kinds, processors=SLOTS, start=False, **settings) as site:
             site.enter, site.words = engine.enter, ()
             shutil.copyfile(boot_iso(Guest(CONTEXTUALIZED)), site.state.machinetype_files("cd") / "boot.iso")
+            shutil.copyfile(halting_iso(), site.state.machinetype_files("still") / "still.iso")
             site.state.prepare()
             assert site.vac("drain").returncode == 0
             site.start(VACD, SSL_CERT_FILE=str(web.ca_file), no_proxy="*")
@@ -173,7 +175,7 @@ def stops(engine: PrivateLibvirt) -> Iterator[dict[str, float]]:
 
 def test_guests_fill_all_slots_and_each_is_served_its_own(full: FactorySite) -> None:
     running = full.running("cd") + full.running("raw")
-    assert len(running) == VMS
+    assert len(running) == SERVED
     assert len(full.running("raw")) >= 1
     for machine in running:
         serving(full, machine)
@@ -214,7 +216,7 @@ def test_an_end_is_accounted_at_once_with_libvirts_cpu_time(
 
 
 def test_what_people_do_to_domains_ends_them_as_specified(engine: PrivateLibvirt, full: FactorySite) -> None:
-    destroyed, suspended, crashed = full.running("cd")[:3]
+    destroyed, suspended, crashed = full.running("still")
     kept = uuids(full) - {machine.uuid for machine in (destroyed, suspended, crashed)}
     engine.virsh("destroy", destroyed.name)
     engine.virsh("suspend", suspended.name)
@@ -231,9 +233,9 @@ def test_what_people_do_to_domains_ends_them_as_specified(engine: PrivateLibvirt
 def test_machines_told_to_end_shut_down_and_hold_up_nothing(
     engine: PrivateLibvirt, full: FactorySite
 ) -> None:
-    told = full.running("cd")[:3]
-    deaf, *polite = told
-    for machine in told:
+    deaf, polite = full.running("still")[0], full.running("cd")
+    told = [deaf, *polite]
+    for machine in polite:
         serving(full, machine)
     (process,) = engine.processes(deaf.name)
     os.kill(process, signal.SIGSTOP)
@@ -256,7 +258,7 @@ def test_machines_told_to_end_shut_down_and_hold_up_nothing(
 def test_an_outage_of_libvirtd_loses_and_doubles_nothing(
     engine: PrivateLibvirt, full: FactorySite, how: signal.Signals
 ) -> None:
-    lost, *others = full.running("cd") + full.running("raw")
+    lost, *others = full.running("still") + full.running("cd") + full.running("raw")
     kept = {machine.uuid for machine in others}
     with contextlib.ExitStack() as stack:
         if how is signal.SIGSTOP:
@@ -277,7 +279,7 @@ def test_an_outage_of_libvirtd_loses_and_doubles_nothing(
 
 
 def test_a_factory_that_is_killed_finds_its_machines_again(engine: PrivateLibvirt, full: FactorySite) -> None:
-    lost, *others = full.running("cd")
+    lost, *others = full.running("still") + full.running("cd")
     full.stop(signal.SIGKILL)
     os.kill(engine.processes(lost.name)[0], signal.SIGKILL)
     full.start(VACD)
@@ -288,7 +290,7 @@ def test_a_factory_that_is_killed_finds_its_machines_again(engine: PrivateLibvir
 
 
 def why(site: FactorySite) -> str:
-    return site.vac("why", "cd").stdout
+    return site.vac("why", "still").stdout
 
 
 def test_nothing_of_an_ended_machine_is_left(engine: PrivateLibvirt, full: FactorySite) -> None:

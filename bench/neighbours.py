@@ -6,19 +6,16 @@ import os
 import shutil
 import statistics
 import subprocess
+import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-import pytest
-
 from tests.conftest import require_root, require_tool
 from tests.engines.process_site import MIB, group_makers, open_site
 from tests.waiting import wait_for
 from vac.drivers.base import EngineState
-
-pytestmark = [pytest.mark.engine, pytest.mark.slow]
 
 SOURCE = Path(__file__).with_name("storm.c")
 HONEST = 7
@@ -26,7 +23,6 @@ STORM = 16
 """Processes that do harm."""
 PAIRS = 3
 SETTLE_SECONDS, MEASURE_SECONDS = 0.5, 3.0
-LEAST_RATIO = 0.95
 NODE_PROCESSORS = HONEST + 1
 """This host stands for a node with a processor for each machine."""
 WORK = "$MACHINEFEATURES/storm work $JOBOUTPUTS/count && echo 200 done >$JOBOUTPUTS/shutdown_message\n"
@@ -46,13 +42,19 @@ def rate(counts: Sequence[Path]) -> float:
     return (done(counts) - before) / (time.monotonic() - begun)
 
 
-def test_a_raging_machine_costs_seven_honest_ones_little(tmp_path: Path) -> None:
-    """Rage and quiet alternate, so that whatever else this host does is in both."""
+def run() -> None:
+    """Print the share of their throughput that seven machines keep. Rage and quiet alternate: all else is in both."""
+    print(
+        "neighbours: share of their throughput that seven honest machines keep (aim: over 95 %)", flush=True
+    )
     require_root()
-    program = tmp_path / "storm"
-    compiler = [require_tool("gcc"), "-O2", "-Wall", "-static", f"-DCHILDREN={STORM}"]
-    subprocess.run([*compiler, "-o", program, SOURCE], check=True)
-    with open_site("v1" if "v1" in group_makers() else "v2") as site:
+    with (
+        tempfile.TemporaryDirectory() as directory,
+        open_site("v1" if "v1" in group_makers() else "v2") as site,
+    ):
+        program = Path(directory, "storm")
+        compiler = [require_tool("gcc"), "-O2", "-Wall", "-static", f"-DCHILDREN={STORM}"]
+        subprocess.run([*compiler, "-o", program, SOURCE], check=True)
         settings = replace(
             site.settings, pids_per_processor=300, cpu_limit_factor=(os.cpu_count() or 1) / NODE_PROCESSORS
         )
@@ -73,12 +75,10 @@ def test_a_raging_machine_costs_seven_honest_ones_little(tmp_path: Path) -> None
                 rates[raging] = rate(counts)
             ratios.append(rates[True] / rates[False])
             print(
-                f"units/s beside the raging machine: {rates[True]:.0f}, beside a quiet one: {rates[False]:.0f}"
+                f"neighbours: {rates[True]:.0f} units/s beside the raging one, {rates[False]:.0f} beside a quiet one"
             )
-        go.touch()
+        print(f"neighbours: median of {PAIRS}: {100 * statistics.median(ratios):.1f} %")
         for count in counts:
             count.with_name("count.end").touch()
         honest = specs[:HONEST]
         wait_for(lambda: {site.state(spec) for spec in honest} == {EngineState.ENDED}, "all have finished")
-        assert [site.output(spec, "shutdown_message") for spec in honest] == ["200 done\n"] * HONEST
-        assert statistics.median(ratios) > LEAST_RATIO
