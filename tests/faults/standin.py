@@ -19,9 +19,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from vac.daemon import role_process
+from vac.daemon import role_process, role_supervisor, supervisor
 from vac.daemon.command import main as vacd
-from vac.daemon.role_supervisor import Timing
 from vac.roles import EXIT_OTHER_AT_WORK, EXIT_TO_RESTART, Role, RoleOptions
 
 PLAN = "VAC_TEST_PLAN"
@@ -159,6 +158,9 @@ def main(options: RoleOptions) -> int:
 def run(plan: Mapping[str, Any]) -> int:
     """vacd, or the role that --role names."""
     role_process.ORPHAN_SECONDS = plan.get("orphan_seconds", role_process.ORPHAN_SECONDS)
+    for name, seconds in plan.get("timing", {}).items():
+        module = supervisor if name == "log_check" else role_supervisor
+        setattr(module, f"{name.upper()}_SECONDS", seconds)
     stuck_seconds = plan.get("stuck_seconds")
     roles = [
         Role("factory", __spec__.name, must_be_ready=True, stuck_seconds=stuck_seconds),
@@ -170,7 +172,7 @@ def run(plan: Mapping[str, Any]) -> int:
         configs = [part for path in arguments.config for part in ("--config", str(path))]
         return [sys.executable, "-m", __spec__.name, "--role", role.name, *configs]
 
-    return vacd(roles=roles, command=command, timing=Timing(**plan.get("timing", {})))
+    return vacd(roles=roles, command=command)
 
 
 if __name__ == "__main__":

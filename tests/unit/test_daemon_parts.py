@@ -13,7 +13,7 @@ import pytest
 
 from vac.daemon import role_process
 from vac.daemon.command import command_for, main, make_parser
-from vac.daemon.role_supervisor import Child, RoleSupervisor, Timing, describe_end, next_pause
+from vac.daemon.role_supervisor import Child, RoleSupervisor, describe_end, next_pause
 from vac.daemon.supervisor import Notifier, notifier_from, stored_sockets
 from vac.roles import ROLES, Role
 
@@ -22,14 +22,14 @@ def test_pauses_double_up_to_the_longest() -> None:
     pause: float | None = None
     pauses = []
     for _ in range(8):
-        pause = next_pause(pause, 3.0, Timing())
+        pause = next_pause(pause, 3.0)
         pauses.append(pause)
     assert pauses == [1, 2, 4, 8, 16, 32, 60, 60]
 
 
 @pytest.mark.parametrize(("ran_seconds", "pause"), [(0.0, 60), (119.9, 60), (120.0, 1), (1e6, 1)])
 def test_a_process_that_ran_well_is_started_again_at_once(ran_seconds: float, pause: float) -> None:
-    assert next_pause(60, ran_seconds, Timing()) == pause
+    assert next_pause(60, ran_seconds) == pause
 
 
 @pytest.mark.parametrize(
@@ -158,7 +158,7 @@ def test_a_role_takes_its_link_out_of_the_environment() -> None:
 def test_a_role_that_killing_does_not_help_is_hopeless(
     stuck_seconds: float | None, kill_failed_time: float
 ) -> None:
-    supervisor = RoleSupervisor(Role("factory", "m", stuck_seconds=stuck_seconds), Timing())
+    supervisor = RoleSupervisor(Role("factory", "m", stuck_seconds=stuck_seconds))
     assert supervisor.kill_failed_time() == float("inf")
     ours, theirs = role_process.link_pair()
     with ours, theirs:
@@ -181,7 +181,7 @@ def test_a_process_is_restarted_when_it_is_needed_for_something_else(
 ) -> None:
     told: list[int] = []
     monkeypatch.setattr(os, "kill", lambda pid, number: told.append(number))
-    supervisor = RoleSupervisor(Role("r", "m", on_demand=on_demand), Timing())
+    supervisor = RoleSupervisor(Role("r", "m", on_demand=on_demand))
     ours, theirs = role_process.link_pair()
     with ours, theirs:
         supervisor.child = Child(pid=1, link=ours, start_time=0.0, alive_time=0.0)

@@ -32,11 +32,11 @@ from vac.machines.layout import StateDir
 from vac.roles import bind
 
 TRY_SECONDS = 20.0
-FUSE = Path("/dev/fuse")
+FUSE, PROC_SYS = Path("/dev/fuse"), Path("/proc/sys")
 FUSE_HINT = f"modprobe fuse, chmod 666 {FUSE}"
 
 SYSCTLS = {"user/max_user_namespaces": "1000000", "kernel/unprivileged_userns_clone": "1"}
-"""Files below /proc/sys that switch user namespaces off if they are 0 (the latter only in Debian): good values."""
+"""Files below PROC_SYS that switch user namespaces off if they are 0 (the latter only in Debian): good values."""
 PLACES = tuple(
     f"{place}/docker" for place in ("/usr/local/libexec", "/usr/libexec", "/usr/local/lib", "/usr/lib")
 )
@@ -130,16 +130,16 @@ def disk_finding(told: Mapping[str, Any]) -> Finding:
     return Finding("disk_gb_per_processor of containers", None if known else problem, False)
 
 
-def nested_findings(sysctls: Path = Path("/proc/sys"), fuse: Path = FUSE) -> Iterator[Finding]:
+def nested_findings() -> Iterator[Finding]:
     """Yield requirements of container_nested."""
     for name, right in SYSCTLS.items():
-        file = sysctls / name
+        file = PROC_SYS / name
         if file.exists() and file.read_text().strip() == "0":
             option = name.replace("/", ".")
             problem = f"{option} is 0, which switches user namespaces off: sysctl {option}={right}"
             yield Finding("user namespaces for container_nested", problem, True)
     missing = f"not there, readable and writable for all: payloads can use directories only: {FUSE_HINT}"
-    yield Finding(f"{fuse} for container_nested", None if open_to_all(fuse) else missing, False)
+    yield Finding(f"{FUSE} for container_nested", None if open_to_all(FUSE) else missing, False)
 
 
 def process_container_problem(model: str, settings: Settings) -> str | None:
@@ -202,7 +202,7 @@ def _try(command: list[str], settings: Settings) -> str | None:
     return " ".join(done.errors.decode(errors="replace").split()) + _HINT if done.failure else None
 
 
-def vm_findings(settings: Settings, host: NatHost | None = None) -> Iterator[Finding]:
+def vm_findings(settings: Settings) -> Iterator[Finding]:
     """Yield requirements of VMs, the hypervisor left aside."""
     for names, packages in _PROGRAMS:
         there = any(shutil.which(name) for name in names)
@@ -211,7 +211,7 @@ def vm_findings(settings: Settings, host: NatHost | None = None) -> Iterator[Fin
     yield Finding("web server for VMs", None if there else "install python3-waitress", True)
     yield _port_finding(settings, "metadata", METADATA)
     yield _port_finding(settings, "mjf", SERVER)
-    yield from _network_findings(host or NatHost())
+    yield from _network_findings()
     key = settings.root_public_key
     no_key = "isn't there, so nobody can log in to VMs as root; make one, or leave it so"
     yield Finding(f"root_public_key {key}", None if key.is_file() else no_key, False)
@@ -249,19 +249,19 @@ def lvm_findings(settings: Settings) -> Iterator[Finding]:
         yield Finding("LVM's programs", problem)
 
 
-def vm_image_problems(one: Machinetype, files: Path, certificates: Path | None = None) -> Iterator[str]:
-    """Yield what VMs of this type lack for their image; relative paths are in files, CAs in certificates."""
+def vm_image_problems(one: Machinetype, files: Path) -> Iterator[str]:
+    """Yield what VMs of this type lack for their image; relative paths are in files."""
     from vac.context.downloads import GRID_CERTIFICATES  # only here is curl's library needed
 
-    certificates = certificates or GRID_CERTIFICATES
-    if one.image_signing_dn and not (certificates.is_dir() and any(certificates.iterdir())):
-        yield f"image_signing_dn needs the signers' CAs in {certificates}: there are none; install them"
+    if one.image_signing_dn and not (GRID_CERTIFICATES.is_dir() and any(GRID_CERTIFICATES.iterdir())):
+        yield f"image_signing_dn needs the signers' CAs in {GRID_CERTIFICATES}: there are none; install them"
     image = one.root_image or ""
     if "://" not in image and not (files / image).is_file():
         yield f"root_image {files / image} isn't there, or is no file: put a disk image there, or name a URL"
 
 
-def _network_findings(host: NatHost) -> Iterator[Finding]:
+def _network_findings() -> Iterator[Finding]:
+    host = NatHost()
     what = f"network of VMs on {BRIDGE}"
     try:
         addresses = host.addresses()

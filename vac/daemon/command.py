@@ -14,7 +14,6 @@ from setproctitle import setproctitle
 
 from vac import __version__, logs
 from vac.daemon import role_process
-from vac.daemon.role_supervisor import TIMING, Timing
 from vac.daemon.supervisor import Supervisor, notifier_from, stored_sockets
 from vac.roles import ROLES, Role
 
@@ -68,7 +67,6 @@ def main(
     argv: Sequence[str] | None = None,
     roles: Sequence[Role] = ROLES,
     command: Callable[[Role, argparse.Namespace], Sequence[str]] = command_for,
-    timing: Timing = TIMING,
 ) -> int:
     """Run vacd, or one of its roles, until it is told to stop. Return the exit status."""
     parser = make_parser(roles)
@@ -109,7 +107,7 @@ def main(
         setproctitle("vacd")
         notifier, stored = notifier_from(os.environ, os.getpid()), stored_sockets(os.environ, os.getpid())
         supervisor = Supervisor(
-            roles, lambda role: command(role, arguments), notifier, arguments.log_dir, timing, stored
+            roles, lambda role: command(role, arguments), notifier, arguments.log_dir, stored
         )
         return supervisor.run()
     finally:

@@ -26,36 +26,25 @@ NOTIFY_VARIABLES = ("NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID", "FDSTORE")
 logger = logging.getLogger(__name__)
 
 PACKAGE_ROOT = Path(vac.__file__).resolve().parent.parent
+FIRST_PAUSE_SECONDS = 1.0
+"""Pause before a restart, doubled with each restart …"""
+LONGEST_PAUSE_SECONDS = 60.0
+"""… up to this, …"""
+STABLE_SECONDS = 120.0
+"""… and reset after a process that ran this long."""
+STOP_SECONDS = 20.0
+"""From SIGTERM to SIGKILL."""
+DUMP_SECONDS = 2.0
+"""From the request for a stuck process's stack to SIGKILL."""
+OTHER_SECONDS = 45.0
+"""Longest time with another process at a role's work: it may remain from a killed vacd and end by itself."""
 
 
-@dataclass(frozen=True)
-class Timing:
-    """Times in seconds."""
-
-    first_pause: float = 1.0
-    """Pause before a restart, doubled with each restart …"""
-    longest_pause: float = 60.0
-    """… up to this, …"""
-    stable: float = 120.0
-    """… and reset after a process that ran this long."""
-    stop: float = 20.0
-    """From SIGTERM to SIGKILL."""
-    dump: float = 2.0
-    """From the request for a stuck process's stack to SIGKILL."""
-    log_check: float = role_process.LOG_CHECK_SECONDS
-    """Interval between checks for renamed log files."""
-    other: float = 45.0
-    """Longest time with another process at a role's work: it may remain from a killed vacd and end by itself."""
-
-
-TIMING = Timing()
-
-
-def next_pause(last: float | None, ran_seconds: float, timing: Timing) -> float:
+def next_pause(last: float | None, ran_seconds: float) -> float:
     """Return the pause before the restart of a process that ended after ran_seconds."""
-    if last is None or ran_seconds >= timing.stable:
-        return timing.first_pause
-    return min(2 * last, timing.longest_pause)
+    if last is None or ran_seconds >= STABLE_SECONDS:
+        return FIRST_PAUSE_SECONDS
+    return min(2 * last, LONGEST_PAUSE_SECONDS)
 
 
 def describe_end(wait_status: int) -> str:
@@ -123,7 +112,6 @@ class RoleSupervisor:
     """A role and its present process, if any."""
 
     role: Role
-    timing: Timing
     stored: MutableMapping[str, socket.socket] = field(default_factory=dict)
     """Sockets kept by the service manager, by address."""
     child: Child | None = None
@@ -234,7 +222,7 @@ class RoleSupervisor:
         """Send SIGTERM, and SIGKILL after a while."""
         if self.child is not None:
             os.kill(self.child.pid, signal.SIGTERM)
-            self.child.kill_time = min(self.child.kill_time, now + self.timing.stop)
+            self.child.kill_time = min(self.child.kill_time, now + STOP_SECONDS)
 
     def attend(self, now: float) -> None:
         """Kill the process if it is stuck or takes too long to end."""
@@ -250,7 +238,7 @@ class RoleSupervisor:
             text = "%s (process %d) has been stuck for %.0f s: killing it after it has logged its stack"
             logger.error(text, self.role.name, child.pid, now - child.alive_time)
             os.kill(child.pid, signal.SIGUSR2)
-            child.kill_time = min(child.kill_time, now + self.timing.dump)
+            child.kill_time = min(child.kill_time, now + DUMP_SECONDS)
 
     def next_time(self) -> float:
         """Return the time at which attend() is due, if nothing happens before."""
@@ -287,14 +275,14 @@ class RoleSupervisor:
             self._pause(ran_seconds, f"(process {child.pid}) {end} after {ran_seconds:.1f} s", now)
 
     def _pause(self, ran_seconds: float, end: str, now: float) -> None:
-        self.pause = next_pause(self.pause, ran_seconds, self.timing)
+        self.pause = next_pause(self.pause, ran_seconds)
         self.start_time = now + self.pause
         self.end = f"{end}; starts again in {self.pause:g} s"
         logger.warning("%s %s", self.role.name, self.end)
 
     def yields_to_other(self, now: float) -> bool:
         """Return True if another process has done this role's work for so long that it is another vacd's."""
-        return self.other_since is not None and now - self.other_since >= self.timing.other
+        return self.other_since is not None and now - self.other_since >= OTHER_SECONDS
 
     def describe(self) -> str:
         """Return a text for `systemctl status`."""

@@ -21,8 +21,8 @@ from functools import partial
 from pathlib import Path
 
 from vac import __version__, logs
-from vac.daemon.role_process import STOPPING, is_renamed, signal_pipe
-from vac.daemon.role_supervisor import RoleSupervisor, Timing
+from vac.daemon.role_process import LOG_CHECK_SECONDS, STOPPING, is_renamed, signal_pipe
+from vac.daemon.role_supervisor import RoleSupervisor
 from vac.host.privileges import become_subreaper
 from vac.roles import MOST_TIMES, Restarts, Role, write_restarts
 from vac.text import escaped
@@ -88,14 +88,12 @@ class Supervisor:
         command: Callable[[Role], Sequence[str]],
         notifier: Notifier,
         log_dir: Path | None,
-        timing: Timing,
         stored: MutableMapping[str, socket.socket],
     ) -> None:
         self._command = command
         self._notifier = notifier
         self._log_dir = log_dir
-        self._timing = timing
-        self._roles = [RoleSupervisor(role, timing, stored) for role in roles]
+        self._roles = [RoleSupervisor(role, stored) for role in roles]
         self._stored: dict[str, str] = {}
         """By role, the address of its socket that the service manager keeps, if any."""
         self._selector = selectors.DefaultSelector()
@@ -166,7 +164,7 @@ class Supervisor:
         """Reopen log files that have been renamed without a signal."""
         if self._log_dir is None or now < self._log_time:
             return
-        self._log_time = now + self._timing.log_check
+        self._log_time = now + LOG_CHECK_SECONDS
         if is_renamed(self._log_dir / "vacd", os.fstat(2)):
             logs.reopen(self._log_dir / "vacd")
         for one in self._roles:

@@ -15,7 +15,14 @@ import pytest
 from tests.unit.state_dirs import machinetype_of
 from vac.cli import doctor, doctor_engines
 from vac.cli.doctor import file_findings, tree_problem, weakening_findings
-from vac.cli.doctor_engines import cvmfs_findings, cvmfs_paths, disk_finding, engine_findings, nested_findings
+from vac.cli.doctor_engines import (
+    Finding,
+    cvmfs_findings,
+    cvmfs_paths,
+    disk_finding,
+    engine_findings,
+    nested_findings,
+)
 from vac.config.machinetype import Machinetype
 from vac.config.settings import Settings
 from vac.drivers import volumes
@@ -102,21 +109,26 @@ def test_private_cvmfs_is_noted(monkeypatch: pytest.MonkeyPatch, mounts: str, sh
     ],
 )
 def test_user_namespaces_that_are_switched_off_keep_nested_containers_from_being_made(
-    tmp_path: Path, name: str, value: str, option: str | None
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, value: str, option: str | None
 ) -> None:
+    monkeypatch.setattr(doctor_engines, "PROC_SYS", tmp_path)
     (tmp_path / name).parent.mkdir()
     (tmp_path / name).write_text(f"{value}\n")
-    found = [problem for _, problem, serious in nested_findings(tmp_path) if problem and serious]
+    found = [problem for _, problem, serious in nested_findings() if problem and serious]
     assert [problem.partition(" ")[0] for problem in found] == ([] if option is None else [option])
 
 
 @pytest.mark.parametrize(("mode", "noted"), [(0o666, False), (0o600, True), (None, True)])
-def test_image_files_in_nested_containers_need_fuse(tmp_path: Path, mode: int | None, noted: bool) -> None:
+def test_image_files_in_nested_containers_need_fuse(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: int | None, noted: bool
+) -> None:
     fuse = tmp_path / "fuse"
     if mode is not None:
         fuse.touch()
         fuse.chmod(mode)
-    ((_, problem, serious),) = nested_findings(tmp_path, fuse)
+    monkeypatch.setattr(doctor_engines, "PROC_SYS", tmp_path)
+    monkeypatch.setattr(doctor_engines, "FUSE", fuse)
+    ((_, problem, serious),) = nested_findings()
     assert (problem is not None, serious) == (noted, False)
 
 
@@ -218,12 +230,14 @@ def programs(monkeypatch: pytest.MonkeyPatch) -> set[str]:
     return there
 
 
+def vm_findings(settings: Settings, host: NatHost) -> list[Finding]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(doctor_engines, "NatHost", lambda: host)
+        return [*doctor_engines.vm_findings(settings)]
+
+
 def problems(settings: Settings, host: NatHost) -> dict[str, str]:
-    return {
-        what: problem
-        for what, problem, _ in doctor_engines.vm_findings(settings, host)
-        if problem is not None
-    }
+    return {what: problem for what, problem, _ in vm_findings(settings, host) if problem is not None}
 
 
 def of_network(settings: Settings, host: NatHost) -> dict[str, str]:
@@ -267,9 +281,7 @@ def test_missing_rules_and_a_missing_ip_program_are_problems(settings: Settings)
 
 def test_a_missing_key_is_no_more_than_a_note(settings: Settings) -> None:
     settings.root_public_key.unlink()
-    rows = {
-        what: serious for what, problem, serious in doctor_engines.vm_findings(settings, Host()) if problem
-    }
+    rows = {what: serious for what, problem, serious in vm_findings(settings, Host()) if problem}
     assert rows[f"root_public_key {settings.root_public_key}"] is False
 
 
@@ -299,22 +311,21 @@ def test_lvms_programs_are_needed_only_if_a_group_is_used(
     ],
 )
 def test_a_type_of_vms_needs_its_image_and_the_cas_of_its_signers(
-    tmp_path: Path, options: dict[str, str], told: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: dict[str, str], told: str
 ) -> None:
     files, certificates = tmp_path / "files", tmp_path / "certificates"
+    monkeypatch.setattr("vac.context.downloads.GRID_CERTIFICATES", certificates)
     (files / "directory").mkdir(parents=True)
     (files / "there.iso").touch()
     kind = machinetype_of(machine_model="cernvm4", **options)
-    problems = [*doctor_engines.vm_image_problems(kind, files, certificates)]
+    problems = [*doctor_engines.vm_image_problems(kind, files)]
     assert len(problems) == (told != "")
     assert told in "".join(problems)
     certificates.mkdir()
-    assert [*doctor_engines.vm_image_problems(kind, files, certificates)] == problems, (
-        "an empty one is of no use"
-    )
+    assert [*doctor_engines.vm_image_problems(kind, files)] == problems, "an empty one is of no use"
     (certificates / "ca.pem").touch()
     left = [] if "image_signing_dn" in options else problems
-    assert [*doctor_engines.vm_image_problems(kind, files, certificates)] == left
+    assert [*doctor_engines.vm_image_problems(kind, files)] == left
 
 
 def test_doctor_tells_of_a_missing_image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -24,6 +24,8 @@ from vac.vacquery.signed_json import canonical
 DATAGRAMS = 100_000
 DIFFERENT = 10_000
 POLLS = 10
+TRACED = 3
+"""The last polls, in which memory is traced, which takes four times as long."""
 COOKIE = b"COOKIE"
 LIES = {
     '{"factory": "vac-86.example.org"}': Reason.FACTORY,
@@ -113,12 +115,14 @@ def test_a_hundred_thousand_malformed_datagrams_change_nothing(tmp_path: Path) -
     dropped: Counter[Reason] = Counter()
     peaks = []
     with serving(responder) as port:
-        tracemalloc.start()
-        for _ in range(POLLS):
-            tracemalloc.reset_peak()
+        for number in range(POLLS):
+            if number == POLLS - TRACED:
+                tracemalloc.start()
             transport = Flooded(noise, forged, port, DATAGRAMS // POLLS)
             found = Poll(Kind.MACHINES, [FACTORY], SPACE, Loopback(), port, 120).run(transport=transport)
-            peaks.append(tracemalloc.get_traced_memory()[1])
+            if tracemalloc.is_tracing():
+                peaks.append(tracemalloc.get_traced_memory()[1])
+                tracemalloc.reset_peak()
             assert found.missing == ()
             said = [(answer.message["machine"], answer.message["state"]) for answer in found.answers[FACTORY]]
             assert said == [(message["machine"], message["state"]) for message in messages(Kind.MACHINES)]
@@ -128,4 +132,4 @@ def test_a_hundred_thousand_malformed_datagrams_change_nothing(tmp_path: Path) -
     assert min(dropped[reason] for reason in (*LIES.values(), Reason.LONG, Reason.JSON)) > 1000
     assert sum(count for name, count in responder.counts.items() if name.startswith("dropped")) > 1000
     assert max(peaks) < 8_000_000
-    assert max(peaks[POLLS // 2 :]) < max(peaks[: POLLS // 2]) + 1_000_000
+    assert max(peaks[1:]) < peaks[0] + 300_000, "some bytes of each datagram are kept"

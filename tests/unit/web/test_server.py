@@ -70,7 +70,7 @@ def ask(port: int, method: str = "GET", path: str = "/", body: bytes | None = No
 
 
 def is_closed(connection: socket.socket) -> bool:
-    """Has the server closed it, without a word?"""
+    """Return True if the server has closed it without an answer."""
     try:
         return connection.recv(1) == b""
     except ConnectionError:
