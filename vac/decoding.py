@@ -1,7 +1,7 @@
 """JSON of others, and of Vac's own files.
 
 parse() reads JSON of others. It refuses what other parsers accept in different ways: duplicate keys, NaN, numbers of
-thousands of digits, halves of surrogate pairs, unlimited nesting. Its errors name the place by its JSON path.
+thousands of digits, halves of surrogate pairs (if as_written), unlimited nesting.
 
 filled() puts a file's JSON object over a dataclass, by the annotations of its fields: str, int, float, bool, other
 dataclasses that have defaults, `X | None`, tuple[X, ...] and Mapping[str, X], of names at the top level of the module.

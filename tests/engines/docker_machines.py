@@ -9,6 +9,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from tests.engines.docker_fixture import IMAGE
 from tests.engines.listening import listening
 from tests.waiting import wait_for
@@ -16,11 +18,11 @@ from vac.background import Rest
 from vac.config.machinetype import Machinetype
 from vac.config.settings import Settings
 from vac.drivers.base import EngineState, MachineSpec
+from vac.drivers.docker import docker_api, docker_images
 from vac.drivers.docker.docker_driver import DockerDriver
-from vac.drivers.docker.docker_images import PullLimits
 
 FACTORY = "factory1.example.com"
-LIMITS = PullLimits(stall_seconds=2.0, rest=Rest(6 * 3600.0, first_failure_seconds=0.1))
+REST = Rest(6 * 3600.0, first_failure_seconds=0.1)
 LOOK = """#!/bin/sh
 cd /var/spool/joboutputs
 hostname > hostname
@@ -53,14 +55,17 @@ class Machines:
             **settings,
         )
         self.directory = directory
-        self._call_seconds = call_seconds
+        self._patch = pytest.MonkeyPatch()
+        self._patch.setattr(docker_api, "CALL_SECONDS", call_seconds)
+        self._patch.setattr(docker_images, "STALL_SECONDS", 2.0)
+        self._patch.setattr(docker_images, "REST", REST)
         self._drivers: list[DockerDriver] = []
         self._number = 0
         self.driver = self.successor()
 
     def successor(self) -> DockerDriver:
         """Another driver of the same factory, as after a restart."""
-        driver = DockerDriver(self.settings, limits=LIMITS, call_seconds=self._call_seconds)
+        driver = DockerDriver(self.settings)
         self._drivers.append(driver)
         return driver
 
@@ -118,6 +123,7 @@ class Machines:
         """Close all drivers."""
         for driver in self._drivers:
             driver.close()
+        self._patch.undo()
 
 
 def with_image(spec: MachineSpec, root_image: str) -> MachineSpec:

@@ -7,15 +7,12 @@ What happens then is the same, and a test of it takes seconds instead of minutes
 from __future__ import annotations
 
 import argparse
-import functools
 import sys
 
 from vac.background import Rest
 from vac.daemon import command, main
 from vac.drivers import engine
-from vac.drivers.docker import docker_driver as docker_engine
-from vac.drivers.docker.docker_driver import DockerDriver
-from vac.drivers.docker.docker_images import PullLimits
+from vac.drivers.docker import docker_images
 from vac.drivers.libvirt import libvirt_api as api
 from vac.factory import effects, watch
 from vac.roles import Role
@@ -37,6 +34,6 @@ if __name__ == "__main__":
     api.KEEPALIVE_SECONDS = KEEPALIVE_SECONDS
     watch.LEAST_PAUSE_SECONDS = watch.MOST_PAUSE_SECONDS = RENEW_SECONDS
     engine.OBSERVATION_SECONDS = OBSERVATION_SECONDS
-    limits = PullLimits(stall_seconds=STALL_SECONDS, rest=Rest(6 * 3600.0, first_failure_seconds=1.0))
-    docker_engine.open_driver = functools.partial(DockerDriver, limits=limits)  # type: ignore[assignment]
+    docker_images.STALL_SECONDS = STALL_SECONDS
+    docker_images.REST = Rest(6 * 3600.0, first_failure_seconds=1.0)
     sys.exit(main(command=impatient))

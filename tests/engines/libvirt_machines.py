@@ -15,7 +15,7 @@ from tests.engines.listening import listening
 from tests.waiting import PATIENCE_SECONDS, wait_for
 from vac.config.machinetype import Machinetype
 from vac.config.settings import Settings
-from vac.drivers.base import EngineState, Fetch, MachineSpec, Observed
+from vac.drivers.base import EngineState, Fetch, MachineSpec, Observed, no_images
 from vac.drivers.libvirt.libvirt_driver import LibvirtDriver
 from vac.host.nat import NatHost
 
@@ -28,7 +28,7 @@ MIB = 1024 * 1024
 class Machines:
     """A driver, and machines numbered from 00 of plain QEMU, whose directories are below the hypervisor's."""
 
-    def __init__(self, engine: PrivateLibvirt, fetch: Fetch | None = None, **settings: Any) -> None:
+    def __init__(self, engine: PrivateLibvirt, fetch: Fetch = no_images, **settings: Any) -> None:
         self.engine = engine
         self.settings = Settings(
             vac_space="vac.example.com",

@@ -19,6 +19,7 @@ from tests.waiting import PATIENCE_SECONDS
 from vac.config.machinetype import Machinetype
 from vac.config.settings import Settings
 from vac.context.downloads import ImageCache
+from vac.context.signatures import SignedImages
 from vac.drivers.base import EngineState, MachineSpec, Observed
 from vac.drivers.processes.process_driver import ProcessDriver
 from vac.host.cgroups import Groups, GroupsV1, GroupsV2, find_mounts
@@ -67,7 +68,8 @@ class Site:
         self.groups = groups
         self.model = model
         cache = ImageCache(state_dir / "imagecache", state_dir / "tmp")
-        self.driver = ProcessDriver(groups, lambda source, signing_dn=None: cache.fetch(source))
+        images = SignedImages(cache.fetch, state_dir, time.time)
+        self.driver = ProcessDriver(groups, images.fetch)
         self.image = "/"
         if model == "singularity":
             self.image = str(state_dir / "machinetypes/t/files/busybox")

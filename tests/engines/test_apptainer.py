@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 from tests.conftest import require_root, require_tool
+from tests.driver_contract import details_of
 from tests.engines.process_site import Site, group_makers, make_tree, open_site
 from tests.engines.shared_places import FUSE, fuse_for_all
 from tests.waiting import wait_for
@@ -64,14 +65,8 @@ def runs_from(site: Site, **options: Any) -> bool:
 
 def facts_of(site: Site, spec: MachineSpec, wanted: str) -> str:
     """Wait until the driver knows this fact of a machine, and return it."""
-    found: dict[str, str] = {}
-
-    def told() -> bool:
-        found.update(site.driver.new_details().get(spec.uuid, {}))
-        return wanted in found
-
-    wait_for(told, f"{wanted} is known")
-    return found[wanted]
+    wait_for(lambda: wanted in details_of(site.driver, spec.uuid), f"{wanted} is known")
+    return details_of(site.driver, spec.uuid)[wanted]
 
 
 @pytest.mark.parametrize("image", ["image.sif", "image.sqsh"])

@@ -20,7 +20,7 @@ from typing import Callable
 import docker
 import pytest
 
-from tests.driver_contract import usages
+from tests.driver_contract import details_of, usages
 from tests.engines.docker_fixture import IMAGE, PrivateDocker, PrivateEngine, root_tar
 from tests.engines.docker_machines import FACTORY, LOOK, Machines
 from tests.engines.factory_fixture import Kind, factory_site
@@ -134,7 +134,7 @@ def test_limits_are_those_of_the_machine(machines: Machines, client: docker.APIC
     spec = machines.spec(LOOK)
     machines.create(spec)
     machines.wait_for_output(spec, "done")
-    pid = int(machines.driver.details(spec.uuid)["pid"])
+    pid = int(details_of(machines.driver, spec.uuid)["pid"])
     paths = dict(line.split(":", 2)[1:] for line in Path(f"/proc/{pid}/cgroup").read_text().splitlines())
 
     def read(controller: str, file: str) -> int:
@@ -156,7 +156,7 @@ def test_a_memory_eater_dies_alone_and_its_peak_is_known(machines: Machines) -> 
         machines.create(eater)
         machines.wait_for_state(eater, EngineState.ENDED)
         assert machines.state(neighbour) is EngineState.RUNNING
-        assert machines.driver.details(eater.uuid)["exit_code"] == "137"
+        assert details_of(machines.driver, eater.uuid)["exit_code"] == "137"
         return usages(machines.driver)[eater.uuid].peak_memory_bytes or 0
 
     limit_bytes = 2 * neighbour.memory_bytes
@@ -193,7 +193,7 @@ def test_network_bytes_are_counted_on_an_own_network_only(
     assert (outputs / "hostname").read_text().strip() == spec.name
     usage = usages(machines.driver)[spec.uuid]
     assert (usage.network_sent_bytes is not None) is counted
-    assert bool(machines.driver.details(spec.uuid).get("addresses")) is counted
+    assert bool(details_of(machines.driver, spec.uuid).get("addresses")) is counted
 
 
 def test_what_people_do_to_a_container_is_seen(machines: Machines, client: docker.APIClient) -> None:
@@ -309,7 +309,7 @@ def test_an_end_is_listed_as_soon_as_it_is_told(machines: Machines) -> None:
 def test_a_machine_whose_monitor_was_killed_leaves_nothing(machines: Machines) -> None:
     spec = machines.spec("#!/bin/sh\nexec sleep 600\n")
     machines.create(spec)
-    process = int(machines.driver.details(spec.uuid)["pid"])
+    process = int(details_of(machines.driver, spec.uuid)["pid"])
     monitor = int(Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[1])
     assert any(name in Path(f"/proc/{monitor}/cmdline").read_text() for name in ("containerd-shim", "conmon"))
     assert usages(machines.driver)[spec.uuid].cpu_seconds is not None
@@ -380,13 +380,13 @@ def test_details_tell_what_an_incident_team_asks_for(
 ) -> None:
     spec = machines.spec("#!/bin/sh\nexec sleep 600\n")
     machines.create(spec)
-    details = machines.driver.details(spec.uuid)
+    details = details_of(machines.driver, spec.uuid)
     assert details["container"] == client.inspect_container(spec.name)["Id"]
     assert details["image"] == f"docker://{IMAGE}"
     assert details["image_id"] == engine.image_id(IMAGE)
     assert details["addresses"].startswith(("172.", "10."))
     assert int(details["pid"]) > 1
-    assert machines.driver.details(str(uuid.uuid4())) == {}
+    assert details_of(machines.driver, str(uuid.uuid4())) == {}
 
 
 @pytest.mark.parametrize(
@@ -413,7 +413,7 @@ def test_a_containers_own_layer_is_where_its_engine_says(machines: Machines) -> 
     spec = machines.spec("#!/bin/sh\ntouch /fat /var/spool/joboutputs/done\nexec sleep 600\n")
     machines.create(spec)
     machines.wait_for_output(spec, "done")
-    (layer,) = machines.driver.details(spec.uuid)[WRITES_TO].split(":")
+    (layer,) = details_of(machines.driver, spec.uuid)[WRITES_TO].split(":")
     assert Path(layer, "fat").exists()
 
 

@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 
 from tests.certificates import certify
+from tests.driver_contract import details_of
 from tests.engines.guest_images import (
     ACPI,
     IDLE,
@@ -118,7 +119,7 @@ def test_a_machine_boots_from_cd_and_its_disk_goes_with_it(
         machines.create(spec)
         assert [path.name for path in spec.directory.iterdir()] == ["console.log"]
         assert machines.state(spec) is EngineState.RUNNING
-        _has_a_screen_for_root_only(engine, machines.driver.details(spec.uuid)["display"])
+        _has_a_screen_for_root_only(engine, details_of(machines.driver, spec.uuid)["display"])
         (process,) = engine.processes("qemu-system")
         machines.wait_for_console(spec, "ready")
         told = console(spec)
@@ -156,7 +157,7 @@ def test_a_machine_boots_from_an_overlay_of_its_image(engine: PrivateLibvirt, ma
     for spec in specs:
         machines.wait_for_console(spec, "wrote written by the guest")
         assert machines.state(spec) is EngineState.RUNNING
-        assert machines.driver.details(spec.uuid)["image"] == str(image)
+        assert details_of(machines.driver, spec.uuid)["image"] == str(image)
     assert digest(image) == before
     assert image.stat().st_uid == 0
     assert not list(engine.directory.glob("machine-*/root.qcow2"))

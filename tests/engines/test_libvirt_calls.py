@@ -21,6 +21,7 @@ from vac.drivers.base import CreationFailed, MachineSpec
 from vac.drivers.libvirt.libvirt_api import Connection
 from vac.drivers.libvirt.libvirt_domain import FILTER
 from vac.drivers.libvirt.libvirt_driver import LibvirtDriver
+from vac.host.filesystems import stamp_of
 
 pytestmark = pytest.mark.engine
 
@@ -110,7 +111,9 @@ class Site:
 
     def __init__(self, directory: Path) -> None:
         self.hypervisor = Hypervisor()
-        self.driver = LibvirtDriver(SETTINGS, lambda source, signing_dn=None: Path(source))
+        self.driver = LibvirtDriver(
+            SETTINGS, lambda source, signing_dn=None: (Path(source), stamp_of(source))
+        )
         self.directory = directory
         (directory / "boot.iso").write_bytes(b"an image")
 

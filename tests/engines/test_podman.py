@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.driver_contract import details_of
 from tests.engines.docker_fixture import IMAGE, root_tar
 from tests.engines.docker_machines import Machines
 from tests.engines.podman_fixture import PrivatePodman
@@ -38,8 +39,8 @@ def machines(engine: PrivatePodman, tmp_path: Path) -> Iterator[Machines]:
 def test_a_name_without_a_registry_is_docker_hubs(engine: PrivatePodman, machines: Machines) -> None:
     machines.create(machines.spec(SLEEP, root_image=f"docker://{IMAGE}"))
     machines.create(machines.spec(SLEEP, root_image=f"docker://docker.io/library/{IMAGE}"))
-    details = [machines.driver.details(machine.uuid) for machine in machines.driver.list()]
-    assert [each["image_id"] for each in details] == [engine.image_id(IMAGE)] * 2
+    listed = machines.driver.list()
+    assert [each.details["image_id"] for each in listed] == [engine.image_id(IMAGE)] * 2
 
 
 def test_an_image_is_pulled_and_its_tag_followed(engine: PrivatePodman, machines: Machines) -> None:
@@ -55,7 +56,7 @@ def test_an_image_is_pulled_and_its_tag_followed(engine: PrivatePodman, machines
                     "it is pulled",
                 )
                 driver.create(spec)
-                assert driver.details(spec.uuid)["image_digest"] == registry.digest
+                assert details_of(driver, spec.uuid)["image_digest"] == registry.digest
                 assert machines.state(spec) is EngineState.RUNNING
 
 

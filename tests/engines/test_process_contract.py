@@ -37,7 +37,7 @@ class ProcessSite(ContractSite):
         super().__init__(directory)
 
     def successor(self) -> Driver:
-        return ProcessDriver(self.groups, None)
+        return ProcessDriver(self.groups)
 
     def end(self, spec: MachineSpec) -> None:
         group = f"{spec.name}_{spec.uuid}"

@@ -20,6 +20,7 @@ from tests.engines.process_site import group_makers, open_site
 from tests.waiting import wait_for
 from vac.config.machinetype import Machinetype
 from vac.config.settings import Settings
+from vac.drivers import volumes
 from vac.drivers.base import EngineUnavailable, MachineSpec
 from vac.drivers.volumes import Volumes, device, run_lvm
 
@@ -80,11 +81,12 @@ def _report(kind: str, rows: list[dict[str, str]]) -> str:
 
 
 @pytest.fixture
-def group(tmp_path: Path) -> Iterator[LoopGroup]:
+def group(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[LoopGroup]:
     require_root()
     require_tool("losetup")
     require_tool("mkfs.ext4")
     with contextlib.closing(LoopGroup(tmp_path)) as group:
+        monkeypatch.setattr(volumes, "run_lvm", group)
         yield group
 
 
@@ -99,7 +101,7 @@ def test_a_machine_has_a_file_system_of_its_own_until_it_goes(group: LoopGroup, 
     spec = MachineSpec(
         "factory1-00.example.com", "u-1", one, settings, 1, 2**30, place.parent, tmp_path / "files"
     )
-    with Volumes(group).mounted(spec):
+    with Volumes().mounted(spec):
         assert place.is_mount()
         found = place.stat()
         assert (found.st_mode & 0o7777, found.st_uid, found.st_gid) == (0o1777, nobody.pw_uid, nobody.pw_gid)
@@ -107,7 +109,7 @@ def test_a_machine_has_a_file_system_of_its_own_until_it_goes(group: LoopGroup, 
         assert SIZE_BYTES / 2 < space.f_blocks * space.f_frsize <= SIZE_BYTES
     (place / "file").write_text("content")
     place.parent.rename(tmp_path / "moved")
-    Volumes(group).remove(spec.name, spec.uuid)
+    Volumes().remove(spec.name, spec.uuid)
     moved = tmp_path / "moved" / "mnt"
     assert not moved.is_mount()
     assert list(moved.iterdir()) == []
@@ -118,7 +120,6 @@ def test_a_machine_has_a_file_system_of_its_own_until_it_goes(group: LoopGroup, 
 def test_fresh_directories_lie_on_the_machines_volume(group: LoopGroup, model: str) -> None:
     version = "v1" if "v1" in group_makers() else "v2"
     with open_site(version, model) as site:
-        setattr(site.driver, "_volumes", Volumes(group))  # noqa: B010
         site.settings = replace(site.settings, volume_group=group.name, total_processors=1)
         script = "echo content >/tmp/file && echo more >/fresh/file && touch /tmp/joboutputs/done\nexec sleep 600\n"
         spec = site.spec(user_data=script, tmp_binds=("/fresh",))

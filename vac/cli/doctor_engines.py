@@ -22,7 +22,7 @@ from vac.config.settings import Settings
 from vac.drivers.base import CreationFailed, EngineUnavailable
 from vac.drivers.libvirt.libvirt_domain import FILTER, METADATA, SERVER
 from vac.drivers.processes.launch_plan import PATH, account, find_program
-from vac.drivers.volumes import Run, group_in_use, run_lvm
+from vac.drivers.volumes import group_in_use
 from vac.host import filesystems
 from vac.host.child_processes import run
 from vac.host.nat import BRIDGE, NatHost, NatProblem
@@ -241,9 +241,9 @@ def hypervisor_findings(settings: Settings) -> Iterator[Finding]:
     yield from lvm_findings(settings)
 
 
-def lvm_findings(settings: Settings, lvm: Run = run_lvm) -> Iterator[Finding]:
+def lvm_findings(settings: Settings) -> Iterator[Finding]:
     """Yield requirements of disks in a volume group, if one is used."""
-    if group_in_use(settings, lvm) is not None:
+    if group_in_use(settings) is not None:
         missing = [name for name in ("vgs", "lvs", "lvcreate", "lvremove") if shutil.which(name) is None]
         problem = f"{' '.join(missing)} not there: install lvm2" if missing else None
         yield Finding("LVM's programs", problem)

@@ -49,6 +49,8 @@ class Signer:
     """Signer of an image with a valid signature, not checked yet."""
 
     certificate: x509.Certificate
+    stamp: FileStamp
+    """Of the file that was read."""
     metadata_problem: str | None = None
     """Problem of the image's metadata; its signature is valid nevertheless."""
 
@@ -73,8 +75,8 @@ def read_signature(path: Path) -> Signer:
     try:
         _parse(metadata)
     except ValueError as error:
-        return Signer(certificate, str(error))
-    return Signer(certificate)
+        return Signer(certificate, stamp_from(before), str(error))
+    return Signer(certificate, stamp_from(before))
 
 
 def judge(signer: Signer, dn_pattern: str, ca_directory: Path, now: float) -> None:
@@ -109,15 +111,18 @@ class SignedImages:
         self._clock = clock
         self._read: dict[Path, tuple[FileStamp, Signer | SignatureRefused]] = {}
 
-    def fetch(self, source: str, signing_dn: str | None = None) -> Path:
-        """Return the local path of the image with this URL or path; it must be signed by signing_dn if given.
+    def fetch(self, source: str, signing_dn: str | None = None) -> tuple[Path, FileStamp]:
+        """Return the local path of the image with this URL or path, and the stamp of the file that it was then.
 
-        Blocks while the image is downloaded and read. Raises OSError with a reason.
+        That file must be signed by signing_dn if given. Blocks while the image is downloaded and read. Raises OSError
+        with a reason.
         """
         path = self._fetch(source) if "://" in source else Path(source)
-        if signing_dn is not None:
-            judge(self._signer(path), signing_dn, self._ca_directory, self._clock())
-        return path
+        if signing_dn is None:
+            return path, stamp_of(path)
+        signer = self._signer(path)
+        judge(signer, signing_dn, self._ca_directory, self._clock())
+        return path, signer.stamp
 
     def _signer(self, path: Path) -> Signer:
         identity = stamp_of(path)
@@ -128,6 +133,7 @@ class SignedImages:
             except SignatureRefused as refusal:
                 found = refusal
             else:
+                identity = found.stamp
                 if found.metadata_problem:
                     _log.warning("image %s: its metadata can't be read: %s", path, found.metadata_problem)
             self._read[path] = identity, found

@@ -20,7 +20,7 @@ from vac.config.settings import Settings
 from vac.host.cgroups import CPU_PERIOD, LEAST_CPU_QUOTA, Limits
 from vac.host.cgroups import Usage as Usage
 from vac.host.connections import Contact
-from vac.host.filesystems import CVMFS
+from vac.host.filesystems import CVMFS, FileStamp
 
 WRITES_TO = "writes_to"
 """Name of the detail with directories of this host, outside the machine's own, that only this machine writes, such as
@@ -65,6 +65,8 @@ class Observed:
     uuid: str
     state: EngineState
     usage: Usage = field(default_factory=Usage)
+    details: Mapping[str, str] = field(default_factory=dict)
+    """Facts about it by name, for incident teams: all that are known now."""
 
 
 @dataclass(frozen=True)
@@ -146,12 +148,18 @@ class LeftProcess:
 class Fetch(Protocol):
     """Source of images for drivers."""
 
-    def __call__(self, source: str, signing_dn: str | None = None) -> Path:
-        """Return the local path of the image with this URL or path; with signing_dn, only if it is signed by that DN.
+    def __call__(self, source: str, signing_dn: str | None = None) -> tuple[Path, FileStamp]:
+        """Return the local path of the image with this URL or path, and the stamp of the file that it was then.
 
-        source is an http or https URL, or an absolute path, which is then the result as well. Blocks while it
-        downloads and reads; the same file is read for its signature only once. Raises OSError with a reason.
+        With signing_dn, only if that very file is signed by that DN. source is an http or https URL, or an absolute
+        path, which is then the result as well. Blocks while it downloads and reads; the same file is read for its
+        signature only once. Raises OSError with a reason.
         """
+
+
+def no_images(source: str, signing_dn: str | None = None) -> tuple[Path, FileStamp]:
+    """Refuse as a Fetch, for drivers that make no machines."""
+    raise OSError("images can't be downloaded or checked here")
 
 
 class Driver(ABC):
@@ -214,14 +222,6 @@ class Driver(ABC):
     def notices(self) -> Sequence[str]:
         """Return probable faults of this host that don't prevent creations, one line each. Doesn't block."""
         return ()
-
-    def details(self, uuid: str) -> Mapping[str, str]:
-        """Return facts about one running machine by name; empty if they aren't known yet: then ask again."""
-        return {}
-
-    def new_details(self) -> Mapping[str, Mapping[str, str]]:
-        """Return new facts by uuid of running machines; they add to details() or replace them. Call it after list()."""
-        return {}
 
     def contacts(self) -> Mapping[str, frozenset[Contact]]:
         """Return the remote ends of present connections by uuid of running machines. Raises OSError and CgroupError."""

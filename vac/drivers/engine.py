@@ -22,12 +22,12 @@ from vac.config.settings import Settings
 from vac.drivers.base import (
     CreationFailed,
     Driver,
-    EngineState,
     EngineUnavailable,
     Fetch,
     LeftProcess,
     MachineSpec,
     Observed,
+    no_images,
 )
 from vac.host.connections import Contact, Sampling
 
@@ -103,8 +103,6 @@ class Observation:
     machines: tuple[Observed, ...]
     asked_time: float
     """Time at which the engine was asked: the listing says nothing of a machine that was created later."""
-    details: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
-    """By uuid of running machines, facts that have not been told before."""
     contacts: Mapping[str, frozenset[Contact]] = field(default_factory=dict)
     """By uuid, the network peers of those machines that were examined."""
 
@@ -162,7 +160,6 @@ class Engine:
         self._calls: dict[int, _Call] = {}
         self._pending: set[Action] = set()
         self._observation_failure: str | None = None
-        self._detailed: set[str] = set()
         self._adopted: tuple[Mapping[str, str], Mapping[str, LeftProcess]] = {}, {}
         self._sampling = Sampling(clock)
         self._apart = frozenset(apart)
@@ -281,20 +278,8 @@ class Engine:
 
     def _look(self, driver: Driver, asked_time: float) -> Observation:
         machines = tuple(driver.list())
-        details = self._details(driver, machines)
-        for uuid, facts in driver.new_details().items():
-            details[uuid] = {**details.get(uuid, {}), **facts}
         contacts = {uuid: ends for uuid, ends in self._sampling.sample(driver.contacts).items() if ends}
-        details = {uuid: facts for uuid, facts in details.items() if facts}
-        return Observation(self.name, machines, asked_time, details, contacts)
-
-    def _details(self, driver: Driver, machines: Sequence[Observed]) -> dict[str, dict[str, str]]:
-        """Ask for the details of each running machine until they are known."""
-        running = {machine.uuid for machine in machines if machine.state is EngineState.RUNNING}
-        found = {uuid: dict(driver.details(uuid)) for uuid in running - self._detailed}
-        known = {uuid for uuid, details in found.items() if details}
-        self._detailed = running & (self._detailed | known)
-        return found
+        return Observation(self.name, machines, asked_time, contacts)
 
     def _outstanding(self) -> list[_Call]:
         with self._lock:
@@ -386,8 +371,8 @@ def engine_name(machine_model: str) -> str:
     return MODELS[machine_model].engine if machine_model in MODELS else machine_model
 
 
-def driver_for(machine_model: str, settings: Settings, fetch: Fetch | None = None) -> Driver:
-    """Return a new driver for the engine of this machine model; fetch is what it gets images with, None: nothing.
+def driver_for(machine_model: str, settings: Settings, fetch: Fetch = no_images) -> Driver:
+    """Return a new driver for the engine of this machine model; fetch is what it gets images with.
 
     Raises EngineUnavailable, also if the engine's library is not installed.
     """

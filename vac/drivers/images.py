@@ -1,6 +1,6 @@
 """Images that machines are made from: got, checked and refreshed in the background, so that nobody waits.
 
-For incident teams, facts about machines and the digests of their image files are kept until they are told.
+For incident teams, facts about machines and the digests of their image files are kept as long as the machines.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import os
 import stat
 import threading
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Callable, Generic, NamedTuple, TypeVar
@@ -162,14 +162,11 @@ def version_of(path: Path) -> ImageVersion | None:
 
 
 class ImageFiles:
-    """Images that machines boot from as files.
-
-    fetch None: URLs, and images that have to be signed, are refused.
-    """
+    """Images that machines boot from as files."""
 
     def __init__(
         self,
-        fetch: Fetch | None,
+        fetch: Fetch,
         wake: Callable[[], object],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -181,19 +178,17 @@ class ImageFiles:
 
         A relative root_image is in files. A file that needs no signature is looked at by held() only.
         """
-        if not root_image:
-            return "no root_image is configured; use a URL or a path"
         source = _source(root_image, files)
         remote = "://" in source
         if not remote and signing_dn is None:
             return None
-        shown, fetch = without_url_secrets(source), self._fetch
-        if fetch is None:
-            return f"{shown}: images can't be downloaded or checked here; use a path without a signature"
+
+        def get(_: Entry[ImageVersion]) -> ImageVersion:
+            path, stamp = self._fetch(source, signing_dn)
+            return ImageVersion(str(path), stamp)
+
         doing = "being downloaded" if remote else "being checked"
-        return self._store.missing(
-            _key(source, signing_dn), shown, doing, lambda _: _checked(fetch, source, signing_dn), REST
-        )
+        return self._store.missing(_key(source, signing_dn), without_url_secrets(source), doing, get, REST)
 
     def held(
         self, root_image: str | None, signing_dn: str | None, files: Path, own_name: Path | None = None
@@ -206,7 +201,7 @@ class ImageFiles:
         problem = self.prepare(root_image, signing_dn, files)
         if problem is not None:
             raise CreationFailed(problem)
-        source = _source(root_image or "", files)
+        source = _source(root_image, files)
         key, shown = _key(source, signing_dn), without_url_secrets(source)
         hanging = problem_of(source)
         if hanging is not None:
@@ -232,21 +227,8 @@ class ImageFiles:
         return path, name
 
 
-def _checked(fetch: Fetch, source: str, signing_dn: str | None) -> ImageVersion:
-    """Fetch and check the file; return the very version that was checked.
-
-    With another signer, or none, the same URL has work of its own, which may replace the copy at any time.
-    """
-    path = fetch(source, signing_dn)
-    version = version_of(path)
-    if signing_dn is not None:
-        fetch(str(path), signing_dn)  # from memory, unless it is another file than a moment ago
-    if version is None or version_of(path) != version:
-        raise ImageUnavailable("the file was replaced while it was checked")
-    return version
-
-
-def _source(root_image: str, files: Path) -> str:
+def _source(root_image: str | None, files: Path) -> str:
+    root_image = root_image or ""
     return root_image if "://" in root_image else str(files / root_image)
 
 
@@ -278,20 +260,12 @@ class ImageFacts:
         with self._lock:
             self._facts.pop(uuid, None)
 
-    def new_details(self, running: Iterable[str]) -> Mapping[str, Mapping[str, str]]:
-        """Return, by uuid, facts of running machines that haven't been returned before."""
-        news = {}
+    def of(self, uuid: str) -> Mapping[str, str]:
+        """Return the facts of a machine that are known now."""
         with self._lock:
-            for uuid in self._facts.keys() & set(running):
-                facts, image = self._facts.pop(uuid)
-                digest = self._digest(image) if image is not None else None
-                if digest is not None:
-                    facts = {**facts, "image_digest": f"sha256:{digest}"}
-                elif image is not None:
-                    self._facts[uuid] = {}, image
-                if facts:
-                    news[uuid] = facts
-        return news
+            facts, image = self._facts.get(uuid, ({}, None))
+            digest = self._digest(image) if image is not None else None
+        return facts if digest is None else {**facts, "image_digest": f"sha256:{digest}"}
 
     def _digest(self, version: ImageVersion) -> str | None:
         """Return the digest in hex; None if it isn't known (yet). The first call has it computed."""

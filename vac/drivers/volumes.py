@@ -28,8 +28,6 @@ GROUP_LOOK_SECONDS = 300.0
 """Age up to which the answer if the default group exists is used."""
 WIPE_PATIENCE_SECONDS = 5.0
 """Longest that a machine's removal waits for its volume to be wiped, before it has to be asked for again."""
-Run = Callable[[Sequence[str]], str]
-"""Runs a command and returns its output; raises CreationFailed with what it says."""
 PACKAGES = {"blkdiscard": "util-linux", "mkfs.ext4": "e2fsprogs", "mount": "mount", "umount": "mount"}
 """Packages of programs that aren't LVM's."""
 _log = logging.getLogger(__name__)
@@ -59,20 +57,12 @@ class Group:
 
 
 class Volumes:
-    """Makes and removes volumes of machines; from any thread. run runs LVM's programs, mkfs, mount and blkdiscard.
+    """Makes and removes volumes of machines; from any thread.
 
     Volumes are overwritten in the background, as disks may be slow.
     """
 
-    def __init__(
-        self,
-        run: Run | None = None,
-        patience_seconds: float = WIPE_PATIENCE_SECONDS,
-        clock: Callable[[], float] = time.monotonic,
-    ) -> None:
-        self._run = run or run_lvm
-        self._patience_seconds = patience_seconds
-        self._clock = clock
+    def __init__(self) -> None:
         self._wiped: dict[str, Outcome[None]] = {}
         """By device, until somebody has waited for it."""
         self._wiping: BackgroundWork[None] = BackgroundWork("wiping", self._note_wiped, at_once=None)
@@ -82,15 +72,15 @@ class Volumes:
 
     def group(self, settings: Settings) -> str | None:
         """As group_in_use(); the answer for the default group is remembered for GROUP_LOOK_SECONDS."""
-        if settings.volume_group is None and self._clock() >= self._default_until:
-            self._default = group_in_use(settings, self._run)
-            self._default_until = self._clock() + GROUP_LOOK_SECONDS
+        if settings.volume_group is None and time.monotonic() >= self._default_until:
+            self._default = group_in_use(settings)
+            self._default_until = time.monotonic() + GROUP_LOOK_SECONDS
         self._in_use = settings.volume_group or self._default
         return self._in_use
 
     def make(self, group: str, spec: MachineSpec) -> Path:
         """Make a volume for this machine; an old one of its name is wiped and removed before. Raises CreationFailed."""
-        found = read_group(group, self._run)
+        found = read_group(group)
         if any(volume.name == spec.name for volume in found.volumes):
             self._remove(group, spec.name, wiped=False)
         gb = spec.machinetype.disk_gb_per_processor
@@ -100,7 +90,7 @@ class Volumes:
         self._wiped.pop(str(device(group, spec.name)), None)  # of one that somebody else has removed
         # signatures that others have left in these blocks go unasked
         options = ["--yes", "--wipesignatures", "y", "--addtag", TAG + spec.uuid, "--size", f"{size_bytes}b"]
-        self._run(["lvcreate", *options, "--name", spec.name, group])
+        run_lvm(["lvcreate", *options, "--name", spec.name, group])
         return device(group, spec.name)
 
     @contextmanager
@@ -123,8 +113,8 @@ class Volumes:
         """Mount it with the owner and mode of the directory that it covers."""
         try:
             below = place.stat()
-            self._run(["mkfs.ext4", "-q", "-F", "-m", "0", "-E", "nodiscard", str(volume)])
-            self._run(["mount", "-t", "ext4", "-o", "nosuid,nodev,noatime", str(volume), str(place)])
+            run_lvm(["mkfs.ext4", "-q", "-F", "-m", "0", "-E", "nodiscard", str(volume)])
+            run_lvm(["mount", "-t", "ext4", "-o", "nosuid,nodev,noatime", str(volume), str(place)])
             os.chown(place, below.st_uid, below.st_gid)
             place.chmod(below.st_mode & 0o7777)
         except OSError as error:
@@ -151,7 +141,7 @@ class Volumes:
 
     def _remove_own(self, name: str, uuid: str, *, unused: bool) -> None:
         try:
-            found = read_volumes(self._run)
+            found = read_volumes()
         except NoLvm:
             return
         except CreationFailed as failure:
@@ -166,17 +156,17 @@ class Volumes:
     def _remove(self, group: str, name: str, *, wiped: bool) -> None:
         path = device(group, name)
         for place in mount_points(path):
-            self._run(["umount", place])
+            run_lvm(["umount", place])
         if not wiped:
             self._wipe(path)
-        self._run(["lvremove", "--yes", f"{group}/{name}"])
+        run_lvm(["lvremove", "--yes", f"{group}/{name}"])
 
     def _wipe(self, path: Path) -> None:
         """Start overwriting, or go on waiting for it; after a failure the next call starts anew."""
         key = str(path)
         if key not in self._wiped:
             self._wiping.start(key, lambda: self._overwrite(key))
-            self._wiping.wait(key, self._patience_seconds)
+            self._wiping.wait(key, WIPE_PATIENCE_SECONDS)
         outcome = self._wiped.pop(key, None)
         if outcome is None:
             raise CreationFailed(f"{path} is being wiped, since another machine will get these blocks")
@@ -189,12 +179,12 @@ class Volumes:
     def _overwrite(self, path: str) -> None:
         try:
             # fast where the device can do that itself
-            self._run(["blkdiscard", "--force", "--zeroout", path])
+            run_lvm(["blkdiscard", "--force", "--zeroout", path])
         except CreationFailed as failure:
             raise OSError(str(failure)) from failure
 
 
-def group_in_use(settings: Settings, run: Run) -> str | None:
+def group_in_use(settings: Settings) -> str | None:
     """Return the volume group for machines' disks: the configured one, else the default one if it exists.
 
     LVM is asked, as /dev has no directory of a group without active volumes. If it can't tell, there is none: nobody
@@ -203,7 +193,7 @@ def group_in_use(settings: Settings, run: Run) -> str | None:
     if settings.volume_group is not None:
         return settings.volume_group
     try:
-        run(["vgs", DEFAULT_GROUP])
+        run_lvm(["vgs", DEFAULT_GROUP])
     except CreationFailed:
         return None
     return DEFAULT_GROUP
@@ -235,26 +225,29 @@ def volume_bytes(group: Group, gb_per_processor: int | None, processors: int, se
     return wanted // group.extent_bytes * group.extent_bytes
 
 
-def read_group(group: str, run: Run) -> Group:
+def read_group(group: str) -> Group:
     """Ask LVM for a group. Raises CreationFailed."""
-    sizes = _report(run, "vgs", "vg", {"vg_size": int, "vg_extent_size": int}, group)
+    sizes = _report("vgs", "vg", {"vg_size": int, "vg_extent_size": int}, group)
     if len(sizes) != 1:
         raise CreationFailed(f"LVM reports {len(sizes)} groups {group}")
     size_bytes, extent_bytes = sizes[0]
-    return Group(size_bytes, extent_bytes, read_volumes(run, group))
+    return Group(size_bytes, extent_bytes, read_volumes(group))
 
 
-def read_volumes(run: Run, *group: str) -> tuple[Volume, ...]:
+def read_volumes(*group: str) -> tuple[Volume, ...]:
     """Ask LVM for the volumes of this group, or of all. Raises CreationFailed."""
     columns = {"vg_name": str, "lv_name": str, "lv_size": int, "lv_tags": str}
-    rows = _report(run, "lvs", "lv", columns, *group)
+    rows = _report("lvs", "lv", columns, *group)
     return tuple(
         Volume(of, name, size, tuple(filter(None, tags.split(",")))) for of, name, size, tags in rows
     )
 
 
 def run_lvm(command: Sequence[str]) -> str:
-    """Run LVM, or blkdiscard, which may take hours; see Run."""
+    """Run LVM, mkfs, mount, or blkdiscard, which may take hours; return its output.
+
+    Raises CreationFailed with what it says.
+    """
     done = child_processes.run(
         command, time_limit_seconds=None if command[0] == "blkdiscard" else LVM_SECONDS
     )
@@ -266,11 +259,11 @@ def run_lvm(command: Sequence[str]) -> str:
 
 
 def _report(
-    run: Run, program: str, kind: str, columns: Mapping[str, Callable[[Any], Any]], *group: str
+    program: str, kind: str, columns: Mapping[str, Callable[[Any], Any]], *group: str
 ) -> list[tuple[Any, ...]]:
     options = ["--reportformat", "json", "--units", "b", "--nosuffix", "-o", ",".join(columns)]
     try:
-        rows = json.loads(run([program, *options, *group]))["report"][0][kind]
+        rows = json.loads(run_lvm([program, *options, *group]))["report"][0][kind]
         return [tuple(convert(row[name]) for name, convert in columns.items()) for row in rows]
     except (ValueError, KeyError, IndexError, TypeError) as error:
         raise CreationFailed(f"LVM's report can't be understood: {error!r}") from error

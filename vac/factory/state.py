@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import random
 from collections import deque
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeVar, Union
 
@@ -57,6 +57,8 @@ class ObservedState:
     """When its end was first seen, however long it takes until that is on disk."""
     engine_state: EngineState | None = None
     usage: Usage = field(default_factory=Usage)
+    details: Mapping[str, str] = field(default_factory=dict)
+    """Facts about it that have been written down."""
     heartbeat_file: tuple[float, float] | None = None
     """Time of its heartbeat_file, Unix seconds, and when that was written at the latest; None: it isn't there."""
     heartbeat_checked_time: float | None = None

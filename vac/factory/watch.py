@@ -63,8 +63,9 @@ class Watcher:
         listed = {machine.uuid: machine for machine in seen.machines}
         for slot in self.state.slots_of(seen.engine):
             assert slot.machine is not None
-            self._note(slot.machine, seen)
-            self._slot(slot, listed.pop(slot.machine.uuid, None), seen)
+            found = listed.pop(slot.machine.uuid, None)
+            self._note(slot, slot.machine, found, seen)
+            self._slot(slot, found, seen)
         self._doubt_unknown(seen.engine, listed)
         if self.state.doubt is None:
             self.effects.account_for_orphans(seen.engine, listed)
@@ -93,12 +94,15 @@ class Watcher:
             return machine.settings.factory_name != self.state.settings.factory_name
         return bool(doubts)
 
-    def _note(self, machine: Machine, seen: Observation) -> None:
+    def _note(self, slot: Slot, machine: Machine, found: Observed | None, seen: Observation) -> None:
         """Keep what the engine has told of a machine for people and incident teams."""
         state, now, uuid = self.state, self.state.clock.unix(), machine.uuid
-        if details := seen.details.get(uuid):
+        if found is not None and (details := found.details) != slot.observed.details:
             text = f"{machine.name}: details from its engine can't be written"
-            state.written(f"details {uuid}", text, lambda: outputs.note_details(state.dir, machine, details))
+            if state.written(
+                f"details {uuid}", text, lambda: outputs.note_details(state.dir, machine, details)
+            ):
+                slot.observed.details = details
         if ends := seen.contacts.get(uuid):
             text = f"{machine.name}: its connections can't be written"
             state.written(

@@ -25,6 +25,7 @@ from vac.cli.doctor_engines import (
 )
 from vac.config.machinetype import Machinetype
 from vac.config.settings import Settings
+from vac.drivers import volumes
 from vac.drivers.base import CreationFailed
 from vac.host import filesystems
 from vac.host.nat import NatHost, NatProblem
@@ -284,14 +285,18 @@ def test_a_missing_key_is_no_more_than_a_note(settings: Settings) -> None:
     assert rows[f"root_public_key {settings.root_public_key}"] is False
 
 
-def test_lvms_programs_are_needed_only_if_a_group_is_used(settings: Settings, programs: set[str]) -> None:
+def test_lvms_programs_are_needed_only_if_a_group_is_used(
+    settings: Settings, programs: set[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     def no_group(_: Sequence[str]) -> str:
         raise CreationFailed("vgs isn't there")
 
-    assert [*doctor_engines.lvm_findings(settings, no_group)] == []
+    monkeypatch.setattr(volumes, "run_lvm", no_group)
+    assert [*doctor_engines.lvm_findings(settings)] == []
     programs |= {"vgs", "lvs"}
     missing = "lvcreate lvremove not there: install lvm2"
-    assert [*doctor_engines.lvm_findings(settings, lambda _: "")] == [("LVM's programs", missing, True)]
+    monkeypatch.setattr(volumes, "run_lvm", lambda _: "")
+    assert [*doctor_engines.lvm_findings(settings)] == [("LVM's programs", missing, True)]
 
 
 @pytest.mark.parametrize(

@@ -180,12 +180,20 @@ def test_a_bare_host_name_needs_a_factory_name(tmp_path: Path, host: HostFacts) 
             "/var/tmp, /dev of tmp_binds can't be fresh directories in a singularity machine",
         ),
         (
+            "machine_model = singularity\nroot_image = /i\nuser_data = u\ntmp_binds = //proc/",
+            "/proc of tmp_binds can't be fresh directories in a singularity machine",
+        ),
+        (
             "machine_model = docker\nroot_image = docker://a\nuser_data = u\ntmp_binds = /var/spool/joboutputs",
             "/var/spool/joboutputs of tmp_binds can't be",
         ),
         (
             "machine_model = bubblewrap\nroot_image = http://a/b\nuser_data = u",
             "bubblewrap takes paths only as root_image, not 'http://a/b'",
+        ),
+        (
+            "machine_model = singularity\nroot_image = oras://a/b\nuser_data = u",
+            "singularity takes http:// and https:// URLs and paths only as root_image, not 'oras://a/b'",
         ),
     ],
 )

@@ -26,6 +26,7 @@ from tests.signed_images import BLOCK_BYTES, METADATA, signed_image
 from vac.cli.main import main
 from vac.context import signatures
 from vac.context.signatures import SignatureRefused, SignedImages, judge, read_signature
+from vac.host.filesystems import stamp_of
 
 NOW = time.time()
 pytestmark = pytest.mark.allow_subprocess
@@ -156,7 +157,7 @@ def test_broken_metadata_is_only_warned_about(
 ) -> None:
     image.write_bytes(signed_image(CONTENT, signer, metadata))
     images = SignedImages(Path, trust.directory, lambda: NOW)
-    assert images.fetch(str(image), PATTERN) == images.fetch(str(image), PATTERN) == image
+    assert images.fetch(str(image), PATTERN) == images.fetch(str(image), PATTERN) == (image, stamp_of(image))
     assert len([text for text in caplog.messages if "metadata can't be read" in text]) == 1
 
 
@@ -402,8 +403,8 @@ def test_an_image_is_read_once_as_long_as_it_stays_the_same(
     image.write_bytes(good)
     times = iter([NOW, NOW, NOW, NOW + 11 * DAY])
     images = SignedImages(lambda url: image, trust.directory, lambda: next(times))
-    assert images.fetch("https://example.org/image.iso", PATTERN) == image
-    assert images.fetch(str(image), PATTERN) == image
+    assert images.fetch("https://example.org/image.iso", PATTERN) == (image, stamp_of(image))
+    assert images.fetch(str(image), PATTERN)[0] == image
     with pytest.raises(SignatureRefused, match="in which image_signing_dn"):
         images.fetch(str(image), "somebody else")
     with pytest.raises(SignatureRefused, match="has expired"):
@@ -438,16 +439,44 @@ def test_an_image_does_not_wait_until_another_one_is_read(
         try:
             slowly = threads.submit(images.fetch, str(other), PATTERN)
             assert begun.wait(60)
-            assert threads.submit(images.fetch, str(image), PATTERN).result(timeout=60) == image
+            assert threads.submit(images.fetch, str(image), PATTERN).result(timeout=60)[0] == image
             assert not slowly.done()
         finally:
             go_on.set()
-        assert slowly.result(timeout=60) == other
+        assert slowly.result(timeout=60)[0] == other
 
 
 def test_an_image_that_need_not_be_signed_is_not_read(tmp_path: Path) -> None:
     images = SignedImages(Path, tmp_path, lambda: NOW)
-    assert images.fetch("/nowhere/image.iso") == Path("/nowhere/image.iso")
+    image = tmp_path / "image.iso"
+    image.write_bytes(b"unsigned")
+    assert images.fetch(str(image)) == (image, stamp_of(image))
+
+
+def test_a_judgement_is_of_the_file_that_was_read(
+    image: Path, trust: Trust, signer: Certified, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    good, unsigned = image.with_name("good"), image.with_name("unsigned")
+    good.write_bytes(signed_image(CONTENT, signer))
+    unsigned.write_bytes(b"unsigned")
+    os.link(unsigned, image)
+    judged = stamp_of(good)
+    really = signatures.read_signature
+
+    def exchanged(path: Path) -> signatures.Signer:
+        good.replace(path)
+        try:
+            return really(path)
+        finally:
+            unsigned.replace(path)
+
+    monkeypatch.setattr(signatures, "read_signature", exchanged)
+    images = SignedImages(Path, trust.directory, lambda: NOW)
+    assert images.fetch(str(image), PATTERN) == (image, judged)
+    assert stamp_of(image) != judged
+    monkeypatch.undo()
+    with pytest.raises(SignatureRefused, match="8 bytes; a signed image has more than"):
+        images.fetch(str(image), PATTERN)
 
 
 def test_vac_cernvm_signature_tells_who_and_when_and_whether(

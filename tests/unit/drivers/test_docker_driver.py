@@ -20,10 +20,12 @@ import requests
 import urllib3.exceptions
 
 from vac.config.settings import Settings
+from vac.drivers import volumes
 from vac.drivers.base import WRITES_TO, EngineState, EngineUnavailable, Usage
+from vac.drivers.docker import docker_container
 from vac.drivers.docker import docker_driver as docker_engine
-from vac.drivers.docker import docker_usage
 from vac.drivers.docker.docker_api import Connection, EventReader
+from vac.drivers.docker.docker_container import UsageMeter, parse_net_dev
 from vac.drivers.docker.docker_driver import (
     DockerDriver,
     Ownership,
@@ -32,8 +34,7 @@ from vac.drivers.docker.docker_driver import (
     start_and_end,
     written_directories,
 )
-from vac.drivers.docker.docker_usage import UsageMeter, parse_net_dev
-from vac.drivers.volumes import NoLvm, Volumes
+from vac.drivers.volumes import NoLvm
 from vac.host import connections
 from vac.host.cgroups import EngineGroup, Mounts, find_engine_group
 
@@ -365,8 +366,8 @@ def test_a_container_without_readable_output_is_removed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failure: Exception
 ) -> None:
     engine = Engine(tmp_path, failure)
-    monkeypatch.setattr(docker_engine, "Connection", lambda url, seconds: engine)
-    monkeypatch.setattr(docker_engine, "Volumes", lambda: Volumes(no_lvm))
+    monkeypatch.setattr(docker_engine, "Connection", lambda url: engine)
+    monkeypatch.setattr(volumes, "run_lvm", no_lvm)
     DockerDriver(Settings(factory_name=FACTORY)).destroy(NAME, UUID)
     assert engine.removed == ["c1"]
     assert not (tmp_path / "console.log").exists()
@@ -458,9 +459,9 @@ def test_contacts_are_those_of_the_container_alone(
     (tmp_path / "7/fd").mkdir()
     (tmp_path / "7/fd/3").symlink_to("socket:[13]")
     (tmp_path / "cgroup.procs").write_text("7\n")
-    monkeypatch.setattr(docker_usage, "PROC", tmp_path)
+    monkeypatch.setattr(docker_container, "PROC", tmp_path)
     monkeypatch.setattr(connections, "PROC", tmp_path)
-    monkeypatch.setattr(docker_usage, "find_engine_group", lambda *_: EngineGroup(tmp_path, None))
+    monkeypatch.setattr(docker_container, "find_engine_group", lambda *_: EngineGroup(tmp_path, None))
     monkeypatch.setattr(os, "pidfd_open", no_pidfd)
     meter = UsageMeter()
     meter.add(SHORT_ID, 7, own_network)
@@ -479,7 +480,7 @@ def test_the_last_figures_are_read_when_the_first_process_ends(monkeypatch: pyte
         def usage(self) -> Usage:
             return readings.get(timeout=60)
 
-    monkeypatch.setattr(docker_usage, "find_engine_group", lambda *_: Group())
+    monkeypatch.setattr(docker_container, "find_engine_group", lambda *_: Group())
     with subprocess.Popen(["sleep", "600"]) as process:
         meter = UsageMeter()
         meter.add(SHORT_ID, process.pid, own_network=False)

@@ -27,13 +27,12 @@ from hypothesis import strategies as st
 from vac.config.machinetype import Machinetype
 from vac.config.settings import Settings
 from vac.context.downloads import DownloadFailed
-from vac.drivers.base import EngineUnavailable
+from vac.drivers.base import EngineUnavailable, no_images
 from vac.drivers.docker import docker_images as images
 from vac.drivers.docker.docker_api import Connection
 from vac.drivers.docker.docker_driver import DockerDriver
 from vac.drivers.docker.docker_images import (
     DockerImages,
-    PullLimits,
     PullProgress,
     image_key,
     pull_failure,
@@ -41,6 +40,7 @@ from vac.drivers.docker.docker_images import (
 )
 from vac.drivers.engine import driver_for
 from vac.drivers.images import ImageUnavailable
+from vac.host.filesystems import FileStamp
 
 
 def workers() -> set[threading.Thread]:
@@ -53,7 +53,14 @@ def settle() -> None:
         thread.join(60)
 
 
-LIMITS = PullLimits(stall_seconds=10, least_bytes=1000, total_seconds=100)
+@pytest.fixture(autouse=True, scope="module")
+def short_limits() -> Iterator[None]:
+    """Pulls take less time and bring fewer bytes."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(images, "STALL_SECONDS", 10)
+        patch.setattr(images, "LEAST_BYTES", 1000)
+        patch.setattr(images, "TOTAL_SECONDS", 100)
+        yield
 
 
 def downloading(layer: str, current: int, total: int) -> dict[str, object]:
@@ -75,14 +82,14 @@ def downloading(layer: str, current: int, total: int) -> dict[str, object]:
     ],
 )
 def test_progress_is_the_share_that_has_come(lines: Sequence[Mapping[str, object]], text: str) -> None:
-    progress = PullProgress(LIMITS, 0)
+    progress = PullProgress(0)
     for line in lines:
         progress.feed(line, 1)
     assert progress.text == text
 
 
 def test_a_pull_that_crawls_is_given_up_and_a_slow_one_is_not() -> None:
-    crawling, slow = PullProgress(LIMITS, 0), PullProgress(LIMITS, 0)
+    crawling, slow = PullProgress(0), PullProgress(0)
     for second in range(1, 60):
         slow.feed(downloading("a", 101 * second, 100_000), second)
     with pytest.raises(ImageUnavailable, match="no progress for 10 s at 0 %"):
@@ -91,21 +98,21 @@ def test_a_pull_that_crawls_is_given_up_and_a_slow_one_is_not() -> None:
 
 
 def test_retries_of_the_engine_are_no_progress() -> None:
-    progress = PullProgress(LIMITS, 0)
+    progress = PullProgress(0)
     with pytest.raises(ImageUnavailable, match="the registry stalls"):
         for second in range(1, 60):
             progress.feed({"status": f"Retrying in {60 - second} seconds", "id": "a"}, second)
 
 
 def test_unpacking_is_progress() -> None:
-    progress = PullProgress(LIMITS, 0)
+    progress = PullProgress(0)
     for second in range(1, 60):
         detail = {"current": 1000 * second, "total": 100_000}
         progress.feed({"status": "Extracting", "id": "a", "progressDetail": detail}, second)
 
 
 def test_no_pull_takes_longer_than_its_limit() -> None:
-    progress = PullProgress(LIMITS, 0)
+    progress = PullProgress(0)
     with pytest.raises(ImageUnavailable, match="not complete after 100 s, at"):
         for second in range(1, 200):
             progress.feed(downloading("a", 10_000 * second, 10_000_000), second)
@@ -139,7 +146,7 @@ def test_no_pull_takes_longer_than_its_limit() -> None:
 def test_the_reason_begins_with_what_it_comes_to(said: str, begins: str) -> None:
     assert pull_failure(said).startswith(begins)
     with pytest.raises(ImageUnavailable) as caught:
-        PullProgress(LIMITS, 0).feed({"error": said, "errorDetail": {"message": said}}, 0)
+        PullProgress(0).feed({"error": said, "errorDetail": {"message": said}}, 0)
     assert "\n" not in str(caught.value)
 
 
@@ -153,7 +160,7 @@ keys = st.sampled_from(["status", "id", "progressDetail", "current", "total", "s
 
 @given(st.lists(st.dictionaries(keys, json_values | st.dictionaries(keys, json_values)), max_size=10))
 def test_no_line_of_an_engine_breaks_it(lines: list[dict[str, object]]) -> None:
-    progress = PullProgress(LIMITS, 0)
+    progress = PullProgress(0)
     for line in lines:
         progress.feed(line, 1)
     assert progress.text == "" or progress.text.endswith(" %")
@@ -228,12 +235,12 @@ class PullSite:
         self.engine = RegistryEngine()
         self.now = 0.0
         connection = cast("Connection", self.engine)
-        self.keeper = DockerImages(connection, lambda: None, limits=PullLimits(), clock=lambda: self.now)
+        self.keeper = DockerImages(connection, lambda: None, no_images, clock=lambda: self.now)
 
     def refresh(self, image: str, **registry: str) -> None:
         """Get the image anew, from a registry that now has these tags of the repository."""
         self.engine.registry.update({f"repo:{tag}": found for tag, found in registry.items()})
-        self.now += 2 * PullLimits().rest.success_seconds
+        self.now += 2 * images.REST.success_seconds
         self.keeper.prepare(image, Path("/"))
         settle()
 
@@ -454,7 +461,7 @@ class ArchiveSite:
     def __init__(self, engine: Engine, directory: Path) -> None:
         self.engine, self.archive = engine, directory / "image.tar"
         self.now = 0.0
-        self.keeper = DockerImages(cast(Connection, engine), lambda: None, clock=lambda: self.now)
+        self.keeper = DockerImages(cast(Connection, engine), lambda: None, no_images, clock=lambda: self.now)
 
     def load(self, content: bytes) -> str | None:
         """Return the reason why it can't be used."""
@@ -515,7 +522,7 @@ class Stalling(Engine):
 
 def test_an_archive_that_hangs_holds_up_no_other(tmp_path: Path) -> None:
     engine = Stalling("a")
-    keeper = DockerImages(cast(Connection, engine), lambda: None)
+    keeper = DockerImages(cast(Connection, engine), lambda: None, no_images)
 
     def load(name: str, content: bytes) -> str | None:
         (tmp_path / name).write_bytes(content)
@@ -568,7 +575,7 @@ URL = "https://user:secret@example.com/image.tar"
 MACHINETYPE = Machinetype("test", machine_model="docker", root_image=URL)
 
 
-def fail(source: str, signing_dn: str | None = None) -> Path:
+def fail(source: str, signing_dn: str | None = None) -> tuple[Path, FileStamp]:
     assert source == URL
     raise DownloadFailed("the server answers with status 404")
 
@@ -587,11 +594,3 @@ def test_a_failed_downloads_reason_has_no_password(
     assert "image.tar: the server answers with status 404; next attempt in" in (reason or "")
     assert "example.com/image.tar: the server answers with status 404" in caplog.text
     assert "secret" not in f"{reason}{caplog.text}"
-
-
-def test_a_refused_download_is_told_without_the_password() -> None:
-    driver = driver_for("docker", Settings())
-    assert isinstance(driver, DockerDriver)
-    reason = driver.prepare(MACHINETYPE, Settings(), Path())
-    assert "can't be downloaded here" in (reason or "")
-    assert "secret" not in (reason or "")

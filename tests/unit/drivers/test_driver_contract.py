@@ -18,21 +18,25 @@ import libvirt
 import pytest
 import requests
 
-from tests.driver_contract import ContractSite, DriverContract, usages
+from tests.driver_contract import ContractSite, DriverContract, details_of, usages
 from tests.fake_driver import FakeEngine, Script
+from tests.waiting import wait_for
 from vac.config.machinetype import Machinetype
 from vac.config.settings import Settings
+from vac.drivers import volumes
 from vac.drivers.base import CreationFailed, Driver, EngineState, EngineUnavailable, MachineSpec
 from vac.drivers.docker import docker_driver
 from vac.drivers.docker.docker_driver import DockerDriver
+from vac.drivers.images import ImageFacts
 from vac.drivers.libvirt.libvirt_driver import LibvirtDriver
-from vac.drivers.volumes import NoLvm, Volumes
+from vac.drivers.volumes import NoLvm
 
 
 @pytest.fixture(autouse=True)
 def no_owners(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without root no file gets another owner."""
+    """Without root no file gets another owner, and there are no volumes."""
     monkeypatch.setattr(os, "chown", lambda *arguments: None)
+    monkeypatch.setattr(volumes, "run_lvm", no_lvm)
 
 
 class FakeSite(ContractSite):
@@ -174,8 +178,7 @@ class DockerSite(ContractSite):
 
     def successor(self) -> Driver:
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(docker_driver, "Connection", lambda url, seconds: self.engine)
-            patch.setattr(docker_driver, "Volumes", lambda: Volumes(no_lvm))
+            patch.setattr(docker_driver, "Connection", lambda url: self.engine)
             return DockerDriver(self.settings)
 
     def end(self, spec: MachineSpec) -> None:
@@ -203,7 +206,7 @@ class LibvirtSite(ContractSite):
 
     def successor(self) -> Driver:
         driver = LibvirtDriver(self.settings, grace_seconds=0.0)
-        setattr(driver, "_volumes", Volumes(no_lvm))  # noqa: B010
+        setattr(driver, "_image_facts", ImageFacts(lambda path, stamp: "abc"))  # noqa: B010
         return driver
 
     def end(self, spec: MachineSpec) -> None:
@@ -243,8 +246,22 @@ def test_a_container_that_people_have_restarted_ends_anew(tmp_path: Path) -> Non
                 site.engine.start(container_id)
                 running = site.seen(spec)
                 assert running is not None and running.usage.ended_time is None
+                assert (running.details["container"], running.details["state"]) == (container_id, "running")
         ended = site.seen(spec)
         assert ended is not None and (ended.state, ended.usage.exit_code) == (EngineState.ENDED, 7)
+        assert ended.details["exit_code"] == "7"
+
+
+def test_facts_of_a_vm_are_known_beyond_its_end(tmp_path: Path) -> None:
+    with contextlib.closing(LibvirtSite(tmp_path)) as site:
+        spec = site.create()
+        wait_for(lambda: "image_digest" in details_of(site.driver, spec.uuid), "its image's digest is known")
+        running = details_of(site.driver, spec.uuid)
+        assert {"image", "addresses", "image_path"} <= running.keys()
+        site.driver.stop(spec.name, spec.uuid)
+        assert details_of(site.driver, spec.uuid) == running
+        site.driver.destroy(spec.name, spec.uuid)
+        assert details_of(site.driver, spec.uuid) == {}
 
 
 class Crash(BaseException):

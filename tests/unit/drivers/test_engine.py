@@ -437,8 +437,6 @@ class Talkative(FakeDriver):
     def __init__(self, engine: FakeEngine) -> None:
         super().__init__(engine)
         self.machines = [Observed("f1-00.example.com", "u1", EngineState.RUNNING)]
-        self.asked: list[str] = []
-        self.knows = True
         self.adopted: Mapping[str, str] = {}
         self.followed: Mapping[str, LeftProcess] = {}
         self.ends = {"u1": frozenset([SOMEBODY]), "u2": frozenset[Contact]()}
@@ -451,13 +449,6 @@ class Talkative(FakeDriver):
 
     def notices(self) -> list[str]:  # type: ignore[valid-type]
         return ["no rule masquerades"]
-
-    def details(self, uuid: str) -> Mapping[str, str]:
-        self.asked.append(uuid)
-        return {"image_digest": f"sha256:{uuid}"} if self.knows else {}
-
-    def new_details(self) -> Mapping[str, Mapping[str, str]]:
-        return {"u1": {"user": "nobody"}} if self.knows else {}
 
     def contacts(self) -> Mapping[str, frozenset[Contact]]:
         return self.ends
@@ -515,22 +506,6 @@ def test_optional_abilities_reach_the_driver_behind(talkative: Talkative) -> Non
     assert talkative.adopted == {}
 
 
-def test_details_of_each_machine_that_runs_are_asked_until_they_are_known(talkative: Talkative) -> None:
-    engine, posted = engine_of(lambda: talkative)
-    seen = []
-    for talkative.knows in (False, True, True):
-        engine.request_observation()
-        message = posted()
-        assert isinstance(message, Observation)
-        seen.append(message.details)
-    first = {"image_digest": "sha256:u1", "user": "nobody"}
-    assert seen == [{}, {"u1": first}, {"u1": {"user": "nobody"}}], "news are told whenever there are some"
-    talkative.machines = [Observed("f1-00.example.com", "u2", EngineState.ENDED)]
-    engine.request_observation()
-    posted()
-    assert talkative.asked == ["u1", "u1"]
-
-
 def test_contacts_are_those_of_machines_that_have_some(talkative: Talkative) -> None:
     engine, posted = engine_of(lambda: talkative)
     engine.request_observation()
@@ -552,7 +527,7 @@ def test_a_driver_without_the_abilities_needs_none() -> None:
     engine.adopt({"u1": "f1-00.example.com"}, {})
     engine.request_observation()
     message = posted()
-    assert isinstance(message, Observation) and message.details == {}
+    assert isinstance(message, Observation) and message.contacts == {}
     assert engine.notices() == ()
     assert engine.prepare(TYPE, SETTINGS, FILES) is None
 

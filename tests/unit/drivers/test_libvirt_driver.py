@@ -218,8 +218,6 @@ def test_a_vanished_machine_has_ended_with_its_last_usage() -> None:
     assert listed["b"].usage.ended_time is None
     assert listed["a"].usage == Usage(2.0, 300, 500, ended_time=1000.0)
     assert listed["b"].state is EngineState.RUNNING
-    assert samples.wait_for_end("a", 0.0)
-    assert not samples.wait_for_end("b", 0.0)
     samples.forget("a")
     assert [machine.uuid for machine in samples.all()] == ["b"]
 

@@ -14,9 +14,9 @@ import pytest
 
 from vac.config.machinetype import Machinetype
 from vac.config.settings import Settings
-from vac.drivers.base import CreationFailed, MachineSpec
+from vac.drivers.base import MachineSpec
 from vac.drivers.processes import apptainer, bubblewrap
-from vac.drivers.processes.launch_plan import FEATURES, make_plan
+from vac.drivers.processes.launch_plan import FEATURES
 from vac.host.child_processes import run
 
 
@@ -230,8 +230,6 @@ def test_resolver_files_of_the_host_replace_the_images_own(tmp_path: Path, root:
 @pytest.mark.parametrize(
     ("options", "reason"),
     [
-        ({"root_image": None}, "root_image is not set"),
-        ({"root_image": "https://x/image.tar"}, "is a URL; bubblewrap takes / or a directory tree"),
         ({"root_image": "/etc/passwd"}, "root_image /etc/passwd is a file; bubblewrap takes"),
         ({"root_image": "/not/there"}, "root_image /not/there can't be found"),
         ({"container_command": "/not/there"}, "container_command /not/there does not exist in root_image /"),
@@ -241,17 +239,6 @@ def test_resolver_files_of_the_host_replace_the_images_own(tmp_path: Path, root:
 def test_what_cannot_work_has_one_clear_reason(tmp_path: Path, options: dict[str, Any], reason: str) -> None:
     with pytest.raises(ValueError, match=reason):
         command_line(make_spec(tmp_path, **options))
-
-
-@pytest.mark.parametrize(
-    ("model", "path", "plain"),
-    [("bubblewrap", "/x/..", "/"), ("singularity", "/tmp", "/tmp"), ("singularity", "/x/../proc/", "/proc")],
-)
-def test_a_place_that_is_taken_is_no_fresh_directory(
-    tmp_path: Path, model: str, path: str, plain: str
-) -> None:
-    with pytest.raises(CreationFailed, match=f"tmp_binds: {plain} can't be a fresh directory"):
-        make_plan(make_spec(tmp_path, machine_model=model, tmp_binds=(path,)))
 
 
 def test_user_data_that_is_not_there_is_told(tmp_path: Path, root: Path) -> None:
@@ -375,15 +362,14 @@ def test_places_may_have_any_name(site: Path) -> None:
 @pytest.mark.parametrize(
     "image", ["docker://a", "library://a", "oras://a", "shub://a", "instance://a", "x://"]
 )
-def test_no_other_scheme_than_http_is_an_image(site: Path, image: str) -> None:
-    with pytest.raises(ValueError, match="takes http:// and https:// URLs and paths only"):
-        apptainer.plan(make_spec(site, root_image=image), "", [])
+def test_an_image_with_a_scheme_is_a_path(site: Path, image: str) -> None:
+    """The configuration refuses it; if it came so far, the program would still download nothing."""
+    assert apptainer.plan(make_spec(site, root_image=image), "", [])["image"].startswith("/")
 
 
 @pytest.mark.parametrize(
     ("options", "reason"),
     [
-        ({"root_image": None}, "root_image is not set"),
         ({"root_image": "absent"}, r"files/absent can't be found"),
         ({"root_image": "/"}, "root_image / holds .*/state, which machines must not see"),
         ({"root_image": "../../.."}, "root_image .* holds .*/state, which machines must not see"),

@@ -95,7 +95,7 @@ class Site:
 
     def new_driver(self) -> ProcessDriver:
         """As a factory that starts has it."""
-        return ProcessDriver(self.groups, None, self.path / "machines")
+        return ProcessDriver(self.groups, machines=self.path / "machines")
 
     def spec(self, command: str) -> MachineSpec:
         directory = self.path / "machines/1_t_m.example.com"

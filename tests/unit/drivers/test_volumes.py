@@ -6,9 +6,10 @@ import json
 import os
 import queue
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -21,7 +22,6 @@ from vac.drivers.volumes import (
     GROUP_LOOK_SECONDS,
     Group,
     NoLvm,
-    Run,
     Volume,
     Volumes,
     group_in_use,
@@ -103,9 +103,22 @@ def spec_of(tmp_path: Path, uuid: str = UUID, gb: int | None = 10) -> MachineSpe
     return MachineSpec(NAME, uuid, machinetype, SETTINGS, 1, 2**30, tmp_path, tmp_path / "files")
 
 
-def in_use(run: Run | None = None) -> Volumes:
+Use = Callable[[Callable[[Sequence[str]], str]], Volumes]
+
+
+@pytest.fixture
+def use(monkeypatch: pytest.MonkeyPatch) -> Use:
+    """Returns a function that makes volumes by these answers."""
+
+    def use(run: Callable[[Sequence[str]], str]) -> Volumes:
+        monkeypatch.setattr(volumes, "run_lvm", run)
+        return Volumes()
+
+    return use
+
+
+def in_use(found: Volumes) -> Volumes:
     """While the group vg is used."""
-    found = Volumes(run)
     found.group(replace(SETTINGS, volume_group="vg"))
     return found
 
@@ -114,8 +127,9 @@ def no_group(command: Sequence[str]) -> str:
     raise CreationFailed(f"{command[0]}: Volume group not found")
 
 
-def test_lvms_reports_are_read() -> None:
-    assert read_group("vg", Recorded()) == Group(
+def test_lvms_reports_are_read(use: Use) -> None:
+    use(Recorded())
+    assert read_group("vg") == Group(
         1000203091968,
         EXTENT,
         (
@@ -127,9 +141,10 @@ def test_lvms_reports_are_read() -> None:
 
 
 @pytest.mark.parametrize("report", ["", "[]", json.dumps({"report": [{"vg": []}]}), '{"report": [{}]}'])
-def test_an_unreadable_report_fails_the_creation(report: str) -> None:
+def test_an_unreadable_report_fails_the_creation(use: Use, report: str) -> None:
+    use(lambda command: report)
     with pytest.raises(CreationFailed, match=r"LVM('s report| reports 0 groups)"):
-        read_group("vg", lambda command: report)
+        read_group("vg")
 
 
 @pytest.mark.parametrize(
@@ -142,14 +157,15 @@ def test_an_unreadable_report_fails_the_creation(report: str) -> None:
     ],
 )
 def test_size_is_configured_or_the_share_of_what_is_not_others(
-    gb: int | None, processors: int, expected: int
+    use: Use, gb: int | None, processors: int, expected: int
 ) -> None:
-    assert volume_bytes(read_group("vg", Recorded()), gb, processors, SETTINGS) == expected
+    use(Recorded())
+    assert volume_bytes(read_group("vg"), gb, processors, SETTINGS) == expected
 
 
-def test_a_volume_left_by_another_machine_is_replaced(tmp_path: Path) -> None:
+def test_a_volume_left_by_another_machine_is_replaced(use: Use, tmp_path: Path) -> None:
     lvm = Recorded()
-    assert Volumes(lvm).make("vg", spec_of(tmp_path, "new")) == Path("/dev/vg", NAME)
+    assert use(lvm).make("vg", spec_of(tmp_path, "new")) == Path("/dev/vg", NAME)
     size = f"{10**10 // EXTENT * EXTENT}b"
     options = ["--yes", "--wipesignatures", "y", "--addtag", "vac.uuid=new"]
     assert lvm.told == [
@@ -168,19 +184,21 @@ def test_a_volume_left_by_another_machine_is_replaced(tmp_path: Path) -> None:
         ("77", []),
     ],
 )
-def test_only_the_machines_own_volume_goes_whatever_its_group(uuid: str, told: list[list[str]]) -> None:
+def test_only_the_machines_own_volume_goes_whatever_its_group(
+    use: Use, uuid: str, told: list[list[str]]
+) -> None:
     lvm = Recorded()
-    in_use(lvm).remove(NAME, uuid)
+    in_use(use(lvm)).remove(NAME, uuid)
     assert lvm.told == told
 
 
-def test_a_volume_that_was_never_used_is_not_wiped(tmp_path: Path) -> None:
+def test_a_volume_that_was_never_used_is_not_wiped(use: Use, tmp_path: Path) -> None:
     lvm = Recorded()
-    Volumes(lvm).discard(spec_of(tmp_path))
+    use(lvm).discard(spec_of(tmp_path))
     assert lvm.told == [["lvremove", "--yes", f"old/{NAME}"]]
 
 
-def test_slow_wiping_is_waited_for_again_and_done_once() -> None:
+def test_slow_wiping_is_waited_for_again_and_done_once(use: Use, monkeypatch: pytest.MonkeyPatch) -> None:
     told: list[Sequence[str]] = []
     answers: queue.SimpleQueue[CreationFailed | None] = queue.SimpleQueue()
     lvm = Recorded()
@@ -193,29 +211,30 @@ def test_slow_wiping_is_waited_for_again_and_done_once() -> None:
             raise failure
         return ""
 
-    volumes = Volumes(run, 0.01)
+    monkeypatch.setattr(volumes, "WIPE_PATIENCE_SECONDS", 0.01)
+    found = use(run)
     path = f"/dev/old/{NAME}"
     for _ in range(2):
         with pytest.raises(EngineUnavailable, match=f"{path} is being wiped"):
-            volumes.remove(NAME, UUID)
+            found.remove(NAME, UUID)
     assert lvm.told == [], "it stays until it is wiped"
-    volumes._patience_seconds = 60.0
+    monkeypatch.setattr(volumes, "WIPE_PATIENCE_SECONDS", 60.0)
     answers.put(None)
-    volumes.remove(NAME, UUID)
+    found.remove(NAME, UUID)
     assert told == [wiping(path)]
     assert lvm.told == [["lvremove", "--yes", f"old/{NAME}"]]
     answers.put(CreationFailed("blkdiscard: Input/output error"))
     with pytest.raises(EngineUnavailable, match="Input/output error"):
-        volumes.remove(NAME, UUID)
+        found.remove(NAME, UUID)
     answers.put(None)
-    volumes.remove(NAME, UUID)
+    found.remove(NAME, UUID)
     assert len(told) == 3, "what has failed is tried again"
 
 
-def test_no_new_volume_is_made_while_an_old_one_is_wiped(tmp_path: Path) -> None:
+def test_no_new_volume_is_made_while_an_old_one_is_wiped(use: Use, tmp_path: Path) -> None:
     lvm = Recorded("blkdiscard")
     with pytest.raises(CreationFailed, match="blkdiscard: refused"):
-        Volumes(lvm).make("vg", spec_of(tmp_path, "new"))
+        use(lvm).make("vg", spec_of(tmp_path, "new"))
     assert lvm.told == []
 
 
@@ -235,32 +254,37 @@ def test_a_missing_program_is_told_with_its_package(
 
 @pytest.mark.allow_subprocess
 def test_without_lvm_no_volume_has_to_be_removed(nothing_installed: None) -> None:
-    in_use().remove(NAME, UUID)
+    in_use(Volumes()).remove(NAME, UUID)
 
 
-def test_a_volume_that_lvm_cannot_list_is_not_removed() -> None:
+def test_a_volume_that_lvm_cannot_list_is_not_removed(use: Use) -> None:
     with pytest.raises(EngineUnavailable, match="not found"):
-        in_use(no_group).remove(NAME, UUID)
+        in_use(use(no_group)).remove(NAME, UUID)
     with pytest.raises(EngineUnavailable, match="LVM's report"):
-        in_use(lambda _: '{"report": [{"lv": [{"lv_name": "a"}]}]}').remove(NAME, UUID)
-    Volumes(no_group).remove(NAME, UUID)
+        in_use(use(lambda _: '{"report": [{"lv": [{"lv_name": "a"}]}]}')).remove(NAME, UUID)
+    use(no_group).remove(NAME, UUID)
 
 
-def test_a_volume_that_cannot_be_removed_is_an_error() -> None:
+def test_a_volume_that_cannot_be_removed_is_an_error(use: Use) -> None:
     with pytest.raises(EngineUnavailable, match="lvremove"):
-        Volumes(Recorded("lvremove")).remove(NAME, UUID)
+        use(Recorded("lvremove")).remove(NAME, UUID)
 
 
-def test_the_default_group_is_used_if_lvm_knows_it() -> None:
-    assert group_in_use(SETTINGS, Recorded()) == DEFAULT_GROUP
-    assert group_in_use(SETTINGS, no_group) is None
+def test_the_default_group_is_used_if_lvm_knows_it(use: Use) -> None:
+    use(Recorded())
+    assert group_in_use(SETTINGS) == DEFAULT_GROUP
+    use(no_group)
+    assert group_in_use(SETTINGS) is None
 
 
-def test_a_configured_group_is_used_without_asking() -> None:
-    assert group_in_use(replace(SETTINGS, volume_group="vg"), no_group) == "vg"
+def test_a_configured_group_is_used_without_asking(use: Use) -> None:
+    use(no_group)
+    assert group_in_use(replace(SETTINGS, volume_group="vg")) == "vg"
 
 
-def test_lvm_is_asked_for_the_default_group_now_and_then_only() -> None:
+def test_lvm_is_asked_for_the_default_group_now_and_then_only(
+    use: Use, monkeypatch: pytest.MonkeyPatch
+) -> None:
     asked: list[Sequence[str]] = []
     now = 0.0
 
@@ -268,7 +292,8 @@ def test_lvm_is_asked_for_the_default_group_now_and_then_only() -> None:
         asked.append(command)
         return no_group(command) if len(asked) == 1 else GROUP_REPORT
 
-    found = Volumes(run, clock=lambda: now)
+    monkeypatch.setattr(volumes, "time", SimpleNamespace(monotonic=lambda: now))
+    found = use(run)
     assert [found.group(SETTINGS), found.group(SETTINGS), len(asked)] == [None, None, 1]
     now = GROUP_LOOK_SECONDS
     assert [found.group(SETTINGS), found.group(SETTINGS), len(asked)] == [DEFAULT_GROUP, DEFAULT_GROUP, 2]
@@ -307,7 +332,9 @@ class Lvm:
 def lvm(monkeypatch: pytest.MonkeyPatch) -> Lvm:
     """The volume is mounted wherever its number is in mountinfo."""
     monkeypatch.setattr(volumes, "mount_points", lambda device: [f"/machine/of/{device.name}/mnt"])
-    return Lvm()
+    lvm = Lvm()
+    monkeypatch.setattr(volumes, "run_lvm", lvm)
+    return lvm
 
 
 @pytest.fixture
@@ -319,17 +346,17 @@ def spec(tmp_path: Path) -> MachineSpec:
 
 
 def test_scratch_exists_while_the_machine_does(lvm: Lvm, spec: MachineSpec) -> None:
-    with Volumes(lvm).mounted(spec):
+    with Volumes().mounted(spec):
         assert lvm.commands == ["lvcreate", "mkfs.ext4", "mount"]
-    Volumes(lvm).remove(NAME, "another-uuid")
+    Volumes().remove(NAME, "another-uuid")
     assert lvm.volumes == {NAME: UUID}
-    Volumes(lvm).remove(NAME, UUID)
+    Volumes().remove(NAME, UUID)
     assert lvm.commands[3:] == ["umount", "blkdiscard", "lvremove"], "another process has found it"
 
 
 def test_scratch_left_by_a_predecessor_goes_first(lvm: Lvm, spec: MachineSpec) -> None:
     lvm.volumes[NAME] = "an-older-machine"
-    with Volumes(lvm).mounted(spec):
+    with Volumes().mounted(spec):
         assert lvm.commands[:4] == ["umount", "blkdiscard", "lvremove", "lvcreate"]
     assert lvm.volumes == {NAME: UUID}
 
@@ -337,30 +364,30 @@ def test_scratch_left_by_a_predecessor_goes_first(lvm: Lvm, spec: MachineSpec) -
 @pytest.mark.parametrize("program", ["mkfs.ext4", "mount", ""])
 def test_a_failed_creation_leaves_no_scratch(lvm: Lvm, spec: MachineSpec, program: str) -> None:
     lvm.fails = program
-    with pytest.raises(CreationFailed, match="refused"), Volumes(lvm).mounted(spec):
+    with pytest.raises(CreationFailed, match="refused"), Volumes().mounted(spec):
         raise CreationFailed("refused")
     assert lvm.volumes == {}
 
 
 def test_scratch_of_a_machine_that_may_run_stays(lvm: Lvm, spec: MachineSpec) -> None:
-    with pytest.raises(EngineUnavailable), Volumes(lvm).mounted(spec):
+    with pytest.raises(EngineUnavailable), Volumes().mounted(spec):
         raise EngineUnavailable("gone")
     assert lvm.volumes == {NAME: UUID}
 
 
 def test_scratch_that_is_in_use_keeps_the_slot(lvm: Lvm, spec: MachineSpec) -> None:
-    with Volumes(lvm).mounted(spec):
+    with Volumes().mounted(spec):
         lvm.fails = "umount"
     with pytest.raises(EngineUnavailable, match="umount: refused"):
-        Volumes(lvm).remove(NAME, UUID)
+        Volumes().remove(NAME, UUID)
 
 
 def missing_lvm(command: Sequence[str]) -> str:
     raise NoLvm("not there")
 
 
-def test_without_lvm_nothing_is_made(spec: MachineSpec) -> None:
-    without = Volumes(missing_lvm)
+def test_without_lvm_nothing_is_made(use: Use, spec: MachineSpec) -> None:
+    without = use(missing_lvm)
     settings = Settings(factory_name="factory1.example.com")
     bare = MachineSpec(NAME, UUID, spec.machinetype, settings, 1, 2**30, spec.directory, spec.files)
     with without.mounted(bare):
@@ -378,7 +405,9 @@ def test_a_volume_is_found_wherever_it_is_mounted(tmp_path: Path) -> None:
     assert mount_points(Path("/dev/no-such-volume"), mounts) == []
 
 
-def test_a_volume_removed_by_hand_does_not_count_as_its_successor_wiped(tmp_path: Path) -> None:
+def test_a_volume_removed_by_hand_does_not_count_as_its_successor_wiped(
+    use: Use, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     lvm, go, by_hand = Recorded(), threading.Event(), False
 
     def run(command: Sequence[str]) -> str:
@@ -386,13 +415,15 @@ def test_a_volume_removed_by_hand_does_not_count_as_its_successor_wiped(tmp_path
             assert go.wait(60)
         return '{"report": [{"lv": []}]}' if command[0] == "lvs" and by_hand else lvm(command)
 
-    volumes = Volumes(run, 0.0)
+    monkeypatch.setattr(volumes, "WIPE_PATIENCE_SECONDS", 0.0)
+    found = use(run)
     with pytest.raises(EngineUnavailable, match="is being wiped"):
-        volumes.remove(NAME, "0815")
+        found.remove(NAME, "0815")
     go.set()
-    assert volumes._wiping.wait(f"/dev/vg/{NAME}", 60)
+    assert found._wiping.wait(f"/dev/vg/{NAME}", 60)
     by_hand = True
-    volumes.make("vg", spec_of(tmp_path, "0815"))
-    by_hand, volumes._patience_seconds = False, 60.0
-    volumes.remove(NAME, "0815")
+    found.make("vg", spec_of(tmp_path, "0815"))
+    by_hand = False
+    monkeypatch.setattr(volumes, "WIPE_PATIENCE_SECONDS", 60.0)
+    found.remove(NAME, "0815")
     assert lvm.told.count(wiping(f"/dev/vg/{NAME}")) == 2

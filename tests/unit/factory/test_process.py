@@ -26,6 +26,7 @@ from vac.drivers.engine import ActionKind, Engine
 from vac.factory import process
 from vac.factory.loop import Factory, Stuck
 from vac.factory.state import Message, Wake
+from vac.host.filesystems import stamp_of
 from vac.machines import layout
 from vac.machines.layout import StateDir, StateDirBusy, lock_name
 from vac.machines.machine import load
@@ -140,7 +141,7 @@ def test_drivers_get_images_checked_and_through_the_cache(started: Process, tmp_
     finish(started, thread)
     image = tmp_path / "boot.iso"
     image.write_bytes(b"unsigned")
-    assert started.fetch(str(image)) == image
+    assert started.fetch(str(image)) == (image, stamp_of(image))
     with pytest.raises(SignatureRefused, match="8 bytes; a signed image has more than"):
         started.fetch(str(image), "/CN=signer")
     with pytest.raises(DownloadFailed):

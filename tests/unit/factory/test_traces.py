@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import errno
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+import pytest
 
 from tests.fake_driver import FakeDriver, FakeEngine, InlineEngine
 from tests.simulated import HoldingEngine, World
 from vac.cli.machine_commands import known_of
 from vac.config.settings import Settings
+from vac.drivers.base import Observed
 from vac.host.connections import Contact
+from vac.machines import outputs
+from vac.machines.layout import StateDir
+from vac.machines.machine import Machine
 from vac.machines.slots import find_ended
 
 HOME = Contact("tcp", "192.0.2.1", 443, incoming=False)
@@ -21,16 +29,17 @@ class Watchful(FakeDriver):
         super().__init__(engine)
         self.looks = 0
 
-    def new_details(self) -> Mapping[str, Mapping[str, str]]:
+    def list(self) -> Sequence[Observed]:
         self.looks += 1
         facts = {"user": "nobody"} if self.looks < 5 else {"image_digest": "sha256:1"}
-        return {machine.uuid: facts for machine in self.list()}
+        return [replace(machine, details=facts) for machine in super().list()]
 
     def contacts(self) -> Mapping[str, frozenset[Contact]]:
-        return {machine.uuid: frozenset([HOME]) for machine in self.list()}
+        return {machine.uuid: frozenset([HOME]) for machine in super().list()}
 
 
-def test_traces_are_kept_with_the_machine_and_outlive_it(world: World) -> None:
+def filled(world: World) -> Watchful:
+    """Return the driver of a factory that has filled its slots with machines of which it tells."""
     driver = Watchful(world.engine())
 
     def open_engine(machine_model: str, settings: Settings) -> InlineEngine:
@@ -38,6 +47,11 @@ def test_traces_are_kept_with_the_machine_and_outlive_it(world: World) -> None:
 
     world.open_engine = open_engine
     world.fill()
+    return driver
+
+
+def test_traces_are_kept_with_the_machine_and_outlive_it(world: World) -> None:
+    filled(world)
     machine = world.machine()
     world.run(600.0)
     world.ask("destroy", machine)
@@ -52,3 +66,23 @@ def test_traces_are_kept_with_the_machine_and_outlive_it(world: World) -> None:
     assert isinstance(contacts, list)
     assert [(each["address"], each["port"]) for each in contacts] == [("192.0.2.1", 443)]
     assert contacts[0]["last_seen"] > contacts[0]["first_seen"]
+
+
+def test_details_are_written_when_they_have_changed_until_that_succeeds(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written: dict[str, list[Mapping[str, str]]] = {}
+
+    def note_details(state: StateDir, machine: Machine, details: Mapping[str, str]) -> None:
+        written.setdefault(machine.uuid, []).append(details)
+        if len(written[machine.uuid]) == 1:
+            raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(outputs, "note_details", note_details)
+    filled(world)
+    world.run(600.0)
+    assert written[world.machine().uuid] == [
+        {"user": "nobody"},
+        {"user": "nobody"},
+        {"image_digest": "sha256:1"},
+    ]

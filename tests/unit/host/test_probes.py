@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from vac.drivers.base import CreationFailed
+from vac.drivers.base import CreationFailed, no_images
 from vac.drivers.images import ImageFiles
 from vac.host import probes
 from vac.host.probes import BYTES_PER_INODE, DU, health_problem, measure_disk, problem_of
@@ -151,7 +151,7 @@ def test_a_path_that_hangs_is_waited_for_no_longer_than_asked(
     image = str(place / "a.b/file")
     assert problem_of(image) == late
     with pytest.raises(CreationFailed, match=f"{image} {late}"):
-        ImageFiles(None, lambda: None).held(image, None, place)
+        ImageFiles(no_images, lambda: None).held(image, None, place)
 
 
 def test_paths_elsewhere_are_not_looked_at(place: Path) -> None:

@@ -88,9 +88,9 @@ class Client(docker.APIClient):
 class Connection:
     """The connections to one engine, for any thread, opened when they are needed."""
 
-    def __init__(self, url: str, seconds: float = CALL_SECONDS) -> None:
+    def __init__(self, url: str) -> None:
         self.url = url
-        self.seconds = seconds
+        self.seconds = CALL_SECONDS
         self._threads = threading.local()
 
     @contextlib.contextmanager

@@ -16,7 +16,7 @@ import signal
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Callable
+from typing import Any, NamedTuple
 
 import docker.errors
 import requests
@@ -29,14 +29,15 @@ from vac.drivers.base import (
     CreationFailed,
     Driver,
     EngineState,
+    Fetch,
     LeftProcess,
     MachineSpec,
     Observed,
     Usage,
+    no_images,
     with_growing_counters,
 )
 from vac.drivers.docker.docker_api import (
-    CALL_SECONDS,
     Client,
     Connection,
     EventReader,
@@ -50,10 +51,10 @@ from vac.drivers.docker.docker_container import (
     LABEL_IMAGE,
     LABEL_NAME,
     LABEL_UUID,
+    UsageMeter,
     make_container,
 )
-from vac.drivers.docker.docker_images import LIMITS, DockerImages, Image, PullLimits
-from vac.drivers.docker.docker_usage import UsageMeter
+from vac.drivers.docker.docker_images import DockerImages, Image
 from vac.drivers.volumes import Volumes
 from vac.host.connections import Contact
 from vac.text import without_url_secrets
@@ -86,6 +87,14 @@ class Listed:
     own_network: bool
     directory: str
     """The machine's directory; "" if it isn't known."""
+
+
+class Told(NamedTuple):
+    """What the engine has told of one container."""
+
+    usage: Usage
+    """Its start and end."""
+    details: Mapping[str, str]
 
 
 @dataclass
@@ -129,34 +138,25 @@ class Ownership:
 
 
 class DockerDriver(Driver):
-    """The engine at docker_host; see Driver for what the methods promise.
+    """The engine at docker_host; see Driver for what the methods promise."""
 
-    fetch: see DockerImages. call_seconds: longest silence of the engine within a call.
-    """
-
-    def __init__(
-        self,
-        settings: Settings,
-        fetch: Callable[[str], Path] | None = None,
-        limits: PullLimits = LIMITS,
-        call_seconds: float = CALL_SECONDS,
-    ) -> None:
+    def __init__(self, settings: Settings, fetch: Fetch = no_images) -> None:
         self._ownership = Ownership(settings.factory_name, {})
-        self._connection = Connection(settings.docker_host, call_seconds)
+        self._connection = Connection(settings.docker_host)
         self._events = EventReader(
             self._connection, lambda: self._ownership.filters, self._ownership.identify
         )
-        self._images = DockerImages(self._connection, self.changed, fetch, limits)
+        self._images = DockerImages(self._connection, self.changed, fetch)
         self._volumes = Volumes()
         self._meter = UsageMeter()
         self._listed: Sequence[Listed] = ()
         self._creating: set[str] = set()
-        self._told: dict[str, Usage] = {}
-        """Start and end, by id, of containers that have been inspected."""
+        self._told: dict[str, Told] = {}
+        """By id, of containers that have been inspected."""
 
     def prepare(self, machinetype: Machinetype, settings: Settings, files: Path) -> str | None:
         """See Driver: the image has to be there."""
-        return self._images.prepare(machinetype.root_image, files)
+        return self._images.prepare(machinetype.root_image or "", files)
 
     def adopt(self, machines: Mapping[str, str], processes: Mapping[str, LeftProcess]) -> None:
         self._ownership.adopted = adoptable(machines)
@@ -169,14 +169,15 @@ class DockerDriver(Driver):
                 told = self._told.get(each.id)
                 if each.state in ALIVE and (told is None or not self._meter.knows(each.id)):
                     self._measure(client, each.id, each.own_network)
-                elif each.state is EngineState.ENDED and not (told and _end_is_known(told)):
+                elif each.state is EngineState.ENDED and not (told and _end_is_known(told.usage)):
                     self._inspect(client, each.id)
         used = self._meter.read(each.id for each in listed)
-        self._told = {each.id: self._told.get(each.id, Usage()) for each in listed}
+        self._told = {each.id: self._told.get(each.id, Told(Usage(), {})) for each in listed}
         found = []
         for each in listed:
-            usage = with_growing_counters(used.get(each.id, Usage()), self._told[each.id])
-            found.append(Observed(each.name, each.uuid, each.state, usage))
+            told = self._told[each.id]
+            usage = with_growing_counters(used.get(each.id, Usage()), told.usage)
+            found.append(Observed(each.name, each.uuid, each.state, usage, told.details))
         return found
 
     def create(self, spec: MachineSpec) -> None:
@@ -207,13 +208,6 @@ class DockerDriver(Driver):
                     _keep_console(client, each)
                     _remove(client, each.id)
         self._volumes.remove(name, uuid)
-
-    def details(self, uuid: str) -> Mapping[str, str]:
-        with self._connection.client() as client:
-            for each in self._find(client, uuid=uuid):
-                with contextlib.suppress(docker.errors.NotFound):
-                    return container_details(client.inspect_container(each.id))
-        return {}
 
     def contacts(self) -> Mapping[str, frozenset[Contact]]:
         found = self._meter.contacts()
@@ -252,13 +246,13 @@ class DockerDriver(Driver):
 
     def _image(self, client: Client, spec: MachineSpec) -> Image:
         """Return the machine's image as the engine has it now. Raises CreationFailed."""
-        root_image = spec.machinetype.root_image
+        root_image = spec.machinetype.root_image or ""
         missing = self._images.prepare(root_image, spec.files)
         if missing is not None:
             raise CreationFailed(missing)
-        image = self._images.find(client, root_image or "", spec.files)
+        image = self._images.find(client, root_image, spec.files)
         if image is None:
-            shown = without_url_secrets(root_image or "")
+            shown = without_url_secrets(root_image)
             raise CreationFailed(f"image {shown} isn't there any more and will be got again")
         return image
 
@@ -268,11 +262,12 @@ class DockerDriver(Driver):
             self._meter.add(container_id, pid, own_network)
 
     def _inspect(self, client: Client, container_id: str) -> Mapping[str, Any]:
-        """Return the state of a container, {} if there is none, and remember its start and end."""
+        """Return the state of a container, {} if there is none, and remember what matters of it."""
         with contextlib.suppress(docker.errors.NotFound):
             inspected = client.inspect_container(container_id)
             state: Mapping[str, Any] = inspected.get("State") or {}
-            self._told[container_id] = start_and_end(state, (inspected.get("HostConfig") or {}).get("Memory"))
+            usage = start_and_end(state, (inspected.get("HostConfig") or {}).get("Memory"))
+            self._told[container_id] = Told(usage, container_details(inspected))
             return state
         return {}
 

@@ -20,7 +20,7 @@ import tarfile
 import time
 import zlib
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import IO, Any, BinaryIO, Callable, NamedTuple, cast
 
@@ -28,7 +28,7 @@ import docker.errors
 
 from vac.background import Rest
 from vac.decoding import BadJson, parse
-from vac.drivers.base import EngineUnavailable
+from vac.drivers.base import EngineUnavailable, Fetch
 from vac.drivers.docker.docker_api import Client, Connection, explanation, timed_out
 from vac.drivers.images import Entry, ImageStore, ImageUnavailable
 from vac.host.filesystems import real_image
@@ -39,6 +39,11 @@ SCHEME = "docker://"
 ARCHIVES = "vac-archive/"
 """Prefix of the names of loaded archives."""
 REST = Rest(success_seconds=6 * 3600.0, first_failure_seconds=60.0, longest_seconds=3600.0)
+"""A present image is pulled again in case its tag has moved."""
+STALL_SECONDS, LEAST_BYTES = 120.0, 120 * 1024
+"""A pull that brings fewer bytes within this time is given up."""
+TOTAL_SECONDS = 4 * 3600.0
+"""Longest that a pull may take."""
 ARCHIVE_LOOK_SECONDS = 60.0
 """Interval at which an archive on this host is checked for having been replaced."""
 LARGEST_PART_BYTES = 4 * 1024 * 1024
@@ -70,28 +75,12 @@ class Image(NamedTuple):
     """By which it was found."""
 
 
-@dataclass(frozen=True)
-class PullLimits:
-    """Deadlines of a pull, and intervals between pulls."""
-
-    stall_seconds: float = 120.0
-    """A pull that brings less than least_bytes within this time is given up."""
-    least_bytes: int = 120 * 1024
-    total_seconds: float = 4 * 3600.0
-    rest: Rest = REST
-    """A present image is pulled again in case its tag has moved."""
-
-
-LIMITS = PullLimits()
-
-
 class PullProgress:
     """Progress of one pull. Times are in seconds of any one clock."""
 
-    def __init__(self, limits: PullLimits, now: float) -> None:
-        self._limits = limits
-        self._deadline = now + limits.total_seconds
-        self._window_end = now + limits.stall_seconds
+    def __init__(self, now: float) -> None:
+        self._deadline = now + TOTAL_SECONDS
+        self._window_end = now + STALL_SECONDS
         self._window_bytes = 0
         self._layers: dict[str, tuple[int, int]] = {}
         self._moved_bytes = 0
@@ -111,7 +100,7 @@ class PullProgress:
                 self._layers[layer] = (min(current, total), total)
         elif status in ("Download complete", "Pull complete") and layer in self._layers:
             self._layers[layer] = (self._layers[layer][1], self._layers[layer][1])
-            self._moved_bytes += self._limits.least_bytes
+            self._moved_bytes += LEAST_BYTES
         self._check(now)
 
     @property
@@ -125,16 +114,16 @@ class PullProgress:
     def stalled(self) -> ImageUnavailable:
         """Return the failure of a pull without progress."""
         at = f" at {self.text}" if self.text else ""
-        return ImageUnavailable(f"the registry stalls: no progress for {self._limits.stall_seconds:g} s{at}")
+        return ImageUnavailable(f"the registry stalls: no progress for {STALL_SECONDS:g} s{at}")
 
     def _check(self, now: float) -> None:
         if now >= self._deadline:
             at = f", at {self.text}" if self.text else ""
-            raise ImageUnavailable(f"not complete after {self._limits.total_seconds:g} s{at}")
+            raise ImageUnavailable(f"not complete after {TOTAL_SECONDS:g} s{at}")
         if now >= self._window_end:
-            if self._moved_bytes - self._window_bytes < self._limits.least_bytes:
+            if self._moved_bytes - self._window_bytes < LEAST_BYTES:
                 raise self.stalled()
-            self._window_end, self._window_bytes = now + self._limits.stall_seconds, self._moved_bytes
+            self._window_end, self._window_bytes = now + STALL_SECONDS, self._moved_bytes
 
 
 def pull_failure(text: str) -> str:
@@ -148,38 +137,26 @@ def pull_failure(text: str) -> str:
 
 
 class DockerImages:
-    """Images that the engine has or is to have, by image_key().
-
-    fetch returns the local path of the archive with a URL, and raises OSError with a reason; None: URLs are refused.
-    """
+    """Images that the engine has or is to have, by image_key()."""
 
     def __init__(
         self,
         connection: Connection,
         wake: Callable[[], object],
-        fetch: Callable[[str], Path] | None = None,
-        limits: PullLimits = LIMITS,
+        fetch: Fetch,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._store: ImageStore[Image] = ImageStore(wake, clock, keeps_old=True)
         self._clock = clock
         self._connection = connection
         self._fetch = fetch
-        self._limits = limits
         self._superseded: set[str] = set()
         """Ids, and names of loaded archives, of images to be removed."""
 
-    def prepare(self, root_image: str | None, files: Path) -> str | None:
+    def prepare(self, root_image: str, files: Path) -> str | None:
         """Return None if a container can be made from this image now, else why not yet. Starts what is needed."""
-        if root_image is None:
-            return "no root_image is configured; use docker://IMAGE or an image archive"
-        shown = without_url_secrets(root_image)
-        if is_url(root_image) and self._fetch is None:
-            return f"{shown}: archives of images can't be downloaded here; use docker://IMAGE or a path"
-        key = image_key(root_image, files)
-        rest = self._limits.rest
-        if "://" not in key:
-            rest = replace(rest, success_seconds=ARCHIVE_LOOK_SECONDS)
+        key, shown = image_key(root_image, files), without_url_secrets(root_image)
+        rest = REST if "://" in key else replace(REST, success_seconds=ARCHIVE_LOOK_SECONDS)
         return self._store.missing(key, shown, "being looked for", lambda entry: self._get(key, entry), rest)
 
     def find(self, client: Client, root_image: str, files: Path) -> Image | None:
@@ -226,9 +203,9 @@ class DockerImages:
         return after
 
     def _pull_now(self, reference: str, entry: Entry[Image]) -> None:
-        progress = PullProgress(self._limits, self._clock())
+        progress = PullProgress(self._clock())
         try:
-            with self._connection.stream_client(self._limits.stall_seconds) as client:
+            with self._connection.stream_client(STALL_SECONDS) as client:
                 for line in client.pull_lines(reference):
                     progress.feed(line, self._clock())
                     entry.doing = f"being pulled: {progress.text}" if progress.text else "being pulled"
@@ -257,7 +234,7 @@ class DockerImages:
                 entry.answered.set()
                 with (
                     path.open("rb") as file,
-                    self._connection.stream_client(self._limits.stall_seconds) as client,
+                    self._connection.stream_client(STALL_SECONDS) as client,
                 ):
                     for line in client.load_lines(renamed_archive(file, name)):
                         refusal = line.get("error") or line.get("message")
@@ -279,9 +256,9 @@ class DockerImages:
         hanging = problem_of(key)
         if hanging is not None:
             raise ImageUnavailable(hanging)
-        if is_url(key) and self._fetch is not None:
+        if is_url(key):
             entry.doing = "being downloaded"
-            return self._fetch(key)
+            return self._fetch(key)[0]
         return Path(real_image(key))
 
     def _supersede(self, repository: str, name: str) -> None:

@@ -33,6 +33,7 @@ from vac.drivers.base import (
     MachineSpec,
     Observed,
     Usage,
+    no_images,
     with_growing_counters,
 )
 from vac.drivers.images import ImageFacts, ImageFiles, version_of
@@ -73,7 +74,7 @@ from vac.logs import OnChange
 GRACE_SECONDS = 30.0
 """From pressing a machine's power button to ending it by force."""
 LOOK_SECONDS = 1.0
-"""Interval at which a machine that is to end by itself is checked, should its event be lost."""
+"""Interval at which a machine that is to end by itself is checked."""
 OBSERVE, ACT, PRESS = "observe", "act", "press"
 """Purposes of connections. A power button is pressed by the hypervisor's process, which may hang: so not by ACT."""
 STATISTICS = (
@@ -103,7 +104,7 @@ class LibvirtDriver(Driver):
     def __init__(
         self,
         settings: Settings,
-        fetch: Fetch | None = None,
+        fetch: Fetch = no_images,
         grace_seconds: float = GRACE_SECONDS,
         nat: NatHost | None = None,
     ) -> None:
@@ -143,7 +144,7 @@ class LibvirtDriver(Driver):
     def list(self) -> Sequence[Observed]:
         self._network.keep()
         self._look()
-        return self._samples.all()
+        return [self._detailed(machine) for machine in self._samples.all()]
 
     def create(self, spec: MachineSpec) -> None:
         kind = spec.machinetype
@@ -165,7 +166,7 @@ class LibvirtDriver(Driver):
             self._pressing.start(uuid, lambda: self._press(uuid))
             deadline = time.monotonic() + self._grace_seconds
             while time.monotonic() < deadline and uuid not in self._refused and is_active(domain):
-                self._samples.wait_for_end(uuid, LOOK_SECONDS)
+                time.sleep(LOOK_SECONDS)
             self._look()
             end_domain(domain)
             self._look()
@@ -182,22 +183,6 @@ class LibvirtDriver(Driver):
             self._image_facts.forget(uuid)
             self._facts.pop(uuid, None)
             self._refused.discard(uuid)
-
-    def details(self, uuid: str) -> Mapping[str, str]:
-        facts = self._facts.get(uuid)
-        if facts is None or not facts.factory:
-            return {}
-        details = {
-            "image": facts.root_image,
-            "addresses": facts.address,
-            "mac_address": mac_address(facts.address) if facts.address else "",
-            "display": facts.display,
-            "domain_type": facts.domain_type,
-        }
-        return {name: text for name, text in details.items() if text}
-
-    def new_details(self) -> Mapping[str, Mapping[str, str]]:
-        return self._image_facts.new_details(machine.uuid for machine in self._samples.all())
 
     def contacts(self) -> Mapping[str, frozenset[Contact]]:
         return tracked({uuid: facts.address for uuid, facts in list(self._facts.items()) if facts.address})
@@ -241,7 +226,10 @@ class LibvirtDriver(Driver):
             if error.get_error_code() in GONE:
                 return None
             raise
-        return Observed(name, uuid, machine_state(statistics), usage)
+        return Observed(name, uuid, machine_state(statistics), usage, _details(facts))
+
+    def _detailed(self, machine: Observed) -> Observed:
+        return replace(machine, details={**machine.details, **self._image_facts.of(machine.uuid)})
 
     def _may_be_ours(self, name: str) -> bool:
         return slot_number(self._settings.factory_name, name) is not None
@@ -344,7 +332,7 @@ class Samples:
 
     def __init__(self, clock: Callable[[], float] = time.time) -> None:
         self._clock = clock
-        self._condition = threading.Condition()
+        self._lock = threading.Lock()
         self._seen: dict[str, Observed] = {}
         self._ends: dict[str, float | None] = {}
         """Of machines whose processes are watched."""
@@ -367,7 +355,7 @@ class Samples:
     def take(self, machines: Sequence[Observed]) -> None:
         """Take all present machines; those that were there before and are not among them have ended."""
         now = {machine.uuid: machine for machine in machines}
-        with self._condition:
+        with self._lock:
             for uuid, before in self._seen.items():
                 if uuid in now:
                     ended = before.usage.ended_time if now[uuid].state is EngineState.ENDED else None
@@ -376,7 +364,6 @@ class Samples:
                 else:
                     now[uuid] = replace(before, state=EngineState.ENDED)
             self._seen = {uuid: self._timed(machine) for uuid, machine in now.items()}
-            self._condition.notify_all()
 
     def _timed(self, machine: Observed) -> Observed:
         """Give a machine that has ended the time of its end."""
@@ -387,29 +374,21 @@ class Samples:
 
     def note_reason(self, uuid: str, reason: str) -> None:
         """Note libvirt's reason for the end of a domain, which may be listed still."""
-        with self._condition:
+        with self._lock:
             known = self._seen.get(uuid)
             if known is not None:
                 self._seen[uuid] = replace(known, usage=replace(known.usage, shutoff_reason=reason))
 
     def all(self) -> Sequence[Observed]:
         """Return machines that run, and those that have ended and not been forgotten."""
-        with self._condition:
+        with self._lock:
             return list(self._seen.values())
 
     def forget(self, uuid: str) -> None:
         """Drop a machine."""
-        with self._condition:
+        with self._lock:
             self._seen.pop(uuid, None)
             self._ends.pop(uuid, None)
-
-    def wait_for_end(self, uuid: str, seconds: float) -> bool:
-        """Wait at most so long until the machine has been listed as ended; return True if it has."""
-        with self._condition:
-            return self._condition.wait_for(lambda: self._ended(uuid), seconds)
-
-    def _ended(self, uuid: str) -> bool:
-        return uuid in self._seen and self._seen[uuid].state is EngineState.ENDED
 
 
 def machine_state(statistics: Mapping[str, object]) -> EngineState:
@@ -428,6 +407,17 @@ def started_time(name: str) -> float | None:
     with suppress(OSError):
         return (PID_FILES / f"{name}.pid").stat().st_mtime
     return None
+
+
+def _details(facts: DomainFacts) -> Mapping[str, str]:
+    details = {
+        "image": facts.root_image,
+        "addresses": facts.address,
+        "mac_address": mac_address(facts.address) if facts.address else "",
+        "display": facts.display,
+        "domain_type": facts.domain_type,
+    }
+    return {name: text for name, text in details.items() if text and facts.factory}
 
 
 def starting_up(statistics: Mapping[str, object]) -> bool:

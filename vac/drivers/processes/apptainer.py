@@ -37,18 +37,14 @@ def plan(spec: MachineSpec, program: str, mounts: list[tuple[str, str, str]]) ->
 
     tmp, var_tmp and home are --workdir's own; only we can make places in them to mount at.
     """
-    image, own = spec.machinetype.root_image, spec.directory / "mnt"
-    if not image:
-        raise ValueError("root_image is not set; singularity takes a directory tree, an image file or a URL")
-    if "://" in image:
-        raise ValueError("root_image: singularity takes http:// and https:// URLs and paths only")
+    own = spec.directory / "mnt"
     paths = [os.path.normpath(path) for path in spec.machinetype.tmp_binds]
     binds = [("rw", str(own / f"bind{number}"), path) for number, path in enumerate(paths)]
     places = [place[1:] for _, _, place in mounts if place.startswith("/tmp/")]
     return {
         "program": program,
         "hostname": spec.name,
-        "image": str(spec.files / image),
+        "image": str(spec.files / (spec.machinetype.root_image or "")),
         "workdir": str(own),
         "hidden": with_other_paths([str(spec.settings.state_dir)]),
         "binds": [each for each in (*mounts, *binds) if each[2] != "/user_data" or os.path.exists(each[1])],

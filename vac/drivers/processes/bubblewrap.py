@@ -39,11 +39,7 @@ OWN_MARK = b"\0--json-status-fd\x003\0"
 
 def plan(spec: MachineSpec, program: str, mounts: list[tuple[str, str, str]]) -> dict[str, Any]:
     kind = spec.machinetype
-    if not kind.root_image:
-        raise ValueError("root_image is not set; bubblewrap takes / or the path of a directory tree")
-    if "://" in kind.root_image:
-        raise ValueError("root_image is a URL; bubblewrap takes / or a directory tree")
-    root = os.path.normpath(spec.files / kind.root_image)
+    root = os.path.normpath(spec.files / (kind.root_image or ""))
     paths = [os.path.normpath(path) for path in kind.tmp_binds]
     fresh = {
         "tmp": "/tmp",

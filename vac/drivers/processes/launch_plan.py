@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import IO, Any, Protocol, cast
 
 import vac
-from vac.config.machinetype import reserved_paths
 from vac.config.settings import Settings, slot_number, slot_uid
 from vac.drivers.base import CreationFailed, MachineSpec
 from vac.drivers.images import ImageVersion
@@ -120,8 +119,6 @@ def model_of(machine_model: str) -> Model:
 def make_plan(spec: MachineSpec) -> tuple[Model, dict[str, Any]]:
     """Return the plan of this machine's launch, but for its cgroup. Raises CreationFailed."""
     kind = spec.machinetype.machine_model
-    for path in reserved_paths(kind, spec.machinetype.tmp_binds):
-        raise CreationFailed(f"tmp_binds: {path} can't be a fresh directory")
     uid, gid = identity(spec)
     model = model_of(kind)
     if model.NEEDS_ACCOUNT and named_user(uid) == str(uid):

@@ -32,6 +32,7 @@ from vac.drivers.base import (
     MachineSpec,
     Observed,
     Usage,
+    no_images,
 )
 from vac.drivers.images import ImageFacts, ImageFiles
 from vac.drivers.processes.launch_plan import (
@@ -75,11 +76,8 @@ MOST_PIDS = 4194304
 """The kernel's own limit: the classic's isn't known."""
 
 
-def open_driver(settings: Settings, fetch: Fetch | None = None) -> ProcessDriver:
-    """Return a driver of this factory's machines; fetch as in ImageFiles.
-
-    Raises EngineUnavailable if the host has no cgroups for them.
-    """
+def open_driver(settings: Settings, fetch: Fetch = no_images) -> ProcessDriver:
+    """Return a driver of this factory's machines. Raises EngineUnavailable if the host has no cgroups for them."""
     try:
         return ProcessDriver(open_groups(settings.factory_name), fetch, settings.state_dir / "machines")
     except (CgroupError, OSError) as error:
@@ -100,12 +98,12 @@ class _Known:
 
 
 class ProcessDriver(Driver):
-    """Driver of the machines in these groups; fetch as in ImageFiles.
+    """Driver of the machines in these groups.
 
     machines: the directory with the directories of machines that another process of the factory may have made.
     """
 
-    def __init__(self, groups: Groups, fetch: Fetch | None = None, machines: Path | None = None) -> None:
+    def __init__(self, groups: Groups, fetch: Fetch = no_images, machines: Path | None = None) -> None:
         self._groups = groups
         self._machines_directory = machines
         self._watcher = MachineWatcher(groups, self._own_directories)
@@ -130,7 +128,7 @@ class ProcessDriver(Driver):
         with _unavailable():
             self._take_over()
             while True:
-                found = [self._observed(group) for group in self._machines()]
+                found = [self._detailed(self._observed(group)) for group in self._machines()]
                 half_made = {each.uuid for each in found if each.state is EngineState.HALF_MADE}
                 if time.monotonic() > deadline or half_made <= self._half_made:
                     self._half_made = half_made
@@ -214,10 +212,6 @@ class ProcessDriver(Driver):
     def prepare(self, machinetype: Machinetype, settings: Settings, files: Path) -> str | None:
         return self._images.prepare(machinetype.root_image, None, files) if _fetches(machinetype) else None
 
-    def new_details(self) -> Mapping[str, Mapping[str, str]]:
-        with _unavailable():
-            return self._facts.new_details(_identity(group)[1] for group in self._machines())
-
     def contacts(self) -> Mapping[str, frozenset[Contact]]:
         return contacts_by_group(
             {_identity(group)[1]: self._groups.processes(group) for group in self._machines()}
@@ -274,6 +268,9 @@ class ProcessDriver(Driver):
         else:
             used = dataclasses.replace(used, ended_time=ended_time, exit_code=exit_code)
         return Observed(*identity, EngineState.ENDED, used)
+
+    def _detailed(self, machine: Observed) -> Observed:
+        return dataclasses.replace(machine, details=self._facts.of(machine.uuid))
 
     def _has_begun(self, group: str) -> bool:
         """Find out if the command of a machine runs that another process of the factory was making."""
