@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import pwd
 import signal
@@ -134,6 +135,16 @@ def test_where_no_program_can_be_run_is_found(
     for below in ("", "link", "link/none/at/all"):
         assert facts.noexec_mount(tmp_path / below) == (str(tmp_path) if noexec else None)
     assert facts.noexec_mount(tmp_path.parent) is None
+
+
+def test_a_disk_that_fails_is_not_said_to_be_noexec(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def broken(path: object, **_: object) -> None:
+        raise OSError(errno.EIO, "Input/output error", str(path))
+
+    with monkeypatch.context() as disk:
+        disk.setattr(Path, "stat", broken)
+        found = facts.noexec_mount(tmp_path)
+    assert found is None
 
 
 TEXT = r"""22 1 8:1 / / rw,relatime shared:1 - ext4 /dev/sda1 rw
