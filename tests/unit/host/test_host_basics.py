@@ -169,6 +169,13 @@ def test_mountinfo_is_read_with_its_escapes() -> None:
     assert (found[2].point, found[3].source, found[2].propagation) == ("/mnt/with blank", "a\tb", frozenset())
 
 
+@pytest.mark.parametrize("end", ["\f", "\r", "\x1c", "\u2028", "\udc85"])
+def test_a_mounts_name_may_hold_what_ends_lines_elsewhere(tmp_path: Path, end: str) -> None:
+    point = f"/home/user/a{end}b"
+    (tmp_path / "mountinfo").write_bytes(os.fsencode(f"{TEXT}43 22 0:42 / {point} rw - fuse x rw\n"))
+    assert [mount.point for mount in mounts(tmp_path / "mountinfo")][2:] == ["/mnt/with blank", "/mnt", point]
+
+
 def test_the_mount_that_holds_a_path_is_the_deepest_and_latest() -> None:
     found = [*parse_mounts(TEXT), *parse_mounts("43 22 0:42 / /mnt rw - tmpfs later rw\n")]
     assert [mount_of(path, found).point for path in ("/var/lib/vac/x", "/var/lib/vacuum", "/")] == [  # type: ignore[union-attr]
