@@ -189,7 +189,7 @@ def _decoded(content: bytes) -> Iterator[Ended]:
     """Yield the machines of these lines. vac.decoding takes ten times as long, and the file is ours."""
     for line in content.splitlines():
         with contextlib.suppress(ValueError, TypeError, AttributeError):
-            fields = json.loads(line)
+            fields = json.loads(line.decode())
             yield Ended(**{name: fields[name] for name in fields.keys() & _NAMES})
 
 

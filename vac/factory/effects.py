@@ -129,7 +129,8 @@ class Effects:
         state = self.state
         refused = state.drain or state.settings.draining or state.configuration_problem or state.doubt
         unchanged = state.configuration.machinetypes.get(machinetype.name) == machinetype
-        return unchanged and not refused and slot.name not in state.foreign
+        usable = machinetype.name not in state.configuration.unusable
+        return unchanged and usable and not refused and slot.name not in state.foreign
 
     def _make_directory(self, slot: Slot, taken: Step) -> Stimulus | None:
         assert isinstance(taken.after, Starting)

@@ -78,9 +78,13 @@ def user_id(name: str) -> int | None:
 
 
 def noexec_mount(path: Path) -> str | None:
-    """Return the mount point of the file system that holds the path, or will, if it is mounted noexec."""
-    place = next(each for each in (path, *path.parents) if each.exists()).resolve()
-    mount = mount_of(place, mounts())
+    """Return the mount point of the file system that holds the path, or will, if it is mounted noexec. None also if
+    that can't be examined, as on a disk that fails."""
+    try:
+        place = next(each for each in (path, *path.parents) if each.exists()).resolve()
+        mount = mount_of(place, mounts())
+    except OSError:
+        return None
     return mount.point if mount is not None and "noexec" in mount.options else None
 
 

@@ -75,12 +75,14 @@ def mounts(mountinfo: Path = MOUNTINFO) -> list[Mount]:
 
     Raises OSError.
     """
-    return list(parse_mounts(mountinfo.read_text(errors="surrogateescape")))
+    return list(parse_mounts(os.fsdecode(mountinfo.read_bytes())))
 
 
 def parse_mounts(text: str) -> Iterator[Mount]:
     """Parse the text of a mountinfo file."""
-    for line in text.splitlines():
+    for line in filter(
+        None, text.split("\n")
+    ):  # of all characters that end lines, the kernel escapes this one only
         fields, _, rest = line.partition(" - ")
         _, _, device, root, point, options, *propagation = fields.split(" ")
         kind, source, super_options = rest.split(" ", 2)

@@ -103,9 +103,13 @@ def write_json(target: Path, content: object, *, tmp: Path, sync: bool = False) 
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Return the JSON object in a file of our own; an empty one if it is missing or damaged."""
+    """Return the JSON object in a file of our own; an empty one if it is missing or damaged.
+
+    Of bytes, json would guess the encoding: it takes the zeros that a power failure leaves for UTF-32, whose codec a
+    process without privileges may be unable to load.
+    """
     try:
-        found = json.loads(path.read_bytes())
+        found = json.loads(path.read_bytes().decode())
     except (OSError, ValueError, RecursionError):
         return {}
     return found if isinstance(found, dict) else {}

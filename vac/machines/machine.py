@@ -204,7 +204,7 @@ def retained(section: Machinetype | Settings) -> dict[str, Any]:
 def _kept(path: Path) -> dict[str, Any]:
     """Return what machinetype.json holds; nothing if it is missing or damaged."""
     with contextlib.suppress(ValueError):
-        kept = json.loads(_content(path) or b"")
+        kept = json.loads((_content(path) or b"").decode())
         return kept if isinstance(kept, dict) else {}
     return {}
 

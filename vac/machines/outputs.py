@@ -99,7 +99,7 @@ def note_contacts(state: StateDir, machine: Machine, contacts: Iterable[Contact]
 def read_contacts(machine: Machine) -> list[dict[str, Any]]:
     """Return the contacts kept, the latest last: a Contact's fields, first_seen and last_seen in Unix seconds."""
     try:
-        found = json.loads((machine.directory / CONTACTS).read_bytes())
+        found = json.loads((machine.directory / CONTACTS).read_bytes().decode())
     except (OSError, ValueError):
         return []
     fields = {*Contact._fields, "first_seen", "last_seen"}

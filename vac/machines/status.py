@@ -251,7 +251,7 @@ def write(state: StateDir, status: Status) -> None:
 def read(state: StateDir) -> Status | None:
     """Return the factory's last report; None if there is nothing readable."""
     try:
-        return filled(Status(), json.loads(state.status.read_bytes()))
+        return filled(Status(), json.loads(state.status.read_bytes().decode()))
     except (OSError, ValueError):
         return None
 

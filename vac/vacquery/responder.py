@@ -245,8 +245,8 @@ def read_counters(state: StateDir) -> dict[str, int]:
     """Return the responder's counters, none if there are no readable ones. The file is untrusted."""
     try:
         content = files.read_untrusted(counters_file(state).parent, counters_file(state).name, 65536)
-        found = json.loads(content)
-    except (OSError, ValueError, files.Unreadable):
+        found = json.loads(content.decode())
+    except (OSError, ValueError, RecursionError, files.Unreadable):
         return {}
     counts = found.items() if isinstance(found, dict) else ()
     return {name: count for name, count in counts if type(count) is int}

@@ -209,10 +209,11 @@ def test_details_name_the_user_also_where_nobody_has_named_one(user: str, told: 
                 "GraphDriver": {"Data": {"UpperDir": "/data/a/diff"}},
                 "Mounts": [
                     {"Type": "bind", "Source": "/d/joboutputs"},
+                    {"Type": "volume", "Source": "/data/volumes/w/_data"},
                     {"Type": "volume", "Source": "/data/volumes/v/_data"},
                 ],
             },
-            ["/data/a/diff", "/data/volumes/v/_data"],
+            ["/data/a/diff", "/data/volumes/v/_data", "/data/volumes/w/_data"],
         ),
     ],
 )

@@ -418,7 +418,7 @@ def test_a_machine_has_the_uuid_that_its_context_was_made_with(web: Web, make_wo
     assert len(site.asked) == 2, "one download for each machine"
 
 
-@pytest.mark.parametrize("change", ["drain", "draining", "other type", "no type", "broken"])
+@pytest.mark.parametrize("change", ["drain", "draining", "other type", "no type", "unusable", "broken"])
 def test_a_machine_unwanted_when_its_context_comes_is_not_made(make_world: MakeWorld, change: str) -> None:
     world, waiting = slow_world(make_world)
     world.run(200)
@@ -428,6 +428,9 @@ def test_a_machine_unwanted_when_its_context_comes_is_not_made(make_world: MakeW
         world.settings = type(world.settings)(**{**vars(world.settings), "draining": True})
     elif change == "broken":
         world.configuration_error = broken()
+    elif change == "unusable":  # by an option of [settings]
+        reasons = {"t": "it needs singularity_user"}
+        world._configuration = dataclasses.replace(world.configuration(), unusable=reasons)
     else:
         world.types = (one_type(container_command="/other"),) if change == "other type" else ()
     world.wake()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import pwd
 import signal
@@ -136,6 +137,16 @@ def test_where_no_program_can_be_run_is_found(
     assert facts.noexec_mount(tmp_path.parent) is None
 
 
+def test_a_disk_that_fails_is_not_said_to_be_noexec(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def broken(path: object, **_: object) -> None:
+        raise OSError(errno.EIO, "Input/output error", str(path))
+
+    with monkeypatch.context() as disk:
+        disk.setattr(Path, "stat", broken)
+        found = facts.noexec_mount(tmp_path)
+    assert found is None
+
+
 TEXT = r"""22 1 8:1 / / rw,relatime shared:1 - ext4 /dev/sda1 rw
 40 22 8:2 /vac /var/lib/vac rw,nosuid shared:2 master:1 - xfs /dev/sdb1 rw,noquota
 41 22 0:40 / /mnt/with\040blank rw - tmpfs none rw,size=1024k
@@ -156,6 +167,13 @@ def test_mountinfo_is_read_with_its_escapes() -> None:
         frozenset(["rw", "noquota"]),
     )
     assert (found[2].point, found[3].source, found[2].propagation) == ("/mnt/with blank", "a\tb", frozenset())
+
+
+@pytest.mark.parametrize("end", ["\f", "\r", "\x1c", "\u2028", "\udc85"])
+def test_a_mounts_name_may_hold_what_ends_lines_elsewhere(tmp_path: Path, end: str) -> None:
+    point = f"/home/user/a{end}b"
+    (tmp_path / "mountinfo").write_bytes(os.fsencode(f"{TEXT}43 22 0:42 / {point} rw - fuse x rw\n"))
+    assert [mount.point for mount in mounts(tmp_path / "mountinfo")][2:] == ["/mnt/with blank", "/mnt", point]
 
 
 def test_the_mount_that_holds_a_path_is_the_deepest_and_latest() -> None:

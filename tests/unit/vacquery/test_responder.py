@@ -497,7 +497,9 @@ def test_unwritable_files_are_logged_once_and_stop_nothing(
     assert len(responder.handle(datagrams(Kind.MACHINES, "query")[0], HOME, NOW)) == 8
 
 
-@pytest.mark.parametrize("content", ["", "[]", '{"a": "b"}', '{"a": NaN}'])
+@pytest.mark.parametrize(
+    "content", ["", "[]", '{"a": "b"}', '{"a": NaN}', pytest.param("[" * 60_000, id="deep")]
+)
 def test_bad_counters_count_for_nothing(tmp_path: Path, content: str) -> None:
     state = StateDir(tmp_path)
     counters_file(state).parent.mkdir()

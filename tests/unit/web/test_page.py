@@ -21,11 +21,12 @@ from prometheus_client.samples import Sample
 
 from tests.unit.state_dirs import STARTED, UUID, at, new_machine, new_state, running_machine
 from vac import charts
+from vac.accounting import history
 from vac.charts import Span, processors
 from vac.config.settings import Settings
 from vac.daemon import role_process
 from vac.drivers.base import Usage
-from vac.machines import files
+from vac.machines import files, outputs
 from vac.machines import status as statuses
 from vac.machines.layout import StateDir
 from vac.machines.machine import renew_heartbeat
@@ -35,6 +36,7 @@ from vac.machines.status import Creation, EventCount, Status, TypeFacts
 from vac.roles import ROLES
 from vac.text import utc_time
 from vac.vacquery.responder import counters_file, write_counters
+from vac.vacquery.snapshot import SnapshotBuilder
 from vac.web import page
 from vac.web.http_server import Answer, Request, is_person, network_of
 from vac.web.view import LONGEST_NAME, LONGEST_TEXT, View, look, name, shown
@@ -412,6 +414,24 @@ def test_the_state_is_read_at_most_once_a_second(state: StateDir, monkeypatch: p
     statuses.write(state, dataclasses.replace(STATUS, total_processors=2))
     body = site.respond(Request("GET", ("metrics",), None)).body
     assert b"vac_factory_processors 2.0\n" in body
+
+
+def test_zeros_of_a_power_failure_need_no_codec(state: StateDir, monkeypatch: pytest.MonkeyPatch) -> None:
+    def guess(content: bytes) -> str:
+        raise AssertionError("json guesses an encoding, whose codec may be out of reach")
+
+    monkeypatch.setattr(json, "detect_encoding", guess)
+    machine = new_machine(state, name="node1-02.example.org", uuid="third")
+    write_slot(state, machine)
+    torn = [machine.directory / name for name in ("machinetype.json", "usage.json", outputs.CONTACTS)]
+    torn += [state.history, counters_file(state)]
+    for path in torn:
+        path.write_bytes(bytes(100))
+    view = look(state, SnapshotBuilder(state), NOW)
+    assert view.snapshot is not None and not view.counters
+    assert not outputs.read_contacts(machine) and not history.read(state)
+    state.status.write_bytes(bytes(100))
+    assert look(state, SnapshotBuilder(state), NOW).snapshot is None
 
 
 @pytest.mark.parametrize("module", ["waitress", "prometheus_client"])

@@ -309,14 +309,15 @@ def container_details(inspected: Mapping[str, Any]) -> dict[str, str]:
 
 def written_directories(inspected: Mapping[str, Any]) -> list[str]:
     """Return where the engine keeps what the container writes but for binds: its layer, and volumes that the image
-    asks for.
+    asks for; sorted, as engines list volumes in any order.
 
     Storage drivers other than overlay file systems don't tell of the layer, nor does containerd's image store.
     """
     layer = ((inspected.get("GraphDriver") or {}).get("Data") or {}).get("UpperDir")
     mounts = inspected.get("Mounts") or ()
     found = [layer, *(mount.get("Source") for mount in mounts if mount.get("Type") == "volume")]
-    return [path for path in found if isinstance(path, str) and path.startswith("/") and ":" not in path]
+    paths = (path for path in found if isinstance(path, str) and path.startswith("/") and ":" not in path)
+    return sorted(paths)
 
 
 ENDED = ("exited", "dead", "stopped")
