@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import functools
 import logging
 from collections.abc import Iterator, Mapping
@@ -44,6 +45,7 @@ _STIMULI: Mapping[EngineState, type[Listed]] = {
     EngineState.HALF_MADE: ListedHalfMade,
 }
 _NEVER_RAN = (ListedAbsent, ListedHalfMade)
+_FAULTS_OF_THE_HOST = (errno.EIO, errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 """Listings that say so of a machine whose start nobody saw, unless it has left something in its joboutputs."""
 
 log = logging.getLogger(__name__)
@@ -268,8 +270,9 @@ def _look_at_heartbeat_file(machine: Machine, observed: ObservedState, now: Mome
     looked, observed.heartbeat_checked_time = observed.heartbeat_checked_time, now.boot
     try:
         mtime = files.untrusted_mtime(machine.directory / "joboutputs", name)
-    except (FileNotFoundError, files.Unreadable):
-        observed.heartbeat_file = None
+    except (FileNotFoundError, files.Unreadable) as error:
+        if not isinstance(error.__cause__, OSError) or error.__cause__.errno not in _FAULTS_OF_THE_HOST:
+            observed.heartbeat_file = None
         return
     if observed.heartbeat_file is None or observed.heartbeat_file[0] != mtime:
         most = machine.age(now) if looked is None else now.boot - looked

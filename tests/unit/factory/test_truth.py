@@ -19,6 +19,7 @@ from vac.drivers.base import EngineState, Observed
 from vac.drivers.engine import Changed, Engine, _Call
 from vac.factory.state import Stop
 from vac.lifecycle.phases import Releasing, SetAside
+from vac.machines import files
 
 YEAR = 365 * 86400
 
@@ -119,6 +120,26 @@ def test_a_heartbeat_file_is_judged_by_age_whatever_the_clock(make_world: MakeWo
     world.types = (one_type(target_share=0.0),)
     world.run(700)
     assert (machine.directory / "shutdown_message").read_text() == "700 Heartbeat file not updated\n"
+
+
+def test_a_heartbeat_that_the_host_cannot_read_ends_nothing(
+    make_world: MakeWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world = make_world(one_type(heartbeat_file="beat", heartbeat_seconds=600), slots=1)
+    world.fill()
+    machine = world.machine()
+    beat = machine.directory / "joboutputs" / "beat"
+
+    def fail(*_: object) -> float:
+        raise files.Unreadable("beat: too many open files") from OSError(errno.EMFILE, "too many open files")
+
+    for seconds in range(15):
+        os.utime(beat, (world.clock.now, world.clock.now)) if beat.exists() else beat.touch()
+        with monkeypatch.context() as patch:
+            if seconds > 10:
+                patch.setattr(files, "untrusted_mtime", fail)
+            world.run(60)
+    assert not machine.finished
 
 
 def test_ends_while_the_factory_is_away_hold_nothing_back(world: World) -> None:

@@ -207,6 +207,12 @@ def test_what_is_no_json_object_is_dropped(data: bytes) -> None:
         assert found.reason is Reason.JSON
 
 
+@pytest.mark.parametrize(("pairs", "read"), [(150, True), (300, False)])
+def test_a_message_of_many_brackets_is_dropped_unparsed(pairs: int, read: bool) -> None:
+    message = {**machinetype_message(), "more": [[] for _ in range(pairs)]}
+    assert isinstance(decode(json.dumps(message).encode()), Dropped) is not read
+
+
 def test_nothing_longer_than_a_query_is_read_as_one() -> None:
     query = encode_query(Query(Kind.MACHINES, SPACE, "c" * (QUERY_LIMIT - 200)), NOW)
     padded = query + b" " * (QUERY_LIMIT - len(query))
