@@ -36,7 +36,7 @@ PATIENCE_SECONDS = 300.0
 
 def lasting(outputs: str) -> str:
     """A script that goes on until it is told to end()."""
-    return f"cd {outputs}\nuntil [ -e end ]; do sleep 0.2; done\necho '200 told to end' > shutdown_message\n"
+    return f"cd {outputs}\nuntil [ -e end ]; do sleep 0.5; done\necho '200 told to end' > shutdown_message\n"
 
 
 def in_docker(script: str = lasting(IN_DOCKER), **options: Option) -> Kind:

@@ -28,13 +28,13 @@ report() {{
     tell $event$mute $uuid $(( ${{14}} + ${{15}} + ${{16}} + ${{17}} ))
     [ "$event$mute" != TICK ] || : > "$JOBOUTPUTS/heartbeat"
 }}
-live() {{  # a machine's work, for so many tenths of a second
+live() {{  # a machine's work, for so many tenths of a second or a few more
     report START
     tenth=0
     while [ $tenth -lt $1 ]; do
-        tenth=$(( tenth + 1 )) i=0
-        while [ $i -lt 500 ]; do i=$(( i + 1 )); done
-        sleep 0.1
+        tenth=$(( tenth + 5 )) i=0
+        while [ $i -lt 2500 ]; do i=$(( i + 1 )); done
+        sleep 0.5
         [ $(( tenth % 10 )) != 0 ] || report TICK
     done
 }}
