@@ -105,6 +105,7 @@ class PrivateEngine(ABC):
         require({self.daemon: self.package, **NEEDED})
         self.directory = Path(tempfile.mkdtemp(prefix=f"vac-{self.kind}-", dir="/tmp"))
         self.url = f"unix://{self.directory}/{self.kind}.sock"
+        self._version = "auto"
         self._daemon: subprocess.Popen[bytes] | None = None
         self._launched: list[subprocess.Popen[bytes]] = []
         self._holder = subprocess.Popen(
@@ -133,8 +134,10 @@ class PrivateEngine(ABC):
         subprocess.run([*self._enter(), *command], check=True)
 
     def client(self) -> docker.APIClient:
-        """A new client of the engine; the caller closes it or lets it go."""
-        return docker.APIClient(base_url=self.url, version="auto", timeout=120)
+        """A new client of the engine; the caller closes it or lets it go. Podman takes long to say its version."""
+        client = docker.APIClient(base_url=self.url, version=self._version, timeout=120)
+        self._version = client.api_version
+        return client
 
     def import_image(self, image: str, root: bytes, *changes: str) -> None:
         """Make an image of a root file system, with lines of a Dockerfile; Podman doesn't heed the tag."""

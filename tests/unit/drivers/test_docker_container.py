@@ -18,7 +18,7 @@ import pytest
 from vac.config.machinetype import CAPABILITIES, Machinetype
 from vac.config.settings import Settings
 from vac.drivers.base import CreationFailed, MachineSpec
-from vac.drivers.docker.docker_api import Client
+from vac.drivers.docker.docker_api import Client, Server
 from vac.drivers.docker.docker_container import (
     LONGEST_PASSWD_BYTES,
     container_config,
@@ -157,16 +157,9 @@ def test_podmans_machines_make_no_namespaces_unless_allowed(options: dict[str, A
 
 
 def test_a_full_disk_is_no_unexpected_error_with_podman(tmp_path: Path) -> None:
-    class Podman:
-        def version(self, api_version: bool) -> dict[str, Any]:
-            return {"Components": [{"Name": "Podman Engine"}]}
-
-        def info(self) -> dict[str, Any]:
-            return {}
-
     (tmp_path / "seccomp.json").symlink_to("/dev/full")
     with pytest.raises(CreationFailed, match=r"seccomp\.json: No space left on device"):
-        make_container(cast(Client, Podman()), make_spec(tmp_path), IMAGE)
+        make_container(cast(Client, None), make_spec(tmp_path), IMAGE, Server(podman=True, systemd=False))
 
 
 def test_podman_has_the_profile_in_a_file() -> None:

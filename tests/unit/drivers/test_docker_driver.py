@@ -12,7 +12,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 import docker.errors
 import pytest
@@ -22,9 +22,9 @@ import urllib3.exceptions
 from vac.config.settings import Settings
 from vac.drivers import volumes
 from vac.drivers.base import WRITES_TO, EngineState, EngineUnavailable, Usage
-from vac.drivers.docker import docker_container
+from vac.drivers.docker import docker_api, docker_container
 from vac.drivers.docker import docker_driver as docker_engine
-from vac.drivers.docker.docker_api import Connection, EventReader
+from vac.drivers.docker.docker_api import Connection, EventReader, Server
 from vac.drivers.docker.docker_container import UsageMeter, parse_net_dev
 from vac.drivers.docker.docker_driver import (
     DockerDriver,
@@ -499,3 +499,47 @@ def test_the_last_figures_are_read_when_the_first_process_ends(monkeypatch: pyte
 def test_a_container_that_was_never_seen_has_no_usage() -> None:
     meter = UsageMeter()
     assert meter.read(["x"]).get("x", Usage()) == Usage()
+
+
+class Asked:
+    """In place of Client: an engine that notes what it is asked."""
+
+    calls: ClassVar[list[str]] = []
+
+    def __init__(self, url: str, seconds: float, stream_seconds: float, version: str = "auto") -> None:
+        self.calls.append(f"client {version}")
+        self.api_version = "1.44"
+
+    def version(self, api_version: bool) -> dict[str, Any]:
+        self.calls.append("version")
+        return {"Components": [{"Name": "Podman Engine"}]}
+
+    def info(self) -> dict[str, Any]:
+        self.calls.append("info")
+        return {"CgroupDriver": "systemd"}
+
+    def close(self) -> None:
+        """Nothing."""
+
+
+def test_an_engine_is_asked_once_what_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(docker_api, "Client", Asked)
+    calls: list[str] = []
+    monkeypatch.setattr(Asked, "calls", calls)
+    connection = Connection("unix:///none")
+
+    def create() -> None:
+        with connection.client() as client:
+            assert connection.server(client) == Server(podman=True, systemd=True)
+
+    for _ in range(2):
+        thread = threading.Thread(target=create)
+        thread.start()
+        thread.join()
+    assert calls == ["client auto", "version", "info", "client 1.44"]
+    with connection.stream_client(1.0):
+        create()
+    assert calls[4:] == ["client auto", "client 1.44", "version", "info"]
+    connection.forget()
+    create()
+    assert calls[8:] == ["client auto", "version", "info"]

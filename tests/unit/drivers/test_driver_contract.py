@@ -26,6 +26,7 @@ from vac.config.settings import Settings
 from vac.drivers import volumes
 from vac.drivers.base import CreationFailed, Driver, EngineState, EngineUnavailable, MachineSpec
 from vac.drivers.docker import docker_driver
+from vac.drivers.docker.docker_api import Server
 from vac.drivers.docker.docker_driver import DockerDriver
 from vac.drivers.images import ImageFacts
 from vac.drivers.libvirt.libvirt_driver import LibvirtDriver
@@ -91,11 +92,8 @@ class DockerEngine:
     def image(self, reference: str) -> Mapping[str, Any]:
         return {"Id": "sha256:1", "Config": {"Entrypoint": ["/run"]}}
 
-    def version(self, api_version: bool) -> Mapping[str, Any]:
-        return {}
-
-    def info(self) -> Mapping[str, Any]:
-        return {"CgroupDriver": "cgroupfs"}
+    def server(self, client: object) -> Server:
+        return Server(podman=False, systemd=False)
 
     def make_container(self, config: Mapping[str, Any], name: str) -> str:
         if self.refusal:

@@ -11,7 +11,7 @@ import re
 import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any, Callable, cast
+from typing import Any, Callable, NamedTuple, cast
 
 import docker
 import docker.errors
@@ -32,12 +32,20 @@ OVERLAP_SECONDS = 1
 """So much of the past is asked for with a new stream: Docker answers before it starts collecting events."""
 
 
+class Server(NamedTuple):
+    """What creations have to know of an engine."""
+
+    podman: bool
+    systemd: bool
+    """It has systemd make cgroups."""
+
+
 class Client(docker.APIClient):
     """A client whose streams have a deadline, too: those of the SDK wait for ever."""
 
-    def __init__(self, url: str, seconds: float, stream_seconds: float) -> None:
+    def __init__(self, url: str, seconds: float, stream_seconds: float, version: str = "auto") -> None:
         self._stream_seconds = stream_seconds
-        super().__init__(base_url=url, version="auto", timeout=seconds)  # type: ignore[arg-type]  # floats do
+        super().__init__(base_url=url, version=version, timeout=seconds)  # type: ignore[arg-type]  # floats do
 
     def request(self, method: Any, url: Any, *args: Any, **kwargs: Any) -> requests.Response:
         """As requests.Session.request."""
@@ -86,12 +94,18 @@ class Client(docker.APIClient):
 
 
 class Connection:
-    """The connections to one engine, for any thread, opened when they are needed."""
+    """The connections to one engine, for any thread, opened when they are needed.
+
+    Which version it is and what it can do is asked once, until a stream of events begins anew: on Debian each answer
+    of Podman takes tenths of a second of CPU time, for it looks up the packages of all its parts.
+    """
 
     def __init__(self, url: str) -> None:
         self.url = url
         self.seconds = CALL_SECONDS
         self._threads = threading.local()
+        self._version = "auto"
+        self._server: Server | None = None
 
     @contextlib.contextmanager
     def client(self) -> Iterator[Client]:
@@ -99,7 +113,8 @@ class Connection:
         try:
             with self.explained(self.seconds):
                 if getattr(self._threads, "client", None) is None:
-                    self._threads.client = Client(self.url, self.seconds, self.seconds)
+                    self._threads.client = Client(self.url, self.seconds, self.seconds, self._version)
+                    self._version = self._threads.client.api_version
                 yield self._threads.client
         except EngineUnavailable:
             self.forget()
@@ -110,6 +125,7 @@ class Connection:
         """Yield a separate client, which gives a stream up when nothing comes for that long."""
         with self.explained(silence_seconds):
             client = Client(self.url, self.seconds, silence_seconds)
+            self._version, self._server = client.api_version, None
             try:
                 yield client
             finally:
@@ -127,8 +143,17 @@ class Connection:
         ) as error:
             raise EngineUnavailable(f"{self.url}: {_reason(error, seconds)}") from error
 
+    def server(self, client: Client) -> Server:
+        """Return what is known of the engine, or ask it."""
+        if self._server is None:
+            parts = client.version(api_version=False).get("Components") or []
+            podman = any("podman" in str(part.get("Name", "")).lower() for part in parts)
+            self._server = Server(podman, systemd=client.info().get("CgroupDriver") == "systemd")
+        return self._server
+
     def forget(self) -> None:
-        """Close this thread's client, if it has one."""
+        """Close this thread's client, if it has one, and ask the engine anew."""
+        self._version, self._server = "auto", None
         client = getattr(self._threads, "client", None)
         self._threads.client = None
         if client is not None:

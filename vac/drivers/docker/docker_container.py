@@ -26,7 +26,7 @@ from urllib.parse import quote
 import docker.errors
 
 from vac.drivers.base import CreationFailed, MachineSpec, Usage, with_growing_counters
-from vac.drivers.docker.docker_api import Client, explanation
+from vac.drivers.docker.docker_api import Client, Server, explanation
 from vac.drivers.docker.docker_images import Image
 from vac.host.cgroups import CPU_PERIOD, MOST_SHARES, EngineGroup, find_engine_group, find_mounts
 from vac.host.child_processes import call_at_end
@@ -68,7 +68,7 @@ FILE_TYPE_BITS = 0x8F280000
 _log = logging.getLogger(__name__)
 
 
-def make_container(client: Client, spec: MachineSpec, image: Image) -> str:
+def make_container(client: Client, spec: MachineSpec, image: Image, server: Server) -> str:
     """Make and start the machine's container, and return its id; on failure remove it again.
 
     Raises CreationFailed with a reason, and the SDK's errors when the engine can't be reached.
@@ -76,7 +76,7 @@ def make_container(client: Client, spec: MachineSpec, image: Image) -> str:
     try:
         _check_sources(spec)
         make_tmp_binds(spec)
-        container_id = _create(client, spec, image)
+        container_id = _create(client, spec, image, server)
         try:
             user = spec.machinetype.container_user or image.user
             uid = _uid(client, container_id, user)
@@ -98,17 +98,14 @@ def make_container(client: Client, spec: MachineSpec, image: Image) -> str:
     return container_id
 
 
-def _create(client: Client, spec: MachineSpec, image: Image) -> str:
-    parts = client.version(api_version=False).get("Components") or []
-    podman = any("podman" in str(part.get("Name", "")).lower() for part in parts)
-    if podman:
+def _create(client: Client, spec: MachineSpec, image: Image, server: Server) -> str:
+    if server.podman:
         path = spec.directory / PROFILE
         try:
             path.write_text(seccomp_profile(opens_namespaces(spec)))
         except OSError as error:  # without a file's name if it is the write itself that fails
             raise CreationFailed(f"{path}: {error.strerror}") from error
-    systemd = client.info().get("CgroupDriver") == "systemd"
-    config = container_config(spec, image, podman=podman, systemd=systemd)
+    config = container_config(spec, image, podman=server.podman, systemd=server.systemd)
     try:
         return client.make_container(config, spec.name)
     except docker.errors.APIError as error:

@@ -186,7 +186,7 @@ class DockerDriver(Driver):
             with self._connection.client() as client:
                 image = self._image(client, spec)
                 with self._volumes.mounted(spec):
-                    container_id = make_container(client, spec, image)
+                    container_id = make_container(client, spec, image, self._connection.server(client))
                 self._measure(client, container_id, spec.machinetype.container_network == "bridge")
         finally:
             self._creating.discard(spec.uuid)
