@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import shutil
 import sys
 from collections.abc import Mapping, Sequence
@@ -64,6 +65,10 @@ class PrivatePodman(PrivateEngine):
             RUNTIME.format(python=sys.executable, runtime=runtime, directory=self.directory)
         )
         (self.directory / "runc").chmod(0o755)
+        lookup = self.directory / "bin/dpkg-query"
+        lookup.parent.mkdir()
+        lookup.write_text("#!/bin/sh\nexit 1\n")
+        lookup.chmod(0o755)
         configuration = CONFIGURATION.format(directory=self.directory, init=init)
         (self.directory / "registries.conf").write_text(REGISTRIES.format(port=self.registry_port))
         (self.directory / "containers.conf").write_text(configuration)
@@ -71,6 +76,7 @@ class PrivatePodman(PrivateEngine):
     def environment(self) -> Mapping[str, str]:
         """See PrivateEngine."""
         return {
+            "PATH": f"{self.directory}/bin:{os.environ['PATH']}",  # it looks up its parts' packages all the time
             "CONTAINERS_CONF": f"{self.directory}/containers.conf",
             "CONTAINERS_REGISTRIES_CONF": f"{self.directory}/registries.conf",
             "TMPDIR": str(self.directory),
